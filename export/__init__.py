@@ -1,0 +1,1 @@
+"""ONNX graphs, bundles and sessions."""

@@ -1,0 +1,1 @@
+"""Calibration on the sampling trajectory and 8-bit quantization."""

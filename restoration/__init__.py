@@ -1,0 +1,1 @@
+"""Operators, measurements, posterior corrections and restoration tasks."""

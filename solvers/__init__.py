@@ -1,0 +1,1 @@
+"""Samplers, processes and the one loop that runs them."""

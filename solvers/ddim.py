@@ -1,0 +1,40 @@
+"""DDIM: deterministic (or partly stochastic) first-order sampling. Song et al. 2021."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from solvers.grid import Grid
+from solvers.solver import Problem, Query
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """``x_s = a_s x0 + c_s y + sqrt(b_s^2 - sd^2) eps + sd n`` (Song et al. 2021, eq. 12). NFE = steps.
+
+    Args:
+        eta: 0 deterministic, 1 ancestral (DDPM); ``sd = eta (b_s/b_t) sqrt(1 - (a_t b_s... )^2)`` as in eq. 16, written for any
+            ``(a, b)``: ``sd^2 = eta^2 b_s^2 (1 - (kappa_s/kappa_t)^2)`` with ``kappa = b/a``.
+
+    Raises:
+        ValueError: ``eta`` outside [0, 1].
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1]; got {self.eta}")
+
+    def run(self, problem: Problem, grid: Grid, x):
+        process = problem.process
+        for t, s in grid.pairs():
+            p = yield Query(x, t)
+            if self.eta == 0 or process.b(s) == 0:
+                x = process.add_noise(p.x0, p.eps, s, problem.y)
+                continue
+            ratio = process.kappa(s) / process.kappa(t)
+            fresh = self.eta * (1 - ratio**2) ** 0.5
+            eps = (1 - fresh**2) ** 0.5 * p.eps + fresh * problem.noise(x)
+            x = process.add_noise(p.x0, eps, s, problem.y)
+        return x

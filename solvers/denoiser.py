@@ -1,0 +1,201 @@
+"""A network with everything needed to ask it a question: process, prediction type, value range, fold, condition."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from solvers.prediction import PREDICTION_TYPES, Prediction
+from solvers.process import VP, Process
+
+
+class Denoiser:
+    """``denoiser(x, t) -> Prediction`` around any network.
+
+    Args:
+        network: ``network(input, t)`` with ``input (B, C_in, H/fold, W/fold)`` and ``t (B,)`` float; returns the output tensor, or an
+            object with ``.sample`` (diffusers). Any ``nn.Module`` or callable.
+        process: the process the network was trained under.
+        prediction_type: ``epsilon``, ``sample`` or ``v_prediction``.
+        value_range: lowest and highest value of the images the network was trained on.
+        fold: space-to-depth factor: the network sees ``fold^2`` times the channels at ``1/fold`` of the size.
+        multiple: height and width of the network's input must be multiples of this; states are edge-padded to fit.
+        condition_channels: channels appended to the state (0: unconditional). Without a condition they are zeros.
+        residual: the condition's first C channels are an image estimate (the lift) and the network predicts the diffusion of
+            ``x0 - lift``: it sees ``x - a lift`` and its image estimate is added to the lift (DESIGN 3.5).
+
+    Attributes:
+        device: where states must live (the device of the network's first parameter, else CPU).
+    """
+
+    def __init__(
+        self,
+        network,
+        process: Process,
+        prediction_type: str = "epsilon",
+        *,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        fold: int = 1,
+        multiple: int = 1,
+        condition_channels: int = 0,
+        residual: bool = False,
+    ):
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type {prediction_type!r} is unknown; known: {', '.join(PREDICTION_TYPES)}")
+        if not value_range[0] < value_range[1]:
+            raise ValueError(f"value_range must be (low, high) with low < high; got {value_range}")
+        if fold < 1 or multiple < 1:
+            raise ValueError(f"fold and multiple must be at least 1; got {fold} and {multiple}")
+        self.network = network
+        self.process = process
+        self.prediction_type = prediction_type
+        self.value_range = (float(value_range[0]), float(value_range[1]))
+        self.fold = fold
+        self.multiple = multiple
+        self.condition_channels = condition_channels
+        self.residual = residual
+        self.condition: Tensor | None = None
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        if isinstance(self.network, nn.Module):
+            return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        return torch.device("cpu")
+
+    def conditioned(self, condition: Tensor) -> Denoiser:
+        """A copy that shows ``condition (1 or B, condition_channels, H, W)`` to the network (which is shared, not copied).
+
+        Raises:
+            ValueError: the network takes no condition, or one with other channels.
+        """
+        if condition.ndim != 4 or condition.shape[1] != self.condition_channels:
+            raise ValueError(
+                f"the network takes a condition of {self.condition_channels} channels; got a tensor of shape {tuple(condition.shape)}"
+            )
+        other = copy.copy(self)
+        other.condition = condition
+        return other
+
+    def __call__(self, x: Tensor, t: float) -> Prediction:
+        a, b = self.process.a(t), self.process.b(t)
+        lift = self.lift(x)
+        z = x if lift is None else x - a * lift
+        p = Prediction.from_output(self.output(z, t), z, a, b, self.prediction_type)
+        return p if lift is None else Prediction(p.x0 + lift, p.eps)
+
+    def lift(self, x: Tensor) -> Tensor | None:
+        """The image estimate that the residual is taken from, or None."""
+        if not self.residual or self.condition is None:
+            return None
+        return self.condition[:, : x.shape[1]].to(x)
+
+    def output(self, z: Tensor, t) -> Tensor:
+        """The network's raw output for state ``z (B, C, H, W)`` at time ``t`` (a number, or one per sample)."""
+        height, width = z.shape[-2:]
+        t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
+        out = self.network(self.network_input(z), t)
+        out = out if isinstance(out, Tensor) else out.sample
+        if self.fold > 1:
+            out = F.pixel_shuffle(out, self.fold)
+        return out[:, : z.shape[1], :height, :width]
+
+    def network_input(self, z: Tensor) -> Tensor:
+        """State and condition stacked, padded to fit and folded: what the network is called with."""
+        if self.condition_channels:
+            condition = self.condition
+            if condition is None:
+                condition = z.new_zeros(1, self.condition_channels, *z.shape[-2:])
+            if condition.shape[-2:] != z.shape[-2:]:
+                raise ValueError(f"state is {tuple(z.shape[-2:])} but its condition is {tuple(condition.shape[-2:])} pixels")
+            z = torch.cat([z, condition.to(z).expand(z.shape[0], -1, -1, -1)], dim=1)
+        unit = self.fold * self.multiple
+        pad = (-z.shape[-1] % unit, -z.shape[-2] % unit)
+        if any(pad):
+            z = F.pad(z, (0, pad[0], 0, pad[1]), mode="replicate")
+        return F.pixel_unshuffle(z, self.fold) if self.fold > 1 else z
+
+    # -- value range ----------------------------------------------------------------------------------------------
+
+    def from_unit(self, image: Tensor) -> Tensor:
+        """Images in [0, 1] to the network's value range."""
+        low, high = self.value_range
+        return image * (high - low) + low
+
+    def to_unit(self, image: Tensor) -> Tensor:
+        """Images in the network's value range to [0, 1] (not clipped)."""
+        low, high = self.value_range
+        return (image - low) / (high - low)
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
+        """Load a diffusers ``UNet2DModel`` folder, or a pipeline folder with ``unet/`` and ``scheduler/``.
+
+        The schedule comes from ``scheduler_config.json`` (DDPM's linear one if there is none); fold, range and condition from
+        ``denoiser.json`` (defaults if there is none).
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: the folder holds no diffusers U-Net, or its files are damaged.
+        """
+        from diffusers import UNet2DModel
+
+        root = Path(folder)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is not a folder; give a diffusers model folder")
+        unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
+        weights = unet / "diffusion_pytorch_model.safetensors"
+        if not (unet / "config.json").is_file() or not weights.is_file():
+            raise ValueError(f"{root} is no model folder: it needs config.json and {weights.name} (in it or in unet/)")
+        config = _read_json(unet / "config.json")
+        if config.get("_class_name") != "UNet2DModel":
+            raise ValueError(f"{unet / 'config.json'} describes {config.get('_class_name')!r}; UNet2DModel is accepted")
+        try:
+            network = UNet2DModel.from_pretrained(unet, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32)
+        except Exception as error:
+            raise ValueError(f"{unet} can't be loaded as a UNet2DModel: {_first_line(error)}") from error
+        places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
+        schedule = next((_read_json(p) for p in places if p.is_file()), {})
+        extra = _read_json(root / "denoiser.json") if (root / "denoiser.json").is_file() else {}
+        return cls(
+            network.eval().requires_grad_(False).to(device),
+            VP.from_diffusers(schedule),
+            schedule.get("prediction_type", "epsilon"),
+            value_range=tuple(extra.get("value_range", (-1.0, 1.0))),
+            fold=int(extra.get("fold", 1)),
+            multiple=2 ** (len(config["block_out_channels"]) - 1),
+            condition_channels=int(extra.get("condition_channels", 0)),
+            residual=bool(extra.get("residual", False)),
+        )
+
+    @property
+    def settings(self) -> dict:
+        """The part of the description that diffusers has no place for (the content of ``denoiser.json``)."""
+        return {
+            "value_range": list(self.value_range),
+            "fold": self.fold,
+            "condition_channels": self.condition_channels,
+            "residual": self.residual,
+        }
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable JSON: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,116 @@
+"""Time grids: where a solver evaluates. Always descending nodes, walked as (t, next t) pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.process import CLEAN, Process
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Strictly descending node times; the last is the level the run ends on (``-1`` = clean image).
+
+    Raises:
+        ValueError: fewer than two nodes, not strictly descending, not finite, or below -1.
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self):
+        times = tuple(float(t) for t in self.times)
+        if len(times) < 2:
+            raise ValueError("a grid needs at least two times: the start and the level to end on")
+        if not all(math.isfinite(t) for t in times) or times[-1] < CLEAN:
+            raise ValueError(f"grid times must be finite and >= -1 (the clean level); got {times}")
+        if any(s >= t for t, s in zip(times, times[1:], strict=False)):
+            raise ValueError(f"grid times must descend strictly; got {times}")
+        object.__setattr__(self, "times", times)
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.times) - 1
+
+    def pairs(self) -> Iterator[tuple[float, float]]:
+        return zip(self.times, self.times[1:], strict=False)
+
+    def start_at(self, t: float) -> Grid:
+        """The same grid entered at ``t``: nodes above it are dropped and ``t`` becomes the first node."""
+        return Grid((t, *(s for s in self.times if s < t)))
+
+
+def _check_steps(process: Process, num_inference_steps: int) -> int:
+    n, T = num_inference_steps, len(process)
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= T:
+        raise ValueError(f"num_inference_steps must be a whole number from 1 to {T} (the process's levels); got {n!r}")
+    return int(n)
+
+
+def trailing(process: Process, num_inference_steps: int) -> Grid:
+    """``T-1`` down in equal strides ``T/N`` (rounded), then clean: starts at the noisiest level (Lin et al. 2024, table 2)."""
+    n, T = _check_steps(process, num_inference_steps), len(process)
+    return Grid((*(float(np.rint(T - k * T / n)) - 1 for k in range(n)), CLEAN))
+
+
+def leading(process: Process, num_inference_steps: int) -> Grid:
+    """``N`` multiples of ``floor(T/N)``, from ``(N-1) floor(T/N)`` down to 0, then clean (DDIM's grid)."""
+    n, T = _check_steps(process, num_inference_steps), len(process)
+    return Grid((*(float(k * (T // n)) for k in reversed(range(n))), CLEAN))
+
+
+def pndm_nodes(process: Process, num_inference_steps: int) -> Grid:
+    """Every multiple of ``floor(T/N)`` below ``T``: ``ceil(T/floor(T/N))`` nodes, one more than ``N`` where N does not divide T.
+
+    The grid of PNDM's released code.
+    """
+    n, T = _check_steps(process, num_inference_steps), len(process)
+    return Grid((*(float(t) for t in reversed(range(0, T, T // n))), CLEAN))
+
+
+def linspace(process: Process, num_inference_steps: int) -> Grid:
+    """``N`` equally spaced real times from ``T-1`` to 0, then clean."""
+    n, T = _check_steps(process, num_inference_steps), len(process)
+    return Grid((*np.linspace(T - 1, 0, n), CLEAN) if n > 1 else (T - 1, CLEAN))
+
+
+def log_snr(process: Process, num_inference_steps: int) -> Grid:
+    """``N`` real times equally spaced in log-SNR between the two ends of the table, then clean.
+
+    At zero terminal SNR the first node is ``T-1`` and the spacing starts at ``T-2``.
+    """
+    n = _check_steps(process, num_inference_steps)
+    first, rest = _finite_start(process, n)
+    lam = np.linspace(process.log_snr(rest), process.log_snr(0.0), n - len(first)) if n > len(first) else []
+    return Grid((*first, *(_inside(process, v) for v in lam), CLEAN))
+
+
+def karras(process: Process, num_inference_steps: int, rho: float = 7.0) -> Grid:
+    """``N`` real times equally spaced in ``kappa^(1/rho)``, then clean (Karras et al. 2022, eq. 5)."""
+    n = _check_steps(process, num_inference_steps)
+    first, rest = _finite_start(process, n)
+    m = n - len(first)
+    roots = np.linspace(process.kappa(rest) ** (1 / rho), process.kappa(0.0) ** (1 / rho), m) if m else []
+    return Grid((*first, *(_inside(process, -2 * rho * math.log(r)) for r in roots), CLEAN))
+
+
+def explicit(times: Sequence[float], end: float = CLEAN) -> Grid:
+    """The given descending times, then ``end``."""
+    return Grid((*times, end))
+
+
+def _finite_start(process: Process, n: int) -> tuple[tuple[float, ...], float]:
+    top = float(len(process) - 1)
+    if math.isinf(process.log_snr(top)) or n == 1:
+        return (top,), top - 1
+    return (), top
+
+
+def _inside(process: Process, value: float) -> float:
+    return min(max(process.time_at(value), 0.0), float(len(process) - 1))
+
+
+GRIDS = {"trailing": trailing, "leading": leading, "linspace": linspace, "log-snr": log_snr, "karras": karras}

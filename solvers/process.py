@@ -1,0 +1,242 @@
+"""Forward processes ``x_t = a(t) x0 + c(t) y + b(t) eps``.
+
+Time is the network's own index: ``t = 0 .. T-1`` (real numbers in between are allowed) and ``t = -1`` is the clean image.
+Tables are float64 and live on the CPU; every coefficient a solver needs is a Python float.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+CLEAN = -1.0
+
+
+class Process:
+    """A Gaussian forward process given by tables at ``t = 0 .. T-1``; immutable.
+
+    Args:
+        a_table: signal coefficients, shape ``(T,)``, not negative, decreasing.
+        b_table: noise coefficients, shape ``(T,)``, not negative, increasing.
+        c_table: coefficients of the degraded image ``y``, shape ``(T,)``; zeros when ``y`` is not part of the process.
+
+    Between table entries ``b^2`` and ``c`` are linear in ``t`` and ``a`` is log-linear (linear next to ``a = 0``).
+
+    Raises:
+        ValueError: tables of different or zero length, not finite, or negative.
+    """
+
+    def __init__(self, a_table, b_table, c_table=None):
+        self.a_table, self.b_table = _table("a_table", a_table), _table("b_table", b_table)
+        self.c_table = _table("c_table", np.zeros_like(self.a_table) if c_table is None else c_table)
+        if not self.a_table.shape == self.b_table.shape == self.c_table.shape:
+            raise ValueError(f"process tables differ in length: {len(self.a_table)}, {len(self.b_table)}, {len(self.c_table)}")
+        if (self.a_table < 0).any() or (self.b_table < 0).any():
+            raise ValueError("process tables a and b must not be negative")
+
+    def __len__(self) -> int:
+        return self.a_table.size
+
+    def __eq__(self, other) -> bool:
+        return (
+            type(self) is type(other)
+            and np.array_equal(self.a_table, other.a_table)
+            and np.array_equal(self.b_table, other.b_table)
+            and np.array_equal(self.c_table, other.c_table)
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.a_table.tobytes(), self.b_table.tobytes(), self.c_table.tobytes()))
+
+    # -- coefficients ---------------------------------------------------------------------------------------------
+    # Each takes a float and returns a float, or takes a tensor of times and returns a float64 CPU tensor of its shape.
+
+    def a(self, t):
+        """Signal coefficient at time ``t`` in ``[-1, T-1]``."""
+        return _evaluate(self._a, t, len(self))
+
+    def b(self, t):
+        """Noise coefficient at time ``t`` in ``[-1, T-1]``."""
+        return _evaluate(self._b, t, len(self))
+
+    def c(self, t):
+        """Coefficient of the degraded image at time ``t`` in ``[-1, T-1]``."""
+        return _evaluate(self._c, t, len(self))
+
+    def _a(self, t: np.ndarray) -> np.ndarray:
+        return _log_linear(t, self.a_table, 1.0)
+
+    def _b(self, t: np.ndarray) -> np.ndarray:
+        return np.sqrt(_linear(t, self.b_table**2, 0.0))
+
+    def _c(self, t: np.ndarray) -> np.ndarray:
+        return _linear(t, self.c_table, 0.0)
+
+    def kappa(self, t: float) -> float:
+        """Noise-to-signal ratio ``b/a`` (the "VE sigma"); infinite where ``a = 0``."""
+        a = self.a(t)
+        return self.b(t) / a if a > 0 else math.inf
+
+    def log_snr(self, t: float) -> float:
+        """``2 log(a/b)``; ``+inf`` at the clean level, ``-inf`` at zero terminal SNR."""
+        kappa = self.kappa(t)
+        if kappa == 0:
+            return math.inf
+        return -math.inf if math.isinf(kappa) else -2 * math.log(kappa)
+
+    def time_at(self, log_snr: float) -> float:
+        """The (real) time in ``[-1, T-1]`` with this log-SNR; the nearest end of the process where it has none.
+
+        This is how a network trained under one process answers a query of another (DESIGN 3.1).
+        """
+        lo, hi = CLEAN, float(len(self) - 1)
+        if log_snr >= self.log_snr(lo):
+            return lo
+        if log_snr <= self.log_snr(hi):
+            return hi
+        for _ in range(80):  # bisection: log-SNR decreases with t
+            mid = 0.5 * (lo + hi)
+            lo, hi = (lo, mid) if self.log_snr(mid) < log_snr else (mid, hi)
+        t = 0.5 * (lo + hi)
+        return float(round(t)) if abs(t - round(t)) < 1e-9 else t
+
+    # -- states ---------------------------------------------------------------------------------------------------
+
+    def add_noise(self, x0, eps, t: float, y=None):
+        """``a x0 + c y + b eps`` at one time for the whole batch; all tensors share one shape."""
+        x = self.a(t) * x0 + self.b(t) * eps
+        c = self.c(t)
+        return x if c == 0 or y is None else x + c * y
+
+    def transfer(self, x, eps, t: float, s: float, y=None):
+        """Move ``x`` from ``t`` to ``s`` along a fixed noise ``eps`` without forming ``x0`` (PNDM's phi).
+
+        ``(a_s/a_t) x + a_s (kappa_s - kappa_t) eps`` for the state with the shift ``c y`` taken off: no
+        nearly equal numbers are subtracted (Liu et al. 2022, eq. 11).
+
+        Raises:
+            ValueError: ``a(t) = 0``: from pure noise there is no such move; use the predicted image (``add_noise``).
+        """
+        a_t, a_s = self.a(t), self.a(s)
+        if a_t == 0:
+            raise ValueError(f"level t={t} has no signal left; the first move must use the predicted image")
+        shifted = y is not None and (self.c(t) != 0 or self.c(s) != 0)
+        if shifted:
+            x = x - self.c(t) * y
+        x = (a_s / a_t) * x + a_s * (self.kappa(s) - self.kappa(t)) * eps
+        return x + self.c(s) * y if shifted else x
+
+
+class VP(Process):
+    """Variance-preserving process (Ho et al. 2020): ``a^2 + b^2 = 1``, ``a^2 = abar``.
+
+    Args:
+        alphas_cumprod: ``abar``, shape ``(T,)``, strictly decreasing in ``[0, 1)``; a last entry of 0 means zero terminal SNR.
+    """
+
+    def __init__(self, alphas_cumprod):
+        abar = _table("alphas_cumprod", alphas_cumprod)
+        if (abar < 0).any() or (abar >= 1).any() or (np.diff(abar) >= 0).any():
+            raise ValueError("alphas_cumprod must decrease strictly and lie in [0, 1)")
+        self.alphas_cumprod = abar
+        super().__init__(np.sqrt(abar), np.sqrt(1 - abar))
+
+    def _b(self, t: np.ndarray) -> np.ndarray:
+        # 1 - a^2 through expm1 of log a^2: no cancellation close to the clean level
+        with np.errstate(divide="ignore"):
+            return np.sqrt(-np.expm1(2 * np.log(self._a(t))))
+
+    @classmethod
+    def from_betas(cls, betas, zero_terminal_snr: bool = False) -> VP:
+        """From ``beta_t``, shape ``(T,)``, each in ``(0, 1)``; optionally rescaled to zero terminal SNR (Lin et al. 2024, alg. 1)."""
+        betas = np.asarray(betas, dtype=np.float64)
+        if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError("betas must be a table (T,) with values in (0, 1)")
+        abar = np.cumprod(1 - betas)
+        if zero_terminal_snr:
+            root = np.sqrt(abar)
+            abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        return cls(abar)
+
+    @classmethod
+    def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02, **kwargs) -> VP:
+        """DDPM's schedule: ``beta`` linear from ``start`` to ``end``."""
+        return cls.from_betas(np.linspace(start, end, T), **kwargs)
+
+    @classmethod
+    def scaled_linear(cls, T: int = 1000, start: float = 8.5e-4, end: float = 0.012, **kwargs) -> VP:
+        """Latent diffusion's schedule: ``sqrt(beta)`` linear."""
+        return cls.from_betas(np.linspace(start**0.5, end**0.5, T) ** 2, **kwargs)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999, **kwargs) -> VP:
+        """Improved DDPM's schedule: ``abar = cos^2`` with offset ``s`` and betas capped at ``max_beta``."""
+        f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * math.pi / 2) ** 2
+        return cls.from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), **kwargs)
+
+    @classmethod
+    def from_diffusers(cls, config: dict) -> VP:
+        """From a diffusers scheduler config (``beta_schedule``, ``beta_start``, ``trained_betas``, ``rescale_betas_zero_snr`` ...).
+
+        Raises:
+            ValueError: an unknown ``beta_schedule``.
+        """
+        T = int(config.get("num_train_timesteps", 1000))
+        zero = bool(config.get("rescale_betas_zero_snr", False))
+        if config.get("trained_betas") is not None:
+            return cls.from_betas(config["trained_betas"], zero_terminal_snr=zero)
+        start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        match config.get("beta_schedule", "linear"):
+            case "linear":
+                return cls.linear(T, start, end, zero_terminal_snr=zero)
+            case "scaled_linear":
+                return cls.scaled_linear(T, start, end, zero_terminal_snr=zero)
+            case "squaredcos_cap_v2":
+                return cls.cosine(T, zero_terminal_snr=zero)
+            case other:
+                raise ValueError(f"beta_schedule {other!r} is unknown; known: linear, scaled_linear, squaredcos_cap_v2")
+
+
+class StepIndexed(VP):
+    """The level indexing of PNDM's released code: time ``t`` uses ``abar[floor(t) + 1]`` and ``-1`` uses ``abar[0]``.
+
+    Kept for reproducing published runs; the network is still called with the unshifted ``t``. Valid for ``t`` in ``[-1, T-2]``.
+    """
+
+    def _a(self, t: np.ndarray) -> np.ndarray:
+        index = np.floor(t).astype(int) + 1
+        if (index >= len(self)).any():
+            raise ValueError(f"step-indexed levels exist for t <= {len(self) - 2}; got t={t.max()}")
+        return self.a_table[index]
+
+
+def _table(name: str, values) -> np.ndarray:
+    table = np.array(values, dtype=np.float64)
+    if table.ndim != 1 or table.size == 0 or not np.isfinite(table).all():
+        raise ValueError(f"{name} must be a finite table of shape (T,), T >= 1; got shape {table.shape}")
+    table.setflags(write=False)
+    return table
+
+
+def _evaluate(f, t, T: int):
+    values = np.asarray(t.detach().cpu() if isinstance(t, torch.Tensor) else t, dtype=np.float64)
+    if not ((values >= CLEAN) & (values <= T - 1)).all():
+        raise ValueError(f"time must lie in [-1, {T - 1}]; got {t}")
+    out = f(np.atleast_1d(values))
+    return torch.from_numpy(out.reshape(values.shape)) if isinstance(t, torch.Tensor) else float(out[0])
+
+
+def _linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
+    return np.interp(t, np.arange(-1, table.size), np.concatenate([[clean], table]))
+
+
+def _log_linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
+    full = np.concatenate([[clean], table])
+    k = np.clip(np.floor(t).astype(int) + 1, 0, full.size - 2)
+    w = t - (k - 1)
+    left, right = full[k], full[k + 1]
+    positive = (left > 0) & (right > 0)
+    ratio = np.where(positive, right, 1.0) / np.where(positive, left, 1.0)
+    return np.where(positive, left * ratio**w, left * (1 - w) + right * w)

@@ -1,0 +1,160 @@
+"""The generator protocol and its one driver.
+
+A solver is a frozen dataclass with one method::
+
+    def run(self, problem, grid, x):
+        ...
+        p = yield Query(x, t)      # one network call; p is a Prediction
+        ...
+        return x
+
+Whoever drives it answers the queries: :func:`solve` with a denoiser, calibration by recording them, the diffusers adapter with
+a pipeline's own network. History lives in the running generator, so no run can inherit another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from solvers.grid import Grid
+from solvers.prediction import Prediction
+from solvers.process import Process
+
+RNG = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to the network: the state ``x (B, C, H, W)`` and its time ``t``."""
+
+    x: Tensor
+    t: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a run is about: the process to follow, the lifted degraded image (if the process holds it), the noise source."""
+
+    process: Process
+    y: Tensor | None = None
+    generator: RNG = None
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Fresh N(0, I) noise of the shape, dtype and device of ``like``."""
+        return randn(like.shape, self.generator, device=like.device, dtype=like.dtype)
+
+
+class Solver(Protocol):
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees after each network call: its number (from 0), the query and the answer."""
+
+    index: int
+    query: Query
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end of a run: the image ``x0 (B, C, H, W)`` and the number of network calls it took."""
+
+    x0: Tensor
+    nfe: int
+
+
+def solve(
+    solver: Solver,
+    denoiser,
+    x: Tensor,
+    grid: Grid,
+    *,
+    process: Process | None = None,
+    y: Tensor | None = None,
+    generator: RNG = None,
+    callback: Callable[[Step], bool | None] | None = None,
+) -> Solution:
+    """Run ``solver`` from ``x`` over ``grid``; ``denoiser(x, t) -> Prediction`` answers its queries.
+
+    Args:
+        solver: any object with ``run(problem, grid, x)``.
+        denoiser: callable with an attribute ``process``.
+        x: start state at ``grid.times[0]``, ``(B, C, H, W)`` in the denoiser's value range.
+        grid: descending times of ``process``.
+        process: the process the solver follows; the denoiser's own by default. Another one is answered by level matching.
+        y: the lifted degraded image, for processes with a ``c`` term.
+        generator: one ``torch.Generator``, or one per sample (sample i then does not depend on the batch).
+        callback: called after each network call; returning True ends the run with the current image estimate.
+
+    Raises:
+        ValueError: ``x`` holds NaN or infinity, or the grid leaves the process.
+    """
+    if not torch.isfinite(x).all():
+        raise ValueError("the start state holds NaN or infinite values")
+    process = process or denoiser.process
+    if grid.times[0] > len(process) - 1:
+        raise ValueError(f"the grid starts at t={grid.times[0]} but the process ends at t={len(process) - 1}")
+    ask = denoiser if process == denoiser.process else LevelMatched(denoiser, process, y)
+    run = solver.run(Problem(process, y, generator), grid, x)
+    nfe = 0
+    try:
+        query = next(run)
+        while True:
+            prediction = ask(query.x, query.t)
+            nfe += 1
+            if callback is not None and callback(Step(nfe - 1, query, prediction)):
+                run.close()
+                return Solution(prediction.x0, nfe)
+            query = run.send(prediction)
+    except StopIteration as end:
+        return Solution(end.value, nfe)
+
+
+@dataclass(frozen=True)
+class LevelMatched:
+    """A denoiser of one process answering for another, at the level with the same log-SNR (DESIGN 3.1).
+
+    With ``z = (x - c y)/sqrt(a^2 + b^2)`` the estimate E[x0 | z, y] depends on t only through a/b.
+    """
+
+    denoiser: object
+    process: Process
+    y: Tensor | None = None
+
+    def __call__(self, x: Tensor, t: float) -> Prediction:
+        p, native = self.process, self.denoiser.process
+        c = p.c(t)
+        if c != 0:
+            if self.y is None:
+                raise ValueError("this process holds the degraded image: pass it as y")
+            x = x - c * self.y
+        s = native.time_at(p.log_snr(t))
+        scale = ((native.a(s) ** 2 + native.b(s) ** 2) / (p.a(t) ** 2 + p.b(t) ** 2)) ** 0.5
+        return self.denoiser(x * scale, s)
+
+
+def randn(shape, generator: RNG = None, *, device="cpu", dtype=torch.float32) -> Tensor:
+    """N(0, I) noise ``(B, ...)``; with a list of generators sample i is drawn from the i-th alone.
+
+    Raises:
+        ValueError: a list whose length is not the batch size.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        source = generator.device if generator is not None else device
+        return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators were given for a batch of {shape[0]}")
+    draws = [torch.randn(shape[1:], generator=g, device=g.device, dtype=dtype).to(device) for g in generator]
+    return torch.stack(draws)
+
+
+def generators(seed: int, count: int) -> list[torch.Generator]:
+    """``count`` CPU generators seeded ``seed, seed+1, ...``: one per sample."""
+    return [torch.Generator().manual_seed(seed + k) for k in range(count)]

@@ -1,0 +1,1 @@
+"""Front door: command line, shipped models, training."""

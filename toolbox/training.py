@@ -1,0 +1,352 @@
+"""Training of the shipped networks from a recipe file: ``restobox train RECIPE --data FOLDER -o OUT``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from restoration.lift import push_pull
+from restoration.masks import make_mask
+from solvers.denoiser import Denoiser
+from solvers.process import VP
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Network(_Section):
+    block_out_channels: list[int] = Field(min_length=1)
+    layers_per_block: int = Field(2, ge=1)
+    norm_num_groups: int = Field(8, ge=1)
+    fold: int = Field(1, ge=1, le=8)
+
+
+class Schedule(_Section):
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    num_train_timesteps: int = Field(1000, ge=2)
+    rescale_betas_zero_snr: bool = True
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    timestep_spacing: str = "trailing"
+
+
+class Loss(_Section):
+    snr_clip: float = Field(5.0, gt=0)
+    known_weight: float = Field(0.1, ge=0, le=1)
+    terminal_share: float = Field(0.3, ge=0, le=1)
+
+
+class Condition(_Section):
+    drop: float = Field(0.15, ge=0, le=1)
+    kinds: list[Literal["random", "strokes", "text", "box"]] = Field(min_length=1)
+
+
+class Optimizer(_Section):
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup: int = Field(300, ge=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+
+
+class Recipe(_Section):
+    """A training recipe; unknown or missing keys are refused with their names."""
+
+    name: str
+    task: Literal["inpainting"]
+    seed: int = 0
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    patch_size: int = Field(ge=8)
+    network: Network
+    process: Schedule = Schedule()
+    loss: Loss = Loss()
+    condition: Condition
+    optimizer: Optimizer = Optimizer()
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read a TOML recipe.
+
+        Raises:
+            ValueError: not TOML, or it does not fit this model; the message names each wrong key.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a TOML recipe: {error}") from error
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"recipe {path}: {wrong}") from error
+
+
+# -- data ---------------------------------------------------------------------------------------------------------
+
+
+class Patches:
+    """Random square patches of a folder's pictures at several scales, with flips, turns and channel swaps.
+
+    Args:
+        folder: searched recursively for JPEG, PNG and WebP files.
+        size: side of a patch in pixels.
+
+    Raises:
+        ValueError: no picture of at least ``size`` pixels in the folder.
+    """
+
+    SCALES = (1.0, 0.7, 0.5, 0.35)
+
+    def __init__(self, folder: str | Path, size: int, exclude: tuple[str, ...] = ()):
+        self.size = size
+        self.images: list[np.ndarray] = []
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp"} or path.name in exclude:
+                continue
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+            for scale in self.SCALES:
+                width, height = (round(s * scale) for s in image.size)
+                if min(width, height) >= size:
+                    resized = image if scale == 1 else image.resize((width, height), Image.Resampling.LANCZOS)
+                    self.images.append(np.asarray(resized))
+        if not self.images:
+            raise ValueError(f"{folder} holds no picture of at least {size} x {size} pixels (JPEG, PNG, WebP)")
+        area = np.array([i.shape[0] * i.shape[1] for i in self.images], dtype=float) ** 0.5
+        self.weights = area / area.sum()
+
+    def draw(self, count: int, rng: np.random.Generator) -> Tensor:
+        """``(count, 3, size, size)`` in [0, 1]."""
+        out = np.empty((count, self.size, self.size, 3), np.uint8)
+        for k, index in enumerate(rng.choice(len(self.images), size=count, p=self.weights)):
+            image = self.images[index]
+            top = rng.integers(0, image.shape[0] - self.size + 1)
+            left = rng.integers(0, image.shape[1] - self.size + 1)
+            patch = np.rot90(image[top : top + self.size, left : left + self.size], rng.integers(4))
+            out[k] = (patch if rng.random() < 0.5 else patch[:, ::-1])[..., rng.permutation(3)]
+        return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
+
+
+def draw_masks(count: int, size: int, kinds: list[str], drop: float, rng: np.random.Generator) -> Tensor:
+    """``(count, 1, size, size)``; a share ``drop`` has nothing known."""
+    masks = np.zeros((count, 1, size, size), np.float32)
+    for k in range(count):
+        if rng.random() >= drop:
+            kind = kinds[rng.integers(len(kinds))]
+            missing = rng.uniform(0.3, 0.97) if kind == "random" else rng.uniform(0.05, 0.4)
+            masks[k, 0] = make_mask(kind, size, size, missing, rng)
+    return torch.from_numpy(masks)
+
+
+# -- the loss -----------------------------------------------------------------------------------------------------
+
+
+def denoising_loss(denoiser: Denoiser, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
+    """Mean weighted error of the image estimate at times ``t (B,)``: ``(1 + min(SNR, clip)) |x0 - x0_hat|^2``.
+
+    ``image (B, C, H, W)`` in [0, 1], ``mask (B, 1, H, W)``, ``noise`` like ``image``. Min-SNR weighting (Hang et al. 2023) shifted by
+    one, so that it does not vanish at zero SNR.
+    """
+    x0 = denoiser.from_unit(image)
+    lift = push_pull(x0 * mask, mask)
+    a, b = (f(t.cpu()).to(x0).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
+    z = a * (x0 - lift) + b * noise
+    output = denoiser.conditioned(torch.cat([lift, mask], dim=1)).output(z, t).float()
+    v = a * noise - b * (x0 - lift)
+    # |x0 - x0_hat| = b |v - v_hat|, and b^2 (1 + SNR) = 1
+    weight = (b**2 * (1 + loss.snr_clip)).clamp(max=1)
+    focus = 1 - (1 - loss.known_weight) * mask
+    focus = focus / focus.mean((-2, -1), keepdim=True)
+    return (weight * focus * (output - v) ** 2).mean()
+
+
+def build(recipe: Recipe) -> Denoiser:
+    """The untrained denoiser of a recipe."""
+    from diffusers import UNet2DModel
+
+    net, fold2 = recipe.network, recipe.network.fold**2
+    depth = len(net.block_out_channels)
+    torch.manual_seed(recipe.seed)
+    network = UNet2DModel(
+        in_channels=(3 + 3 + 1) * fold2,
+        out_channels=3 * fold2,
+        block_out_channels=tuple(net.block_out_channels),
+        layers_per_block=net.layers_per_block,
+        down_block_types=("DownBlock2D",) * depth,
+        up_block_types=("UpBlock2D",) * depth,
+        norm_num_groups=net.norm_num_groups,
+        add_attention=False,
+    )
+    return Denoiser(
+        network,
+        VP.from_diffusers(recipe.process.model_dump()),
+        recipe.process.prediction_type,
+        fold=net.fold,
+        multiple=2 ** (depth - 1),
+        condition_channels=4,
+        residual=True,
+    )
+
+
+def batches(recipe: Recipe, data: Path, exclude: tuple[str, ...], start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
+    """Endless ``(image, mask, t, noise)``; batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut."""
+    patches = Patches(data, recipe.patch_size, exclude)
+    T, n = recipe.process.num_train_timesteps, recipe.batch_size
+    step = start
+    while True:
+        rng = np.random.default_rng([recipe.seed, rank, step])
+        image = patches.draw(n, rng)
+        mask = draw_masks(n, recipe.patch_size, recipe.condition.kinds, recipe.condition.drop, rng)
+        t = torch.from_numpy(rng.integers(0, T, size=n))
+        t[torch.from_numpy(rng.random(n) < recipe.loss.terminal_share)] = T - 1
+        noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
+        yield tuple(v.to(device) for v in (image, mask, t, noise))
+        step += 1
+
+
+# -- the loop -----------------------------------------------------------------------------------------------------
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    exclude: tuple[str, ...] = (),
+    resume: bool = False,
+    mixed_precision: str = "no",
+    checkpoint_every: int = 500,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> Path:
+    """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule, ``denoiser.json``).
+
+    Checkpoints go to ``out/checkpoint``; ``resume`` continues from there with the same data order. Several GPUs: start it through
+    ``accelerate launch``.
+
+    Raises:
+        ValueError: no usable picture, a recipe with a prediction type other than ``v_prediction``, or nothing to resume.
+        FileNotFoundError: no such data folder.
+    """
+    from accelerate import Accelerator
+
+    if recipe.process.prediction_type != "v_prediction":
+        raise ValueError("training is written for v_prediction; set process.prediction_type to it")
+    data, out = Path(data), Path(out)
+    if not data.is_dir():
+        raise FileNotFoundError(f"data folder {data} does not exist")
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    denoiser = build(recipe)
+    network = denoiser.network.to(memory_format=torch.channels_last)
+    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.optimizer.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    checkpoint = out / "checkpoint" / "state.pt"
+    start = 0
+    if resume:
+        if not checkpoint.is_file():
+            raise ValueError(f"nothing to resume: {checkpoint} does not exist")
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, start = state["average"], state["step"]
+    network, optimizer = accelerator.prepare(network, optimizer)
+    average = {k: v.to(accelerator.device) for k, v in average.items()}
+    denoiser.network = network
+    log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
+    source = batches(recipe, data, exclude, start, accelerator.process_index, accelerator.device)
+    network.train()
+    for step in range(start, recipe.steps):
+        rate = _learning_rate(recipe, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with accelerator.autocast():
+            loss = denoising_loss(denoiser, *next(source), recipe.loss)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        _average(average, accelerator.unwrap_model(network), min(recipe.optimizer.ema, (1 + step) / (10 + step)))
+        progress(step + 1, float(loss.detach()))
+        if log is not None:
+            log.add(step + 1, float(loss.detach()), float(norm), rate)
+            last = step + 1 == recipe.steps
+            if last or (step + 1) % checkpoint_every == 0:
+                state = {
+                    "network": accelerator.unwrap_model(network).state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "step": step + 1,
+                }
+                _replace(checkpoint, lambda path, s=state: torch.save(s, path))
+                save_model(denoiser, recipe, average, out)
+    return out
+
+
+def save_model(denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], out: Path, dtype=torch.float32) -> None:
+    """Write a model folder that :meth:`Denoiser.from_pretrained` loads."""
+    from safetensors.torch import save_file
+
+    network = denoiser.network.module if isinstance(denoiser.network, nn.parallel.DistributedDataParallel) else denoiser.network
+    (out / "unet").mkdir(parents=True, exist_ok=True)
+    (out / "scheduler").mkdir(exist_ok=True)
+    weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
+    _replace(out / "unet" / "diffusion_pytorch_model.safetensors", lambda path: save_file(weights, path, {"format": "pt"}))
+    _write_json(out / "unet" / "config.json", {"_class_name": "UNet2DModel", **network.config})
+    _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **recipe.process.model_dump()})
+    _write_json(out / "denoiser.json", denoiser.settings)
+
+
+def _learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    opt = recipe.optimizer
+    if step < opt.warmup:
+        return opt.learning_rate * (step + 1) / opt.warmup
+    return opt.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - opt.warmup) / max(1, recipe.steps - opt.warmup)))
+
+
+@torch.no_grad()
+def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
+    for key, value in network.state_dict().items():
+        average[key].lerp_(value, 1 - decay)
+
+
+class _Log:
+    """A CSV of the running means, one row per 50 steps."""
+
+    def __init__(self, path: Path, start: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.rows, self.began = path, [], time.monotonic()
+        if start == 0 or not path.exists():
+            path.write_text("step,loss,gradient_norm,learning_rate,seconds\n")
+
+    def add(self, step: int, loss: float, norm: float, rate: float) -> None:
+        self.rows.append((loss, norm))
+        if step % 50 == 0:
+            mean = np.mean(self.rows, axis=0)
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerow([step, f"{mean[0]:.5f}", f"{mean[1]:.4f}", f"{rate:.2e}", f"{time.monotonic() - self.began:.1f}"])
+            self.rows.clear()
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    content = {k: v for k, v in content.items() if not k.startswith("_") or k == "_class_name"}
+    _replace(path, lambda p: p.write_text(json.dumps(content, indent=2, default=list) + "\n"))
