@@ -1,0 +1,123 @@
+"""Inpainting: fill missing pixels of a photo, with an uncertainty map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from restoration.lift import push_pull
+from restoration.measurement import Measurement
+from restoration.operators import Inpainting
+from restoration.posterior import CORRECTIONS
+from restoration.task import Restored, sample
+from restoration.tiling import tiled
+from solvers.ddim import DDIM
+from solvers.denoiser import Denoiser
+from solvers.grid import GRIDS
+from solvers.solver import Solver, Step
+
+
+@dataclass(frozen=True)
+class InpaintingTask:
+    """Fill missing pixels with any denoiser, solver and correction.
+
+    A conditional denoiser (``condition_channels = C + 1``) is shown the lifted image and the mask; an unconditional one is steered by
+    the correction alone.
+
+    Args:
+        denoiser: PyTorch, fake-quantized or ONNX; 3-channel networks also take grey images.
+        solver: any solver of this toolbox.
+        num_inference_steps: solver steps, from 1 to the number of levels of the process.
+        grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
+        correction: ``ddnm``, ``diffpir`` or None for the default: DDNM for noiseless pixels, DiffPIR for noisy ones.
+        tile: side of the tiles for images larger than that, in pixels.
+        overlap: pixels shared by neighbouring tiles.
+
+    Raises:
+        ValueError: an unknown grid or correction.
+    """
+
+    denoiser: Denoiser
+    solver: Solver = DDIM()
+    num_inference_steps: int = 5
+    grid: str = "trailing"
+    correction: str | None = None
+    tile: int = 512
+    overlap: int = 64
+
+    def __post_init__(self):
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
+        if self.correction is not None and self.correction not in CORRECTIONS:
+            raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
+
+    def __call__(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        *,
+        sigma: float = 0.0,
+        num_samples: int = 1,
+        seed: int = 0,
+        callback: Callable[[int, Step], None] | None = None,
+    ) -> Restored:
+        """Restore one image.
+
+        Args:
+            image: ``(C, H, W)`` in [0, 1], C = 1 or the network's; missing pixels may hold anything finite.
+            mask: ``(H, W)``; 1 = known, 0 = missing.
+            sigma: standard deviation of the noise on the known pixels, in units of [0, 1].
+            num_samples: posterior samples; their mean and standard deviation are returned too.
+            seed: sample k uses ``seed + k``.
+            callback: called after each network call with the sample's number and the step.
+
+        Raises:
+            ValueError: shapes that don't fit, values that are not finite, a mask that knows nothing, or an impossible step count.
+        """
+        grid = GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+        image, mask = _check(image, mask)
+        grey = image.shape[0] == 1
+        x = image.expand(3, -1, -1)[None] if grey else image[None]
+        known = mask[None, None]
+        d = self.denoiser
+        measurement = Measurement(Inpainting(mask), x * known, sigma).in_range(*d.value_range, like=x)
+        if d.condition_channels:
+            if d.condition_channels != x.shape[1] + 1:
+                raise ValueError(f"the network's condition has {d.condition_channels} channels; inpainting shows it {x.shape[1] + 1}")
+            d = d.conditioned(torch.cat([push_pull(measurement.y, known), known], dim=1))
+        if max(x.shape[-2:]) > self.tile:
+            d = tiled(d, self.tile, self.overlap)
+        name = self.correction or ("diffpir" if sigma > 0 else "ddnm")
+        corrected = CORRECTIONS[name](d, measurement)
+
+        def finish(x0: Tensor) -> Tensor:
+            unit = d.to_unit(x0)
+            unit = unit.mean(1, keepdim=True) if grey else unit
+            # what was measured without noise is returned to the bit
+            unit = torch.where(known > 0, image[None], unit) if sigma == 0 else unit
+            return unit.clamp(0, 1)
+
+        return sample(
+            corrected, tuple(x.shape[1:]), grid, self.solver, num_samples=num_samples, seed=seed, finish=finish, callback=callback
+        )
+
+
+def _check(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    image, mask = image.float(), mask.float()
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:
+        raise ValueError(f"image must be (1 or 3, H, W); got {tuple(image.shape)}")
+    if mask.shape != image.shape[1:]:
+        raise ValueError(f"mask is {tuple(mask.shape)} but the image is {tuple(image.shape[1:])} pixels (H, W)")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("mask must hold only 0 (missing) and 1 (known)")
+    if not mask.any():
+        raise ValueError("the mask marks every pixel as missing; nothing is known to start from")
+    image = torch.where(mask > 0, image, torch.zeros_like(image))
+    if not torch.isfinite(image).all():
+        raise ValueError("known pixels hold NaN or infinite values")
+    if image.min() < 0 or image.max() > 1:
+        raise ValueError(f"pixels must lie in [0, 1]; got {float(image.min()):.3g} to {float(image.max()):.3g}")
+    return image, mask

@@ -1,0 +1,1 @@
+"""Reading and writing measurements and images."""

@@ -1,0 +1,131 @@
+"""Linear measurement operators with deepinv's words: ``A``, ``A_adjoint``, ``A_dagger``, ``prox_l2``.
+
+Any object with these four methods is accepted wherever an operator is; deriving from :class:`LinearOperator` gives the last two
+by conjugate gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+METHODS = ("A", "A_adjoint", "A_dagger", "prox_l2")
+
+
+class LinearOperator:
+    """A linear map of images ``(B, C, H, W)``; subclasses give ``A`` and ``A_adjoint``."""
+
+    def A(self, x: Tensor) -> Tensor:
+        """The measurement without noise."""
+        raise TypeError(f"{type(self).__name__} must define A")
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """``A^H y``: ``<A x, y> = <x, A^H y>`` for all x, y."""
+        raise TypeError(f"{type(self).__name__} must define A_adjoint")
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """The minimum-norm least-squares image ``A^+ y``."""
+        return conjugate_gradient(lambda x: self.A_adjoint(self.A(x)), self.A_adjoint(y))
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        """``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2`` with ``gamma > 0``."""
+        return conjugate_gradient(lambda x: x + gamma * self.A_adjoint(self.A(x)), z + gamma * self.A_adjoint(y), start=z)
+
+
+class Inpainting(LinearOperator):
+    """``A x = mask * x``: missing pixels are measured as zeros.
+
+    Args:
+        mask: ``(H, W)``, ``(1, H, W)`` or ``(B or 1, 1 or C, H, W)``; 1 = known, 0 = missing.
+
+    Raises:
+        ValueError: a mask of another rank, or with values other than 0 and 1.
+    """
+
+    def __init__(self, mask: Tensor):
+        if not 2 <= mask.ndim <= 4:
+            raise ValueError(f"a mask has 2 to 4 dimensions; got shape {tuple(mask.shape)}")
+        mask = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape)).float()
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("a mask holds only 0 (missing) and 1 (known)")
+        self.mask = mask
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.mask.to(x) * x
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.mask.to(y) * y
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return self.mask.to(y) * y
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        weight = gamma * self.mask.to(z)
+        return (z + weight * y) / (1 + weight)
+
+
+class Denoising(LinearOperator):
+    """``A x = x``: every pixel is measured, only noise is to be removed."""
+
+    def A(self, x: Tensor) -> Tensor:
+        return x
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return y
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        return (z + gamma * y) / (1 + gamma)
+
+
+def conjugate_gradient(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    start: Tensor | None = None,
+    max_iterations: int = 200,
+    tolerance: float | None = None,
+) -> Tensor:
+    """Solve ``apply(x) = b`` for a symmetric positive (semi)definite map, one system per sample of the batch.
+
+    Args:
+        apply: linear map on tensors of ``b``'s shape.
+        b: right-hand side ``(B, ...)``.
+        start: first guess; zeros by default (then the minimum-norm solution of a consistent singular system).
+        tolerance: relative residual to stop at; ten times the machine epsilon of ``b``'s dtype by default.
+    """
+    tolerance = 10 * torch.finfo(b.dtype).eps if tolerance is None else tolerance
+    dims = tuple(range(1, b.ndim))
+
+    def dot(u: Tensor, v: Tensor) -> Tensor:
+        return (u.conj() * v).real.sum(dims, keepdim=True)
+
+    x = torch.zeros_like(b) if start is None else start.clone()
+    r = b - apply(x) if start is not None else b.clone()
+    p, rr = r.clone(), dot(r, r)
+    goal = tolerance**2 * dot(b, b)
+    for _ in range(max_iterations):
+        if bool((rr <= goal).all()):
+            break
+        q = apply(p)
+        curvature = dot(p, q)
+        step = torch.where(curvature > 0, rr / curvature.clamp(min=math.ulp(0.0)), torch.zeros_like(rr))
+        # a finished sample must not divide 0 by 0
+        step = torch.where(rr > goal, step, torch.zeros_like(step))
+        x = x + step * p
+        r = r - step * q
+        new = dot(r, r)
+        p = r + torch.where(rr > goal, new / rr.clamp(min=math.ulp(0.0)), torch.zeros_like(rr)) * p
+        rr = new
+    return x
+
+
+def check_operator(operator) -> None:
+    """Raise TypeError naming what is missing unless ``operator`` has the four methods of the contract."""
+    missing = [name for name in METHODS if not callable(getattr(operator, name, None))]
+    if missing:
+        raise TypeError(f"{type(operator).__name__} is no measurement operator: it lacks {', '.join(missing)}")

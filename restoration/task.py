@@ -1,0 +1,75 @@
+"""What all tasks share: sample the posterior of a measurement, one sample after the other, in bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers.grid import Grid
+from solvers.process import Process
+from solvers.solver import Solver, Step, randn, solve
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The result of a restoration.
+
+    Attributes:
+        samples: ``(n, C, H, W)`` in [0, 1], one per seed.
+        mean: ``(C, H, W)``, their mean: the estimate with the smallest squared error (equal to the sample for n = 1).
+        std: ``(C, H, W)``, their standard deviation (zeros for n = 1): where the samples disagree, the picture is guessed.
+        nfe: network calls, all samples together.
+        seconds: wall-clock time of the sampling.
+    """
+
+    samples: Tensor
+    mean: Tensor
+    std: Tensor
+    nfe: int
+    seconds: float
+
+
+@torch.no_grad()
+def sample(
+    denoiser,
+    shape: tuple[int, int, int],
+    grid: Grid,
+    solver: Solver,
+    *,
+    num_samples: int = 1,
+    seed: int = 0,
+    process: Process | None = None,
+    y: Tensor | None = None,
+    finish: Callable[[Tensor], Tensor] = lambda x: x,
+    callback: Callable[[int, Step], None] | None = None,
+) -> Restored:
+    """Draw ``num_samples`` images of ``shape (C, H, W)``; sample k uses seed ``seed + k`` alone.
+
+    Args:
+        denoiser: conditioned and corrected, answers in its own value range.
+        finish: from the end of a run ``(1, C, H, W)`` to an image in [0, 1].
+        callback: called with the sample's number and the step.
+
+    Raises:
+        ValueError: ``num_samples`` below 1.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1; got {num_samples}")
+    process = process or denoiser.process
+    began, nfe, samples = time.perf_counter(), 0, []
+    for k in range(num_samples):
+        generator = torch.Generator().manual_seed(seed + k)
+        x = process.b(grid.times[0]) * randn((1, *shape), generator)
+        if y is not None:
+            x = x + process.c(grid.times[0]) * y
+        watch = None if callback is None else lambda step, k=k: callback(k, step)
+        run = solve(solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch)
+        samples.append(finish(run.x0)[0])
+        nfe += run.nfe
+    stack = torch.stack(samples)
+    std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
+    return Restored(stack, stack.mean(0), std, nfe, time.perf_counter() - began)
