@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class InpaintingTask:
     """
 
     denoiser: Denoiser
-    solver: Solver = DDIM()
+    solver: Solver = field(default_factory=DDIM)
     num_inference_steps: int = 5
     grid: str = "trailing"
     correction: str | None = None

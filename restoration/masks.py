@@ -73,3 +73,16 @@ def make_mask(kind: str, height: int, width: int, missing: float, seed: int | np
     rng = np.random.default_rng(seed)
     draw = {"random": random_mask, "strokes": stroke_mask, "text": text_mask, "box": box_mask}[kind]
     return draw(height, width, missing, rng)
+
+
+def parse_mask(text: str) -> tuple[str, float]:
+    """``KIND:FRACTION``, e.g. ``random:0.8``, to what :func:`make_mask` takes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    kind, _, fraction = text.partition(":")
+    try:
+        return kind, float(fraction)
+    except ValueError:
+        raise ValueError(f"mask {text!r} is neither a file nor KIND:FRACTION such as random:0.8") from None

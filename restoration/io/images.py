@@ -15,6 +15,13 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# what Pillow, tifffile (ValueError, IndexError, KeyError) and torchvision (RuntimeError) raise on damaged files
+_DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, EOFError, zlib.error, struct.error, ValueError, RuntimeError, LookupError)
+
+
+class _BadSize(ValueError):
+    """A size that is refused before decoding."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +52,19 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Photo:
     try:
         with path.open("rb") as file:
             head = file.read(26)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked here, from the header
-            with Image.open(path) as image:
-                _check_size(path, image.width, image.height, max_pixels)
-                orientation = image.getexif().get(0x0112, 1)
-                array = _decode(path, image, head)
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, zlib.error, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be read as an image: {_first_line(error)}") from error
-    except RuntimeError as error:  # torchvision's decoder
+        array, orientation = _decode_tiff16(path, max_pixels) if head[:4] in _TIFF else (None, 1)
+        if array is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the size is checked here, from the header
+                with Image.open(path) as image:
+                    _check_size(path, image.width, image.height, max_pixels)
+                    orientation = image.getexif().get(0x0112, 1)
+                    array = _decode(path, image, head)
+    except _BadSize:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _BadSize(f"{path} has too many pixels; at most {max_pixels / 1e6:.0f} megapixels are accepted") from error
+    except _DAMAGED as error:
         raise ValueError(f"{path} can't be read as an image: {_first_line(error)}") from error
     if array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{path} has pixels of type {array.dtype}; 8- and 16-bit integers are accepted")
@@ -147,21 +158,27 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 def _check_size(path: Path, width: int, height: int, limit: int) -> None:
     if width < 1 or height < 1:
-        raise ValueError(f"{path} is empty ({width} x {height} pixels)")
+        raise _BadSize(f"{path} is empty ({width} x {height} pixels)")
     if width * height > limit:
-        raise ValueError(f"{path} has {width} x {height} pixels; at most {limit / 1e6:.0f} megapixels are accepted")
+        raise _BadSize(f"{path} has {width} x {height} pixels; at most {limit / 1e6:.0f} megapixels are accepted")
+
+
+def _decode_tiff16(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]:
+    """Pixels ``(H, W, C)`` and orientation of a grey or RGB TIFF with 16 bits per channel (Pillow cuts colour to 8), else None."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        if page.bitspersample != 16 or page.photometric.name not in ("MINISBLACK", "RGB"):
+            return None, 1
+        _check_size(path, page.imagewidth, page.imagelength, max_pixels)
+        array = page.asarray()
+        tag = page.tags.get(274)
+        return array.reshape(page.imagelength, page.imagewidth, -1), 1 if tag is None else int(tag.value)
 
 
 def _decode(path: Path, image: Image.Image, head: bytes) -> np.ndarray:
     """Pixels ``(H, W, C)`` as stored, before turning upright."""
-    if image.format == "TIFF":
-        import tifffile
-
-        with tifffile.TiffFile(path) as file:
-            page = file.pages[0]
-            if page.bitspersample == 16 and page.photometric.name in ("MINISBLACK", "RGB"):
-                array = page.asarray()
-                return array[..., None] if array.ndim == 2 else array
     if image.format == "PNG" and len(head) == 26 and head[24] == 16 and head[25] != 0:
         from torchvision.io import ImageReadMode, decode_image  # Pillow cuts 16-bit colour down to 8
 
@@ -198,7 +215,7 @@ def _png16(array: np.ndarray) -> bytes:
     height, width, channels = array.shape
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    rows = array.astype(">u2").reshape(height, -1).view(np.uint8)
+    rows = np.frombuffer(array.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
     data = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes(), 6)  # each row begins with filter type 0
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 

@@ -11,27 +11,31 @@ from restoration.posterior.correction import Correction
 
 
 class DiffPIR(Correction):
-    """``x0 <- argmin_x |y - A x|^2 / (2 sigma^2) + lam |x - x0|^2 / (2 kappa_t^2)`` (Zhu et al. 2023, alg. 1, line 4).
+    """``x0 <- argmin_x |y - A x|^2 / (2 sigma^2) + lam |x - x0|^2 / (2 r_t^2)`` (Zhu et al. 2023, alg. 1, line 4).
 
-    ``kappa = b/a`` is the noise level of the state. Noiseless data are the limit: projection on ``A x = y``. Needs no gradient.
+    ``r_t`` is how far the estimate may be off. The paper takes ``r_t = kappa_t = b/a``, the noise level of the state; with images known to
+    vary by ``prior_std``, ``r_t^2 = kappa^2 s^2 / (kappa^2 + s^2)``, which makes the step exact for a Gaussian prior of that width (the
+    paper's is the limit of large s). Noiseless data are a limit too: projection on ``A x = y``. Needs no gradient.
 
     Args:
         lam: trust in the denoiser, > 0; the paper uses values from 1 to 20.
+        prior_std: s, > 0, in the denoiser's value range; infinite as in the paper.
 
     Raises:
-        ValueError: ``lam`` is not positive.
+        ValueError: ``lam`` or ``prior_std`` is not positive.
     """
 
-    def __init__(self, denoiser, measurement: Measurement, lam: float = 1.0):
-        if not lam > 0:
-            raise ValueError(f"lam must be positive; got {lam}")
+    def __init__(self, denoiser, measurement: Measurement, lam: float = 1.0, prior_std: float = math.inf):
+        if not (lam > 0 and prior_std > 0):
+            raise ValueError(f"lam and prior_std must be positive; got {lam} and {prior_std}")
         super().__init__(denoiser, measurement)
-        self.lam = lam
+        self.lam, self.prior_std = lam, prior_std
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
         m, kappa = self.measurement, self.process.kappa(t)
         if kappa == 0:
             return x0
-        if m.sigma == 0 or math.isinf(kappa):
+        r2 = 1 / (kappa**-2 + self.prior_std**-2) if min(kappa, self.prior_std) < math.inf else math.inf
+        if m.sigma == 0 or r2 == math.inf:
             return x0 + m.operator.A_dagger(m.residual(x0))
-        return m.operator.prox_l2(x0, m.y, kappa**2 / (self.lam * m.sigma**2))
+        return m.operator.prox_l2(x0, m.y, r2 / (self.lam * m.sigma**2))

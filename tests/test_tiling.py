@@ -1,0 +1,62 @@
+"""Tiles cover, weights sum, and a local network sees no seam."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from restoration.tiling import TiledNetwork, tile_starts, tile_weight, tiled
+from solvers.denoiser import Denoiser
+from solvers.process import VP
+
+
+@given(st.integers(1, 300), st.integers(2, 40), st.data())
+def test_tiles_cover_with_overlap(length, half, data):
+    tile = 2 * half
+    overlap = data.draw(st.integers(0, half - 1))
+    starts = tile_starts(length, tile, overlap)
+    size = min(tile, length)
+    assert starts[0] == 0
+    assert starts[-1] + size == length
+    assert all(b - a <= tile - overlap and b > a for a, b in zip(starts, starts[1:], strict=False))
+    total = torch.zeros(length)
+    for s in starts:
+        w = tile_weight(s, size, length, overlap)
+        assert (w > 0).all()
+        total[s : s + size] += w
+    assert (total > 0).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(5, 50), st.integers(5, 50), st.integers(0, 5))
+def test_pointwise_network_is_untouched_by_tiling(height, width, overlap):
+    z = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+    network = lambda v, t: torch.sin(3 * v) + t.view(-1, 1, 1, 1)  # noqa: E731
+    t = torch.tensor([0.5, 2.0])
+    torch.testing.assert_close(TiledNetwork(network, 16, overlap)(z, t), network(z, t), rtol=1e-5, atol=1e-5)
+
+
+def test_convolutions_differ_only_near_tile_borders_and_blend_smoothly():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 1, 5, padding=2)
+    z = torch.randn(1, 1, 96, 96)
+    with torch.no_grad():
+        whole = conv(z)
+        parts = TiledNetwork(lambda v, t: conv(v), 48, 16)(z, torch.zeros(1))
+    error = (whole - parts).abs()[0, 0]
+    starts = tile_starts(96, 48, 16)
+    far = torch.ones(96, dtype=torch.bool)
+    for s in starts:
+        for edge in (s, s + 48):
+            far[max(0, edge - 2) : edge + 2] = False
+    assert error[far][:, far].max() < 1e-5
+    # at a border the tile's wrong value has weight at most 2.5/16 of the total
+    assert error.max() < 0.25 * whole.abs().max()
+
+
+def test_bad_tiles():
+    denoiser = Denoiser(lambda z, t: z, VP.linear(), fold=2, multiple=4)
+    for tile, overlap in ((60, 16), (64, 32), (64, 15), (0, 0), (64, -2)):
+        with pytest.raises(ValueError, match="tile"):
+            tiled(denoiser, tile, overlap)

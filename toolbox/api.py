@@ -1,0 +1,55 @@
+"""``load()``: a model by name or folder, in whatever form it is stored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A shipped model: its name, where it lies, its precision (``fp32`` or ``int8``) and a sentence about it."""
+
+    name: str
+    folder: Path
+    precision: str
+    summary: str
+
+
+def models() -> list[ModelInfo]:
+    """The models that ship with the package."""
+    found = []
+    for card in sorted(ZOO.glob("*/model.json")):
+        content = json.loads(card.read_text(encoding="utf-8"))
+        found.append(ModelInfo(card.parent.name, card.parent, content["precision"], content["summary"]))
+    return found
+
+
+def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
+    """A denoiser by the name of a shipped model, or from a folder.
+
+    Args:
+        model: a name that :func:`models` lists, a diffusers ``UNet2DModel`` folder, or an exported bundle (with ``bundle.json``).
+        device: ``cpu`` or ``cuda``.
+        threads: threads of an ONNX session; all cores by default.
+
+    Returns:
+        A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime for bundles.
+
+    Raises:
+        ValueError: neither a known name nor a folder, or a folder that holds no model.
+    """
+    known = {info.name: info.folder for info in models()}
+    folder = known.get(str(model), Path(model))
+    if not folder.is_dir():
+        raise ValueError(f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a folder")
+    if (folder / "bundle.json").is_file():
+        from export.session import Session
+
+        return Session(folder, device=device, threads=threads)
+    from solvers.denoiser import Denoiser
+
+    return Denoiser.from_pretrained(folder, device=device)

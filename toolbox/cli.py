@@ -1,0 +1,213 @@
+"""The command ``restobox``. Bodies import what they need, so ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="restobox",
+    help="Restore images with diffusion samplers; calibrate, quantize and export the networks that do it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+restore_app = typer.Typer(help="Restore a measurement of yours.", no_args_is_help=True)
+app.add_typer(restore_app, name="restore")
+
+Model = Annotated[str, typer.Option(help="A shipped model (see `restobox models`), a diffusers folder or an exported bundle.")]
+Solver = Annotated[str, typer.Option(help="ddim, pndm, plms, ...; an unknown name lists all.")]
+Steps = Annotated[int, typer.Option(help="Solver steps.")]
+Seed = Annotated[int, typer.Option(help="Sample k uses seed + k.")]
+Samples = Annotated[int, typer.Option("--samples", "-n", help="Posterior samples; the result is their mean.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+DEFAULT_MODEL = "photo-int8"
+
+
+def main() -> None:
+    """Entry point: 0 done, 2 bad input (one line on stderr), 3 a limit was broken."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"restobox: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("restobox-demo"),
+    model: Model = DEFAULT_MODEL,
+    solver: Solver = "ddim",
+    steps: Steps = 5,
+    samples: Samples = 4,
+    mask: Annotated[str, typer.Option(help="KIND:FRACTION of missing pixels; kinds: random, strokes, text, box.")] = "random:0.8",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Restore the embedded photo and write pictures to look at."""
+    from restoration.masks import parse_mask
+    from toolbox.demo import run_demo
+
+    recipe = parse_mask(mask)
+    with _Progress("restoring", steps * samples) as bar:
+        figures = run_demo(out, model=model, solver=solver, steps=steps, num_samples=samples, mask=recipe, seed=seed, progress=bar.update)
+    if as_json:
+        return _print_json(figures)
+    rows = [
+        ("degraded", figures["degraded"]),
+        (f"{model}, mean of {samples}", figures["restored"]),
+        (f"{model}, one sample", figures["first_sample"]),
+        ("inpaint_biharmonic", figures["biharmonic"]),
+    ]
+    _print_table(
+        f"{mask} missing, {solver}, {steps} steps x {samples} samples = {figures['nfe']} network calls",
+        ("", "PSNR dB", "SSIM", "seconds"),
+        [(name, f"{f['psnr']:.2f}", f"{f['ssim']:.4f}", f"{f.get('seconds', '')}") for name, f in rows],
+    )
+    print(f"pictures: {out}/ (begin with side-by-side.png)")
+
+
+@restore_app.command("inpaint")
+def inpaint(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha.")],
+    mask: Annotated[str, typer.Option("--mask", "-m", help="A picture (white = missing), or KIND:FRACTION to make one.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")],
+    model: Model = DEFAULT_MODEL,
+    solver: Solver = "ddim",
+    steps: Steps = 5,
+    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    correction: Annotated[str | None, typer.Option(help="ddnm or diffpir; chosen by the noise by default.")] = None,
+    sigma: Annotated[float, typer.Option(help="Noise on the known pixels, in units of [0, 1].")] = 0.0,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    std: Annotated[bool, typer.Option("--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more).")] = False,
+    reference: Annotated[Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")] = None,
+    tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Fill the missing pixels of a photo."""
+    from toolbox.restore import run_inpainting
+
+    if std and samples < 2:
+        raise ValueError("--std needs at least two samples: add -n 4")
+    with _Progress("restoring", max(steps, 1) * max(samples, 1)) as bar:
+        figures = run_inpainting(
+            image,
+            mask,
+            out,
+            model=model,
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            correction=correction,
+            sigma=sigma,
+            seed=seed,
+            num_samples=samples,
+            std=std,
+            reference=reference,
+            tile=tile,
+            device=device,
+            progress=bar.update,
+        )
+    if as_json:
+        return _print_json(figures)
+    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "lpips") if isinstance(figures.get(name), float))
+    print(f"{figures['out']}: {figures['nfe']} network calls in {figures['seconds']} s{quality}")
+    if isinstance(figures.get("lpips"), str):
+        print(f"no LPIPS: {figures['lpips']}", file=sys.stderr)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that ship with the package."""
+    from toolbox.api import models as shipped
+
+    found = shipped()
+    if as_json:
+        return _print_json([{"name": m.name, "precision": m.precision, "summary": m.summary, "folder": str(m.folder)} for m in found])
+    _print_table("shipped models", ("name", "precision", "summary"), [(m.name, m.precision, m.summary) for m in found])
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo).")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures, searched recursively.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.")] = False,
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    exclude: Annotated[list[str] | None, typer.Option(help="File names to leave out.")] = None,
+) -> None:
+    """Train a network from a recipe (several GPUs: `accelerate launch -m toolbox train ...`)."""
+    from toolbox.training import Recipe
+    from toolbox.training import train as run
+
+    path = recipe if recipe.is_file() else Path(__file__).parent / "recipes" / f"{recipe}.toml"
+    if not path.is_file():
+        shipped = ", ".join(p.stem for p in path.parent.glob("*.toml"))
+        raise FileNotFoundError(f"recipe {recipe} is neither a file nor a shipped recipe ({shipped})")
+    settings = Recipe.read(path)
+    with _Progress("training", settings.steps) as bar:
+        run(
+            settings,
+            data,
+            out,
+            resume=resume,
+            mixed_precision=mixed_precision,
+            exclude=tuple(exclude or ()),
+            progress=lambda step, loss: bar.update(step, f"training, loss {loss:.4f}"),
+        )
+    print(f"{out}: trained {settings.steps} steps")
+
+
+# -- printing -----------------------------------------------------------------------------------------------------
+
+
+class _Progress:
+    """A rich progress bar on stderr; silent where stderr is no terminal."""
+
+    def __init__(self, title: str, total: int):
+        self.title, self.total = title, total
+
+    def __enter__(self) -> _Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar.start()
+        self.task = self.bar.add_task(self.title, total=self.total)
+        return self
+
+    def update(self, done: int, title: str | None = None) -> None:
+        self.bar.update(self.task, completed=done, description=title or self.title)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for k, name in enumerate(header):
+        table.add_column(name, justify="left" if k == 0 or len(header) < 4 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
