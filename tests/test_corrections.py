@@ -56,14 +56,14 @@ def test_noiseless_runs_end_on_the_data(name):
     assert m.residual(run.x0).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("sigma", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("sigma", [0.2, 1.0])
 def test_diffpir_samples_the_exact_gaussian_posterior(sigma):
     """With the prior's width known every step is exact, so samples must have the posterior's mean, spread and coverage."""
-    x0, count = image((1, 1, 30, 30)), 200
+    x0, count = image((1, 1, 20, 20)), 200
     y = x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     m = Measurement(Denoising(), y, sigma)
-    start = torch.randn(count, 1, 30, 30, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    samples = solve(DDIM(), DiffPIR(GaussianPrior(), m, prior_std=STD), start, log_snr(PROCESS, 300)).x0
+    start = torch.randn(count, 1, 20, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    samples = solve(DDIM(), DiffPIR(GaussianPrior(), m, prior_std=STD), start, log_snr(PROCESS, 200)).x0
     mean = (MEAN * sigma**2 + y * STD**2) / (sigma**2 + STD**2)
     std = sigma * STD / (sigma**2 + STD**2) ** 0.5
     z = (samples.mean(0, keepdim=True) - mean) / (std / count**0.5)
