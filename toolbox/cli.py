@@ -166,6 +166,121 @@ def train(
     print(f"{out}: trained {settings.steps} steps")
 
 
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A shipped float model (photo) or a diffusers folder.")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures like those to be restored.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file to write (.safetensors).")],
+    solver: Solver = "ddim",
+    steps: Annotated[list[int] | None, typer.Option(help="Solver steps to deploy; give it several times for several. [default: 5]")] = None,
+    count: Annotated[int, typer.Option(help="Pictures to restore.")] = 16,
+    side: Annotated[int, typer.Option(help="Side of the crops to restore, in pixels.")] = 256,
+    per_timestep: Annotated[int, typer.Option(help="Network inputs to keep per timestep.")] = 8,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Record what the network sees while pictures are restored with the deployed solver."""
+    from toolbox.deploy import run_calibrate
+
+    steps = steps or [5]
+    with _Progress("calibrating", count * len(steps)) as bar:
+        figures = run_calibrate(
+            model, data, out, solver=solver, steps=steps, count=count, side=side, per_timestep=per_timestep, seed=seed, progress=bar.update
+        )
+    if as_json:
+        return _print_json(figures)
+    print(f"{out}: {figures['samples']} network inputs at {len(figures['timesteps'])} timesteps")
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="The float model that was calibrated.")],
+    calibration: Annotated[Path, typer.Option(help="File written by `restobox calibrate`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write scales and integer codes to.")],
+    recipe: Annotated[Path | None, typer.Option(help="Quantization recipe (JSON); W8A8 by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn calibrated ranges into 8-bit scales and codes."""
+    from toolbox.deploy import run_quantize
+
+    figures = run_quantize(model, calibration, recipe, out)
+    if as_json:
+        return _print_json(figures)
+    bits = f"W{figures['recipe']['weight_bits']}A{figures['recipe']['act_bits']}"
+    print(f"{out}: {figures['layers']} layers at {bits}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="The float model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.")],
+    quantized: Annotated[Path | None, typer.Option(help="Folder written by `restobox quantize` (not for target float).")] = None,
+    target: Annotated[str, typer.Option(help="cpu (ONNX Runtime integer kernels), tensorrt, or float.")] = "cpu",
+    summary: Annotated[str, typer.Option(help="A sentence for the model card.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the calibration, for the record.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write an ONNX bundle that `restobox restore --model FOLDER` runs."""
+    from toolbox.deploy import run_export
+
+    figures = run_export(model, quantized, target, out, seed=seed, summary=summary)
+    if as_json:
+        return _print_json(figures)
+    print(f"{out}: {figures['graph']} graph for {target}, {figures['bytes'] / 1e6:.2f} MB")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle written by `restobox export`.")],
+    model: Annotated[str, typer.Option(help="The float model.")],
+    quantized: Annotated[Path, typer.Option(help="Folder written by `restobox quantize`.")],
+    calibration: Annotated[Path, typer.Option(help="File written by `restobox calibrate`.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of pictures to restore with both; none: only the network is compared.")] = None,
+    count: Annotated[int, typer.Option(help="Pictures to restore.")] = 8,
+    side: Annotated[int, typer.Option(help="Side of the crops, in pixels.")] = 256,
+    solver: Solver = "ddim",
+    steps: Steps = 5,
+    psnr_drop: Annotated[float, typer.Option(help="Largest accepted mean loss of PSNR on restored pictures, in dB.")] = 0.1,
+    report: Annotated[Path | None, typer.Option(help="Folder for report.html, report.json and pictures.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Prove a bundle against its float model: kernels, errors, speed, restored pictures. Exit code 3 when a limit is broken."""
+    from toolbox.deploy import run_verify
+
+    figures = run_verify(
+        bundle,
+        model,
+        quantized,
+        calibration,
+        data,
+        count=count,
+        side=side,
+        steps=steps,
+        solver=solver,
+        psnr_drop=psnr_drop,
+        report=report,
+        seed=seed,
+    )
+    if as_json:
+        _print_json(figures)
+    else:
+        rows = [
+            ("integer convolutions", f"{figures['fused']} of {figures['planned']} planned"),
+            ("error, simulated / ONNX", f"{max(figures['simulated']):.4f} / {max(figures['onnx']):.4f}"),
+            ("largest disagreement", f"{figures['agreement']:.1%}"),
+            ("size", f"{figures['size_ratio']:.2f} x float"),
+            ("speed", f"{figures['speedup']:.2f} x float ({figures['ms']:.1f} ms, one thread)"),
+        ]
+        if figures["quality"]:
+            rows.append(("restored PSNR, float / bundle", "{:.3f} / {:.3f} dB".format(*figures["quality"])))
+        _print_table(str(bundle), ("", ""), rows)
+    for failure in figures["failures"]:
+        print(f"restobox: {failure}", file=sys.stderr)
+    if figures["failures"]:
+        raise typer.Exit(3)
+
+
 # -- printing -----------------------------------------------------------------------------------------------------
 
 

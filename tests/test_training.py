@@ -1,0 +1,112 @@
+"""Training from a recipe: it learns, it resumes as if uncut, it says what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_RECIPE
+
+from restoration.lift import push_pull
+from solvers.denoiser import Denoiser
+from toolbox.training import Recipe, batches, build, denoising_loss, train
+
+
+def test_model_folder_loads(tiny_model):
+    d = Denoiser.from_pretrained(tiny_model)
+    assert (d.fold, d.condition_channels, d.residual, d.prediction_type) == (2, 4, True, "v_prediction")
+    assert d.process.a(999) == 0  # zero terminal SNR
+    x = torch.randn(1, 3, 21, 18, generator=torch.Generator().manual_seed(0))
+    assert d(x, 999.0).x0.shape == x.shape
+
+
+def test_training_lowers_the_loss(tiny_recipe, pictures, tmp_path):
+    recipe = Recipe.read(tiny_recipe).model_copy(update={"steps": 60, "batch_size": 4})
+    losses = []
+    train(recipe, pictures, tmp_path / "m", progress=lambda step, loss: losses.append(loss))
+    assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:15])
+
+
+def test_resumed_run_equals_an_uncut_one(tiny_recipe, pictures, tmp_path):
+    recipe = Recipe.read(tiny_recipe)
+    whole = train(recipe, pictures, tmp_path / "whole", checkpoint_every=2)
+
+    class Cut(Exception):
+        pass
+
+    def cut(step, loss):
+        if step == 3:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(recipe, pictures, tmp_path / "cut", checkpoint_every=2, progress=cut)
+    resumed = train(recipe, pictures, tmp_path / "cut", resume=True)
+    a, b = (Denoiser.from_pretrained(p).network.state_dict() for p in (whole, resumed))
+    for key, value in a.items():
+        torch.testing.assert_close(value, b[key], rtol=1e-5, atol=1e-6)
+
+
+def test_loss_is_the_weighted_image_error(tiny_recipe):
+    """The loss written in v equals its definition in x0."""
+    recipe = Recipe.read(tiny_recipe)
+    d = build(recipe)
+    g = torch.Generator().manual_seed(0)
+    image, noise = torch.rand(3, 3, 16, 16, generator=g), torch.randn(3, 3, 16, 16, generator=g)
+    mask = (torch.rand(3, 1, 16, 16, generator=g) > 0.5).float()
+    t = torch.tensor([999, 400, 30])
+    with torch.no_grad():
+        got = denoising_loss(d, image, mask, t, noise, recipe.loss)
+        want = 0.0
+        for k in range(3):
+            x0 = d.from_unit(image[k : k + 1])
+            lift = push_pull(x0 * mask[k : k + 1], mask[k : k + 1])
+            a, b = d.process.a(float(t[k])), d.process.b(float(t[k]))
+            p = d.conditioned(torch.cat([lift, mask[k : k + 1]], 1))(a * x0 + b * noise[k : k + 1], float(t[k]))
+            focus = 1 - 0.9 * mask[k : k + 1]
+            focus = focus / focus.mean()
+            want += float((focus * (p.x0 - x0) ** 2).mean()) * (1 + min((a / b) ** 2, recipe.loss.snr_clip)) / 3
+    assert float(got) == pytest.approx(want, rel=1e-4)
+
+
+def test_batches_depend_on_seed_and_step_alone(tiny_recipe, pictures):
+    recipe = Recipe.read(tiny_recipe)
+    first = batches(recipe, pictures, (), 0, 0, "cpu")
+    next(first)
+    later = batches(recipe, pictures, (), 1, 0, "cpu")
+    for a, b in zip(next(first), next(later), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    other = batches(recipe, pictures, (), 1, 1, "cpu")
+    assert not torch.equal(next(other)[0], next(batches(recipe, pictures, (), 1, 0, "cpu"))[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("steps = 4", "steps = 0"), "steps"),
+        (("steps = 4", "stepz = 4"), "stepz"),
+        (('kinds = ["random", "strokes"]', 'kinds = ["dots"]'), "kinds"),
+        (("fold = 2", "fold = 2\n[[["), "TOML"),
+    ],
+)
+def test_bad_recipes(tmp_path, change, says):
+    path = tmp_path / "r.toml"
+    path.write_text(TINY_RECIPE.replace(*change))
+    with pytest.raises(ValueError, match=says):
+        Recipe.read(path)
+
+
+def test_bad_data(tiny_recipe, tmp_path):
+    recipe = Recipe.read(tiny_recipe)
+    with pytest.raises(FileNotFoundError):
+        train(recipe, tmp_path / "none", tmp_path / "m")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no picture"):
+        train(recipe, tmp_path / "empty", tmp_path / "m")
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train(recipe, tmp_path / "empty", tmp_path / "m", resume=True)
+
+
+def test_config_is_plain_json(tiny_model):
+    for path in tiny_model.rglob("*.json"):
+        assert json.loads(path.read_text())
+    assert not list(tiny_model.rglob(".*"))
