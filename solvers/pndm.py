@@ -128,6 +128,8 @@ class PNDM:
     the analytic mixture at 5/10/20/50/100 calls: variable 1.3e-1, 6.4e-2, 2.1e-2, 2.0e-3, 2.1e-4; `ipndm` fixed 2.2e-1, 7.6e-2,
     2.2e-2, 4.0e-3, 1.4e-3; `plms` 2.5e-1, 8.7e-2, 2.5e-2, 3.2e-3, 1.5e-3. Equal-step weights lose their order where steps are
     unequal, which each grid's last step is. On log-SNR grids they are nevertheless better up to 50 calls (at 10: 1.1e-2 against 3.0e-2).
+    Partial runs of a few steps have no history to build on and gain most from a warm-up: entering a 50-step grid for its last 5
+    steps, `plms` keeps the full run's error, the default doubles it.
 
     Steps always aim at the next node of the grid. Only each step's first call enters the history. A warm-up step that aims at the clean
     level is done as a later step (there is nothing to ask the network there), so runs of one to three steps work. From a level without
