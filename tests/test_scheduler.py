@@ -109,6 +109,19 @@ def test_partial_runs_start_at_their_level(solver, strength):
     assert (loop(scheduler, noise(2)) - full).abs().max() < 1e-12  # a whole run keeps its warm-up
 
 
+def test_begin_index_tells_repeated_timesteps_apart():
+    """PLMS lists 899 twice; a list cut between the two starts a run of its own at 899."""
+    scheduler = as_scheduler(PNDM("plms"), PROCESS)
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps[:4].tolist() == [999, 899, 899, 799]
+    scheduler.set_begin_index(2)
+    expected = solve(PNDM("plms").single_call(), MIXTURE.denoiser(PROCESS), noise(1), trailing(PROCESS, 10).start_at(899)).x0
+    assert (loop(scheduler, noise(1), scheduler.timesteps[2:]) - expected).abs().max() < 1e-12
+    scheduler.set_begin_index(1)
+    with pytest.raises(ValueError, match="cut inside the warm-up"):
+        loop(scheduler, noise(1), scheduler.timesteps[1:])
+
+
 def test_cut_inside_a_warm_up_is_refused():
     for solver, cut in ((PNDM("f-pndm"), 2), (PNDM("fon"), 14)):
         scheduler = as_scheduler(solver)
