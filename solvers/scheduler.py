@@ -164,7 +164,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             run = self._run = self._begin(t, sample, generator)
         model_output = model_output[:, : sample.shape[1]]
         prediction = run.answer(model_output, sample, self.config.prediction_type)
-        if run.result is not None:
+        if run.done:
             self._run = None
         previous = run.shown
         if not return_dict:
@@ -193,22 +193,21 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
 
 class _Run:
-    """One generator under way: its pending query, and what the pipeline was shown of it."""
+    """One generator under way and its pending query. What the pipeline gets are copies: it may write on them."""
 
     def __init__(self, process: VP, sample: Tensor, generator: RNG, solver, grid: Grid, times: list[float]):
         self.process, self.times, self.dtype = process, times, sample.dtype
-        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True)
         self.generator = solver.run(Problem(process, None, generator), grid, x)
         self.query: Query = next(self.generator)
-        self.shown = sample
-        self.result: Tensor | None = None
+        self.shown, self.done = sample, False
 
     def expects(self, t: float) -> bool:
         return t == np.float32(self.query.t)
 
     def answer(self, output: Tensor, sample: Tensor, prediction_type: str) -> Prediction:
         x, t = self.query.x, self.query.t
-        if sample is not self.shown and not torch.equal(sample, self.shown):
+        if not torch.equal(sample, x.to(sample.dtype)):
             if not self.query.editable:
                 raise ValueError(
                     f"the sample was changed before the call at timestep {t}, where this solver would not see the change; "
@@ -218,10 +217,9 @@ class _Run:
         prediction = Prediction.from_output(output.to(x.dtype), x, self.process.a(t), self.process.b(t), prediction_type)
         try:
             self.query = self.generator.send(prediction)
-            self.shown = self.query.x.to(self.dtype)
+            self.shown = self.query.x.to(self.dtype, copy=True)
         except StopIteration as end:
-            self.result = end.value
-            self.shown = self.result.to(self.dtype)
+            self.shown, self.done = end.value.to(self.dtype), True
         return prediction
 
 

@@ -163,6 +163,17 @@ def test_edits_count_or_are_refused(name):
             assert (image(where) - plain).abs().min() > 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_edits_in_place_count_too(dtype):
+    def image(edit):
+        scheduler = as_scheduler(PNDM(), PROCESS)
+        scheduler.set_timesteps(12)
+        return loop(scheduler, noise(1).to(dtype), edit=lambda x, k: edit(x) if k == 8 else x)
+
+    assert torch.equal(image(lambda x: x.add_(0.25)), image(lambda x: x + 0.25))
+    assert not torch.equal(image(lambda x: x.add_(0.25)), image(lambda x: x))
+
+
 def test_edits_are_exactly_a_new_start_for_first_order():
     scheduler = as_scheduler(DDIM(), PROCESS)
     scheduler.set_timesteps(10)
