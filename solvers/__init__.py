@@ -1,1 +1,91 @@
-"""Samplers, processes and the one loop that runs them."""
+"""Samplers, processes and the one loop that runs them.
+
+    from solvers import PNDM, Denoiser, generators, randn, solve, trailing
+
+    denoiser = Denoiser.from_pretrained("model")
+    x = randn((1, 3, 64, 64), generators(0, 1))
+    image = solve(PNDM(), denoiser, x, trailing(denoiser.process, 20)).x0
+
+The diffusers adapter (``as_scheduler``, ``SolverScheduler``) is imported on first use, and diffusers with it.
+"""
+
+from functools import partial
+
+from solvers.analytic import GaussianMixture
+from solvers.ddim import DDIM
+from solvers.denoiser import Denoiser
+from solvers.grid import GRIDS, Grid, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
+from solvers.pndm import PNDM
+from solvers.prediction import PREDICTION_TYPES, Prediction
+from solvers.process import CLEAN, VP, Process, StepIndexed
+from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, generators, randn, solve
+
+# Names for the command line and for scheduler configs; the value called without arguments is a solver.
+SOLVERS = {
+    "ddim": DDIM,
+    "ddpm": partial(DDIM, eta=1.0),
+    "pndm": PNDM,
+    "s-pndm": partial(PNDM, "s-pndm"),
+    "f-pndm": partial(PNDM, "f-pndm"),
+    "plms": partial(PNDM, "plms"),
+    "ipndm": partial(PNDM, "ipndm", "fixed"),
+    "fon": partial(PNDM, "fon"),
+}
+
+
+def solver_by_name(name: str, **options):
+    """The solver of this name, with its fields set from ``options``.
+
+    Raises:
+        ValueError: an unknown name (the message lists the known ones), or options that the solver does not have.
+    """
+    if name not in SOLVERS:
+        raise ValueError(f"solver {name!r} is unknown; known: {', '.join(SOLVERS)}")
+    try:
+        return SOLVERS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"solver {name!r} can't be made with options {options}: {error}") from error
+
+
+def __getattr__(name: str):
+    if name in ("SolverScheduler", "as_scheduler"):
+        from solvers import scheduler
+
+        return getattr(scheduler, name)
+    raise AttributeError(f"module 'solvers' has no attribute {name!r}")
+
+
+__all__ = [
+    "CLEAN",
+    "DDIM",
+    "GRIDS",
+    "PNDM",
+    "PREDICTION_TYPES",
+    "SOLVERS",
+    "VP",
+    "Denoiser",
+    "GaussianMixture",
+    "Grid",
+    "LevelMatched",
+    "Prediction",
+    "Problem",
+    "Process",
+    "Query",
+    "Solution",
+    "Solver",
+    "SolverScheduler",
+    "Step",
+    "StepIndexed",
+    "as_scheduler",
+    "explicit",
+    "generators",
+    "karras",
+    "leading",
+    "linspace",
+    "log_snr",
+    "pndm_nodes",
+    "randn",
+    "solve",
+    "solver_by_name",
+    "trailing",
+]

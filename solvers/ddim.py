@@ -13,8 +13,8 @@ class DDIM:
     """``x_s = a_s x0 + c_s y + sqrt(b_s^2 - sd^2) eps + sd n`` (Song et al. 2021, eq. 12). NFE = steps.
 
     Args:
-        eta: 0 deterministic, 1 ancestral (DDPM); ``sd = eta (b_s/b_t) sqrt(1 - (a_t b_s... )^2)`` as in eq. 16, written for any
-            ``(a, b)``: ``sd^2 = eta^2 b_s^2 (1 - (kappa_s/kappa_t)^2)`` with ``kappa = b/a``.
+        eta: 0 deterministic, 1 ancestral (DDPM). Eq. 16 written for any ``(a, b)``:
+            ``sd^2 = eta^2 b_s^2 (1 - (kappa_s/kappa_t)^2)`` with ``kappa = b/a``.
 
     Raises:
         ValueError: ``eta`` outside [0, 1].
@@ -29,7 +29,7 @@ class DDIM:
     def run(self, problem: Problem, grid: Grid, x):
         process = problem.process
         for t, s in grid.pairs():
-            p = yield Query(x, t)
+            p = yield Query(x, t, editable=True)
             if self.eta == 0 or process.b(s) == 0:
                 x = process.add_noise(p.x0, p.eps, s, problem.y)
                 continue

@@ -100,11 +100,16 @@ class Denoiser:
         """The network's raw output for state ``z (B, C, H, W)`` at time ``t`` (a number, or one per sample)."""
         height, width = z.shape[-2:]
         t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
-        out = self.network(self.network_input(z), t)
-        out = out if isinstance(out, Tensor) else out.sample
+        out = self.network(self.network_input(z).to(self._dtype(z)), t)
+        out = (out if isinstance(out, Tensor) else out.sample).to(z.dtype)
         if self.fold > 1:
             out = F.pixel_shuffle(out, self.fold)
         return out[:, : z.shape[1], :height, :width]
+
+    def _dtype(self, z: Tensor) -> torch.dtype:
+        # a half-precision network still gets a single-precision state to sample with
+        first = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
+        return z.dtype if first is None or not first.is_floating_point() else first.dtype
 
     def network_input(self, z: Tensor) -> Tensor:
         """State and condition stacked, padded to fit and folded: what the network is called with."""
@@ -159,20 +164,31 @@ class Denoiser:
         if config.get("_class_name") != "UNet2DModel":
             raise ValueError(f"{unet / 'config.json'} describes {config.get('_class_name')!r}; UNet2DModel is accepted")
         try:
-            network = UNet2DModel.from_pretrained(unet, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32)
+            network, report = UNet2DModel.from_pretrained(
+                unet, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, output_loading_info=True
+            )
         except Exception as error:
             raise ValueError(f"{unet} can't be loaded as a UNet2DModel: {_first_line(error)}") from error
+        if missing := sorted(report["missing_keys"]):  # diffusers would leave them random
+            raise ValueError(f"{weights} lacks {len(missing)} of the network's tensors, such as {missing[0]}")
         places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
         schedule = next((_read_json(p) for p in places if p.is_file()), {})
         extra = _read_json(root / "denoiser.json") if (root / "denoiser.json").is_file() else {}
+        fold, condition_channels = int(extra.get("fold", 1)), int(extra.get("condition_channels", 0))
+        ins, outs = network.config.in_channels, network.config.out_channels
+        if ins - fold**2 * condition_channels not in (outs, outs / 2):  # half: a learned variance follows the prediction
+            raise ValueError(
+                f"{root}: a network of {ins} input and {outs} output channels can't have fold {fold} and {condition_channels} "
+                "condition channels; see denoiser.json"
+            )
         return cls(
             network.eval().requires_grad_(False).to(device),
             VP.from_diffusers(schedule),
             schedule.get("prediction_type", "epsilon"),
             value_range=tuple(extra.get("value_range", (-1.0, 1.0))),
-            fold=int(extra.get("fold", 1)),
-            multiple=2 ** (len(config["block_out_channels"]) - 1),
-            condition_channels=int(extra.get("condition_channels", 0)),
+            fold=fold,
+            multiple=2 ** (len(network.config.block_out_channels) - 1),
+            condition_channels=condition_channels,
             residual=bool(extra.get("residual", False)),
         )
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from solvers.process import CLEAN, Process
 
+ZERO_SNR_STAND_IN = -10.0
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -80,21 +82,20 @@ def linspace(process: Process, num_inference_steps: int) -> Grid:
 def log_snr(process: Process, num_inference_steps: int) -> Grid:
     """``N`` real times equally spaced in log-SNR between the two ends of the table, then clean.
 
-    At zero terminal SNR the first node is ``T-1`` and the spacing starts at ``T-2``.
+    At zero terminal SNR the first node, ``T-1``, counts as log-SNR -10 for the spacing (about where DDPM's schedules end).
     """
     n = _check_steps(process, num_inference_steps)
-    first, rest = _finite_start(process, n)
-    lam = np.linspace(process.log_snr(rest), process.log_snr(0.0), n - len(first)) if n > len(first) else []
-    return Grid((*first, *(_inside(process, v) for v in lam), CLEAN))
+    return _at_levels(process, np.linspace(_start_level(process), process.log_snr(0.0), n))
 
 
 def karras(process: Process, num_inference_steps: int, rho: float = 7.0) -> Grid:
-    """``N`` real times equally spaced in ``kappa^(1/rho)``, then clean (Karras et al. 2022, eq. 5)."""
+    """``N`` real times equally spaced in ``kappa^(1/rho)``, then clean (Karras et al. 2022, eq. 5).
+
+    Zero terminal SNR as in :func:`log_snr`.
+    """
     n = _check_steps(process, num_inference_steps)
-    first, rest = _finite_start(process, n)
-    m = n - len(first)
-    roots = np.linspace(process.kappa(rest) ** (1 / rho), process.kappa(0.0) ** (1 / rho), m) if m else []
-    return Grid((*first, *(_inside(process, -2 * rho * math.log(r)) for r in roots), CLEAN))
+    ends = [math.exp(-level / (2 * rho)) for level in (_start_level(process), process.log_snr(0.0))]
+    return _at_levels(process, -2 * rho * np.log(np.linspace(*ends, n)))
 
 
 def explicit(times: Sequence[float], end: float = CLEAN) -> Grid:
@@ -102,15 +103,14 @@ def explicit(times: Sequence[float], end: float = CLEAN) -> Grid:
     return Grid((*times, end))
 
 
-def _finite_start(process: Process, n: int) -> tuple[tuple[float, ...], float]:
-    top = float(len(process) - 1)
-    if math.isinf(process.log_snr(top)) or n == 1:
-        return (top,), top - 1
-    return (), top
+def _start_level(process: Process) -> float:
+    level = process.log_snr(float(len(process) - 1))
+    return ZERO_SNR_STAND_IN if math.isinf(level) else level
 
 
-def _inside(process: Process, value: float) -> float:
-    return min(max(process.time_at(value), 0.0), float(len(process) - 1))
+def _at_levels(process: Process, levels: np.ndarray) -> Grid:
+    times = (max(process.time_at(level), 0.0) for level in levels[1:])
+    return Grid((float(len(process) - 1), *times, CLEAN))
 
 
-GRIDS = {"trailing": trailing, "leading": leading, "linspace": linspace, "log-snr": log_snr, "karras": karras}
+GRIDS = {"trailing": trailing, "leading": leading, "pndm": pndm_nodes, "linspace": linspace, "log-snr": log_snr, "karras": karras}

@@ -96,9 +96,13 @@ class Process:
             return lo
         if log_snr <= self.log_snr(hi):
             return hi
-        for _ in range(80):  # bisection: log-SNR decreases with t
-            mid = 0.5 * (lo + hi)
-            lo, hi = (lo, mid) if self.log_snr(mid) < log_snr else (mid, hi)
+        for _ in range(9):  # log-SNR decreases with t; each round keeps one 64th, down to the spacing of floats
+            t = np.linspace(lo, hi, 65)
+            with np.errstate(divide="ignore"):
+                k = int(np.argmax(2 * (np.log(self._a(t)) - np.log(self._b(t))) < log_snr))
+            if k == 0:  # rounding left no point below
+                break
+            lo, hi = float(t[k - 1]), float(t[k])
         t = 0.5 * (lo + hi)
         return float(round(t)) if abs(t - round(t)) < 1e-9 else t
 
@@ -150,10 +154,13 @@ class VP(Process):
 
     @classmethod
     def from_betas(cls, betas, zero_terminal_snr: bool = False) -> VP:
-        """From ``beta_t``, shape ``(T,)``, each in ``(0, 1)``; optionally rescaled to zero terminal SNR (Lin et al. 2024, alg. 1)."""
+        """From ``beta_t``, shape ``(T,)``, each in ``(0, 1)``; optionally rescaled to zero terminal SNR (Lin et al. 2024, alg. 1).
+
+        The last ``beta`` may be 1: zero terminal SNR as it stands.
+        """
         betas = np.asarray(betas, dtype=np.float64)
-        if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError("betas must be a table (T,) with values in (0, 1)")
+        if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
+            raise ValueError("betas must be a table (T,) with values in (0, 1); only the last may be 1")
         abar = np.cumprod(1 - betas)
         if zero_terminal_snr:
             root = np.sqrt(abar)
@@ -210,6 +217,12 @@ class StepIndexed(VP):
         if (index >= len(self)).any():
             raise ValueError(f"step-indexed levels exist for t <= {len(self) - 2}; got t={t.max()}")
         return self.a_table[index]
+
+    def time_at(self, log_snr: float) -> float:
+        """The whole time whose level is nearest: levels are constant between whole times."""
+        with np.errstate(divide="ignore"):
+            levels = 2 * (np.log(self.a_table) - np.log(self.b_table))
+        return float(np.argmin(np.abs(levels - log_snr)) - 1) if log_snr < levels[0] else CLEAN
 
 
 def _table(name: str, values) -> np.ndarray:

@@ -30,10 +30,15 @@ RNG = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True)
 class Query:
-    """A question to the network: the state ``x (B, C, H, W)`` and its time ``t``."""
+    """A question to the network: the state ``x (B, C, H, W)`` and its time ``t``.
+
+    ``editable`` says that the run goes on from ``a x0 + c y + b eps`` of the answer, so whoever changes the state before asking
+    (a blend with known pixels) changes the run. Trial points of Runge-Kutta stages are not editable.
+    """
 
     x: Tensor
     t: float
+    editable: bool = False
 
 
 @dataclass(frozen=True)

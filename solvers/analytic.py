@@ -1,0 +1,88 @@
+"""A Gaussian mixture as the image distribution: every denoising question has a closed-form answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers.prediction import Prediction
+from solvers.process import Process
+from solvers.solver import RNG, randn
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """``p(x0) = sum_k w_k N(mu_k, diag(s_k^2))`` over images, held in float64: a network without training error.
+
+    Args:
+        weights: ``(K,)``, positive; scaled to sum 1.
+        means: ``(K, C, H, W)``.
+        stds: ``(K,)`` or ``(K, C, H, W)``, not negative.
+
+    Raises:
+        ValueError: shapes that do not fit, weights that are not positive, negative stds.
+    """
+
+    weights: Tensor
+    means: Tensor
+    stds: Tensor
+
+    def __post_init__(self):
+        weights, means, stds = (torch.as_tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.stds))
+        if weights.ndim != 1 or means.ndim != 4 or len(means) != len(weights):
+            raise ValueError(f"weights must be (K,) and means (K, C, H, W); got {tuple(weights.shape)} and {tuple(means.shape)}")
+        if stds.shape not in (weights.shape, means.shape):
+            raise ValueError(f"stds must be (K,) or the means' shape {tuple(means.shape)}; got {tuple(stds.shape)}")
+        if not (weights > 0).all() or not (stds >= 0).all():
+            raise ValueError("weights must be positive and stds not negative")
+        object.__setattr__(self, "weights", weights / weights.sum())
+        object.__setattr__(self, "means", means)
+        object.__setattr__(self, "stds", stds if stds.ndim == 4 else stds[:, None, None, None].expand_as(means))
+
+    def sample(self, count: int, generator: RNG = None) -> Tensor:
+        """``(count, C, H, W)`` float64 draws; with a list of generators, draw i comes from the i-th alone."""
+        pick = torch.special.ndtr(randn((count, 1), generator, dtype=torch.float64)[:, 0])  # uniform, one per draw
+        k = torch.searchsorted(self.weights.cumsum(0), pick).clamp(max=len(self.weights) - 1)
+        return self.means[k] + self.stds[k] * randn((count, *self.means.shape[1:]), generator, dtype=torch.float64)
+
+    def posterior(self, x: Tensor, a: float, b: float) -> Prediction:
+        """``E[x0 | x]`` and ``E[eps | x]`` for ``x = a x0 + b eps``, ``x (B, C, H, W)``; computed in float64, returned in x's dtype.
+
+        With ``v_k = a^2 s_k^2 + b^2`` (per pixel) and responsibilities
+        ``r_k ~ w_k prod N(x; a mu_k, v_k)``: ``E[x0] = sum_k r_k (mu_k + a s_k^2 (x - a mu_k)/v_k)`` and
+        ``E[eps] = sum_k r_k b (x - a mu_k)/v_k``, so no nearly equal numbers are subtracted.
+
+        Raises:
+            ValueError: ``b = 0`` with a std of 0: the state has no density.
+        """
+        means, variances = self.means.to(x.device), self.stds.to(x.device) ** 2
+        v = a * a * variances + b * b
+        if (v == 0).any():
+            raise ValueError("a component without spread can't be asked at the clean level")
+        gap = x.double()[:, None] - a * means  # (B, K, C, H, W)
+        log_r = self.weights.to(x.device).log() - 0.5 * (gap**2 / v + v.log()).sum(dim=(2, 3, 4))
+        r = log_r.softmax(dim=1)[:, :, None, None, None]
+        x0 = (r * (means + a * variances * gap / v)).sum(dim=1)
+        eps = (r * (b * gap / v)).sum(dim=1)
+        return Prediction(x0.to(x.dtype), eps.to(x.dtype))
+
+    def denoiser(self, process: Process) -> MixtureDenoiser:
+        """The exact denoiser of this mixture under ``process`` (one without a ``c`` term; :func:`solve` matches levels for others)."""
+        return MixtureDenoiser(self, process)
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureDenoiser:
+    """``denoiser(x, t) -> Prediction`` of a :class:`GaussianMixture`; its ``process`` must not hold a degraded image."""
+
+    mixture: GaussianMixture
+    process: Process
+
+    def __post_init__(self):
+        if self.process.c_table.any():
+            raise ValueError("a mixture knows no degraded image: give a process with c = 0, and the other one to solve(process=...)")
+
+    def __call__(self, x: Tensor, t: float) -> Prediction:
+        return self.mixture.posterior(x, self.process.a(t), self.process.b(t))
