@@ -110,9 +110,12 @@ class Process:
 
     def add_noise(self, x0, eps, t: float, y=None):
         """``a x0 + c y + b eps`` at one time for the whole batch; all tensors share one shape."""
-        x = self.a(t) * x0 + self.b(t) * eps
-        c = self.c(t)
-        return x if c == 0 or y is None else x + c * y
+        x, c = self.a(t) * x0 + self.b(t) * eps, self.c(t)
+        if c == 0:
+            return x
+        if y is None:
+            raise ValueError("this process holds the degraded image: pass it as y")
+        return x + c * y
 
     def transfer(self, x, eps, t: float, s: float, y=None):
         """Move ``x`` from ``t`` to ``s`` along a fixed noise ``eps`` without forming ``x0`` (PNDM's phi).

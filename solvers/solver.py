@@ -75,6 +75,7 @@ class Solution:
     nfe: int
 
 
+@torch.no_grad()
 def solve(
     solver: Solver,
     denoiser,
@@ -87,6 +88,8 @@ def solve(
     callback: Callable[[Step], bool | None] | None = None,
 ) -> Solution:
     """Run ``solver`` from ``x`` over ``grid``; ``denoiser(x, t) -> Prediction`` answers its queries.
+
+    Gradients are off; a correction that needs them through the network turns them on for itself.
 
     Args:
         solver: any object with ``run(problem, grid, x)``.
