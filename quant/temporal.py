@@ -78,7 +78,9 @@ def projections(unet: nn.Module) -> dict[str, nn.Linear]:
     """
     name = type(unet).__name__
     if not hasattr(unet, "time_embedding") or not hasattr(unet, "time_proj"):
-        raise ValueError(f"{name} has no time_proj/time_embedding; the temporal table is made for diffusers' UNet2DModel (use temporal='float')")
+        raise ValueError(
+            f"{name} has no time_proj/time_embedding; the temporal table is made for diffusers' UNet2DModel (use temporal='float')"
+        )
     if getattr(unet, "class_embedding", None) is not None:
         raise ValueError("the network is class-conditional: its embedding depends on more than the timestep; use temporal='float'")
     found = {n: m for n, m in unet.named_modules() if n.endswith("time_emb_proj") and isinstance(m, nn.Linear)}
