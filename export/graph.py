@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -42,7 +43,8 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
         multiple: height and width are multiples of this.
 
     Returns:
-        ``onnx_ir.Model``, opset 18. Initializers keep the module names of their parameters (``down_blocks.0....weight``).
+        ``onnx_ir.Model``, opset 18. Weights keep the names of their parameters (``down_blocks.0....weight``; those of
+        MatMul nodes are transposed).
 
     Raises:
         ValueError: unknown kind, or a network that torch.export can't trace.
@@ -67,8 +69,20 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     for name, value in list(model.graph.initializers.items()):
         if name.startswith("network."):
             value.name = name.removeprefix("network.")
+    _name_transposed(model)
     model.graph.outputs[0].name = "output"
     return model
+
+
+def _name_transposed(model) -> None:
+    """A linear layer's weight is folded to a nameless transposed constant: give it its name back from the node's module path."""
+    for node in model.graph:
+        if node.op_type != "MatMul" or node.inputs[1] is None or not node.inputs[1].is_initializer():
+            continue
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        name = f"{scopes[-2].removeprefix('network.')}.weight" if len(scopes) > 1 else ""
+        if name and name not in model.graph.initializers:
+            node.inputs[1].name = name
 
 
 @contextlib.contextmanager

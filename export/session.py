@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ class Session(Denoiser):
                 f"{PROVIDERS[needed]} could not be set up (running: {', '.join(network.providers)}); install the matching onnxruntime "
                 "build and its CUDA/TensorRT libraries, or ask for another device"
             )
+        missing = [p for p in network.requested if p not in network.providers]
+        if missing:
+            warnings.warn(f"{', '.join(missing)} could not be set up; running on {', '.join(network.providers)}", stacklevel=2)
         s = self.bundle.settings
         super().__init__(
             network,
@@ -123,6 +127,8 @@ class OnnxNetwork:
             options.intra_op_num_threads = self.threads
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
+        if PROVIDERS["cuda"] in self.requested:
+            onnxruntime.preload_dlls()  # finds the CUDA libraries that torch installed
         known = onnxruntime.get_available_providers()
         return onnxruntime.InferenceSession(self.model, options, providers=[p for p in self.requested if p in known])
 

@@ -1,5 +1,6 @@
 """A small conditional U-Net and recordings of it, shared by the quantization and export tests."""
 
+import pytest
 import torch
 from diffusers import UNet2DModel
 
@@ -9,6 +10,15 @@ from solvers.denoiser import Denoiser
 from solvers.grid import Grid, trailing
 from solvers.process import VP
 from solvers.solver import solve
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread: the networks are far too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tiny_denoiser(seed: int = 0, attention: bool = False) -> Denoiser:

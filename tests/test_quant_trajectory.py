@@ -2,12 +2,14 @@ import json
 
 import pytest
 import torch
-from quant_helpers import measurement, recording, tiny_denoiser
+from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 from torch import nn
 
 from quant.trajectory import CalibrationSet, Provenance, record
 from solvers.denoiser import Denoiser
 from solvers.process import VP
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
