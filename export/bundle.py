@@ -1,0 +1,222 @@
+"""A bundle: one folder with an ONNX graph and everything needed to ask it a question.
+
+``bundle.json`` holds the process, the denoiser's settings, the table's timesteps and the provenance; every other file is listed
+there with its size and SHA-256. There is no pickle and no code. A bundle is data from somewhere else, so all of it is checked
+on reading: names, links, sizes, hashes, versions, and that the graph refers to no other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from solvers.process import VP, Process, StepIndexed
+
+FORMAT = 1
+MANIFEST, NETWORK, CARD = "bundle.json", "network.onnx", "README.md"
+MOST_BYTES = 2**31 - 1  # protobuf's limit: a larger graph needs external data, which bundles don't have
+MOST_MANIFEST_BYTES = 2**24
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class File(_Part):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=1, le=MOST_BYTES)
+
+
+class Settings(_Part):
+    """What :class:`solvers.denoiser.Denoiser` takes beside network and process."""
+
+    prediction_type: Literal["epsilon", "sample", "v_prediction"]
+    value_range: tuple[float, float]
+    fold: int = Field(ge=1, le=64)
+    multiple: int = Field(ge=1, le=4096)
+    condition_channels: int = Field(ge=0, le=4096)
+    residual: bool
+
+
+class Tables(_Part):
+    """A process by its float64 tables (JSON keeps them bit for bit)."""
+
+    kind: Literal["VP", "StepIndexed", "Process"]
+    tables: list[list[float]] = Field(min_length=1, max_length=3)
+
+    @classmethod
+    def of(cls, process: Process) -> Tables:
+        kind = {VP: "VP", StepIndexed: "StepIndexed", Process: "Process"}.get(type(process))
+        if kind is None:
+            raise ValueError(f"a bundle can't hold a {type(process).__name__}; accepted: VP, StepIndexed, Process")
+        if kind == "Process":
+            return cls(kind=kind, tables=[process.a_table.tolist(), process.b_table.tolist(), process.c_table.tolist()])
+        return cls(kind=kind, tables=[process.alphas_cumprod.tolist()])
+
+    def process(self) -> Process:
+        return {"VP": VP, "StepIndexed": StepIndexed, "Process": Process}[self.kind](*self.tables)
+
+
+class Bundle(_Part):
+    """The content of ``bundle.json``.
+
+    Attributes:
+        target: the kernels the graph is laid out for.
+        graph: ``timestep``: inputs ``x, t``; ``step``: inputs ``x, index`` into ``timesteps``.
+        planned: number of convolutions that shall run on integers.
+        recipe, calibration, model, seed, versions, parity: provenance.
+    """
+
+    format: int
+    target: Literal["float", "cpu", "tensorrt"]
+    graph: Literal["timestep", "step"]
+    timesteps: list[float] = Field(max_length=10_000)
+    channels: int = Field(ge=1, le=65_536)
+    settings: Settings
+    process: Tables
+    opset: int = Field(ge=18, le=100)
+    planned: int = Field(ge=0)
+    recipe: dict[str, Any] | None = None
+    calibration: str | None = None
+    model: str
+    seed: int | None = None
+    versions: dict[str, str]
+    parity: dict[str, Any] | None = None
+    files: dict[str, File] = Field(max_length=100)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.graph == "step") != bool(self.timesteps):
+            raise ValueError("a step graph lists its timesteps, a timestep graph lists none")
+        if NETWORK not in self.files:
+            raise ValueError(f"files must list {NETWORK}")
+        for name in self.files:
+            if name in (MANIFEST, "", ".", "..") or Path(name).name != name or "\\" in name or ":" in name or "\0" in name:
+                raise ValueError(f"file name {name!r} leaves the folder")
+        return self
+
+
+def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any) -> Bundle:
+    """Write a bundle under a temporary name and rename it; a bundle that is already there is replaced.
+
+    Args:
+        folder: the bundle.
+        onnx_model: a serialised ONNX model without external data.
+        card: the model card, Markdown.
+        **fields: the other fields of :class:`Bundle` (``format``, ``files`` and ``versions`` are filled in).
+
+    Raises:
+        FileExistsError: ``folder`` exists and is no bundle.
+        ValueError: the graph is too large, or the fields don't fit.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise FileExistsError(f"{folder} exists and is no bundle; choose another place")
+    if len(onnx_model) > MOST_BYTES:
+        raise ValueError(f"the graph has {len(onnx_model)} bytes; a bundle holds at most {MOST_BYTES}")
+    contents = {NETWORK: onnx_model, CARD: card.encode()}
+    files = {name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in contents.items()}
+    bundle = Bundle(format=FORMAT, files=files, versions=_versions(), **fields)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name, suffix=".part"))
+    try:
+        for name, data in contents.items():
+            (temporary / name).write_bytes(data)
+        (temporary / MANIFEST).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return bundle
+
+
+def set_parity(folder: str | Path, parity: dict[str, Any]) -> None:
+    """Put verification figures into an existing bundle's manifest."""
+    bundle = read_bundle(folder).model_copy(update={"parity": parity})
+    part = Path(folder) / (MANIFEST + ".part")
+    part.write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
+    os.replace(part, Path(folder) / MANIFEST)
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Read and verify a bundle: schema, version, names, links, sizes, hashes, no external data.
+
+    Raises:
+        FileNotFoundError: no such folder, or it holds no ``bundle.json``.
+        ValueError: anything about it that isn't as it should be; the message says what.
+    """
+    folder = Path(folder)
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{folder} is no bundle: it has no {MANIFEST}; make one with `restobox export`")
+    if manifest.is_symlink():
+        raise ValueError(f"{manifest} is a link; bundles hold plain files only")
+    if manifest.stat().st_size > MOST_MANIFEST_BYTES:
+        raise ValueError(f"{manifest} has {manifest.stat().st_size} bytes; at most {MOST_MANIFEST_BYTES} are accepted")
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise ValueError(f"format {found!r} is unknown; this version reads {FORMAT}: update it, or export again")
+        bundle = Bundle.model_validate(content)
+        bundle.process.process()
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in error.errors()[:5])
+        raise ValueError(f"{manifest} is damaged: {wrong}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{manifest} can't be used: {error}") from error
+    for name, entry in bundle.files.items():
+        _check_file(folder / name, entry)
+    _check_graph(folder / NETWORK)
+    return bundle
+
+
+def _check_file(path: Path, entry: File) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path} is missing or no plain file; export the bundle again")
+    if path.stat().st_size != entry.size:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes but {MANIFEST} says {entry.size}: the bundle was changed or cut short")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+            raise ValueError(f"{path} doesn't match its SHA-256 in {MANIFEST}: the bundle was changed after it was made")
+
+
+def _check_graph(path: Path) -> None:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(f"{path} is no ONNX model") from error
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        tensors = [*graph.initializer, *(s.values for s in graph.sparse_initializer)]
+        for node in graph.node:
+            for attribute in node.attribute:
+                tensors += [attribute.t, *attribute.tensors]
+                graphs += [attribute.g, *attribute.graphs] if attribute.HasField("g") or attribute.graphs else []
+        for tensor in tensors:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+                raise ValueError(f"{path} keeps {tensor.name!r} in another file; a bundle's graph must be complete in itself")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("restobox", "torch", "diffusers", "brevitas", "onnx", "onnx-ir", "onnxscript"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

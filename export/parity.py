@@ -1,0 +1,155 @@
+"""Does the exported graph do what was planned, as exactly as simulated, and faster?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.bundle import NETWORK
+from export.exporter import export_model
+from export.session import PROVIDERS, OnnxNetwork, Session
+from quant.quantize import QuantizedNetwork
+from quant.trajectory import CalibrationSet
+from solvers.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What passes. None switches a check off."""
+
+    agreement: float | None = 0.10
+    error: float | None = None
+    speedup: float | None = None
+    quality_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Figures of one verification.
+
+    Attributes:
+        planned, fused: convolutions meant to run, and really running, on integers (fused is None off the CPU target).
+        timesteps: noisiest first; the next two have one entry each.
+        simulated, onnx: relative error ``|y - y_float| / |y_float|`` of the simulated and of the exported network.
+        agreement: largest ``|onnx/simulated - 1|`` over the timesteps.
+        size_ratio: bytes of the graph over those of the float graph.
+        float_ms, ms: one call, one CPU thread, best of an interleaved run.
+        quality: the caller's figure of merit (dB) for the float denoiser and for the session; None without ``restore``.
+        failures: what exceeded its limit, in words.
+    """
+
+    planned: int
+    fused: int | None
+    timesteps: tuple[float, ...]
+    simulated: tuple[float, ...]
+    onnx: tuple[float, ...]
+    agreement: float
+    size_ratio: float
+    float_ms: float
+    ms: float
+    quality: tuple[float, float] | None
+    failures: tuple[str, ...]
+
+    @property
+    def speedup(self) -> float:
+        return self.float_ms / self.ms
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict:
+        return asdict(self) | {"speedup": self.speedup, "passed": self.passed}
+
+
+@torch.no_grad()
+def verify(
+    denoiser: Denoiser,
+    folder: str | Path,
+    quantized: QuantizedNetwork,
+    calibration: CalibrationSet,
+    *,
+    restore: Callable[[Denoiser], float] | None = None,
+    limits: Limits | None = None,
+    size: tuple[int, int] = (64, 96),
+    repeats: int = 5,
+) -> Parity:
+    """Compare a bundle with the float and the simulated network on recorded trajectory inputs, on the CPU.
+
+    Args:
+        denoiser: the float denoiser that the bundle was exported from.
+        folder: the bundle.
+        quantized: the network whose scales it holds.
+        calibration: inputs to compare on.
+        restore: restores the caller's images with a denoiser and returns a figure of merit in dB (a mean PSNR, say); it is called
+            with the float denoiser, then with the bundle's session.
+        limits: by default only that errors agree within 10 % and that every planned convolution runs on integers.
+        size: height and width of the network's input in the timing.
+        repeats: timed calls of each graph, interleaved.
+
+    Raises:
+        ValueError: the bundle is damaged or was made from another model or calibration.
+    """
+    limits = limits or Limits()
+    session = Session(folder, threads=1)
+    bundle = session.bundle
+    if bundle.model != quantized.model_hash or bundle.calibration != quantized.calibration_hash:
+        raise ValueError(f"{folder} was not exported from this quantized network; export it again")
+    calibration.check(denoiser.network)
+    simulated = quantized.simulating(bundle.target)
+    sums: dict[float, np.ndarray] = {}
+    for x, t in calibration.batches():
+        out = denoiser.network(x, t)
+        reference = out if isinstance(out, torch.Tensor) else out.sample
+        errors = [float((network(x, t) - reference).square().sum()) for network in (simulated, session.network)]
+        sums[float(t[0])] = sums.get(float(t[0]), 0) + np.array([*errors, float(reference.square().sum())])
+    times = tuple(sorted(sums, reverse=True))
+    ratios = np.array([np.sqrt(sums[t][:2] / sums[t][2]) for t in times])
+    plain = export_model(denoiser, timesteps=bundle.timesteps).SerializeToString()
+    reference = OnnxNetwork(plain, None, [PROVIDERS["cpu"]], 1, timesteps=bundle.timesteps)
+    float_ms, ms = _interleaved([reference, session.network], bundle.channels, size, times[0], repeats)
+    figures = {
+        "planned": bundle.planned,
+        "fused": session.integer_convs() if bundle.target == "cpu" else None,
+        "timesteps": times,
+        "simulated": tuple(ratios[:, 0].tolist()),
+        "onnx": tuple(ratios[:, 1].tolist()),
+        "agreement": float(np.abs(ratios[:, 1] / np.maximum(ratios[:, 0], 1e-12) - 1).max()),
+        "size_ratio": (Path(folder) / NETWORK).stat().st_size / len(plain),
+        "float_ms": float_ms,
+        "ms": ms,
+        "quality": None if restore is None else (float(restore(denoiser)), float(restore(session))),
+    }
+    return Parity(**figures, failures=tuple(_failures(figures, limits)))
+
+
+def _failures(f: dict, limits: Limits):
+    if f["fused"] is not None and f["fused"] != f["planned"]:
+        yield f"{f['fused']} convolutions run on integers; {f['planned']} were planned"
+    worst, speedup = max(f["onnx"]), f["float_ms"] / f["ms"]
+    if limits.agreement is not None and f["agreement"] > limits.agreement:
+        yield f"simulated and exported errors differ by {f['agreement']:.1%}; limit {limits.agreement:.1%}"
+    if limits.error is not None and worst > limits.error:
+        yield f"relative error {worst:.4f} at the worst timestep; limit {limits.error:g}"
+    if limits.speedup is not None and speedup < limits.speedup:
+        yield f"{speedup:.2f} times the float graph's speed; limit {limits.speedup:g}"
+    if limits.quality_drop is not None and f["quality"] is not None and f["quality"][0] - f["quality"][1] > limits.quality_drop:
+        yield f"restored images lose {f['quality'][0] - f['quality'][1]:.3f} dB; limit {limits.quality_drop:g} dB"
+
+
+def _interleaved(networks: list[OnnxNetwork], channels: int, size: tuple[int, int], t: float, repeats: int) -> list[float]:
+    """Milliseconds of CPU time per call (a busy machine doesn't count), the least of ``repeats``, turn by turn."""
+    x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    best = [float("inf")] * len(networks)
+    for turn in range(repeats + 1):
+        for k, network in enumerate(networks):
+            start = time.process_time()
+            network(x, torch.tensor([t]))
+            if turn:  # the first call allocates
+                best[k] = min(best[k], (time.process_time() - start) * 1e3)
+    return best

@@ -1,0 +1,131 @@
+"""Q/DQ placement in a float ONNX graph from calibrated scales, for one target.
+
+``cpu``: ONNX Runtime's x86 kernels. Activations are uint8 with zero point 128 (the symmetric int8 grid, shifted), every planned
+convolution also has its output quantized, and its bias is int32: only DQ -> Conv -> Q fuses to ``QLinearConv``. The output's
+quantizer has to be per tensor; dividing the weights' scales by per-channel output steps makes it per channel all the same: the
+convolution's result is already in codes (``Q`` has scale 1) and the DQ after it multiplies each channel by its own step.
+
+``tensorrt``: int8 with zero point 0 at the inputs of planned layers only, float bias: TensorRT has kernels with int8 input and
+half-precision output, and residual sums stay out of 8 bits.
+
+In both, weights are int8 initializers followed by a per-channel DequantizeLinear; no weight Q node, no Clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from quant.quantize import QuantLayer
+
+TARGETS = ("cpu", "tensorrt")
+
+
+def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -> ir.Model:
+    """Quantize the Conv, Gemm and MatMul nodes of ``layers`` (by module name: their weight initializer is ``<name>.weight``).
+
+    Args:
+        model: float graph, changed in place.
+        layers: module name -> scales and codes.
+        target: ``cpu`` or ``tensorrt``.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: unknown target, or a layer that the graph doesn't hold exactly once.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r} is unknown; known: {', '.join(TARGETS)}")
+    nodes = weighted_nodes(model)
+    missing = sorted(set(layers) - set(nodes))
+    if missing:
+        raise ValueError(f"the graph has no Conv/Gemm/MatMul node for {', '.join(missing)}; was it exported from another network?")
+    editor = _Editor(model, target)
+    for name, layer in layers.items():
+        editor.quantize(name, nodes[name], layer)
+    used = {value for node in model.graph for value in node.inputs}
+    for name in [n for n, v in model.graph.initializers.items() if v not in used]:
+        del model.graph.initializers[name]
+    return model
+
+
+def weighted_nodes(model: ir.Model) -> dict[str, ir.Node]:
+    """Conv, Gemm and MatMul nodes with a constant weight, by the module that owns it."""
+    found = {}
+    for node in model.graph:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
+            continue
+        weight = node.inputs[1]
+        if node.op_type == "MatMul" and weight.producer() is not None and weight.producer().op_type == "Transpose":
+            weight = weight.producer().inputs[0]
+        if weight.is_initializer() and weight.name.endswith(".weight"):
+            found[weight.name.removesuffix(".weight")] = node
+    return found
+
+
+class _Editor:
+    def __init__(self, model: ir.Model, target: str):
+        self.graph = model.graph
+        self.cpu = target == "cpu"
+        self.zero = self._constant("qdq.zero", np.uint8(128) if self.cpu else np.int8(0))
+        self.one = self._constant("qdq.one", np.float32(1)) if self.cpu else None
+
+    def quantize(self, name: str, node: ir.Node, layer: QuantLayer) -> None:
+        scale = np.float32(layer.input_scale)
+        node.replace_input_with(0, self._round_trip(node.inputs[0], f"{name}.input", scale, before=node))
+        node.replace_input_with(1, self._weight(name, node, layer))
+        if not self.cpu or node.op_type != "Conv":
+            return  # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
+        if layer.bias is not None and len(node.inputs) > 2 and node.inputs[2] is not None:
+            node.replace_input_with(2, self._bias(name, node, layer, scale))
+        self._quantize_output(name, node, layer.output_scale.astype(np.float32))
+
+    def _weight(self, name: str, node: ir.Node, layer: QuantLayer) -> ir.Value:
+        codes, axis, steps = layer.codes, 0, layer.weight_scale.astype(np.float32)
+        if self.cpu and node.op_type == "Conv":
+            steps = steps / layer.output_scale.astype(np.float32)
+        if node.op_type == "MatMul":
+            codes, axis = codes.T, 1
+        q = self._constant(f"{name}.weight_codes", np.ascontiguousarray(codes))
+        scale = self._constant(f"{name}.weight_scale", steps)
+        zero = self._constant(f"{name}.weight_zero", np.zeros(len(layer.weight_scale), np.int8))
+        return self._insert("DequantizeLinear", [q, scale, zero], f"{name}.weight_dq", before=node, axis=axis)
+
+    def _bias(self, name: str, node: ir.Node, layer: QuantLayer, input_scale: np.float32) -> ir.Value:
+        step = input_scale * layer.weight_scale.astype(np.float32)
+        codes = np.clip(np.rint(layer.bias.astype(np.float64) / step), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        step = input_scale * (layer.weight_scale.astype(np.float32) / layer.output_scale.astype(np.float32))
+        inputs = [self._constant(f"{name}.bias_codes", codes), self._constant(f"{name}.bias_scale", step)]
+        inputs.append(self._constant(f"{name}.bias_zero", np.zeros(len(codes), np.int32)))
+        return self._insert("DequantizeLinear", inputs, f"{name}.bias_dq", before=node, axis=0)
+
+    def _quantize_output(self, name: str, node: ir.Node, steps: np.ndarray) -> None:
+        out = node.outputs[0]
+        users = list(out.uses())
+        after = next(iter(node.graph[i + 1] for i, n in enumerate(node.graph) if n is node))
+        q = self._insert("QuantizeLinear", [out, self.one, self.zero], f"{name}.output_q", before=after)
+        zeros = self._constant(f"{name}.output_zero", np.full(len(steps), 128, np.uint8))
+        steps = self._constant(f"{name}.output_scale", steps)
+        dq = self._insert("DequantizeLinear", [q, steps, zeros], f"{name}.output_dq", before=after, axis=1)
+        for user, index in users:
+            user.replace_input_with(index, dq)
+
+    def _round_trip(self, value: ir.Value, name: str, scale: np.float32, before: ir.Node) -> ir.Value:
+        step = self._constant(f"{name}_scale", scale)
+        q = self._insert("QuantizeLinear", [value, step, self.zero], f"{name}_q", before=before)
+        return self._insert("DequantizeLinear", [q, step, self.zero], f"{name}_dq", before=before)
+
+    def _constant(self, name: str, array) -> ir.Value:
+        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
+        value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
+        self.graph.register_initializer(value)
+        return value
+
+    def _insert(self, op: str, inputs: list[ir.Value], name: str, before: ir.Node, **attributes) -> ir.Value:
+        node = ir.node(op, inputs, attributes=attributes or None, name=name)
+        node.outputs[0].name = name
+        self.graph.insert_before(before, node)
+        return node.outputs[0]

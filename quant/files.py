@@ -1,0 +1,100 @@
+"""A quantized network on disk: ``quantized.safetensors`` (scales, integer codes) and ``recipe.json`` (recipe, provenance)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, rebuild
+from quant.recipe import QuantRecipe
+from quant.trajectory import network_hash
+
+FORMAT = 1
+TENSORS, RECIPE = "quantized.safetensors", "recipe.json"
+
+
+def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
+    """Write the folder under a temporary name, then rename it; an existing folder of this kind is replaced.
+
+    Raises:
+        FileExistsError: ``folder`` exists and is no folder written by this function.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / RECIPE).is_file():
+        raise FileExistsError(f"{folder} exists and is no quantized network; choose another place")
+    tensors = {}
+    for name, layer in quantized.layers().items():
+        tensors[f"{name}/codes"], tensors[f"{name}/weight_scale"] = layer.codes, layer.weight_scale
+        tensors[f"{name}/input_scale"], tensors[f"{name}/output_scale"] = np.float32([layer.input_scale]), layer.output_scale
+        if layer.bias is not None:
+            tensors[f"{name}/bias"] = layer.bias
+    if quantized.ranges is not None:
+        tensors["amax.inputs"], tensors["amax.outputs"] = (np.ascontiguousarray(r.amax) for r in quantized.ranges)
+    content = {
+        "format": FORMAT,
+        "recipe": quantized.recipe.to_dict(),
+        "layers": list(quantized.names),
+        "timesteps": list(quantized.timesteps),
+        "calibration": quantized.calibration_hash,
+        "model": quantized.model_hash,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name, suffix=".part"))
+    try:
+        save_file(tensors, temporary / TENSORS)
+        (temporary / RECIPE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
+    """Rebuild the quantized network on top of the float ``network`` that it was made from.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file of it is missing.
+        ValueError: damaged, of another format version, or made from another network.
+    """
+    folder = Path(folder)
+    for name in (TENSORS, RECIPE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} does not exist; make it with `restobox quantize`")
+    try:
+        content = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}; this version reads {FORMAT}")
+        tensors = load_file(folder / TENSORS)
+        recipe = QuantRecipe.from_dict(content["recipe"])
+        names, timesteps = [str(n) for n in content["layers"]], [float(t) for t in content["timesteps"]]
+        layers = {name: _layer(tensors, name) for name in names}
+        calibration, model = str(content["calibration"]), str(content["model"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is not a readable quantized network ({error}); quantize again") from error
+    if model != network_hash(network):
+        raise ValueError(f"{folder} was made from another model ({model[:12]}...); load it with that one, or quantize again")
+    if names != quantizable_layers(network, recipe.skip):
+        raise ValueError(f"{folder} is damaged: its layers are not those its recipe quantizes; quantize again")
+    for name, layer in layers.items():
+        if layer.codes.shape != tuple(network.get_submodule(name).weight.shape):
+            raise ValueError(f"{folder} is damaged: {name} has codes of shape {layer.codes.shape}; quantize again")
+    return rebuild(network, recipe, layers, timesteps, calibration)
+
+
+def _layer(tensors: dict[str, np.ndarray], name: str) -> QuantLayer:
+    codes, scales = tensors[f"{name}/codes"], [tensors[f"{name}/{kind}_scale"] for kind in ("input", "output", "weight")]
+    if codes.dtype != np.int8 or [s.shape for s in scales] != [(1,), codes.shape[:1], codes.shape[:1]]:
+        raise ValueError(f"layer {name} has arrays of the wrong type or shape")
+    if not all(np.isfinite(s).all() and (s > 0).all() for s in scales):
+        raise ValueError(f"layer {name} has scales that are not positive numbers")
+    return QuantLayer(float(scales[0][0]), scales[1], scales[2], codes, tensors.get(f"{name}/bias"))

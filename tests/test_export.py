@@ -1,0 +1,300 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
+
+from export.bundle import MANIFEST, NETWORK, Tables, read_bundle, set_parity
+from export.exporter import export_bundle, export_model
+from export.parity import Limits, verify
+from export.qdq import insert_qdq, weighted_nodes
+from export.session import OnnxNetwork, Session
+from quant.quantize import QuantLayer, quantize
+from solvers.ddim import DDIM
+from solvers.denoiser import Denoiser
+from solvers.process import VP, Process, StepIndexed
+from solvers.solver import solve
+
+CPU = ["CPUExecutionProvider"]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return tiny_denoiser()
+
+
+@pytest.fixture(scope="module")
+def calibration(denoiser):
+    return recording(denoiser)[0]
+
+
+@pytest.fixture(scope="module")
+def quantized(denoiser, calibration):
+    return quantize(denoiser.network, calibration)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, denoiser, quantized):
+    """One bundle per target; the float one is a timestep graph."""
+    root = tmp_path_factory.mktemp("bundles")
+    export_bundle(denoiser, root / "float")
+    for target in ("cpu", "tensorrt"):
+        export_bundle(denoiser, root / target, target=target, quantized=quantized, seed=0)
+    return root
+
+
+def node_counts(path):
+    model = onnx.load(path)
+    return model, [n.op_type for n in model.graph.node]
+
+
+def test_float_session_is_the_denoiser(bundles, denoiser):
+    session = Session(bundles / "float", threads=1, require="cpu")
+    assert isinstance(session, Denoiser)
+    assert session.process == denoiser.process
+    assert session.settings == denoiser.settings
+    for side in (24, 30, 17):  # 17 is padded
+        x, condition = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side)), measurement(1, side)
+        for t in (99.0, 12.25):
+            ours, theirs = session.conditioned(condition)(x, t), denoiser.conditioned(condition)(x, t)
+            torch.testing.assert_close(ours.x0, theirs.x0, atol=2e-5, rtol=0)
+    x = torch.randn(3, 3, 24, 24)
+    torch.testing.assert_close(session(x, 40.0).eps, denoiser(x, 40.0).eps, atol=2e-5, rtol=0)
+
+
+def test_step_session_restores_on_its_grid_only(bundles, denoiser):
+    session = Session(bundles / "tensorrt", threads=1)
+    _, grid = recording(denoiser, count=1)
+    x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (solve(DDIM(), d.conditioned(measurement(0)), x, grid).x0 for d in (session, denoiser))
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+    with pytest.raises(ValueError, match=r"timestep 50 .* holds 99, 74, 49, 24; .*grid"):
+        session(x, 50.0)
+
+
+@pytest.mark.parametrize(("target", "zero", "kind"), [("cpu", 128, onnx.TensorProto.UINT8), ("tensorrt", 0, onnx.TensorProto.INT8)])
+def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
+    model, ops = node_counts(bundles / target / NETWORK)
+    onnx.checker.check_model(model, full_check=True)
+    tensors = {t.name: t for t in model.graph.initializer}
+    producers = {n.output[0]: n for n in model.graph.node}
+    consumers = {}
+    for node in model.graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node.op_type)
+    planned = quantized.layers()
+    convs = sum(layer.codes.ndim == 4 for layer in planned.values())
+    assert model.opset_import[0].version == 18
+    assert "Clip" not in ops
+    assert "Gemm" not in ops  # the time layers are a table
+    quantizers = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    assert len(quantizers) == (2 * convs if target == "cpu" else len(planned))
+    for node in quantizers:
+        assert node.input[0] not in tensors  # no weight is quantized at run time
+        point = onnx.numpy_helper.to_array(tensors[node.input[2]])
+        assert (point == zero).all()
+        assert tensors[node.input[2]].data_type == kind
+    for name, layer in planned.items():
+        codes = tensors[f"{name}.weight_codes"]
+        assert codes.data_type == onnx.TensorProto.INT8
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(codes), layer.codes)
+        dequantizer = producers[f"{name}.weight_dq"]
+        assert {a.name: a.i for a in dequantizer.attribute}["axis"] == 0
+        assert f"{name}.weight" not in tensors
+    if target == "tensorrt":
+        assert all("QuantizeLinear" not in consumers.get(n.output[0], ()) for n in model.graph.node if n.op_type == "Conv")
+        assert not any(t.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.UINT8) for t in model.graph.initializer)
+
+
+def test_every_planned_conv_runs_on_integers_and_errors_agree(bundles, denoiser, quantized, calibration):
+    seen = []
+    parity = verify(
+        denoiser, bundles / "cpu", quantized, calibration, restore=lambda d: seen.append(type(d)) or 30.0, size=(12, 12), repeats=1
+    )
+    assert parity.fused == parity.planned == len(quantized.names)
+    assert parity.agreement <= 0.10
+    assert parity.passed, parity.failures
+    assert parity.size_ratio < 0.7
+    assert max(parity.onnx) < 0.06
+    assert seen == [Denoiser, Session]
+    content = parity.to_dict()
+    assert json.loads(json.dumps(content))["speedup"] == pytest.approx(parity.float_ms / parity.ms)
+    set_parity(bundles / "cpu", content)
+    assert read_bundle(bundles / "cpu").parity["fused"] == parity.fused
+
+
+def test_parity_limits_name_what_failed(bundles, denoiser, quantized, calibration):
+    limits = Limits(agreement=0.1, error=1e-6, speedup=1e6, quality_drop=0.05)
+    answers = iter((30.0, 29.0))
+    parity = verify(
+        denoiser, bundles / "tensorrt", quantized, calibration, restore=lambda d: next(answers), limits=limits, size=(12, 12), repeats=1
+    )
+    assert parity.fused is None
+    assert [key in " ".join(parity.failures) for key in ("relative error", "speed", "1.000 dB", "differ")] == [True, True, True, False]
+    with pytest.raises(ValueError, match="not exported from this quantized network"):
+        verify(denoiser, bundles / "float", quantized, calibration)
+
+
+def test_shifted_unsigned_grid_computes_the_same():
+    """uint8 with zero point 128 and int8 with zero point 0 are one grid: bit for bit, on one convolution."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((8, 4, 3, 3)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
+    scale = np.abs(weight).max((1, 2, 3)) / 127
+    codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
+    x = rng.standard_normal((1, 4, 9, 9)).astype(np.float32)
+    steps = np.full(8, 0.1, np.float32)
+    models = {}
+    for target in ("cpu", "tensorrt"):
+        conv = onnx.helper.make_node("Conv", ["x", "c.weight", "c.bias"], ["mid"], name="c", pads=[1, 1, 1, 1])
+        tail = onnx.helper.make_node("Identity", ["mid"], ["output"])
+        info = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in ("x", "output")]
+        tensors = [onnx.numpy_helper.from_array(weight, "c.weight"), onnx.numpy_helper.from_array(bias, "c.bias")]
+        graph = onnx.helper.make_graph([conv, tail], "one", info[:1], info[1:], tensors)
+        model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10))
+        models[target] = ir.to_proto(insert_qdq(model, {"c": QuantLayer(0.02, steps, scale, codes, bias)}, target))
+    signed = _run_unoptimised(models["tensorrt"], x)
+    zero = next(t for t in models["tensorrt"].graph.initializer if t.name == "qdq.zero")
+    zero.CopyFrom(onnx.numpy_helper.from_array(np.array(128, np.uint8), "qdq.zero"))
+    np.testing.assert_array_equal(_run_unoptimised(models["tensorrt"], x), signed)
+    # the whole CPU placement: the same, then rounded to its output steps
+    np.testing.assert_allclose(_run_unoptimised(models["cpu"], x), signed.clip(-12.8, 12.7), atol=0.0501)
+
+
+def _run_unoptimised(model, x):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=CPU).run(None, {"x": x})[0]
+
+
+def test_attention_layers_are_found_and_quantized():
+    denoiser = tiny_denoiser(attention=True)
+    calibration, _ = recording(denoiser, steps=2)
+    quantized = quantize(denoiser.network, calibration)
+    assert any("to_q" in name for name in quantized.names)
+    model = export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps)
+    network = OnnxNetwork(model.SerializeToString(), None, CPU, 1, timesteps=quantized.timesteps)
+    simulated = quantized.simulating("cpu")
+    for x, t in calibration.batches():
+        reference = denoiser.network(x, t).sample
+        errors = [float((n(x, t) - reference).norm() / reference.norm()) for n in (simulated, network)]
+        assert errors[1] == pytest.approx(errors[0], rel=0.1)
+
+
+def test_layers_of_another_network_are_refused(denoiser, quantized):
+    model = ir.from_proto(export_model(denoiser))
+    assert set(quantized.names) <= set(weighted_nodes(model))
+    layers = quantized.layers()
+    layers["elsewhere"] = next(iter(layers.values()))
+    with pytest.raises(ValueError, match="no Conv/Gemm/MatMul node for elsewhere"):
+        insert_qdq(model, layers, "cpu")
+    with pytest.raises(ValueError, match="known: cpu, tensorrt"):
+        insert_qdq(model, {}, "gpu")
+    with pytest.raises(ValueError, match="quantized"):
+        export_model(denoiser, target="cpu")
+    with pytest.raises(ValueError, match="another model"):
+        export_model(tiny_denoiser(seed=1), target="cpu", quantized=quantized)
+
+
+@pytest.mark.parametrize("process", [VP.linear(10), StepIndexed.linear(10), Process([0.9, 0.1], [0.1, 0.9], [0.0, 0.5])])
+def test_processes_survive_json_bit_for_bit(process):
+    assert Tables.model_validate_json(Tables.of(process).model_dump_json()).process() == process
+
+
+def _edited(bundles, tmp_path, change):
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundles / "float", folder)
+    content = json.loads((folder / MANIFEST).read_text())
+    change(content, folder)
+    (folder / MANIFEST).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c, f: c.update(format=99), "format 99"),
+        (lambda c, f: c.update(extra=1), "extra"),
+        (lambda c, f: c.update(graph="step"), "step graph"),
+        (lambda c, f: c["settings"].update(fold=10**9), "fold"),
+        (lambda c, f: c["process"].update(tables=[[0.5, 0.9]]), "decrease"),
+        (lambda c, f: c["files"].update({"../escape": c["files"][NETWORK]}), "leaves the folder"),
+        (lambda c, f: c["files"].update({"/etc/hostname": c["files"][NETWORK]}), "leaves the folder"),
+        (lambda c, f: c["files"].update({"missing.bin": c["files"][NETWORK]}), "missing"),
+        (lambda c, f: c["files"][NETWORK].update(size=2**40), "size"),
+        (lambda c, f: (f / NETWORK).write_bytes(b"x" + (f / NETWORK).read_bytes()[1:]), "SHA-256"),
+        (lambda c, f: (f / NETWORK).write_bytes((f / NETWORK).read_bytes()[:-9]), "cut short"),
+    ],
+)
+def test_changed_bundles_are_refused(bundles, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        Session(_edited(bundles, tmp_path, change))
+
+
+def test_unreadable_manifests_are_refused(bundles, tmp_path):
+    folder = _edited(bundles, tmp_path, lambda c, f: None)
+    for text in ("", "{", "[1]", "null", '{"format": 1}', "[" * 100_000):
+        (folder / MANIFEST).write_text(text)
+        with pytest.raises(ValueError, match=MANIFEST):
+            read_bundle(folder)
+    with pytest.raises(FileNotFoundError, match="restobox export"):
+        Session(tmp_path / "none")
+
+
+def _set_network(content, folder, data):
+    (folder / NETWORK).write_bytes(data)
+    content["files"][NETWORK] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def test_external_data_and_links_are_refused(bundles, tmp_path):
+    model = onnx.load(bundles / "float" / NETWORK)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret")
+    outside = model.SerializeToString()
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="another file"):
+        Session(_edited(bundles, tmp_path / "a", lambda c, f: _set_network(c, f, outside)))
+    (tmp_path / "b").mkdir()
+    folder = _edited(bundles, tmp_path / "b", lambda c, f: None)
+    (folder / NETWORK).rename(tmp_path / "moved.onnx")
+    (folder / NETWORK).symlink_to(tmp_path / "moved.onnx")
+    with pytest.raises(ValueError, match="no plain file"):
+        Session(folder)
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match="no ONNX model"):
+        Session(_edited(bundles, tmp_path / "c", lambda c, f: _set_network(c, f, b"\xff" * 40)))
+
+
+def test_a_bundle_replaces_only_a_bundle(bundles, tmp_path, denoiser):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="no bundle"):
+        export_bundle(denoiser, tmp_path / "mine")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_sessions_refuse_what_they_cannot_give(bundles):
+    for options, message in (({"device": "npu"}, "known: cpu, cuda"), ({"require": "x"}, "known: cpu"), ({"threads": 0}, "at least 1")):
+        with pytest.raises(ValueError, match=message):
+            Session(bundles / "float", **options)
+    with pytest.raises(RuntimeError, match="TensorrtExecutionProvider could not be set up"):
+        Session(bundles / "float", require="tensorrt")
+    with pytest.raises(ValueError, match="target tensorrt"):
+        Session(bundles / "cpu", device="cuda")
+
+
+def test_placement_counts_operators(bundles, quantized):
+    session = Session(bundles / "cpu", threads=1)
+    rows = session.placement()
+    assert {row.provider for row in rows} == {"CPUExecutionProvider"}
+    assert {row.op: row.count for row in rows}["QLinearConv"] == len(quantized.names) == session.integer_convs()
