@@ -28,6 +28,8 @@ class Denoiser:
         condition_channels: channels appended to the state (0: unconditional). Without a condition they are zeros.
         residual: the condition's first C channels are an image estimate (the lift) and the network predicts the diffusion of
             ``x0 - lift``: it sees ``x - a lift`` and its image estimate is added to the lift (DESIGN 3.5).
+        data_std: standard deviation s of what is diffused. The network works on ``x0/s``: it sees ``(x - a lift)/sqrt(s^2 a^2 + b^2)``,
+            so that its input and its target have about unit size at every level (Karras et al. 2022, table 1, for ``v_prediction``).
 
     Attributes:
         device: where states must live (the device of the network's first parameter, else CPU).
@@ -44,11 +46,14 @@ class Denoiser:
         multiple: int = 1,
         condition_channels: int = 0,
         residual: bool = False,
+        data_std: float = 1.0,
     ):
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction_type {prediction_type!r} is unknown; known: {', '.join(PREDICTION_TYPES)}")
         if not value_range[0] < value_range[1]:
             raise ValueError(f"value_range must be (low, high) with low < high; got {value_range}")
+        if not 0 < data_std < float("inf"):
+            raise ValueError(f"data_std must be positive; got {data_std}")
         if fold < 1 or multiple < 1:
             raise ValueError(f"fold and multiple must be at least 1; got {fold} and {multiple}")
         self.network = network
@@ -59,6 +64,7 @@ class Denoiser:
         self.multiple = multiple
         self.condition_channels = condition_channels
         self.residual = residual
+        self.data_std = float(data_std)
         self.condition: Tensor | None = None
 
     # -- asking ---------------------------------------------------------------------------------------------------
@@ -87,8 +93,11 @@ class Denoiser:
         a, b = self.process.a(t), self.process.b(t)
         lift = self.lift(x)
         z = x if lift is None else x - a * lift
-        p = Prediction.from_output(self.output(z, t), z, a, b, self.prediction_type)
-        return p if lift is None else Prediction(p.x0 + lift, p.eps)
+        scale = (self.data_std**2 * a**2 + b**2) ** 0.5
+        z = z / scale
+        p = Prediction.from_output(self.output(z, t), z, self.data_std * a / scale, b / scale, self.prediction_type)
+        x0 = self.data_std * p.x0
+        return Prediction(x0 if lift is None else x0 + lift, p.eps)
 
     def lift(self, x: Tensor) -> Tensor | None:
         """The image estimate that the residual is taken from, or None."""
@@ -190,6 +199,7 @@ class Denoiser:
             multiple=2 ** (len(network.config.block_out_channels) - 1),
             condition_channels=condition_channels,
             residual=bool(extra.get("residual", False)),
+            data_std=float(extra.get("data_std", 1.0)),
         )
 
     @property
@@ -200,6 +210,7 @@ class Denoiser:
             "fold": self.fold,
             "condition_channels": self.condition_channels,
             "residual": self.residual,
+            "data_std": self.data_std,
         }
 
 

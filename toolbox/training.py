@@ -44,7 +44,8 @@ class Schedule(_Section):
 
 
 class Loss(_Section):
-    snr_clip: float = Field(5.0, gt=0)
+    data_std: float = Field(0.12, gt=0)
+    image_std: float = Field(0.5, gt=0)
     known_weight: float = Field(0.1, ge=0, le=1)
     terminal_share: float = Field(0.3, ge=0, le=1)
 
@@ -152,21 +153,24 @@ def draw_masks(count: int, size: int, kinds: list[str], drop: float, rng: np.ran
 
 
 def denoising_loss(denoiser: Denoiser, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
-    """Mean weighted error of the image estimate at times ``t (B,)``: ``(1 + min(SNR, clip)) |x0 - x0_hat|^2``.
+    """Mean squared error of the network's output at times ``t (B,)``, mostly on missing pixels.
 
-    ``image (B, C, H, W)`` in [0, 1], ``mask (B, 1, H, W)``, ``noise`` like ``image``. Min-SNR weighting (Hang et al. 2023) shifted by
-    one, so that it does not vanish at zero SNR.
+    ``image (B, C, H, W)`` in [0, 1], ``mask (B, 1, H, W)``, ``noise`` like ``image``. The target ``v = a' eps - b' (x0 - lift)/s`` has unit
+    size at every level, with ``s = data_std`` and ``(a', b') ~ (s a, b)`` normalised (see :class:`Denoiser`). Samples with nothing known
+    have the image itself as residual and are weighted by ``(s / image_std)^2`` to be no louder than the others.
     """
     x0 = denoiser.from_unit(image)
     lift = push_pull(x0 * mask, mask)
     a, b = (f(t.cpu()).to(x0).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
-    z = a * (x0 - lift) + b * noise
+    s = denoiser.data_std
+    scale = (s**2 * a**2 + b**2).sqrt()
+    u = (x0 - lift) / s
+    z = (s * a * u + b * noise) / scale
+    v = (s * a * noise - b * u) / scale
     output = denoiser.conditioned(torch.cat([lift, mask], dim=1)).output(z, t).float()
-    v = a * noise - b * (x0 - lift)
-    # |x0 - x0_hat| = b |v - v_hat|, and b^2 (1 + SNR) = 1
-    weight = (b**2 * (1 + loss.snr_clip)).clamp(max=1)
     focus = 1 - (1 - loss.known_weight) * mask
     focus = focus / focus.mean((-2, -1), keepdim=True)
+    weight = torch.where(mask.amax((-2, -1), keepdim=True) > 0, 1.0, (s / loss.image_std) ** 2)
     return (weight * focus * (output - v) ** 2).mean()
 
 
@@ -195,6 +199,7 @@ def build(recipe: Recipe) -> Denoiser:
         multiple=2 ** (depth - 1),
         condition_channels=4,
         residual=True,
+        data_std=recipe.loss.data_std,
     )
 
 
