@@ -93,6 +93,7 @@ class OnnxNetwork:
     def __init__(self, path: str | Path | bytes, bundle: Bundle | None, providers: list[str], threads: int | None, timesteps=()):
         self.model = path if isinstance(path, bytes) else str(path)
         self.timesteps = tuple(bundle.timesteps) if bundle is not None else tuple(timesteps)
+        self.integer = bundle is not None and bundle.target == "cpu"
         self.requested, self.threads = providers, threads
         self.session = self._open()
         self.providers: list[str] = self.session.get_providers()
@@ -123,6 +124,8 @@ class OnnxNetwork:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if self.integer:  # the layout pass of the next level adds more transposes than it saves around integer convolutions
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if profile is not None:

@@ -9,8 +9,9 @@ from quant_helpers import one_thread, recording, tiny_denoiser  # noqa: F401
 from torch import nn
 
 from quant.files import load_quantized, save_quantized
-from quant.quantize import quantizable_layers, quantize, weight_scales
+from quant.quantize import quantizable_layers, quantize, set_scales, weight_scales
 from quant.recipe import QuantRecipe
+from quant.sensitivity import sensitivity
 from quant.temporal import step_network, temporal_table
 from quant.trajectory import CalibrationSet, Provenance, network_hash
 
@@ -192,3 +193,18 @@ def test_activation_grid_of_brevitas(quantized):
     decoded = layer.input_quant(codes[None, None, None] * scale).value.flatten()
     torch.testing.assert_close(decoded, codes.clamp(-128, 127) * scale)
     torch.testing.assert_close(layer.input_quant(decoded[None, None, None]).value.flatten(), decoded)
+
+
+def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
+    quantized = quantize(denoiser.network, calibration)
+    bad = quantized.names[3]
+    layer = quantized.layers()[bad]
+    scales = [torch.from_numpy(s) for s in (layer.output_scale, layer.weight_scale)]
+    set_scales(quantized.network.get_submodule(bad), 40 * layer.input_scale, *scales)
+    errors = sensitivity(quantized, calibration)
+    assert next(iter(errors)) == bad
+    assert set(errors) == set(quantized.names)
+    clean = sensitivity(quantized, calibration, target="cpu")
+    assert sum(clean.values()) > sum(errors.values())
+    x, t = next(calibration.batches())
+    torch.testing.assert_close(quantized(x, t), quantized.simulating("tensorrt")(x, t))  # switched back, and only in a copy
