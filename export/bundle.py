@@ -44,6 +44,7 @@ class Settings(_Part):
     multiple: int = Field(ge=1, le=4096)
     condition_channels: int = Field(ge=0, le=4096)
     residual: bool
+    data_std: float = Field(1.0, gt=0)
 
 
 class Tables(_Part):

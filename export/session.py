@@ -75,6 +75,7 @@ class Session(Denoiser):
             multiple=s.multiple,
             condition_channels=s.condition_channels,
             residual=s.residual,
+            data_std=s.data_std,
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:

@@ -41,11 +41,12 @@ def test_fold_and_padding_round_trip(height, width, fold, multiple):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("data_std", [1.0, 0.12])
 @pytest.mark.parametrize("residual", [False, True])
-def test_prediction_explains_the_state(prediction_type, residual):
+def test_prediction_explains_the_state(prediction_type, residual, data_std):
     """``x = a x0 + b eps`` with and without a condition and a residual."""
     condition = noise(1, 2, shape=(4, 6, 6)).float()
-    bare = Denoiser(Recorder(3), PROCESS, prediction_type, condition_channels=4, residual=residual)
+    bare = Denoiser(Recorder(3), PROCESS, prediction_type, condition_channels=4, residual=residual, data_std=data_std)
     x = noise(2, shape=(3, 6, 6)).float()
     for denoiser in (bare, bare.conditioned(condition)):
         for t in (0.0, 312.5, 900.0):
@@ -143,7 +144,7 @@ def folder(tmp_path):
 def test_from_pretrained(folder):
     denoiser = Denoiser.from_pretrained(folder)
     assert (denoiser.prediction_type, denoiser.process, denoiser.multiple) == ("v_prediction", VP.cosine(), 2)
-    assert denoiser.settings == {"value_range": [0.0, 1.0], "fold": 1, "condition_channels": 1, "residual": False}
+    assert denoiser.settings == {"value_range": [0.0, 1.0], "fold": 1, "condition_channels": 1, "residual": False, "data_std": 1.0}
     assert not denoiser.network.training
     x = noise(1, shape=(3, 9, 7)).float()
     assert denoiser(x, 500.0).x0.shape == x.shape

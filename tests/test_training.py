@@ -46,13 +46,14 @@ def test_resumed_run_equals_an_uncut_one(tiny_recipe, pictures, tmp_path):
         torch.testing.assert_close(value, b[key], rtol=1e-5, atol=1e-6)
 
 
-def test_loss_is_the_weighted_image_error(tiny_recipe):
-    """The loss written in v equals its definition in x0."""
+def test_loss_is_the_scaled_image_error(tiny_recipe):
+    """The loss written in v equals its definition in x0: the error over ``s b / sqrt(s^2 a^2 + b^2)``."""
     recipe = Recipe.read(tiny_recipe)
     d = build(recipe)
     g = torch.Generator().manual_seed(0)
     image, noise = torch.rand(3, 3, 16, 16, generator=g), torch.randn(3, 3, 16, 16, generator=g)
     mask = (torch.rand(3, 1, 16, 16, generator=g) > 0.5).float()
+    mask[2] = 0
     t = torch.tensor([999, 400, 30])
     with torch.no_grad():
         got = denoising_loss(d, image, mask, t, noise, recipe.loss)
@@ -64,7 +65,10 @@ def test_loss_is_the_weighted_image_error(tiny_recipe):
             p = d.conditioned(torch.cat([lift, mask[k : k + 1]], 1))(a * x0 + b * noise[k : k + 1], float(t[k]))
             focus = 1 - 0.9 * mask[k : k + 1]
             focus = focus / focus.mean()
-            want += float((focus * (p.x0 - x0) ** 2).mean()) * (1 + min((a / b) ** 2, recipe.loss.snr_clip)) / 3
+            s = d.data_std
+            unit = s**2 * b**2 / (s**2 * a**2 + b**2)
+            weight = (s / recipe.loss.image_std) ** 2 if k == 2 else 1
+            want += weight * float((focus * (p.x0 - x0) ** 2).mean()) / unit / 3
     assert float(got) == pytest.approx(want, rel=1e-4)
 
 
