@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from restoration.inpainting import InpaintingTask
-from restoration.io.images import Photo, read_image, write_image
+from restoration.io.images import Photo, check_folder, read_image, write_image
 from restoration.masks import make_mask
 from restoration.metrics import psnr, ssim
 from solvers import solver_by_name
@@ -39,6 +39,7 @@ def run_demo(
     """
     from skimage.restoration import inpaint_biharmonic
 
+    check_folder(out)
     original = read_image(PHOTO).pixels
     known = make_mask(mask[0], *original.shape[1:], mask[1], seed)
     degraded = original * known + (1 - known) * 0.5

@@ -146,6 +146,20 @@ def check_writable(path: str | Path) -> None:
         raise PermissionError(f"the folder {path.parent} is not writable")
 
 
+def check_folder(path: str | Path) -> None:
+    """Raise before any work is done if files can't be written into the folder ``path`` (which need not exist yet).
+
+    Raises:
+        OSError: ``path`` or a parent is a file, or the nearest existing folder is not writable.
+    """
+    path = Path(path)
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file; give a folder to write to")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"the folder {nearest} is not writable")
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary name beside ``path``, then rename: readers see the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")

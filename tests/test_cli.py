@@ -1,0 +1,239 @@
+"""The command line as users meet it: the whole road on a tiny model, and one clear line for each kind of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import smooth_picture
+from PIL import Image
+
+from restoration.io.images import Photo, read_image, write_image
+from toolbox.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, capsys, monkeypatch):
+    """Exit code, stdout, stderr of ``restobox arguments``."""
+    monkeypatch.setattr(sys, "argv", ["restobox", *map(str, arguments)])
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    return lambda *arguments: run(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    write_image(tmp_path / "photo.png", Photo(smooth_picture(40, 52)))
+    mask = np.zeros((40, 52), np.uint8)
+    mask[10:20, 15:30] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory, tiny_model, pictures):
+    """Calibrate, quantize and export the tiny model once, through the command line in a process of its own."""
+    place = tmp_path_factory.mktemp("road")
+    for arguments in (
+        (
+            "calibrate",
+            tiny_model,
+            "--data",
+            pictures,
+            "-o",
+            place / "c.safetensors",
+            "--steps",
+            2,
+            "--steps",
+            3,
+            "--count",
+            4,
+            "--side",
+            48,
+        ),
+        ("quantize", tiny_model, "--calibration", place / "c.safetensors", "-o", place / "q"),
+        ("export", tiny_model, "--quantized", place / "q", "-o", place / "bundle"),
+    ):
+        done = subprocess.run([sys.executable, "-m", "toolbox", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_restore_with_the_exported_bundle(cli, photo, road):
+    arguments = (
+        "restore",
+        "inpaint",
+        photo / "photo.png",
+        "--mask",
+        photo / "mask.png",
+        "-o",
+        photo / "out.png",
+        "--model",
+        road / "bundle",
+    )
+    code, out, err = cli(*arguments, "--steps", 2, "-n", 2, "--std", "--seed", 3, "--reference", photo / "photo.png", "--json")
+    assert (code, err) == (0, "")
+    figures = json.loads(out)
+    assert (figures["nfe"], figures["samples"], figures["seed"]) == (4, 2, 3)
+    assert figures["psnr"] > 15
+    restored, original = read_image(photo / "out.png"), read_image(photo / "photo.png")
+    known = read_image(photo / "mask.png").pixels[0] < 0.5
+    np.testing.assert_array_equal(restored.pixels[:, known], original.pixels[:, known])
+    assert read_image(photo / "out-std.png").pixels.shape == (3, 40, 52)
+    # the same seed gives the same file
+    first = (photo / "out.png").read_bytes()
+    assert cli(*arguments, "--steps", 2, "-n", 2, "--seed", 3)[0] == 0
+    assert (photo / "out.png").read_bytes() == first
+
+
+def test_depth_and_alpha_are_kept(cli, photo, tiny_model):
+    pixels = smooth_picture(24, 20)
+    write_image(photo / "deep.tif", Photo(pixels, np.linspace(0, 1, 480, dtype=np.float32).reshape(24, 20), bits=16))
+    code, _out, err = cli(
+        "restore", "inpaint", photo / "deep.tif", "-m", "box:0.1", "-o", photo / "deep-out.tif", "--model", tiny_model, "--steps", 1
+    )
+    assert code == 0, err
+    back, before = read_image(photo / "deep-out.tif"), read_image(photo / "deep.tif")
+    assert back.bits == 16
+    np.testing.assert_array_equal(back.alpha, before.alpha)
+    assert (back.pixels == before.pixels).mean() > 0.8
+
+
+def test_table_bundles_name_the_steps_they_hold(cli, photo, road):
+    code, _, err = cli(
+        "restore", "inpaint", photo / "photo.png", "-m", "box:0.1", "-o", photo / "o.png", "--model", road / "bundle", "--steps", 7
+    )
+    assert code == 2
+    assert "999" in err
+    assert not (photo / "o.png").exists()
+
+
+def test_verify(cli, road, tiny_model, pictures, tmp_path):
+    common = ("verify", road / "bundle", "--model", tiny_model, "--quantized", road / "q", "--calibration", road / "c.safetensors")
+    common = (*common, "--data", pictures, "--count", 2, "--side", 48, "--steps", 2)
+    code, out, err = cli(*common, "--psnr-drop", 5, "--report", tmp_path / "report", "--json")
+    figures = json.loads(out)
+    assert figures["fused"] == figures["planned"] > 0
+    assert code == (3 if figures["failures"] else 0), err
+    assert len(figures["images"]) == 2
+    assert (tmp_path / "report" / "report.html").read_text().count("<img") == 2
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["planned"] == figures["planned"]
+    # figures end up in the bundle
+    assert json.loads((road / "bundle" / "bundle.json").read_text())["parity"]["planned"] == figures["planned"]
+    # a limit that can't be met ends with code 3 and says which
+    code, _, err = cli(*common, "--psnr-drop", -100)
+    assert code == 3
+    assert "restored images lose" in err
+
+
+def test_models_lists_what_load_takes(cli):
+    code, out, _ = cli("models", "--json")
+    assert code == 0
+    for model in json.loads(out):
+        assert Path(model["folder"]).is_dir()
+
+
+BAD = [
+    ("missing image", ("{dir}/no.png", "-m", "{mask}", "-o", "{out}"), "does not exist"),
+    ("corrupt image", ("{corrupt}", "-m", "{mask}", "-o", "{out}"), "can't be read"),
+    ("mask of another size", ("{image}", "-m", "{small}", "-o", "{out}"), "same size"),
+    ("all missing", ("{image}", "-m", "{white}", "-o", "{out}"), "every pixel as missing"),
+    ("no such mask", ("{image}", "-m", "{dir}/no.png", "-o", "{out}"), "neither a file nor"),
+    ("zero steps", ("{image}", "-m", "{mask}", "-o", "{out}", "--steps", "0"), "from 1 to 1000"),
+    ("a million steps", ("{image}", "-m", "{mask}", "-o", "{out}", "--steps", "1000000"), "from 1 to 1000"),
+    ("unknown solver", ("{image}", "-m", "{mask}", "-o", "{out}", "--solver", "euler9"), "known: ddim"),
+    ("unknown model", ("{image}", "-m", "{mask}", "-o", "{out}", "--model", "nonesuch"), "neither a shipped model"),
+    ("no model folder", ("{image}", "-m", "{mask}", "-o", "{out}", "--model", "{dir}"), "no model folder"),
+    ("unknown grid", ("{image}", "-m", "{mask}", "-o", "{out}", "--grid", "spiral"), "known: trailing"),
+    ("negative sigma", ("{image}", "-m", "{mask}", "-o", "{out}", "--sigma", "-1"), "sigma"),
+    ("sigma is NaN", ("{image}", "-m", "{mask}", "-o", "{out}", "--sigma", "nan"), "sigma"),
+    ("no folder for output", ("{image}", "-m", "{mask}", "-o", "{dir}/none/o.png"), "does not exist"),
+    ("output is a folder", ("{image}", "-m", "{mask}", "-o", "{dir}"), "must end in"),
+    ("unknown output format", ("{image}", "-m", "{mask}", "-o", "{dir}/o.xyz"), "must end in"),
+    ("std of one sample", ("{image}", "-m", "{mask}", "-o", "{out}", "--std"), "-n 4"),
+    ("no samples", ("{image}", "-m", "{mask}", "-o", "{out}", "-n", "0"), "num_samples"),
+    ("reference of another size", ("{image}", "-m", "{mask}", "-o", "{out}", "--reference", "{small}"), "shape"),
+    ("tile too small", ("{image}", "-m", "{mask}", "-o", "{out}", "--tile", "3"), "tile"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "says"), BAD, ids=[b[0] for b in BAD])
+def test_bad_input_is_one_line(cli, photo, tiny_model, name, arguments, says):
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(photo / "small.png")
+    Image.fromarray(np.full((40, 52), 255, np.uint8)).save(photo / "white.png")
+    (photo / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    before = sorted(p.name for p in photo.iterdir())
+    places = {"dir": photo, "image": photo / "photo.png", "out": photo / "o.png"}
+    places |= {key: photo / f"{key}.png" for key in ("mask", "small", "white", "corrupt")}
+    filled = [str(a).format(**places) for a in arguments]
+    if "--model" not in filled:
+        filled += ["--model", str(tiny_model)]
+    code, out, err = cli("restore", "inpaint", *filled)
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert err.startswith("restobox: ")
+    assert err.count("\n") == 1
+    assert sorted(p.name for p in photo.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_folder(cli, photo, tiny_model):
+    (photo / "locked").mkdir(mode=0o500)
+    arguments = (
+        "restore",
+        "inpaint",
+        photo / "photo.png",
+        "-m",
+        photo / "mask.png",
+        "-o",
+        photo / "locked" / "o.png",
+        "--model",
+        tiny_model,
+    )
+    code, _, err = cli(*arguments)
+    assert code == 2
+    assert "not writable" in err
+
+
+def test_output_below_a_file_is_refused_before_any_work(cli, photo, tiny_model):
+    code, _, err = cli("demo", "-o", photo / "photo.png", "--model", tiny_model, "--steps", 1, "-n", 1)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "folder" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "nonesuch", "--data", "{dir}", "-o", "{dir}/m"), "neither a file nor a shipped recipe"),
+        (("train", "photo", "--data", "{dir}/none", "-o", "{dir}/m"), "does not exist"),
+        (("calibrate", "{model}", "--data", "{dir}/none", "-o", "{dir}/c"), "does not exist"),
+        (("quantize", "{model}", "--calibration", "{dir}/none", "-o", "{dir}/q"), "restobox calibrate"),
+        (("quantize", "{model}", "--calibration", "{dir}/photo.png", "-o", "{dir}/q"), "not a readable calibration set"),
+        (("export", "{model}", "-o", "{dir}/b"), "quantized"),
+        (("export", "{model}", "-o", "{dir}", "--target", "float"), "no bundle"),
+        (("export", "{model}", "-o", "{dir}/b", "--target", "toaster"), "known: float"),
+        (("verify", "{dir}", "--model", "{model}", "--quantized", "{dir}/q", "--calibration", "{dir}/c"), "does not exist"),
+    ],
+)
+def test_bad_input_elsewhere(cli, photo, tiny_model, arguments, says):
+    before = sorted(p.name for p in photo.iterdir())
+    code, _out, err = cli(*(str(a).format(dir=photo, model=tiny_model) for a in arguments))
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1
+    assert sorted(p.name for p in photo.iterdir()) == before
