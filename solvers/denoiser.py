@@ -27,9 +27,11 @@ class Denoiser:
         multiple: height and width of the network's input must be multiples of this; states are edge-padded to fit.
         condition_channels: channels appended to the state (0: unconditional). Without a condition they are zeros.
         residual: the condition's first C channels are an image estimate (the lift) and the network predicts the diffusion of
-            ``x0 - lift``: it sees ``x - a lift`` and its image estimate is added to the lift (DESIGN 3.5).
-        data_std: standard deviation s of what is diffused. The network works on ``x0/s``: it sees ``(x - a lift)/sqrt(s^2 a^2 + b^2)``,
-            so that its input and its target have about unit size at every level (Karras et al. 2022, table 1, for ``v_prediction``).
+            ``x0 - lift``, and its image estimate is added to the lift (DESIGN 3.5). Instead of the state it sees the best linear estimate
+            of the residual, ``a' z`` below: at few steps states are mostly noise, of which this leaves as much as is of use.
+        data_std: standard deviation s of what is diffused. The network works on ``u = x0/s``, with the state
+            ``z = x/sqrt(s^2 a^2 + b^2) = a' u + b' eps`` (``x - a lift`` for a residual), so that input and target have about unit size
+            at every level (Karras et al. 2022, table 1, for ``v_prediction``).
 
     Attributes:
         device: where states must live (the device of the network's first parameter, else CPU).
@@ -93,11 +95,16 @@ class Denoiser:
         a, b = self.process.a(t), self.process.b(t)
         lift = self.lift(x)
         z = x if lift is None else x - a * lift
-        scale = (self.data_std**2 * a**2 + b**2) ** 0.5
+        scale, a, b = self.unit_levels(a, b)
         z = z / scale
-        p = Prediction.from_output(self.output(z, t), z, self.data_std * a / scale, b / scale, self.prediction_type)
+        p = Prediction.from_output(self.output(a * z if self.residual else z, t), z, a, b, self.prediction_type)
         x0 = self.data_std * p.x0
         return Prediction(x0 if lift is None else x0 + lift, p.eps)
+
+    def unit_levels(self, a, b):
+        """``sqrt(s^2 a^2 + b^2)`` and the coefficients ``a', b'`` of the state divided by it, from ``a, b`` (numbers or tensors)."""
+        scale = (self.data_std**2 * a**2 + b**2) ** 0.5
+        return scale, self.data_std * a / scale, b / scale
 
     def lift(self, x: Tensor) -> Tensor | None:
         """The image estimate that the residual is taken from, or None."""

@@ -1,1 +1,16 @@
-"""Front door: command line, shipped models, training."""
+"""Front door: command line, shipped models, training.
+
+    from toolbox import load, models
+"""
+
+
+def __getattr__(name: str):
+    # imported on first use, so that the command line opens at once
+    if name in ("load", "models", "ModelInfo"):
+        from toolbox import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'toolbox' has no attribute {name!r}")
+
+
+__all__ = ["ModelInfo", "load", "models"]  # noqa: F822

@@ -281,6 +281,46 @@ def verify(
         raise typer.Exit(3)
 
 
+@app.command()
+def bench(
+    data: Annotated[Path, typer.Argument(help="Folder of true pictures.")],
+    masks: Annotated[str | None, typer.Option(help="An .npz file of masks (1 = known); none: --mask takes KIND:FRACTION.")] = None,
+    mask: Annotated[list[str] | None, typer.Option("--mask", "-m", help="Masks, by name. [default: random:0.8]")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models, `biharmonic`, `push-pull`. [default: photo, photo-int8, both]")] = None,
+    solver: Annotated[list[str] | None, typer.Option(help="Solvers. [default: ddim]")] = None,
+    steps: Steps = 5,
+    samples: Samples = 1,
+    limit: Annotated[int | None, typer.Option(help="Use the first pictures only.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure models and solvers on pictures with known truth."""
+    from toolbox.bench import run_bench
+
+    models = model or ["push-pull", "biharmonic", "photo", DEFAULT_MODEL]
+    names, solvers = mask or ["random:0.8"], solver or ["ddim"]
+    with _Progress("measuring", 1) as bar:
+        rows = run_bench(
+            data,
+            masks=masks,
+            names=names,
+            models=models,
+            solvers=solvers,
+            steps=steps,
+            num_samples=samples,
+            limit=limit,
+            seed=seed,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return _print_json(rows)
+    _print_table(
+        f"{rows[0]['pictures']} pictures, {steps} steps x {samples} samples",
+        ("mask", "model", "solver", "PSNR dB", "SSIM", "seconds"),
+        [(r["mask"], r["model"], r["solver"], f"{r['psnr']:.2f}", f"{r['ssim']:.4f}", f"{r['seconds']:.2f}") for r in rows],
+    )
+
+
 # -- printing -----------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +343,9 @@ class _Progress:
 
     def update(self, done: int, title: str | None = None) -> None:
         self.bar.update(self.task, completed=done, description=title or self.title)
+
+    def update_of(self, done: int, total: int) -> None:
+        self.bar.update(self.task, completed=done, total=total)
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()

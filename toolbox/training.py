@@ -45,7 +45,7 @@ class Schedule(_Section):
 
 class Loss(_Section):
     data_std: float = Field(0.12, gt=0)
-    image_std: float = Field(0.5, gt=0)
+    floor: float = Field(0.05, gt=0)
     known_weight: float = Field(0.1, ge=0, le=1)
     terminal_share: float = Field(0.3, ge=0, le=1)
 
@@ -106,7 +106,7 @@ class Patches:
         ValueError: no picture of at least ``size`` pixels in the folder.
     """
 
-    SCALES = (1.0, 0.7, 0.5, 0.35)
+    SCALES = (0.7, 0.5, 0.35, 0.25)  # large photos are soft at full size
 
     def __init__(self, folder: str | Path, size: int, exclude: tuple[str, ...] = ()):
         self.size = size
@@ -119,17 +119,14 @@ class Patches:
             for scale in self.SCALES:
                 width, height = (round(s * scale) for s in image.size)
                 if min(width, height) >= size:
-                    resized = image if scale == 1 else image.resize((width, height), Image.Resampling.LANCZOS)
-                    self.images.append(np.asarray(resized))
+                    self.images.append(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))
         if not self.images:
             raise ValueError(f"{folder} holds no picture of at least {size} x {size} pixels (JPEG, PNG, WebP)")
-        area = np.array([i.shape[0] * i.shape[1] for i in self.images], dtype=float) ** 0.5
-        self.weights = area / area.sum()
 
     def draw(self, count: int, rng: np.random.Generator) -> Tensor:
         """``(count, 3, size, size)`` in [0, 1]."""
         out = np.empty((count, self.size, self.size, 3), np.uint8)
-        for k, index in enumerate(rng.choice(len(self.images), size=count, p=self.weights)):
+        for k, index in enumerate(rng.integers(len(self.images), size=count)):
             image = self.images[index]
             top = rng.integers(0, image.shape[0] - self.size + 1)
             left = rng.integers(0, image.shape[1] - self.size + 1)
@@ -153,25 +150,25 @@ def draw_masks(count: int, size: int, kinds: list[str], drop: float, rng: np.ran
 
 
 def denoising_loss(denoiser: Denoiser, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
-    """Mean squared error of the network's output at times ``t (B,)``, mostly on missing pixels.
+    """Squared error of the network's output at times ``t (B,)``, mostly on missing pixels, relative to what the lift allows.
 
-    ``image (B, C, H, W)`` in [0, 1], ``mask (B, 1, H, W)``, ``noise`` like ``image``. The target ``v = a' eps - b' (x0 - lift)/s`` has unit
-    size at every level, with ``s = data_std`` and ``(a', b') ~ (s a, b)`` normalised (see :class:`Denoiser`). Samples with nothing known
-    have the image itself as residual and are weighted by ``(s / image_std)^2`` to be no louder than the others.
+    ``image (B, C, H, W)`` in [0, 1], ``mask (B, 1, H, W)``, ``noise`` like ``image``. With ``u = (x0 - lift)/s`` of mean square p on a
+    sample's missing pixels, the best linear estimate from the state alone has the error ``p/(a'^2 p + b'^2)`` in ``v = a' eps - b' u``.
+    Each sample's error is divided by that: easy and hard pictures, small and large holes, and all noise levels then count alike, as
+    they do in PSNR.
     """
     x0 = denoiser.from_unit(image)
     lift = push_pull(x0 * mask, mask)
     a, b = (f(t.cpu()).to(x0).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
-    s = denoiser.data_std
-    scale = (s**2 * a**2 + b**2).sqrt()
-    u = (x0 - lift) / s
-    z = (s * a * u + b * noise) / scale
-    v = (s * a * noise - b * u) / scale
-    output = denoiser.conditioned(torch.cat([lift, mask], dim=1)).output(z, t).float()
+    _, a, b = denoiser.unit_levels(a, b)
+    u = (x0 - lift) / denoiser.data_std
+    z = a * u + b * noise
+    output = denoiser.conditioned(torch.cat([lift, mask], dim=1)).output(a * z, t).float()
     focus = 1 - (1 - loss.known_weight) * mask
-    focus = focus / focus.mean((-2, -1), keepdim=True)
-    weight = torch.where(mask.amax((-2, -1), keepdim=True) > 0, 1.0, (s / loss.image_std) ** 2)
-    return (weight * focus * (output - v) ** 2).mean()
+    focus = focus / focus.mean((1, 2, 3), keepdim=True)
+    missing = (1 - mask).expand_as(u)
+    power = ((missing * u**2).sum((1, 2, 3), keepdim=True) / missing.sum((1, 2, 3), keepdim=True).clamp(min=1)).clamp(min=loss.floor)
+    return ((a**2 * power + b**2) / power * focus * (output - (a * noise - b * u)) ** 2).mean()
 
 
 def build(recipe: Recipe) -> Denoiser:
