@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ DEFAULT_MODEL = "photo-int8"
 
 def main() -> None:
     """Entry point: 0 done, 2 bad input (one line on stderr), 3 a limit was broken."""
+    # libraries' warnings are for developers; whatever concerns the user is said in the output
+    warnings.simplefilter("ignore")
     try:
         app()
     except (ValueError, TypeError, OSError, RuntimeError) as error:

@@ -344,6 +344,7 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
+        temporary.chmod(0o644)  # safetensors makes its files private
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

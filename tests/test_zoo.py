@@ -1,0 +1,96 @@
+"""What ships: the models load, restore the embedded photo, and the README is true."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.session import Session
+from restoration.inpainting import InpaintingTask
+from restoration.io.images import Photo, read_image, write_image
+from restoration.lift import push_pull
+from restoration.masks import make_mask
+from restoration.metrics import psnr
+from toolbox import load, models
+from toolbox.api import ZOO
+from toolbox.bench import run_bench
+from toolbox.cli import main
+
+ROOT = Path(__file__).parent.parent
+CROP = (slice(None), slice(40, 168), slice(100, 260))
+
+
+@pytest.fixture(scope="module")
+def case():
+    image = torch.from_numpy(np.ascontiguousarray(read_image(ZOO / "demo" / "chelsea.png").pixels[CROP]))
+    return image, torch.from_numpy(make_mask("random", 128, 160, 0.8, 0))
+
+
+def test_shipped_models_are_complete_and_small():
+    found = {m.name: m for m in models()}
+    assert {"photo", "photo-int8"} <= set(found)
+    for model in found.values():
+        assert (model.folder / "README.md").is_file(), f"{model.name} has no model card"
+    assert sum(p.stat().st_size for p in ZOO.rglob("*") if p.is_file()) < 40e6
+    assert isinstance(load("photo-int8"), Session)
+
+
+def test_photo_model_beats_its_lift_and_int8_loses_next_to_nothing(case):
+    image, mask = case
+    lift = push_pull(image[None], mask[None, None])[0]
+    float_result = InpaintingTask(load("photo"), num_inference_steps=5)(image, mask).mean
+    int8_result = InpaintingTask(load("photo-int8"), num_inference_steps=5)(image, mask).mean
+    assert psnr(float_result, image) > psnr(lift, image)
+    assert psnr(int8_result, image) > psnr(float_result, image) - 0.1
+    assert psnr(int8_result, float_result) > 35
+
+
+def test_int8_runs_on_integers():
+    session = load("photo-int8")
+    assert session.integer_convs() == session.bundle.planned > 30
+
+
+def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["restobox", "demo", "-o", str(tmp_path / "d"), "--mask", "text:0.1", "--steps", "2", "-n", "2"])
+    main()
+    assert "inpaint_biharmonic" in capsys.readouterr().out
+    names = {p.name for p in (tmp_path / "d").iterdir()}
+    assert names == {"original.png", "degraded.png", "restored.png", "uncertainty.png", "side-by-side.png"}
+
+
+def test_bench_measures_every_method_on_every_mask(tmp_path, case):
+    image, mask = case
+    write_image(tmp_path / "a.png", Photo(image.numpy()))
+    write_image(tmp_path / "b.png", Photo(np.ascontiguousarray(image.numpy().transpose(0, 2, 1))))
+    np.savez(tmp_path / "masks.npz", random80_128=mask.numpy().astype(bool))
+    common = {"models": ["push-pull", "photo-int8"], "solvers": ["ddim", "pndm"], "steps": 2, "num_samples": 1, "limit": None, "seed": 0}
+    rows = run_bench(tmp_path, masks=str(tmp_path / "masks.npz"), names=["random80"], **common)
+    assert [(r["model"], r["solver"], r["pictures"]) for r in rows] == [
+        ("push-pull", "", 2),
+        ("photo-int8", "ddim", 2),
+        ("photo-int8", "pndm", 2),
+    ]
+    assert rows[0]["psnr"] == pytest.approx(
+        np.mean([psnr(push_pull(i[None], m[None, None])[0], i) for i, m in ((image, mask), (image.transpose(1, 2), mask.T.contiguous()))]),
+        abs=0.02,  # the files hold 8 bits
+    )
+    with pytest.raises(ValueError, match="no mask 'strokes'"):
+        run_bench(tmp_path, masks=str(tmp_path / "masks.npz"), names=["strokes"], **common)
+    with pytest.raises(FileNotFoundError):
+        run_bench(tmp_path / "none", masks=None, names=["random:0.5"], **common)
+
+
+def test_readme_python_runs(tmp_path, case):
+    image, mask = case
+    write_image(tmp_path / "photo.png", Photo(image.numpy()))
+    write_image(tmp_path / "mask.png", Photo(1 - mask[None].numpy()))
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    restored = read_image(tmp_path / "restored.png")
+    known = mask.numpy() > 0
+    np.testing.assert_array_equal(np.rint(restored.pixels[:, known] * 255), np.rint(image.numpy()[:, known] * 255))
