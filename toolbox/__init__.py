@@ -1,6 +1,6 @@
 """Front door: command line, shipped models, training.
 
-    from toolbox import load, models
+from toolbox import load, models
 """
 
 
@@ -13,4 +13,4 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'toolbox' has no attribute {name!r}")
 
 
-__all__ = ["ModelInfo", "load", "models"]  # noqa: F822
+__all__ = ["ModelInfo", "load", "models"]
