@@ -12,8 +12,10 @@ The diffusers adapter (``as_scheduler``, ``SolverScheduler``) is imported on fir
 from functools import partial
 
 from solvers.analytic import GaussianMixture
+from solvers.continuous import VE, ContinuousVP
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
+from solvers.evodiff import EVODiff
 from solvers.grid import GRIDS, Grid, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
 from solvers.pndm import PNDM
 from solvers.prediction import PREDICTION_TYPES, Prediction
@@ -30,6 +32,7 @@ SOLVERS = {
     "plms": partial(PNDM, "plms"),
     "ipndm": partial(PNDM, "ipndm", "fixed"),
     "fon": partial(PNDM, "fon"),
+    "evodiff": EVODiff,
 }
 
 
@@ -62,8 +65,11 @@ __all__ = [
     "PNDM",
     "PREDICTION_TYPES",
     "SOLVERS",
+    "VE",
     "VP",
+    "ContinuousVP",
     "Denoiser",
+    "EVODiff",
     "GaussianMixture",
     "Grid",
     "LevelMatched",
