@@ -80,18 +80,18 @@ class Process:
 
     def a(self, t):
         """Signal coefficient at time ``t`` in ``[-1, end]``."""
-        return _evaluate(self._a, t, self.end)
+        return evaluate(self._a, t, self.end)
 
     def b(self, t):
         """Noise coefficient at time ``t`` in ``[-1, end]``."""
-        return _evaluate(self._b, t, self.end)
+        return evaluate(self._b, t, self.end)
 
     def c(self, t):
         """Coefficient of the degraded image at time ``t`` in ``[-1, end]``."""
-        return _evaluate(self._c, t, self.end)
+        return evaluate(self._c, t, self.end)
 
     def _a(self, t: np.ndarray) -> np.ndarray:
-        return _log_linear(t, self.a_table, 1.0)
+        return log_linear(t, self.a_table, 1.0)
 
     def _b(self, t: np.ndarray) -> np.ndarray:
         return np.sqrt(_linear(t, self.b_table**2, 0.0))
@@ -287,7 +287,7 @@ def _table(name: str, values) -> np.ndarray:
     return table
 
 
-def _evaluate(f, t, end: float):
+def evaluate(f, t, end: float):
     values = np.asarray(t.detach().cpu() if isinstance(t, torch.Tensor) else t, dtype=np.float64)
     if not ((values >= CLEAN) & (values <= end)).all():
         raise ValueError(f"time must lie in [-1, {end:g}]; got {t}")
@@ -299,7 +299,7 @@ def _linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
     return np.interp(t, np.arange(-1, table.size), np.concatenate([[clean], table]))
 
 
-def _log_linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
+def log_linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
     full = np.concatenate([[clean], table])
     k = np.clip(np.floor(t).astype(int) + 1, 0, full.size - 2)
     w = t - (k - 1)
