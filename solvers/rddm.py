@@ -44,6 +44,7 @@ class RDDM(Process):
         if not ((A >= 0) & (A <= 1)).all() or (np.diff(A) < 0).any() or (np.diff(noise_sums) < 0).any():
             raise ValueError("residual_sums must increase in [0, 1] and noise_sums must increase")
         super().__init__(1 - A, noise_sums, A)
+        self.first = float(np.argmax(self.b_table > 0))  # the later releases' first level holds no noise
 
     def _a(self, t: np.ndarray) -> np.ndarray:
         return 1 - self._c(t)

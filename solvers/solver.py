@@ -155,7 +155,7 @@ class LevelMatched:
                 raise ValueError("the denoiser's own process holds the degraded image: pass it as y")
             z = z + c * self.y
         answer = self.denoiser(z, s)
-        if s == native.end and level < native.log_snr(s):
+        if s == native.end and (level < native.log_snr(s) or p.a(t) < 0):
             return Prediction.from_x0(answer.x0, x, p.a(t), p.b(t))
         return answer
 
