@@ -119,8 +119,8 @@ class EVODiff:
             p = yield Query(x, nodes[0], editable=True)
             x = process.add_noise(p.x0, p.eps, nodes[1], y)
             del nodes[0]
-        to_clean = process.b(nodes[-1]) == 0
-        if to_clean:
+        end = nodes[-1]
+        while nodes and process.b(nodes[-1]) == 0:  # no noise left: the image estimate of the last noisy node gives the state
             nodes.pop()
         last = len(nodes) - 1
         m0 = m1 = x
@@ -142,9 +142,10 @@ class EVODiff:
                 z, mt = yield from body(problem, step, (nodes[0], nodes[last], last), euler, m0, m1)
                 m0, m1 = mt, m0
             x = _shifted(process, z, nodes[i], y)
-        if not to_clean:
+        if not nodes or nodes[-1] == end:
             return x
-        return (yield Query(x, nodes[-1], editable=True)).x0 if nodes else x
+        p = yield Query(x, nodes[-1], editable=True)
+        return process.add_noise(p.x0, p.eps, end, y)
 
     @staticmethod
     def _consistent_step(problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor):

@@ -150,7 +150,9 @@ def rddm_nodes(process: Process, num_inference_steps: int) -> Grid:
     T, n = process.levels, num_inference_steps
     if T is None or isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= T:
         raise ValueError(f"num_inference_steps must be a whole number from 1 to the process's {T} levels; got {n!r}")
-    return Grid((*(float(t) for t in np.trunc(np.linspace(-1, T - 1, n + 1))[:0:-1]), CLEAN))
+    # in single precision, whose rounding moves a few nodes by one: part of the released grid
+    times = torch.linspace(-1, T - 1, n + 1).trunc().tolist()
+    return Grid((*times[:0:-1], CLEAN))
 
 
 @dataclass(frozen=True)
@@ -226,12 +228,13 @@ class RDDMSampler:
             if s == CLEAN and self.image_at_end:
                 return x0
             dA, B, B_s = strides.a(s) - strides.a(t), strides.b(t), strides.b(s)
+            ratio = B_s / B if B > 0 else 0.0
             if self.ancestral:
-                kept, new = (B_s / B) ** 2, 1 - (B_s / B) ** 2
+                kept, new = ratio**2, 1 - ratio**2
                 x = kept * x + (new * (1 - strides.a(s)) - kept * dA) * residual + new * x0
                 fresh = (new * B_s**2) ** 0.5
             else:
-                fresh = (self.eta * (B**2 - B_s**2)) ** 0.5 * B_s / B
+                fresh = (self.eta * (B**2 - B_s**2)) ** 0.5 * ratio
                 if part != "noise":
                     x = x - dA * residual
                 if part != "residual":

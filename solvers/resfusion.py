@@ -169,7 +169,8 @@ class ResfusionSampler:
             x0, eps = p.x0, p.eps
             if self.clip is not None:
                 x0 = x0.clamp(-self.clip, self.clip)
-                eps = eps + process.a(t) / process.b(t) * (p.x0 - x0)  # still the same state
+                if process.b(t) > 0:
+                    eps = eps + process.a(t) / process.b(t) * (p.x0 - x0)  # still the same state
             if self.eta > 0 and process.b(s) > 0:
                 fresh = self.eta * self.fresh_share(process, t, s)
                 eps = (1 - fresh**2) ** 0.5 * eps + fresh * problem.noise(x)

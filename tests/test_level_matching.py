@@ -245,3 +245,16 @@ def test_grids_by_level_reach_a_process_without_signal():
         grid = log_snr(process, 5)
         assert grid.times[0] == process.end
         assert math.isfinite(process.log_snr(grid.times[-2]))
+
+
+@pytest.mark.parametrize(
+    "solver", [DDIM(), PNDM(), PNDM("plms"), EVODiff(), EVODiff("paper"), ResfusionSampler(clip=3.0), RDDMSampler()], ids=str
+)
+def test_levels_without_noise_may_be_visited(solver):
+    """The later RDDM releases' first level holds a little residual and no noise at all; runs may also end there."""
+    process = RESIDUAL["rddm-later"]
+    assert (process.b(0.0), process.first) == (0, 1)
+    for grid in (Grid((99, 60, 30, 10, 0, CLEAN)), Grid((99, 60, 30, 10, 0))):
+        image = solve(solver, POSTERIOR.denoiser(VP.linear()), process.start(Y, EPS), grid, process=process, y=Y).x0
+        assert torch.isfinite(image).all()
+        assert median_rmse(image, TRUTH) < 0.45 * median_rmse(Y, TRUTH)

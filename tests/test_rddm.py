@@ -306,7 +306,10 @@ def test_grid_cuts_to_whole_times():
     process = RDDM.scheduled()
     assert rddm_nodes(process, 5).times == (999, 799, 599, 399, 199, CLEAN)
     assert rddm_nodes(process, 3).times == (999, 665, 332, CLEAN)
-    assert rddm_nodes(process, 1000) == leading(process, 1000)
+    for n in range(1, 1001):
+        times = rddm_nodes(process, n).times
+        assert (len(times), times[0]) == (n + 1, 999)
+        assert all(abs(t - (999 - k * 1000 / n)) < 1 + 1e-4 for k, t in enumerate(times))
     for wrong in (0, 1001, 2.5):
         with pytest.raises(ValueError, match="from 1 to"):
             rddm_nodes(process, wrong)
