@@ -68,8 +68,12 @@ class EVODiff:
         x  <- x_E + (H/2) B/zeta                             B mixes d1/r and r d2; m_t is kept as the next step's m0
 
     *consistent* (the default): ``b1 = b2 = 1``, ``r_i = r``, ``B/zeta = (d1/r + d2)/2``: both differences are slopes of the same curve, so
-    the step is consistent of second order (order 2.7 to 2.9 observed). At 8 to 50 calls on log-SNR grids it measured no worse than
+    the step is consistent of second order (order 2.6 to 2.9 observed). At 8 to 50 calls on log-SNR grids it measured no worse than
     UniPC-2. Not from the paper.
+
+    Use it on log-SNR grids. Median error on the analytic mixture under DDPM's process at 10/20/50 calls there: 1.7e-2, 1.3e-3, 2.9e-4
+    (PNDM 3.3e-2, 6.6e-3, 3.9e-4). Where the last steps are long in log-SNR it is little better than DDIM, and on `leading` grids worse:
+    on `trailing` ones 9.4e-2, 4.9e-2, 1.3e-2 (PNDM 6.6e-2, 1.9e-2, 1.5e-3).
 
     *paper*: the authors' released code. Balance coefficients ``b1, b2``, the mixing weight ``eta`` and the gain ``zeta`` come from
     inner products of the estimates (one number per sample and channel). Where the code departs from the paper the code is followed: it

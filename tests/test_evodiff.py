@@ -13,6 +13,7 @@ from solvers import (
     CLEAN,
     DDIM,
     GRIDS,
+    PNDM,
     VE,
     VP,
     ContinuousVP,
@@ -150,6 +151,16 @@ def test_consistent_mode_is_not_worse_than_unipc():
         result = solve(EVODiff(), mixture.denoiser(process), x, grid)
         assert result.nfe == n
         assert median_rmse(result.x0, reference) <= median_rmse(unipc(mixture, x, grid.times[:-1]), reference), n
+
+
+def test_log_snr_grids_are_its_home():
+    """Under DDPM's process it beats PNDM's default there, and loses to it where the last step to the clean image is long."""
+    process, mixture, x = VP.linear(), small_mixture(components=5), noise(48)
+    reference = exact_flow(mixture, process, x, 999.0, CLEAN)
+    for name, n, better in (("log-snr", 10, True), ("log-snr", 20, True), ("trailing", 20, False), ("trailing", 50, False)):
+        grid = GRIDS[name](process, n)
+        ours, pndm = (median_rmse(solve(s, mixture.denoiser(process), x, grid).x0, reference) for s in (EVODiff(), PNDM()))
+        assert (ours < pndm) == better, (name, n, ours, pndm)
 
 
 def test_bench_table():
