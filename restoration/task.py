@@ -59,7 +59,7 @@ def sample(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {num_samples}")
-    process = process or denoiser.process
+    process = denoiser.process if process is None else process
     began, nfe, samples = time.perf_counter(), 0, []
     for k in range(num_samples):
         generator = torch.Generator().manual_seed(seed + k)

@@ -12,12 +12,16 @@ The diffusers adapter (``as_scheduler``, ``SolverScheduler``) is imported on fir
 from functools import partial
 
 from solvers.analytic import GaussianMixture
+from solvers.continuous import VE, ContinuousVP
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
+from solvers.evodiff import EVODiff
 from solvers.grid import GRIDS, Grid, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
 from solvers.pndm import PNDM
-from solvers.prediction import PREDICTION_TYPES, Prediction
+from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
 from solvers.process import CLEAN, VP, Process, StepIndexed
+from solvers.rddm import RDDM, RDDMSampler, rddm_nodes
+from solvers.resfusion import Resfusion, ResfusionSampler
 from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, generators, randn, solve
 
 # Names for the command line and for scheduler configs; the value called without arguments is a solver.
@@ -30,6 +34,9 @@ SOLVERS = {
     "plms": partial(PNDM, "plms"),
     "ipndm": partial(PNDM, "ipndm", "fixed"),
     "fon": partial(PNDM, "fon"),
+    "evodiff": EVODiff,
+    "resfusion": ResfusionSampler,
+    "rddm": RDDMSampler,
 }
 
 
@@ -61,9 +68,13 @@ __all__ = [
     "GRIDS",
     "PNDM",
     "PREDICTION_TYPES",
+    "RDDM",
     "SOLVERS",
+    "VE",
     "VP",
+    "ContinuousVP",
     "Denoiser",
+    "EVODiff",
     "GaussianMixture",
     "Grid",
     "LevelMatched",
@@ -71,6 +82,10 @@ __all__ = [
     "Problem",
     "Process",
     "Query",
+    "RDDMSampler",
+    "Resfusion",
+    "ResfusionSampler",
+    "ResidualPrediction",
     "Solution",
     "Solver",
     "SolverScheduler",
@@ -85,6 +100,7 @@ __all__ = [
     "log_snr",
     "pndm_nodes",
     "randn",
+    "rddm_nodes",
     "solve",
     "solver_by_name",
     "trailing",

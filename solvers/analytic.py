@@ -81,7 +81,7 @@ class MixtureDenoiser:
     process: Process
 
     def __post_init__(self):
-        if self.process.c_table.any():
+        if self.process.holds_image:
             raise ValueError("a mixture knows no degraded image: give a process with c = 0, and the other one to solve(process=...)")
 
     def __call__(self, x: Tensor, t: float) -> Prediction:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from solvers.prediction import PREDICTION_TYPES, Prediction
+from solvers.prediction import HEADS, Prediction
 from solvers.process import VP, Process
 
 
@@ -21,7 +21,8 @@ class Denoiser:
         network: ``network(input, t)`` with ``input (B, C_in, H/fold, W/fold)`` and ``t (B,)`` float; returns the output tensor, or an
             object with ``.sample`` (diffusers). Any ``nn.Module`` or callable.
         process: the process the network was trained under.
-        prediction_type: ``epsilon``, ``sample`` or ``v_prediction``.
+        prediction_type: one of the process's ``prediction_types``: ``epsilon``, ``sample``, ``v_prediction``; ``residual``, ``resnoise``
+            (Resfusion); ``residual``, ``residual_noise``, ``sample_noise`` (RDDM).
         value_range: lowest and highest value of the images the network was trained on.
         fold: space-to-depth factor: the network sees ``fold^2`` times the channels at ``1/fold`` of the size.
         multiple: height and width of the network's input must be multiples of this; states are edge-padded to fit.
@@ -32,6 +33,9 @@ class Denoiser:
         data_std: standard deviation s of what is diffused. The network works on ``u = x0/s``, with the state
             ``z = x/sqrt(s^2 a^2 + b^2) = a' u + b' eps`` (``x - a lift`` for a residual), so that input and target have about unit size
             at every level (Karras et al. 2022, table 1, for ``v_prediction``).
+
+    A network trained under a process that holds the degraded image ``y`` sees the state with its share of ``y``. ``y`` is the condition's
+    first C channels, or what :meth:`with_degraded` was given.
 
     Attributes:
         device: where states must live (the device of the network's first parameter, else CPU).
@@ -50,8 +54,10 @@ class Denoiser:
         residual: bool = False,
         data_std: float = 1.0,
     ):
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type {prediction_type!r} is unknown; known: {', '.join(PREDICTION_TYPES)}")
+        if prediction_type not in process.prediction_types:
+            raise ValueError(f"prediction_type {prediction_type!r} is unknown; known: {', '.join(process.prediction_types)}")
+        if residual and process.holds_image:
+            raise ValueError("residual=True is for processes without the degraded image; this one diffuses the residual itself")
         if not value_range[0] < value_range[1]:
             raise ValueError(f"value_range must be (low, high) with low < high; got {value_range}")
         if not 0 < data_std < float("inf"):
@@ -68,6 +74,7 @@ class Denoiser:
         self.residual = residual
         self.data_std = float(data_std)
         self.condition: Tensor | None = None
+        self.degraded: Tensor | None = None
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -91,7 +98,15 @@ class Denoiser:
         other.condition = condition
         return other
 
+    def with_degraded(self, y: Tensor) -> Denoiser:
+        """A copy whose process holds the image ``y (1 or B, C, H, W)``, for networks that are not shown it (zeros: generation)."""
+        other = copy.copy(self)
+        other.degraded = y
+        return other
+
     def __call__(self, x: Tensor, t: float) -> Prediction:
+        if self.process.holds_image:
+            return self.process.predict(self.output(x, t), x, t, self.prediction_type, self._degraded(x))
         a, b = self.process.a(t), self.process.b(t)
         lift = self.lift(x)
         z = x if lift is None else x - a * lift
@@ -106,6 +121,13 @@ class Denoiser:
         scale = (self.data_std**2 * a**2 + b**2) ** 0.5
         return scale, self.data_std * a / scale, b / scale
 
+    def _degraded(self, x: Tensor) -> Tensor | None:
+        if self.degraded is not None:
+            return self.degraded.to(x)
+        if self.condition is not None and self.condition_channels >= x.shape[1]:
+            return self.condition[:, : x.shape[1]].to(x)
+        return torch.zeros_like(x) if self.condition_channels else None
+
     def lift(self, x: Tensor) -> Tensor | None:
         """The image estimate that the residual is taken from, or None."""
         if not self.residual or self.condition is None:
@@ -113,14 +135,14 @@ class Denoiser:
         return self.condition[:, : x.shape[1]].to(x)
 
     def output(self, z: Tensor, t) -> Tensor:
-        """The network's raw output for state ``z (B, C, H, W)`` at time ``t`` (a number, or one per sample)."""
+        """The network's raw output for ``z (B, C, H, W)`` at time ``t`` (a number, or one per sample); two heads give 2C channels."""
         height, width = z.shape[-2:]
         t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
         out = self.network(self.network_input(z).to(self._dtype(z)), t)
         out = (out if isinstance(out, Tensor) else out.sample).to(z.dtype)
         if self.fold > 1:
             out = F.pixel_shuffle(out, self.fold)
-        return out[:, : z.shape[1], :height, :width]
+        return out[:, : z.shape[1] * HEADS.get(self.prediction_type, 1), :height, :width]
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         # a half-precision network still gets a single-precision state to sample with

@@ -46,21 +46,28 @@ class Grid:
 
 
 def _check_steps(process: Process, num_inference_steps: int) -> int:
-    n, T = num_inference_steps, len(process)
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= T:
-        raise ValueError(f"num_inference_steps must be a whole number from 1 to {T} (the process's levels); got {n!r}")
+    n, T = num_inference_steps, process.levels
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 or (T is not None and n > T):
+        most = "1 up" if T is None else f"1 to {T} (the process's levels)"
+        raise ValueError(f"num_inference_steps must be a whole number from {most}; got {n!r}")
     return int(n)
+
+
+def _check_whole_steps(process: Process, num_inference_steps: int) -> tuple[int, int]:
+    if process.levels is None:
+        raise ValueError("this grid counts whole levels and the process is continuous; use log_snr, karras, linspace or explicit")
+    return _check_steps(process, num_inference_steps), process.levels
 
 
 def trailing(process: Process, num_inference_steps: int) -> Grid:
     """``T-1`` down in equal strides ``T/N`` (rounded), then clean: starts at the noisiest level (Lin et al. 2024, table 2)."""
-    n, T = _check_steps(process, num_inference_steps), len(process)
+    n, T = _check_whole_steps(process, num_inference_steps)
     return Grid((*(float(np.rint(T - k * T / n)) - 1 for k in range(n)), CLEAN))
 
 
 def leading(process: Process, num_inference_steps: int) -> Grid:
     """``N`` multiples of ``floor(T/N)``, from ``(N-1) floor(T/N)`` down to 0, then clean (DDIM's grid)."""
-    n, T = _check_steps(process, num_inference_steps), len(process)
+    n, T = _check_whole_steps(process, num_inference_steps)
     return Grid((*(float(k * (T // n)) for k in reversed(range(n))), CLEAN))
 
 
@@ -69,23 +76,23 @@ def pndm_nodes(process: Process, num_inference_steps: int) -> Grid:
 
     The grid of PNDM's released code.
     """
-    n, T = _check_steps(process, num_inference_steps), len(process)
+    n, T = _check_whole_steps(process, num_inference_steps)
     return Grid((*(float(t) for t in reversed(range(0, T, T // n))), CLEAN))
 
 
 def linspace(process: Process, num_inference_steps: int) -> Grid:
-    """``N`` equally spaced real times from ``T-1`` to 0, then clean."""
-    n, T = _check_steps(process, num_inference_steps), len(process)
-    return Grid((*np.linspace(T - 1, 0, n), CLEAN) if n > 1 else (T - 1, CLEAN))
+    """``N`` equally spaced real times from the noisiest to the first, then clean."""
+    n = _check_steps(process, num_inference_steps)
+    return Grid((*np.linspace(process.end, process.first, n), CLEAN) if n > 1 else (process.end, CLEAN))
 
 
 def log_snr(process: Process, num_inference_steps: int) -> Grid:
-    """``N`` real times equally spaced in log-SNR between the two ends of the table, then clean.
+    """``N`` real times equally spaced in log-SNR between the noisiest level and the first, then clean.
 
     At zero terminal SNR the first node, ``T-1``, counts as log-SNR -10 for the spacing (about where DDPM's schedules end).
     """
     n = _check_steps(process, num_inference_steps)
-    return _at_levels(process, np.linspace(_start_level(process), process.log_snr(0.0), n))
+    return _at_levels(process, np.linspace(_start_level(process), process.log_snr(process.first), n))
 
 
 def karras(process: Process, num_inference_steps: int, rho: float = 7.0) -> Grid:
@@ -94,7 +101,7 @@ def karras(process: Process, num_inference_steps: int, rho: float = 7.0) -> Grid
     Zero terminal SNR as in :func:`log_snr`.
     """
     n = _check_steps(process, num_inference_steps)
-    ends = [math.exp(-level / (2 * rho)) for level in (_start_level(process), process.log_snr(0.0))]
+    ends = [math.exp(-level / (2 * rho)) for level in (_start_level(process), process.log_snr(process.first))]
     return _at_levels(process, -2 * rho * np.log(np.linspace(*ends, n)))
 
 
@@ -104,13 +111,13 @@ def explicit(times: Sequence[float], end: float = CLEAN) -> Grid:
 
 
 def _start_level(process: Process) -> float:
-    level = process.log_snr(float(len(process) - 1))
+    level = process.log_snr(process.end)
     return ZERO_SNR_STAND_IN if math.isinf(level) else level
 
 
 def _at_levels(process: Process, levels: np.ndarray) -> Grid:
-    times = (max(process.time_at(level), 0.0) for level in levels[1:])
-    return Grid((float(len(process) - 1), *times, CLEAN))
+    times = (max(process.time_at(level), process.first) for level in levels[1:])
+    return Grid((process.end, *times, CLEAN))
 
 
 GRIDS = {"trailing": trailing, "leading": leading, "pndm": pndm_nodes, "linspace": linspace, "log-snr": log_snr, "karras": karras}

@@ -184,7 +184,7 @@ class PNDM:
         history: list[Tensor] = []
         for t, s in grid.pairs():
             p = yield Query(x, t, editable=True)
-            if process.a(t) == 0:
+            if process.a(t) <= 0:
                 x = process.add_noise(p.x0, p.eps, s, y)
                 continue
             move = move_by(process, p, t, y)

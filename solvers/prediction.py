@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of every process; residual processes know more
+HEADS = {"residual_noise": 2, "sample_noise": 2}  # outputs stacked on channels, where there are several
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,15 @@ class Prediction:
     def from_x0(cls, x0: Tensor, x: Tensor, a: float, b: float) -> Prediction:
         """The prediction with this image and the noise that explains ``x`` with it (zero at the clean level)."""
         return cls(x0, (x - a * x0) / b if b > 0 else torch.zeros_like(x))
+
+
+@dataclass(frozen=True)
+class ResidualPrediction(Prediction):
+    """The prediction of a network that estimates noise and, on its own, the residual ``y - x0`` or the image.
+
+    Two estimates say more than one state needs: ``x0`` and ``eps`` together explain it, ``noise`` and ``residual`` (None: the network
+    gave the image) are what the network said, for RDDM's own sampler.
+    """
+
+    residual: Tensor | None
+    noise: Tensor

@@ -11,6 +11,8 @@ import math
 import numpy as np
 import torch
 
+from solvers.prediction import PREDICTION_TYPES, Prediction
+
 CLEAN = -1.0
 
 
@@ -24,9 +26,18 @@ class Process:
 
     Between table entries ``b^2`` and ``c`` are linear in ``t`` and ``a`` is log-linear (linear next to ``a = 0``).
 
+    Attributes:
+        origin: the time where noise begins (the clean level of the process's own clock).
+        first: the least noisy time that networks are asked at.
+        prediction_types: forms of network output that :meth:`predict` can read.
+
     Raises:
         ValueError: tables of different or zero length, not finite, or negative.
     """
+
+    origin: float = CLEAN
+    first: float = 0.0
+    prediction_types: tuple[str, ...] = PREDICTION_TYPES
 
     def __init__(self, a_table, b_table, c_table=None):
         self.a_table, self.b_table = _table("a_table", a_table), _table("b_table", b_table)
@@ -39,34 +50,48 @@ class Process:
     def __len__(self) -> int:
         return self.a_table.size
 
+    @property
+    def end(self) -> float:
+        """The noisiest time."""
+        return float(len(self) - 1)
+
+    @property
+    def levels(self) -> int | None:
+        """Number of levels; None for a continuous process."""
+        return len(self)
+
+    @property
+    def holds_image(self) -> bool:
+        """Whether the degraded image ``y`` is part of the state at some time."""
+        return bool(self.c_table.any())
+
+    def _key(self) -> tuple:
+        """What makes two processes of one class equal."""
+        return self.a_table.tobytes(), self.b_table.tobytes(), self.c_table.tobytes()
+
     def __eq__(self, other) -> bool:
-        return (
-            type(self) is type(other)
-            and np.array_equal(self.a_table, other.a_table)
-            and np.array_equal(self.b_table, other.b_table)
-            and np.array_equal(self.c_table, other.c_table)
-        )
+        return type(self) is type(other) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((type(self), self.a_table.tobytes(), self.b_table.tobytes(), self.c_table.tobytes()))
+        return hash((type(self), *self._key()))
 
     # -- coefficients ---------------------------------------------------------------------------------------------
     # Each takes a float and returns a float, or takes a tensor of times and returns a float64 CPU tensor of its shape.
 
     def a(self, t):
-        """Signal coefficient at time ``t`` in ``[-1, T-1]``."""
-        return _evaluate(self._a, t, len(self))
+        """Signal coefficient at time ``t`` in ``[-1, end]``."""
+        return evaluate(self._a, t, self.end)
 
     def b(self, t):
-        """Noise coefficient at time ``t`` in ``[-1, T-1]``."""
-        return _evaluate(self._b, t, len(self))
+        """Noise coefficient at time ``t`` in ``[-1, end]``."""
+        return evaluate(self._b, t, self.end)
 
     def c(self, t):
-        """Coefficient of the degraded image at time ``t`` in ``[-1, T-1]``."""
-        return _evaluate(self._c, t, len(self))
+        """Coefficient of the degraded image at time ``t`` in ``[-1, end]``."""
+        return evaluate(self._c, t, self.end)
 
     def _a(self, t: np.ndarray) -> np.ndarray:
-        return _log_linear(t, self.a_table, 1.0)
+        return log_linear(t, self.a_table, 1.0)
 
     def _b(self, t: np.ndarray) -> np.ndarray:
         return np.sqrt(_linear(t, self.b_table**2, 0.0))
@@ -87,11 +112,11 @@ class Process:
         return -math.inf if math.isinf(kappa) else -2 * math.log(kappa)
 
     def time_at(self, log_snr: float) -> float:
-        """The (real) time in ``[-1, T-1]`` with this log-SNR; the nearest end of the process where it has none.
+        """The (real) time in ``[-1, end]`` with this log-SNR; the nearest end of the process where it has none.
 
         This is how a network trained under one process answers a query of another (DESIGN 3.1).
         """
-        lo, hi = CLEAN, float(len(self) - 1)
+        lo, hi = CLEAN, self.end
         if log_snr >= self.log_snr(lo):
             return lo
         if log_snr <= self.log_snr(hi):
@@ -99,7 +124,7 @@ class Process:
         for _ in range(9):  # log-SNR decreases with t; each round keeps one 64th, down to the spacing of floats
             t = np.linspace(lo, hi, 65)
             with np.errstate(divide="ignore"):
-                k = int(np.argmax(2 * (np.log(self._a(t)) - np.log(self._b(t))) < log_snr))
+                k = int(np.argmax(2 * (np.log(np.maximum(self._a(t), 0)) - np.log(self._b(t))) < log_snr))
             if k == 0:  # rounding left no point below
                 break
             lo, hi = float(t[k - 1]), float(t[k])
@@ -116,6 +141,32 @@ class Process:
         if y is None:
             raise ValueError("this process holds the degraded image: pass it as y")
         return x + c * y
+
+    def start(self, y, eps):
+        """The noisiest state that can be built from the degraded image alone: ``(a + c) y + b eps`` at ``end``.
+
+        The image's part is filled with ``y``, which is exact where ``a = 0``.
+        """
+        return self.add_noise(y, eps, self.end, y)
+
+    def predict(self, output, x, t: float, prediction_type: str, y=None) -> Prediction:
+        """What a network's ``output`` says about the state ``x = a x0 + c y + b eps`` it saw at time ``t``.
+
+        Residual processes read more forms than the three common ones; ``prediction_types`` lists them.
+
+        Raises:
+            ValueError: a form that this process does not have, or no ``y`` where the state holds it.
+        """
+        return Prediction.from_output(output, self.unshifted(x, t, y), self.a(t), self.b(t), prediction_type)
+
+    def unshifted(self, x, t: float, y=None):
+        """``x - c y``."""
+        c = self.c(t)
+        if c == 0:
+            return x
+        if y is None:
+            raise ValueError("this process holds the degraded image: pass it as y")
+        return x - c * y
 
     def transfer(self, x, eps, t: float, s: float, y=None):
         """Move ``x`` from ``t`` to ``s`` along a fixed noise ``eps`` without forming ``x0`` (PNDM's phi).
@@ -236,10 +287,10 @@ def _table(name: str, values) -> np.ndarray:
     return table
 
 
-def _evaluate(f, t, T: int):
+def evaluate(f, t, end: float):
     values = np.asarray(t.detach().cpu() if isinstance(t, torch.Tensor) else t, dtype=np.float64)
-    if not ((values >= CLEAN) & (values <= T - 1)).all():
-        raise ValueError(f"time must lie in [-1, {T - 1}]; got {t}")
+    if not ((values >= CLEAN) & (values <= end)).all():
+        raise ValueError(f"time must lie in [-1, {end:g}]; got {t}")
     out = f(np.atleast_1d(values))
     return torch.from_numpy(out.reshape(values.shape)) if isinstance(t, torch.Tensor) else float(out[0])
 
@@ -248,7 +299,7 @@ def _linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
     return np.interp(t, np.arange(-1, table.size), np.concatenate([[clean], table]))
 
 
-def _log_linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
+def log_linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
     full = np.concatenate([[clean], table])
     k = np.clip(np.floor(t).astype(int) + 1, 0, full.size - 2)
     w = t - (k - 1)

@@ -97,7 +97,7 @@ def solve(
         x: start state at ``grid.times[0]``, ``(B, C, H, W)`` in the denoiser's value range.
         grid: descending times of ``process``.
         process: the process the solver follows; the denoiser's own by default. Another one is answered by level matching.
-        y: the lifted degraded image, for processes with a ``c`` term.
+        y: the lifted degraded image, ``x``'s shape, where the process, or the denoiser's own, has a ``c`` term.
         generator: one ``torch.Generator``, or one per sample (sample i then does not depend on the batch).
         callback: called after each network call; returning True ends the run with the current image estimate.
 
@@ -106,9 +106,9 @@ def solve(
     """
     if not torch.isfinite(x).all():
         raise ValueError("the start state holds NaN or infinite values")
-    process = process or denoiser.process
-    if grid.times[0] > len(process) - 1:
-        raise ValueError(f"the grid starts at t={grid.times[0]} but the process ends at t={len(process) - 1}")
+    process = denoiser.process if process is None else process
+    if grid.times[0] > process.end:
+        raise ValueError(f"the grid starts at t={grid.times[0]} but the process ends at t={process.end:g}")
     ask = denoiser if process == denoiser.process else LevelMatched(denoiser, process, y)
     run = solver.run(Problem(process, y, generator), grid, x)
     nfe = 0
@@ -129,7 +129,14 @@ def solve(
 class LevelMatched:
     """A denoiser of one process answering for another, at the level with the same log-SNR (DESIGN 3.1).
 
-    With ``z = (x - c y)/sqrt(a^2 + b^2)`` the estimate E[x0 | z, y] depends on t only through a/b.
+    With ``z = (x - c y)/sqrt(a^2 + b^2)`` the estimate E[x0 | z, y] depends on t only through a/b. The state shown to the denoiser holds
+    its own process's share of ``y``. Levels beyond the native process (a network that was never shown pure noise, asked about it) are
+    answered at its nearest end; the noise estimate is then the one that explains the state that was asked about.
+
+    Args:
+        denoiser: ``denoiser(x, t) -> Prediction`` with an attribute ``process``.
+        process: the process of the questions.
+        y: the degraded image, where one of the two processes holds it.
     """
 
     denoiser: object
@@ -138,14 +145,19 @@ class LevelMatched:
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         p, native = self.process, self.denoiser.process
-        c = p.c(t)
+        x = p.unshifted(x, t, self.y)
+        level = p.log_snr(t)
+        s = native.time_at(level)
+        scale = ((native.a(s) ** 2 + native.b(s) ** 2) / (p.a(t) ** 2 + p.b(t) ** 2)) ** 0.5
+        z, c = x * scale, native.c(s)
         if c != 0:
             if self.y is None:
-                raise ValueError("this process holds the degraded image: pass it as y")
-            x = x - c * self.y
-        s = native.time_at(p.log_snr(t))
-        scale = ((native.a(s) ** 2 + native.b(s) ** 2) / (p.a(t) ** 2 + p.b(t) ** 2)) ** 0.5
-        return self.denoiser(x * scale, s)
+                raise ValueError("the denoiser's own process holds the degraded image: pass it as y")
+            z = z + c * self.y
+        answer = self.denoiser(z, s)
+        if s == native.end and (level < native.log_snr(s) or p.a(t) < 0):
+            return Prediction.from_x0(answer.x0, x, p.a(t), p.b(t))
+        return answer
 
 
 def randn(shape, generator: RNG = None, *, device="cpu", dtype=torch.float32) -> Tensor:

@@ -136,7 +136,8 @@ TRIALS = {
     "plms": {1},
     "f-pndm": {1, 2, 3, 5, 6, 7, 9, 10, 11},
     "fon": {1, 2, 3, 5, 6, 7, 9, 10, 11},
-}  # calls inside warm-up steps
+    "evodiff": set(range(1, 11)),
+}  # calls inside warm-up steps, and at probes
 
 
 @pytest.mark.parametrize("name", SOLVERS)
