@@ -93,7 +93,8 @@ def solve(
 
     Args:
         solver: any object with ``run(problem, grid, x)``.
-        denoiser: callable with an attribute ``process``.
+        denoiser: callable with an attribute ``process``. If it has a method ``bind(times, noise)``, what that returns is asked instead:
+            ``times`` are the grid's nodes as times of the denoiser's process, ``noise(like)`` is the run's noise source.
         x: start state at ``grid.times[0]``, ``(B, C, H, W)`` in the denoiser's value range.
         grid: descending times of ``process``.
         process: the process the solver follows; the denoiser's own by default. Another one is answered by level matching.
@@ -109,8 +110,13 @@ def solve(
     process = process or denoiser.process
     if grid.times[0] > len(process) - 1:
         raise ValueError(f"the grid starts at t={grid.times[0]} but the process ends at t={len(process) - 1}")
-    ask = denoiser if process == denoiser.process else LevelMatched(denoiser, process, y)
-    run = solver.run(Problem(process, y, generator), grid, x)
+    problem = Problem(process, y, generator)
+    native = denoiser.process
+    if callable(getattr(denoiser, "bind", None)):
+        times = grid.times if process == native else tuple(native.time_at(process.log_snr(t)) for t in grid.times)
+        denoiser = denoiser.bind(times, problem.noise)
+    ask = denoiser if process == native else LevelMatched(denoiser, process, y)
+    run = solver.run(problem, grid, x)
     nfe = 0
     try:
         query = next(run)
