@@ -2,7 +2,7 @@
 
 import torch
 
-from solvers import GaussianMixture
+from solvers import GaussianMixture, Prediction, Problem
 
 
 def small_mixture(seed: int = 0, components: int = 3, shape=(3, 4, 4)) -> GaussianMixture:
@@ -20,3 +20,53 @@ def noise(count: int, seed: int = 1, shape=(3, 4, 4)) -> torch.Tensor:
 def median_rmse(x: torch.Tensor, reference: torch.Tensor) -> float:
     """Median over the samples of each sample's root mean square difference."""
     return (x - reference).square().mean(dim=(1, 2, 3)).sqrt().median().item()
+
+
+class Guided:
+    """A golden file's class-conditional mixture as a denoiser with classifier-free guidance.
+
+    ``arrays`` holds ``{name}/means``, ``{name}/stds`` and ``{name}/class_weights`` (row 0: unconditional). A guidance of 1 is the
+    class's own prediction.
+    """
+
+    def __init__(self, arrays, name, process, label=0, guidance=1.0):
+        self.process, self.guidance = process, guidance
+        self.own = self.mixture(arrays, name, label)
+        self.all = self.mixture(arrays, name, 0)
+
+    @staticmethod
+    def mixture(arrays, name, label):
+        weights = torch.from_numpy(arrays[f"{name}/class_weights"][label])
+        used = weights > 0
+        means, stds = (torch.from_numpy(arrays[f"{name}/{key}"])[used] for key in ("means", "stds"))
+        return GaussianMixture(weights[used], means, stds)
+
+    def __call__(self, x, t):
+        a, b = self.process.a(t), self.process.b(t)
+        p = self.own.posterior(x, a, b)
+        if self.guidance == 1:
+            return p
+        eps = self.all.posterior(x, a, b).eps
+        return Prediction.from_output(eps + self.guidance * (p.eps - eps), x, a, b, "epsilon")
+
+
+@torch.no_grad()
+def replay(solver, denoiser, x, grid, draws, process=None, y=None):
+    """Run with recorded noise: ``draws`` yields the tensors that the run asks for, in order. Returns the result and the queries."""
+
+    class Recorded(Problem):
+        def noise(self, like):
+            return next(draws).to(like)
+
+    problem = Recorded(process or denoiser.process, y)
+    if hasattr(denoiser, "bind"):
+        denoiser = denoiser.bind(grid.times, problem.noise)
+    run, queries = solver.run(problem, grid, x), []
+    try:
+        query = next(run)
+        while True:
+            answer = denoiser(query.x, query.t)
+            queries.append((query, answer))
+            query = run.send(answer)
+    except StopIteration as end:
+        return end.value, queries
