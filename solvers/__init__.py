@@ -18,6 +18,8 @@ from solvers.grid import GRIDS, Grid, explicit, karras, leading, linspace, log_s
 from solvers.pndm import PNDM
 from solvers.prediction import PREDICTION_TYPES, Prediction
 from solvers.process import CLEAN, VP, Process, StepIndexed
+from solvers.red_diff import REDDiff
+from solvers.resampled import Resampled
 from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, generators, randn, solve
 
 # Names for the command line and for scheduler configs; the value called without arguments is a solver.
@@ -71,6 +73,8 @@ __all__ = [
     "Problem",
     "Process",
     "Query",
+    "REDDiff",
+    "Resampled",
     "Solution",
     "Solver",
     "SolverScheduler",
