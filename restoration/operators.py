@@ -120,12 +120,14 @@ class LinearFunction(LinearOperator):
 
 
 class NonlinearOperator:
-    """Any differentiable callable, for methods that only need ``A`` and ``A_vjp`` (RED-Diff).
+    """Any differentiable callable, for methods that only need ``A`` or its gradient (RED-Diff, DPS), in the denoiser's value range.
 
     Args:
         function: ``(B, C, H, W) -> (B, ...)``, differentiable where it matters (rounding has no gradient: give a smooth stand-in).
         start: from the data to an image to begin with, in place of a pseudo-inverse.
     """
+
+    linear = False
 
     def __init__(self, function: Callable[[Tensor], Tensor], start: Callable[[Tensor], Tensor]):
         self.function, self.start = function, start

@@ -70,3 +70,26 @@ def replay(solver, denoiser, x, grid, draws, process=None, y=None):
             query = run.send(answer)
     except StopIteration as end:
         return end.value, queries
+
+
+class Patches:
+    """The benchmark's prior as a denoiser: ``sum_k w_k N(m_k, C_k)`` over S x S grey patches with full covariances, in float64."""
+
+    def __init__(self, arrays, process):
+        self.process, self.size = process, int(arrays["size"])
+        self.log_weights = torch.from_numpy(arrays["weights"]).double().log()
+        self.means = torch.from_numpy(arrays["means"]).double()
+        values, self.basis = torch.linalg.eigh(torch.from_numpy(arrays["covs"]).double())
+        self.values = values.clamp(min=0)
+
+    def mean(self, x, a, b):
+        """``E[x0 | a x0 + b eps = x]``, ``x (B, 1, S, S)``."""
+        v = a * a * self.values + b * b  # (K, n)
+        gap = torch.einsum("bkn,knm->bkm", x.flatten(1)[:, None] - a * self.means, self.basis)
+        r = (self.log_weights - 0.5 * (gap**2 / v + v.log()).sum(-1)).softmax(1)
+        parts = self.means + torch.einsum("bkm,knm->bkn", a * self.values / v * gap, self.basis)
+        return (r[..., None] * parts).sum(1).reshape(x.shape)
+
+    def __call__(self, x, t):
+        a, b = self.process.a(t), self.process.b(t)
+        return Prediction.from_x0(self.mean(x, a, b), x, a, b)

@@ -175,6 +175,23 @@ def test_mmps_is_the_exact_posterior_mean_of_a_gaussian():
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
+def test_mmps_samples_the_exact_gaussian_posterior():
+    """Also through a blur: mean, spread and coverage of the samples in every pixel."""
+    op, sigma, count = Blur((12, 12), gaussian_kernel(0.7, 2)), 0.3, 150
+    x0 = image((1, 1, 12, 12))
+    m = Measurement(op, op.A(x0) + sigma * randn(x0.shape, torch.Generator().manual_seed(4), dtype=torch.float64), sigma)
+    start = randn((count, 1, 12, 12), torch.Generator().manual_seed(3), dtype=torch.float64)
+    samples = solve(DDIM(), MMPS(GaussianPrior(), m, iterations=40), start, log_snr(PROCESS, 150)).x0
+    mean = op.spectral_filter(MEAN / STD**2 + op.A_adjoint(m.y) / sigma**2, lambda s: 1 / (STD**-2 + s**2 / sigma**2))
+    basis = torch.eye(144, dtype=torch.float64).reshape(144, 1, 12, 12)
+    std = op.spectral_filter(basis, lambda s: 1 / (STD**-2 + s**2 / sigma**2)).reshape(144, 144).diagonal().sqrt().reshape(12, 12)
+    z = (samples.mean(0) - mean[0]) / (std / count**0.5)
+    assert z.abs().mean() < 1.0  # 0.80 for a perfect sampler
+    assert (samples.std(0) / std).mean() == pytest.approx(1, abs=0.02)
+    low, high = samples.quantile(0.05, 0), samples.quantile(0.95, 0)
+    assert 0.83 < ((x0 >= low) & (x0 <= high)).double().mean() < 0.97
+
+
 def test_pigdm_direction_solves_its_system():
     op, sigma, t = Blur((6, 5), gaussian_kernel(0.7, 2)), 0.3, 300.0
     m = Measurement(op, op.A(image(seed=2)), sigma)

@@ -163,6 +163,8 @@ def test_nonlinear_operators_give_their_own_gradient():
     x, v = torch.tensor([[0.2, 0.9, -0.1]]), torch.tensor([[1.0, 2.0, 3.0]])
     torch.testing.assert_close(op.A_vjp(x, v), torch.tensor([[2.0, 0.0, 6.0]]))
     torch.testing.assert_close(op.A_dagger(v), v / 2)
+    with pytest.raises(TypeError, match="value range"):
+        Measurement(op, v).in_range(-1.0, 1.0, like=x)
 
 
 class Decomposed:
