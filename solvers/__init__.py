@@ -13,6 +13,7 @@ from functools import partial
 
 from solvers.analytic import GaussianMixture
 from solvers.ddim import DDIM
+from solvers.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
 from solvers.pndm import PNDM
@@ -65,9 +66,11 @@ __all__ = [
     "PREDICTION_TYPES",
     "SOLVERS",
     "VP",
+    "DDPMInversion",
     "Denoiser",
     "GaussianMixture",
     "Grid",
+    "Inversion",
     "LevelMatched",
     "Prediction",
     "Problem",
@@ -83,12 +86,14 @@ __all__ = [
     "as_scheduler",
     "explicit",
     "generators",
+    "invert",
     "karras",
     "leading",
     "linspace",
     "log_snr",
     "pndm_nodes",
     "randn",
+    "regenerate",
     "solve",
     "solver_by_name",
     "trailing",
