@@ -12,10 +12,11 @@ The diffusers adapter (``as_scheduler``, ``SolverScheduler``) is imported on fir
 from functools import partial
 
 from solvers.analytic import GaussianMixture
+from solvers.ddcm import DDCM, Branches, edit
 from solvers.ddim import DDIM
 from solvers.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS, Grid, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
+from solvers.grid import GRIDS, Grid, consistency, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
 from solvers.pndm import PNDM
 from solvers.prediction import PREDICTION_TYPES, Prediction
 from solvers.process import CLEAN, VP, Process, StepIndexed
@@ -33,6 +34,7 @@ SOLVERS = {
     "plms": partial(PNDM, "plms"),
     "ipndm": partial(PNDM, "ipndm", "fixed"),
     "fon": partial(PNDM, "fon"),
+    "ddcm": DDCM,
 }
 
 
@@ -60,12 +62,14 @@ def __getattr__(name: str):
 
 __all__ = [
     "CLEAN",
+    "DDCM",
     "DDIM",
     "GRIDS",
     "PNDM",
     "PREDICTION_TYPES",
     "SOLVERS",
     "VP",
+    "Branches",
     "DDPMInversion",
     "Denoiser",
     "GaussianMixture",
@@ -84,6 +88,8 @@ __all__ = [
     "Step",
     "StepIndexed",
     "as_scheduler",
+    "consistency",
+    "edit",
     "explicit",
     "generators",
     "invert",
