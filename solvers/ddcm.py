@@ -37,7 +37,7 @@ class DDCM:
         eta: share of fresh noise in the variance, in [0, 1].
         layout: a third branch with its own condition, whose direction the source follows when ``eta < 1``.
         mask: where the edit may act, broadcast to ``x0``: 1 = edit, 0 = keep ``x0`` exactly. Both branches carry the same noise: no seam.
-        blend: ``(source, target, layout, s) -> target``, called on the states of level s after each step but the last.
+        blend: ``(source, target, layout, t) -> target``, called on the new states after each step but the last, t the step's start.
         data_step: ``(image, t) -> image``, called on each ``p``: a projection on measured data, say.
 
     Raises:
@@ -93,7 +93,7 @@ class DDCM:
             target = renoise(images[0], directions[0])
             layout = renoise(images[1], directions[1]) if self.layout else source
             if self.blend and process.b(s) > 0:
-                target = self.blend(source, target, layout, s)
+                target = self.blend(source, target, layout, t)
             if self.mask is not None:
                 target = torch.where(self.mask.to(x.device) > 0, target, source)
         return target
