@@ -1,4 +1,4 @@
-"""Unified attention control: how DDCM's branches share attention in a text-conditioned network. Xu et al. 2024, section 4.
+"""Unified attention control: how DDCM's branches share attention in a text-conditioned network. Xu et al. 2024 (arXiv 2312.04965).
 
 Pure tensor functions. Along the first axis lie the branches S, G, L (source, target, layout, the layout with the source's prompt), for the
 unconditional half and then the conditional one, each with its heads.
@@ -63,7 +63,7 @@ def control_cross(maps: Tensor, heads: int, mapper: Tensor, alphas: Tensor, earl
     return torch.cat([source, target, layout]), torch.cat(stored)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LocalBlend:
     """Limits an edit to where its words are looked at.
 

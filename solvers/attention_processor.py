@@ -15,7 +15,7 @@ STORED_PIXELS = 32 * 32  # finer maps are edited but not kept
 
 
 class AttentionControl:
-    """The state of one edit: how far it is, which tokens belong together, what was looked at (Xu et al. 2024, section 4).
+    """The state of one edit: how far it is, which tokens belong together, what was looked at (Xu et al. 2024, unified attention control).
 
         control = AttentionControl(source_ids, target_ids, num_steps=12)
         with control.installed(unet):

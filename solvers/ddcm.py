@@ -15,10 +15,10 @@ from solvers.solver import RNG, Problem, Query, randn, solve
 
 @dataclass(frozen=True)
 class DDCM:
-    """``x_s = a_s f(x_t) + b_s z``: DDIM at its largest variance, which forgets the old noise in every step (Xu et al. 2024, eq. 6).
+    """``x_s = a_s f(x_t) + b_s z``: DDIM at its largest variance, which forgets the old noise in every step.
 
     A known image ``x0`` is consistent with any state through ``e_cons = (x_t - a x0)/b``, so it needs no inversion. Source and target
-    branches start from one state, share every fresh ``z``, and differ only by what the network says of them (alg. 1):
+    branches start from one state, share every fresh ``z``, and differ only by what the network says of them (Xu et al. 2024, alg. 1):
 
         ``p = x0 + ((x^g - x^s) - b (e^g - e^s))/a``                                 the edited image so far
         ``x^g <- a' p  + b' (sqrt(1 - eta) (e^g - e^s + e_cons) + sqrt(eta) z)``

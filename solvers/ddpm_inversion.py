@@ -14,7 +14,7 @@ from solvers.process import Process
 from solvers.solver import RNG, Problem, Query, solve
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inversion:
     """What :func:`invert` found, in the grid's order (noisiest first).
 
@@ -33,7 +33,7 @@ class Inversion:
     compat: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DDPMInversion:
     """Sample again with the noises of an inversion: ``x_s = mu(x_t) + eta sqrt(V) z`` (Huberman-Spiegelglas et al. 2024, alg. 1).
 

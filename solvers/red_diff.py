@@ -27,7 +27,7 @@ REDUCTIONS = ("sum", "mean")
 RETURNS = ("mu", "x0_pred")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class REDDiff:
     """Adam on ``v/2 |y - A mu|^2 + lam w(kappa_t) <eps(x_t, t) - n, mu>`` with ``x_t = a_t mu + b_t n`` (Mardani et al. 2023, alg. 1).
 

@@ -39,6 +39,11 @@ class Resampled:
         if self.jump < 1 or self.repeats < 1:
             raise ValueError(f"jump and repeats must be at least 1; got {self.jump} and {self.repeats}")
 
+    @property
+    def keeps_history(self) -> bool:
+        """As the solver that walks down."""
+        return getattr(self.solver, "keeps_history", False)
+
     def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
         for first in range(0, len(grid), self.jump):
             stretch = Grid(grid.times[first : first + self.jump + 1])

@@ -103,13 +103,19 @@ def solve(
         callback: called after each network call; returning True ends the run with the current image estimate.
 
     Raises:
-        ValueError: ``x`` holds NaN or infinity, or the grid leaves the process.
+        ValueError: ``x`` holds NaN or infinity, the grid leaves the process, or a solver that combines answers of several steps
+            (``keeps_history``) is given a denoiser whose answers hold fresh noise (``draws_noise``).
     """
     if not torch.isfinite(x).all():
         raise ValueError("the start state holds NaN or infinite values")
     process = process or denoiser.process
     if grid.times[0] > len(process) - 1:
         raise ValueError(f"the grid starts at t={grid.times[0]} but the process ends at t={len(process) - 1}")
+    if getattr(denoiser, "draws_noise", False) and getattr(solver, "keeps_history", False):
+        raise ValueError(
+            f"{type(denoiser).__name__} puts fresh noise into its answers, which {type(solver).__name__} would combine over several "
+            "steps: use a one-step solver such as DDIM"
+        )
     problem = Problem(process, y, generator)
     native = denoiser.process
     if callable(getattr(denoiser, "bind", None)):

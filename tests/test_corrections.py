@@ -108,6 +108,10 @@ def test_refusals():
         MMPS(GaussianPrior(), noisy, iterations=0)
     with pytest.raises(ValueError, match="jump and repeats"):
         Resampled(repeats=0)
+    for solver in (PNDM(), PNDM("s-pndm"), Resampled(PNDM())):
+        with pytest.raises(ValueError, match=r"DDRM puts fresh noise into its answers, which .* would combine"):
+            solve(solver, DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5))
+    solve(PNDM(order=1), DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5))  # that is DDIM
 
 
 # -- corrections with gradients ----------------------------------------------------------------------------------------

@@ -192,13 +192,13 @@ def test_deepinv_physics_work_unchanged():
     denoiser.network = _Silent()
     mask = (x[:, :1] > 0.5).float().expand(-1, 3, -1, -1)
     for physics in (
-        deepinv.physics.Inpainting(img_size=(3, 16, 16), mask=mask),
-        deepinv.physics.Downsampling(img_size=(3, 16, 16), factor=2),
+        deepinv.physics.Inpainting((3, 16, 16), mask=mask),
+        deepinv.physics.Downsampling((3, 16, 16), factor=2),
     ):
         m = Measurement(physics, physics.A(x), 0.05).in_range(-1.0, 1.0, like=x)
         out = solve(DDIM(), DiffPIR(denoiser, m), torch.randn(1, 3, 16, 16), trailing(process, 5)).x0
         assert m.residual(out).norm() < 0.5 * m.residual(torch.zeros_like(x)).norm()
-    flat = Measurement(deepinv.physics.Inpainting(img_size=(3, 16, 16), mask=mask), mask * x)
+    flat = Measurement(deepinv.physics.Inpainting((3, 16, 16), mask=mask), mask * x)
     torch.testing.assert_close(spectral_filter(flat.operator, x, torch.square), mask * x)
 
 

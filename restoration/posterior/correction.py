@@ -26,7 +26,7 @@ class Correction:
     """
 
     needs_gradient = False  #: whether the network must be differentiable; False: works with an exported int8 model
-    draws_noise = False  #: whether its noise estimate holds fresh noise: for one-step solvers (``DDIM()``), multi-step ones keep noise
+    draws_noise = False  #: whether its noise estimate holds fresh noise; ``solve`` refuses multi-step solvers then
 
     def __init__(self, denoiser, measurement: Measurement):
         self.denoiser = denoiser
