@@ -23,6 +23,7 @@ from solvers.process import CLEAN, VP, Process, StepIndexed
 from solvers.red_diff import REDDiff
 from solvers.resampled import Resampled
 from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, generators, randn, solve
+from solvers.text_editing import edit_prompt
 
 # Names for the command line and for scheduler configs; the value called without arguments is a solver.
 SOLVERS = {
@@ -90,6 +91,7 @@ __all__ = [
     "as_scheduler",
     "consistency",
     "edit",
+    "edit_prompt",
     "explicit",
     "generators",
     "invert",

@@ -142,12 +142,46 @@ def align(source: Sequence[int], target: Sequence[int]) -> Tensor:
     return torch.tensor(pairs[::-1], dtype=torch.int64).reshape(-1, 2)
 
 
-def refinement(source: Sequence[int], target: Sequence[int], tokens: int = 77) -> tuple[Tensor, Tensor]:
+def link_gaps(pairs: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """An alignment in which a word put in the place of another one is linked to it.
+
+    In each run of target tokens without counterpart, the pair of one of them and one of the source tokens left out at the same place
+    with the highest cosine similarity is linked. Where the authors' code differs: it looks up the two texts with their roles swapped,
+    which shows in gaps of several tokens.
+
+    Args:
+        pairs: from :func:`align`.
+        source: text embeddings ``(tokens, features)`` of the source prompt.
+        target: text embeddings of the target prompt.
+    """
+    found, ends = pairs.clone(), pairs[:, 1].tolist()
+    similarity = F.normalize(target.double(), dim=-1) @ F.normalize(source.double(), dim=-1).T
+    j = 0
+    while j < len(ends):
+        if ends[j] >= 0:
+            j += 1
+            continue
+        stop = next((k for k in range(j, len(ends)) if ends[k] >= 0), len(ends))
+        low = ends[j - 1] + 1 if j > 0 else 0
+        high = ends[stop] if stop < len(ends) else len(source)
+        if low < high:
+            block = similarity[j:stop, low:high]
+            row, column = divmod(int(block.argmax()), block.shape[1])
+            found[j + row, 1] = low + column
+        j = stop
+    return found
+
+
+def refinement(
+    source: Sequence[int], target: Sequence[int], tokens: int = 77, embeddings: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """``mapper`` and ``alphas``, each ``(tokens,)``, for :func:`refine`; positions beyond the target prompt map to themselves.
 
     Args:
         source: token ids of the source prompt, with start and end marks, without padding.
         target: token ids of the target prompt, likewise.
+        tokens: length of a padded prompt.
+        embeddings: text embeddings of source and target, ``(tokens, features)`` each, to link replaced words by.
 
     Raises:
         ValueError: a prompt longer than ``tokens``.
@@ -155,7 +189,10 @@ def refinement(source: Sequence[int], target: Sequence[int], tokens: int = 77) -
     if max(len(source), len(target)) > tokens:
         raise ValueError(f"prompts of {len(source)} and {len(target)} tokens don't fit into {tokens}")
     mapper, alphas = torch.arange(tokens), torch.ones(tokens)
-    found = align(source, target)[:, 1]
+    pairs = align(source, target)
+    if embeddings is not None:
+        pairs = link_gaps(pairs, embeddings[0][: len(source)], embeddings[1][: len(target)])
+    found = pairs[:, 1]
     mapper[: len(found)] = found
     alphas[: len(found)] = (found >= 0).float()
     return mapper, alphas

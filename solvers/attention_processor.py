@@ -35,6 +35,7 @@ class AttentionControl:
         inject: whose maps the target gets: ``layout`` as published, ``source`` as in the authors' demo.
         blend: limits the edit to its words; for one image at a time.
         tokens: length of a padded prompt.
+        embeddings: text embeddings of source and target, ``(tokens, features)`` each: replaced words then share their maps.
 
     Raises:
         ValueError: fractions outside [0, 1], an unknown ``inject``, prompts that are too long, no steps.
@@ -52,6 +53,7 @@ class AttentionControl:
         inject: str = "layout",
         blend: LocalBlend | None = None,
         tokens: int = 77,
+        embeddings: tuple[Tensor, Tensor] | None = None,
     ):
         if not (0 <= cross_fraction <= 1 and 0 <= self_fraction <= 1):
             raise ValueError(f"cross_fraction and self_fraction must lie in [0, 1]; got {cross_fraction} and {self_fraction}")
@@ -59,7 +61,7 @@ class AttentionControl:
             raise ValueError(f"inject {inject!r} is unknown; known: {', '.join(INJECTED)}")
         if not 0 <= skipped < num_steps:
             raise ValueError(f"skipped must lie between 0 and num_steps - 1; got {skipped} of {num_steps}")
-        self.mapper, self.alphas = refinement(source_ids, target_ids, tokens)
+        self.mapper, self.alphas = refinement(source_ids, target_ids, tokens, embeddings)
         self.num_steps, self.skipped, self.calls = num_steps, skipped, 0
         self.cross_fraction, self.self_fraction, self.inject, self.blend = cross_fraction, self_fraction, inject, blend
         self.maps: dict[str, Tensor] = {}  # by layer, summed over the steps

@@ -126,8 +126,16 @@ def edit_prompt(
     if control:
         blend = LocalBlend(*words, len(ids[1])) if any(w.any() for w in words) else None
         skipped = num_inference_steps - kept
-        fractions = {"cross_fraction": cross_fraction, "self_fraction": self_fraction}
-        control_state = AttentionControl(*ids, num_inference_steps, skipped=skipped, blend=blend, tokens=tokens, **fractions)
+        control_state = AttentionControl(
+            *ids,
+            num_inference_steps,
+            skipped=skipped,
+            cross_fraction=cross_fraction,
+            self_fraction=self_fraction,
+            blend=blend,
+            tokens=tokens,
+            embeddings=(of_source[0], of_target[0]),
+        )
     elif any(w.any() for w in words):
         raise ValueError("edited_words and kept_words need attention control: leave control=True")
     denoiser = PromptBranches(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import golden
 
-from solvers.attention_control import LocalBlend, align, control_cross, control_self, refine, refinement
+from solvers.attention_control import LocalBlend, align, control_cross, control_self, link_gaps, refine, refinement
 
 
 class Recorded(dict):
@@ -70,6 +70,21 @@ def test_alignment_of_a_word_put_in():
     assert align([1, 5, 6, 2], [1, 5, 9, 6, 2]).tolist() == [[0, 0], [1, 1], [2, -1], [3, 2], [4, 3]]
     assert align([], [4]).tolist() == [[0, -1]]
     assert align([4], []).tolist() == []
+
+
+def test_replaced_words_are_linked():
+    source, target = [1, 5, 6, 7, 2], [1, 8, 9, 7, 3, 2]
+    pairs = align(source, target)
+    assert pairs[:, 1].tolist() == [0, -1, -1, 3, -1, 4]
+    e_source, e_target = torch.eye(5, 4, dtype=torch.float64), torch.zeros(6, 4, dtype=torch.float64)
+    e_target[2] = torch.tensor([0, 0.1, 2.0, 0])  # token 9 is most like token 6, whatever its length
+    e_target[1] = torch.tensor([0, 0.5, 0.5, 0])
+    e_target[4] = 1
+    assert link_gaps(pairs, e_source, e_target)[:, 1].tolist() == [0, -1, 2, 3, -1, 4]  # nothing was left out where 3 was put in
+    mapper, alphas = refinement(source, target, 8, (e_source, e_target))
+    assert mapper.tolist() == [0, -1, 2, 3, -1, 4, 6, 7]
+    assert alphas.tolist() == [1, 0, 1, 1, 0, 1, 1, 1]
+    assert link_gaps(align([5], [6]), torch.ones(1, 2), torch.ones(1, 2)).tolist() == [[0, 0]]
 
 
 def test_refinement_pads_with_itself():
