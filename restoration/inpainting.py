@@ -32,7 +32,8 @@ class InpaintingTask:
         solver: any solver of this toolbox.
         num_inference_steps: solver steps, from 1 to the number of levels of the process.
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
-        correction: ``ddnm``, ``diffpir`` or None for the default: DDNM for noiseless pixels, DiffPIR for noisy ones.
+        correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: DDNM for noiseless pixels, DiffPIR for
+            noisy ones.
         tile: side of the tiles for images larger than that, in pixels.
         overlap: pixels shared by neighbouring tiles.
 

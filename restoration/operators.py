@@ -1,7 +1,8 @@
 """Linear measurement operators with deepinv's words: ``A``, ``A_adjoint``, ``A_dagger``, ``prox_l2``.
 
 Any object with these four methods is accepted wherever an operator is; deriving from :class:`LinearOperator` gives the last two
-by conjugate gradients.
+by conjugate gradients. Operators that know their singular values also have ``spectral_filter``; separable ones are in
+``restoration.separable``.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class Inpainting(LinearOperator):
         weight = gamma * self.mask.to(z)
         return (z + weight * y) / (1 + weight)
 
+    def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """``V f(S) V^T x``: the pixels are the singular directions, the mask holds their values."""
+        return f(self.mask.to(x)) * x
+
 
 class Denoising(LinearOperator):
     """``A x = x``: every pixel is measured, only noise is to be removed."""
@@ -81,6 +86,90 @@ class Denoising(LinearOperator):
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         return (z + gamma * y) / (1 + gamma)
+
+    def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """``V f(S) V^T x``: every singular value is 1."""
+        return f(x.new_ones(())) * x
+
+
+class LinearFunction(LinearOperator):
+    """Any linear callable; its adjoint is taken by automatic differentiation, the rest by conjugate gradients.
+
+    Args:
+        function: ``(B, C, H, W) -> (B, ...)``, linear, differentiable, and treating each image of a batch alone.
+        shape: ``(C, H, W)`` of the images.
+
+    Raises:
+        ValueError: a function that is not linear on random images (an offset, say).
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, int, int]):
+        self.function, self.shape = function, tuple(shape)
+        u, v = torch.randn(2, 1, *self.shape, generator=torch.Generator().manual_seed(0))
+        together, apart = function(2 * u + v), 2 * function(u) + function(v)
+        if not (together - apart).norm() <= 1e-4 * (apart.norm() + function(u).norm()):
+            raise ValueError("the function is not linear: f(2 u + v) differs from 2 f(u) + f(v)")
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = y.new_zeros(len(y), *self.shape, requires_grad=True)
+            return torch.autograd.grad(self.function(x), x, y, create_graph=torch.is_grad_enabled() and y.requires_grad)[0]
+
+
+class NonlinearOperator:
+    """Any differentiable callable, for methods that only need ``A`` or its gradient (RED-Diff, DPS), in the denoiser's value range.
+
+    Args:
+        function: ``(B, C, H, W) -> (B, ...)``, differentiable where it matters (rounding has no gradient: give a smooth stand-in).
+        start: from the data to an image to begin with, in place of a pseudo-inverse.
+    """
+
+    linear = False
+
+    def __init__(self, function: Callable[[Tensor], Tensor], start: Callable[[Tensor], Tensor]):
+        self.function, self.start = function, start
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """``J_A(x)^T v``."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.function(x), x, v)[0]
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return self.start(y)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        raise TypeError("a non-linear operator has no adjoint: use a method that takes one, such as REDDiff")
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        raise TypeError("a non-linear operator has no closed proximal map: use a method that needs none, such as REDDiff")
+
+
+def spectral_filter(operator, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """``V f(S) V^T x`` for an operator ``U S V^T``: ``f`` maps singular values (0 where nothing is measured) to factors.
+
+    Accepts operators with a method ``spectral_filter(x, f)`` and deepinv's decomposable physics (``V``, ``V_adjoint``, ``mask``).
+
+    Raises:
+        TypeError: the operator knows no singular value decomposition.
+    """
+    if callable(getattr(operator, "spectral_filter", None)):
+        return operator.spectral_filter(x, f)
+    if callable(getattr(operator, "V", None)) and callable(getattr(operator, "V_adjoint", None)) and hasattr(operator, "mask"):
+        coefficients = operator.V_adjoint(x)
+        values = torch.as_tensor(operator.mask, device=coefficients.device)
+        values = values.abs() if values.is_complex() else values.to(x.dtype)
+        return operator.V(f(values.to(x.dtype)) * coefficients)
+    raise TypeError(
+        f"{type(operator).__name__} knows no singular value decomposition; DDRM and DDNM+ need one (inpainting, denoising, separable "
+        "operators have it): use DiffPIR"
+    )
 
 
 def conjugate_gradient(

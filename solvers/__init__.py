@@ -13,16 +13,21 @@ from functools import partial
 
 from solvers.analytic import GaussianMixture
 from solvers.continuous import VE, ContinuousVP
+from solvers.ddcm import DDCM, Branches, edit
 from solvers.ddim import DDIM
+from solvers.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
 from solvers.denoiser import Denoiser
 from solvers.evodiff import EVODiff
-from solvers.grid import GRIDS, Grid, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
+from solvers.grid import GRIDS, Grid, consistency, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
 from solvers.pndm import PNDM
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
 from solvers.process import CLEAN, VP, Process, StepIndexed
 from solvers.rddm import RDDM, RDDMSampler, rddm_nodes
+from solvers.red_diff import REDDiff
+from solvers.resampled import Resampled
 from solvers.resfusion import Resfusion, ResfusionSampler
 from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, generators, randn, solve
+from solvers.text_editing import edit_prompt
 
 # Names for the command line and for scheduler configs; the value called without arguments is a solver.
 SOLVERS = {
@@ -37,6 +42,7 @@ SOLVERS = {
     "evodiff": EVODiff,
     "resfusion": ResfusionSampler,
     "rddm": RDDMSampler,
+    "ddcm": DDCM,
 }
 
 
@@ -64,6 +70,7 @@ def __getattr__(name: str):
 
 __all__ = [
     "CLEAN",
+    "DDCM",
     "DDIM",
     "GRIDS",
     "PNDM",
@@ -72,17 +79,22 @@ __all__ = [
     "SOLVERS",
     "VE",
     "VP",
+    "Branches",
     "ContinuousVP",
+    "DDPMInversion",
     "Denoiser",
     "EVODiff",
     "GaussianMixture",
     "Grid",
+    "Inversion",
     "LevelMatched",
     "Prediction",
     "Problem",
     "Process",
     "Query",
     "RDDMSampler",
+    "REDDiff",
+    "Resampled",
     "Resfusion",
     "ResfusionSampler",
     "ResidualPrediction",
@@ -92,8 +104,12 @@ __all__ = [
     "Step",
     "StepIndexed",
     "as_scheduler",
+    "consistency",
+    "edit",
+    "edit_prompt",
     "explicit",
     "generators",
+    "invert",
     "karras",
     "leading",
     "linspace",
@@ -101,6 +117,7 @@ __all__ = [
     "pndm_nodes",
     "randn",
     "rddm_nodes",
+    "regenerate",
     "solve",
     "solver_by_name",
     "trailing",

@@ -111,6 +111,11 @@ class EVODiff:
         if self.inner not in INNERS:
             raise ValueError(f"inner product {self.inner!r} is unknown; known: {', '.join(INNERS)}")
 
+    @property
+    def keeps_history(self) -> bool:
+        """Whether a step also uses earlier answers."""
+        return True
+
     def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
         dtype = x.dtype
         x = x.to(torch.promote_types(dtype, torch.float32))

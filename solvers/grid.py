@@ -105,6 +105,21 @@ def karras(process: Process, num_inference_steps: int, rho: float = 7.0) -> Grid
     return _at_levels(process, -2 * rho * np.log(np.linspace(*ends, n)))
 
 
+def consistency(process: Process, num_inference_steps: int, original_inference_steps: int = 50) -> Grid:
+    """Times that a latent consistency model was distilled at: some of ``k-1, 2k-1, ..., T-1`` with ``k = T // original``, then clean.
+
+    The step indices are ``floor(i original/N)`` from the noisiest down. Older releases of diffusers chose others: store the times.
+
+    Raises:
+        ValueError: more steps than original ones, or more of those than levels.
+    """
+    n, count = _check_steps(process, num_inference_steps), _check_steps(process, original_inference_steps)
+    if n > count:
+        raise ValueError(f"a consistency grid of {count} original steps has no {n} steps; raise original_inference_steps")
+    k = len(process) // count
+    return Grid((*(float(k * (count - i * count // n) - 1) for i in range(n)), CLEAN))
+
+
 def explicit(times: Sequence[float], end: float = CLEAN) -> Grid:
     """The given descending times, then ``end``."""
     return Grid((*times, end))

@@ -163,6 +163,11 @@ class PNDM:
         if self.variant == "fon" and self.weights == "variable":
             raise ValueError("variant 'fon' combines increments and takes weights='fixed' only")
 
+    @property
+    def keeps_history(self) -> bool:
+        """Whether noise estimates of several steps are combined."""
+        return min(self.order, VARIANTS[self.variant][2]) > 1
+
     def single_call(self) -> PNDM:
         """The same gradient rule without warm-up: one call per step from the first on.
 

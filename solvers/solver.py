@@ -93,7 +93,8 @@ def solve(
 
     Args:
         solver: any object with ``run(problem, grid, x)``.
-        denoiser: callable with an attribute ``process``.
+        denoiser: callable with an attribute ``process``. If it has a method ``bind(times, noise)``, what that returns is asked instead:
+            ``times`` are the grid's nodes as times of the denoiser's process, ``noise(like)`` is the run's noise source.
         x: start state at ``grid.times[0]``, ``(B, C, H, W)`` in the denoiser's value range.
         grid: descending times of ``process``.
         process: the process the solver follows; the denoiser's own by default. Another one is answered by level matching.
@@ -102,15 +103,26 @@ def solve(
         callback: called after each network call; returning True ends the run with the current image estimate.
 
     Raises:
-        ValueError: ``x`` holds NaN or infinity, or the grid leaves the process.
+        ValueError: ``x`` holds NaN or infinity, the grid leaves the process, or a solver that combines answers of several steps
+            (``keeps_history``) is given a denoiser whose answers hold fresh noise (``draws_noise``).
     """
     if not torch.isfinite(x).all():
         raise ValueError("the start state holds NaN or infinite values")
     process = denoiser.process if process is None else process
     if grid.times[0] > process.end:
         raise ValueError(f"the grid starts at t={grid.times[0]} but the process ends at t={process.end:g}")
-    ask = denoiser if process == denoiser.process else LevelMatched(denoiser, process, y)
-    run = solver.run(Problem(process, y, generator), grid, x)
+    if getattr(denoiser, "draws_noise", False) and getattr(solver, "keeps_history", False):
+        raise ValueError(
+            f"{type(denoiser).__name__} puts fresh noise into its answers, which {type(solver).__name__} would combine over several "
+            "steps: use a one-step solver such as DDIM"
+        )
+    problem = Problem(process, y, generator)
+    native = denoiser.process
+    if callable(getattr(denoiser, "bind", None)):
+        times = grid.times if process == native else tuple(native.time_at(process.log_snr(t)) for t in grid.times)
+        denoiser = denoiser.bind(times, problem.noise)
+    ask = denoiser if process == native else LevelMatched(denoiser, process, y)
+    run = solver.run(problem, grid, x)
     nfe = 0
     try:
         query = next(run)

@@ -4,13 +4,18 @@ import pytest
 import torch
 
 from restoration.measurement import Measurement
-from restoration.operators import Denoising, Inpainting
-from restoration.posterior import CORRECTIONS, DDNM, DiffPIR
+from restoration.operators import Denoising, Inpainting, LinearFunction, conjugate_gradient
+from restoration.posterior import CORRECTIONS, DDNM, DDRM, DPS, MMPS, DDNMPlus, DiffPIR, PiGDM, RePaint
+from restoration.separable import BlockMean, Blur, gaussian_kernel
+from restoration.tiling import TiledNetwork
 from solvers.ddim import DDIM
-from solvers.grid import log_snr, trailing
+from solvers.denoiser import Denoiser
+from solvers.grid import explicit, leading, log_snr, trailing
+from solvers.pndm import PNDM
 from solvers.prediction import Prediction
 from solvers.process import VP
-from solvers.solver import solve
+from solvers.resampled import Resampled, noise_up
+from solvers.solver import Problem, generators, randn, solve
 
 PROCESS = VP.linear()
 MEAN, STD = 0.3, 0.5
@@ -34,7 +39,7 @@ def image(shape=(2, 3, 6, 5), seed=0):
 MASK = (torch.rand(6, 5, generator=torch.Generator().manual_seed(5)) > 0.5).float()
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("name", ["ddnm", "diffpir", "mmps"])
 def test_noiseless_estimates_agree_with_the_data_and_the_state(name):
     x0 = image()
     m = Measurement(Inpainting(MASK), Inpainting(MASK).A(x0))
@@ -48,7 +53,7 @@ def test_noiseless_estimates_agree_with_the_data_and_the_state(name):
         torch.testing.assert_close(p.x0[..., unknown], GaussianPrior()(x, t).x0[..., unknown])
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("name", ["ddnm", "ddnm+", "ddrm", "diffpir", "mmps", "repaint"])
 def test_noiseless_runs_end_on_the_data(name):
     x0 = image()
     m = Measurement(Inpainting(MASK), Inpainting(MASK).A(x0))
@@ -90,3 +95,267 @@ def test_refusals():
         DDNM(GaussianPrior(), noisy)
     with pytest.raises(ValueError, match="lam"):
         DiffPIR(GaussianPrior(), noisy, lam=0)
+    with pytest.raises(ValueError, match="DDNMPlus"):
+        DDNM(GaussianPrior(), noisy)
+    with pytest.raises(ValueError, match="eta"):
+        DDRM(GaussianPrior(), noisy, eta=1.5)
+    with pytest.raises(TypeError, match="singular value"):
+        DDNMPlus(GaussianPrior(), Measurement(LinearFunction(lambda x: x, (3, 6, 5)), image(), 0.1))
+    for make in (DPS, PiGDM):
+        with pytest.raises(ValueError, match="scale"):
+            make(GaussianPrior(), noisy, scale=-1)
+    with pytest.raises(ValueError, match="iterations"):
+        MMPS(GaussianPrior(), noisy, iterations=0)
+    with pytest.raises(ValueError, match="jump and repeats"):
+        Resampled(repeats=0)
+    for solver in (PNDM(), PNDM("s-pndm"), Resampled(PNDM())):
+        with pytest.raises(ValueError, match=r"DDRM puts fresh noise into its answers, which .* would combine"):
+            solve(solver, DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5))
+    solve(PNDM(order=1), DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5))  # that is DDIM
+
+
+# -- corrections with gradients ----------------------------------------------------------------------------------------
+
+GRADIENT = [name for name, made in CORRECTIONS.items() if made.needs_gradient]
+
+
+class Session:
+    """Stands for an inference session: it answers, but no gradient flows."""
+
+    def __call__(self, x, t):
+        return x.detach()
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_gradient_corrections_refuse_networks_without_gradients(name):
+    m = Measurement(Denoising(), image(), 0.1)
+    for network in (Session(), TiledNetwork(Session(), 4, 2)):
+        with pytest.raises(TypeError, match="needs the gradient of the network, which Session can't give"):
+            CORRECTIONS[name](Denoiser(network, PROCESS), m)
+
+    class Detached(torch.nn.Module):
+        def forward(self, x, t):
+            return x.detach()
+
+    with pytest.raises(TypeError, match="carries none"):
+        CORRECTIONS[name](Denoiser(Detached(), PROCESS), m)(image(), 500.0)
+
+
+def test_other_corrections_accept_networks_without_gradients():
+    m = Measurement(Denoising(), image(), 0.0)
+    for name in set(CORRECTIONS) - set(GRADIENT):
+        x0 = solve(DDIM(), CORRECTIONS[name](Denoiser(Session(), PROCESS), m), image(), trailing(PROCESS, 3)).x0
+        assert torch.isfinite(x0).all()
+
+
+def test_dps_takes_the_papers_step():
+    """Each next state is the uncorrected one less zeta times the gradient of each image's residual norm, which is known here."""
+    op, zeta, eta = Inpainting(MASK), 0.7, 0.6
+    m = Measurement(op, op.A(image()), 0.1)
+    grid = explicit([800, 300], end=40)
+    x = image(seed=8)
+    for t, s in grid.pairs():
+        step = explicit([t], end=s)
+        got, plain = (solve(DDIM(eta), d, x, step, generator=generators(0, 2)).x0 for d in (DPS(GaussianPrior(), m, zeta), GaussianPrior()))
+        a, b = PROCESS.a(t), PROCESS.b(t)
+        r = m.residual(GaussianPrior()(x, t).x0)
+        gain = a * STD**2 / (a**2 * STD**2 + b**2)
+        gradient = -gain * op.A_adjoint(r) / r.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        torch.testing.assert_close(got, plain - zeta * gradient, rtol=1e-10, atol=1e-10)
+        x = got
+
+
+def test_mmps_is_the_exact_posterior_mean_of_a_gaussian():
+    op, sigma = Blur((6, 5), gaussian_kernel(0.7, 2)), 0.3
+    m = Measurement(op, op.A(image()) + sigma * image(seed=6), sigma)
+    for t in (900.0, 400.0, 30.0):
+        x, kappa, a = image(seed=9), PROCESS.kappa(t), PROCESS.a(t)
+        got = MMPS(GaussianPrior(), m, iterations=60)(x, t).x0
+
+        def precision(u, kappa=kappa):
+            return (STD**-2 + kappa**-2) * u + op.A_adjoint(op.A(u)) / sigma**2
+
+        want = conjugate_gradient(precision, MEAN * STD**-2 + x / a * kappa**-2 + op.A_adjoint(m.y) / sigma**2)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_mmps_samples_the_exact_gaussian_posterior():
+    """Also through a blur: mean, spread and coverage of the samples in every pixel."""
+    op, sigma, count = Blur((12, 12), gaussian_kernel(0.7, 2)), 0.3, 150
+    x0 = image((1, 1, 12, 12))
+    m = Measurement(op, op.A(x0) + sigma * randn(x0.shape, torch.Generator().manual_seed(4), dtype=torch.float64), sigma)
+    start = randn((count, 1, 12, 12), torch.Generator().manual_seed(3), dtype=torch.float64)
+    samples = solve(DDIM(), MMPS(GaussianPrior(), m, iterations=40), start, log_snr(PROCESS, 150)).x0
+    mean = op.spectral_filter(MEAN / STD**2 + op.A_adjoint(m.y) / sigma**2, lambda s: 1 / (STD**-2 + s**2 / sigma**2))
+    basis = torch.eye(144, dtype=torch.float64).reshape(144, 1, 12, 12)
+    std = op.spectral_filter(basis, lambda s: 1 / (STD**-2 + s**2 / sigma**2)).reshape(144, 144).diagonal().sqrt().reshape(12, 12)
+    z = (samples.mean(0) - mean[0]) / (std / count**0.5)
+    assert z.abs().mean() < 1.0  # 0.80 for a perfect sampler
+    assert (samples.std(0) / std).mean() == pytest.approx(1, abs=0.02)
+    low, high = samples.quantile(0.05, 0), samples.quantile(0.95, 0)
+    assert 0.83 < ((x0 >= low) & (x0 <= high)).double().mean() < 0.97
+
+
+def test_pigdm_direction_solves_its_system():
+    op, sigma, t = Blur((6, 5), gaussian_kernel(0.7, 2)), 0.3, 300.0
+    m = Measurement(op, op.A(image(seed=2)), sigma)
+    x = image(seed=3)
+    estimate = GaussianPrior()(x, t).x0
+    v = PiGDM(GaussianPrior(), m).direction(estimate, PROCESS.kappa(t))
+    r2 = 1 - PROCESS.a(t) ** 2  # VP
+    torch.testing.assert_close(r2 * op.A_adjoint(op.A(v)) + sigma**2 * v, r2 * op.A_adjoint(m.residual(estimate)), rtol=1e-9, atol=1e-9)
+    a, b = PROCESS.a(t), PROCESS.b(t)
+    gain = a * STD**2 / (a**2 * STD**2 + b**2)
+    p = PiGDM(GaussianPrior(), m, keep_noise=False)(x, t)
+    torch.testing.assert_close(p.x0, estimate + a * gain * v)
+    torch.testing.assert_close(a * p.x0 + b * p.eps, x)
+
+
+# -- corrections with noise --------------------------------------------------------------------------------------------
+
+
+def test_ddrm_states_have_the_level_of_the_grid():
+    """For data without error each next state is ``a_s x0 + b_s n`` with n white and of variance 1, measured or not."""
+    x0 = image((400, 1, 6, 5))
+    op = Inpainting(MASK)
+    for sigma, s in ((0.0, 300.0), (0.5, 300.0), (2.0, 50.0)):
+        y = op.A(x0) + sigma * randn(x0.shape, torch.Generator().manual_seed(1), dtype=torch.float64)
+
+        class Oracle:
+            process = PROCESS
+
+            def __call__(self, x, t):
+                return Prediction.from_x0(x0, x, PROCESS.a(t), PROCESS.b(t))
+
+        start = PROCESS.add_noise(x0, randn(x0.shape, torch.Generator().manual_seed(2), dtype=torch.float64), 600.0)
+        for made in (DDRM, DDNMPlus):
+            m = Measurement(op, y, sigma)
+            state = solve(DDIM(), made(Oracle(), m), start, explicit([600], end=s), generator=torch.Generator().manual_seed(3)).x0
+            n = (state - PROCESS.a(s) * x0) / PROCESS.b(s)
+            assert n.mean().abs() < 4 / n.numel() ** 0.5
+            for part in (n[..., MASK > 0], n[..., MASK == 0]):
+                assert part.var() == pytest.approx(1, abs=5 * (2 / part.numel()) ** 0.5)
+
+
+def test_ddrm_start_holds_the_data():
+    x0, op, t = image((400, 1, 6, 5)), Inpainting(MASK), 999.0
+    m = Measurement(op, op.A(x0 + 3 * image((400, 1, 6, 5), 3)), 3 * STD)
+    x = DDRM(GaussianPrior(), m).start(randn(x0.shape, torch.Generator().manual_seed(0), dtype=torch.float64), t)
+    known = x[..., MASK > 0] - PROCESS.a(t) * m.y[..., MASK > 0]
+    assert known.var() == pytest.approx(PROCESS.b(t) ** 2 - (PROCESS.a(t) * m.sigma) ** 2, rel=0.05)
+    assert x[..., MASK == 0].var() == pytest.approx(PROCESS.b(t) ** 2, rel=0.05)
+
+
+def test_repaint_puts_the_noised_data_into_each_state():
+    op, s = Inpainting(MASK), 200.0
+    x0 = image((300, 1, 6, 5))
+    m = Measurement(op, op.A(x0))
+    for solver in (DDIM(), DDIM(eta=1)):
+        x = solve(solver, RePaint(GaussianPrior(), m), image((300, 1, 6, 5), 1), explicit([700], end=s)).x0
+        n = (x - PROCESS.a(s) * m.y)[..., MASK > 0] / PROCESS.b(s)
+        assert n.mean().abs() < 4 / n.numel() ** 0.5
+        assert n.var() == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("name", [name for name, made in CORRECTIONS.items() if made.draws_noise])
+def test_samples_do_not_depend_on_their_batch(name):
+    op = Inpainting(MASK)
+    y = op.A(image((1, 3, 6, 5)))
+
+    def run(seed, count):
+        x = randn((count, 3, 6, 5), generators(seed, count))
+        corrected = CORRECTIONS[name](GaussianPrior(), Measurement(op, y.float(), 0.1))
+        return solve(DDIM(), corrected, x, trailing(PROCESS, 5), generator=generators(seed, count)).x0
+
+    torch.testing.assert_close(run(0, 3)[2:], run(2, 1), rtol=1e-5, atol=1e-5)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def test_corrections_know_the_next_level_also_of_another_process():
+    other = VP.cosine()
+    seen = []
+
+    class Watching(DPS):
+        def __call__(self, x, t):
+            seen.append((PROCESS.kappa(t), PROCESS.kappa(self.next_time(t))))
+            return super().__call__(x, t)
+
+    grid = explicit([700, 300], end=20)
+    solve(DDIM(), Watching(GaussianPrior(), Measurement(Denoising(), image(), 0.1)), image(), grid, process=other)
+    levels = [other.kappa(t) for t in grid.times]
+    assert seen == [pytest.approx(pair, rel=1e-9) for pair in zip(levels[:-1], levels[1:], strict=True)]
+    alone = DPS(GaussianPrior(), Measurement(Denoising(), image(), 0.1))
+    assert (alone.next_time(700.0), alone.next_time(0.0)) == (699.0, -1.0)
+
+
+def test_resampling_repeats_each_stretch():
+    x, denoiser = image((1, 1, 6, 5)), GaussianPrior()
+    grid = leading(PROCESS, 10)
+    again = solve(Resampled(DDIM(), jump=4, repeats=3), denoiser, x, grid, generator=torch.Generator().manual_seed(0))
+    assert again.nfe == 30
+    assert torch.equal(solve(Resampled(DDIM(), jump=3, repeats=1), denoiser, x, grid).x0, solve(DDIM(), denoiser, x, grid).x0)
+
+
+def test_noising_up_keeps_the_process():
+    x0, problem = image((500, 1, 6, 5)), Problem(PROCESS, None, torch.Generator().manual_seed(1))
+    for s, t in ((-1.0, 100.0), (100.0, 110.0), (100.0, 900.0)):
+        x = noise_up(problem, PROCESS.add_noise(x0, problem.noise(x0), s), s, t)
+        n = (x - PROCESS.a(t) * x0) / PROCESS.b(t)
+        assert n.mean().abs() < 4 / n.numel() ** 0.5
+        assert n.var() == pytest.approx(1, rel=0.04)
+
+
+MATRIX = {
+    "inpainting": Inpainting((torch.rand(8, 8, generator=torch.Generator().manual_seed(2)) > 0.5).float()),
+    "x4": BlockMean((8, 8), 4),
+    "blur": Blur((8, 8), gaussian_kernel(1.0, 3)),
+    "denoising": Denoising(),
+}
+
+
+NOISELESS = ("ddnm", "repaint")
+
+
+@pytest.mark.parametrize(("name", "operator"), [(n, op) for n in CORRECTIONS for op in MATRIX if n not in NOISELESS or op != "denoising"])
+def test_every_correction_restores_with_every_solver(name, operator):
+    """Smooth random images of a known Gaussian law: closer to the truth than ``A^H y`` on data with little noise."""
+    op, sigma = MATRIX[operator], 0.0 if name in NOISELESS else 0.1
+    g = torch.Generator().manual_seed(0)
+    white = torch.randn(8, 1, 8, 8, generator=g, dtype=torch.float64)
+    smooth = Blur((8, 8), gaussian_kernel(1.5, 4))
+    gain = 1 / smooth.values.square().mean().sqrt()  # pixel variance 1
+
+    class SmoothPrior:
+        process = PROCESS
+
+        def __call__(self, x, t):
+            a, b = PROCESS.a(t), PROCESS.b(t)
+            # Cov = gain^2 S S^T: in the left singular basis of S, which is the right one of S^T
+            transposed = Transposed(smooth)
+            return Prediction.from_x0(transposed.spectral(x, lambda v: a * (gain * v) ** 2 / ((a * gain * v) ** 2 + b * b)), x, a, b)
+
+    truth = gain * smooth.A(white)
+    m = Measurement(op, op.A(truth), sigma)
+    m = Measurement(op, m.y + sigma * randn(m.y.shape, g, dtype=torch.float64), sigma)
+    adjoint = (op.A_adjoint(m.y) - truth).square().mean()
+    options = {"scale": 0.5} if name == "dps" else {}
+    solvers = [DDIM(), DDIM(eta=1.0), Resampled(DDIM(), 10, 2)]
+    if not CORRECTIONS[name].draws_noise:
+        solvers.append(PNDM())
+    for solver in solvers:
+        corrected = CORRECTIONS[name](SmoothPrior(), m, **options)
+        start = randn(truth.shape, torch.Generator().manual_seed(1), dtype=torch.float64)
+        x0 = solve(solver, corrected, start, trailing(PROCESS, 50), generator=torch.Generator().manual_seed(2)).x0
+        assert (x0 - truth).square().mean() < adjoint, solver
+
+
+class Transposed:
+    def __init__(self, operator):
+        self.operator = operator
+
+    def spectral(self, x, f):
+        op = self.operator
+        u_rows, u_columns = op.u_rows.to(x), op.u_columns.to(x)
+        return u_rows @ (f(op.all_values.to(x)) * (u_rows.T @ x @ u_columns)) @ u_columns.T

@@ -6,6 +6,7 @@ from conftest import smooth_picture
 
 from restoration.inpainting import InpaintingTask
 from restoration.masks import make_mask
+from restoration.posterior import CORRECTIONS
 from solvers import SOLVERS, solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.process import VP
@@ -63,6 +64,17 @@ def test_every_solver_with_every_correction(denoiser, name, correction, sigma):
     if sigma == 0:
         known = mask.expand_as(image) > 0
         torch.testing.assert_close(result.mean[known], image[known], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_every_correction_with_the_real_network(denoiser, name):
+    """Also in tiles and with its frozen weights: gradients reach the state."""
+    image, mask = case(24, 40)
+    for tile in (512, 24):
+        task = InpaintingTask(denoiser, num_inference_steps=4, correction=name, tile=tile, overlap=8)
+        result = task(image, mask, sigma=0.0 if name == "ddnm" else 0.05)
+        assert torch.isfinite(result.mean).all()
+        assert result.nfe == 4
 
 
 def test_unconditional_denoiser_is_steered_by_the_correction():

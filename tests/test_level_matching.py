@@ -192,9 +192,10 @@ def test_a_conditional_vp_network_restores_in_five_residual_steps(lift):
     plain, process = VP.linear(zero_terminal_snr=True), Resfusion.scheduled()
 
     def network(stacked, t):
-        z, y = stacked.chunk(2, dim=1)
+        shown, y = stacked.chunk(2, dim=1)
         a, b = plain.a(float(t[0])), plain.b(float(t[0]))
-        p = POSTERIOR.posterior(z + a * y if lift else z, a, b)
+        state = shown if not lift else a * y + (shown / a if a > 0 else 0)  # of a residual it is shown a z
+        p = POSTERIOR.posterior(state, a, b)
         return a * p.eps - b * (p.x0 - y if lift else p.x0)
 
     denoiser = Denoiser(network, plain, "v_prediction", condition_channels=3, residual=lift).conditioned(DEGRADED)

@@ -85,7 +85,9 @@ def inpaint(
     solver: Solver = "ddim",
     steps: Steps = 5,
     grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
-    correction: Annotated[str | None, typer.Option(help="ddnm or diffpir; chosen by the noise by default.")] = None,
+    correction: Annotated[
+        str | None, typer.Option(help="ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint; the noise decides by default.")
+    ] = None,
     sigma: Annotated[float, typer.Option(help="Noise on the known pixels, in units of [0, 1].")] = 0.0,
     seed: Seed = 0,
     samples: Samples = 1,

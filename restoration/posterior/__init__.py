@@ -1,9 +1,23 @@
 """Posterior corrections: each turns a denoiser and a measurement into a denoiser."""
 
-from restoration.posterior.correction import Correction
-from restoration.posterior.ddnm import DDNM
+from restoration.posterior.correction import Correction, GradientCorrection
+from restoration.posterior.ddnm import DDNM, DDNMPlus
+from restoration.posterior.ddrm import DDRM
 from restoration.posterior.diffpir import DiffPIR
+from restoration.posterior.dps import DPS
+from restoration.posterior.mmps import MMPS
+from restoration.posterior.pigdm import PiGDM
+from restoration.posterior.repaint import RePaint
 
-CORRECTIONS = {"ddnm": DDNM, "diffpir": DiffPIR}
+CORRECTIONS = {
+    "ddnm": DDNM,
+    "ddnm+": DDNMPlus,
+    "ddrm": DDRM,
+    "diffpir": DiffPIR,
+    "dps": DPS,
+    "mmps": MMPS,
+    "pigdm": PiGDM,
+    "repaint": RePaint,
+}
 
-__all__ = ["CORRECTIONS", "DDNM", "Correction", "DiffPIR"]
+__all__ = ["CORRECTIONS", "DDNM", "DDRM", "DPS", "MMPS", "Correction", "DDNMPlus", "DiffPIR", "GradientCorrection", "PiGDM", "RePaint"]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
 
 from restoration.measurement import Measurement
 from solvers.prediction import Prediction
+from solvers.process import CLEAN
+from solvers.solver import randn
 
 
 class Correction:
     """A denoiser that wraps a denoiser: it replaces the image estimate by one that agrees with the measurement.
 
-    Subclasses define ``correct(x0, t)``. The noise estimate follows the new image, so that ``x = a x0 + b eps`` still holds
-    and every solver can use the result.
+    Most subclasses define ``correct(x0, t)``. The noise estimate then follows the new image, so that ``x = a x0 + b eps`` still holds
+    and every solver can use the result. Those that move the state, or choose its noise, define ``__call__`` and say so.
 
     Args:
         denoiser: anything with ``process`` that answers ``(x, t)`` with a ``Prediction``.
@@ -20,18 +26,38 @@ class Correction:
     """
 
     needs_gradient = False  #: whether the network must be differentiable; False: works with an exported int8 model
+    draws_noise = False  #: whether its noise estimate holds fresh noise; ``solve`` refuses multi-step solvers then
 
     def __init__(self, denoiser, measurement: Measurement):
         self.denoiser = denoiser
         self.measurement = measurement
+        self.times: tuple[float, ...] | None = None
+        self.noise: Callable[[Tensor], Tensor] = lambda like: randn(like.shape, device=like.device, dtype=like.dtype)
 
     @property
     def process(self):
         return self.denoiser.process
 
+    def bind(self, times: Sequence[float], noise: Callable[[Tensor], Tensor]) -> Correction:
+        """A copy that knows the run it serves: its node times (of this process) and its noise source. ``solve`` calls it."""
+        other = copy.copy(self)
+        other.times, other.noise = tuple(times), noise
+        if callable(getattr(self.denoiser, "bind", None)):
+            other.denoiser = self.denoiser.bind(times, noise)
+        return other
+
+    def next_time(self, t: float) -> float:
+        """The node that follows ``t``; one training step down where no run is bound."""
+        if self.times is None:
+            return max(t - 1, CLEAN)
+        return max((s for s in self.times if s < t), default=CLEAN)
+
     def __call__(self, x: Tensor, t: float) -> Prediction:
         p = self.denoiser(x, t)
-        x0 = self.correct(p.x0, t)
+        return self.with_image(p, self.correct(p.x0, t), t)
+
+    def with_image(self, p: Prediction, x0: Tensor, t: float) -> Prediction:
+        """``p`` with the image ``x0`` and the noise that explains the same state with it."""
         # x = a x0 + b eps fixes the new noise; written as a change so that a shift c y of the process stays where it is
         a, b = self.process.a(t), self.process.b(t)
         return Prediction(x0, p.eps + (a / b) * (p.x0 - x0) if b > 0 else p.eps)
@@ -39,3 +65,46 @@ class Correction:
     def correct(self, x0: Tensor, t: float) -> Tensor:
         """The corrected image estimate ``(B, C, H, W)`` at time ``t``."""
         raise TypeError(f"{type(self).__name__} must define correct")
+
+
+class GradientCorrection(Correction):
+    """A correction that differentiates the image estimate with respect to the state, one backward pass through the network or more.
+
+    Raises:
+        TypeError: the network is not an ``nn.Module`` (an ONNX session, say), or its answer carries no gradient.
+    """
+
+    needs_gradient = True
+
+    def __init__(self, denoiser, measurement: Measurement):
+        super().__init__(denoiser, measurement)
+        network = _innermost(denoiser)
+        if network is not None and not isinstance(network, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__} needs the gradient of the network, which {type(network).__name__} can't give: use a PyTorch "
+                "network, or a correction without gradients such as DDNM, DDRM or DiffPIR"
+            )
+
+    def ask(self, x: Tensor, t: float) -> tuple[Tensor, Prediction]:
+        """The state as a leaf of the graph and the denoiser's answer to it; call it where gradients are on."""
+        x = x.detach().requires_grad_()
+        p = self.denoiser(x, t)
+        # one of the two is the network's own answer, unless it predicts v: then both also hold the state
+        if not (p.x0.requires_grad and p.eps.requires_grad):
+            raise TypeError(f"{type(self).__name__} needs the gradient of the network, but the denoiser's answer carries none")
+        return x, p
+
+    @staticmethod
+    def pull_back(x: Tensor, x0: Tensor, v: Tensor, keep: bool = False) -> Tensor:
+        """``J^T v`` with ``J = d x0 / d x``; ``keep`` allows another one."""
+        return torch.autograd.grad(x0, x, v.detach(), retain_graph=keep)[0]
+
+
+def _innermost(denoiser):
+    """The network at the core of nested denoisers; None for one without a network (a closed-form prior)."""
+    while hasattr(denoiser, "denoiser"):
+        denoiser = denoiser.denoiser
+    network = getattr(denoiser, "network", None)
+    while hasattr(network, "network"):  # a tiled network is a module around any network
+        network = network.network
+    return network
