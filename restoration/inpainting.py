@@ -28,14 +28,14 @@ class InpaintingTask:
     the correction alone.
 
     Args:
-        denoiser: PyTorch, fake-quantized or ONNX; 3-channel networks also take grey images.
+        denoiser: PyTorch, fake-quantized or ONNX, of 3-channel images.
         solver: any solver of this toolbox.
         num_inference_steps: solver steps, from 1 to the number of levels of the process.
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
         correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: DDNM for noiseless pixels, DiffPIR for
             noisy ones.
-        tile: side of the tiles for images larger than that, in pixels.
-        overlap: pixels shared by neighbouring tiles.
+        tile: side of the tiles for images larger than that, in pixels; rounded down to what the network takes.
+        overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
 
     Raises:
         ValueError: an unknown grid or correction.
@@ -52,6 +52,8 @@ class InpaintingTask:
     def __post_init__(self):
         if self.grid not in GRIDS:
             raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
+        if self.tile < 16 or self.overlap < 0:
+            raise ValueError(f"tile must be at least 16 pixels and overlap at least 0; got {self.tile} and {self.overlap}")
         if self.correction is not None and self.correction not in CORRECTIONS:
             raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
 
@@ -68,7 +70,7 @@ class InpaintingTask:
         """Restore one image.
 
         Args:
-            image: ``(C, H, W)`` in [0, 1], C = 1 or the network's; missing pixels may hold anything finite.
+            image: ``(C, H, W)`` in [0, 1], C = 1 (the network sees three equal channels) or 3; missing pixels may hold anything.
             mask: ``(H, W)``; 1 = known, 0 = missing.
             sigma: standard deviation of the noise on the known pixels, in units of [0, 1].
             num_samples: posterior samples; their mean and standard deviation are returned too.
@@ -79,18 +81,20 @@ class InpaintingTask:
             ValueError: shapes that don't fit, values that are not finite, a mask that knows nothing, or an impossible step count.
         """
         grid = GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
-        image, mask = _check(image, mask)
+        d = self.denoiser
+        image, mask = (v.to(d.device) for v in _check(image, mask))
         grey = image.shape[0] == 1
         x = image.expand(3, -1, -1)[None] if grey else image[None]
         known = mask[None, None]
-        d = self.denoiser
         measurement = Measurement(Inpainting(mask), x * known, sigma).in_range(*d.value_range, like=x)
         if d.condition_channels:
             if d.condition_channels != x.shape[1] + 1:
                 raise ValueError(f"the network's condition has {d.condition_channels} channels; inpainting shows it {x.shape[1] + 1}")
             d = d.conditioned(torch.cat([push_pull(measurement.y, known), known], dim=1))
         if max(x.shape[-2:]) > self.tile:
-            d = tiled(d, self.tile, self.overlap)
+            unit = d.fold * d.multiple
+            tile = self.tile // unit * unit
+            d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
         name = self.correction or ("diffpir" if sigma > 0 else "ddnm")
         corrected = CORRECTIONS[name](d, measurement)
 

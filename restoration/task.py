@@ -19,7 +19,7 @@ class Restored:
     """The result of a restoration.
 
     Attributes:
-        samples: ``(n, C, H, W)`` in [0, 1], one per seed.
+        samples: ``(n, C, H, W)`` in [0, 1], on the CPU, one per seed.
         mean: ``(C, H, W)``, their mean: the estimate with the smallest squared error (equal to the sample for n = 1).
         std: ``(C, H, W)``, their standard deviation (zeros for n = 1): where the samples disagree, the picture is guessed.
         nfe: network calls, all samples together.
@@ -63,13 +63,14 @@ def sample(
     began, nfe, samples = time.perf_counter(), 0, []
     for k in range(num_samples):
         generator = torch.Generator().manual_seed(seed + k)
-        x = process.b(grid.times[0]) * randn((1, *shape), generator)
+        x = process.b(grid.times[0]) * randn((1, *shape), generator, device=getattr(denoiser, "device", "cpu"))
         if y is not None:
             x = x + process.c(grid.times[0]) * y
         watch = None if callback is None else lambda step, k=k: callback(k, step)
         run = solve(solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch)
-        samples.append(finish(run.x0)[0])
+        samples.append(finish(run.x0)[0].cpu())
         nfe += run.nfe
     stack = torch.stack(samples)
     std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
-    return Restored(stack, stack.mean(0), std, nfe, time.perf_counter() - began)
+    mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit
+    return Restored(stack, mean, std, nfe, time.perf_counter() - began)

@@ -212,7 +212,12 @@ class Denoiser:
         places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
         schedule = next((_read_json(p) for p in places if p.is_file()), {})
         extra = _read_json(root / "denoiser.json") if (root / "denoiser.json").is_file() else {}
-        fold, condition_channels = int(extra.get("fold", 1)), int(extra.get("condition_channels", 0))
+        try:
+            fold, condition_channels = int(extra.get("fold", 1)), int(extra.get("condition_channels", 0))
+            low, high = (float(v) for v in extra.get("value_range", (-1.0, 1.0)))
+            data_std = float(extra.get("data_std", 1.0))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{root / 'denoiser.json'} is damaged: {error}") from error
         ins, outs = network.config.in_channels, network.config.out_channels
         if ins - fold**2 * condition_channels not in (outs, outs / 2):  # half: a learned variance follows the prediction
             raise ValueError(
@@ -223,12 +228,12 @@ class Denoiser:
             network.eval().requires_grad_(False).to(device),
             VP.from_diffusers(schedule),
             schedule.get("prediction_type", "epsilon"),
-            value_range=tuple(extra.get("value_range", (-1.0, 1.0))),
+            value_range=(low, high),
             fold=fold,
             multiple=2 ** (len(network.config.block_out_channels) - 1),
             condition_channels=condition_channels,
             residual=bool(extra.get("residual", False)),
-            data_std=float(extra.get("data_std", 1.0)),
+            data_std=data_std,
         )
 
     @property

@@ -142,7 +142,9 @@ def test_verify(cli, road, tiny_model, pictures, tmp_path):
 def test_models_lists_what_load_takes(cli):
     code, out, _ = cli("models", "--json")
     assert code == 0
-    for model in json.loads(out):
+    found = json.loads(out)
+    assert found
+    for model in found:
         assert Path(model["folder"]).is_dir()
 
 
@@ -166,6 +168,11 @@ BAD = [
     ("std of one sample", ("{image}", "-m", "{mask}", "-o", "{out}", "--std"), "-n 4"),
     ("no samples", ("{image}", "-m", "{mask}", "-o", "{out}", "-n", "0"), "num_samples"),
     ("reference of another size", ("{image}", "-m", "{mask}", "-o", "{out}", "--reference", "{small}"), "shape"),
+    ("steps that are no number", ("{image}", "-m", "{mask}", "-o", "{out}", "--steps", "abc"), "abc"),
+    ("no mask", ("{image}", "-o", "{out}"), "--mask"),
+    ("seed below zero", ("{image}", "-m", "{mask}", "-o", "{out}", "--seed", "-1"), "--seed"),
+    ("tiny reference", ("{small}", "-m", "box:0.3", "-o", "{out}", "--reference", "{small}"), "11 x 11"),
+    ("mask that misses nothing", ("{small}", "-m", "random:0.0001", "-o", "{out}"), "nothing missing"),
     ("tile too small", ("{image}", "-m", "{mask}", "-o", "{out}", "--tile", "3"), "tile"),
 ]
 
@@ -221,6 +228,9 @@ def test_output_below_a_file_is_refused_before_any_work(cli, photo, tiny_model):
     [
         (("train", "nonesuch", "--data", "{dir}", "-o", "{dir}/m"), "neither a file nor a shipped recipe"),
         (("train", "photo", "--data", "{dir}/none", "-o", "{dir}/m"), "does not exist"),
+        (("train", "photo", "--data", "{dir}", "-o", "{dir}/m"), "no picture of at least"),
+        (("bench", "{dir}", "--masks", "{dir}/photo.png", "--mask", "x", "--model", "{model}"), "no .npz file"),
+        (("nonesuch",), "nonesuch"),
         (("calibrate", "{model}", "--data", "{dir}/none", "-o", "{dir}/c"), "does not exist"),
         (("quantize", "{model}", "--calibration", "{dir}/none", "-o", "{dir}/q"), "restobox calibrate"),
         (("quantize", "{model}", "--calibration", "{dir}/photo.png", "-o", "{dir}/q"), "not a readable calibration set"),

@@ -93,6 +93,29 @@ def test_masks(tmp_path):
         read_mask(tmp_path / "none.png", 6, 8)
 
 
+@pytest.mark.parametrize("layout", ["separate", "contig", "miniswhite", "lzw"])
+def test_tiff_layouts(tmp_path, layout):
+    codes = RNG.integers(0, 65536, (3, 6, 5)).astype(np.uint16)
+    if layout == "miniswhite":
+        tifffile.imwrite(tmp_path / "x.tif", 65535 - codes[0], photometric="miniswhite")
+        codes = codes[:1]
+    elif layout == "lzw":
+        Image.fromarray(codes[0]).save(tmp_path / "x.tif", compression="tiff_lzw")
+        with pytest.raises(ValueError, match="LZW needs the package imagecodecs"):
+            read_image(tmp_path / "x.tif")
+        return
+    else:
+        pixels = codes if layout == "separate" else codes.transpose(1, 2, 0)
+        tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", planarconfig=layout)
+    np.testing.assert_array_equal(np.rint(read_image(tmp_path / "x.tif").pixels * 65535), codes)
+
+
+def _deep_png() -> bytes:
+    from restoration.io.images import _png16
+
+    return _png16(RNG.integers(0, 65536, (16, 16, 3)).astype(np.uint16))
+
+
 def damaged():
     buffer = io.BytesIO()
     Image.fromarray(RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
@@ -102,6 +125,10 @@ def damaged():
     yield "cut", good[: len(good) // 2]
     yield "header only", good[:40]
     yield "noise inside", good[:60] + bytes(200) + good[260:]
+    deep = _deep_png()
+    place = deep.index(b"IDAT") + 4 + int.from_bytes(deep[deep.index(b"IDAT") - 4 : deep.index(b"IDAT")], "big")
+    yield "wrong checksum in 16 bits", deep[:place] + bytes([deep[place] ^ 1]) + deep[place + 1 :]
+    yield "cut 16 bits", deep[: len(deep) // 2]
     tiff = io.BytesIO()
     tifffile.imwrite(tiff, np.zeros((8, 8), np.uint16))
     yield "cut tiff", tiff.getvalue()[:60]

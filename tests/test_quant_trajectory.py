@@ -28,8 +28,10 @@ def test_samples_are_the_network_inputs_filed_by_timestep_value(denoiser, calibr
     assert calibration.provenance.steps == 4
     first = denoiser.conditioned(measurement(0))
     x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    z = x - denoiser.process.a(grid.times[0]) * first.condition[:, :3]
-    torch.testing.assert_close(calibration.samples[0], first.network_input(z)[0])
+    a, b = denoiser.process.a(grid.times[0]), denoiser.process.b(grid.times[0])
+    scale, unit_a, _ = denoiser.unit_levels(a, b)
+    shown = unit_a * (x - a * first.condition[:, :3]) / scale  # of a residual: the best linear estimate
+    torch.testing.assert_close(calibration.samples[0], first.network_input(shown)[0])
 
 
 def test_repeated_calls_at_one_timestep_do_not_shift_the_labels(denoiser):

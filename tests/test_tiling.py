@@ -55,6 +55,16 @@ def test_convolutions_differ_only_near_tile_borders_and_blend_smoothly():
     assert error.max() < 0.25 * whole.abs().max()
 
 
+def test_tiles_that_disagree_are_joined_by_a_ramp():
+    """Each tile returns its own mean of a slope: neighbours differ by a step, which blending must spread over the overlap."""
+    z = torch.linspace(0, 1, 96).expand(1, 1, 96, 96)
+    step = TiledNetwork(lambda v, t: v.mean((-2, -1), keepdim=True).expand_as(v), 48, 16)(z, torch.zeros(1))[0, 0, 48]
+    starts = tile_starts(96, 48, 16)
+    apart = (starts[1] - starts[0]) / 95
+    assert step[-1] - step[0] > 1.5 * apart  # the tiles do disagree
+    assert step.diff().abs().max() < 2.5 / 16 * apart
+
+
 def test_bad_tiles():
     denoiser = Denoiser(lambda z, t: z, VP.linear(), fold=2, multiple=4)
     for tile, overlap in ((60, 16), (64, 32), (64, 15), (0, 0), (64, -2)):

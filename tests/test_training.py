@@ -9,7 +9,7 @@ from conftest import TINY_RECIPE
 
 from restoration.lift import push_pull
 from solvers.denoiser import Denoiser
-from toolbox.training import Recipe, batches, build, denoising_loss, train
+from toolbox.training import Patches, Recipe, batches, build, denoising_loss, train
 
 
 def test_model_folder_loads(tiny_model):
@@ -69,13 +69,14 @@ def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
 
 def test_batches_depend_on_seed_and_step_alone(tiny_recipe, pictures):
     recipe = Recipe.read(tiny_recipe)
-    first = batches(recipe, pictures, (), 0, 0, "cpu")
+    patches = Patches(pictures, recipe.patch_size)
+    first = batches(recipe, patches, 0, 0, "cpu")
     next(first)
-    later = batches(recipe, pictures, (), 1, 0, "cpu")
+    later = batches(recipe, patches, 1, 0, "cpu")
     for a, b in zip(next(first), next(later), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    other = batches(recipe, pictures, (), 1, 1, "cpu")
-    assert not torch.equal(next(other)[0], next(batches(recipe, pictures, (), 1, 0, "cpu"))[0])
+    other = batches(recipe, patches, 1, 1, "cpu")
+    assert not torch.equal(next(other)[0], next(batches(recipe, patches, 1, 0, "cpu"))[0])
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_bad_recipes(tmp_path, change, says):
         Recipe.read(path)
 
 
-def test_bad_data(tiny_recipe, tmp_path):
+def test_bad_data(tiny_recipe, pictures, tmp_path):
     recipe = Recipe.read(tiny_recipe)
     with pytest.raises(FileNotFoundError):
         train(recipe, tmp_path / "none", tmp_path / "m")
@@ -102,7 +103,12 @@ def test_bad_data(tiny_recipe, tmp_path):
     with pytest.raises(ValueError, match="no picture"):
         train(recipe, tmp_path / "empty", tmp_path / "m")
     with pytest.raises(ValueError, match="nothing to resume"):
-        train(recipe, tmp_path / "empty", tmp_path / "m", resume=True)
+        train(recipe, pictures, tmp_path / "m", resume=True)
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "m" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "m" / "checkpoint" / "state.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match="damaged"):
+        train(recipe, pictures, tmp_path / "m", resume=True)
 
 
 def test_config_is_plain_json(tiny_model):

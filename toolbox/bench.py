@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def read_masks(source: str | None, names: Sequence[str], height: int, width: int
     """Named masks ``(H, W)`` of a picture's size, or turned by 90 degrees to fit it.
 
     Args:
-        source: an ``.npz`` file of masks (1 = known), looked up by keys that begin with the name; None: names are ``KIND:FRACTION``.
+        source: an ``.npz`` file of masks (1 = known), looked up by the name, or keys ``NAME_...``; None: names are ``KIND:FRACTION``.
 
     Raises:
         ValueError: no mask of that name and size in the file.
@@ -33,10 +34,14 @@ def read_masks(source: str | None, names: Sequence[str], height: int, width: int
     if source is None:
         return [(name, _made(name, height, width, seed)) for name in names]
     found = []
-    with np.load(source, allow_pickle=False) as file:
+    try:
+        opened = np.load(source, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{source} is no .npz file of masks: {error}") from error
+    with opened as file:
         for name in names:
             for key in file.files:
-                if not key.startswith(name):
+                if key != name and not key.startswith(f"{name}_"):
                     continue
                 mask = file[key]
                 if mask.shape == (width, height) != (height, width):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -23,7 +25,7 @@ app.add_typer(restore_app, name="restore")
 Model = Annotated[str, typer.Option(help="A shipped model (see `restobox models`), a diffusers folder or an exported bundle.")]
 Solver = Annotated[str, typer.Option(help="ddim, pndm, plms, ...; an unknown name lists all.")]
 Steps = Annotated[int, typer.Option(help="Solver steps.")]
-Seed = Annotated[int, typer.Option(help="Sample k uses seed + k.")]
+Seed = Annotated[int, typer.Option(help="Sample k uses seed + k.", min=0, max=2**62)]
 Samples = Annotated[int, typer.Option("--samples", "-n", help="Posterior samples; the result is their mean.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -31,14 +33,19 @@ DEFAULT_MODEL = "photo-int8"
 
 
 def main() -> None:
-    """Entry point: 0 done, 2 bad input (one line on stderr), 3 a limit was broken."""
+    """Entry point: 0 done, 2 bad input (one line on stderr), 3 a limit was broken. RESTOBOX_DEBUG=1 shows where an error came from."""
     # libraries' warnings are for developers; whatever concerns the user is said in the output
     warnings.simplefilter("ignore")
     try:
-        app()
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"restobox: {message}", file=sys.stderr)
+        sys.exit(app(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("RESTOBOX_DEBUG"):
+            raise
+        text = error.format_message() if hasattr(error, "format_message") else str(error) or type(error).__name__
+        if text:  # empty where typer has just printed its help
+            print(f"restobox: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -295,7 +302,7 @@ def bench(
     solver: Annotated[list[str] | None, typer.Option(help="Solvers. [default: ddim]")] = None,
     steps: Steps = 5,
     samples: Samples = 1,
-    limit: Annotated[int | None, typer.Option(help="Use the first pictures only.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first pictures only.", min=1)] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -357,7 +364,16 @@ class _Progress:
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2))
+    print(json.dumps(_finite(content), indent=2, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no infinity (the PSNR of equal pictures): null."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -16,7 +16,7 @@ from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from quant.trajectory import CalibrationSet, record
 from restoration.inpainting import InpaintingTask
-from restoration.io.images import Photo, read_image, replace_file, write_image
+from restoration.io.images import Photo, check_folder, read_image, replace_file, write_image
 from restoration.masks import KINDS, make_mask
 from restoration.metrics import psnr, ssim
 from solvers import solver_by_name
@@ -71,6 +71,7 @@ def run_calibrate(
     Raises:
         ValueError, OSError: bad names, numbers or files; nothing is written then.
     """
+    check_folder(out.parent)
     denoiser = _float_model(model)
     tasks = [InpaintingTask(denoiser, solver_by_name(solver), n) for n in steps]
     crop = min(side // denoiser.fold, 64) // denoiser.multiple * denoiser.multiple
@@ -131,9 +132,12 @@ def run_verify(
 
     The figures are put into the bundle's manifest; with ``report`` also into a folder with ``report.html``, ``report.json`` and pictures.
     """
-    from export.bundle import set_parity
+    from export.bundle import read_bundle, set_parity
     from export.parity import Limits, verify
 
+    if report is not None:
+        check_folder(report)
+    read_bundle(bundle)
     denoiser = _float_model(model)
     made = load_quantized(quantized, denoiser.network)
     recorded = CalibrationSet.load(calibration, denoiser.network)

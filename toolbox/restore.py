@@ -50,7 +50,14 @@ def run_inpainting(
     truth = None if reference is None else read_image(reference).pixels
     if truth is not None and truth.shape != photo.pixels.shape:
         raise ValueError(f"reference {reference} has shape {truth.shape} but the image has {photo.pixels.shape} (channels, height, width)")
-    task = InpaintingTask(load(model, device=device), solver_by_name(solver), steps, grid, correction, tile, min(64, tile // 8))
+    if truth is not None and min(height, width) < 11:
+        raise ValueError("--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)")
+    if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
+    spread_file = out.with_name(f"{out.stem}-std.png")
+    if std:
+        check_writable(spread_file)
+    task = InpaintingTask(load(model, device=device), solver_by_name(solver), steps, grid, correction, tile)
     done = iter(range(1, 10**9))
     result = task(
         torch.from_numpy(photo.pixels),
@@ -61,7 +68,6 @@ def run_inpainting(
         callback=lambda *_: progress(next(done)),
     )
     restored = result.mean.numpy()
-    write_image(out, Photo(restored, photo.alpha, photo.bits))
     figures = {
         "image": str(image),
         "out": str(out),
@@ -78,9 +84,7 @@ def run_inpainting(
     if std:
         spread = result.std.mean(0).numpy()
         coloured, top = heat(spread)
-        place = out.with_name(f"{out.stem}-std.png")
-        write_image(place, Photo(coloured))
-        figures |= {"std": str(place), "std_mean": round(float(spread.mean()), 5), "std_white": round(top, 4)}
+        figures |= {"std": str(spread_file), "std_mean": round(float(spread.mean()), 5), "std_white": round(top, 4)}
     if truth is not None:
         figures |= {"psnr": round(psnr(restored, truth), 3), "ssim": round(ssim(restored, truth), 4)}
         try:
@@ -88,6 +92,9 @@ def run_inpainting(
             figures["lpips"] = round(lpips(*colour), 4)
         except LPIPSUnavailable as error:
             figures["lpips"] = str(error)
+    write_image(out, Photo(restored, photo.alpha, photo.bits))
+    if std:
+        write_image(spread_file, Photo(coloured))
     return figures
 
 
@@ -96,4 +103,7 @@ def _mask(text: str, height: int, width: int, seed: int) -> np.ndarray:
     if Path(text).exists():
         return read_mask(text, height, width)
     kind, fraction = parse_mask(text)
-    return make_mask(kind, height, width, fraction, seed)
+    mask = make_mask(kind, height, width, fraction, seed)
+    if mask.all() or not mask.any():
+        raise ValueError(f"mask {text} came out with {'nothing' if mask.all() else 'everything'} missing; choose another fraction or seed")
+    return mask

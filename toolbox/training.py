@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from restoration.io.images import read_image
 from restoration.lift import push_pull
 from restoration.masks import make_mask
 from solvers.denoiser import Denoiser
@@ -114,8 +115,8 @@ class Patches:
         for path in sorted(Path(folder).rglob("*")):
             if path.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp"} or path.name in exclude:
                 continue
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
+            pixels = np.broadcast_to((photo := read_image(path).pixels), (3, *photo.shape[1:]))
+            image = Image.fromarray(np.rint(255 * pixels.transpose(1, 2, 0)).astype(np.uint8))
             for scale in self.SCALES:
                 width, height = (round(s * scale) for s in image.size)
                 if min(width, height) >= size:
@@ -200,9 +201,8 @@ def build(recipe: Recipe) -> Denoiser:
     )
 
 
-def batches(recipe: Recipe, data: Path, exclude: tuple[str, ...], start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
+def batches(recipe: Recipe, patches: Patches, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
     """Endless ``(image, mask, t, noise)``; batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut."""
-    patches = Patches(data, recipe.patch_size, exclude)
     T, n = recipe.process.num_train_timesteps, recipe.batch_size
     step = start
     while True:
@@ -246,6 +246,7 @@ def train(
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise FileNotFoundError(f"data folder {data} does not exist")
+    patches = Patches(data, recipe.patch_size, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
     network = denoiser.network.to(memory_format=torch.channels_last)
@@ -256,7 +257,10 @@ def train(
     if resume:
         if not checkpoint.is_file():
             raise ValueError(f"nothing to resume: {checkpoint} does not exist")
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        try:
+            state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise ValueError(f"checkpoint {checkpoint} is damaged ({type(error).__name__}); train without --resume") from error
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         average, start = state["average"], state["step"]
@@ -264,7 +268,7 @@ def train(
     average = {k: v.to(accelerator.device) for k, v in average.items()}
     denoiser.network = network
     log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
-    source = batches(recipe, data, exclude, start, accelerator.process_index, accelerator.device)
+    source = batches(recipe, patches, start, accelerator.process_index, accelerator.device)
     network.train()
     for step in range(start, recipe.steps):
         rate = _learning_rate(recipe, step)

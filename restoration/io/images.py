@@ -183,10 +183,19 @@ def _decode_tiff16(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]
 
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
-        if page.bitspersample != 16 or page.photometric.name not in ("MINISBLACK", "RGB"):
+        if page.bitspersample != 16 or page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB"):
             return None, 1
         _check_size(path, page.imagewidth, page.imagelength, max_pixels)
-        array = page.asarray()
+        try:
+            array = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            raise ValueError(f"compression {page.compression.name} needs the package imagecodecs; save it with ZIP or none") from error
+        if array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+            array = np.moveaxis(array, 0, -1)
+        if page.photometric.name == "MINISWHITE" and array.dtype == np.uint16:
+            array = 65535 - array
         tag = page.tags.get(274)
         return array.reshape(page.imagelength, page.imagewidth, -1), 1 if tag is None else int(tag.value)
 
@@ -196,6 +205,8 @@ def _decode(path: Path, image: Image.Image, head: bytes) -> np.ndarray:
     if image.format == "PNG" and len(head) == 26 and head[24] == 16 and head[25] != 0:
         from torchvision.io import ImageReadMode, decode_image  # Pillow cuts 16-bit colour down to 8
 
+        with Image.open(path) as check:
+            check.verify()  # checksums: the decoder below does not survive a wrong one
         return decode_image(str(path), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]

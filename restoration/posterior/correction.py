@@ -52,6 +52,10 @@ class Correction:
             return max(t - 1, CLEAN)
         return max((s for s in self.times if s < t), default=CLEAN)
 
+    @property
+    def device(self):
+        return self.denoiser.device
+
     def __call__(self, x: Tensor, t: float) -> Prediction:
         p = self.denoiser(x, t)
         return self.with_image(p, self.correct(p.x0, t), t)
