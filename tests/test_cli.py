@@ -20,11 +20,7 @@ ROOT = Path(__file__).parent.parent
 def run(*arguments, capsys, monkeypatch):
     """Exit code, stdout, stderr of ``restobox arguments``."""
     monkeypatch.setattr(sys, "argv", ["restobox", *map(str, arguments)])
-    try:
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
+    code = main()
     out = capsys.readouterr()
     return code, out.out, out.err
 

@@ -57,7 +57,7 @@ def test_int8_runs_on_integers():
 
 def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["restobox", "demo", "-o", str(tmp_path / "d"), "--mask", "text:0.1", "--steps", "2", "-n", "2"])
-    main()
+    assert main() == 0
     assert "inpaint_biharmonic" in capsys.readouterr().out
     names = {p.name for p in (tmp_path / "d").iterdir()}
     assert names == {"original.png", "degraded.png", "restored.png", "uncertainty.png", "side-by-side.png"}

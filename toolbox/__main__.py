@@ -1,5 +1,7 @@
 """``python -m toolbox`` is the command ``restobox``."""
 
+import sys
+
 from toolbox.cli import main
 
-main()
+sys.exit(main())

@@ -32,21 +32,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 DEFAULT_MODEL = "photo-int8"
 
 
-def main() -> None:
-    """Entry point: 0 done, 2 bad input (one line on stderr), 3 a limit was broken. RESTOBOX_DEBUG=1 shows where an error came from."""
+def main() -> int:
+    """Entry point; returns the exit code: 0 done, 2 bad input (one line on stderr), 3 a limit was broken.
+
+    RESTOBOX_DEBUG=1 shows where an error came from.
+    """
     # libraries' warnings are for developers; whatever concerns the user is said in the output
     warnings.simplefilter("ignore")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        return app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+        return 130
     except Exception as error:
         if os.environ.get("RESTOBOX_DEBUG"):
             raise
         text = error.format_message() if hasattr(error, "format_message") else str(error) or type(error).__name__
         if text:  # empty where typer has just printed its help
             print(f"restobox: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(2)
+        return 2
 
 
 @app.command()
@@ -389,4 +392,4 @@ def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
