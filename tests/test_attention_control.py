@@ -28,7 +28,7 @@ def arrays():
     return Recorded(golden("ddcm"))
 
 
-def same(got, want):
+def assert_same(got, want):
     assert got.shape == want.shape
     assert (got - want).abs().max() <= 1e-12
 
@@ -38,7 +38,7 @@ def test_self_attention(arrays):
     for name in arrays.names(r"uac_self_cfg\d+_(early|late)"):
         inputs = [arrays.tensor(f"{name}/in_{letter}") for letter in "qkv"]
         for letter, got in zip("qkv", control_self(*inputs, heads, early=name.endswith("early")), strict=True):
-            same(got, arrays.tensor(f"{name}/out_{letter}"))
+            assert_same(got, arrays.tensor(f"{name}/out_{letter}"))
 
 
 def test_cross_attention(arrays):
@@ -47,8 +47,8 @@ def test_cross_attention(arrays):
     for name in arrays.names(r"uac_cross_(bench|app)_(early|late)"):
         inject = "layout" if "_bench_" in name else "source"
         out, stored = control_cross(maps, heads, mapper, alphas, name.endswith("early"), inject)
-        same(out, arrays.tensor(f"{name}/attn_out"))
-        same(stored, arrays.tensor(f"{name}/stored"))
+        assert_same(out, arrays.tensor(f"{name}/attn_out"))
+        assert_same(stored, arrays.tensor(f"{name}/stored"))
 
 
 def test_local_blend(arrays):
@@ -57,7 +57,7 @@ def test_local_blend(arrays):
     blend = LocalBlend(edited[0], mutual[0], o["target_token_count"], o["thresh_e"], o["thresh_m"], o["temperature"])
     for name in arrays.names(r"local_blend_(mid|final)"):
         a = float(arrays[f"{name}/alpha_prod"]) ** 0.5
-        same(blend(x_s, x_t, x_m, maps, a, keep_layout=name.endswith("final")), arrays.tensor(f"{name}/x_out"))
+        assert_same(blend(x_s, x_t, x_m, maps, a, keep_layout=name.endswith("final")), arrays.tensor(f"{name}/x_out"))
 
 
 def test_alignment(arrays):
