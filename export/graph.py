@@ -59,18 +59,28 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     # 63: diffusers' upsampling takes another path from 64 on
     batch, height, width = dim("batch", min=2, max=63), dim("height", min=2, max=4096), dim("width", min=2, max=4096)
     shapes = ({0: batch, 2: multiple * height, 3: multiple * width}, {0: batch})
+    model = trace(wrapper, (x, second), shapes, type(network).__name__)
+    model.graph.outputs[0].name = "output"
+    return model
+
+
+def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes, what: str):
+    """``module`` as an ``onnx_ir.Model``; the parameters of its attribute ``network`` keep their own names.
+
+    Raises:
+        ValueError: torch.export can't trace it.
+    """
     with torch.no_grad(), _quiet():
         try:
-            program = torch.export.export(wrapper, (x, second), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
             model = torch.onnx.export(program, opset_version=OPSET, dynamo=True, optimize=True, verbose=False).model
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
-            raise ValueError(f"{type(network).__name__} can't be traced by torch.export: {type(error).__name__}: {first}") from error
+            raise ValueError(f"{what} can't be traced by torch.export: {type(error).__name__}: {first}") from error
     for name, value in list(model.graph.initializers.items()):
         if name.startswith("network."):
             value.name = name.removeprefix("network.")
     _name_transposed(model)
-    model.graph.outputs[0].name = "output"
     return model
 
 

@@ -35,7 +35,7 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
         ``model``.
 
     Raises:
-        ValueError: unknown target, or a layer that the graph doesn't hold exactly once.
+        ValueError: unknown target, or a layer that the graph doesn't hold.
     """
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; known: {', '.join(TARGETS)}")
@@ -52,8 +52,8 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
     return model
 
 
-def weighted_nodes(model: ir.Model) -> dict[str, ir.Node]:
-    """Conv, Gemm and MatMul nodes with a constant weight, by the module that owns it."""
+def weighted_nodes(model: ir.Model) -> dict[str, list[ir.Node]]:
+    """Conv, Gemm and MatMul nodes with a constant weight, by the module that owns it (several where a graph calls it several times)."""
     found = {}
     for node in model.graph:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
@@ -62,7 +62,7 @@ def weighted_nodes(model: ir.Model) -> dict[str, ir.Node]:
         if node.op_type == "MatMul" and weight.producer() is not None and weight.producer().op_type == "Transpose":
             weight = weight.producer().inputs[0]
         if weight.is_initializer() and weight.name.endswith(".weight"):
-            found[weight.name.removesuffix(".weight")] = node
+            found.setdefault(weight.name.removesuffix(".weight"), []).append(node)
     return found
 
 
@@ -73,15 +73,21 @@ class _Editor:
         self.zero = self._constant("qdq.zero", np.uint8(128) if self.cpu else np.int8(0))
         self.one = self._constant("qdq.one", np.float32(1)) if self.cpu else None
 
-    def quantize(self, name: str, node: ir.Node, layer: QuantLayer) -> None:
+    def quantize(self, name: str, nodes: list[ir.Node], layer: QuantLayer) -> None:
         scale = np.float32(layer.input_scale)
-        node.replace_input_with(0, self._round_trip(node.inputs[0], f"{name}.input", scale, before=node))
-        node.replace_input_with(1, self._weight(name, node, layer))
-        if not self.cpu or node.op_type != "Conv":
-            return  # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
-        if layer.bias is not None and len(node.inputs) > 2 and node.inputs[2] is not None:
-            node.replace_input_with(2, self._bias(name, node, layer, scale))
-        self._quantize_output(name, node, layer.output_scale.astype(np.float32))
+        step, weight = self._constant(f"{name}.input_scale", scale), self._weight(name, nodes[0], layer)
+        conv = self.cpu and nodes[0].op_type == "Conv"  # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
+        has_bias = conv and layer.bias is not None and len(nodes[0].inputs) > 2 and nodes[0].inputs[2] is not None
+        bias = self._bias(name, nodes[0], layer, scale) if has_bias else None
+        steps = layer.output_scale.astype(np.float32)
+        for k, node in enumerate(nodes):
+            call = name if len(nodes) == 1 else f"{name}.{k}"
+            node.replace_input_with(0, self._round_trip(node.inputs[0], f"{call}.input", step, before=node))
+            node.replace_input_with(1, weight)
+            if bias is not None:
+                node.replace_input_with(2, bias)
+            if conv:
+                self._quantize_output(name, call, node, steps)
 
     def _weight(self, name: str, node: ir.Node, layer: QuantLayer) -> ir.Value:
         codes, axis, steps = layer.codes, 0, layer.weight_scale.astype(np.float32)
@@ -102,23 +108,25 @@ class _Editor:
         inputs.append(self._constant(f"{name}.bias_zero", np.zeros(len(codes), np.int32)))
         return self._insert("DequantizeLinear", inputs, f"{name}.bias_dq", before=node, axis=0)
 
-    def _quantize_output(self, name: str, node: ir.Node, steps: np.ndarray) -> None:
+    def _quantize_output(self, name: str, call: str, node: ir.Node, steps: np.ndarray) -> None:
         out = node.outputs[0]
         users = list(out.uses())
-        after = next(iter(node.graph[i + 1] for i, n in enumerate(node.graph) if n is node))
-        q = self._insert("QuantizeLinear", [out, self.one, self.zero], f"{name}.output_q", before=after)
+        q = ir.node("QuantizeLinear", [out, self.one, self.zero], name=f"{call}.output_q")
         zeros = self._constant(f"{name}.output_zero", np.full(len(steps), 128, np.uint8))
         steps = self._constant(f"{name}.output_scale", steps)
-        dq = self._insert("DequantizeLinear", [q, steps, zeros], f"{name}.output_dq", before=after, axis=1)
+        dq = ir.node("DequantizeLinear", [q.outputs[0], steps, zeros], attributes={"axis": 1}, name=f"{call}.output_dq")
+        q.outputs[0].name, dq.outputs[0].name = q.name, dq.name
+        self.graph.insert_after(node, [q, dq])
         for user, index in users:
-            user.replace_input_with(index, dq)
+            user.replace_input_with(index, dq.outputs[0])
 
-    def _round_trip(self, value: ir.Value, name: str, scale: np.float32, before: ir.Node) -> ir.Value:
-        step = self._constant(f"{name}_scale", scale)
+    def _round_trip(self, value: ir.Value, name: str, step: ir.Value, before: ir.Node) -> ir.Value:
         q = self._insert("QuantizeLinear", [value, step, self.zero], f"{name}_q", before=before)
         return self._insert("DequantizeLinear", [q, step, self.zero], f"{name}_dq", before=before)
 
     def _constant(self, name: str, array) -> ir.Value:
+        if name in self.graph.initializers:  # a layer called several times
+            return self.graph.initializers[name]
         value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
         value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
         self.graph.register_initializer(value)

@@ -16,7 +16,7 @@ from restoration.task import Restored, sample
 from restoration.tiling import tiled
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS
+from solvers.grid import GRIDS, Grid
 from solvers.solver import Solver, Step
 
 
@@ -80,13 +80,31 @@ class InpaintingTask:
         Raises:
             ValueError: shapes that don't fit, values that are not finite, a mask that knows nothing, or an impossible step count.
         """
-        grid = GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+        image, mask = (v.to(self.denoiser.device) for v in _check(image, mask))
+        corrected, finish = self.prepare(image[None], mask[None, None], sigma)
+        return sample(
+            corrected, (3, *mask.shape), self.nodes(), self.solver, num_samples=num_samples, seed=seed, finish=finish, callback=callback
+        )
+
+    def nodes(self) -> Grid:
+        """The times of a run."""
+        return GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+
+    def prepare(self, image: Tensor, known: Tensor, sigma: float = 0.0):
+        """The denoiser that a run asks, and what makes an image of its end. Tensor operations only: it can be traced.
+
+        Args:
+            image: ``(B, C, H, W)`` in [0, 1], C = 1 or 3; unknown pixels hold finite values.
+            known: ``(B, 1, H, W)``; 1 = known, 0 = missing.
+            sigma: as in a call.
+
+        Returns:
+            The corrected denoiser, and a function from the end of a run ``(B, 3, H, W)`` to ``(B, C, H, W)`` in [0, 1].
+        """
         d = self.denoiser
-        image, mask = (v.to(d.device) for v in _check(image, mask))
-        grey = image.shape[0] == 1
-        x = image.expand(3, -1, -1)[None] if grey else image[None]
-        known = mask[None, None]
-        measurement = Measurement(Inpainting(mask), x * known, sigma).in_range(*d.value_range, like=x)
+        grey = image.shape[1] == 1
+        x = image.expand(-1, 3, -1, -1)
+        measurement = Measurement(Inpainting(known), x * known, sigma).in_range(*d.value_range, like=x)
         if d.condition_channels:
             if d.condition_channels != x.shape[1] + 1:
                 raise ValueError(f"the network's condition has {d.condition_channels} channels; inpainting shows it {x.shape[1] + 1}")
@@ -102,12 +120,10 @@ class InpaintingTask:
             unit = d.to_unit(x0)
             unit = unit.mean(1, keepdim=True) if grey else unit
             # what was measured without noise is returned to the bit
-            unit = torch.where(known > 0, image[None], unit) if sigma == 0 else unit
+            unit = torch.where(known > 0, image, unit) if sigma == 0 else unit
             return unit.clamp(0, 1)
 
-        return sample(
-            corrected, tuple(x.shape[1:]), grid, self.solver, num_samples=num_samples, seed=seed, finish=finish, callback=callback
-        )
+        return corrected, finish
 
 
 def _check(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from restoration.operators import check_operator
+from solvers.solver import all_finite
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Measurement:
 
     def __post_init__(self):
         check_operator(self.operator)
-        if self.y.numel() == 0 or not torch.isfinite(self.y).all():
+        if self.y.numel() == 0 or not all_finite(self.y):
             raise ValueError("the measurement is empty or holds NaN or infinite values")
         if not 0 <= self.sigma < float("inf"):
             raise ValueError(f"sigma must be a finite number >= 0; got {self.sigma}")

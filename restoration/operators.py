@@ -49,8 +49,8 @@ class Inpainting(LinearOperator):
     def __init__(self, mask: Tensor):
         if not 2 <= mask.ndim <= 4:
             raise ValueError(f"a mask has 2 to 4 dimensions; got shape {tuple(mask.shape)}")
-        mask = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape)).float()
-        if not ((mask == 0) | (mask == 1)).all():
+        mask = mask[(None,) * (4 - mask.ndim)].float()
+        if not torch.compiler.is_exporting() and not ((mask == 0) | (mask == 1)).all():
             raise ValueError("a mask holds only 0 (missing) and 1 (known)")
         self.mask = mask
 

@@ -137,12 +137,15 @@ class Denoiser:
     def output(self, z: Tensor, t) -> Tensor:
         """The network's raw output for ``z (B, C, H, W)`` at time ``t`` (a number, or one per sample); two heads give 2C channels."""
         height, width = z.shape[-2:]
-        t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
-        out = self.network(self.network_input(z).to(self._dtype(z)), t)
-        out = (out if isinstance(out, Tensor) else out.sample).to(z.dtype)
+        out = self.call_network(self.network_input(z).to(self._dtype(z)), t).to(z.dtype)
         if self.fold > 1:
             out = F.pixel_shuffle(out, self.fold)
         return out[:, : z.shape[1] * HEADS.get(self.prediction_type, 1), :height, :width]
+
+    def call_network(self, z: Tensor, t) -> Tensor:
+        """The network itself, on its own (folded, padded) input."""
+        out = self.network(z, torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0]))
+        return out if isinstance(out, Tensor) else out.sample
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         # a half-precision network still gets a single-precision state to sample with

@@ -25,7 +25,7 @@ from solvers.grid import Grid
 from solvers.prediction import Prediction
 from solvers.process import Process
 
-RNG = torch.Generator | Sequence[torch.Generator] | None
+RNG = torch.Generator | Sequence[torch.Generator] | Callable[[torch.Size], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,15 @@ def solve(
         grid: descending times of ``process``.
         process: the process the solver follows; the denoiser's own by default. Another one is answered by level matching.
         y: the lifted degraded image, ``x``'s shape, where the process, or the denoiser's own, has a ``c`` term.
-        generator: one ``torch.Generator``, or one per sample (sample i then does not depend on the batch).
+        generator: one ``torch.Generator``, or one per sample (sample i then does not depend on the batch); or a function from a shape to
+            N(0, I) noise of that shape, for noise that comes from elsewhere (a traced graph's input).
         callback: called after each network call; returning True ends the run with the current image estimate.
 
     Raises:
         ValueError: ``x`` holds NaN or infinity, the grid leaves the process, or a solver that combines answers of several steps
             (``keeps_history``) is given a denoiser whose answers hold fresh noise (``draws_noise``).
     """
-    if not torch.isfinite(x).all():
+    if not all_finite(x):
         raise ValueError("the start state holds NaN or infinite values")
     process = denoiser.process if process is None else process
     if grid.times[0] > process.end:
@@ -178,6 +179,8 @@ def randn(shape, generator: RNG = None, *, device="cpu", dtype=torch.float32) ->
     Raises:
         ValueError: a list whose length is not the batch size.
     """
+    if callable(generator):
+        return generator(torch.Size(shape)).to(device, dtype)
     if generator is None or isinstance(generator, torch.Generator):
         source = generator.device if generator is not None else device
         return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
@@ -185,6 +188,11 @@ def randn(shape, generator: RNG = None, *, device="cpu", dtype=torch.float32) ->
         raise ValueError(f"{len(generator)} generators were given for a batch of {shape[0]}")
     draws = [torch.randn(shape[1:], generator=g, device=g.device, dtype=dtype).to(device) for g in generator]
     return torch.stack(draws)
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or infinite. Also true while a graph is traced, when there are no values yet."""
+    return torch.compiler.is_exporting() or bool(torch.isfinite(x).all())
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
