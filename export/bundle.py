@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from solvers.process import VP, Process, StepIndexed
 
 FORMAT = 1
-MANIFEST, NETWORK, CARD = "bundle.json", "network.onnx", "README.md"
+MANIFEST, NETWORK, RESTORER, CARD = "bundle.json", "network.onnx", "restorer.onnx", "README.md"
 MOST_BYTES = 2**31 - 1  # protobuf's limit: a larger graph needs external data, which bundles don't have
 MOST_MANIFEST_BYTES = 2**24
 
@@ -66,19 +67,36 @@ class Tables(_Part):
         return {"VP": VP, "StepIndexed": StepIndexed, "Process": Process}[self.kind](*self.tables)
 
 
+class Run(_Part):
+    """What a restorer graph does: inputs ``image, mask, noise (draws, ...)``, outputs ``restored`` and perhaps ``estimates``."""
+
+    task: Literal["inpaint"]
+    solver: str
+    steps: int = Field(ge=1, le=10_000)
+    grid: str
+    correction: str
+    sigma: float = Field(ge=0)
+    height: int = Field(ge=1, le=2**16)
+    width: int = Field(ge=1, le=2**16)
+    draws: int = Field(ge=1, le=10_000)
+    calls: int = Field(ge=1, le=100_000)
+    estimates: bool
+
+
 class Bundle(_Part):
     """The content of ``bundle.json``.
 
     Attributes:
-        target: the kernels the graph is laid out for.
-        graph: ``timestep``: inputs ``x, t``; ``step``: inputs ``x, index`` into ``timesteps``.
+        target: the kernels the graph is laid out for; ``cuda``: the network in float16.
+        graph: ``timestep``: inputs ``x, t``; ``step``: inputs ``x, index`` into ``timesteps``; ``restorer``: the whole of ``run``.
+        run: of a restorer graph.
         planned: number of convolutions that shall run on integers.
         recipe, calibration, model, seed, versions, parity: provenance.
     """
 
     format: int
-    target: Literal["float", "cpu", "tensorrt"]
-    graph: Literal["timestep", "step"]
+    target: Literal["float", "cuda", "cpu", "tensorrt"]
+    graph: Literal["timestep", "step", "restorer"]
     timesteps: list[float] = Field(max_length=10_000)
     channels: int = Field(ge=1, le=65_536)
     settings: Settings
@@ -91,14 +109,22 @@ class Bundle(_Part):
     seed: int | None = None
     versions: dict[str, str]
     parity: dict[str, Any] | None = None
+    run: Run | None = None
     files: dict[str, File] = Field(max_length=100)
+
+    @property
+    def model_file(self) -> str:
+        """Name of the ONNX file."""
+        return RESTORER if self.graph == "restorer" else NETWORK
 
     @model_validator(mode="after")
     def _consistent(self):
-        if (self.graph == "step") != bool(self.timesteps):
-            raise ValueError("a step graph lists its timesteps, a timestep graph lists none")
-        if NETWORK not in self.files:
-            raise ValueError(f"files must list {NETWORK}")
+        if (self.graph == "timestep") == bool(self.timesteps):
+            raise ValueError("a step or restorer graph lists its timesteps, a timestep graph lists none")
+        if (self.graph == "restorer") != (self.run is not None):
+            raise ValueError("a restorer graph, and no other, says what it runs")
+        if self.model_file not in self.files:
+            raise ValueError(f"files must list {self.model_file}")
         for name in self.files:
             if name in (MANIFEST, "", ".", "..") or Path(name).name != name or "\\" in name or ":" in name or "\0" in name:
                 raise ValueError(f"file name {name!r} leaves the folder")
@@ -123,7 +149,7 @@ def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any
         raise FileExistsError(f"{folder} exists and is no bundle; choose another place")
     if len(onnx_model) > MOST_BYTES:
         raise ValueError(f"the graph has {len(onnx_model)} bytes; a bundle holds at most {MOST_BYTES}")
-    contents = {NETWORK: onnx_model, CARD: card.encode()}
+    contents = {RESTORER if fields["graph"] == "restorer" else NETWORK: onnx_model, CARD: card.encode()}
     files = {name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in contents.items()}
     bundle = Bundle(format=FORMAT, files=files, versions=_versions(), **fields)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +204,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         raise ValueError(f"{manifest} can't be used: {error}") from error
     for name, entry in bundle.files.items():
         _check_file(folder / name, entry)
-    _check_graph(folder / NETWORK)
+    _check_graph(folder / bundle.model_file)
     return bundle
 
 
@@ -211,6 +237,8 @@ def _check_graph(path: Path) -> None:
         for tensor in tensors:
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
                 raise ValueError(f"{path} keeps {tensor.name!r} in another file; a bundle's graph must be complete in itself")
+            if min(tensor.dims, default=1) < 0 or math.prod(tensor.dims) > MOST_BYTES:
+                raise ValueError(f"{path} declares {tensor.name!r} with the impossible shape {list(tensor.dims)}")
 
 
 def _versions() -> dict[str, str]:

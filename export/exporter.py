@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.bundle import Bundle, Tables, write_bundle
-from export.graph import OPSET, export_graph
-from export.qdq import TARGETS, insert_qdq
+from export.bundle import Bundle, Run, Tables, write_bundle
+from export.graph import export_graph
+from export.precision import to_half
+from export.qdq import insert_qdq
+from export.restorer import export_restorer
 from quant.quantize import QuantizedNetwork
-from quant.temporal import step_network, temporal_table
+from quant.temporal import row_of, step_network, temporal_table
 from quant.trajectory import network_hash
+from restoration.inpainting import InpaintingTask
+from solvers import SOLVERS
 from solvers.denoiser import Denoiser
+
+TARGETS = ("float", "cuda", "cpu", "tensorrt")
+INTEGER, HALF = ("cpu", "tensorrt"), ("cuda", "tensorrt")
 
 
 def export_model(denoiser: Denoiser, *, target: str = "float", quantized: QuantizedNetwork | None = None, timesteps: Sequence[float] = ()):
@@ -19,7 +26,8 @@ def export_model(denoiser: Denoiser, *, target: str = "float", quantized: Quanti
 
     Args:
         denoiser: around the float network.
-        target: ``float``, ``cpu`` or ``tensorrt``; the latter two need ``quantized``.
+        target: ``float``; ``cuda`` (float16, since that provider has no integer convolution); ``cpu`` or ``tensorrt`` (8 bits, the latter
+            with the rest in float16), which need ``quantized``.
         quantized: scales and codes made from that network.
         timesteps: rows of the temporal table inside a step graph; empty for a timestep graph.
 
@@ -29,22 +37,32 @@ def export_model(denoiser: Denoiser, *, target: str = "float", quantized: Quanti
     Raises:
         ValueError: target and ``quantized`` don't go together, or ``quantized`` was made from another network.
     """
+    check_target(denoiser, target, quantized)
+    kind, network = "timestep", denoiser.network
+    if timesteps:
+        kind, network = "step", step_network(network, temporal_table(network, timesteps))
+    return finish(export_graph(network, input_channels(denoiser), kind=kind, multiple=denoiser.multiple), target, quantized)
+
+
+def check_target(denoiser: Denoiser, target: str, quantized: QuantizedNetwork | None) -> None:
+    """Refuse an unknown target, one that ``quantized`` doesn't go with, and scales of another network."""
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r} is unknown; known: {', '.join(TARGETS)}")
+    if (target in INTEGER) != (quantized is not None):
+        raise ValueError(f"give quantized=... for the targets {' and '.join(INTEGER)}, and only for those; the target is {target}")
+    if quantized is not None and quantized.model_hash != network_hash(denoiser.network):
+        raise ValueError("the quantized network was made from another model than this denoiser holds")
+
+
+def finish(model, target: str, quantized: QuantizedNetwork | None):
+    """From the float graph to the target's ``onnx.ModelProto``: Q/DQ, precision, check."""
     import onnx
     import onnx_ir as ir
 
-    if target not in ("float", *TARGETS):
-        raise ValueError(f"target {target!r} is unknown; known: float, {', '.join(TARGETS)}")
-    if (target == "float") == (quantized is not None):
-        raise ValueError("give quantized=... for the targets cpu and tensorrt, and only for those")
-    network = denoiser.network
-    if quantized is not None and quantized.model_hash != network_hash(network):
-        raise ValueError("the quantized network was made from another model than this denoiser holds")
-    kind = "timestep"
-    if timesteps:
-        kind, network = "step", step_network(network, temporal_table(network, timesteps))
-    model = export_graph(network, input_channels(denoiser), kind=kind, multiple=denoiser.multiple)
     if quantized is not None:
         insert_qdq(model, quantized.layers(), target)
+    if target in HALF:
+        model = to_half(model)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -75,16 +93,64 @@ def export_bundle(
     if timesteps is None:
         timesteps = quantized.timesteps if quantized is not None and quantized.recipe.temporal == "table" else ()
     proto = export_model(denoiser, target=target, quantized=quantized, timesteps=timesteps)
+    graph = {"graph": "step" if timesteps else "timestep", "timesteps": [float(t) for t in timesteps]}
+    return _write(denoiser, folder, proto, target, quantized, seed, card, graph)
+
+
+def export_restorer_bundle(
+    task: InpaintingTask,
+    folder: str | Path,
+    *,
+    target: str = "float",
+    quantized: QuantizedNetwork | None = None,
+    sigma: float = 0.0,
+    size: tuple[int, int] = (256, 256),
+    estimates: bool = False,
+    seed: int | None = None,
+    card: str = "",
+) -> Bundle:
+    """Export a whole restoration (:func:`export.restorer.export_restorer`) and write the bundle that :class:`export.session.Restorer` runs.
+
+    Raises:
+        ValueError: as :func:`export_model` and :func:`export.restorer.export_restorer`.
+        FileExistsError: ``folder`` exists and is no bundle.
+    """
+    check_target(task.denoiser, target, quantized)
+    model, module = export_restorer(task, sigma=sigma, size=size, estimates=estimates)
+    if quantized is not None:
+        for t in module.timesteps:
+            row_of(quantized.timesteps, t)  # scales hold for the times they were calibrated at
+    run = Run(
+        task="inpaint",
+        solver=_solver_name(task.solver),
+        steps=task.num_inference_steps,
+        grid=task.grid,
+        correction=module.correction,
+        sigma=sigma,
+        height=size[0],
+        width=size[1],
+        draws=module.draws,
+        calls=module.calls,
+        estimates=estimates,
+    )
+    graph = {"graph": "restorer", "timesteps": list(module.timesteps), "run": run}
+    return _write(task.denoiser, folder, finish(model, target, quantized), target, quantized, seed, card, graph)
+
+
+def _solver_name(solver) -> str:
+    """The name that ``solver_by_name`` makes an equal solver of; its text form where there is none."""
+    return next((name for name, make in SOLVERS.items() if make() == solver), repr(solver))
+
+
+def _write(denoiser, folder, proto, target, quantized, seed, card, graph: dict) -> Bundle:
     convs = [] if quantized is None else [n for n, layer in quantized.layers().items() if layer.codes.ndim == 4]
-    fields = {
+    fields = graph | {
         "target": target,
-        "graph": "step" if timesteps else "timestep",
-        "timesteps": [float(t) for t in timesteps],
         "channels": input_channels(denoiser),
         "settings": denoiser.settings | {"prediction_type": denoiser.prediction_type, "multiple": denoiser.multiple},
         "process": Tables.of(denoiser.process),
-        "opset": OPSET,
-        "planned": len(convs),
+        "opset": next(entry.version for entry in proto.opset_import if entry.domain == ""),
+        "planned": len(convs) * (graph["run"].calls if "run" in graph else 1),
         "recipe": None if quantized is None else quantized.recipe.to_dict(),
         "calibration": None if quantized is None else quantized.calibration_hash,
         "model": network_hash(denoiser.network),
@@ -111,10 +177,15 @@ def _card(head: str, fields: dict) -> str:
     lines = [head or "# Restoration bundle", "", "| | |", "|---|---|", f"| target | {fields['target']} |", f"| graph | {fields['graph']} |"]
     if fields["timesteps"]:
         lines.append(f"| timesteps | {', '.join(f'{t:g}' for t in fields['timesteps'])} |")
+    if "run" in fields:
+        r = fields["run"]
+        lines.append(f"| task | {r.task}: {r.solver}, {r.steps} steps ({r.calls} network calls), {r.correction}, sigma {r.sigma:g} |")
+        lines.append(f"| size | {r.width} x {r.height} pixels |")
     lines.append(f"| prediction | {fields['settings']['prediction_type']} |")
     if recipe is not None:
         lines.append(f"| weights / activations | {recipe['weight_bits']} / {recipe['act_bits']} bits |")
         lines.append(f"| integer convolutions | {fields['planned']} |")
         lines.append(f"| in float | {', '.join(recipe['skip'])}, temporal path |")
-    lines += ["", "Run it with `export.session.Session(folder)`; the graph itself needs only ONNX Runtime.", ""]
+    runner = "Restorer" if "run" in fields else "Session"
+    lines += ["", f"Run it with `export.session.{runner}(folder)`; the graph itself needs only ONNX Runtime.", ""]
     return "\n".join(lines)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export.bundle import NETWORK
 from export.exporter import export_model
 from export.session import PROVIDERS, OnnxNetwork, Session
 from quant.quantize import QuantizedNetwork
@@ -120,7 +119,7 @@ def verify(
         "simulated": tuple(ratios[:, 0].tolist()),
         "onnx": tuple(ratios[:, 1].tolist()),
         "agreement": float(np.abs(ratios[:, 1] / np.maximum(ratios[:, 0], 1e-12) - 1).max()),
-        "size_ratio": (Path(folder) / NETWORK).stat().st_size / len(plain),
+        "size_ratio": (Path(folder) / bundle.model_file).stat().st_size / len(plain),
         "float_ms": float_ms,
         "ms": ms,
         "quality": None if restore is None else (float(restore(denoiser)), float(restore(session))),

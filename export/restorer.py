@@ -12,10 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graph import trace
-from export.qdq import TARGETS, insert_qdq
-from quant.quantize import QuantizedNetwork
 from quant.temporal import row_of, step_network, temporal_table
-from quant.trajectory import network_hash
 from restoration.inpainting import InpaintingTask
 from restoration.posterior import CORRECTIONS
 from solvers.denoiser import Denoiser
@@ -34,6 +31,7 @@ class RestorerNetwork(nn.Module):
 
     Attributes:
         timesteps: times that the network is asked at, in order.
+        calls: number of network calls.
         draws: how many noise images a run takes; the first is the start.
 
     Raises:
@@ -42,13 +40,13 @@ class RestorerNetwork(nn.Module):
 
     def __init__(self, task: InpaintingTask, sigma: float = 0.0, estimates: bool = False):
         super().__init__()
-        name = task.correction or ("diffpir" if sigma > 0 else "ddnm")
-        if CORRECTIONS[name].needs_gradient:
-            raise ValueError(f"{name} differentiates the network, which a graph can't; use ddnm, diffpir, ddrm or repaint")
+        self.correction = task.correction_for(sigma)
+        if CORRECTIONS[self.correction].needs_gradient:
+            raise ValueError(f"{self.correction} differentiates the network, which a graph can't; use ddnm, diffpir, ddrm or repaint")
         self.sigma, self.estimates = sigma, estimates
         self.grid = task.nodes()
         asked, self.draws = _dry_run(task, sigma)
-        self.timesteps = tuple(dict.fromkeys(asked))
+        self.calls, self.timesteps = len(asked), tuple(dict.fromkeys(asked))
         traced = _Traced(task.denoiser, self.timesteps)
         self.network = traced.network
         self.task = replace(task, denoiser=traced, tile=2**31)
@@ -84,44 +82,25 @@ class _Traced(Denoiser):
         return out if isinstance(out, Tensor) else out.sample
 
 
-def export_restorer(
-    task: InpaintingTask,
-    *,
-    target: str = "float",
-    quantized: QuantizedNetwork | None = None,
-    sigma: float = 0.0,
-    size: tuple[int, int] = (256, 256),
-    estimates: bool = False,
-):
-    """The ONNX graph of a whole inpainting run.
+def export_restorer(task: InpaintingTask, *, sigma: float = 0.0, size: tuple[int, int] = (256, 256), estimates: bool = False):
+    """The float ONNX graph of a whole inpainting run.
 
     Inputs ``image``, ``mask`` (1 = known), ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up to 63.
 
     Args:
         task: solver, steps, grid and correction to bake in.
-        target: ``float``, ``cpu`` or ``tensorrt``; the latter two need ``quantized``.
-        quantized: scales and codes made from the task's network, calibrated at the times of the run.
         sigma: noise on the known pixels, in units of [0, 1].
-        size: ``(H, W)`` of the images, multiples of what the network takes. It is fixed, as engines want it and the lift's pyramid needs it;
-            larger images go through in tiles.
+        size: ``(H, W)`` of the images, multiples of what the network takes. It is fixed, as engines want it and the lift's pyramid
+            needs it; larger images go through in tiles.
         estimates: also return every call's image estimate.
 
     Returns:
         ``(onnx_ir.Model, RestorerNetwork)``: the graph, and the module it was traced from.
 
     Raises:
-        ValueError: target and ``quantized`` don't go together, were made from another network or other times, or a run that can't be traced.
+        ValueError: a size that doesn't fit, or a run that can't be traced.
     """
-    if target not in ("float", *TARGETS):
-        raise ValueError(f"target {target!r} is unknown; known: float, {', '.join(TARGETS)}")
-    if (target == "float") == (quantized is not None):
-        raise ValueError("give quantized=... for the targets cpu and tensorrt, and only for those")
-    if quantized is not None and quantized.model_hash != network_hash(task.denoiser.network):
-        raise ValueError("the quantized network was made from another model than this denoiser holds")
     module = RestorerNetwork(task, sigma, estimates).eval()
-    if quantized is not None:
-        for t in module.timesteps:
-            row_of(quantized.timesteps, t)
     unit = task.denoiser.fold * task.denoiser.multiple
     if min(size) < unit or size[0] % unit or size[1] % unit or size[0] * size[1] > MOST_PIXELS:
         raise ValueError(f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got {size[0]} x {size[1]}")
@@ -129,8 +108,6 @@ def export_restorer(
     batch = torch.export.Dim("batch", min=2, max=63)
     shapes = ({0: batch}, {0: batch}, {1: batch})
     model = trace(module, inputs, shapes, f"{type(task.solver).__name__} with {type(task.denoiser.network).__name__}")
-    if quantized is not None:
-        insert_qdq(model, quantized.layers(), target)
     for value, name in zip(model.graph.outputs, ("restored", "estimates"), strict=False):
         value.name = name
     return model, module

@@ -80,7 +80,7 @@ class InpaintingTask:
         Raises:
             ValueError: shapes that don't fit, values that are not finite, a mask that knows nothing, or an impossible step count.
         """
-        image, mask = (v.to(self.denoiser.device) for v in _check(image, mask))
+        image, mask = (v.to(self.denoiser.device) for v in check_inpainting(image, mask))
         corrected, finish = self.prepare(image[None], mask[None, None], sigma)
         return sample(
             corrected, (3, *mask.shape), self.nodes(), self.solver, num_samples=num_samples, seed=seed, finish=finish, callback=callback
@@ -89,6 +89,10 @@ class InpaintingTask:
     def nodes(self) -> Grid:
         """The times of a run."""
         return GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+
+    def correction_for(self, sigma: float) -> str:
+        """Name of the correction that a run with this noise uses."""
+        return self.correction or ("diffpir" if sigma > 0 else "ddnm")
 
     def prepare(self, image: Tensor, known: Tensor, sigma: float = 0.0):
         """The denoiser that a run asks, and what makes an image of its end. Tensor operations only: it can be traced.
@@ -113,8 +117,7 @@ class InpaintingTask:
             unit = d.fold * d.multiple
             tile = self.tile // unit * unit
             d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
-        name = self.correction or ("diffpir" if sigma > 0 else "ddnm")
-        corrected = CORRECTIONS[name](d, measurement)
+        corrected = CORRECTIONS[self.correction_for(sigma)](d, measurement)
 
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0)
@@ -126,7 +129,12 @@ class InpaintingTask:
         return corrected, finish
 
 
-def _check(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def check_inpainting(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``image (1 or 3, H, W)`` with zeros where the ``mask (H, W)`` is, both float32.
+
+    Raises:
+        ValueError: shapes that don't fit, values that are not finite or leave [0, 1], or a mask that knows nothing.
+    """
     image, mask = image.float(), mask.float()
     if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:
         raise ValueError(f"image must be (1 or 3, H, W); got {tuple(image.shape)}")

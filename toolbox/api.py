@@ -37,7 +37,8 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
         threads: threads of an ONNX session; all cores by default.
 
     Returns:
-        A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime for bundles.
+        A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime for bundles; for a bundle of a whole restoration an
+        ``export.session.Restorer``.
 
     Raises:
         ValueError: neither a known name nor a folder, or a folder that holds no model.
@@ -47,9 +48,11 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
     if not folder.is_dir():
         raise ValueError(f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a folder")
     if (folder / "bundle.json").is_file():
-        from export.session import Session
+        from export.bundle import read_bundle
+        from export.session import Restorer, Session
 
-        return Session(folder, device=device, threads=threads)
+        kind = Restorer if read_bundle(folder).graph == "restorer" else Session
+        return kind(folder, device=device, threads=threads)
     from solvers.denoiser import Denoiser
 
     return Denoiser.from_pretrained(folder, device=device)

@@ -230,15 +230,29 @@ def export(
     model: Annotated[str, typer.Argument(help="The float model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.")],
     quantized: Annotated[Path | None, typer.Option(help="Folder written by `restobox quantize` (not for target float).")] = None,
-    target: Annotated[str, typer.Option(help="cpu (ONNX Runtime integer kernels), tensorrt, or float.")] = "cpu",
+    target: Annotated[str, typer.Option(help="cpu (integer kernels), tensorrt (int8 and fp16), cuda (fp16) or float.")] = "cpu",
+    restorer: Annotated[bool, typer.Option("--restorer", help="The whole restoration in one graph, with the options below.")] = False,
+    solver: Solver = "ddim",
+    steps: Steps = 5,
+    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    correction: Annotated[str | None, typer.Option(help="ddnm, diffpir, ddrm, repaint; the noise decides by default.")] = None,
+    sigma: Annotated[float, typer.Option(help="Noise on the known pixels, in units of [0, 1].")] = 0.0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the restorer's pictures; larger ones go through in tiles.")] = "256x256",
+    estimates: Annotated[bool, typer.Option("--estimates", help="The restorer also returns every call's image estimate.")] = False,
     summary: Annotated[str, typer.Option(help="A sentence for the model card.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the calibration, for the record.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Write an ONNX bundle that `restobox restore --model FOLDER` runs."""
-    from toolbox.deploy import run_export
+    if restorer:
+        from toolbox.restorer import parse_size, run_export_restorer
 
-    figures = run_export(model, quantized, target, out, seed=seed, summary=summary)
+        run = {"solver": solver, "steps": steps, "grid": grid, "correction": correction, "sigma": sigma, "estimates": estimates}
+        figures = run_export_restorer(model, quantized, target, out, **run, size=parse_size(size), seed=seed, summary=summary)
+    else:
+        from toolbox.deploy import run_export
+
+        figures = run_export(model, quantized, target, out, seed=seed, summary=summary)
     if as_json:
         return _print_json(figures)
     print(f"{out}: {figures['graph']} graph for {target}, {figures['bytes'] / 1e6:.2f} MB")
@@ -248,8 +262,8 @@ def export(
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle written by `restobox export`.")],
     model: Annotated[str, typer.Option(help="The float model.")],
-    quantized: Annotated[Path, typer.Option(help="Folder written by `restobox quantize`.")],
-    calibration: Annotated[Path, typer.Option(help="File written by `restobox calibrate`.")],
+    quantized: Annotated[Path | None, typer.Option(help="Folder written by `restobox quantize`.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="File written by `restobox calibrate`; not for a restorer.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of pictures to restore with both; none: only the network is compared.")] = None,
     count: Annotated[int, typer.Option(help="Pictures to restore.")] = 8,
     side: Annotated[int, typer.Option(help="Side of the crops, in pixels.")] = 256,
@@ -261,8 +275,14 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove a bundle against its float model: kernels, errors, speed, restored pictures. Exit code 3 when a limit is broken."""
+    from export.bundle import read_bundle
+
+    if read_bundle(bundle).graph == "restorer":
+        return _verify_restorer(bundle, model, quantized, data, count, psnr_drop, report, seed, as_json)
     from toolbox.deploy import run_verify
 
+    if quantized is None or calibration is None:
+        raise ValueError("a network's bundle is verified against --quantized and --calibration")
     figures = run_verify(
         bundle,
         model,
@@ -294,6 +314,141 @@ def verify(
         print(f"restobox: {failure}", file=sys.stderr)
     if figures["failures"]:
         raise typer.Exit(3)
+
+
+def _verify_restorer(bundle, model, quantized, data, count, psnr_drop, report, seed, as_json) -> None:
+    from toolbox.restorer import run_verify_restorer
+
+    if data is None:
+        raise ValueError("a restorer is verified on pictures: give --data FOLDER")
+    with _Progress("restoring", count) as bar:
+        figures = run_verify_restorer(
+            bundle,
+            model,
+            data,
+            count=count,
+            psnr_drop=psnr_drop,
+            report=report,
+            seed=seed,
+            quantized=quantized,
+            progress=bar.update,
+        )
+    if as_json:
+        _print_json(figures)
+    else:
+        rows = [
+            ("integer convolutions", f"{figures['fused']} of {figures['planned']} planned"),
+            ("restored PSNR, float / bundle", f"{figures['psnr_float']:.3f} / {figures['psnr_bundle']:.3f} dB"),
+            ("restored SSIM, float / bundle", f"{figures['ssim_float']:.4f} / {figures['ssim_bundle']:.4f}"),
+            ("PSNR between the two", f"{figures['psnr_between']:.2f} dB"),
+        ]
+        if "psnr_simulated" in figures:
+            rows.append(("PSNR between bundle and simulation", f"{figures['psnr_simulated']:.2f} dB"))
+        _print_table(str(bundle), ("", ""), rows)
+    for failure in figures["failures"]:
+        print(f"restobox: {failure}", file=sys.stderr)
+    if figures["failures"]:
+        raise typer.Exit(3)
+
+
+@app.command()
+def doctor(
+    require: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt: exit code 3 unless it can be used.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what ONNX Runtime wants with what this machine has, and say what mends it."""
+    from toolbox.doctor import examine
+
+    if require not in (None, "cpu", "cuda", "tensorrt"):
+        raise ValueError(f"--require {require!r} is unknown; known: cpu, cuda, tensorrt")
+    report = examine()
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        _print_table("packages", ("name", "version"), list(report.packages.items()))
+        _print_table(
+            f"GPU: {report.gpu or 'none'}", ("device", "can be used"), [(k, "yes" if v else "no") for k, v in report.usable.items()]
+        )
+        rows = [(entry.provider, entry.name, entry.found or "not found") for entry in report.libraries]
+        _print_table("libraries that ONNX Runtime loads", ("provider", "library", "found"), rows)
+        for line in report.advice:
+            print(line)
+    if require is not None and not report.usable[require]:
+        print(f"restobox: {require} can't be used here", file=sys.stderr)
+        raise typer.Exit(3)
+
+
+@app.command("inspect")
+def inspect_(
+    bundle: Annotated[Path, typer.Argument(help="Bundle written by `restobox export`.")],
+    placement: Annotated[bool, typer.Option("--placement", help="Also run it once and count kernels by provider.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell what a bundle holds: purpose, settings, files, operators, provenance."""
+    from toolbox.inspect import inspect_bundle
+
+    content = inspect_bundle(bundle, placement=placement)
+    if as_json:
+        return _print_json(content)
+    for title in ("inputs", "outputs", "weights", "files", "operators", "settings", "run", "recipe", "versions"):
+        if content[title]:
+            _print_table(title, ("", ""), [(key, str(value)) for key, value in content[title].items()])
+    if placement:
+        rows = [(p["op"], p["provider"], str(p["count"])) for p in content["placement"]]
+        _print_table("kernels of one run", ("operator", "provider", "count"), rows)
+    print(
+        f"{bundle}: {content['graph']} graph for {content['target']}, opset {content['opset']}, {content['planned']} integer convolutions"
+    )
+
+
+@app.command("bench-runtime")
+def bench_runtime(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles of the model's network.")],
+    model: Annotated[str, typer.Option(help="The float model that they were made from.")] = "photo",
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the network's input (half the picture's at fold 2).")] = "96x64",
+    batch: Annotated[int, typer.Option(help="Pictures per call.")] = 1,
+    threads: Annotated[list[int] | None, typer.Option(help="CPU threads; give it several times for several. [default: 1]")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed calls of each.")] = 11,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time a network's call: PyTorch, ONNX in 32 and 16 bits, and 8-bit bundles, interleaved in one run."""
+    from toolbox.bench_runtime import run_bench_runtime
+    from toolbox.restorer import parse_size
+
+    with _Progress("measuring", repeats) as bar:
+        figures = run_bench_runtime(
+            model,
+            bundles,
+            size=parse_size(size),
+            batch=batch,
+            threads=threads or [1],
+            repeats=repeats,
+            device=device,
+            compiled=compiled,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return _print_json(figures)
+    _print_table(
+        f"one call, input {' x '.join(map(str, figures['input']))}",
+        ("", "device", "threads", "ms", "quartiles", "x ONNX fp32", "MB", "peak MB"),
+        [
+            (
+                r["name"],
+                r["device"],
+                str(r["threads"]),
+                f"{r['ms']:.1f}",
+                "{:.1f}-{:.1f}".format(*r["ms_quartiles"]),
+                f"{r['speedup']:.2f}",
+                f"{r['mb']:.1f}",
+                "" if r.get("peak_mb") is None else f"{r['peak_mb']:.0f}",
+            )
+            for r in figures["rows"]
+        ],
+    )
+    print(figures["verdict"])
 
 
 @app.command()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,13 +14,13 @@ from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from quant.trajectory import CalibrationSet, record
 from restoration.inpainting import InpaintingTask
-from restoration.io.images import Photo, check_folder, read_image, replace_file, write_image
+from restoration.io.images import check_folder, read_image
 from restoration.masks import KINDS, make_mask
 from restoration.metrics import psnr, ssim
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import load
-from toolbox.pictures import sheet
+from toolbox.report import html_table, picture, write_report
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 MISSING = {"random": 0.8, "strokes": 0.25, "text": 0.1, "box": 0.1}
@@ -176,13 +174,10 @@ def run_verify(
 
 
 def _write_report(folder: Path, bundle: Path, figures: dict, cases: list, restored: list[list[np.ndarray]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "report.json", lambda p: p.write_text(json.dumps(figures, indent=2)))
-    rows = [(k, v) for k, v in figures.items() if not isinstance(v, (list, tuple, dict))]
-    body = [f"<h1>{html.escape(bundle.name)}</h1>", _html_table(("figure", "value"), rows)]
+    body = [html_table(("figure", "value"), [(k, v) for k, v in figures.items() if not isinstance(v, (list, tuple, dict))])]
     errors = zip(figures["timesteps"], figures["simulated"], figures["onnx"], strict=True)
     body.append("<h2>Relative error against the float network</h2>")
-    body.append(_html_table(("timestep", "simulated", "ONNX"), [(f"{t:g}", f"{a:.4f}", f"{b:.4f}") for t, a, b in errors]))
+    body.append(html_table(("timestep", "simulated", "ONNX"), [(f"{t:g}", f"{a:.4f}", f"{b:.4f}") for t, a, b in errors]))
     for k, (kind, image, mask) in enumerate(cases):
         panels = [
             ("original", image),
@@ -190,19 +185,8 @@ def _write_report(folder: Path, bundle: Path, figures: dict, cases: list, restor
             (f"float {psnr(restored[0][k], image):.2f} dB", restored[0][k]),
             (f"bundle {psnr(restored[1][k], image):.2f} dB", restored[1][k]),
         ]
-        write_image(folder / f"case-{k}.png", Photo(sheet(panels)))
-        body.append(f'<p><img src="case-{k}.png" alt="{kind}"></p>')
-    style = "body{font-family:sans-serif;margin:2em}td,th{padding:.2em 1em;text-align:right}img{max-width:100%}"
-    page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(bundle.name)}</title><style>{style}</style>' + "\n".join(body)
-    replace_file(folder / "report.html", lambda p: p.write_text(page, encoding="utf-8"))
-
-
-def _html_table(header: tuple[str, ...], rows: list[tuple]) -> str:
-    lines = ["<table><tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in header) + "</tr>"]
-    lines += [
-        "<tr>" + "".join(f"<td>{html.escape(f'{v:.4g}' if isinstance(v, float) else str(v))}</td>" for v in r) + "</tr>" for r in rows
-    ]
-    return "\n".join(lines) + "</table>"
+        body.append(picture(folder, f"case-{k}.png", panels))
+    write_report(folder, bundle.name, figures, body)
 
 
 def _float_model(model: str) -> Denoiser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,16 +58,18 @@ def run_inpainting(
     spread_file = out.with_name(f"{out.stem}-std.png")
     if std:
         check_writable(spread_file)
-    task = InpaintingTask(load(model, device=device), solver_by_name(solver), steps, grid, correction, tile)
-    done = iter(range(1, 10**9))
-    result = task(
-        torch.from_numpy(photo.pixels),
-        torch.from_numpy(known),
-        sigma=sigma,
-        num_samples=num_samples,
-        seed=seed,
-        callback=lambda *_: progress(next(done)),
-    )
+    denoiser = load(model, device=device)
+    done = itertools.count(1)
+    options = {"num_samples": num_samples, "seed": seed, "callback": lambda *_: progress(next(done))}
+    run = getattr(denoiser, "run", None)
+    if run is not None:  # a whole restoration: what it does was settled on export
+        if run.sigma != sigma:
+            raise ValueError(f"{model} was exported for noise of sigma {run.sigma:g}; got --sigma {sigma:g}")
+        solver, steps, task = run.solver, run.steps, denoiser
+    else:
+        task = InpaintingTask(denoiser, solver_by_name(solver), steps, grid, correction, tile)
+        options["sigma"] = sigma
+    result = task(torch.from_numpy(photo.pixels), torch.from_numpy(known), **options)
     restored = result.mean.numpy()
     figures = {
         "image": str(image),

@@ -1,0 +1,171 @@
+"""What a network's call costs on each runtime and precision, measured turn by turn in one run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from export.bundle import NETWORK, read_bundle
+from export.exporter import export_bundle, input_channels
+from export.session import OnnxNetwork, Session
+from solvers.denoiser import Denoiser
+from toolbox.api import load
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network by a runtime: ``call(x, t)``."""
+
+    name: str
+    device: str
+    bytes: int | None
+    call: Callable
+    folder: Path | None = None
+
+
+def run_bench_runtime(
+    model: str,
+    bundles: Sequence[Path],
+    *,
+    size: tuple[int, int] = (64, 96),
+    batch: int = 1,
+    threads: Sequence[int] = (1,),
+    repeats: int = 11,
+    device: str = "cpu",
+    compiled: bool = False,
+    memory: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """Time PyTorch, float ONNX (32 and 16 bits) and the given bundles, interleaved.
+
+    On one CPU thread a call's processor time is taken, which a busy machine doesn't lengthen; otherwise the wall clock.
+
+    Args:
+        model: float model that the bundles were made from.
+        bundles: bundles of network graphs.
+        size: height and width of the network's input (after folding).
+        threads: CPU thread counts.
+        compiled: also time ``torch.compile`` (minutes of compilation).
+        memory: also measure each ONNX candidate's peak memory, in a process of its own.
+
+    Returns:
+        ``rows`` (name, device, threads, median and quartile milliseconds, ratio to ONNX fp32, MB, peak MB) and a ``verdict`` in words.
+
+    Raises:
+        ValueError: a restorer's bundle, another model's bundle, or numbers out of range.
+    """
+    if min(*size, batch, repeats, *threads) < 1:
+        raise ValueError("size, batch, repeats and threads must be at least 1")
+    denoiser = load(model, device=device)
+    if not isinstance(denoiser.network, torch.nn.Module):
+        raise ValueError(f"model {model!r} is an exported bundle; give the PyTorch model that it was made from")
+    side = denoiser.multiple
+    if size[0] % side or size[1] % side:
+        raise ValueError(f"the network's input must be a multiple of {side} on each side; got {size[0]} x {size[1]}")
+    from quant.trajectory import network_hash
+
+    ours, found = network_hash(denoiser.network), [read_bundle(folder) for folder in bundles]
+    for folder, bundle in zip(bundles, found, strict=True):
+        if bundle.model != ours:
+            raise ValueError(f"{folder} was made from another model than {model}")
+    t = next((bundle.timesteps[0] for bundle in found if bundle.timesteps), denoiser.process.end)
+    x = torch.randn(batch, input_channels(denoiser), *size, generator=torch.Generator().manual_seed(0)).to(denoiser.device)
+    rows, before = [], torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as place:
+        places = {"ONNX fp32": Path(place) / "fp32", "ONNX fp16": Path(place) / "fp16"}
+        for name, target in (("ONNX fp32", "float"), ("ONNX fp16", "cuda")):
+            export_bundle(denoiser, places[name], target=target, timesteps=[t])
+        places |= {f"{folder.name} ({bundle.target})": folder for folder, bundle in zip(bundles, found, strict=True)}
+        try:
+            for count in threads:
+                torch.set_num_threads(count)
+                candidates = _candidates(denoiser, places, device, count, compiled)
+                times = _interleaved(candidates, x, torch.full((batch,), float(t)), repeats, device == "cpu" and count == 1, progress)
+                rows += [_row(c, count, times[c.name], times["ONNX fp32"]) for c in candidates]
+        finally:
+            torch.set_num_threads(before)
+        if memory and device == "cpu":
+            peaks = {name: _peak(folder, tuple(x.shape), float(t)) for name, folder in places.items()}
+            rows = [row | {"peak_mb": peaks.get(row["name"])} for row in rows]
+    return {"model": model, "input": list(x.shape), "repeats": repeats, "rows": rows, "verdict": verdict(rows)}
+
+
+def verdict(rows: Sequence[dict]) -> str:
+    """Whether 8 bits pay here: against the faster of the float graphs, at the same thread count."""
+    said = []
+    for count in dict.fromkeys(row["threads"] for row in rows):
+        here = [row for row in rows if row["threads"] == count]
+        plain = min((r for r in here if r["name"] in ("ONNX fp32", "ONNX fp16")), key=lambda r: r["ms"])
+        small = [r for r in here if r["name"] not in ("ONNX fp32", "ONNX fp16") and not r["name"].startswith("PyTorch")]
+        if not small:
+            continue
+        best = min(small, key=lambda r: r["ms"])
+        gain = plain["ms"] / best["ms"]
+        words = f"{best['name']} is {gain:.2f} times as fast as {plain['name']}"
+        said.append(f"{count} thread{'s' * (count > 1)}: " + (words if gain >= 1.1 else f"stay with {plain['name']}: {words}"))
+    return "; ".join(said) or "no 8-bit bundle was given"
+
+
+def _candidates(denoiser: Denoiser, places: dict[str, Path], device: str, threads: int, compiled: bool) -> list[Candidate]:
+    network, place = denoiser.network, denoiser.device.type
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    found = [Candidate("PyTorch eager", place, weights, network)]
+    if compiled:
+        found.append(Candidate("PyTorch compiled", place, weights, torch.compile(network)))
+    for name, folder in places.items():
+        session = Session(folder, device=device, threads=threads)
+        provider = session.network.providers[0].removesuffix("ExecutionProvider").lower()
+        found.append(Candidate(name, provider, (folder / NETWORK).stat().st_size, session.network, folder))
+    return found
+
+
+@torch.no_grad()
+def _interleaved(candidates, x, t, repeats: int, processor_time: bool, progress) -> dict[str, list[float]]:
+    clock = time.process_time if processor_time else time.perf_counter
+    times: dict[str, list[float]] = {c.name: [] for c in candidates}
+    for turn in range(repeats + 1):
+        for candidate in candidates:
+            began = clock()
+            candidate.call(x, t.to(x.device))
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            if turn:  # the first call allocates
+                times[candidate.name].append((clock() - began) * 1e3)
+        progress(turn, repeats)
+    return times
+
+
+def _row(candidate: Candidate, threads: int, times: list[float], reference: list[float]) -> dict:
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    median = statistics.median(times)
+    return {
+        "name": candidate.name,
+        "device": candidate.device,
+        "threads": threads,
+        "ms": round(median, 3),
+        "ms_quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+        "speedup": round(statistics.median(reference) / median, 3),
+        "mb": None if candidate.bytes is None else round(candidate.bytes / 1e6, 2),
+    }
+
+
+def _peak(folder: Path, shape: tuple[int, ...], t: float) -> float:
+    """Peak memory in MB that loading and calling a graph adds, in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_here, (folder, shape, t))
+
+
+def _peak_here(folder: Path, shape: tuple[int, ...], t: float) -> float:
+    bundle = read_bundle(folder)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    network = OnnxNetwork(folder / NETWORK, bundle, ["CPUExecutionProvider"], 1)
+    network(torch.zeros(shape), torch.full((shape[0],), t))
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)

@@ -1,0 +1,140 @@
+"""A whole restoration as one file: what ``restobox export --restorer`` and ``verify`` on its bundle do."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quant.files import load_quantized
+from restoration.inpainting import InpaintingTask
+from restoration.io.images import check_folder
+from restoration.masks import KINDS, make_mask
+from restoration.metrics import psnr, ssim
+from solvers import solver_by_name
+from solvers.denoiser import Denoiser
+from toolbox.api import load
+from toolbox.deploy import MISSING, pictures
+from toolbox.report import html_table, picture, write_report
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``WIDTHxHEIGHT`` to ``(height, width)``.
+
+    Raises:
+        ValueError: another form.
+    """
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not found:
+        raise ValueError(f"size must be WIDTHxHEIGHT, such as 256x256; got {text!r}")
+    return int(found[2]), int(found[1])
+
+
+def float_task(model: str, solver: str, steps: int, grid: str, correction: str | None) -> InpaintingTask:
+    """The run to bake in or to compare with, around a PyTorch model."""
+    denoiser = load(model)
+    if not isinstance(denoiser, Denoiser) or not isinstance(denoiser.network, torch.nn.Module):
+        raise ValueError(f"model {model!r} is an exported bundle; give the PyTorch model that it was made from")
+    return InpaintingTask(denoiser, solver_by_name(solver), steps, grid, correction)
+
+
+def run_export_restorer(
+    model: str,
+    quantized: Path | None,
+    target: str,
+    out: Path,
+    *,
+    solver: str,
+    steps: int,
+    grid: str,
+    correction: str | None,
+    sigma: float,
+    size: tuple[int, int],
+    estimates: bool,
+    seed: int,
+    summary: str = "",
+) -> dict:
+    """Export lift, solver, network and data consistency as one graph."""
+    from export.exporter import export_restorer_bundle
+
+    task = float_task(model, solver, steps, grid, correction)
+    made = None if quantized is None else load_quantized(quantized, task.denoiser.network)
+    card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
+    bundle = export_restorer_bundle(
+        task, out, target=target, quantized=made, sigma=sigma, size=size, estimates=estimates, seed=seed, card=card
+    )
+    return {"out": str(out), "target": target, "graph": bundle.graph, "bytes": sum(f.size for f in bundle.files.values())}
+
+
+def run_verify_restorer(
+    bundle: Path,
+    model: str,
+    data: Path,
+    *,
+    count: int,
+    psnr_drop: float,
+    seed: int,
+    quantized: Path | None = None,
+    report: Path | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict:
+    """Restore pictures with the bundle and with the float model's own loop: same noise, same masks.
+
+    Args:
+        quantized: for an 8-bit bundle: also run the host's loop around the simulated 8-bit network and compare with that.
+        report: folder for ``report.html``, ``report.json`` and the pictures.
+
+    Returns:
+        Kernels planned and fused, mean PSNR and SSIM of both, PSNR between the two, per picture and in the mean, and ``failures``.
+
+    Raises:
+        ValueError, OSError: bad files.
+    """
+    from export.bundle import set_parity
+    from export.session import Restorer
+
+    if report is not None:
+        check_folder(report)
+    restorer = Restorer(bundle)
+    run = restorer.run
+    task = float_task(model, run.solver, run.steps, run.grid, run.correction)
+    simulated = None
+    if quantized is not None:
+        network = load_quantized(quantized, task.denoiser.network).simulating(restorer.bundle.target)
+        denoiser = copy.copy(task.denoiser)
+        denoiser.network = network
+        simulated = replace(task, denoiser=denoiser)
+    images, shown = [], []
+    for k, (_, image) in enumerate(pictures(data, count, min(run.height, run.width), seed)):
+        kind = KINDS[k % len(KINDS)]
+        known = torch.from_numpy(make_mask(kind, *image.shape[1:], MISSING[kind], seed + k))
+        truth = torch.from_numpy(image)
+        ours = restorer(truth, known, seed=seed + k).mean.numpy()
+        host = task(truth, known, sigma=run.sigma, seed=seed + k).mean.numpy()
+        entry = {"mask": kind, "psnr_float": psnr(host, image), "psnr_bundle": psnr(ours, image)}
+        entry |= {"ssim_float": ssim(host, image), "ssim_bundle": ssim(ours, image), "psnr_between": psnr(ours, host)}
+        if simulated is not None:
+            entry["psnr_simulated"] = psnr(ours, simulated(truth, known, sigma=run.sigma, seed=seed + k).mean.numpy())
+        images.append(entry)
+        if report is not None:
+            titles = ("original", f"{kind} missing", f"float {entry['psnr_float']:.2f} dB", f"bundle {entry['psnr_bundle']:.2f} dB")
+            shown.append(picture(report, f"case-{k}.png", zip(titles, (image, image * known.numpy(), host, ours), strict=True)))
+        progress(k + 1)
+    mean = {key: float(np.mean([entry[key] for entry in images])) for key in images[0] if key != "mask"}
+    fused = restorer.integer_convs() if restorer.bundle.target == "cpu" else None
+    failures = []
+    if fused is not None and fused != restorer.bundle.planned:
+        failures.append(f"{fused} convolutions run on integers; {restorer.bundle.planned} were planned")
+    if mean["psnr_float"] - mean["psnr_bundle"] > psnr_drop:
+        failures.append(f"restored images lose {mean['psnr_float'] - mean['psnr_bundle']:.3f} dB; limit {psnr_drop:g} dB")
+    figures = {"planned": restorer.bundle.planned, "fused": fused} | mean | {"images": images, "failures": failures}
+    set_parity(bundle, figures)
+    if report is not None:
+        rows = [(key, value) for key, value in figures.items() if not isinstance(value, list)]
+        write_report(report, bundle.name, figures, [html_table(("figure", "value"), rows), *shown])
+    return figures
