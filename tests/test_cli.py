@@ -12,7 +12,9 @@ from conftest import smooth_picture
 from PIL import Image
 
 from restoration.io.images import Photo, read_image, write_image
+from toolbox.bench_runtime import verdict
 from toolbox.cli import main
+from toolbox.doctor import mend, needed
 
 ROOT = Path(__file__).parent.parent
 
@@ -133,6 +135,93 @@ def test_verify(cli, road, tiny_model, pictures, tmp_path):
     code, _, err = cli(*common, "--psnr-drop", -100)
     assert code == 3
     assert "restored images lose" in err
+
+
+def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
+    bundle = tmp_path / "restorer"
+    made = ("export", tiny_model, "--quantized", road / "q", "--restorer", "--steps", 2, "--size", "48x32", "-o", bundle)
+    assert cli(*made)[0] == 0
+    # a picture larger than the graph goes through in tiles
+    code, out, _ = cli("restore", "inpaint", photo / "photo.png", "-m", "random:0.5", "-o", photo / "o.png", "--model", bundle, "--json")
+    assert code == 0
+    figures = json.loads(out)
+    assert (figures["solver"], figures["steps"], figures["nfe"]) == ("ddim", 2, 2 * 2 * 2)
+    assert read_image(photo / "o.png").pixels.shape == (3, 40, 52)
+    code, _, err = cli(
+        "restore", "inpaint", photo / "photo.png", "-m", "random:0.5", "-o", photo / "p.png", "--model", bundle, "--sigma", 0.1
+    )
+    assert code == 2
+    assert "exported for noise of sigma 0" in err
+    common = ("verify", bundle, "--model", tiny_model, "--quantized", road / "q", "--data", pictures, "--count", 2)
+    code, out, _ = cli(*common, "--psnr-drop", 5, "--report", tmp_path / "report", "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert figures["fused"] == figures["planned"] > 0
+    assert figures["psnr_simulated"] > 50
+    assert (tmp_path / "report" / "report.html").read_text().count("<img") == 2
+    assert cli(*common, "--psnr-drop", -100)[0] == 3
+    assert cli("verify", bundle, "--model", tiny_model)[0] == 2
+    code, out, _ = cli("inspect", bundle, "--placement", "--json")
+    content = json.loads(out)
+    assert content["run"]["steps"] == 2
+    assert content["inputs"]["noise"].endswith(", 3, 32, 48)")
+    assert sum(p["count"] for p in content["placement"] if p["op"] == "QLinearConv") == content["planned"]
+    assert content["weights"]["int8"] > 0
+
+
+def test_inspect_prints_tables(cli, road):
+    code, out, _ = cli("inspect", road / "bundle")
+    assert code == 0
+    for word in ("QuantizeLinear", "network.onnx", "step graph for cpu", "weight_bits"):
+        assert word in out
+
+
+def test_bench_runtime(cli, road, tiny_model):
+    code, out, _ = cli("bench-runtime", road / "bundle", "--model", tiny_model, "--size", "16x16", "--repeats", 2, "--json")
+    assert code == 0
+    figures = json.loads(out)
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert list(rows) == ["PyTorch eager", "ONNX fp32", "ONNX fp16", "bundle (cpu)"]
+    assert rows["ONNX fp32"]["speedup"] == 1
+    assert all(row["ms"] > 0 for row in rows.values())
+    assert rows["bundle (cpu)"]["mb"] < rows["ONNX fp16"]["mb"] < rows["ONNX fp32"]["mb"]
+    assert rows["ONNX fp32"]["peak_mb"] > 0
+    assert "bundle (cpu) is" in figures["verdict"]
+    assert cli("bench-runtime", road / "bundle", "--model", "photo")[0] == 2
+
+
+def test_verdict_says_when_8_bits_do_not_pay():
+    rows = [
+        {"name": n, "threads": 1, "ms": ms} for n, ms in (("PyTorch eager", 9.0), ("ONNX fp32", 4.0), ("ONNX fp16", 5.0), ("b (cpu)", 3.9))
+    ]
+    assert verdict(rows) == "1 thread: stay with ONNX fp32: b (cpu) is 1.03 times as fast as ONNX fp32"
+    rows[-1]["ms"] = 2.0
+    assert verdict(rows) == "1 thread: b (cpu) is 2.00 times as fast as ONNX fp32"
+
+
+def test_doctor(cli):
+    code, out, _ = cli("doctor", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["usable"]["cpu"]
+    assert report["packages"]["torch"]
+    assert cli("doctor", "--require", "cpu")[0] == 0
+    usable = report["usable"]["tensorrt"]
+    assert cli("doctor", "--require", "tensorrt")[0] == (0 if usable else 3)
+    assert cli("doctor", "--require", "tpu")[0] == 2
+
+
+def test_doctor_reads_what_a_library_is_linked_with(tmp_path):
+    assert any(name.startswith("libc.") for name in needed(Path(os.path.realpath(sys.executable))))
+    (tmp_path / "text.so").write_text("no library")
+    with pytest.raises(ValueError, match="ELF"):
+        needed(tmp_path / "text.so")
+
+
+def test_doctor_names_the_matching_packages():
+    cuda = ["libcublas.so.13", "libcudart.so.13"]
+    assert mend("libnvinfer.so.10", cuda) == 'pip install "tensorrt-cu13>=10,<11"'
+    assert mend("libcudnn.so.9", cuda) == 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
 def test_models_lists_what_load_takes(cli):

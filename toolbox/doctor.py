@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
+import mmap
 import re
+import struct
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "diffusers", "brevitas", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt")
-LIBRARY = re.compile(rb"lib(?:nvinfer|nvonnxparser|cudart|cublas|cublasLt|cudnn|cufft|curand|nvrtc)[A-Za-z_]*\.so\.[0-9]+")
+LIBRARY = re.compile(r"lib(?:nvinfer|nvonnxparser|cudart|cublas|cudnn|cufft|curand|nvrtc)\w*\.so\.\d+")
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -50,7 +54,8 @@ def examine() -> Report:
     providers = tuple(onnxruntime.get_available_providers())
     gpu = _gpu()
     if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls(cuda=True, cudnn=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, which the table says too
+            onnxruntime.preload_dlls()
     folder = Path(onnxruntime.__file__).parent / "capi"
     libraries = tuple(
         Library(provider, name, _locate(name), mend(name, libraries_of(folder, "cuda")))
@@ -67,9 +72,30 @@ def examine() -> Report:
 
 
 def libraries_of(folder: Path, provider: str) -> list[str]:
-    """Names of the NVIDIA libraries that a provider's shared object names, such as ``libnvinfer.so.10``."""
+    """Names of the NVIDIA libraries that a provider's shared object is linked with, such as ``libnvinfer.so.10`` (Linux)."""
     path = folder / f"libonnxruntime_providers_{provider}.so"
-    return sorted({match.decode() for match in LIBRARY.findall(path.read_bytes())}) if path.is_file() else []
+    return sorted(name for name in needed(path) if LIBRARY.fullmatch(name)) if path.is_file() else []
+
+
+def needed(path: Path) -> list[str]:
+    """The DT_NEEDED entries of a 64-bit little-endian ELF file.
+
+    Raises:
+        ValueError: the file is of another kind.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:6] != b"\x7fELF\x02\x01":
+            raise ValueError(f"{path} is no 64-bit little-endian ELF file")
+        table, size, count = *struct.unpack_from("<Q", data, 0x28), *struct.unpack_from("<HH", data, 0x3A)
+        # type, offset, length, number of the section with the names
+        sections = [struct.unpack_from("<4xI16xQQI", data, table + k * size) for k in range(count)]
+        for kind, offset, length, link in sections:
+            if kind == 6:  # SHT_DYNAMIC
+                names = sections[link][1]
+                entries = [struct.unpack_from("<QQ", data, offset + k) for k in range(0, length, 16)]
+                spots = [names + value for tag, value in entries if tag == 1]  # DT_NEEDED
+                return [data[spot : data.find(b"\0", spot)].decode() for spot in spots]
+    return []
 
 
 def mend(library: str, beside: list[str]) -> str:
