@@ -189,13 +189,28 @@ def test_a_scaled_process_gives_the_same_image(mode):
     assert difference < 1e-9 if mode == "consistent" else difference > 1e-4
 
 
-def test_one_and_two_steps_are_ddim():
+def test_one_step_is_ddim_and_two_are_pndm():
+    """From one estimate there is only one way to go; from two, both extrapolate the noise linearly in ``kappa``."""
     for process in (VE(), VP.linear(), VP.linear(zero_terminal_snr=True)):
         x = process.b(process.end) * noise(3)
-        for n in (1, 2):
+        for n, other in ((1, DDIM()), (2, PNDM())):
             grid = log_snr(process, n)
-            runs = [solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(), DDIM())]
+            runs = [solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(), other)]
             assert (runs[0] - runs[1]).abs().max() < 1e-12
+            plain = [solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(final="euler"), DDIM())]
+            assert (plain[0] - plain[1]).abs().max() < 1e-12
+
+
+def test_the_last_step_is_of_second_order_on_trailing_grids():
+    """Against the plain image estimate of the last noisy node: a smaller error, half of it at 50 calls."""
+    process, mixture, x = VP.linear(), small_mixture(components=5), noise(48)
+    reference = exact_flow(mixture, process, x, 999.0, CLEAN)
+    for n, share in ((8, 1), (20, 0.75), (50, 0.5)):
+        grid = GRIDS["trailing"](process, n)
+        found = [
+            median_rmse(solve(EVODiff(final=f), mixture.denoiser(process), x, grid).x0, reference) for f in ("second", "euler", "full")
+        ]
+        assert found[0] < share * min(found[1:]), (n, found)
 
 
 def test_final_steps_differ_only_at_the_end():
