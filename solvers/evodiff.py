@@ -84,15 +84,14 @@ class EVODiff:
     The first step is first order. A grid that ends clean is sampled to its last noisy node, whose image estimate m is the result
     ("denoise to zero"); with ``final="second"`` the result is ``m + kappa^2/2 (e - e')/(kappa - kappa')``, the noise estimates of the
     last two nodes extrapolated: where the last node is noisy, as on `trailing` grids, that saves up to half of the error. NFE =
-    steps. Otherwise NFE = steps too (+1 with ``final="full"``). At a level without signal (zero terminal SNR)
-    the first step is first order and the method begins after it. States in half precision are kept in single precision during the run.
-    Runs follow ``x - c y``, so a process with a degraded image works as any other.
+    steps (+1 on grids that end noisy, with ``final="full"``). At a level without signal (zero terminal SNR) the first step is first
+    order and the method begins after it. States in half precision are kept in single precision during the run. Runs follow ``x - c y``, so a process with a degraded image works as any other.
 
     Args:
         mode: `consistent` or `paper`.
-        final: the last step: `second` (``x_E + (H/2)(m0 - m1)/r``, to the clean level as above; `consistent`'s default), `paper` (the released rule;
-            `paper`'s default), `euler` (``x_E``), `full` (a main step with its network call). In `paper` mode the Euler step had the lower
-            error on most grids tried.
+        final: the last step: `second` (``x_E + (H/2)(m0 - m1)/r``, to the clean level as above; `consistent`'s default),
+            `paper` (the released rule; `paper`'s default), `euler` (``x_E``), `full` (a main step with its network call). In `paper`
+            mode the Euler step had the lower error on most grids tried.
         inner: inner products of `paper` mode over each `channel` (the authors') or each whole `sample`, which channel mixing leaves alone.
 
     Raises:

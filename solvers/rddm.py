@@ -15,7 +15,7 @@ from solvers.process import CLEAN, VP, Process
 from solvers.solver import Problem, Query
 
 METHODS = ("res_noise", "res", "noise")
-WEIGHTS = ("increased", "decreased", "average")
+WEIGHTS = ("increased", "decreased", "average", "normal")
 LAST_SIGNAL = 1e-6  # stands in for 1 - A = 0 where a noise network is asked about the image (released code)
 
 
@@ -122,8 +122,10 @@ class RDDM(Process):
 def weights(steps: int, name: str, power: float = 1.0, *, release: str = "restoration") -> np.ndarray:
     """Shares of each step in a sum of 1, shape ``(steps,)``.
 
-    ``increased``: proportional to ``u^power``; ``decreased``: its flip; ``average``: equal. ``u`` runs over ``1 .. T`` in the
-    `restoration` release and over ``linspace(0, 1, T)`` in the `later` ones, where one end is exactly 0.
+    ``increased``: proportional to ``u^power``; ``decreased``: its flip; ``average``: equal; ``normal``: a normal density over three
+    standard deviations to either side. ``u`` runs over ``1 .. T`` in the `restoration` release and over ``linspace(0, 1, T)`` in the
+    `later` ones, where one end is exactly 0. (Only the later releases know ``normal``; the first takes it for ``average``, as it does
+    every word it does not know.)
 
     Raises:
         ValueError: an unknown name or release, fewer than 2 steps, a power that is not positive.
@@ -136,6 +138,9 @@ def weights(steps: int, name: str, power: float = 1.0, *, release: str = "restor
         raise ValueError(f"weights need at least 2 steps and a positive power; got {steps} and {power}")
     if name == "average":
         return np.full(steps, 1 / steps)
+    if name == "normal":
+        density = np.exp(-(np.linspace(-3, 3, steps) ** 2) / 2)
+        return density / density.sum()
     u = np.arange(1, steps + 1, dtype=np.float64) if release == "restoration" else np.linspace(0, 1, steps)
     u = u**power / (u**power).sum()
     return u if name == "increased" else u[::-1]
