@@ -85,8 +85,7 @@ class EVODiff:
     ("denoise to zero"); with ``final="second"`` the result is ``m + kappa^2/2 (e - e')/(kappa - kappa')``, the noise estimates of the
     last two nodes extrapolated: where the last node is noisy, as on `trailing` grids, that saves up to half of the error. NFE =
     steps (+1 on grids that end noisy, with ``final="full"``). At a level without signal (zero terminal SNR) the first step is first
-    order and the method begins after it. States in half precision are kept in single precision during the run. Runs follow
-    ``x - c y``, so a process with a degraded image works as any other.
+    order and the method begins after it. Runs follow ``x - c y``, so a process with a degraded image works as any other.
 
     Args:
         mode: `consistent` or `paper`.
@@ -119,11 +118,6 @@ class EVODiff:
         return True
 
     def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
-        dtype = x.dtype
-        x = x.to(torch.promote_types(dtype, torch.float32))
-        return (yield from self._run(problem, grid, x)).to(dtype)
-
-    def _run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
         process, y = problem.process, problem.y
         nodes = list(grid.times)
         while process.a(nodes[0]) <= 0 and len(nodes) > 1:

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,18 @@ from solvers import (
     GRIDS,
     PNDM,
     SOLVERS,
+    VE,
     VP,
     Denoiser,
+    EVODiff,
+    Prediction,
+    ProbabilityFlow,
     Process,
     Query,
+    RDDMSampler,
+    REDDiff,
+    Resampled,
+    ResfusionSampler,
     explicit,
     generators,
     randn,
@@ -89,6 +98,71 @@ def test_runs_on_a_residual_process(name):
     else:
         reference = exact_flow(MIXTURE, Process(shifted.a_table, shifted.b_table), start - shifted.c(grid.times[0]) * y, 199, CLEAN)
         assert median_rmse(image, reference) < 0.02
+
+
+class Fixed:
+    """A network that answers with one picture whatever it sees."""
+
+    def __init__(self, picture, process):
+        self.picture, self.process = picture, process
+
+    def __call__(self, x, t):
+        return Prediction.from_x0(self.picture.to(x).expand_as(x), x, self.process.a(t), self.process.b(t))
+
+
+def every_solver(picture):
+    """The named ones, and those that are about something: data, an image, an inversion."""
+    known = SimpleNamespace(operator=SimpleNamespace(A=lambda x: x, A_adjoint=lambda y: y, A_dagger=lambda y: y), y=picture)
+    return {name: make() for name, make in SOLVERS.items()} | {
+        "evodiff-paper": EVODiff("paper"),
+        "pndm-fixed": PNDM("plms", "variable"),
+        "resampled": Resampled(DDIM(1.0), 2, 2),
+        "rddm-clipped": RDDMSampler("res", clip=1.0, ancestral=True),
+        "resfusion-clipped": ResfusionSampler(clip=1.0),
+        "probability-flow": ProbabilityFlow(1e-2, 1e-2),
+        "red-diff": REDDiff(known),
+        "red-diff-fit": REDDiff(known, sigma_x0=0.1, fit_sigma=True, parallel=2),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", every_solver(noise(1)))
+def test_degenerate_targets_stay_finite(name, dtype):
+    """A Dirac target, the zero picture and a saturated one; one to four steps to no noise and to some, on every kind of process."""
+    zero_snr = VP.linear(zero_terminal_snr=True)
+    # all but straight lines, the released EVODiff's contrast, optimisation, and Runge-Kutta over the whole range in few digits
+    exact = set(every_solver(noise(1))) - {"fon", "evodiff-paper", "red-diff", "red-diff-fit", "probability-flow"}
+    exact -= set() if dtype == torch.float64 else {"f-pndm", "pndm-fixed", "plms", "s-pndm"}
+    for picture in (noise(1, 8).clamp(-1, 1), torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)):
+        solver = every_solver(picture.to(dtype))[name]
+        for process in (PROCESS, zero_snr, VE()) if not name.startswith("red") else (PROCESS, VE()):
+            for n in (1, 2, 3, 4):
+                grid = GRIDS["log-snr"](process, n)
+                for part in (grid, explicit(grid.times[:-1], end=0.5 * (grid.times[-2] + process.origin))):
+                    x = (process.b(process.end) * noise(2)).to(dtype)
+                    image = solve(solver, Fixed(picture, process), x, part, generator=torch.Generator().manual_seed(0)).x0
+                    assert image.dtype == dtype
+                    assert torch.isfinite(image).all(), (process, n, part)
+                    if part is grid and name in exact:
+                        assert (image - picture).abs().max() <= (0.01 if dtype == torch.bfloat16 else 2e-3), (process, n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_half_precision_starts_are_sampled_in_single_precision(name, dtype):
+    """The single precision run from the same start, rounded once."""
+    seen = []
+
+    def run(x):
+        rng = torch.Generator().manual_seed(0)
+        grid = trailing(PROCESS, 12)
+        return solve(SOLVERS[name](), DENOISER, x, grid, generator=rng, callback=lambda step: seen.append(step.query.x.dtype)).x0
+
+    x = noise(2).to(dtype)
+    image = run(x)
+    assert set(seen) == {torch.float32}
+    assert image.dtype == dtype
+    assert torch.equal(image, run(x.float()).to(dtype))
 
 
 def test_ddim_first_step_is_the_textbook_formula():
