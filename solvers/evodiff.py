@@ -56,7 +56,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class EVODiff:
-    """Two-step sampling on image estimates with a probe: each step predicts, asks the network once at the predicted point, and corrects.
+    """Two-step sampling on image estimates: each step predicts, asks the network once at the predicted point (the probe), and corrects.
 
     From node ``i-1`` to ``i``, with image estimates ``m0`` (asked at the probe of ``i-1``) and ``m1`` (at that of ``i-2``), ``rho``, ``H``
     and ``r`` as in :class:`Interval`::
@@ -71,8 +71,8 @@ class EVODiff:
     the step is consistent of second order (order 2.6 to 2.9 observed). At 8 to 50 calls on log-SNR grids it measured no worse than
     UniPC-2. Not from the paper.
 
-    Use it on log-SNR grids. Median error on the analytic mixture under DDPM's process at 10/20/50 calls there: 1.8e-2, 1.6e-3, 1.3e-4
-    (PNDM 3.4e-2, 6.8e-3, 4.0e-4); on `trailing` grids 7.7e-2, 3.3e-2, 5.8e-3 (PNDM 6.5e-2, 2.0e-2, 1.7e-3); on `leading` ones, where
+    When to use it: on log-SNR grids. Median error on the analytic mixture under DDPM's process at 10/20/50 calls there: 1.8e-2, 1.6e-3,
+    1.3e-4 (PNDM 3.4e-2, 6.8e-3, 4.0e-4); on `trailing` grids 7.7e-2, 3.3e-2, 5.8e-3 (PNDM 6.5e-2, 2.0e-2, 1.7e-3); on `leading` ones, where
     a single long step in log-SNR ends the run, it is no better than DDIM.
 
     *paper*: the authors' released code. Balance coefficients ``b1, b2``, the mixing weight ``eta`` and the gain ``zeta`` come from
@@ -81,11 +81,15 @@ class EVODiff:
     The last step also rescales the image: the contrast of the result is 1 to 30 % too high at few steps. The observed order is about 1.
     Use it to reproduce published runs, not to restore measurements.
 
-    The first step is first order. A grid that ends clean is sampled to its last noisy node, whose image estimate m is the result
-    ("denoise to zero"); with ``final="second"`` the result is ``m + kappa^2/2 (e - e')/(kappa - kappa')``, the noise estimates of the
-    last two nodes extrapolated: where the last node is noisy, as on `trailing` grids, that saves up to half of the error. NFE =
-    steps (+1 on grids that end noisy, with ``final="full"``). At a level without signal (zero terminal SNR) the first step is first
-    order and the method begins after it. Runs follow ``x - c y``, so a process with a degraded image works as any other.
+    The first step is first order. A grid that ends clean is sampled to its last noisy node, whose image estimate m is the result ("denoise
+    to zero"); with ``final="second"`` the result is ``m + kappa^2/2 (e - e')/(kappa - kappa')``, the noise estimates of the last two nodes
+    extrapolated: where the last node is noisy, as on `trailing` grids, that saves up to half of the error. At a level without signal (zero
+    terminal SNR) the first step is first order and the method begins after it. Runs follow ``x - c y``, so a process with a degraded image
+    works as any other.
+
+    NFE: N (N + 1 on grids that end noisy, with ``final="full"``).
+
+    Reference: Li et al. 2025 (arXiv 2509.26096) and its released sampler for EDM; the consistent mode is this library's.
 
     Args:
         mode: `consistent` or `paper`.

@@ -106,10 +106,11 @@ ADAMS_BASHFORTH = {
 
 @dataclass(frozen=True)
 class PNDM:
-    """Multi-step sampling: a *gradient rule* combines noise estimates into ``e'``, the *transfer* ``phi(x, e'; t -> s)`` moves.
+    """Combines the noise estimates of several steps by a classical rule and moves along the process's own curve instead of a line.
 
-    ``phi(x, e; t -> s) = (a_s/a_t) x + a_s (kappa_s - kappa_t) e`` with ``kappa = b/a`` (eq. 11) keeps clean images and their noise
-    on the process's own curve for any step. Gradient rules, with the newest noise estimate first:
+    A *gradient rule* makes ``e'`` of the estimates, the *transfer* ``phi(x, e'; t -> s)`` moves. ``phi(x, e; t -> s) = (a_s/a_t) x + a_s
+    (kappa_s - kappa_t) e`` with ``kappa = b/a`` (eq. 11) keeps clean images and their noise on the process's own curve for any step.
+    Gradient rules, with the newest noise estimate first:
 
     =========  ======================================================  ============================  =====
     variant    first steps                                             afterwards                    NFE
@@ -141,6 +142,14 @@ class PNDM:
     signal (zero terminal SNR) the first step is first order and warm-up and history begin after it, since nothing but the image
     estimate says where to go. The state is taken from the prediction, ``x = a x0 + c y + b eps``: corrections that change the image
     estimate, or the state, change the run.
+
+    When to use it: the default of the family for deterministic sampling from 8 calls up, on any grid, from any level. Fixed weights
+    (`plms`, `ipndm`) on log-SNR grids up to 50 calls; `s-pndm`, `f-pndm` and `fon` to reproduce published runs.
+
+    NFE: N; the variants with a warm-up N + 1 or N + 9 (the table).
+
+    Reference: Liu et al. 2022 (arXiv 2202.09778), equations 11, 13 and 14; variable weights are DEIS's idea (Zhang & Chen 2023,
+    arXiv 2204.13902) with ``kappa`` as the coordinate.
 
     Args:
         variant: see the table.

@@ -41,7 +41,7 @@ class ProbabilityFlow:
 
     NFE: 6 per step tried, + 1; about 60 to 200.
 
-    Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3 and appendix D.2; the method "PF" of PNDM's released code, which integrates
+    Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3; the method "PF" of PNDM's released code, which integrates
     in time, in single precision.
 
     Args:

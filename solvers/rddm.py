@@ -162,8 +162,9 @@ def rddm_nodes(process: Process, num_inference_steps: int) -> Grid:
 
 @dataclass(frozen=True)
 class RDDMSampler:
-    """``x_s = x - (A_t - A_s) R - (B_t - sqrt(B_s^2 - sd^2)) eps + sd n``. NFE = steps.
+    """Removes residual and noise step by step, each on its own schedule.
 
+    ``x_s = x - (A_t - A_s) R - (B_t - sqrt(B_s^2 - sd^2)) eps + sd n``,
     ``sd^2 = eta (B_t^2 - B_s^2) B_s^2/B_t^2``: every step takes a part of the residual and a part of the noise away.
     Where R, eps and the image come from (``y`` is 0 in unconditional runs):
 
@@ -179,6 +180,13 @@ class RDDMSampler:
     the image estimate. The run ends on the image of its last call. A process without a degraded image is taken as RDDM's with ``y = 0`` and
     ``A = 1 - a`` (the DDIM conversion), and any other is walked through its states less ``(a + c - 1) y``, which have RDDM's form;
     without limits, for networks whose estimates agree, the run is then DDIM's.
+
+    When to use it: on networks trained for :class:`RDDM`: `res` or `res_noise` where one answer is right (shadows, low light, rain,
+    blur), `noise` and `res_noise` for generation.
+
+    NFE: N (2N with ``separate``).
+
+    Reference: Liu et al. 2024 (arXiv 2308.13712) and its released code, whose names for the sampling methods are SM-Res-N, SM-Res and SM-N.
 
     Args:
         method: see the table (the paper's SM-Res-N, SM-Res, SM-N).

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -231,6 +232,59 @@ def test_every_grid_runs_from_any_level(name):
         for part in (grid, grid.start_at(0.3)):
             if part.times[0] <= 999:
                 assert torch.isfinite(solve(PNDM(), DENOISER, noise(1).float(), part).x0).all()
+
+
+@dataclass(frozen=True)
+class Heun:
+    """A solver from outside the package: the average of two slopes in ``kappa``, the second asked where the first leads."""
+
+    def run(self, problem, grid, x):
+        process = problem.process
+        for t, s in grid.pairs():
+            p = yield Query(x, t, editable=True)
+            eps = p.eps
+            if s > CLEAN:
+                there = process.add_noise(p.x0, p.eps, s, problem.y)
+                eps = (eps + (yield Query(there, s)).eps) / 2
+            gain = process.a(s) * (process.kappa(s) - process.kappa(t))
+            x = process.add_noise(p.x0, p.eps, s, problem.y) + gain * (eps - p.eps)
+        return x
+
+
+def test_a_solver_of_ones_own_runs_everywhere():
+    """In the loop (to second order), as a diffusers scheduler, with a correction, on a process with an image."""
+    from restoration.measurement import Measurement
+    from restoration.operators import Inpainting
+    from restoration.posterior import DDNM
+    from solvers import as_scheduler
+
+    x, reference = noise(8), None
+    errors = []
+    for n in (25, 50):
+        grid = explicit([900 - 800 * k / n for k in range(n)], end=100)
+        reference = exact_flow(MIXTURE, PROCESS, x, 900, 100) if reference is None else reference
+        errors.append(median_rmse(solve(Heun(), DENOISER, x, grid).x0, reference))
+    assert math.log2(errors[0] / errors[1]) > 1.8
+
+    direct = solve(Heun(), DENOISER, x, trailing(PROCESS, 10))
+    scheduler, sample = as_scheduler(Heun(), PROCESS), x
+    scheduler.set_timesteps(10)
+    assert len(scheduler.timesteps) == direct.nfe == 19
+    for t in scheduler.timesteps:
+        sample = scheduler.step(DENOISER(sample, float(t)).eps, t, sample).prev_sample
+    assert (sample - direct.x0).abs().max() < 1e-9
+
+    mask = torch.eye(4)
+    truth = MIXTURE.sample(8, torch.Generator().manual_seed(0))
+    corrected = solve(Heun(), DDNM(DENOISER, Measurement(Inpainting(mask), mask * truth)), x, trailing(PROCESS, 10)).x0
+    assert (mask * (corrected - truth)).abs().max() < 1e-6
+
+    eta = torch.linspace(0.001, 0.96, 200, dtype=torch.float64)
+    plain, shifted, y = Process(1 - eta, 2 * eta.sqrt()), Process(1 - eta, 2 * eta.sqrt(), eta), noise(8, 2)
+    grid = GRIDS["log-snr"](plain, 12)
+    one = solve(Heun(), MIXTURE.denoiser(plain), x, grid).x0
+    two = solve(Heun(), MIXTURE.denoiser(plain), x + shifted.c(199) * y, grid, process=shifted, y=y).x0
+    assert (one - two).abs().max() < 1e-9
 
 
 def test_names():
