@@ -86,6 +86,39 @@ def test_equals_the_authors_runs(published):
             assert (states - published.tensor(f"{name}_calls_x")).abs().max() <= 1e-10, name
 
 
+class Watched(EVODiff):
+    """Keeps the clamped ratios of inner products of its main steps, in the order of their use."""
+
+    seen = ()
+
+    def _ratio(self, *args, **kwargs):
+        ratio = super()._ratio(*args, **kwargs)
+        Watched.seen = (*Watched.seen, ratio[..., 0, 0])
+        return ratio
+
+
+def test_coefficients_equal_the_authors(published):
+    """Of each main step, sample and channel: ``2 eta*``, ``zeta* H`` and, above 20 steps, the projection on the slope."""
+    checked = 0
+    for name in map(str, published.arrays["names"]):
+        theirs = published.tensor(f"{name}_proj")
+        _, denoise, lower_order_final, clip, *_ = published.arrays[f"{name}_cfg"]
+        family = name.split("_")[0]
+        denoiser = published.mixture.denoiser(PROCESSES[family])
+        times, Watched.seen = published.arrays[f"{name}_timesteps"], ()
+        solver = Watched("paper", final="paper" if lower_order_final else "full")
+        grid = Grid((*times, CLEAN) if denoise else (*times,))
+        solve(solver, Clipped(denoiser) if clip else denoiser, published.tensor(f"x_T_{family}"), grid)
+        width = 2 + theirs.shape[1]  # two balance coefficients come before them
+        ours = torch.stack(Watched.seen).reshape(-1, width, *theirs.shape[2:])[:, 2:]
+        assert ours.shape == theirs.shape, name
+        assert (ours - theirs).abs().max() <= 1e-8, name
+        checked += 1
+    assert checked
+    assert torch.equal(published.tensor("x_T_edm"), 80 * published.tensor("z"))
+    assert torch.equal(published.tensor("x_T_vp"), published.tensor("z"))
+
+
 def test_equals_the_authors_runs_on_single_precision_grids(published):
     for key in published.arrays:
         if key.endswith("_x0_default32"):

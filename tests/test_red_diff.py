@@ -13,7 +13,7 @@ from restoration.measurement import Measurement
 from restoration.operators import Denoising, Inpainting, NonlinearOperator
 from restoration.separable import BlockMean, Separable
 from solvers import VP, Denoiser, GaussianMixture, REDDiff, explicit, solve, trailing
-from solvers.red_diff import WEIGHTINGS, Adam
+from solvers.red_diff import WEIGHTINGS, Adam, data_gradient
 
 PROCESS = VP.linear()
 
@@ -81,6 +81,15 @@ def test_equals_the_published_runs(cases):
             for k, (query, answer) in enumerate(queries):
                 assert (query.x - case["xt"][k]).abs().max() <= tolerance, (case.name, k)
                 assert (answer.eps - case["eps"][k]).abs().max() <= tolerance, (case.name, k)
+        if "grad" in case:  # what Adam was handed, from the network's recorded answers
+            o = case.options
+            for k, t in enumerate(grid.times[:-1]):
+                before = case.start if k == 0 else case["mu"][k - 1]
+                seen = before + o["sigma_x0"] * case["noise_x0"][k] if "noise_x0" in case else before
+                weight = o["lam"] * WEIGHTINGS[o["weight"]](denoiser.process.kappa(t)) / seen.numel()
+                slope = o["obs_weight"] * data_gradient(case.operator, seen, case.measurement.y) / case.measurement.y.numel()
+                ours = slope + weight * (case["eps"][k] - case["noise_xt"][k])
+                assert (ours - case["grad"][k]).abs().max() <= tolerance, (case.name, k)
         if "mu" in case and "noise_x0" not in case:  # without variational noise the states give the iterates away
             a, b = ([f(t) for t in grid.times[:-1]] for f in (denoiser.process.a, denoiser.process.b))
             for k in range(1, len(queries)):
