@@ -21,6 +21,7 @@ from solvers.evodiff import EVODiff
 from solvers.grid import GRIDS, Grid, consistency, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
 from solvers.pndm import PNDM
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
+from solvers.probability_flow import ProbabilityFlow
 from solvers.process import CLEAN, VP, Process, StepIndexed
 from solvers.rddm import RDDM, RDDMSampler, rddm_nodes
 from solvers.red_diff import REDDiff
@@ -89,6 +90,7 @@ __all__ = [
     "Inversion",
     "LevelMatched",
     "Prediction",
+    "ProbabilityFlow",
     "Problem",
     "Process",
     "Query",

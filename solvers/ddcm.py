@@ -15,10 +15,11 @@ from solvers.solver import RNG, Problem, Query, randn, solve
 
 @dataclass(frozen=True)
 class DDCM:
-    """``x_s = a_s f(x_t) + b_s z``: DDIM at its largest variance, which forgets the old noise in every step.
+    """Edits an image without inverting it: two branches share all noise and differ only by what the network says of them.
 
-    A known image ``x0`` is consistent with any state through ``e_cons = (x_t - a x0)/b``, so it needs no inversion. Source and target
-    branches start from one state, share every fresh ``z``, and differ only by what the network says of them (Xu et al. 2024, alg. 1):
+    ``x_s = a_s f(x_t) + b_s z`` is DDIM at its largest variance, which forgets the old noise in every step. A known image ``x0`` is
+    consistent with any state through ``e_cons = (x_t - a x0)/b``, so it needs no inversion. Source and target branches start from one
+    state, share every fresh ``z``, and differ only by what the network says of them (Xu et al. 2024, alg. 1):
 
         ``p = x0 + ((x^g - x^s) - b (e^g - e^s))/a``                                 the edited image so far
         ``x^g <- a' p  + b' (sqrt(1 - eta) (e^g - e^s + e_cons) + sqrt(eta) z)``
@@ -28,6 +29,12 @@ class DDCM:
     branches cancels, so ask both in one batch with the same quantization. Each query stacks the branches along the batch,
     ``(2B or 3B, C, H, W)`` in the order source, target, layout; :class:`Branches` answers it with one denoiser for each, :func:`edit`
     does all of it. Without ``x0`` it is multi-step consistency sampling, one branch, ``p`` the network's own estimate.
+
+    When to use it: to change what a picture shows (:func:`edit`, :func:`edit_prompt`); without ``x0``, to sample with consistency models.
+
+    NFE: N, each on a batch of two or three branches.
+
+    Reference: Xu et al. 2024, InfEdit (arXiv 2312.04965), algorithm 1.
 
     Where the authors' code differs: ``eta`` multiplies the variance (as here), and after the last time it keeps ``abar_t``, which no
     result shows.

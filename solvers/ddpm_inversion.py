@@ -35,14 +35,21 @@ class Inversion:
 
 @dataclass(frozen=True, eq=False)
 class DDPMInversion:
-    """Sample again with the noises of an inversion: ``x_s = mu(x_t) + eta sqrt(V) z`` (Huberman-Spiegelglas et al. 2024, alg. 1).
+    """Samples again with the noise maps of an inversion, so that the same network gives the image back and another one edits it.
 
-    ``mu = a_s x0 + sqrt(b_s^2 - eta^2 V) eps`` and ``V = b_s^2 (1 - (kappa_s/kappa_t)^2)``. Under the denoiser of the inversion the image
-    comes back exactly; under another one (a class, a prompt, a stronger guidance) it is edited and keeps its structure. The grid must
-    be the inversion's, entered at any node: the later, the closer to the image (the paper skips 36 of 100 steps).
+    ``x_s = mu(x_t) + eta sqrt(V) z`` with ``mu = a_s x0 + sqrt(b_s^2 - eta^2 V) eps`` and ``V = b_s^2 (1 - (kappa_s/kappa_t)^2)``. Under
+    the denoiser of the inversion the image comes back exactly; under another one (a class, a prompt, a stronger guidance) it is edited and
+    keeps its structure. The grid must be the inversion's, entered at any node: the later, the closer to the image (the paper skips 36 of
+    100 steps).
 
         found = invert(denoiser, image, grid, generator=rng)
         edited = regenerate(found, other_denoiser, skip=36)
+
+    When to use it: to edit with a changed class, prompt or guidance where the picture's structure must stay; to draw variations.
+
+    NFE: N for the inversion, N less the skipped steps for each edit.
+
+    Reference: Huberman-Spiegelglas et al. 2024 (arXiv 2304.06140), algorithm 1.
 
     Args:
         inversion: from :func:`invert`.

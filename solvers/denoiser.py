@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -185,14 +188,17 @@ class Denoiser:
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
         """Load a diffusers ``UNet2DModel`` folder, or a pipeline folder with ``unet/`` and ``scheduler/``.
 
-        The schedule comes from ``scheduler_config.json`` (DDPM's linear one if there is none); fold, range and condition from
-        ``denoiser.json`` (defaults if there is none).
+        ``denoiser.json`` holds fold, range and condition (defaults if there is none) and may hold ``process``
+        (:func:`solvers.description.from_description`: Resfusion, RDDM, a continuous process ...) and ``prediction_type``. Where it does
+        not, they come from ``scheduler_config.json`` (DDPM's linear schedule and ``epsilon`` if there is none).
 
         Raises:
             FileNotFoundError: no such folder.
             ValueError: the folder holds no diffusers U-Net, or its files are damaged.
         """
         from diffusers import UNet2DModel
+
+        from solvers.description import from_description
 
         root = Path(folder)
         if not root.is_dir():
@@ -219,18 +225,24 @@ class Denoiser:
             fold, condition_channels = int(extra.get("fold", 1)), int(extra.get("condition_channels", 0))
             low, high = (float(v) for v in extra.get("value_range", (-1.0, 1.0)))
             data_std = float(extra.get("data_std", 1.0))
+            process = from_description(extra["process"]) if "process" in extra else None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{root / 'denoiser.json'} is damaged: {error}") from error
+        process = VP.from_diffusers(schedule) if process is None else process
+        prediction_type = extra.get("prediction_type", schedule.get("prediction_type", "epsilon"))
+        if prediction_type not in process.prediction_types:
+            raise ValueError(f"{root}: prediction_type {prediction_type!r} is unknown; known: {', '.join(process.prediction_types)}")
         ins, outs = network.config.in_channels, network.config.out_channels
-        if ins - fold**2 * condition_channels not in (outs, outs / 2):  # half: a learned variance follows the prediction
+        # half: a second head, or a learned variance after the prediction
+        if ins - fold**2 * condition_channels not in ((outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)):
             raise ValueError(
                 f"{root}: a network of {ins} input and {outs} output channels can't have fold {fold} and {condition_channels} "
-                "condition channels; see denoiser.json"
+                f"condition channels for {prediction_type!r}; see denoiser.json"
             )
         return cls(
             network.eval().requires_grad_(False).to(device),
-            VP.from_diffusers(schedule),
-            schedule.get("prediction_type", "epsilon"),
+            process,
+            prediction_type,
             value_range=(low, high),
             fold=fold,
             multiple=2 ** (len(network.config.block_out_channels) - 1),
@@ -238,6 +250,35 @@ class Denoiser:
             residual=bool(extra.get("residual", False)),
             data_std=data_std,
         )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what :meth:`from_pretrained` loads: ``unet/``, ``denoiser.json`` and, for a VP process, ``scheduler/`` for diffusers.
+
+        Raises:
+            ValueError: the network is no diffusers ``UNet2DModel``, or the process is of a class of your own.
+        """
+        from solvers.description import describe
+
+        config = getattr(self.network, "config", None)
+        if not hasattr(self.network, "save_pretrained") or type(self.network).__name__ != "UNet2DModel":
+            raise ValueError(f"model folders hold a diffusers UNet2DModel; this network is a {type(self.network).__name__}")
+        if self.multiple != 2 ** (len(config.block_out_channels) - 1):
+            raise ValueError(f"a model folder's multiple follows from its network's depth; {self.multiple} can't be kept")
+        root = Path(folder)
+        content = self.settings | {"prediction_type": self.prediction_type, "process": describe(self.process)}
+        (root / "unet").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as temporary:
+            self.network.save_pretrained(temporary, safe_serialization=True)
+            for path in Path(temporary).iterdir():
+                path.replace(root / "unet" / path.name)
+        if type(self.process) is VP:
+            abar = self.process.alphas_cumprod
+            betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+            schedule = {"_class_name": "DDIMScheduler", "num_train_timesteps": len(abar), "trained_betas": betas.tolist()}
+            (root / "scheduler").mkdir(exist_ok=True)
+            spacing = {"prediction_type": self.prediction_type, "timestep_spacing": "trailing", "clip_sample": False}
+            _write_json(root / "scheduler" / "scheduler_config.json", schedule | spacing)
+        _write_json(root / "denoiser.json", content)
 
     @property
     def settings(self) -> dict:
@@ -259,6 +300,15 @@ def _read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object")
     return content
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _first_line(error: Exception) -> str:

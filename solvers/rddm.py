@@ -15,7 +15,7 @@ from solvers.process import CLEAN, VP, Process
 from solvers.solver import Problem, Query
 
 METHODS = ("res_noise", "res", "noise")
-WEIGHTS = ("increased", "decreased", "average")
+WEIGHTS = ("increased", "decreased", "average", "normal")
 LAST_SIGNAL = 1e-6  # stands in for 1 - A = 0 where a noise network is asked about the image (released code)
 
 
@@ -122,8 +122,10 @@ class RDDM(Process):
 def weights(steps: int, name: str, power: float = 1.0, *, release: str = "restoration") -> np.ndarray:
     """Shares of each step in a sum of 1, shape ``(steps,)``.
 
-    ``increased``: proportional to ``u^power``; ``decreased``: its flip; ``average``: equal. ``u`` runs over ``1 .. T`` in the
-    `restoration` release and over ``linspace(0, 1, T)`` in the `later` ones, where one end is exactly 0.
+    ``increased``: proportional to ``u^power``; ``decreased``: its flip; ``average``: equal; ``normal``: a normal density over three
+    standard deviations to either side. ``u`` runs over ``1 .. T`` in the `restoration` release and over ``linspace(0, 1, T)`` in the
+    `later` ones, where one end is exactly 0. (Only the later releases know ``normal``; the first takes it for ``average``, as it does
+    every word it does not know.)
 
     Raises:
         ValueError: an unknown name or release, fewer than 2 steps, a power that is not positive.
@@ -136,6 +138,9 @@ def weights(steps: int, name: str, power: float = 1.0, *, release: str = "restor
         raise ValueError(f"weights need at least 2 steps and a positive power; got {steps} and {power}")
     if name == "average":
         return np.full(steps, 1 / steps)
+    if name == "normal":
+        density = np.exp(-(np.linspace(-3, 3, steps) ** 2) / 2)
+        return density / density.sum()
     u = np.arange(1, steps + 1, dtype=np.float64) if release == "restoration" else np.linspace(0, 1, steps)
     u = u**power / (u**power).sum()
     return u if name == "increased" else u[::-1]
@@ -157,8 +162,9 @@ def rddm_nodes(process: Process, num_inference_steps: int) -> Grid:
 
 @dataclass(frozen=True)
 class RDDMSampler:
-    """``x_s = x - (A_t - A_s) R - (B_t - sqrt(B_s^2 - sd^2)) eps + sd n``. NFE = steps.
+    """Removes residual and noise step by step, each on its own schedule.
 
+    ``x_s = x - (A_t - A_s) R - (B_t - sqrt(B_s^2 - sd^2)) eps + sd n``,
     ``sd^2 = eta (B_t^2 - B_s^2) B_s^2/B_t^2``: every step takes a part of the residual and a part of the noise away.
     Where R, eps and the image come from (``y`` is 0 in unconditional runs):
 
@@ -174,6 +180,13 @@ class RDDMSampler:
     the image estimate. The run ends on the image of its last call. A process without a degraded image is taken as RDDM's with ``y = 0`` and
     ``A = 1 - a`` (the DDIM conversion), and any other is walked through its states less ``(a + c - 1) y``, which have RDDM's form;
     without limits, for networks whose estimates agree, the run is then DDIM's.
+
+    When to use it: on networks trained for :class:`RDDM`: `res` or `res_noise` where one answer is right (shadows, low light, rain,
+    blur), `noise` and `res_noise` for generation.
+
+    NFE: N (2N with ``separate``).
+
+    Reference: Liu et al. 2024 (arXiv 2308.13712) and its released code, whose names for the sampling methods are SM-Res-N, SM-Res and SM-N.
 
     Args:
         method: see the table (the paper's SM-Res-N, SM-Res, SM-N).

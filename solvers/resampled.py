@@ -16,11 +16,17 @@ from solvers.solver import Problem, Query, Solver
 
 @dataclass(frozen=True)
 class Resampled:
-    """Run ``jump`` steps down, noise the state back up, and again: ``repeats`` times per stretch (RePaint, Lugmayr et al. 2022, alg. 1).
+    """Runs ``jump`` steps down with another solver, noises the state back up, and again: ``repeats`` times per stretch.
 
     Going back from s to t keeps the process's own law: ``x_t = (a_t/a_s) x_s + sqrt(b_t^2 - (a_t b_s/a_s)^2) n``. It lets parts of the
-    image that a correction filled in separately (holes and their surroundings) come to agree. NFE = repeats x steps. Multi-step
-    solvers start a new history with each stretch.
+    image that a correction filled in separately (holes and their surroundings) come to agree. Multi-step solvers start a new
+    history with each stretch.
+
+    When to use it: with the `repaint` and `ddnm` corrections, where pasted pixels and the rest do not fit together.
+
+    NFE: repeats times the inner solver's.
+
+    Reference: Lugmayr et al. 2022 (arXiv 2201.09865), algorithm 1; Wang et al. 2023 (arXiv 2212.00490), time travel.
 
     Args:
         solver: what walks down.

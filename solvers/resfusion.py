@@ -136,13 +136,20 @@ def truncated(schedule: str, steps: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ResfusionSampler:
-    """Ancestral sampling of ``x - R``: ``x_s = a_s x0 + c_s y + sqrt(b_s^2 - sd^2) eps + sd n``. NFE = steps.
+    """Ancestral sampling that starts from the degraded image: DDPM of ``x - R``, where the residual R takes part in the noise.
 
+    ``x_s = a_s x0 + c_s y + sqrt(b_s^2 - sd^2) eps + sd n``,
     ``sd^2 = eta^2 b_s^2 (1 - (k_s/k_t)^2)`` with ``k = b/(a + c)``: on a :class:`Resfusion` process ``a + c = sqrt(abar)`` and with every
     level visited this is the released update ``(x - beta/b n)/sqrt(alpha) + sqrt(beta~) z``, written for any grid. On a process
     without an image it is DDPM's (``DDIM(eta=1)``); on :class:`~solvers.rddm.RDDM`'s it is that method's.
 
     Start from ``process.start(y, noise)`` over ``leading(process, len(process))``.
+
+    When to use it: on networks trained for :class:`Resfusion` (five calls as released); with ``eta=0`` it is DDIM there.
+
+    NFE: N.
+
+    Reference: Shi et al. 2024 (arXiv 2311.14900) and its released code; the schedules are the released LinearPro and CosinePro.
 
     Args:
         eta: 1 as released, 0 deterministic.

@@ -95,7 +95,8 @@ def solve(
         solver: any object with ``run(problem, grid, x)``.
         denoiser: callable with an attribute ``process``. If it has a method ``bind(times, noise)``, what that returns is asked instead:
             ``times`` are the grid's nodes as times of the denoiser's process, ``noise(like)`` is the run's noise source.
-        x: start state at ``grid.times[0]``, ``(B, C, H, W)`` in the denoiser's value range.
+        x: start state at ``grid.times[0]``, ``(B, C, H, W)`` in the denoiser's value range. Half precision is kept in single precision
+            during the run, where its rounding would add up.
         grid: descending times of ``process``.
         process: the process the solver follows; the denoiser's own by default. Another one is answered by level matching.
         y: the lifted degraded image, ``x``'s shape, where the process, or the denoiser's own, has a ``c`` term.
@@ -117,6 +118,8 @@ def solve(
             f"{type(denoiser).__name__} puts fresh noise into its answers, which {type(solver).__name__} would combine over several "
             "steps: use a one-step solver such as DDIM"
         )
+    dtype = x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32))
     problem = Problem(process, y, generator)
     native = denoiser.process
     if callable(getattr(denoiser, "bind", None)):
@@ -132,10 +135,10 @@ def solve(
             nfe += 1
             if callback is not None and callback(Step(nfe - 1, query, prediction)):
                 run.close()
-                return Solution(prediction.x0, nfe)
+                return Solution(prediction.x0.to(dtype), nfe)
             query = run.send(prediction)
     except StopIteration as end:
-        return Solution(end.value, nfe)
+        return Solution(end.value.to(dtype), nfe)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,34 @@ def test_equals_the_authors_runs(cases):
                     assert (e - case[f"e_{name}"][k]).abs().max() <= 1e-10, (case.name, name, k)
 
 
+def test_every_image_on_the_way_equals_the_authors(cases):
+    """The edited image after each step, as a data step sees it."""
+    for case in cases:
+        images = []
+        solver = DDCM(
+            case["x0"],
+            eta=case.options["eta"],
+            layout=case.options["layout_label"] is not None,
+            data_step=lambda image, t, kept=images: kept.append(image) or image,
+        )
+        replay(solver, case.branches(), case.start(), case.grid, iter(case["noise"]))
+        assert len(images) == len(case["timesteps"])
+        if "pred_x0" in case:
+            assert (torch.stack(images) - case["pred_x0"]).abs().max() <= 1e-10, case.name
+        assert (images[-1] - case["edited"]).abs().max() <= 1e-10, case.name
+
+
+def test_an_unconditional_network_edits_towards_its_own_images():
+    """No text, no class: the source is explained by itself, the target by a prior of another domain, at full strength and less."""
+    haze, clear = small_mixture(0), small_mixture(0)
+    clear = GaussianMixture(clear.weights, clear.means + 0.4, clear.stds)
+    x0 = haze.sample(16, torch.Generator().manual_seed(0))
+    for eta in (0.0, 0.5, 1.0):
+        edited = edit(x0, haze.denoiser(PROCESS), clear.denoiser(PROCESS), consistency(PROCESS, 12), eta=eta, generator=generators(0, 16))
+        moved = (edited - x0).mean()
+        assert 0.2 < moved < 0.6, eta
+
+
 def test_grids_are_the_authors(cases):
     for case in cases:
         o = case.options

@@ -7,8 +7,8 @@ import torch
 from conftest import golden
 from mixtures import Guided, noise, small_mixture
 
-from solvers import CLEAN, VP, DDPMInversion, Problem, explicit, invert, leading, regenerate, solve, trailing
-from solvers.ddpm_inversion import inverting
+from solvers import CLEAN, VP, DDPMInversion, Prediction, Problem, explicit, invert, leading, regenerate, solve, trailing
+from solvers.ddpm_inversion import inverting, transition
 
 
 class Case:
@@ -64,6 +64,14 @@ def test_equals_the_authors_runs(cases):
                 edited = regenerate(found, case.denoiser(prompt, guidance), skip)
                 want = case[f"edit_{prompt}_cfg{guidance}_skip{skip}"]
                 assert (edited - want).abs().max() <= 1e-10, (case.name, prompt, skip)
+
+
+def test_variances_are_the_authors(cases):
+    for case in cases:
+        eta, x = case.options["eta"], case["x0"]
+        for k, (t, s) in enumerate(case.grid.pairs()):
+            _, std = transition(case.process, Prediction(x, x), t, s, eta, True, None)
+            assert std**2 == pytest.approx(eta**2 * case["variance"][k].item(), rel=1e-9), (case.name, t)
 
 
 def test_the_true_last_noise_reconstructs_exactly(cases):

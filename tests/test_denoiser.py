@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from mixtures import noise
 from torch import nn
 
-from solvers import VP, Denoiser
+from solvers import RDDM, VE, VP, ContinuousVP, Denoiser, Process, Resfusion, StepIndexed
+from solvers.prediction import HEADS
 
 PROCESS = VP.linear()
 
@@ -153,6 +154,83 @@ def test_from_pretrained(folder):
     assert torch.equal(denoiser.output(z[:, :3], 7.0), saved(z, 7.0).sample)
 
 
+PROCESSES = {
+    "vp": VP.cosine(50, max_beta=0.9),
+    "zero-snr": VP.linear(20, zero_terminal_snr=True),
+    "step-indexed": StepIndexed(VP.linear(30).alphas_cumprod),
+    "resfusion": Resfusion.scheduled("cosine", 30),
+    "rddm": RDDM.scheduled(40, 0.01, residual=("decreased", 2.0), noise=("normal", 1.0), release="later"),
+    "ve": VE(0.01, 20.0),
+    "continuous-vp": ContinuousVP(0.2, 15.0, 0.01),
+    "tables": Process([0.9, 0.3, 0.1], [0.1, 0.7, 0.9], [0.0, 0.2, 0.5]),
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_every_process_is_saved_and_loaded(tmp_path, process):
+    """To the bit, with every form of output it knows, whatever the number of heads."""
+    for kind in process.prediction_types:
+        heads = HEADS.get(kind, 1)
+        denoiser = (
+            Denoiser(tiny_unet(6, 3 * heads), process, kind, value_range=(0, 1), multiple=2, condition_channels=3, data_std=0.5)
+            if not process.holds_image
+            else Denoiser(tiny_unet(6, 3 * heads), process, kind, multiple=2, condition_channels=3)
+        )
+        denoiser.save_pretrained(tmp_path / kind)
+        denoiser.save_pretrained(tmp_path / kind)  # over itself
+        loaded = Denoiser.from_pretrained(tmp_path / kind)
+        assert (loaded.process, loaded.prediction_type, loaded.settings) == (process, kind, denoiser.settings)
+        assert not [p for p in (tmp_path / kind).rglob("*") if p.name.startswith((".", "tmp"))]
+        x, y = noise(2, 1, (3, 8, 8)).float(), noise(2, 2, (3, 8, 8)).float()
+        t = 0.5 * (process.first + process.end)
+        one, two = (d.conditioned(y)(x, t) for d in (denoiser, loaded))
+        assert torch.equal(one.x0, two.x0)
+        assert torch.equal(one.eps, two.eps)
+
+
+def test_diffusers_reads_a_saved_schedule(tmp_path):
+    from diffusers import DDIMScheduler
+
+    Denoiser(tiny_unet(), VP.linear(100), "v_prediction", multiple=2).save_pretrained(tmp_path)
+    scheduler = DDIMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert torch.allclose(scheduler.alphas_cumprod.double(), torch.from_numpy(VP.linear(100).alphas_cumprod.copy()), rtol=1e-5)
+    (tmp_path / "denoiser.json").unlink()
+    assert Denoiser.from_pretrained(tmp_path).process.a(99) == pytest.approx(VP.linear(100).a(99), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("data", "process"),
+    [
+        ({"kind": "resfusion", "schedule": "linear", "steps": 12}, Resfusion.scheduled()),
+        ({"kind": "rddm", "steps": 1000}, RDDM.scheduled()),
+        (
+            {"kind": "rddm", "steps": 10, "sum_scale": 0.01, "residual": ["average", 1], "noise": ["increased", 2.0], "release": "later"},
+            RDDM.scheduled(10, 0.01, residual=("average", 1), noise=("increased", 2), release="later"),
+        ),
+        ({"kind": "ve", "sigma_min": 0.002, "sigma_max": 80}, VE()),
+    ],
+)
+def test_schedules_may_be_named(folder, data, process):
+    extra = {"condition_channels": 1, "process": data, "prediction_type": "sample"}
+    (folder / "denoiser.json").write_text(json.dumps(extra))
+    assert Denoiser.from_pretrained(folder).process == process
+
+
+def test_what_cannot_be_saved_says_so(tmp_path):
+    class Own(VP):
+        pass
+
+    for denoiser, said in (
+        (Denoiser(Recorder(3), PROCESS), "UNet2DModel"),
+        (Denoiser(tiny_unet(), PROCESS, multiple=4), "multiple"),
+        (Denoiser(tiny_unet(), Own([0.9, 0.5]), multiple=2), "Own"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            denoiser.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_from_pretrained_needs_a_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a folder"):
         Denoiser.from_pretrained(tmp_path / "none")
@@ -172,6 +250,11 @@ def drop_a_tensor(path):
     save_file(tensors, path)
 
 
+def describes(process, prediction_type="sample"):
+    extra = f'{{"condition_channels": 1, "process": {process}, "prediction_type": {json.dumps(prediction_type)}}}'
+    return lambda p: p.write_text(extra)
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
@@ -186,6 +269,19 @@ def drop_a_tensor(path):
         ("scheduler/scheduler_config.json", lambda p: p.write_text('{"prediction_type": "flow"}'), "flow"),
         ("denoiser.json", lambda p: p.write_text('{"condition_channels": 2}'), "4 input and 3 output channels"),
         ("denoiser.json", lambda p: p.write_text('{"condition_channels": 1, "value_range": [1, 0]}'), "low < high"),
+        ("denoiser.json", describes('{"kind": "flow"}'), "vp, step-indexed, resfusion, rddm, ve, continuous-vp, tables"),
+        ("denoiser.json", describes('"rddm"'), "an object with a kind"),
+        ("denoiser.json", describes('{"kind": "resfusion", "steps": 12}'), r"alphas_cumprod or schedule, steps; got steps"),
+        ("denoiser.json", describes('{"kind": "resfusion", "schedule": "quadratic", "steps": 12}'), "linear, cosine"),
+        ("denoiser.json", describes('{"kind": "rddm", "steps": 1e30}'), "whole number"),
+        ("denoiser.json", describes('{"kind": "rddm", "steps": 100, "noise": ["gaussian", 1]}'), "increased, decreased, average, normal"),
+        ("denoiser.json", describes('{"kind": "rddm", "steps": 100, "noise": 3}'), "don't make one"),
+        ("denoiser.json", describes('{"kind": "vp", "alphas_cumprod": [0.9, "x"]}'), "don't make one"),
+        ("denoiser.json", describes('{"kind": "vp", "alphas_cumprod": [0.9, NaN]}'), "don't make one"),
+        ("denoiser.json", describes('{"kind": "vp", "alphas_cumprod": [0.9, 0.95]}'), "decrease"),
+        ("denoiser.json", describes('{"kind": "rddm", "steps": 100}', "resnoise"), "residual, residual_noise, sample_noise"),
+        ("denoiser.json", describes('{"kind": "rddm", "steps": 100}', "residual_noise"), "output channels can't have"),
+        ("denoiser.json", describes('{"kind": "rddm", "steps": 100}', ["residual"]), "prediction_type"),
     ],
 )
 def test_damaged_folders_give_one_clear_error(folder, name, damage, said):

@@ -86,6 +86,39 @@ def test_equals_the_authors_runs(published):
             assert (states - published.tensor(f"{name}_calls_x")).abs().max() <= 1e-10, name
 
 
+class Watched(EVODiff):
+    """Keeps the clamped ratios of inner products of its main steps, in the order of their use."""
+
+    seen = ()
+
+    def _ratio(self, *args, **kwargs):
+        ratio = super()._ratio(*args, **kwargs)
+        Watched.seen = (*Watched.seen, ratio[..., 0, 0])
+        return ratio
+
+
+def test_coefficients_equal_the_authors(published):
+    """Of each main step, sample and channel: ``2 eta*``, ``zeta* H`` and, above 20 steps, the projection on the slope."""
+    checked = 0
+    for name in map(str, published.arrays["names"]):
+        theirs = published.tensor(f"{name}_proj")
+        _, denoise, lower_order_final, clip, *_ = published.arrays[f"{name}_cfg"]
+        family = name.split("_")[0]
+        denoiser = published.mixture.denoiser(PROCESSES[family])
+        times, Watched.seen = published.arrays[f"{name}_timesteps"], ()
+        solver = Watched("paper", final="paper" if lower_order_final else "full")
+        grid = Grid((*times, CLEAN) if denoise else (*times,))
+        solve(solver, Clipped(denoiser) if clip else denoiser, published.tensor(f"x_T_{family}"), grid)
+        width = 2 + theirs.shape[1]  # two balance coefficients come before them
+        ours = torch.stack(Watched.seen).reshape(-1, width, *theirs.shape[2:])[:, 2:]
+        assert ours.shape == theirs.shape, name
+        assert (ours - theirs).abs().max() <= 1e-8, name
+        checked += 1
+    assert checked
+    assert torch.equal(published.tensor("x_T_edm"), 80 * published.tensor("z"))
+    assert torch.equal(published.tensor("x_T_vp"), published.tensor("z"))
+
+
 def test_equals_the_authors_runs_on_single_precision_grids(published):
     for key in published.arrays:
         if key.endswith("_x0_default32"):
@@ -189,13 +222,28 @@ def test_a_scaled_process_gives_the_same_image(mode):
     assert difference < 1e-9 if mode == "consistent" else difference > 1e-4
 
 
-def test_one_and_two_steps_are_ddim():
+def test_one_step_is_ddim_and_two_are_pndm():
+    """From one estimate there is only one way to go; from two, both extrapolate the noise linearly in ``kappa``."""
     for process in (VE(), VP.linear(), VP.linear(zero_terminal_snr=True)):
         x = process.b(process.end) * noise(3)
-        for n in (1, 2):
+        for n, other in ((1, DDIM()), (2, PNDM())):
             grid = log_snr(process, n)
-            runs = [solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(), DDIM())]
+            runs = [solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(), other)]
             assert (runs[0] - runs[1]).abs().max() < 1e-12
+            plain = [solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(final="euler"), DDIM())]
+            assert (plain[0] - plain[1]).abs().max() < 1e-12
+
+
+def test_the_last_step_is_of_second_order_on_trailing_grids():
+    """Against the plain image estimate of the last noisy node: a smaller error, half of it at 50 calls."""
+    process, mixture, x = VP.linear(), small_mixture(components=5), noise(48)
+    reference = exact_flow(mixture, process, x, 999.0, CLEAN)
+    for n, share in ((8, 1), (20, 0.75), (50, 0.5)):
+        grid = GRIDS["trailing"](process, n)
+        found = [
+            median_rmse(solve(EVODiff(final=f), mixture.denoiser(process), x, grid).x0, reference) for f in ("second", "euler", "full")
+        ]
+        assert found[0] < share * min(found[1:]), (n, found)
 
 
 def test_final_steps_differ_only_at_the_end():

@@ -132,6 +132,18 @@ def test_approaches_the_published_exact_solutions(published):
     assert max(errors) >= 100
 
 
+def test_approaches_the_published_exact_images(published):
+    """To the clean level, which their sampler leaves out: the same levels as plain times, and one more step."""
+    process = VP(published.abar("linear"))
+    errors = {}
+    for n in sorted(int(n) for n in published.arrays["steps"]):
+        grid = explicit([t + 1 for t in published.arrays[f"timesteps_N{n}"]])
+        x0 = solve(PNDM(), published.mixture.denoiser(process), published.x, grid).x0
+        errors[n] = median_rmse(x0, published.tensor(f"exact0_N{n}"))
+    assert list(errors.values()) == sorted(errors.values(), reverse=True)
+    assert errors[max(errors)] <= 3e-4
+
+
 # -- accuracy ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,22 +185,55 @@ def test_variable_weights_reach_1e_4_at_100_calls():
     assert median_rmse(solve(PNDM("ipndm", "fixed"), mixture.denoiser(process), x, grid).x0, reference) > 5e-4
 
 
-@pytest.mark.parametrize(
-    ("solver", "strengths"),
-    [(PNDM("plms"), (0.1, 0.3, 0.5, 0.8)), (PNDM("f-pndm"), (0.3, 0.5, 0.8)), (PNDM(), (0.3, 0.5, 0.8))],
-    ids=str,
-)
-def test_partial_runs_are_as_accurate_as_full_ones(solver, strengths):
-    """At 0.1 there are 5 steps left, too few for a method without a Heun step to build its history."""
-    process, mixture = VP.linear(), small_mixture(components=5)
-    denoiser = mixture.denoiser(process)
-    grid = GRIDS["leading"](process, 50)
-    clean, eps = mixture.sample(32, torch.Generator().manual_seed(3)), noise(32, 4)
-    errors = []
-    for part in (grid, *(grid.start_at(grid.times[round(50 * (1 - s))]) for s in strengths)):
-        x = process.add_noise(clean, eps, part.times[0])
-        errors.append(median_rmse(solve(solver, denoiser, x, part).x0, exact_flow(mixture, process, x, part.times[0], CLEAN)))
+@pytest.mark.parametrize("name", [name for name in GRIDS if name != "pndm"])
+@pytest.mark.parametrize("n", [20, 50])
+def test_partial_runs_are_as_accurate_as_full_ones(name, n):
+    """At any strength, on any grid, with the calls of a partial run: no warm-up."""
+    errors, calls = partial_runs(PNDM(), name, n, (0.1, 0.3, 0.5, 0.8))
+    assert calls == [n, *(n - round(n * (1 - s)) for s in (0.1, 0.3, 0.5, 0.8))]
     assert max(errors[1:]) <= 1.2 * errors[0], errors
+
+
+@pytest.mark.parametrize(("variant", "strengths"), [("plms", (0.1, 0.3, 0.5, 0.8)), ("f-pndm", (0.3, 0.5, 0.8))])
+def test_partial_runs_of_published_variants(variant, strengths):
+    """The Runge-Kutta warm-up is three steps long: of the five that are left at 0.1 two go on from it."""
+    errors, _ = partial_runs(PNDM(variant), "leading", 50, strengths)
+    assert max(errors[1:]) <= 1.2 * errors[0], errors
+
+
+def partial_runs(solver, name, n, strengths):
+    """Median errors and calls of a full run and of runs from noised images, each against the exact flow from its own start."""
+    process, mixture = VP.linear(), small_mixture(components=5)
+    grid = GRIDS[name](process, n)
+    clean, eps = mixture.sample(32, torch.Generator().manual_seed(3)), noise(32, 4)
+    errors, calls = [], []
+    for part in (grid, *(grid.start_at(grid.times[round(n * (1 - s))]) for s in strengths)):
+        x = process.add_noise(clean, eps, part.times[0])
+        run = solve(solver, mixture.denoiser(process), x, part)
+        errors.append(median_rmse(run.x0, exact_flow(mixture, process, x, part.times[0], CLEAN)))
+        calls.append(run.nfe)
+    return errors, calls
+
+
+def test_a_short_first_step_is_corrected_without_a_call():
+    """Two short steps: the state after the first is pseudo Heun's once the second call has been made."""
+    process, mixture, x = VP.linear(), small_mixture(), noise(2)
+    times = (150.0, 140.0, 130.0)
+    result, _, states = recorded(PNDM(), mixture.denoiser(process), x, Grid(times))
+    k = [process.kappa(t) for t in times]
+    e = [mixture.denoiser(process)(s, t).eps for s, t in zip(states, times, strict=False)]
+    corrected = states[1] + process.a(140) * (k[1] - k[0]) * (e[1] - e[0]) / 2
+    weights = lagrange_weights([k[1], k[0]], k[2])
+    expected = process.transfer(corrected, weights[0] * e[1] + weights[1] * e[0], 140.0, 130.0)
+    assert (result - expected).abs().max() < 1e-12
+    # out of strong noise the steps are long, and left alone
+    long = Grid((900.0, 800.0, 700.0))
+    result, _, states = recorded(PNDM(), mixture.denoiser(process), x, long)
+    k = [process.kappa(t) for t in long.times]
+    e = [mixture.denoiser(process)(s, t).eps for s, t in zip(states, long.times, strict=False)]
+    weights = lagrange_weights([k[1], k[0]], k[2])
+    plain = process.transfer(states[1], weights[0] * e[1] + weights[1] * e[0], 800.0, 700.0)
+    assert (result - plain).abs().max() < 1e-12
 
 
 # -- definition -------------------------------------------------------------------------------------------------------

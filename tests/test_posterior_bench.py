@@ -91,6 +91,10 @@ def test_the_prior_is_the_files(bench):
     for task in TASKS:
         bound = bench.psnr(bench.images(bench.arrays[f"{task}/posterior_mean"]))
         assert bound == pytest.approx(float(bench.arrays[f"{task}/psnr_mmse"]), abs=1e-6)
+        if f"{task}/posterior_sample" in bench.arrays:
+            sample = bench.psnr(bench.images(bench.arrays[f"{task}/posterior_sample"]))
+            assert sample == pytest.approx(float(bench.arrays[f"{task}/psnr_exact_sample"]), abs=1e-6)
+            assert sample < bound - 2  # a draw is twice as far from the truth as the mean
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -119,10 +119,60 @@ def test_schedules_are_the_authors(published):
             assert np.allclose(process.b_table, case["buf/betas_cumsum"], atol=2e-6)
 
 
+def test_every_table_of_the_authors_follows_from_two(published):
+    """Whatever their code stores per level, from ``A`` and ``B`` alone (index 0 of the posterior's is overwritten there)."""
+    for family in ("restore", "ancestral", "generate", "later", "pathindep"):
+        for number, case in cases(published, family).items():
+            process = process_of(json.loads(str(case["options"])))
+            A, B2 = process.c_table, process.b_table**2
+            before = [np.concatenate([[0], v[:-1]]) for v in (A, B2)]
+            alphas, betas2 = A - before[0], B2 - before[1]
+            if json.loads(str(case["options"]))["code"] == "C":  # their conversion leaves the first increments out
+                alphas[0] = betas2[0] = 0
+            share = np.divide(before[1], B2, out=np.zeros_like(B2), where=B2 > 0)
+            new = 1 - share
+            want = {
+                "alphas": alphas,
+                "alphas_cumsum": A,
+                "one_minus_alphas_cumsum": 1 - A,
+                "betas2": betas2,
+                "betas2_cumsum": B2,
+                "betas_cumsum": np.sqrt(B2),
+                "posterior_mean_coef1": share,
+                "posterior_mean_coef2": new * before[0] - share * (A - before[0]),
+                "posterior_mean_coef3": new,
+                "posterior_variance": new * before[1],
+            }
+            # their differences of sums near 1 are rounded to single precision
+            assert np.allclose(case["buf/betas"].astype(np.float64) ** 2, betas2, atol=2e-6)
+            assert np.allclose(np.exp(case["buf/posterior_log_variance_clipped"])[2:], (new * before[1])[2:], rtol=1e-3, atol=2e-6)
+            for name, ours in want.items():
+                theirs = np.array(case[f"buf/{name}"], np.float64)
+                skip = 2 if "posterior" in name else 0
+                close = np.isclose(ours, theirs, rtol=1e-3, atol=2e-6)
+                if name == "one_minus_alphas_cumsum":
+                    close[-1] = theirs[-1] == np.float32(1e-6)
+                assert close[skip:].all(), (family, number, name, np.flatnonzero(~close), ours[~close][:3], theirs[~close][:3])
+
+
+def test_normal_weights_are_a_normal_density():
+    for steps in (10, 1001):
+        share = weights(steps, "normal")
+        density = torch.distributions.Normal(0.0, 1.0).log_prob(torch.linspace(-3, 3, steps, dtype=torch.float64)).exp()
+        assert np.allclose(share, (density / density.sum()).numpy(), rtol=1e-12)
+    process = RDDM.scheduled(100, 0.5, residual=("normal", 1.0), noise=("normal", 1.0), release="later")
+    assert process.a(process.end) == 0
+    assert process.b(process.end) == pytest.approx(0.5**0.5, rel=1e-12)
+    assert process.c(50.0) == pytest.approx(process.b(50.0) ** 2 / 0.5, rel=1e-12)
+
+
 def test_ddim_conversion_equals_the_authors_runs(published):
     for number, case in cases(published, "convert").items():
         options = json.loads(str(case["options"]))
         process = RDDM.from_vp(VP.linear(options["T"]))
+        assert np.allclose(process.b_table, case["betas_cumsum"], atol=2e-6)
+        if not options["adjust_alpha"]:
+            assert np.allclose(process.c_table, case["alphas_cumsum"], atol=2e-6)
         changed = RDDM(np.minimum(case["alphas_cumsum"].astype(np.float64), 1), process.b_table) if options["adjust_alpha"] else None
         if changed is not None:
             ours = np.cumsum(weights(options["T"], options["schedule"], options["ratio"], release="later"))
@@ -318,7 +368,7 @@ def test_grid_cuts_to_whole_times():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: weights(10, "normal"), "increased, decreased, average"),
+        (lambda: weights(10, "gaussian"), "increased, decreased, average, normal"),
         (lambda: weights(10, "average", release="newest"), "restoration, later"),
         (lambda: weights(1, "average"), "at least 2"),
         (lambda: RDDM([0.1, 0.9], [0.5, 0.2]), "must increase"),

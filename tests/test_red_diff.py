@@ -1,5 +1,6 @@
 """RED-diff against recorded runs of published code, its analytic fixed points and its own definition."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from restoration.measurement import Measurement
 from restoration.operators import Denoising, Inpainting, NonlinearOperator
 from restoration.separable import BlockMean, Separable
 from solvers import VP, Denoiser, GaussianMixture, REDDiff, explicit, solve, trailing
-from solvers.red_diff import WEIGHTINGS, Adam
+from solvers.red_diff import WEIGHTINGS, Adam, data_gradient
 
 PROCESS = VP.linear()
 
@@ -80,6 +81,15 @@ def test_equals_the_published_runs(cases):
             for k, (query, answer) in enumerate(queries):
                 assert (query.x - case["xt"][k]).abs().max() <= tolerance, (case.name, k)
                 assert (answer.eps - case["eps"][k]).abs().max() <= tolerance, (case.name, k)
+        if "grad" in case:  # what Adam was handed, from the network's recorded answers
+            o = case.options
+            for k, t in enumerate(grid.times[:-1]):
+                before = case.start if k == 0 else case["mu"][k - 1]
+                seen = before + o["sigma_x0"] * case["noise_x0"][k] if "noise_x0" in case else before
+                weight = o["lam"] * WEIGHTINGS[o["weight"]](denoiser.process.kappa(t)) / seen.numel()
+                slope = o["obs_weight"] * data_gradient(case.operator, seen, case.measurement.y) / case.measurement.y.numel()
+                ours = slope + weight * (case["eps"][k] - case["noise_xt"][k])
+                assert (ours - case["grad"][k]).abs().max() <= tolerance, (case.name, k)
         if "mu" in case and "noise_x0" not in case:  # without variational noise the states give the iterates away
             a, b = ([f(t) for t in grid.times[:-1]] for f in (denoiser.process.a, denoiser.process.b))
             for k in range(1, len(queries)):
@@ -137,6 +147,52 @@ def test_finds_the_posterior_mean_of_a_gaussian(weighting):
     assert x0.mean() == pytest.approx((v * y[0, 0, 0, 0].item() + pull * m) / (v + pull), abs=0.01)
 
 
+@pytest.mark.parametrize("weighting", ["linear", "const", "trunc_linear"])
+def test_fits_the_spread_of_a_gaussian_prior(weighting):
+    """Without data the variational distribution becomes the prior: its mean and its deviation, read off the last draw from it."""
+    m, s = 0.2, 0.3
+    x = torch.zeros(2, 1, 40, 40, dtype=torch.float64)
+    prior = GaussianMixture(torch.ones(1), torch.full((1, 1, 40, 40), m), torch.tensor([s]))
+    options = {"sigma_x0": 0.05, "fit_sigma": True, "data_weight": 0.0, "lr": 0.01, "decay": True, "start": x, "returns": "x0_pred"}
+    solver = REDDiff(SimpleNamespace(operator=Denoising(), y=x), weighting, **options)
+    grid = explicit([300.0 - 0.4 * k for k in range(500)])
+    draw = solve(solver, prior.denoiser(PROCESS), x, grid, generator=torch.Generator().manual_seed(0)).x0
+    assert draw.mean() == pytest.approx(m, abs=0.03)
+    assert draw.std() == pytest.approx(s, rel=0.1)
+    fixed = solve(dataclasses.replace(solver, fit_sigma=False), prior.denoiser(PROCESS), x, grid, generator=torch.Generator()).x0
+    assert fixed.std() < 0.5 * s
+
+
+def test_data_narrow_the_distribution():
+    """A deviation costs what it adds to the misfit: without a prior it goes to zero."""
+    s, sigma = 0.5, 0.1
+    y = torch.zeros(1, 1, 40, 40, dtype=torch.float64)
+    prior = GaussianMixture(torch.ones(1), torch.zeros(1, 1, 40, 40), torch.tensor([s]))
+    options = {"sigma_x0": 0.4, "fit_sigma": True, "data_weight": sigma**-2, "lr": 0.01, "decay": True, "start": y, "returns": "x0_pred"}
+    grid = explicit([300.0 - 0.4 * k for k in range(500)])
+    solver = REDDiff(SimpleNamespace(operator=Denoising(), y=y), lam=1e-9, **options)
+    without = solve(solver, prior.denoiser(PROCESS), y, grid, generator=torch.Generator().manual_seed(0)).x0
+    assert without.std() < 0.02
+
+
+def test_parallel_levels_share_a_step():
+    """The gradient of a step is the mean over its levels; calls stay one per node."""
+    mixture = small_mixture()
+    truth = mixture.sample(4, torch.Generator().manual_seed(0))
+    m = Measurement(Denoising(), truth)
+    d, grid = mixture.denoiser(PROCESS), explicit([600.0, 500.0, 400.0])
+    draws = [noise(4, k) for k in range(3)]
+    one, queries = replay(REDDiff(m, parallel=3, start=truth + 0.1, lr=0.01), d, truth, grid, iter(draws))
+    assert len(queries) == 3
+    gradient = (truth + 0.1 - truth) + sum(0.25 * PROCESS.kappa(q.t) * (p.eps - n) / 3 for (q, p), n in zip(queries, draws, strict=True))
+    assert (one - (truth + 0.1 - 0.01 * gradient / (gradient.abs() + 1e-8))).abs().max() < 1e-9
+    for parallel in (1, 4):
+        solver = REDDiff(m, parallel=parallel)
+        run = solve(solver, d, noise(4), trailing(PROCESS, 30), generator=torch.Generator().manual_seed(1))
+        assert run.nfe == 30
+        assert torch.isfinite(run.x0).all()
+
+
 def test_only_asks_forward_questions():
     """An inference-only network is enough; the number of calls is the number of steps."""
 
@@ -186,6 +242,8 @@ def test_a_sample_does_not_depend_on_its_batch():
         ({"returns": "x"}, "mu, x0_pred"),
         ({"lam": -1}, "negative"),
         ({"lr": 0}, "positive"),
+        ({"fit_sigma": True}, "positive sigma_x0"),
+        ({"parallel": 0}, "at least 1"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"measurement": 3}, "operator and y"),
     ],

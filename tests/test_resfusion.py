@@ -49,6 +49,8 @@ def test_schedules_are_the_authors(published):
         assert np.allclose(abar[:count], arrays["alphas_hat"][:count], rtol=1e-5, atol=1e-6)
         alphas = abar[1:count] / abar[: count - 1]
         assert np.allclose(alphas, arrays["alphas"][1:count], rtol=1e-5)
+        assert np.allclose(1 - alphas, arrays["betas"][1:count], rtol=1e-4)
+        assert np.allclose(abar[: count - 1], arrays["alphas_hat_prev"][1:count], rtol=1e-5)
         # beta~ is the variance of the fresh noise; nothing is added at the last step
         fresh = [process.b(t - 1) * ResfusionSampler.fresh_share(process, t, t - 1) for t in range(1, count)]
         assert np.allclose(np.square(fresh), arrays["betas_hat"][1:count], rtol=1e-4)
@@ -71,6 +73,7 @@ def test_sampler_equals_the_authors_runs(published):
         solver = ResfusionSampler(clip=None if options["mode"] == "epsilon" else 1.0)
         grid = leading(process, len(process))
         assert grid.times[:-1] == tuple(case["timesteps"])
+        assert len(process) == case["T_acc"]
         x = process.start(y, draws[0])
         image, states, times = drive(solver, denoiser, x, grid, y, draws[1:])
         assert times == list(case["timesteps"])
@@ -87,6 +90,7 @@ def test_training_equals_the_authors(published):
         x, target = process.training_pair(clean, degraded, torch.from_numpy(case["noise"]), t, TYPE[options["mode"]])
         assert close(x, case["x_t"]), number
         assert close(target, case["target"]), number
+        assert close(stand_in(x, degraded, t.float()), case["pred"]), number
         loss = {"L2": F.mse_loss, "L1": F.smooth_l1_loss}[options["loss"]]
         assert close(loss(stand_in(x, degraded, t.float()), target), case["loss"]), number
 

@@ -3,6 +3,8 @@
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +18,18 @@ from solvers import (
     GRIDS,
     PNDM,
     SOLVERS,
+    VE,
     VP,
     Denoiser,
+    EVODiff,
+    Prediction,
+    ProbabilityFlow,
     Process,
     Query,
+    RDDMSampler,
+    REDDiff,
+    Resampled,
+    ResfusionSampler,
     explicit,
     generators,
     randn,
@@ -91,6 +101,72 @@ def test_runs_on_a_residual_process(name):
         assert median_rmse(image, reference) < 0.02
 
 
+class Fixed:
+    """A network that answers with one picture whatever it sees."""
+
+    def __init__(self, picture, process):
+        self.picture, self.process = picture, process
+
+    def __call__(self, x, t):
+        return Prediction.from_x0(self.picture.to(x).expand_as(x), x, self.process.a(t), self.process.b(t))
+
+
+def every_solver(picture):
+    """The named ones, and those that are about something: data, an image, an inversion."""
+    known = SimpleNamespace(operator=SimpleNamespace(A=lambda x: x, A_adjoint=lambda y: y, A_dagger=lambda y: y), y=picture)
+    return {name: make() for name, make in SOLVERS.items()} | {
+        "evodiff-paper": EVODiff("paper"),
+        "pndm-fixed": PNDM("plms", "variable"),
+        "resampled": Resampled(DDIM(1.0), 2, 2),
+        "rddm-clipped": RDDMSampler("res", clip=1.0, ancestral=True),
+        "resfusion-clipped": ResfusionSampler(clip=1.0),
+        "probability-flow": ProbabilityFlow(1e-2, 1e-2),
+        "red-diff": REDDiff(known),
+        "red-diff-fit": REDDiff(known, sigma_x0=0.1, fit_sigma=True, parallel=2),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", every_solver(noise(1)))
+def test_degenerate_targets_stay_finite(name, dtype):
+    """A Dirac target, the zero picture and a saturated one; one to four steps to no noise and to some, on every kind of process."""
+    zero_snr = VP.linear(zero_terminal_snr=True)
+    # all but straight lines, the released EVODiff's contrast, optimisation, and Runge-Kutta over the whole range in few digits
+    exact = set(every_solver(noise(1))) - {"fon", "evodiff-paper", "red-diff", "red-diff-fit", "probability-flow"}
+    exact -= set() if dtype == torch.float64 else {"f-pndm", "pndm-fixed", "plms", "s-pndm"}
+    pictures = (noise(1, 8).clamp(-1, 1), torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4))
+    for picture in pictures if name != "probability-flow" else pictures[:1]:
+        solver = every_solver(picture.to(dtype))[name]
+        for process in (PROCESS, zero_snr, VE()) if not name.startswith("red") else (PROCESS, VE()):
+            for n in (1, 2, 3, 4):
+                grid = GRIDS["log-snr"](process, n)
+                for part in (grid, explicit(grid.times[:-1], end=0.5 * (grid.times[-2] + process.origin))):
+                    x = (process.b(process.end) * noise(2)).to(dtype)
+                    image = solve(solver, Fixed(picture, process), x, part, generator=torch.Generator().manual_seed(0)).x0
+                    assert image.dtype == dtype
+                    assert torch.isfinite(image).all(), (process, n, part)
+                    if part is grid and name in exact:
+                        assert (image - picture).abs().max() <= (0.01 if dtype == torch.bfloat16 else 2e-3), (process, n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_half_precision_starts_are_sampled_in_single_precision(name, dtype):
+    """The single precision run from the same start, rounded once."""
+    seen = []
+
+    def run(x):
+        rng = torch.Generator().manual_seed(0)
+        grid = trailing(PROCESS, 12)
+        return solve(SOLVERS[name](), DENOISER, x, grid, generator=rng, callback=lambda step: seen.append(step.query.x.dtype)).x0
+
+    x = noise(2).to(dtype)
+    image = run(x)
+    assert set(seen) == {torch.float32}
+    assert image.dtype == dtype
+    assert torch.equal(image, run(x.float()).to(dtype))
+
+
 def test_ddim_first_step_is_the_textbook_formula():
     t, s, x, eta = 800.0, 600.0, noise(2), 0.7
     abar_t, abar_s = PROCESS.alphas_cumprod[800], PROCESS.alphas_cumprod[600]
@@ -157,6 +233,59 @@ def test_every_grid_runs_from_any_level(name):
         for part in (grid, grid.start_at(0.3)):
             if part.times[0] <= 999:
                 assert torch.isfinite(solve(PNDM(), DENOISER, noise(1).float(), part).x0).all()
+
+
+@dataclass(frozen=True)
+class Heun:
+    """A solver from outside the package: the average of two slopes in ``kappa``, the second asked where the first leads."""
+
+    def run(self, problem, grid, x):
+        process = problem.process
+        for t, s in grid.pairs():
+            p = yield Query(x, t, editable=True)
+            eps = p.eps
+            if s > CLEAN:
+                there = process.add_noise(p.x0, p.eps, s, problem.y)
+                eps = (eps + (yield Query(there, s)).eps) / 2
+            gain = process.a(s) * (process.kappa(s) - process.kappa(t))
+            x = process.add_noise(p.x0, p.eps, s, problem.y) + gain * (eps - p.eps)
+        return x
+
+
+def test_a_solver_of_ones_own_runs_everywhere():
+    """In the loop (to second order), as a diffusers scheduler, with a correction, on a process with an image."""
+    from restoration.measurement import Measurement
+    from restoration.operators import Inpainting
+    from restoration.posterior import DDNM
+    from solvers import as_scheduler
+
+    x, reference = noise(8), None
+    errors = []
+    for n in (25, 50):
+        grid = explicit([900 - 800 * k / n for k in range(n)], end=100)
+        reference = exact_flow(MIXTURE, PROCESS, x, 900, 100) if reference is None else reference
+        errors.append(median_rmse(solve(Heun(), DENOISER, x, grid).x0, reference))
+    assert math.log2(errors[0] / errors[1]) > 1.8
+
+    direct = solve(Heun(), DENOISER, x, trailing(PROCESS, 10))
+    scheduler, sample = as_scheduler(Heun(), PROCESS), x
+    scheduler.set_timesteps(10)
+    assert len(scheduler.timesteps) == direct.nfe == 19
+    for t in scheduler.timesteps:
+        sample = scheduler.step(DENOISER(sample, float(t)).eps, t, sample).prev_sample
+    assert (sample - direct.x0).abs().max() < 1e-9
+
+    mask = torch.eye(4)
+    truth = MIXTURE.sample(8, torch.Generator().manual_seed(0))
+    corrected = solve(Heun(), DDNM(DENOISER, Measurement(Inpainting(mask), mask * truth)), x, trailing(PROCESS, 10)).x0
+    assert (mask * (corrected - truth)).abs().max() < 1e-6
+
+    eta = torch.linspace(0.001, 0.96, 200, dtype=torch.float64)
+    plain, shifted, y = Process(1 - eta, 2 * eta.sqrt()), Process(1 - eta, 2 * eta.sqrt(), eta), noise(8, 2)
+    grid = GRIDS["log-snr"](plain, 12)
+    one = solve(Heun(), MIXTURE.denoiser(plain), x, grid).x0
+    two = solve(Heun(), MIXTURE.denoiser(plain), x + shifted.c(199) * y, grid, process=shifted, y=y).x0
+    assert (one - two).abs().max() < 1e-9
 
 
 def test_names():
