@@ -11,7 +11,7 @@ from export.precision import to_half
 from export.qdq import insert_qdq
 from export.restorer import export_restorer
 from quant.quantize import QuantizedNetwork
-from quant.temporal import row_of, step_network, temporal_table
+from quant.temporal import step_network, temporal_table
 from quant.trajectory import network_hash
 from restoration.inpainting import InpaintingTask
 from solvers import SOLVERS
@@ -63,6 +63,8 @@ def finish(model, target: str, quantized: QuantizedNetwork | None):
         insert_qdq(model, quantized.layers(), target)
     if target in HALF:
         model = to_half(model)
+    for node in model.graph:  # where each node came from in the source: as long as the graph itself
+        node.metadata_props.clear()
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -116,10 +118,8 @@ def export_restorer_bundle(
         FileExistsError: ``folder`` exists and is no bundle.
     """
     check_target(task.denoiser, target, quantized)
-    model, module = export_restorer(task, sigma=sigma, size=size, estimates=estimates)
-    if quantized is not None:
-        for t in module.timesteps:
-            row_of(quantized.timesteps, t)  # scales hold for the times they were calibrated at
+    calibrated = None if quantized is None else quantized.timesteps
+    model, module = export_restorer(task, sigma=sigma, size=size, estimates=estimates, timesteps=calibrated)
     run = Run(
         task="inpaint",
         solver=_solver_name(task.solver),

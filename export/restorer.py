@@ -6,6 +6,7 @@ data consistency, range conversion and clamping. A device needs ONNX Runtime and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -82,7 +83,14 @@ class _Traced(Denoiser):
         return out if isinstance(out, Tensor) else out.sample
 
 
-def export_restorer(task: InpaintingTask, *, sigma: float = 0.0, size: tuple[int, int] = (256, 256), estimates: bool = False):
+def export_restorer(
+    task: InpaintingTask,
+    *,
+    sigma: float = 0.0,
+    size: tuple[int, int] = (256, 256),
+    estimates: bool = False,
+    timesteps: Sequence[float] | None = None,
+):
     """The float ONNX graph of a whole inpainting run.
 
     Inputs ``image``, ``mask`` (1 = known), ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up to 63.
@@ -93,6 +101,7 @@ def export_restorer(task: InpaintingTask, *, sigma: float = 0.0, size: tuple[int
         size: ``(H, W)`` of the images, multiples of what the network takes. It is fixed, as engines want it and the lift's pyramid
             needs it; larger images go through in tiles.
         estimates: also return every call's image estimate.
+        timesteps: the times that scales were calibrated at; a run that asks at another is refused.
 
     Returns:
         ``(onnx_ir.Model, RestorerNetwork)``: the graph, and the module it was traced from.
@@ -101,6 +110,9 @@ def export_restorer(task: InpaintingTask, *, sigma: float = 0.0, size: tuple[int
         ValueError: a size that doesn't fit, or a run that can't be traced.
     """
     module = RestorerNetwork(task, sigma, estimates).eval()
+    if timesteps is not None:
+        for t in module.timesteps:
+            row_of(timesteps, t)
     unit = task.denoiser.fold * task.denoiser.multiple
     if min(size) < unit or size[0] % unit or size[1] % unit or size[0] * size[1] > MOST_PIXELS:
         raise ValueError(f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got {size[0]} x {size[1]}")

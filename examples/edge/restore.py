@@ -24,10 +24,11 @@ height, width = image.shape[1:]
 corner = ((0, 0), (0, max(0, th - height)), (0, max(0, tw - width)))  # around a small photo everything is unknown
 x, m = np.pad(image * known, corner), np.pad(known, corner)
 noise = np.random.default_rng(0).standard_normal((draws, *x.shape), np.float32)
-ramp = [np.minimum(np.arange(n) + 1, np.arange(n, 0, -1)).clip(max=32) / 32 for n in (th, tw)]
+over = min(th, tw) // 8  # tiles share this many pixels
+ramp = [np.minimum(np.arange(n) + 1, np.arange(n, 0, -1)).clip(max=over) / over for n in (th, tw)]
 total, weights = np.zeros_like(x), np.zeros(x.shape[1:], np.float32)
-for top in sorted({min(t, x.shape[1] - th) for t in range(0, x.shape[1], th - 32)}):
-    for left in sorted({min(s, x.shape[2] - tw) for s in range(0, x.shape[2], tw - 32)}):
+for top in sorted({min(t, x.shape[1] - th) for t in range(0, x.shape[1], th - over)}):
+    for left in sorted({min(s, x.shape[2] - tw) for s in range(0, x.shape[2], tw - over)}):
         at = (..., slice(top, top + th), slice(left, left + tw))
         feed = {"image": x[at][None], "mask": m[at][None], "noise": noise[at][:, None]}
         weight = np.outer(*ramp).astype(np.float32)
