@@ -72,15 +72,19 @@ def collect(
     provenance = Provenance(network_hash(network), seed, solver, steps, task, tuple(data), grid, correction)
     job = provenance.to_dict() | {"data": list(provenance.data), "count": count, "per_timestep": per_timestep, "crop": crop}
     store = _Store(out.parent / f".{out.name}.parts", job, per_timestep)
-    for k in range(store.open(), count):
-        progress(k)
-        draws = _Draws(seed, k, crop)
-        handle = network.register_forward_pre_hook(lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1]))
-        try:
-            restore(k)
-        finally:
-            handle.remove()
-        store.close_item(k)
+    try:
+        for k in range(store.open(), count):
+            progress(k)
+            draws = _Draws(seed, k, crop)
+            handle = network.register_forward_pre_hook(lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1]))
+            try:
+                restore(k)
+            finally:
+                handle.remove()
+            store.close_item(k)
+    except BaseException:
+        store.abandon()
+        raise
     progress(count)
     names = sorted(store.kept, key=lambda name: (-name.t, name.item, name.occurrence))
     CalibrationSet((store.read(name) for name in names), [name.t for name in names], provenance).save(out)
@@ -185,6 +189,11 @@ class _Store:
     def close_item(self, item: int) -> None:
         self._write(item, last=True)
         self.shards = 0
+
+    def abandon(self) -> None:
+        """Remove the folder if nothing in it is worth going on with."""
+        if not any(self.folder.glob("*.safetensors")):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def read(self, name: _Name) -> Tensor:
         path, key = self.kept[name]
