@@ -86,6 +86,9 @@ def collect(
         store.abandon()
         raise
     progress(count)
+    if not store.kept:
+        shutil.rmtree(store.folder)
+        raise ValueError("the calibration set is empty: no restoration called the network")
     names = sorted(store.kept, key=lambda name: (-name.t, name.item, name.occurrence))
     CalibrationSet((store.read(name) for name in names), [name.t for name in names], provenance).save(out)
     shutil.rmtree(store.folder)

@@ -122,6 +122,8 @@ def temporal_block(unet: nn.Module) -> TemporalBlock:
         raise ValueError(f"the network adds {what} to its time embedding (addition_embed_type={added!r}); use temporal='float'")
     if config.get("time_cond_proj_dim") is not None:
         raise ValueError("the network's time embedding takes a condition (time_cond_proj_dim: a guidance scale); use temporal='float'")
+    if name == "UNet2DModel" and config.get("time_embedding_type") == "fourier":
+        raise ValueError("the network divides its output by the timestep (time_embedding_type='fourier'); use temporal='float'")
     mlp = unet.time_embedding
     if getattr(mlp, "post_act", None) is not None or not isinstance(getattr(mlp, "linear_2", None), nn.Linear):
         raise ValueError(f"{name}'s time embedding is not two linear layers with an activation between; use temporal='float'")

@@ -25,6 +25,7 @@ from quant.temporal import TemporalBlock, TemporalTable, sinusoids, slices
 
 METHODS = ("minmax", "mse")
 SHRINKS, POWER = 80, 2.4
+CHUNK = 1 << 22  # values compared at once
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,17 @@ def fit_grid(x: Tensor, bits: int, method: str = "minmax", *, per_row: bool = Fa
     low, high = rows.amin(1, keepdim=True).double(), rows.amax(1, keepdim=True).double()  # float64 as the released code's numbers
     if method == "minmax":
         low, high = low.clamp(max=0), high.clamp(min=0)
-    best, least = None, None
-    for shrink in [1.0 - 0.01 * k for k in range(SHRINKS)] if method == "mse" else [1.0]:
-        delta = ((high * shrink - low * shrink) / top).float().clamp(min=1e-8)
-        grid = AffineGrid(delta, (-(low * shrink).float() / delta).round(), bits)
-        error = (grid(rows) - rows).abs().pow(POWER).mean(1, keepdim=True)
-        if best is None:
-            best, least = grid, error
-        else:
-            keep = error < least
-            best = AffineGrid(torch.where(keep, delta, best.delta), torch.where(keep, grid.zero_point, best.zero_point), bits)
-            least = torch.minimum(error, least)
+    shrink = torch.tensor([1.0 - 0.01 * k for k in range(SHRINKS if method == "mse" else 1)], dtype=torch.float64)[:, None, None]
+    parts = []
+    for some, lo, hi in zip(*(v.split(max(1, CHUNK // (len(shrink) * rows.shape[1]))) for v in (rows, low, high)), strict=True):
+        lo, hi = lo * shrink.to(lo), hi * shrink.to(hi)  # (shrinks, rows, 1)
+        delta = ((hi - lo) / top).float().clamp(min=1e-8)
+        grid = AffineGrid(delta, (-lo.float() / delta).round(), bits)
+        best = (grid(some) - some).abs().pow(POWER).mean(2, keepdim=True).argmin(0, keepdim=True)
+        parts.append(torch.cat([v.gather(0, best)[0] for v in (delta, grid.zero_point)], dim=1))
+    delta, zero_point = torch.cat(parts).unbind(1)
     shape = (len(rows), *[1] * (x.ndim - 1)) if per_row else ()
-    return AffineGrid(best.delta.reshape(shape), best.zero_point.reshape(shape), bits)
+    return AffineGrid(delta.reshape(shape), zero_point.reshape(shape), bits)
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,11 @@ class QuantizedBlock:
     activations: list[AffineGrid]
 
 
+def weight_grids(block: TemporalBlock, bits: int) -> list[AffineGrid]:
+    """A grid per output channel of each layer."""
+    return [fit_grid(layer.weight, bits, "mse", per_row=True) for layer in block.layers]
+
+
 @torch.no_grad()
 def quantize_block(
     block: TemporalBlock,
@@ -112,6 +116,7 @@ def quantize_block(
     finite_set: bool = False,
     act_method: str = "mse",
     weights: Sequence[Tensor] | None = None,
+    grids: list[AffineGrid] | None = None,
 ) -> QuantizedBlock:
     """Quantize the block on the inputs it will ever see, ``sinusoid (T, C)``.
 
@@ -121,9 +126,10 @@ def quantize_block(
             is ``mse``.)
         finite_set: activation scales per layer *and timestep* (FSC). Runtimes with constant scales can't run it; the released code loads
             another set of scales into the model before each step.
+        grids: of the weights, where they were fitted before.
         weights: already quantized weights in place of nearest rounding, one per layer (from :func:`quant.tiar.reconstruct`).
     """
-    grids = [fit_grid(layer.weight, weight_bits, "mse", per_row=True) for layer in block.layers]
+    grids = grids or weight_grids(block, weight_bits)
     rounded = [grid(layer.weight) for grid, layer in zip(grids, block.layers, strict=True)] if weights is None else weights
     fitted: list[list[AffineGrid]] = [[] for _ in block.layers]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quant.temporal import TemporalBlock
-from quant.tfmq import QuantizedBlock, fit_grid, quantize_block, tiar_loss
+from quant.tfmq import QuantizedBlock, quantize_block, tiar_loss, weight_grids
 
 ZETA, GAMMA = 1.1, -0.1  # h reaches 0 and 1, where its gradient ends
 WARM_UP, START, END = 0.2, 20.0, 2.0
@@ -58,7 +58,7 @@ class TIAR:
         Returns:
             ``(quantized, weights)``: the :class:`quant.tfmq.QuantizedBlock` and the quantized weights ``[(C_out, C_in)]`` per layer.
         """
-        grids = [fit_grid(layer.weight, weight_bits, "mse", per_row=True) for layer in block.layers]
+        grids = weight_grids(block, weight_bits)
         scaled = [layer.weight.detach() / grid.delta for layer, grid in zip(block.layers, grids, strict=True)]
         with torch.no_grad():
             reference = block.features(sinusoid)
@@ -68,11 +68,14 @@ class TIAR:
             codes = [(w.floor() + up + g.zero_point).clamp(0, 2**weight_bits - 1) for w, up, g in zip(scaled, h, grids, strict=True)]
             return [g.values(c) for g, c in zip(grids, codes, strict=True)]
 
+        def quantized(weights: list[Tensor]) -> QuantizedBlock:
+            return quantize_block(block, sinusoid, weight_bits, act_bits, weights=weights, grids=grids)
+
         def features(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
             return block.features(x, lambda k, v: F.linear(v, weights[k], block.layers[k].bias))
 
         best = [grid(layer.weight.detach()) for grid, layer in zip(grids, block.layers, strict=True)]
-        least = self._hard_loss(block, sinusoid, best, reference, weight_bits, act_bits)
+        least = float(tiar_loss(quantized(best).features, reference))
         optimizer = torch.optim.Adam(logits, lr=self.lr)
         generator = torch.Generator().manual_seed(seed)
         with torch.enable_grad():
@@ -91,15 +94,10 @@ class TIAR:
                 if step % max(1, self.iterations // 10) == 0 or step == self.iterations:
                     with torch.no_grad():
                         weights = rounded([(soft(a) >= 0.5).float() for a in logits])
-                    found = self._hard_loss(block, sinusoid, weights, reference, weight_bits, act_bits)
+                    found = float(tiar_loss(quantized(weights).features, reference))
                     if found < least:
                         best, least = weights, found
-        return quantize_block(block, sinusoid, weight_bits, act_bits, weights=best), best
-
-    @staticmethod
-    def _hard_loss(block, sinusoid, weights, reference, weight_bits, act_bits) -> float:
-        made: QuantizedBlock = quantize_block(block, sinusoid, weight_bits, act_bits, weights=weights)
-        return float(tiar_loss(made.features, reference))
+        return quantized(best), best
 
 
 def soft(logits: Tensor) -> Tensor:
