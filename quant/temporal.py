@@ -8,7 +8,8 @@ from the graph and leaves nothing temporal to quantize ("cache-based maintenance
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -70,23 +71,74 @@ class _Slice(nn.Module):
         return rows[:, self.start : self.stop]
 
 
-def projections(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The per-block time projections of a diffusers ``UNet2DModel``, by module name.
+@dataclass(frozen=True)
+class TemporalBlock:
+    """The temporal information block: every layer whose output depends on the timestep alone.
+
+    ``h = mlp_1(act(mlp_0(embed(t))))``, ``e_i = projection_i(out_act(h))``.
+
+    Args:
+        embed: ``t (B,)`` to the sinusoid ``(B, C)``.
+        mlp: the two linear layers of the time embedding.
+        act, out_act: what stands between them, and before each projection.
+        projections: per residual block, by module name.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    mlp: tuple[nn.Linear, nn.Linear]
+    act: Callable[[Tensor], Tensor]
+    out_act: Callable[[Tensor], Tensor]
+    projections: dict[str, nn.Linear]
+
+    @property
+    def layers(self) -> tuple[nn.Linear, ...]:
+        """All linear layers, in the order they are computed."""
+        return (*self.mlp, *self.projections.values())
+
+    def features(self, sinusoid: Tensor, layer: Callable[[int, Tensor], Tensor] | None = None) -> list[Tensor]:
+        """``[e_i (B, C_i)]``; ``layer(k, x)`` computes the k-th of :attr:`layers` in its own way (quantized, say)."""
+        layer = layer or (lambda k, x: self.layers[k](x))
+        h = self.out_act(layer(1, self.act(layer(0, sinusoid))))
+        return [layer(2 + k, h) for k in range(len(self.projections))]
+
+
+def temporal_block(unet: nn.Module) -> TemporalBlock:
+    """Find the temporal information block of a diffusers ``UNet2DModel`` or ``UNet2DConditionModel``.
 
     Raises:
-        ValueError: the network's temporal path can't be tabulated; the message says why.
+        ValueError: there is none, or its output depends on more than the timestep; the message says on what.
     """
-    name = type(unet).__name__
+    name, config = type(unet).__name__, getattr(unet, "config", {})
     if not hasattr(unet, "time_embedding") or not hasattr(unet, "time_proj"):
         raise ValueError(
-            f"{name} has no time_proj/time_embedding; the temporal table is made for diffusers' UNet2DModel (use temporal='float')"
+            f"{name} has no time_proj/time_embedding; the temporal table is made for diffusers' UNet2DModel and UNet2DConditionModel "
+            "(use temporal='float')"
         )
     if getattr(unet, "class_embedding", None) is not None:
         raise ValueError("the network is class-conditional: its embedding depends on more than the timestep; use temporal='float'")
+    added = config.get("addition_embed_type")
+    if added is not None:
+        what = {"text_time": "pooled text and image sizes", "text": "pooled text", "image": "image embeddings"}.get(added, added)
+        raise ValueError(f"the network adds {what} to its time embedding (addition_embed_type={added!r}); use temporal='float'")
+    if config.get("time_cond_proj_dim") is not None:
+        raise ValueError("the network's time embedding takes a condition (time_cond_proj_dim: a guidance scale); use temporal='float'")
+    if name == "UNet2DModel" and config.get("time_embedding_type") == "fourier":
+        raise ValueError("the network divides its output by the timestep (time_embedding_type='fourier'); use temporal='float'")
+    mlp = unet.time_embedding
+    if getattr(mlp, "post_act", None) is not None or not isinstance(getattr(mlp, "linear_2", None), nn.Linear):
+        raise ValueError(f"{name}'s time embedding is not two linear layers with an activation between; use temporal='float'")
+    normed = [n for n, m in unet.named_modules() if type(m).__name__ in ("AdaGroupNorm", "SpatialNorm")]
+    if normed:
+        raise ValueError(f"{name} feeds the time embedding to a norm ({normed[0]}), which a table can't replace; use temporal='float'")
     found = {n: m for n, m in unet.named_modules() if n.endswith("time_emb_proj") and isinstance(m, nn.Linear)}
     if not found:
         raise ValueError(f"{name} has no time_emb_proj layers; use temporal='float'")
-    return found
+    shared = getattr(unet, "time_embed_act", None)
+    acts = [_activation(unet, n) for n in found]
+    if len({type(act) for act in acts}) > 1 or (shared is not None and acts[0] is not None):
+        raise ValueError(f"{name}'s residual blocks apply different activations to the time embedding; use temporal='float'")
+    out_act = acts[0] or shared or nn.Identity()
+    return TemporalBlock(unet.time_proj, (mlp.linear_1, mlp.linear_2), mlp.act or nn.Identity(), out_act, found)
 
 
 @torch.no_grad()
@@ -99,17 +151,25 @@ def temporal_table(unet: nn.Module, timesteps: Sequence[float]) -> TemporalTable
     timesteps = [float(t) for t in timesteps]
     if not timesteps or len(set(timesteps)) != len(timesteps):
         raise ValueError(f"a temporal table needs at least one timestep and none twice; got {timesteps}")
-    layers = projections(unet)
-    weight = next(iter(layers.values())).weight
-    rows = []
-    for t in timesteps:  # one at a time, as at inference: batched matrix products round differently
-        embedding = unet.time_embedding(unet.time_proj(torch.tensor([t], device=weight.device)).to(weight.dtype))
-        rows.append(torch.cat([layer(_activation(unet, name)(embedding)) for name, layer in layers.items()], dim=1))
-    slices, start = {}, 0
-    for name, layer in layers.items():
-        slices[name] = (start, start + layer.out_features)
+    block = temporal_block(unet)
+    # one at a time, as at inference: batched matrix products round differently
+    rows = [torch.cat(block.features(sinusoids(block, [t])), dim=1) for t in timesteps]
+    return TemporalTable(timesteps, torch.cat(rows).float(), slices(block))
+
+
+def sinusoids(block: TemporalBlock, timesteps: Sequence[float]) -> Tensor:
+    """The block's input for each timestep, ``(len(timesteps), C)``."""
+    weight = block.mlp[0].weight
+    return block.embed(torch.tensor(list(timesteps), dtype=torch.float32, device=weight.device)).to(weight.dtype)
+
+
+def slices(block: TemporalBlock) -> dict[str, tuple[int, int]]:
+    """Columns of each projection in a table's rows."""
+    found, start = {}, 0
+    for name, layer in block.projections.items():
+        found[name] = (start, start + layer.out_features)
         start += layer.out_features
-    return TemporalTable(timesteps, torch.cat(rows).float(), slices)
+    return found
 
 
 def step_network(unet: nn.Module, table: TemporalTable) -> nn.Module:
@@ -123,10 +183,20 @@ def step_network(unet: nn.Module, table: TemporalTable) -> nn.Module:
         block = step.get_submodule(name.rpartition(".")[0])
         block.time_emb_proj = _Slice(start, stop)
         block.skip_time_act = True  # the rows already hold the projected activation
-    step.time_proj, step.time_embedding = table, nn.Identity()
+    step.time_proj, step.time_embedding = table, _Pass()
+    if getattr(step, "time_embed_act", None) is not None:
+        step.time_embed_act = None
     return step
 
 
-def _activation(unet: nn.Module, name: str) -> nn.Module:
+class _Pass(nn.Module):
+    """Stands where the time embedding stood: the rows are its result. (UNet2DConditionModel hands it a condition too, None here.)"""
+
+    def forward(self, rows: Tensor, condition: Tensor | None = None) -> Tensor:
+        return rows
+
+
+def _activation(unet: nn.Module, name: str) -> nn.Module | None:
+    """What the residual block of this projection applies to the time embedding before it; None for nothing."""
     block = unet.get_submodule(name.rpartition(".")[0])
-    return nn.Identity() if getattr(block, "skip_time_act", False) else block.nonlinearity
+    return None if getattr(block, "skip_time_act", False) else block.nonlinearity

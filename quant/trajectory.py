@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -35,7 +35,11 @@ def network_hash(network: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a calibration set comes from. ``data`` holds the SHA-256 of the measurements that were restored."""
+    """Where a calibration set comes from.
+
+    ``data`` holds the SHA-256 of the measurements that were restored; ``grid`` and ``correction`` are names (empty: the default);
+    ``selection`` says how the samples were chosen from a larger set (empty: all that were recorded).
+    """
 
     model: str
     seed: int = 0
@@ -43,6 +47,13 @@ class Provenance:
     steps: int = 0
     task: str = ""
     data: tuple[str, ...] = ()
+    grid: str = ""
+    correction: str = ""
+    selection: str = ""
+
+    def to_dict(self) -> dict:
+        """Fields as plain values; those that are younger than the file format only where they are set."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("grid", "correction", "selection")}
 
 
 class CalibrationSet:
@@ -79,7 +90,7 @@ class CalibrationSet:
     @property
     def hash(self) -> str:
         """SHA-256 over samples, timesteps and provenance."""
-        digest = hashlib.sha256(json.dumps([self.timesteps, asdict(self.provenance)]).encode())
+        digest = hashlib.sha256(json.dumps([self.timesteps, self.provenance.to_dict()]).encode())
         for sample in self.samples:
             digest.update(str(tuple(sample.shape)).encode() + sample.cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -94,8 +105,26 @@ class CalibrationSet:
                 x = torch.stack(members[k : k + size])
                 yield x, torch.full((len(x),), -minus_t)
 
-    def check(self, network: nn.Module) -> None:
-        """Raises ValueError where this set was recorded with another network."""
+    def subset(self, indices: Iterable[int], selection: str) -> CalibrationSet:
+        """The samples at these positions, in this order; ``selection`` goes to the provenance."""
+        indices = list(indices)
+        chosen = [self.samples[k] for k in indices], [self.timesteps[k] for k in indices]
+        return CalibrationSet(*chosen, replace(self.provenance, selection=selection))
+
+    def positions(self) -> dict[float, list[int]]:
+        """The positions of each timestep's samples, noisiest timestep first."""
+        found: dict[float, list[int]] = {t: [] for t in self.grid}
+        for position, t in enumerate(self.timesteps):
+            found[t].append(position)
+        return found
+
+    def check(self, network: nn.Module, solver: str | None = None) -> None:
+        """Raises ValueError where this set was recorded with another network, or (if named) another solver."""
+        if solver is not None and self.provenance.solver != solver:
+            raise ValueError(
+                f"this calibration set was recorded with solver {self.provenance.solver or '(unnamed)'}, not {solver}: "
+                f"a solver's trajectory is its own; calibrate again with {solver}, or use the recorded one"
+            )
         found = network_hash(network)
         if self.provenance.model != found:
             raise ValueError(
@@ -108,7 +137,7 @@ class CalibrationSet:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file with the provenance in its header; under a temporary name first, then renamed."""
         path = Path(path)
-        header = {"format": FORMAT, "timesteps": self.timesteps, "provenance": asdict(self.provenance), "hash": self.hash}
+        header = {"format": FORMAT, "timesteps": self.timesteps, "provenance": self.provenance.to_dict(), "hash": self.hash}
         tensors = {f"{k:06d}": s.cpu() for k, s in enumerate(self.samples)}
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
@@ -225,14 +254,8 @@ def record(
     Raises:
         ValueError: the network is no ``nn.Module``, or a count or crop that can't be.
     """
+    check_recordable(denoiser, per_timestep, crop)
     network = denoiser.network
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"only an nn.Module can be recorded; the denoiser holds a {type(network).__name__}")
-    if per_timestep < 1:
-        raise ValueError(f"per_timestep must be at least 1; got {per_timestep}")
-    multiple = getattr(denoiser, "multiple", 1)
-    if crop is not None and (crop < multiple or crop % multiple):
-        raise ValueError(f"crop must be a multiple of {multiple} (of the network's input, after folding); got {crop}")
     provenance = Provenance(network_hash(network), seed, solver, 0, task, tuple(data))
     recorder = Recorder(per_timestep, crop, torch.Generator().manual_seed(seed), provenance)
     handle = network.register_forward_pre_hook(lambda _, inputs: recorder.add(inputs[0], inputs[1]))
@@ -241,3 +264,14 @@ def record(
     finally:
         handle.remove()
         recorder.provenance = Provenance(provenance.model, seed, solver, len(recorder.seen), task, provenance.data)
+
+
+def check_recordable(denoiser, per_timestep: int, crop: int | None) -> None:
+    """Raises ValueError where the network is no ``nn.Module``, or a count or crop can't be."""
+    if not isinstance(denoiser.network, nn.Module):
+        raise ValueError(f"only an nn.Module can be recorded; the denoiser holds a {type(denoiser.network).__name__}")
+    if per_timestep < 1:
+        raise ValueError(f"per_timestep must be at least 1; got {per_timestep}")
+    multiple = getattr(denoiser, "multiple", 1)
+    if crop is not None and (crop < multiple or crop % multiple):
+        raise ValueError(f"crop must be a multiple of {multiple} (of the network's input, after folding); got {crop}")

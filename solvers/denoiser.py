@@ -186,17 +186,19 @@ class Denoiser:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
-        """Load a diffusers ``UNet2DModel`` folder, or a pipeline folder with ``unet/`` and ``scheduler/``.
+        """Load a diffusers ``UNet2DModel`` or ``UNet2DConditionModel`` folder, or a pipeline folder with ``unet/`` and ``scheduler/``.
 
         ``denoiser.json`` holds fold, range and condition (defaults if there is none) and may hold ``process``
         (:func:`solvers.description.from_description`: Resfusion, RDDM, a continuous process ...) and ``prediction_type``. Where it does
         not, they come from ``scheduler_config.json`` (DDPM's linear schedule and ``epsilon`` if there is none).
+        A ``UNet2DConditionModel`` is shown the one text embedding, ``(1, L, D)``, that ``encoder_hidden_states.safetensors`` beside
+        ``denoiser.json`` holds under the key ``encoder_hidden_states``.
 
         Raises:
             FileNotFoundError: no such folder.
             ValueError: the folder holds no diffusers U-Net, or its files are damaged.
         """
-        from diffusers import UNet2DModel
+        import diffusers
 
         from solvers.description import from_description
 
@@ -208,16 +210,19 @@ class Denoiser:
         if not (unet / "config.json").is_file() or not weights.is_file():
             raise ValueError(f"{root} is no model folder: it needs config.json and {weights.name} (in it or in unet/)")
         config = _read_json(unet / "config.json")
-        if config.get("_class_name") != "UNet2DModel":
-            raise ValueError(f"{unet / 'config.json'} describes {config.get('_class_name')!r}; UNet2DModel is accepted")
+        kind = config.get("_class_name")
+        if kind not in ("UNet2DModel", "UNet2DConditionModel"):
+            raise ValueError(f"{unet / 'config.json'} describes {kind!r}; UNet2DModel and UNet2DConditionModel are accepted")
         try:
-            network, report = UNet2DModel.from_pretrained(
+            network, report = getattr(diffusers, kind).from_pretrained(
                 unet, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, output_loading_info=True
             )
         except Exception as error:
-            raise ValueError(f"{unet} can't be loaded as a UNet2DModel: {_first_line(error)}") from error
+            raise ValueError(f"{unet} can't be loaded as a {kind}: {_first_line(error)}") from error
         if missing := sorted(report["missing_keys"]):  # diffusers would leave them random
             raise ValueError(f"{weights} lacks {len(missing)} of the network's tensors, such as {missing[0]}")
+        if kind == "UNet2DConditionModel":
+            _show_text(network, root / "encoder_hidden_states.safetensors")
         places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
         schedule = next((_read_json(p) for p in places if p.is_file()), {})
         extra = _read_json(root / "denoiser.json") if (root / "denoiser.json").is_file() else {}
@@ -290,6 +295,39 @@ class Denoiser:
             "residual": self.residual,
             "data_std": self.data_std,
         }
+
+
+def _with_text(network: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    """Forward hook: the stored text embedding for a network that is called without one."""
+    x = inputs[0]
+    return inputs, {"encoder_hidden_states": network.encoder_hidden_states.to(x).expand(x.shape[0], -1, -1)} | named
+
+
+def _show_text(network: nn.Module, path: Path) -> None:
+    """Let ``network(x, t)`` run on the stored text embedding: a buffer, so that it counts as a part of the model."""
+    from safetensors import SafetensorError, safe_open
+
+    config = network.config
+    if config.class_embed_type or config.num_class_embeds or config.addition_embed_type or config.encoder_hid_dim_type:
+        raise ValueError(
+            "this UNet2DConditionModel takes class labels, image sizes or pooled embeddings with every call; only one that takes a text "
+            "embedding alone is accepted"
+        )
+    if not path.is_file():
+        raise ValueError(
+            f"a UNet2DConditionModel needs a text embedding: write the prompt's encoder_hidden_states (1, L, D) to {path} under the key "
+            "encoder_hidden_states"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            states = file.get_tensor("encoder_hidden_states").float()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} holds no tensor encoder_hidden_states: {_first_line(error)}") from error
+    width = config.cross_attention_dim
+    if states.ndim != 3 or states.shape[0] != 1 or states.shape[2] != width or not torch.isfinite(states).all():
+        raise ValueError(f"{path}: encoder_hidden_states must be finite and (1, L, {width}), one prompt; got {tuple(states.shape)}")
+    network.register_buffer("encoder_hidden_states", states)
+    network.register_forward_pre_hook(_with_text, with_kwargs=True)
 
 
 def _read_json(path: Path) -> dict:

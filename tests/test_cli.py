@@ -135,6 +135,10 @@ def test_verify(cli, road, tiny_model, pictures, tmp_path):
     code, _, err = cli(*common, "--psnr-drop", -100)
     assert code == 3
     assert "restored images lose" in err
+    # a calibration file says nothing about another solver's trajectory
+    code, _, err = cli(*common, "--solver", "pndm")
+    assert code == 2
+    assert "recorded with solver ddim, not pndm" in err
 
 
 def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):

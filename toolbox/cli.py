@@ -184,23 +184,44 @@ def train(
 @app.command()
 def calibrate(
     model: Annotated[str, typer.Argument(help="A shipped float model (photo) or a diffusers folder.")],
-    data: Annotated[Path, typer.Option(help="Folder of pictures like those to be restored.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file to write (.safetensors).")],
+    data: Annotated[Path | None, typer.Option(help="Folder of pictures like those to be restored.")] = None,
+    task: Annotated[str, typer.Option(help="inpaint, denoise, superresolve, deblur; generate: from noise, without --data.")] = "inpaint",
     solver: Solver = "ddim",
     steps: Annotated[list[int] | None, typer.Option(help="Solver steps to deploy; give it several times for several. [default: 5]")] = None,
-    count: Annotated[int, typer.Option(help="Pictures to restore.")] = 16,
-    side: Annotated[int, typer.Option(help="Side of the crops to restore, in pixels.")] = 256,
-    per_timestep: Annotated[int, typer.Option(help="Network inputs to keep per timestep.")] = 8,
+    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    correction: Annotated[str | None, typer.Option(help="As in `restobox restore`.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Noise on the measurements, in units of [0, 1].", min=0)] = None,
+    count: Annotated[int, typer.Option(help="Pictures to restore.", min=1)] = 16,
+    side: Annotated[int | None, typer.Option(help="Side of the crops to restore, in pixels.", min=1)] = None,
+    per_timestep: Annotated[int | None, typer.Option(help="Most network inputs to keep per timestep. [default: 8]", min=1)] = None,
+    select: Annotated[str | None, typer.Option(help="Choose --samples of them: uniform, ptq4dm, eda-dm.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", "-n", help="Network inputs to choose.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Record what the network sees while pictures are restored with the deployed solver."""
-    from toolbox.deploy import run_calibrate
+    """Record what the network sees while pictures are restored with the deployed solver. Repeat a call that was cut to go on."""
+    from toolbox.calibrate import run_calibrate
 
     steps = steps or [5]
     with _Progress("calibrating", count * len(steps)) as bar:
         figures = run_calibrate(
-            model, data, out, solver=solver, steps=steps, count=count, side=side, per_timestep=per_timestep, seed=seed, progress=bar.update
+            model,
+            data,
+            out,
+            task=task,
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            correction=correction,
+            sigma=sigma,
+            count=count,
+            side=side,
+            per_timestep=per_timestep,
+            select=select,
+            samples=samples,
+            seed=seed,
+            progress=bar.update,
         )
     if as_json:
         return _print_json(figures)

@@ -1,9 +1,9 @@
-"""From a trained model to a proven bundle: what ``restobox calibrate``, ``quantize``, ``export`` and ``verify`` do."""
+"""From a trained model to a proven bundle: what ``restobox quantize``, ``export`` and ``verify`` do."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from quant.files import load_quantized, save_quantized
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
-from quant.trajectory import CalibrationSet, record
+from quant.trajectory import CalibrationSet
 from restoration.inpainting import InpaintingTask
 from restoration.io.images import check_folder, read_image
 from restoration.masks import KINDS, make_mask
@@ -49,51 +49,9 @@ def pictures(folder: Path, count: int, side: int, seed: int) -> Iterator[tuple[s
         yield hashlib.sha256(path.read_bytes()).hexdigest(), np.ascontiguousarray(np.broadcast_to(crop, (3, height, width)))
 
 
-def run_calibrate(
-    model: str,
-    data: Path,
-    out: Path,
-    *,
-    solver: str,
-    steps: Sequence[int],
-    count: int,
-    side: int,
-    per_timestep: int,
-    seed: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict:
-    """Restore ``count`` pictures with the deployed solver at each number of steps and record what the network sees.
-
-    Masks take turns through all kinds. Returns the figures that the command prints.
-
-    Raises:
-        ValueError, OSError: bad names, numbers or files; nothing is written then.
-    """
-    check_folder(out.parent)
-    denoiser = _float_model(model)
-    tasks = [InpaintingTask(denoiser, solver_by_name(solver), n) for n in steps]
-    crop = min(side // denoiser.fold, 64) // denoiser.multiple * denoiser.multiple
-    hashes, done = [], 0
-    with record(denoiser, per_timestep=per_timestep, crop=crop, seed=seed, solver=solver, task="inpainting", data=()) as recorder:
-        for k, (digest, image) in enumerate(pictures(data, count, side, seed)):
-            hashes.append(digest)
-            kind = KINDS[k % len(KINDS)]
-            mask = torch.from_numpy(make_mask(kind, *image.shape[1:], MISSING[kind], seed + k))
-            for task in tasks:
-                task(torch.from_numpy(image), mask, seed=seed + k)
-                done += 1
-                progress(done)
-    found = recorder.result()
-    provenance = found.provenance
-    provenance = type(provenance)(provenance.model, seed, solver, max(steps), "inpainting", tuple(sorted(set(hashes))))
-    calibration = CalibrationSet(found.samples, found.timesteps, provenance)
-    calibration.save(out)
-    return {"out": str(out), "samples": len(calibration), "timesteps": list(calibration.grid), "hash": calibration.hash}
-
-
 def run_quantize(model: str, calibration: Path, recipe: Path | None, out: Path) -> dict:
     """Quantize a model on a calibration file and write the folder of scales and codes."""
-    denoiser = _float_model(model)
+    denoiser = float_model(model)
     settings = QuantRecipe() if recipe is None else QuantRecipe.from_json(recipe.read_text(encoding="utf-8"))
     quantized = quantize(denoiser.network, CalibrationSet.load(calibration, denoiser.network), settings)
     save_quantized(quantized, out)
@@ -104,7 +62,7 @@ def run_export(model: str, quantized: Path | None, target: str, out: Path, *, se
     """Export a model (float without ``quantized``) as a bundle."""
     from export.exporter import export_bundle
 
-    denoiser = _float_model(model)
+    denoiser = float_model(model)
     made = None if quantized is None else load_quantized(quantized, denoiser.network)
     card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
     bundle = export_bundle(denoiser, out, target=target, quantized=made, seed=seed, card=card)
@@ -136,9 +94,10 @@ def run_verify(
     if report is not None:
         check_folder(report)
     read_bundle(bundle)
-    denoiser = _float_model(model)
+    denoiser = float_model(model)
     made = load_quantized(quantized, denoiser.network)
-    recorded = CalibrationSet.load(calibration, denoiser.network)
+    recorded = CalibrationSet.load(calibration)
+    recorded.check(denoiser.network, solver)
     cases = []
     if data is not None:
         for k, (_, image) in enumerate(pictures(data, count, side, seed)):
@@ -189,7 +148,12 @@ def _write_report(folder: Path, bundle: Path, figures: dict, cases: list, restor
     write_report(folder, bundle.name, figures, body)
 
 
-def _float_model(model: str) -> Denoiser:
+def float_model(model: str) -> Denoiser:
+    """The PyTorch denoiser of this name or folder.
+
+    Raises:
+        ValueError: none, or an exported bundle.
+    """
     denoiser = load(model)
     if not isinstance(denoiser.network, torch.nn.Module):
         raise ValueError(f"model {model!r} is an exported bundle; give the PyTorch model that it was made from")

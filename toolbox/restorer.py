@@ -17,9 +17,7 @@ from restoration.io.images import check_folder
 from restoration.masks import KINDS, make_mask
 from restoration.metrics import psnr, ssim
 from solvers import solver_by_name
-from solvers.denoiser import Denoiser
-from toolbox.api import load
-from toolbox.deploy import MISSING, pictures
+from toolbox.deploy import MISSING, float_model, pictures
 from toolbox.report import html_table, picture, write_report
 
 
@@ -37,10 +35,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def float_task(model: str, solver: str, steps: int, grid: str, correction: str | None) -> InpaintingTask:
     """The run to bake in or to compare with, around a PyTorch model."""
-    denoiser = load(model)
-    if not isinstance(denoiser, Denoiser) or not isinstance(denoiser.network, torch.nn.Module):
-        raise ValueError(f"model {model!r} is an exported bundle; give the PyTorch model that it was made from")
-    return InpaintingTask(denoiser, solver_by_name(solver), steps, grid, correction)
+    return InpaintingTask(float_model(model), solver_by_name(solver), steps, grid, correction)
 
 
 def run_export_restorer(

@@ -1,0 +1,229 @@
+"""Calibrate any diffusers U-Net on the trajectories of its deployment: what ``restobox calibrate`` does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quant.collect import collect
+from quant.eda_dm import EDADM
+from quant.ptq4dm import PTQ4DM
+from quant.selection import Uniform
+from quant.trajectory import CalibrationSet
+from restoration.inpainting import InpaintingTask
+from restoration.io.images import check_folder, read_image
+from restoration.masks import KINDS, make_mask
+from restoration.measurement import Measurement
+from restoration.operators import Denoising, Inpainting
+from restoration.posterior import CORRECTIONS
+from restoration.separable import Bicubic, Blur, gaussian_kernel
+from restoration.task import sample
+from solvers import GRIDS, solver_by_name
+from solvers.denoiser import Denoiser
+from solvers.solver import Solver
+from toolbox.deploy import MISSING, SUFFIXES, float_model
+
+TASKS = ("inpaint", "denoise", "superresolve", "deblur", "generate")
+SELECTIONS = ("uniform", "ptq4dm", "eda-dm")
+
+
+@dataclass(frozen=True)
+class Restorations:
+    """Restoration ``k`` of many: picture ``k // len(steps)`` of a folder, at ``steps[k % len(steps)]`` solver steps.
+
+    Everything drawn for it (crop, mask, noise, start) depends on the seed and k alone.
+
+    Args:
+        files: pictures; empty for ``generate``.
+        side: of the crops (or generated images), in pixels.
+        sigma: noise on the measurements, in units of [0, 1].
+    """
+
+    denoiser: Denoiser
+    task: str
+    files: tuple[Path, ...]
+    solver: Solver
+    steps: tuple[int, ...]
+    grid: str
+    correction: str | None
+    sigma: float
+    side: int
+    seed: int
+
+    def __call__(self, k: int) -> None:
+        number, steps = k // len(self.steps), self.steps[k % len(self.steps)]
+        d, seed = self.denoiser, self.seed + k
+        grid = GRIDS[self.grid](d.process, steps)
+        if self.task == "generate":
+            sample(d, (image_channels(d), self.side, self.side), grid, self.solver, seed=seed)
+            return
+        image = self.picture(number)
+        generator = torch.Generator().manual_seed(seed)
+        noise = self.sigma * torch.randn(image.shape, generator=generator)
+        if self.task == "inpaint":
+            kind = KINDS[number % len(KINDS)]
+            mask = torch.from_numpy(make_mask(kind, *image.shape[1:], MISSING[kind], self.seed + number))
+            if image.shape[0] == 3:
+                task = InpaintingTask(d, self.solver, steps, self.grid, self.correction)
+                task((image + noise).clamp(0, 1), mask, sigma=self.sigma, seed=seed)
+                return
+            operator = Inpainting(mask)
+        else:
+            size = image.shape[1:]
+            makers = {"denoise": Denoising, "superresolve": lambda: Bicubic(size, 4), "deblur": lambda: Blur(size, gaussian_kernel(1.6))}
+            operator = makers[self.task]()
+        y = operator.A(image[None])
+        y = y + self.sigma * torch.randn(y.shape, generator=generator)
+        if self.task == "inpaint":
+            y = operator.A(y)
+        measurement = Measurement(operator, y.to(d.device), self.sigma).in_range(*d.value_range, like=image[None].to(d.device))
+        name = self.correction or ("diffpir" if self.sigma > 0 else "ddnm")
+        sample(CORRECTIONS[name](d, measurement), tuple(image.shape), grid, self.solver, seed=seed)
+
+    def picture(self, number: int) -> Tensor:
+        """A random crop ``(C, h, w)`` in [0, 1], at most ``side`` x ``side``, of the network's channels."""
+        order = np.random.default_rng(self.seed).permutation(len(self.files))
+        pixels = read_image(self.files[order[number % len(order)]]).pixels
+        rng = np.random.default_rng([self.seed, number])
+        height, width = (min(self.side, n) for n in pixels.shape[1:])
+        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(pixels.shape[1:], (height, width), strict=True))
+        crop = torch.from_numpy(np.ascontiguousarray(pixels[:, top : top + height, left : left + width]))
+        return crop.mean(0, keepdim=True) if image_channels(self.denoiser) == 1 else crop.expand(3, -1, -1)
+
+
+def run_calibrate(
+    model: str,
+    data: Path | None,
+    out: Path,
+    *,
+    task: str = "inpaint",
+    solver: str = "ddim",
+    steps: Sequence[int] = (5,),
+    grid: str = "trailing",
+    correction: str | None = None,
+    sigma: float | None = None,
+    count: int = 16,
+    side: int | None = None,
+    per_timestep: int | None = None,
+    select: str | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict:
+    """Restore ``count`` pictures with the deployed solver at each number of steps and record what the network sees.
+
+    Masks take turns through all kinds. An interrupted call goes on when it is repeated. Returns the figures that the command prints.
+
+    Args:
+        model: a shipped float model, or any diffusers ``UNet2DModel``/``UNet2DConditionModel`` folder.
+        data: folder of pictures; None for the task ``generate``.
+        sigma: noise on the measurements, in units of [0, 1]; by default 0.1 for ``denoise``, else 0.
+        side: of the crops, in pixels; by default what the network's config says it was trained on, else 256.
+        per_timestep: most network inputs kept per timestep; by default 8, and all that a selection may need where there is one.
+        select, samples: keep ``samples`` of the recorded inputs, chosen in this way (``uniform`` where only their number is given).
+
+    Raises:
+        ValueError, OSError: bad names, numbers or files; ``out`` is not written then.
+    """
+    check_folder(out.parent)
+    _check_names(
+        task=(task, TASKS), grid=(grid, GRIDS), correction=(correction, (None, *CORRECTIONS)), select=(select, (None, *SELECTIONS))
+    )
+    if samples is not None and samples < 1:
+        raise ValueError(f"--samples must be at least 1; got {samples}")
+    if select is not None and samples is None:
+        raise ValueError(f"--select {select} needs --samples: how many network inputs to choose")
+    denoiser = float_model(model)
+    sigma = (0.1 if task == "denoise" else 0.0) if sigma is None else sigma
+    files = _files(denoiser, task, data)
+    side = _side(denoiser) if side is None else side
+    steps = tuple(steps)
+    for n in steps:
+        GRIDS[grid](denoiser.process, n)
+    restore = Restorations(denoiser, task, files, solver_by_name(solver), steps, grid, correction, sigma, side, seed)
+    total = count * len(steps)
+    chosen = select or ("uniform" if samples is not None else None)
+    pool = out if chosen is None else out.with_name(f".{out.name}.pool")
+    try:
+        recorded = collect(
+            denoiser,
+            restore,
+            total,
+            pool,
+            per_timestep=per_timestep or samples or 8,
+            crop=_crop(denoiser, side),
+            seed=seed,
+            solver=solver,
+            steps=max(steps),
+            task=f"{task}, steps {', '.join(map(str, steps))}, sigma {sigma:g}, side {side}",
+            grid=grid,
+            correction=correction or "",
+            data=sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in files}),
+            progress=progress,
+        )
+        if chosen is not None:
+            recorded = select_samples(recorded, denoiser, chosen, samples, seed)
+            recorded.save(out)
+    finally:
+        if pool != out:
+            pool.unlink(missing_ok=True)
+    shares = {f"{t:g}": len(positions) for t, positions in recorded.positions().items()}
+    figures = {"out": str(out), "samples": len(recorded), "timesteps": list(recorded.grid), "per_timestep": shares}
+    return figures | {"selection": recorded.provenance.selection, "hash": recorded.hash}
+
+
+def select_samples(pool: CalibrationSet, denoiser: Denoiser, name: str, count: int, seed: int) -> CalibrationSet:
+    """``count`` samples of a recorded set, chosen in one of the ways in ``SELECTIONS``."""
+    if name == "eda-dm":
+        return EDADM().select(pool, denoiser.network, count, seed)
+    return {"uniform": Uniform, "ptq4dm": PTQ4DM}[name]().select(pool, count, seed)
+
+
+def image_channels(denoiser: Denoiser) -> int:
+    """Channels of the images (or latents) that the network denoises."""
+    return denoiser.network.config.in_channels // denoiser.fold**2 - denoiser.condition_channels
+
+
+def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]:
+    if task == "generate":
+        if data is not None:
+            raise ValueError("the task generate starts from noise and takes no --data")
+        return ()
+    channels = image_channels(denoiser)
+    if channels not in (1, 3):
+        raise ValueError(f"the network works on {channels} channels, not on pictures; calibrate it with --task generate")
+    if denoiser.condition_channels and task != "inpaint":
+        raise ValueError(f"the network is shown a lifted picture and a mask; --task inpaint (or generate) fits it, not {task}")
+    if data is None:
+        raise ValueError(f"--task {task} needs --data: a folder of pictures like those to be restored")
+    if not data.is_dir():
+        raise FileNotFoundError(f"data folder {data} does not exist")
+    files = tuple(sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES))
+    if not files:
+        raise ValueError(f"{data} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def _side(denoiser: Denoiser) -> int:
+    size = denoiser.network.config.sample_size
+    size = min(size) if isinstance(size, (list, tuple)) else size
+    return 256 if size is None else size * denoiser.fold
+
+
+def _crop(denoiser: Denoiser, side: int) -> int | None:
+    """Convolutions see the same statistics on a part of the picture; attention looks at all of it."""
+    if any("Attention" in type(m).__name__ for m in denoiser.network.modules()):
+        return None
+    return min(side // denoiser.fold, 64) // denoiser.multiple * denoiser.multiple
+
+
+def _check_names(**choices: tuple) -> None:
+    for what, (given, known) in choices.items():
+        if given not in known:
+            raise ValueError(f"{what} {given!r} is unknown; known: {', '.join(name for name in known if name)}")
