@@ -26,8 +26,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 MISSING = {"random": 0.8, "strokes": 0.25, "text": 0.1, "box": 0.1}
 
 
-def pictures(folder: Path, count: int, side: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """``count`` random crops ``(3, side, side)`` (smaller where a picture is) of a folder's files, with each file's SHA-256.
+def pictures(folder: Path, count: int, side: int | tuple[int, int], seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """``count`` random crops ``(3, side, side)`` or ``(3, *side)`` (smaller where a picture is) of a folder's files, with each file's SHA-256.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -43,7 +43,7 @@ def pictures(folder: Path, count: int, side: int, seed: int) -> Iterator[tuple[s
     for k in range(count):
         path = files[order[k % len(files)]]
         pixels = read_image(path).pixels
-        height, width = (min(side, n) for n in pixels.shape[1:])
+        height, width = (min(m, n) for m, n in zip((side, side) if isinstance(side, int) else side, pixels.shape[1:], strict=True))
         top, left = (int(rng.integers(n - m + 1)) for n, m in zip(pixels.shape[1:], (height, width), strict=True))
         crop = pixels[:, top : top + height, left : left + width]
         yield hashlib.sha256(path.read_bytes()).hexdigest(), np.ascontiguousarray(np.broadcast_to(crop, (3, height, width)))

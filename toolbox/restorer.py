@@ -105,7 +105,7 @@ def run_verify_restorer(
         denoiser.network = network
         simulated = replace(task, denoiser=denoiser)
     images, shown = [], []
-    for k, (_, image) in enumerate(pictures(data, count, min(run.height, run.width), seed)):
+    for k, (_, image) in enumerate(pictures(data, count, (run.height, run.width), seed)):
         kind = KINDS[k % len(KINDS)]
         known = torch.from_numpy(make_mask(kind, *image.shape[1:], MISSING[kind], seed + k))
         truth = torch.from_numpy(image)
