@@ -52,7 +52,7 @@ class DiffusersSolver:
     that lay out levels (``timestep_spacing``, ``use_karras_sigmas``, ``final_sigmas_type``, ...) are the grid's part and have no effect.
 
     A scheduler that can't reach the clean level (DEIS) is run to the last noisy node, whose image estimate is the result. Where there
-    is no signal (zero terminal SNR) the first step is first order. States follow ``a x0 + b eps`` of the answer, so corrections count; where
+    is no signal (zero terminal SNR) the first step is first order. States follow ``a x0 + b eps`` of the answer: corrections count. Where
     a scheduler goes on from a state that it stored (UniPC, Heun) only the estimates do. Sigmas are single precision in most schedulers,
     which ends their convergence at about 1e-5; DPM-Solver's multi-step one also holds its states in single precision.
 

@@ -161,10 +161,10 @@ def test_edits_count_or_are_refused(name):
         if where in TRIALS.get(name, ()):
             with pytest.raises(ValueError, match="would not see the change"):
                 image(where)
-        elif name != "fon":  # its straight lines scale shifts differently
+        elif name not in ("fon", "dpm-solver++-2m", "dpm-solver++-3m"):  # straight lines, and slopes of image estimates, scale shifts
             shift = 0.1 / PROCESS.a(t)
             exact = not isinstance(SOLVERS[name](), DiffusersSolver)  # those hold sigmas, one also states, in single precision
-            assert (image(where) - plain - shift).abs().max() < (1e-10 if exact else 2e-5 * shift)
+            assert (image(where) - plain - shift).abs().max() < (1e-10 if exact else 2e-6 * plain.abs().max())
         else:
             assert (image(where) - plain).abs().min() > 0.01
 
