@@ -17,6 +17,7 @@ from solvers.ddcm import DDCM, Branches, edit
 from solvers.ddim import DDIM
 from solvers.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
 from solvers.denoiser import Denoiser
+from solvers.diffusers_solver import DiffusersSolver
 from solvers.evodiff import EVODiff
 from solvers.grid import GRIDS, Grid, consistency, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
 from solvers.pndm import PNDM
@@ -27,7 +28,7 @@ from solvers.rddm import RDDM, RDDMSampler, rddm_nodes
 from solvers.red_diff import REDDiff
 from solvers.resampled import Resampled
 from solvers.resfusion import Resfusion, ResfusionSampler
-from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, generators, randn, solve
+from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, as_solver, generators, randn, solve
 from solvers.text_editing import edit_prompt
 
 # Names for the command line and for scheduler configs; the value called without arguments is a solver.
@@ -44,6 +45,12 @@ SOLVERS = {
     "resfusion": ResfusionSampler,
     "rddm": RDDMSampler,
     "ddcm": DDCM,
+    "dpm-solver++-2m": partial(DiffusersSolver, "DPMSolverMultistepScheduler", {"solver_order": 2}),
+    "dpm-solver++-3m": partial(DiffusersSolver, "DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "unipc": partial(DiffusersSolver, "UniPCMultistepScheduler", {"solver_order": 2}),
+    "deis": partial(DiffusersSolver, "DEISMultistepScheduler", {"solver_order": 2}),
+    "diffusers-ddim": partial(DiffusersSolver, "DDIMScheduler", {"clip_sample": False}),
+    "diffusers-plms": partial(DiffusersSolver, "PNDMScheduler", {"skip_prk_steps": True}),
 }
 
 
@@ -84,6 +91,7 @@ __all__ = [
     "ContinuousVP",
     "DDPMInversion",
     "Denoiser",
+    "DiffusersSolver",
     "EVODiff",
     "GaussianMixture",
     "Grid",
@@ -106,6 +114,7 @@ __all__ = [
     "Step",
     "StepIndexed",
     "as_scheduler",
+    "as_solver",
     "consistency",
     "edit",
     "edit_prompt",

@@ -92,7 +92,8 @@ def solve(
     Gradients are off; a correction that needs them through the network turns them on for itself.
 
     Args:
-        solver: any object with ``run(problem, grid, x)``.
+        solver: any object with ``run(problem, grid, x)``, or a diffusers scheduler, whose update rule then runs on ``grid``
+            (:class:`solvers.DiffusersSolver`).
         denoiser: callable with an attribute ``process``. If it has a method ``bind(times, noise)``, what that returns is asked instead:
             ``times`` are the grid's nodes as times of the denoiser's process, ``noise(like)`` is the run's noise source.
         x: start state at ``grid.times[0]``, ``(B, C, H, W)`` in the denoiser's value range. Half precision is kept in single precision
@@ -108,6 +109,7 @@ def solve(
         ValueError: ``x`` holds NaN or infinity, the grid leaves the process, or a solver that combines answers of several steps
             (``keeps_history``) is given a denoiser whose answers hold fresh noise (``draws_noise``).
     """
+    solver = as_solver(solver)
     if not all_finite(x):
         raise ValueError("the start state holds NaN or infinite values")
     process = denoiser.process if process is None else process
@@ -139,6 +141,22 @@ def solve(
             query = run.send(prediction)
     except StopIteration as end:
         return Solution(end.value.to(dtype), nfe)
+
+
+def as_solver(solver) -> Solver:
+    """``solver`` itself, the solver behind a ``SolverScheduler``, or the update rule of any other diffusers scheduler.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: a scheduler that can't serve (:class:`solvers.DiffusersSolver`).
+    """
+    if callable(getattr(solver, "run", None)):
+        return solver
+    if callable(getattr(solver, "set_timesteps", None)) and callable(getattr(solver, "step", None)):
+        from solvers.diffusers_solver import DiffusersSolver
+
+        return solver.solver if hasattr(solver, "solver") else DiffusersSolver.of(solver)
+    raise TypeError(f"{solver!r} is no solver: give an object with run(problem, grid, x), or a diffusers scheduler")
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def test_inspect_prints_tables(cli, road):
 
 
 def test_bench_runtime(cli, road, tiny_model):
-    code, out, _ = cli("bench-runtime", road / "bundle", "--model", tiny_model, "--size", "16x16", "--repeats", 2, "--json")
+    code, out, _ = cli("bench", "runtime", road / "bundle", "--model", tiny_model, "--size", "16x16", "--repeats", 2, "--json")
     assert code == 0
     figures = json.loads(out)
     rows = {row["name"]: row for row in figures["rows"]}
@@ -191,7 +191,7 @@ def test_bench_runtime(cli, road, tiny_model):
     assert rows["bundle (cpu)"]["mb"] < rows["ONNX fp16"]["mb"] < rows["ONNX fp32"]["mb"]
     assert rows["ONNX fp32"]["peak_mb"] > 0
     assert "bundle (cpu) is" in figures["verdict"]
-    assert cli("bench-runtime", road / "bundle", "--model", "photo")[0] == 2
+    assert cli("bench", "runtime", road / "bundle", "--model", "photo")[0] == 2
 
 
 def test_verdict_says_when_8_bits_do_not_pay():

@@ -16,6 +16,7 @@ from solvers import (
     SOLVERS,
     VP,
     Denoiser,
+    DiffusersSolver,
     Grid,
     SolverScheduler,
     StepIndexed,
@@ -137,7 +138,9 @@ TRIALS = {
     "f-pndm": {1, 2, 3, 5, 6, 7, 9, 10, 11},
     "fon": {1, 2, 3, 5, 6, 7, 9, 10, 11},
     "evodiff": set(range(1, 11)),
-}  # calls inside warm-up steps, and at probes
+    "unipc": set(range(1, 12)),
+    "diffusers-plms": {1},
+}  # calls inside warm-up steps, at probes, and where a rule goes on from a state of its own
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -158,8 +161,10 @@ def test_edits_count_or_are_refused(name):
         if where in TRIALS.get(name, ()):
             with pytest.raises(ValueError, match="would not see the change"):
                 image(where)
-        elif name != "fon":  # its straight lines scale shifts differently
-            assert (image(where) - plain - 0.1 / PROCESS.a(t)).abs().max() < 1e-10
+        elif name not in ("fon", "dpm-solver++-2m", "dpm-solver++-3m"):  # straight lines, and slopes of image estimates, scale shifts
+            shift = 0.1 / PROCESS.a(t)
+            exact = not isinstance(SOLVERS[name](), DiffusersSolver)  # those hold sigmas, one also states, in single precision
+            assert (image(where) - plain - shift).abs().max() < (1e-10 if exact else 2e-6 * plain.abs().max())
         else:
             assert (image(where) - plain).abs().min() > 0.01
 

@@ -11,6 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+
+class _PicturesFirst(TyperGroup):
+    """`restobox bench FOLDER ...` is `restobox bench pictures FOLDER ...`."""
+
+    def parse_args(self, ctx, args):
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["pictures", *args]
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="restobox",
@@ -21,6 +32,10 @@ app = typer.Typer(
 )
 restore_app = typer.Typer(help="Restore a measurement of yours.", no_args_is_help=True)
 app.add_typer(restore_app, name="restore")
+bench_app = typer.Typer(
+    help="Measure models on pictures (`restobox bench FOLDER ...`), or solvers.", no_args_is_help=True, cls=_PicturesFirst
+)
+app.add_typer(bench_app, name="bench")
 
 Model = Annotated[str, typer.Option(help="A shipped model (see `restobox models`), a diffusers folder or an exported bundle.")]
 Solver = Annotated[str, typer.Option(help="ddim, pndm, plms, ...; an unknown name lists all.")]
@@ -422,7 +437,7 @@ def inspect_(
     )
 
 
-@app.command("bench-runtime")
+@bench_app.command("runtime")
 def bench_runtime(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles of the model's network.")],
     model: Annotated[str, typer.Option(help="The float model that they were made from.")] = "photo",
@@ -472,8 +487,8 @@ def bench_runtime(
     print(figures["verdict"])
 
 
-@app.command()
-def bench(
+@bench_app.command("pictures")
+def bench_pictures(
     data: Annotated[Path, typer.Argument(help="Folder of true pictures.")],
     masks: Annotated[str | None, typer.Option(help="An .npz file of masks (1 = known); none: --mask takes KIND:FRACTION.")] = None,
     mask: Annotated[list[str] | None, typer.Option("--mask", "-m", help="Masks, by name. [default: random:0.8]")] = None,
@@ -510,6 +525,35 @@ def bench(
         ("mask", "model", "solver", "PSNR dB", "SSIM", "seconds"),
         [(r["mask"], r["model"], r["solver"], f"{r['psnr']:.2f}", f"{r['ssim']:.4f}", f"{r['seconds']:.2f}") for r in rows],
     )
+
+
+@bench_app.command("solvers")
+def bench_solver_errors(
+    solver: Annotated[list[str] | None, typer.Option(help="Solvers; an unknown name lists all. [default: 18 of them]")] = None,
+    nfe: Annotated[list[int] | None, typer.Option(help="Network calls. [default: 8 10 12 15 20 25 30 50]")] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="Time grids. [default: log-snr, trailing]")] = None,
+    process: Annotated[str, typer.Option(help="ddpm (linear betas) or edm (sigma 80 to 0.002).")] = "ddpm",
+    count: Annotated[int, typer.Option(help="Start points.", min=1)] = 32,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure where solvers, ours and diffusers', end on a distribution whose exact flow is known."""
+    from toolbox.bench_solvers import DEFAULT_GRIDS, DEFAULT_NFE, DEFAULT_SOLVERS, bench_solvers, tables
+
+    with _Progress("measuring", 1) as bar:
+        figures = bench_solvers(
+            solvers=solver or DEFAULT_SOLVERS,
+            nfe=nfe or DEFAULT_NFE,
+            grids=grid or DEFAULT_GRIDS,
+            process=process,
+            count=count,
+            seed=seed,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return _print_json(figures)
+    for title, header, rows in tables(figures):
+        _print_table(title, header, rows)
 
 
 # -- printing -----------------------------------------------------------------------------------------------------

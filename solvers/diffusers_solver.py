@@ -1,0 +1,213 @@
+"""A diffusers scheduler as a solver: its update rule on our levels, processes and predictions."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.grid import Grid
+from solvers.prediction import Prediction
+from solvers.process import Process
+from solvers.solver import Problem, Query
+
+# what a run decides itself, wherever a scheduler has the option: its levels are the grid's, its network speaks epsilon
+LEVELS = {
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
+    "rescale_betas_zero_snr": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+    "use_dynamic_shifting": False,
+    "interpolation_type": "linear",
+}
+ONE_STEP = (
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+)
+STORED = ("sample", "last_sample", "cur_sample")  # where schedulers keep the state that a later call goes on from
+
+
+@dataclass(frozen=True)
+class DiffusersSolver:
+    """The update rule of a diffusers scheduler, for comparison with ours. NFE = steps (Heun: 2 steps - 1; PNDM's PLMS: steps + 1).
+
+    Each run makes a scheduler of its own, whose training levels are the nodes of the grid: all are visited, so every target is the next
+    node (diffusers' own constant strides miss it where N does not divide T). Any process will do: ``(x - c y)/sqrt(a^2 + b^2)`` is a
+    variance-preserving state with the same log-SNR. On the grid of its own timesteps a run gives what diffusers' loop gives; options
+    that lay out levels (``timestep_spacing``, ``use_karras_sigmas``, ``final_sigmas_type``, ...) are the grid's part and have no effect.
+
+    A scheduler that can't reach the clean level (DEIS) is run to the last noisy node, whose image estimate is the result. Where there
+    is no signal (zero terminal SNR) the first step is first order. States follow ``a x0 + b eps`` of the answer: corrections count. Where
+    a scheduler goes on from a state that it stored (UniPC, Heun) only the estimates do. Sigmas are single precision in most schedulers,
+    which ends their convergence at about 1e-5; DPM-Solver's multi-step one also holds its states in single precision.
+
+    Args:
+        scheduler: name of a class in diffusers, or the class.
+        options: its config.
+
+    Raises:
+        ValueError: no such scheduler, options it does not have, or one whose rule is not about levels alone (flow matching, EDM's own
+            parametrisation, consistency models, SA-Solver, PNDM with Runge-Kutta steps).
+    """
+
+    scheduler: str | type
+    options: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        known = inspect.signature(self._class().__init__).parameters
+        needed, foreign = {"trained_betas", "num_train_timesteps", "prediction_type"}, {"original_inference_steps", "tau_func"}
+        if not needed <= set(known) or foreign & set(known):  # rules that look at the training times themselves
+            raise ValueError(f"{self.name} does not walk the levels of any diffusion; DDIM, DPM-Solver, UniPC, DEIS and Heun do")
+        if unknown := [key for key in self.options if key not in known]:
+            raise ValueError(f"{self.name} has no option {', '.join(unknown)}; it has {', '.join(list(known)[1:])}")
+        if "skip_prk_steps" in known and not self.options.get("skip_prk_steps", False):
+            raise ValueError("PNDMScheduler's Runge-Kutta calls fall between levels: give skip_prk_steps=True, or use PNDM('f-pndm')")
+        if str(self.options.get("variance_type", "")).startswith("learned"):
+            raise ValueError("a prediction holds no learned variance: give variance_type='fixed_small' or 'fixed_large'")
+
+    @classmethod
+    def of(cls, scheduler) -> DiffusersSolver:
+        """The update rule of a scheduler object, which stays as it is.
+
+        Raises:
+            ValueError: as the class.
+        """
+        known = inspect.signature(type(scheduler).__init__).parameters
+        return cls(type(scheduler), {key: value for key, value in scheduler.config.items() if key in known})
+
+    @property
+    def name(self) -> str:
+        return self.scheduler if isinstance(self.scheduler, str) else self.scheduler.__name__
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether a step also uses earlier answers."""
+        return self.name not in ONE_STEP and self.options.get("solver_order", 2) > 1
+
+    def _class(self) -> type:
+        if not isinstance(self.scheduler, str):
+            return self.scheduler
+        import diffusers
+
+        found = getattr(diffusers, self.scheduler, None)
+        if not isinstance(found, type):
+            raise ValueError(f"diffusers has no scheduler {self.scheduler!r}; it has DDIMScheduler, UniPCMultistepScheduler, ...")
+        return found
+
+    def make(self, kappas: list[float], to_last: bool):
+        """A scheduler whose training levels are ``kappas`` (descending), set to visit them and to end clean, or ``to_last`` of them.
+
+        Raises:
+            ValueError: it would not visit each of them in order.
+        """
+        made, count = self._class(), len(kappas)
+        known = inspect.signature(made.__init__).parameters
+        abar = 1 / (1 + np.array(kappas[::-1]) ** 2)
+        betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+        levels = {"num_train_timesteps": count, "trained_betas": betas.tolist(), **LEVELS}
+        levels["final_sigmas_type"] = "sigma_min" if to_last else "zero"
+        scheduler = made(**{**self.options, **{key: value for key, value in levels.items() if key in known}})
+        scheduler.alphas_cumprod = torch.from_numpy(abar.copy())  # the product of single-precision betas is a few 1e-4 off near clean
+        scheduler.set_timesteps(count)
+        visited = [float(t) for t in scheduler.timesteps]
+        if [t for t in dict.fromkeys(visited) if t == int(t)] != [float(k) for k in reversed(range(count))]:
+            raise ValueError(f"{self.name} does not visit the levels of a grid in order, one call after the other; use another scheduler")
+        if to_last:
+            scheduler.timesteps = scheduler.timesteps[:-1]
+            if hasattr(scheduler, "sigmas"):
+                scheduler.sigmas = scheduler.sigmas[: len(scheduler.timesteps) + 1]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        return scheduler
+
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+        dtype = x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))
+        return (yield from self._run(problem, grid, x)).to(dtype)
+
+    def _run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+        process, y = problem.process, problem.y
+        nodes = list(grid.times)
+        while process.a(nodes[0]) <= 0 and len(nodes) > 1:
+            p = yield Query(x, nodes[0], editable=True)
+            x = process.add_noise(p.x0, p.eps, nodes[1], y)
+            del nodes[0]
+        end = nodes[-1]
+        while nodes and process.b(nodes[-1]) == 0:
+            nodes.pop()
+        if not nodes:
+            return x
+        to_clean = nodes[-1] != end
+        denoise = to_clean and self._ends_noisy()
+        if len(nodes) > 1 or (to_clean and not denoise):
+            x = yield from self._walk(problem, nodes, x, to_last=denoise or not to_clean)
+        if denoise:
+            x = (yield Query(x, nodes[-1], editable=True)).x0
+        elif not to_clean:
+            return x
+        return process.add_noise(x, torch.zeros_like(x), end, y)
+
+    def _walk(self, problem: Problem, nodes: list[float], x: Tensor, to_last: bool) -> Generator[Query, Prediction, Tensor]:
+        """From the state at the first node to that at the last, or to the image."""
+        process, y = problem.process, problem.y
+        kappas = [process.kappa(t) for t in nodes]
+        scheduler = self.make(kappas, to_last)
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        # schedulers hold x/a (variance exploding) or the unit-variance state; scale_model_input tells which
+        exploding = not torch.equal(scheduler.scale_model_input(torch.ones(1), scheduler.timesteps[0]), torch.ones(1))
+        sample = process.unshifted(x, nodes[0], y) / (process.a(nodes[0]) if exploding else _size(process, nodes[0]))
+        for index in scheduler.timesteps:
+            t = _time(process, nodes, kappas, float(index))
+            a, b, size = process.a(t), process.b(t), _size(process, t)
+            z = size * scheduler.scale_model_input(sample, index)
+            editable = all(getattr(scheduler, name, None) is None for name in STORED)
+            p = yield Query(_shifted(process, z, t, y), t, editable)
+            state = a * p.x0 + b * p.eps  # x - c y as the network, or whoever corrected it, saw it
+            noise = {"generator": problem.generator} if takes_generator else {}
+            sample = scheduler.step(p.eps, index, state / (a if exploding else size), **noise).prev_sample.to(x.dtype)
+        if not to_last:
+            return sample
+        end = nodes[-1]
+        return _shifted(process, sample * (process.a(end) if exploding else _size(process, end)), end, y)
+
+    def _ends_noisy(self) -> bool:
+        """Whether the rule can't reach the clean level."""
+        if str(self.options.get("algorithm_type")).endswith("dpmsolver"):  # DPM-Solver on noise estimates
+            return True
+        sigmas = getattr(self.make([2.0, 1.0], to_last=False), "sigmas", None)
+        return sigmas is not None and float(sigmas[-1]) > 0
+
+
+def _size(process: Process, t: float) -> float:
+    return math.hypot(process.a(t), process.b(t))
+
+
+def _time(process: Process, nodes: list[float], kappas: list[float], index: float) -> float:
+    """The process's time of a scheduler's own: node times at whole ones, levels between (KDPM2) log-linear as diffusers counts them."""
+    at = len(nodes) - 1 - index
+    k = math.floor(at)
+    if at == k:
+        return nodes[k]
+    weight = at - k
+    return process.time_at(-2 * ((1 - weight) * math.log(kappas[k]) + weight * math.log(kappas[k + 1])))
+
+
+def _shifted(process: Process, z: Tensor, t: float, y: Tensor | None) -> Tensor:
+    """``z + c y``."""
+    c = process.c(t)
+    return z if c == 0 else z + c * y
