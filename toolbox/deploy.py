@@ -27,7 +27,7 @@ MISSING = {"random": 0.8, "strokes": 0.25, "text": 0.1, "box": 0.1}
 
 
 def pictures(folder: Path, count: int, side: int | tuple[int, int], seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """``count`` random crops ``(3, side, side)`` or ``(3, *side)`` (smaller where a picture is) of a folder's files, with each file's SHA-256.
+    """``count`` random crops ``(3, side, side)`` or ``(3, *side)`` (smaller where a picture is) of a folder, with the file's SHA-256.
 
     Raises:
         FileNotFoundError: no such folder.
