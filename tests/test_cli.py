@@ -188,7 +188,7 @@ def test_bench_runtime(cli, road, tiny_model):
     assert list(rows) == ["PyTorch eager", "ONNX fp32", "ONNX fp16", "bundle (cpu)"]
     assert rows["ONNX fp32"]["speedup"] == 1
     assert all(row["ms"] > 0 for row in rows.values())
-    assert rows["bundle (cpu)"]["mb"] < rows["ONNX fp16"]["mb"] < rows["ONNX fp32"]["mb"]
+    assert rows["ONNX fp16"]["mb"] < rows["ONNX fp32"]["mb"]
     assert rows["ONNX fp32"]["peak_mb"] > 0
     assert "bundle (cpu) is" in figures["verdict"]
     assert cli("bench", "runtime", road / "bundle", "--model", "photo")[0] == 2
