@@ -139,6 +139,68 @@ def inpaint(
         print(f"no LPIPS: {figures['lpips']}", file=sys.stderr)
 
 
+@restore_app.command("mri")
+def mri(
+    file: Annotated[Path, typer.Argument(help="k-space (.h5, .mrd, .npz, .mat) or magnitude images (.nii.gz, DICOM) to simulate it from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Result: .nii.gz, .h5 or .png.")],
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            "-m",
+            help="Sampled points: a file (.npy, .npz), or a kind to undersample by: random, equispaced, "
+            "equispaced-fraction, poisson. [default: as the file is sampled]",
+        ),
+    ] = None,
+    acceleration: Annotated[float, typer.Option(help="With a kind of mask.")] = 4.0,
+    center_fraction: Annotated[float | None, typer.Option(help="Share of central columns. [default: 0.32/acceleration]")] = None,
+    coils: Annotated[str, typer.Option(help="espirit, a file of coil maps (.npz), or a number of coils to simulate.")] = "espirit",
+    model: Model = "mri",
+    solver: Solver = "ddim",
+    steps: Steps = 8,
+    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    correction: Annotated[str | None, typer.Option(help="none, red-diff, ddnm, diffpir, pigdm, ...; the noise decides by default.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Noise of real and imaginary part of the k-space. [default: estimated]")] = None,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    std: Annotated[bool, typer.Option("--std", help="Also write where the samples disagree (needs -n 2 or more).")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Reconstruct undersampled Cartesian MRI, one coil or many."""
+    from toolbox.mri import run_mri
+
+    if std and samples < 2:
+        raise ValueError("--std needs at least two samples: add -n 4")
+    with _Progress("reconstructing", 1) as bar:
+        figures = run_mri(
+            file,
+            out,
+            mask=mask,
+            acceleration=acceleration,
+            center_fraction=center_fraction,
+            coils=coils,
+            model=model,
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            correction=correction,
+            sigma=sigma,
+            seed=seed,
+            num_samples=samples,
+            std=std,
+            device=device,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return _print_json(figures)
+    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "nmse") if name in figures)
+    files = figures["out"][0] + (f" and {len(figures['out']) - 1} more" if len(figures["out"]) > 1 else "")
+    print(
+        f"{files}: {figures['slices']} slices, R = {figures['acceleration']}, {figures['nfe']} network calls in {figures['seconds']} s{quality}"
+    )
+
+
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that ship with the package."""
@@ -152,8 +214,8 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo).")],
-    data: Annotated[Path, typer.Option(help="Folder of pictures, searched recursively.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, mri).")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices), searched recursively.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.")] = False,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",

@@ -123,7 +123,7 @@ class Scans:
         maps = self.maps[rng.integers(len(self.maps))]
         maps = torch.rot90(maps, int(rng.integers(4)), (1, 2))
         maps = maps.flip(2) if rng.random() < 0.5 else maps
-        height, width = (int(round(n * rng.uniform(0.75, 1))) for n in maps.shape[1:])
+        height, width = (round(n * rng.uniform(0.75, 1)) for n in maps.shape[1:])
         top, left = int(rng.integers(0, maps.shape[1] - height + 1)), int(rng.integers(0, maps.shape[2] - width + 1))
         return resize_maps(maps[:, top : top + height, left : left + width].contiguous(), size)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from restoration.mri.sense import Sense
+from restoration.mri.sense import Sense, SingleCoil
 
 ITERATIONS = 12
 QUANTILE = 0.99
@@ -14,12 +16,12 @@ SIGMA_UNIT = 0.05
 SIGMA_FLOOR = 1e-3
 
 
-def lift(operator: Sense, y: Tensor, sigma: float = 0.0) -> Tensor:
+def lift(operator: Sense | SingleCoil, y: Tensor, sigma: float = 0.0) -> Tensor:
     """CG-SENSE with a fixed number of iterations, ``(1, 2, H, W)``; zero-filled for one coil.
 
     The Tikhonov weight is the noise variance over the mean signal power, which the zero-filled image tells up to a factor.
     """
-    if operator.maps is None:
+    if isinstance(operator, SingleCoil):
         return operator.A_adjoint(y)
     power = operator.A_adjoint(y).square().sum(1).mean().clamp(min=1e-12)
     return operator.sense(y, max(float(sigma**2 / power), 1e-4), ITERATIONS)
@@ -40,7 +42,7 @@ def image_scale(image: Tensor) -> float:
     return scale
 
 
-def condition(operator: Sense, y: Tensor, sigma: float) -> tuple[Tensor, float]:
+def condition(operator: Sense | SingleCoil, y: Tensor, sigma: float) -> tuple[Tensor, float]:
     """What the network sees besides the state: lift (2 channels), zero-filled image (2), noise level (1); and the scale of them.
 
     Args:
@@ -53,3 +55,24 @@ def condition(operator: Sense, y: Tensor, sigma: float) -> tuple[Tensor, float]:
     scale = image_scale(first)
     level = torch.full_like(first[:, :1], max(sigma / scale, SIGMA_FLOOR) / SIGMA_UNIT)
     return torch.cat([first / scale, operator.A_adjoint(y) / scale, level], dim=1), scale
+
+
+def noise_level(kspace: Tensor, mask: Tensor) -> float:
+    """Standard deviation of the real (and of the imaginary) part of the noise, from the outer sampled points of ``(coils, H, W)``.
+
+    Far from the centre k-space is mostly noise, and the lower quartile of ``|k|^2`` there (exponentially distributed for noise alone)
+    is moved least by what signal is left. Points that are exactly zero were filled in by software and do not count. Noise is taken as
+    white and alike in all coils: prewhiten data for which it is not.
+
+    Raises:
+        ValueError: fewer than 32 measured points.
+    """
+    height, width = mask.shape
+    y, x = torch.meshgrid(*((torch.arange(n) - n // 2) / (n / 2) for n in (height, width)), indexing="ij")
+    radius = torch.maximum(y.abs(), x.abs())
+    sampled = (mask > 0) & (kspace.abs().sum(0) > 0)
+    if sampled.sum() * len(kspace) < 32:
+        raise ValueError(f"only {int(sampled.sum())} k-space points are measured; too few to tell signal from noise")
+    outer = sampled & (radius >= torch.quantile(radius[sampled][: 2**24], 0.8))
+    power = kspace[:, outer].abs().square().flatten()[: 2**24]
+    return float((torch.quantile(power, 0.25) / (2 * math.log(4 / 3))).sqrt())

@@ -43,10 +43,10 @@ def column_mask(kind: str, width: int, acceleration: float, center_fraction: flo
     start, count = centre_lines(width, center_fraction)
     if kind != "equispaced" and count > width / acceleration:
         raise ValueError(
-            f"the centre alone has {count} of {width} columns, more than acceleration {acceleration:g} allows ({width / acceleration:.1f}): "
-            "lower center_fraction or the acceleration"
+            f"the centre alone has {count} of {width} columns, more than the {width / acceleration:.1f} that acceleration "
+            f"{acceleration:g} allows: lower center_fraction or the acceleration"
         )
-    rng = np.random.RandomState(seed)  # noqa: NPY002 - fastMRI's generator
+    rng = np.random.RandomState(seed)
     rng.randint(1)
     mask = np.zeros(width, dtype=np.float32)
     if kind == "random":
@@ -80,7 +80,7 @@ def poisson_mask(height: int, width: int, acceleration: float, calibration: int,
         raise ValueError(f"acceleration must be at least 1; got {acceleration}")
     if not 0 <= calibration <= min(height, width) or calibration**2 > height * width / acceleration:
         raise ValueError(f"a calibration square of {calibration} does not fit {height} x {width} points at acceleration {acceleration:g}")
-    rng = np.random.RandomState(seed)  # noqa: NPY002 - like the column masks
+    rng = np.random.RandomState(seed)
     y, x = np.mgrid[:height, :width]
     r = np.hypot((y - height // 2) / max(1, height / 2), (x - width // 2) / max(1, width / 2))
     top, left = (height - calibration + 1) // 2, (width - calibration + 1) // 2

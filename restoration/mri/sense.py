@@ -6,6 +6,8 @@ Images and data are complex; networks and corrections see them as two real chann
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -39,8 +41,7 @@ class Sense(LinearOperator):
 
     Args:
         mask: ``(H, W)``, or ``(W,)`` for whole columns; 1 = sampled. Zero frequency in the centre.
-        maps: complex sensitivities ``(coils, H, W)``; None: one coil with sensitivity 1 everywhere.
-        size: ``(H, W)``, needed only for a column mask without maps.
+        maps: complex sensitivities ``(coils, H, W)``.
         tolerance: relative residual at which conjugate gradients stop; ten times the machine epsilon by default.
         max_iterations: of conjugate gradients.
 
@@ -51,31 +52,23 @@ class Sense(LinearOperator):
     def __init__(
         self,
         mask: Tensor,
-        maps: Tensor | None = None,
+        maps: Tensor,
         *,
-        size: tuple[int, int] | None = None,
         tolerance: float | None = None,
         max_iterations: int = 200,
     ):
-        if maps is not None and (maps.ndim != 3 or not maps.is_complex() or not torch.isfinite(maps).all()):
+        if maps.ndim != 3 or not maps.is_complex() or not torch.isfinite(maps).all():
             raise ValueError(f"maps must be complex, finite, (coils, H, W); got {maps.dtype} of shape {tuple(maps.shape)}")
-        size = tuple(maps.shape[1:]) if maps is not None else size or tuple(mask.shape)
-        if len(size) != 2 or mask.ndim not in (1, 2) or tuple(mask.shape) not in (size, size[1:]):
-            raise ValueError(f"mask must be (H, W) or (W,) for images of (H, W) = {size}; got {tuple(mask.shape)}")
-        if not ((mask == 0) | (mask == 1)).all():
-            raise ValueError("a sampling mask holds only 0 and 1")
-        if not mask.any():
-            raise ValueError("the mask samples nothing: no k-space point is measured")
-        self.mask = mask.float().expand(size)
-        self.maps = maps
+        self.mask, self.maps = sampling_mask(mask, tuple(maps.shape[1:])), maps
         self.tolerance, self.max_iterations = tolerance, max_iterations
         # with the image's centre at index 0 each application saves two shifts per coil
         self._mask = torch.fft.ifftshift(self.mask, AXES)
-        self._maps = None if maps is None else torch.fft.ifftshift(maps, AXES)
+        self._maps = torch.fft.ifftshift(maps, AXES)
 
     @property
     def coils(self) -> int:
-        return 1 if self.maps is None else len(self.maps)
+        """Number of receive coils."""
+        return len(self.maps)
 
     def A(self, x: Tensor) -> Tensor:
         z = self._expand(torch.fft.ifftshift(_complex(x), AXES))
@@ -92,29 +85,14 @@ class Sense(LinearOperator):
         return to_channels(torch.fft.fftshift(self._normal(torch.fft.ifftshift(_complex(x), AXES)), AXES))
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        if self.maps is None:
-            return self.A_adjoint(y)
         return self._solve(self.A_adjoint(y), 0.0, None)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
-        if self.maps is None:  # one coil: every frequency for itself
-            k, weight = fft2c(_complex(z)), gamma * self.mask.to(z)
-            return to_channels(ifft2c((k + weight * to_complex(y)) / (1 + weight)))
         return self._solve(z / gamma + self.A_adjoint(y), 1 / gamma, z)
 
     def sense(self, y: Tensor, lam: float, iterations: int) -> Tensor:
         """``argmin_x |A x - y|^2 + lam |x|^2``, at most ``iterations`` of conjugate gradients from zero ("CG-SENSE")."""
         return self._solve(self.A_adjoint(y), lam, None, iterations)
-
-    def spectral_filter(self, x: Tensor, f) -> Tensor:
-        """``V f(S) V^H x`` for one coil, whose singular values are the mask.
-
-        Raises:
-            TypeError: several coils; their singular values are not known.
-        """
-        if self.maps is not None:
-            raise TypeError("multi-coil MRI knows no singular value decomposition; DDRM and DDNM+ need one: use DiffPIR")
-        return to_channels(ifft2c(f(self.mask.to(x)) * fft2c(_complex(x))))
 
     def _solve(self, b: Tensor, lam: float, start: Tensor | None, iterations: int | None = None) -> Tensor:
         shift = torch.fft.ifftshift
@@ -132,10 +110,67 @@ class Sense(LinearOperator):
         return self._combine(torch.fft.ifft2(self._mask.to(k.real) * k, norm="ortho"))
 
     def _expand(self, z: Tensor) -> Tensor:
-        return z if self._maps is None else self._maps.to(z) * z
+        return self._maps.to(z) * z
 
     def _combine(self, z: Tensor) -> Tensor:
-        return z if self._maps is None else (self._maps.to(z).conj() * z).sum(1, keepdim=True)
+        return (self._maps.to(z).conj() * z).sum(1, keepdim=True)
+
+
+class SingleCoil(LinearOperator):
+    """``A x = M F x``: one coil that is equally sensitive everywhere; all of it in closed form.
+
+    Args:
+        mask: ``(H, W)``, 1 = sampled. Zero frequency in the centre.
+
+    Raises:
+        ValueError: as for :class:`Sense`.
+    """
+
+    coils = 1
+
+    def __init__(self, mask: Tensor):
+        self.mask = sampling_mask(mask, tuple(mask.shape))
+
+    def A(self, x: Tensor) -> Tensor:
+        return to_channels(self.mask.to(x) * fft2c(_complex(x)))
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return to_channels(ifft2c(self.mask.to(y) * to_complex(y)))
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return self.A_adjoint(y)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        weight = gamma * self.mask.to(z)
+        return to_channels(ifft2c((fft2c(_complex(z)) + weight * to_complex(y)) / (1 + weight)))
+
+    def sense(self, y: Tensor, lam: float, iterations: int) -> Tensor:
+        """``argmin_x |A x - y|^2 + lam |x|^2``: the zero-filled image, scaled."""
+        return self.A_adjoint(y) / (1 + lam)
+
+    def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """``V f(S) V^H x``: frequencies are the singular directions, the mask holds their values."""
+        return to_channels(ifft2c(f(self.mask.to(x)) * fft2c(_complex(x))))
+
+
+def sampling_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """``(H, W)`` float from ``(H, W)`` or ``(W,)``, checked.
+
+    Raises:
+        ValueError: another shape, values other than 0 and 1, a mask that samples nothing.
+    """
+    if len(size) != 2 or tuple(mask.shape) not in (size, size[1:]):
+        raise ValueError(f"mask must be (H, W) or (W,) for images of (H, W) = {size}; got {tuple(mask.shape)}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("a sampling mask holds only 0 and 1")
+    if not mask.any():
+        raise ValueError("the mask samples nothing: no k-space point is measured")
+    return mask.float().expand(size)
+
+
+def cartesian(mask: Tensor, maps: Tensor | None, size: tuple[int, int], **settings) -> Sense | SingleCoil:
+    """The operator for coil maps, or for one coil where there are none; ``settings`` are those of :class:`Sense`."""
+    return SingleCoil(sampling_mask(mask, size)) if maps is None else Sense(mask, maps, **settings)
 
 
 def _complex(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.mri.sense import Sense
+from restoration.mri.sense import Sense, SingleCoil, cartesian
 
 
 def normalise_maps(maps: Tensor) -> Tensor:
@@ -51,7 +51,9 @@ def smooth_phase(size: tuple[int, int], rng: np.random.Generator, strength: floa
     return torch.from_numpy(phase.astype(np.float32))
 
 
-def simulate_kspace(image: Tensor, maps: Tensor | None, mask: Tensor, sigma: float, generator: torch.Generator) -> tuple[Sense, Tensor]:
+def simulate_kspace(
+    image: Tensor, maps: Tensor | None, mask: Tensor, sigma: float, generator: torch.Generator
+) -> tuple[Sense | SingleCoil, Tensor]:
     """The operator and ``y = M (F S x + sigma n)`` for one complex image.
 
     Args:
@@ -63,7 +65,7 @@ def simulate_kspace(image: Tensor, maps: Tensor | None, mask: Tensor, sigma: flo
     Returns:
         operator and ``(1, 2 coils, H, W)``.
     """
-    operator = Sense(mask, maps, size=tuple(image.shape))
+    operator = cartesian(mask, maps, tuple(image.shape))
     x = torch.view_as_real(image).permute(2, 0, 1)[None]
     clean = operator.A(x)
     noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
