@@ -175,7 +175,7 @@ class MRI:
             raise ValueError(f"a volume is (slices, coils, H, W); got {tuple(kspace.shape)}")
         seed, count = settings.pop("seed", 0), settings.get("num_samples", 1)
         if mask is None:  # one mask for all: a slice without signal says nothing
-            mask = (kspace.abs().sum((0, 1)) > 0).float()
+            mask = torch.nan_to_num(kspace.abs(), nan=1.0).sum((0, 1)) > 0
         slices = []
         for k, one in enumerate(kspace):
             these = maps if maps is None or maps.ndim == 3 else maps[k]
