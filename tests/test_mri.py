@@ -318,21 +318,23 @@ def test_volume_is_slice_by_slice(solver):
     assert whole.nfe == 12
 
 
-def test_conditional_network_is_shown_five_channels():
+def test_conditional_network_is_shown_the_condition():
     seen = []
 
     def network(x, t):
         seen.append(x)
         return torch.zeros_like(x[:, :2])
 
-    d = Denoiser(network, VP.from_diffusers({}), "v_prediction", condition_channels=5, residual=True, data_std=0.03, multiple=4)
+    d = Denoiser(network, VP.from_diffusers({}), "v_prediction", condition_channels=7, residual=True, data_std=0.03, multiple=4)
     mask = column_mask("equispaced-fraction", 35, 3, 0.2, 0)
     _, maps, op, kspace = scan((41, 35), mask=mask, sigma=0.02)
     result = MRI(d, num_inference_steps=2)(kspace, mask, maps, sigma=0.02)
     assert result.mean.shape == (41, 35)
     shown, scale = condition(op, to_channels(kspace[None]), 0.02)
     torch.testing.assert_close(seen[0][:, 2:, :41, :35], shown, rtol=1e-4, atol=1e-5)
-    assert float(shown[0, 4, 0, 0]) == pytest.approx(0.02 / scale / 0.05, rel=1e-5)
+    assert float(shown[0, 6, 0, 0].sinh()) == pytest.approx(0.02 / scale / 0.01, rel=1e-5)
+    y = to_channels(kspace[None])
+    torch.testing.assert_close(0.03 * shown[:, 4:6].sinh() + shown[:, :2], op.A_adjoint(y) / scale, rtol=1e-4, atol=1e-4)
     wrong = Denoiser(network, VP.from_diffusers({}), condition_channels=4)
     with pytest.raises(ValueError, match="4 channels"):
         MRI(wrong)(kspace, mask, maps)

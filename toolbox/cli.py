@@ -196,9 +196,8 @@ def mri(
         return _print_json(figures)
     quality = "".join(f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "nmse") if name in figures)
     files = figures["out"][0] + (f" and {len(figures['out']) - 1} more" if len(figures["out"]) > 1 else "")
-    print(
-        f"{files}: {figures['slices']} slices, R = {figures['acceleration']}, {figures['nfe']} network calls in {figures['seconds']} s{quality}"
-    )
+    effort = f"{figures['nfe']} network calls in {figures['seconds']} s"
+    print(f"{files}: {figures['slices']} slices, R = {figures['acceleration']}, {effort}{quality}")
 
 
 @app.command()

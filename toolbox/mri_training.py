@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from torch import Tensor
 
-from restoration.mri.estimate import condition
+from restoration.mri.estimate import CONDITION_CHANNELS, condition
 from restoration.mri.sampling import column_mask, poisson_mask
 from restoration.mri.simulation import resize_maps, ring_maps, simulate_kspace, smooth_phase
 
@@ -69,14 +69,14 @@ class Scans:
         self.kept: dict[int, Tensor] = {}
 
     def scan(self, number: int) -> Tensor:
-        """``(2 + 5, H, W)``: image and condition of scan ``number``."""
+        """``(2 + 7, H, W)``: image and condition of scan ``number``."""
         if number not in self.kept:
             self.kept[number] = self._simulate(np.random.default_rng([self.seed, 1, number])).half()
         return self.kept[number].float()
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """``(count, 2, size, size)`` and ``(count, 5, size, size)``: random patches, turned, flipped, with a random global phase."""
-        out = torch.empty(count, 7, self.size, self.size)
+        """``(count, 2, size, size)`` and ``(count, 7, size, size)``: random patches, turned, flipped, with a random global phase."""
+        out = torch.empty(count, 2 + CONDITION_CHANNELS, self.size, self.size)
         for k in range(count):
             scan = self.scan(int(rng.integers(self.simulation.scans)))
             for _ in range(4):  # rather not empty background
@@ -216,7 +216,12 @@ def _shapes(image: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarr
 
 
 def _turn_phase(patch: Tensor, angle: float, conjugate: bool) -> Tensor:
-    """Multiply the complex pairs (channels 0-1, 2-3, 4-5) by one phase; optionally conjugate: the physics allows both."""
-    z = torch.complex(patch[0:6:2], patch[1:6:2])
+    """Multiply the complex pairs of channels by one phase; optionally conjugate: the physics allows both.
+
+    Compressed pairs are first expanded, so the result is what the network would be shown for the turned image.
+    """
+    pairs = torch.cat([patch[:4], patch[4:8].sinh()])
+    z = torch.complex(pairs[0::2], pairs[1::2])
     z = (z.conj() if conjugate else z) * np.exp(1j * angle)
-    return torch.cat([torch.stack([z.real, z.imag], 1).flatten(0, 1), patch[6:]])
+    pairs = torch.stack([z.real, z.imag], 1).flatten(0, 1)
+    return torch.cat([pairs[:4], pairs[4:].asinh(), patch[8:]])

@@ -5,6 +5,7 @@ Sizes and types are checked from headers before anything is decoded; HDF5 links 
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ MAX_POINTS = 500_000_000
 HDF5 = (".h5", ".hdf5", ".mrd")
 KSPACE = (*HDF5, ".npz", ".mat")
 NIFTI = (".nii", ".nii.gz")
+NOISE_SCAN = 1 << 18  # ISMRMRD numbers flags from 1; ACQ_IS_NOISE_MEASUREMENT is the 19th
 OUTPUT = (".h5", ".hdf5", *NIFTI, ".png")
 
 
@@ -106,44 +108,38 @@ def _read_hdf5(path: Path) -> Scan:
 def _read_ismrmrd(path: Path, file) -> Scan:
     """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix; repetitions are averaged; noise scans left out."""
     group = file["dataset"]
-    for name in ("data", "xml"):
-        _inside(group, name, path)
-    count = group["data"].shape[0]
-    ismrmrd = _need("ismrmrd", "ISMRMRD files")
-    dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)
-    try:
-        text = dataset.read_xml_header()
-        text = text.decode() if isinstance(text, bytes) else text
-        header = ismrmrd.xsd.CreateFromDocument(text)
-        encoding = header.encoding[0]
-        size = encoding.encodedSpace.matrixSize
-        if encoding.trajectory.value != "cartesian":
-            raise ValueError(f"{path} has a {encoding.trajectory.value} trajectory; Cartesian scans are accepted")
-        if size.z > 1:
-            raise ValueError(f"{path} is encoded in 3D ({size.z} partitions); 2D scans are accepted: transform the third axis first")
-        centre = encoding.encodingLimits.kspace_encoding_step_1.center if encoding.encodingLimits.kspace_encoding_step_1 else size.y // 2
-        lines, slices, coils = [], 0, 0
-        for k in range(count):
-            line = dataset.read_acquisition(k)
-            if line.isFlagSet(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
-                continue
-            lines.append(line)
-            slices, coils = max(slices, line.idx.slice + 1), max(coils, line.active_channels)
-        if not lines:
-            raise ValueError(f"{path} holds no image lines")
-        _check_points(path, (slices, coils, size.x, size.y))
-        kspace = np.zeros((slices, coils, size.x, size.y), np.complex64)
-        hits = np.zeros((slices, size.y), np.int64)
-        for line in lines:
-            column = line.idx.kspace_encode_step_1 - centre + size.y // 2
-            first = size.x // 2 - line.center_sample
-            part = kspace[line.idx.slice, : line.active_channels, max(first, 0) : first + line.number_of_samples, column : column + 1]
-            if not 0 <= column < size.y or first < 0 or part.shape[1] != line.number_of_samples:
-                raise ValueError(f"{path}: line {line.idx.kspace_encode_step_1} does not fit the encoded matrix {size.x} x {size.y}")
-            part += line.data[..., None]
-            hits[line.idx.slice, column] += 1
-    finally:
-        dataset.close()
+    records, xml = _dataset(group, "data", path), _dataset(group, "xml", path)
+    text = np.ravel(xml[()])[0]
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    size = [_number(text, "encodedSpace", "matrixSize", axis) for axis in "xyz"]
+    trajectory = re.search(r"<trajectory>\s*(\w+)\s*</trajectory>", text)
+    if None in size or trajectory is None:
+        raise ValueError(f"{path} has a header without encoded matrix size or trajectory")
+    if trajectory.group(1).lower() != "cartesian":
+        raise ValueError(f"{path} has a {trajectory.group(1)} trajectory; Cartesian scans are accepted")
+    x, y, z = (int(n) for n in size)
+    if z > 1:
+        raise ValueError(f"{path} is encoded in 3D ({z} partitions); 2D scans are accepted: transform the third axis first")
+    centre = _number(text, "encodingLimits", "kspace_encoding_step_1", "center")
+    centre = y // 2 if centre is None else int(centre)
+    lines = [(h, d) for h, d in ((r["head"], r["data"]) for r in records) if not int(h["flags"]) & NOISE_SCAN]
+    if not lines:
+        raise ValueError(f"{path} holds no image lines")
+    slices, coils = (
+        max(int(n) for n in column) for column in zip(*((h["idx"]["slice"] + 1, h["active_channels"]) for h, _ in lines), strict=True)
+    )
+    _check_points(path, (slices, coils, x, y))
+    kspace, hits = np.zeros((slices, coils, x, y), np.complex64), np.zeros((slices, y), np.int64)
+    for head, data in lines:
+        step, part, channels, samples = (
+            int(n) for n in (head["idx"]["kspace_encode_step_1"], head["idx"]["slice"], head["active_channels"], head["number_of_samples"])
+        )
+        column, first = step - centre + y // 2, x // 2 - int(head["center_sample"])
+        if not 0 <= column < y or first < 0 or first + samples > x or data.size != 2 * channels * samples:
+            raise ValueError(f"{path}: line {step} does not fit the encoded matrix {x} x {y}")
+        values = np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(channels, samples)
+        kspace[part, :channels, first : first + samples, column] += values
+        hits[part, column] += 1
     kspace /= np.maximum(hits, 1)[:, None, None, :]
     crop, spacing = _recon_space(text)
     return Scan(kspace, mask=(hits.sum(0) > 0).astype(np.float32), header=text, crop=crop, spacing=spacing)
@@ -189,7 +185,7 @@ def _read_mat(path: Path) -> Scan:
                 _check_points(path, shape)
             arrays = {k: v for k, v in io.loadmat(path, variable_names=wanted).items() if not k.startswith("__")}
             found = ", ".join(name for name, _, _ in listing)
-        except (ValueError, TypeError, NotImplementedError, OSError, KeyError) as error:
+        except (ValueError, TypeError, NotImplementedError, OSError, KeyError, io.matlab.MatReadError) as error:
             raise ValueError(f"{path} can't be read as a MATLAB file: {error}") from error
     if "mask" in arrays and 1 in arrays["mask"].shape and arrays["mask"].ndim == 2:
         arrays["mask"] = arrays["mask"].ravel()  # MATLAB knows no vectors
@@ -223,9 +219,10 @@ def read_maps(path: str | Path) -> np.ndarray:
             keys = [k for k in ("maps", "smaps", "smaps_espirit") if k in file.files] or file.files
             if len(keys) != 1:
                 raise ValueError(f"{path} should hold one array maps; it holds {', '.join(file.files)}")
-            return _complex(file[keys[0]], path, ranks=(3, 4))
-    except (OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+            maps = file[keys[0]]
+    except (OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} can't be read as .npz: {error}") from error
+    return _complex(maps, path, ranks=(3, 4))
 
 
 def read_sampling(path: str | Path, size: tuple[int, int]) -> np.ndarray:
@@ -491,21 +488,25 @@ def _mask(array, shape, path: Path) -> np.ndarray:
 
 def _recon_space(header: str) -> tuple[tuple[int, int] | None, tuple[float, float, float]]:
     """Size ``(h, w)`` and spacing of the reconstructed image by an ISMRMRD header: x is along the readout, fastMRI's rows."""
-    import re
-
-    # a few numbers out of a header that may be hostile: no XML parser, so no entities
-    space = re.search(r"<reconSpace>(.*?)</reconSpace>", header, re.DOTALL)
-    found = {}
-    for part in ("matrixSize", "fieldOfView_mm"):
-        block = None if space is None else re.search(rf"<{part}>(.*?)</{part}>", space.group(1), re.DOTALL)
-        for axis in "xyz":
-            value = None if block is None else re.search(rf"<{axis}>\s*([0-9.eE+-]+)\s*</{axis}>", block.group(1))
-            found[part, axis] = None if value is None else float(value.group(1))
-    size = [found["matrixSize", axis] for axis in "xyz"]
+    size = [_number(header, "reconSpace", "matrixSize", axis) for axis in "xyz"]
     if None in size or min(size) < 1:
         return None, (1.0, 1.0, 1.0)
-    spacing = [(found["fieldOfView_mm", axis] or n) / n for axis, n in zip("xyz", size, strict=True)]
+    spacing = [(_number(header, "reconSpace", "fieldOfView_mm", axis) or n) / n for axis, n in zip("xyz", size, strict=True)]
     return (int(size[0]), int(size[1])), (spacing[2], spacing[0], spacing[1])
+
+
+def _number(header: str, *path: str) -> float | None:
+    """The first number under a path of element names. No XML parser: a header may be hostile, and this knows no entities."""
+    for name in path[:-1]:
+        found = re.search(rf"<(?:\w+:)?{name}>(.*?)</(?:\w+:)?{name}>", header, re.DOTALL)
+        if found is None:
+            return None
+        header = found.group(1)
+    found = re.search(rf"<(?:\w+:)?{path[-1]}>\s*([0-9.eE+-]+)\s*</", header)
+    try:
+        return None if found is None else float(found.group(1))
+    except ValueError:
+        return None
 
 
 def _need(module: str, what: str):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from restoration.mri.sense import AXES, ifft2c
 
-MINIMUM_REGION = 4
+MINIMUM_REGION = 6
 
 
 def calibration_region(mask: Tensor) -> tuple[slice, slice]:
@@ -36,13 +36,13 @@ def calibration_region(mask: Tensor) -> tuple[slice, slice]:
     return slice(top, bottom), slice(left, right)
 
 
-def _calibration(kspace: Tensor, mask: Tensor, width: int, kernel: int) -> Tensor:
+def _calibration(kspace: Tensor, mask: Tensor, width: int) -> Tensor:
     rows, columns = calibration_region(mask)
     found = (rows.stop - rows.start, columns.stop - columns.start)
-    if min(found) < max(kernel, MINIMUM_REGION):
+    if min(found) < MINIMUM_REGION:
         raise ValueError(
             f"k-space has no calibration region: its fully sampled centre is {found[0]} x {found[1]} points (rows, columns) and "
-            f"sensitivities need at least {max(kernel, MINIMUM_REGION)} x {max(kernel, MINIMUM_REGION)}; give the coil maps"
+            f"sensitivities need at least {MINIMUM_REGION} x {MINIMUM_REGION}; give the coil maps"
         )
 
     def middle(part: slice, size: int) -> slice:
@@ -76,7 +76,7 @@ def espirit(
         kspace: complex ``(coils, H, W)``, zero frequency in the centre.
         mask: ``(H, W)``, 1 = sampled.
         calibration_width: largest side of the centre that is used.
-        kernel_width: side of the patches.
+        kernel_width: side of the patches; at most half of the region's shorter side is used, so that there are enough of them.
         threshold: singular values below this share of the largest count as noise.
         crop: pixels with a smaller eigenvalue have no signal.
         max_iterations: of the power method.
@@ -84,7 +84,8 @@ def espirit(
     Raises:
         ValueError: no calibration region large enough, or one that holds only zeros.
     """
-    calibration = _calibration(kspace, mask, calibration_width, kernel_width)
+    calibration = _calibration(kspace, mask, calibration_width)
+    kernel_width = min(kernel_width, min(calibration.shape[1:]) // 2)
     coils, (height, width) = len(kspace), kspace.shape[1:]
     patches = calibration.unfold(1, kernel_width, 1).unfold(2, kernel_width, 1)  # (coils, a, b, k, k)
     rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel_width**2)

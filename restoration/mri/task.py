@@ -57,7 +57,7 @@ class Reconstruction:
 class MRI:
     """Reconstruct undersampled Cartesian k-space with any denoiser of complex images (2 channels), solver and correction.
 
-    A conditional denoiser (5 condition channels) is shown the CG-SENSE image, the zero-filled image and the noise level; an
+    A conditional denoiser (7 condition channels) is shown the CG-SENSE image and where it may be wrong (``condition``); an
     unconditional one is steered by the correction alone. Images have their 0.99 quantile at 1 for the network; that scaling is undone.
 
     The default correction solves ``argmin_x |A x - y|^2/(2 sigma^2) + |x - x0|^2/(2 r^2)`` at every step, where r is how far the
