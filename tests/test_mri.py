@@ -27,11 +27,12 @@ from restoration.mri import (
     volume_quality,
     volume_seed,
 )
+from restoration.mri.consistency import agree
 from restoration.mri.estimate import condition, noise_level
 from restoration.mri.sampling import MASKS
 from restoration.mri.simulation import normalise_maps, resize_maps, ring_maps, simulate_kspace, smooth_phase
-from restoration.mri.task import agree, check_kspace
-from solvers import DDIM, VP, Denoiser
+from restoration.mri.task import check_kspace
+from solvers import DDIM, SOLVERS, VP, Denoiser, solver_by_name
 
 
 def disc(size, radius=0.7):
@@ -249,7 +250,7 @@ class Prior:
 
 def test_full_noiseless_data_give_the_sense_image():
     image, maps, _, kspace = scan()
-    result = MRI(Prior())(kspace, maps=maps, sigma=0.0, num_samples=2)
+    result = MRI(Prior(), num_inference_steps=8)(kspace, maps=maps, sigma=0.0, num_samples=2)
     torch.testing.assert_close(result.mean, image, rtol=0, atol=1e-4)
     assert result.std.max() < 1e-4
     assert result.residual < 1e-4
@@ -439,3 +440,33 @@ def test_coverage_of_gaussian_errors():
 def test_bad_volumes(x, y, says):
     with pytest.raises(ValueError, match=says):
         volume_quality(x, y)
+
+
+# -- every solver, every correction -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correction", [None, "ddnm", "pigdm", "red-diff"])
+@pytest.mark.parametrize("name", ["ddim", "pndm", "plms", "evodiff"])
+def test_solvers_and_corrections_explain_the_data(name, correction):
+    if name not in SOLVERS:
+        pytest.skip(f"no solver {name}")
+    mask = column_mask("equispaced-fraction", 36, 3, 0.2, 0)
+    sigma = 0.0 if correction == "ddnm" else 0.02
+    _, maps, _, kspace = scan(mask=mask, sigma=sigma)
+    task = MRI(Prior(std=0.3), solver_by_name(name), 12, correction=correction)
+    result = task(kspace, mask, maps, sigma=sigma)
+    size = (kspace.abs().square().sum() / (2 * len(kspace) * 40 * mask.sum())).sqrt()
+    assert result.residual <= (sigma or 1e-3 * float(size))
+    assert result.nfe <= 13
+
+
+def test_unknown_frequencies_are_the_networks():
+    """Noiseless data of one coil: measured frequencies are the data's, the others the network's, to rounding."""
+    mask = column_mask("random", 36, 2, 0.2, 0).expand(40, 36)
+    image, *_ = scan()
+    kspace = (mask * fft2c(image))[None]
+    free = MRI(Prior(), correction="none", num_inference_steps=1)(kspace, mask, sigma=0.0)
+    result = MRI(Prior(), num_inference_steps=1)(kspace, mask, sigma=0.0)
+    k = fft2c(result.mean)
+    torch.testing.assert_close(k * mask, kspace[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(k * (1 - mask), fft2c(free.mean) * (1 - mask), rtol=0, atol=1e-5)

@@ -366,7 +366,7 @@ def test_bench(tmp_path, model):
         maps=None,
         sigma=0.01,
         models=["zero-filled", "cg-sense", str(model)],
-        steps=1,
+        steps=2,
         num_samples=2,
         limit=1,
         seed=0,
@@ -374,6 +374,6 @@ def test_bench(tmp_path, model):
     zero, sense, mine = rows
     assert sense["psnr"] > zero["psnr"] + 3
     assert sense["weight"] > 0
-    assert mine["nfe"] == 2
+    assert mine["nfe"] == 4
     assert 0 <= mine["coverage_90"] <= 1
     assert mine["residual_over_sigma"] <= 1.001

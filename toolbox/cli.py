@@ -157,7 +157,7 @@ def mri(
     coils: Annotated[str, typer.Option(help="espirit, a file of coil maps (.npz), or a number of coils to simulate.")] = "espirit",
     model: Model = "mri",
     solver: Solver = "ddim",
-    steps: Steps = 8,
+    steps: Annotated[int, typer.Option(help="Solver steps: 1 for the mean, 4 or more for posterior samples.")] = 1,
     grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
     correction: Annotated[str | None, typer.Option(help="none, red-diff, ddnm, diffpir, pigdm, ...; the noise decides by default.")] = None,
     sigma: Annotated[float | None, typer.Option(help="Noise of real and imaginary part of the k-space. [default: estimated]")] = None,
@@ -170,8 +170,10 @@ def mri(
     """Reconstruct undersampled Cartesian MRI, one coil or many."""
     from toolbox.mri import run_mri
 
+    if samples > 1 and steps == 1:
+        raise ValueError("one step gives the mean, the same for every sample: add --steps 4")
     if std and samples < 2:
-        raise ValueError("--std needs at least two samples: add -n 4")
+        raise ValueError("--std needs at least two samples: add -n 4 --steps 4")
     with _Progress("reconstructing", 1) as bar:
         figures = run_mri(
             file,

@@ -1,5 +1,6 @@
 """Accelerated Cartesian MRI: physics, sampling masks, sensitivities, the task, and fastMRI's evaluation."""
 
+from restoration.mri.consistency import Consistency
 from restoration.mri.espirit import calibration_region, espirit, mvue, rss
 from restoration.mri.evaluation import Quality, coverage, slice_quality, volume_quality
 from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed
@@ -9,6 +10,7 @@ from restoration.mri.task import MRI, Reconstruction
 __all__ = [
     "MASKS",
     "MRI",
+    "Consistency",
     "Quality",
     "Reconstruction",
     "Sense",

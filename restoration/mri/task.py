@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from restoration.measurement import Measurement
+from restoration.mri.consistency import Consistency, agree
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, condition, image_scale, lift, noise_level
 from restoration.mri.sense import cartesian, sampling_mask, to_channels, to_complex
@@ -18,7 +19,7 @@ from restoration.posterior import CORRECTIONS, DiffPIR
 from restoration.task import sample
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS
+from solvers.grid import GRIDS, Grid
 from solvers.red_diff import REDDiff
 from solvers.solver import Solver, Step
 
@@ -60,18 +61,23 @@ class MRI:
     A conditional denoiser (7 condition channels) is shown the CG-SENSE image and where it may be wrong (``condition``); an
     unconditional one is steered by the correction alone. Images have their 0.99 quantile at 1 for the network; that scaling is undone.
 
-    The default correction solves ``argmin_x |A x - y|^2/(2 sigma^2) + |x - x0|^2/(2 r^2)`` at every step, where r is how far the
-    network's image may be off (``prior_std``, less at low noise levels); without noise it is the projection on ``A x = y``. The last image
-    is pulled further towards the data where its residual exceeds the noise.
+    The default correction of a conditional network is :class:`Consistency` at every step: the image is moved as little as needed for a
+    residual of at most the noise; without noise that is the projection on ``A x = y``. An unconditional network gets DiffPIR. The last
+    image is made consistent in either case.
+
+    From the noisiest level the network's answer is its estimate of ``E[x | y]``: one step gives the image of least squared error. With
+    four steps or more the results are samples of the posterior, sharper and about 1 dB further from the truth, whose spread is the
+    uncertainty.
 
     Args:
         denoiser: PyTorch, fake-quantized or ONNX.
         solver: any solver of this toolbox.
-        num_inference_steps: solver steps.
+        num_inference_steps: solver steps; 1 for the mean, 4 or more for samples.
         grid: a name in ``solvers.grid.GRIDS``.
         correction: ``none``, ``red-diff`` (which brings its own solver), a name in ``restoration.posterior.CORRECTIONS``, or None for
             the default.
-        prior_std: r in units of the scaled image; by default ``0.5 data_std`` of the denoiser.
+        prior_std: DiffPIR's, in units of the scaled image: how far an unconditional network's image may be off; by default the
+            denoiser's ``data_std``.
 
     Raises:
         ValueError: an unknown grid or correction, or a prior_std that is not positive.
@@ -79,7 +85,7 @@ class MRI:
 
     denoiser: Denoiser
     solver: Solver = field(default_factory=DDIM)
-    num_inference_steps: int = 8
+    num_inference_steps: int = 1
     grid: str = "trailing"
     correction: str | None = None
     prior_std: float | None = None
@@ -120,7 +126,7 @@ class MRI:
         """
         began = time.perf_counter()
         kspace, mask = check_kspace(kspace, mask)
-        grid = GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+        grid = self._grid()
         if maps is None and len(kspace) > 1:
             maps = espirit(kspace, mask)
         if maps is not None and tuple(maps.shape) != tuple(kspace.shape):
@@ -194,6 +200,12 @@ class MRI:
             seconds=sum(s.seconds for s in slices),
         )
 
+    def _grid(self) -> Grid:
+        grid = GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+        if self.correction == "red-diff" and self.denoiser.process.a(grid.times[0]) == 0:  # it needs levels with some signal
+            grid = Grid(GRIDS[self.grid](self.denoiser.process, self.num_inference_steps + 1).times[1:])
+        return grid
+
     def _shown(self, operator, y: Tensor, sigma: float):
         """The denoiser with its condition, and the scale of the images it sees."""
         d = self.denoiser
@@ -213,28 +225,13 @@ class MRI:
         if name == "red-diff":
             start = lift(measurement.operator, measurement.y, measurement.sigma)
             return d, REDDiff(measurement, lam=0.25, lr=0.02, decay=True, start=start)
+        if name == "diffpir":
+            return DiffPIR(d, measurement, prior_std=d.data_std if self.prior_std is None else self.prior_std), self.solver
         if name is not None:
             return CORRECTIONS[name](d, measurement), self.solver
-        prior = 0.5 * d.data_std if self.prior_std is None else self.prior_std
-        return DiffPIR(d, measurement, prior_std=prior), self.solver
-
-
-def agree(x: Tensor, measurement: Measurement) -> Tensor:
-    """``x`` moved as little as needed for a residual of at most the noise level (Morozov's discrepancy principle), by proximal steps.
-
-    Gives up after ten doublings of the data's weight: where maps are wrong by more than the noise, no image explains the data.
-    """
-    operator, sigma = measurement.operator, measurement.sigma
-    if sigma == 0:
-        return x + operator.A_dagger(measurement.residual(x))
-    entries = 2 * operator.coils * operator.mask.sum()
-    gamma, moved = 1.0, x
-    for _ in range(10):
-        if measurement.residual(moved).square().sum() <= sigma**2 * entries:
-            break
-        moved = operator.prox_l2(x, measurement.y, gamma)
-        gamma *= 2
-    return moved
+        if d.condition_channels:
+            return Consistency(d, measurement), self.solver
+        return DiffPIR(d, measurement, prior_std=d.data_std if self.prior_std is None else self.prior_std), self.solver
 
 
 def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
