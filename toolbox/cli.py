@@ -399,6 +399,59 @@ def bench(
     )
 
 
+@app.command("bench-mri")
+def bench_mri(
+    data: Annotated[Path, typer.Argument(help="True magnitude images (.nii.gz, .npz, DICOM) or fully sampled k-space (.h5, .npz).")],
+    mask: Annotated[list[str] | None, typer.Option("--mask", "-m", help="Kinds of masks. [default: equispaced-fraction]")] = None,
+    acceleration: Annotated[list[float] | None, typer.Option(help="[default: 4, 8]")] = None,
+    coils: Annotated[Path | None, typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default.")] = None,
+    sigma: Annotated[float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")] = 0.01,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models, `zero-filled`, `cg-sense`, `l1-wavelet`. [default: the three and mri]")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = 1,
+    samples: Samples = 1,
+    limit: Annotated[int | None, typer.Option(help="Use the first slices only.", min=1)] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure MRI reconstruction next to the classical methods."""
+    from toolbox.mri_bench import CLASSICAL, run_mri_bench
+
+    with _Progress("measuring", 1) as bar:
+        rows = run_mri_bench(
+            data,
+            kinds=mask or ["equispaced-fraction"],
+            accelerations=acceleration or [4.0, 8.0],
+            maps=coils,
+            sigma=sigma,
+            models=model or [*CLASSICAL, "mri"],
+            steps=steps,
+            num_samples=samples,
+            limit=limit,
+            seed=seed,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return _print_json(rows)
+    _print_table(
+        "whole-volume figures, as fastMRI computes them",
+        ("mask", "R", "method", "PSNR dB", "SSIM", "NMSE", "seconds per slice"),
+        [
+            (
+                r["mask"],
+                f"{r['acceleration']:g}",
+                r["model"],
+                f"{r['psnr']:.2f}",
+                f"{r['ssim']:.4f}",
+                f"{r['nmse']:.5f}",
+                f"{r['seconds_per_slice']}",
+            )
+            for r in rows
+        ],
+    )
+
+
 # -- printing -----------------------------------------------------------------------------------------------------
 
 

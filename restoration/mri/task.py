@@ -146,8 +146,11 @@ class MRI:
         measurement = Measurement(operator, y / scale, sigma / scale)
         corrected, solver = self._corrected(d, measurement)
 
+        # where no coil is sensitive nothing is measured: there the image is zero, as in SENSE
+        seen = 1.0 if maps is None else (maps.abs().sum(0) > 0).float()
+
         def finish(x0: Tensor) -> Tensor:
-            return scale * (x0 if self.correction == "none" else agree(x0, measurement))
+            return scale * seen * (x0 if self.correction == "none" else agree(x0, measurement))
 
         result = sample(corrected, (2, *mask.shape), grid, solver, num_samples=num_samples, seed=seed, finish=finish, callback=callback)
         samples = to_complex(result.samples)[:, 0]
