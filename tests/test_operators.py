@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from restoration.measurement import Measurement
+from restoration.mri.sense import Sense, SingleCoil
 from restoration.operators import (
     Denoising,
     Inpainting,
@@ -47,11 +48,16 @@ def operators(channels, height, width):
     }
     for padding in PADDINGS:
         found[f"blur-{padding}"] = Blur(size, gaussian_kernel(0.6, 1), padding)
+    if channels == 2:  # real and imaginary part
+        maps = torch.complex(*torch.randn(2, 3, height, width, generator=g, dtype=torch.float64))
+        found["sense"] = Sense(mask, maps)
+        found["sense-columns"] = Sense(mask[0], maps)
+        found["single-coil"] = SingleCoil(mask)
     return found
 
 
-SHAPES = [(2, 3, 8, 6), (1, 1, 7, 5), (1, 31, 5, 9)]
-CASES = [(name, shape) for name in operators(1, 8, 8) for shape in SHAPES]
+SHAPES = [(2, 3, 8, 6), (1, 1, 7, 5), (1, 31, 5, 9), (2, 2, 7, 6), (1, 2, 9, 5)]
+CASES = [(name, shape) for shape in SHAPES for name in operators(*shape[1:])]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -125,7 +131,7 @@ def test_bad_measurements(make, error, says):
         make()
 
 
-SPECTRAL = [(name, shape) for name, shape in CASES if name not in ("defaults", "function")]
+SPECTRAL = [(name, shape) for name, shape in CASES if name not in ("defaults", "function", "sense", "sense-columns")]
 
 
 @pytest.mark.parametrize(("name", "shape"), SPECTRAL)

@@ -9,7 +9,7 @@ from conftest import TINY_RECIPE
 
 from restoration.lift import push_pull
 from solvers.denoiser import Denoiser
-from toolbox.training import Patches, Recipe, batches, build, denoising_loss, train
+from toolbox.training import PhotoExamples, Recipe, batches, build, denoising_loss, train
 
 
 def test_model_folder_loads(tiny_model):
@@ -55,7 +55,8 @@ def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
         image, noise = torch.rand(1, 3, 16, 16, generator=g), torch.randn(1, 3, 16, 16, generator=g)
         mask = (torch.rand(1, 1, 16, 16, generator=g) < known).float()
         with torch.no_grad():
-            got = denoising_loss(d, image, mask, torch.tensor([t]), noise, recipe.loss)
+            shown = PhotoExamples.show(d, image, mask)
+            got = denoising_loss(d, *shown, torch.tensor([t]), noise, recipe.loss)
             x0 = d.from_unit(image)
             lift = push_pull(x0 * mask, mask)
             a, b = d.process.a(float(t)), d.process.b(float(t))
@@ -69,14 +70,14 @@ def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
 
 def test_batches_depend_on_seed_and_step_alone(tiny_recipe, pictures):
     recipe = Recipe.read(tiny_recipe)
-    patches = Patches(pictures, recipe.patch_size)
-    first = batches(recipe, patches, 0, 0, "cpu")
+    examples = PhotoExamples(recipe, pictures)
+    first = batches(recipe, examples, 0, 0, "cpu")
     next(first)
-    later = batches(recipe, patches, 1, 0, "cpu")
+    later = batches(recipe, examples, 1, 0, "cpu")
     for a, b in zip(next(first), next(later), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    other = batches(recipe, patches, 1, 1, "cpu")
-    assert not torch.equal(next(other)[0], next(batches(recipe, patches, 1, 0, "cpu"))[0])
+    other = batches(recipe, examples, 1, 1, "cpu")
+    assert not torch.equal(next(other)[0], next(batches(recipe, examples, 1, 0, "cpu"))[0])
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,69 @@ def inpaint(
         print(f"no LPIPS: {figures['lpips']}", file=sys.stderr)
 
 
+@restore_app.command("mri")
+def mri(
+    file: Annotated[Path, typer.Argument(help="k-space (.h5, .mrd, .npz, .mat) or magnitude images (.nii.gz, DICOM) to simulate it from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Result: .nii.gz, .h5 or .png.")],
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            "-m",
+            help="Sampled points: a file (.npy, .npz), or a kind to undersample by: random, equispaced, "
+            "equispaced-fraction, poisson. [default: as the file is sampled]",
+        ),
+    ] = None,
+    acceleration: Annotated[float, typer.Option(help="With a kind of mask.")] = 4.0,
+    center_fraction: Annotated[float | None, typer.Option(help="Share of central columns. [default: 0.32/acceleration]")] = None,
+    coils: Annotated[str, typer.Option(help="espirit, a file of coil maps (.npz), or a number of coils to simulate.")] = "espirit",
+    model: Model = "mri",
+    solver: Solver = "ddim",
+    steps: Annotated[int, typer.Option(help="Solver steps: 1 for the mean, 4 or more for posterior samples.")] = 1,
+    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    correction: Annotated[str | None, typer.Option(help="none, red-diff, ddnm, diffpir, pigdm, ...; the noise decides by default.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Noise of real and imaginary part of the k-space. [default: estimated]")] = None,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    std: Annotated[bool, typer.Option("--std", help="Also write where the samples disagree (needs -n 2 or more).")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Reconstruct undersampled Cartesian MRI, one coil or many."""
+    from toolbox.mri import run_mri
+
+    if samples > 1 and steps == 1:
+        raise ValueError("one step gives the mean, the same for every sample: add --steps 4")
+    if std and samples < 2:
+        raise ValueError("--std needs at least two samples: add -n 4 --steps 4")
+    with _Progress("reconstructing", 1) as bar:
+        figures = run_mri(
+            file,
+            out,
+            mask=mask,
+            acceleration=acceleration,
+            center_fraction=center_fraction,
+            coils=coils,
+            model=model,
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            correction=correction,
+            sigma=sigma,
+            seed=seed,
+            num_samples=samples,
+            std=std,
+            device=device,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return _print_json(figures)
+    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "nmse") if name in figures)
+    files = figures["out"][0] + (f" and {len(figures['out']) - 1} more" if len(figures["out"]) > 1 else "")
+    effort = f"{figures['nfe']} network calls in {figures['seconds']} s"
+    print(f"{files}: {figures['slices']} slices, R = {figures['acceleration']}, {effort}{quality}")
+
+
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that ship with the package."""
@@ -167,8 +230,8 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo).")],
-    data: Annotated[Path, typer.Option(help="Folder of pictures, searched recursively.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, mri).")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices), searched recursively.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.")] = False,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
@@ -554,6 +617,59 @@ def bench_solver_errors(
         return _print_json(figures)
     for title, header, rows in tables(figures):
         _print_table(title, header, rows)
+
+
+@bench_app.command("mri")
+def bench_mri(
+    data: Annotated[Path, typer.Argument(help="True magnitude images (.nii.gz, .npz, DICOM) or fully sampled k-space (.h5, .npz).")],
+    mask: Annotated[list[str] | None, typer.Option("--mask", "-m", help="Kinds of masks. [default: equispaced-fraction]")] = None,
+    acceleration: Annotated[list[float] | None, typer.Option(help="[default: 4, 8]")] = None,
+    coils: Annotated[Path | None, typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default.")] = None,
+    sigma: Annotated[float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")] = 0.01,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models, `zero-filled`, `cg-sense`, `l1-wavelet`. [default: the three and mri]")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = 1,
+    samples: Samples = 1,
+    limit: Annotated[int | None, typer.Option(help="Use the first slices only.", min=1)] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure MRI reconstruction next to the classical methods."""
+    from toolbox.mri_bench import CLASSICAL, run_mri_bench
+
+    with _Progress("measuring", 1) as bar:
+        rows = run_mri_bench(
+            data,
+            kinds=mask or ["equispaced-fraction"],
+            accelerations=acceleration or [4.0, 8.0],
+            maps=coils,
+            sigma=sigma,
+            models=model or [*CLASSICAL, "mri"],
+            steps=steps,
+            num_samples=samples,
+            limit=limit,
+            seed=seed,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return _print_json(rows)
+    _print_table(
+        "whole-volume figures, as fastMRI computes them",
+        ("mask", "R", "method", "PSNR dB", "SSIM", "NMSE", "seconds per slice"),
+        [
+            (
+                r["mask"],
+                f"{r['acceleration']:g}",
+                r["model"],
+                f"{r['psnr']:.2f}",
+                f"{r['ssim']:.4f}",
+                f"{r['nmse']:.5f}",
+                f"{r['seconds_per_slice']}",
+            )
+            for r in rows
+        ],
+    )
 
 
 # -- printing -----------------------------------------------------------------------------------------------------

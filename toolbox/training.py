@@ -15,14 +15,16 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from restoration.io.images import read_image
 from restoration.lift import push_pull
 from restoration.masks import make_mask
+from restoration.mri.estimate import CONDITION_CHANNELS
 from solvers.denoiser import Denoiser
 from solvers.process import VP
+from toolbox.mri_training import Scans, Simulation
 
 
 class _Section(BaseModel):
@@ -42,6 +44,18 @@ class Schedule(_Section):
     rescale_betas_zero_snr: bool = True
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
     timestep_spacing: str = "trailing"
+    noise_scale: float = Field(1.0, gt=0)
+
+    def scheduler_config(self) -> dict:
+        """In diffusers' words. ``noise_scale`` multiplies every noise-to-signal ratio (a shift of log-SNR, Hoogeboom et al. 2023): a
+        schedule made for data of unit size then suits data of that standard deviation."""
+        config = self.model_dump(exclude={"noise_scale"})
+        if self.noise_scale == 1:
+            return config
+        abar = VP.from_diffusers(config).alphas_cumprod
+        abar = abar / (abar + self.noise_scale**2 * (1 - abar))
+        betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+        return {**config, "beta_schedule": "linear", "trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
 
 
 class Loss(_Section):
@@ -66,7 +80,7 @@ class Recipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal["inpainting"]
+    task: Literal["inpainting", "mri"]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -74,8 +88,17 @@ class Recipe(_Section):
     network: Network
     process: Schedule = Schedule()
     loss: Loss = Loss()
-    condition: Condition
+    condition: Condition | None = None  # inpainting: which masks
+    simulation: Simulation | None = None  # mri: which scans
     optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="after")
+    def _check_task(self):
+        needed = {"inpainting": "condition", "mri": "simulation"}
+        for task, section in needed.items():
+            if (self.task == task) != (getattr(self, section) is not None):
+                raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
+        return self
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -147,27 +170,65 @@ def draw_masks(count: int, size: int, kinds: list[str], drop: float, rng: np.ran
     return torch.from_numpy(masks)
 
 
+class PhotoExamples:
+    """Photo patches with missing pixels."""
+
+    channels, condition_channels = 3, 4
+
+    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] and masks."""
+        c = self.recipe.condition
+        return self.patches.draw(count, rng), draw_masks(count, self.recipe.patch_size, c.kinds, c.drop, rng)
+
+    @staticmethod
+    def show(denoiser: Denoiser, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image in the network's range, what the network is shown, and 1 where something is to be found out."""
+        x0 = denoiser.from_unit(image)
+        return x0, torch.cat([push_pull(x0 * mask, mask), mask], dim=1), 1 - mask
+
+
+class MRIExamples:
+    """Patches of simulated multi-coil scans."""
+
+    channels, condition_channels = 2, CONDITION_CHANNELS
+
+    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.scans = Scans(folder, recipe.simulation, recipe.patch_size, recipe.seed, exclude)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Complex images in two channels, in units of the scan's scale, and what the network is shown."""
+        return self.scans.draw(count, rng)
+
+    @staticmethod
+    def show(denoiser: Denoiser, image: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return image, shown, torch.ones_like(image[:, :1])
+
+
+EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples}
+
+
 # -- the loss -----------------------------------------------------------------------------------------------------
 
 
-def denoising_loss(denoiser: Denoiser, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
+def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
     """Squared error of the network's output at times ``t (B,)``, mostly on missing pixels, relative to what the lift allows.
 
-    ``image (B, C, H, W)`` in [0, 1], ``mask (B, 1, H, W)``, ``noise`` like ``image``. With ``u = (x0 - lift)/s`` of mean square p on a
-    sample's missing pixels, the best linear estimate from the state alone has the error ``p/(a'^2 p + b'^2)`` in ``v = a' eps - b' u``.
-    Each sample's error is divided by that: easy and hard pictures, small and large holes, and all noise levels then count alike, as
-    they do in PSNR.
+    ``x0 (B, C, H, W)`` in the network's range, ``condition`` with the lift in its first C channels, ``missing (B, 1, H, W)`` 1 where
+    pixels are not known, ``noise`` like ``x0``. With ``u = (x0 - lift)/s`` of mean square p on a sample's missing pixels, the best linear
+    estimate from the state alone has the error ``p/(a'^2 p + b'^2)`` in ``v = a' eps - b' u``. Each sample's error is divided by that:
+    easy and hard pictures, small and large holes, and all noise levels then count alike, as they do in PSNR.
     """
-    x0 = denoiser.from_unit(image)
-    lift = push_pull(x0 * mask, mask)
     a, b = (f(t.cpu()).to(x0).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
     _, a, b = denoiser.unit_levels(a, b)
-    u = (x0 - lift) / denoiser.data_std
+    u = (x0 - condition[:, : x0.shape[1]]) / denoiser.data_std
     z = a * u + b * noise
-    output = denoiser.conditioned(torch.cat([lift, mask], dim=1)).output(a * z, t).float()
-    focus = 1 - (1 - loss.known_weight) * mask
+    output = denoiser.conditioned(condition).output(a * z, t).float()
+    focus = loss.known_weight + (1 - loss.known_weight) * missing
     focus = focus / focus.mean((1, 2, 3), keepdim=True)
-    missing = (1 - mask).expand_as(u)
+    missing = missing.expand_as(u)
     power = ((missing * u**2).sum((1, 2, 3), keepdim=True) / missing.sum((1, 2, 3), keepdim=True).clamp(min=1)).clamp(min=loss.floor)
     return ((a**2 * power + b**2) / power * focus * (output - (a * noise - b * u)) ** 2).mean()
 
@@ -176,12 +237,12 @@ def build(recipe: Recipe) -> Denoiser:
     """The untrained denoiser of a recipe."""
     from diffusers import UNet2DModel
 
-    net, fold2 = recipe.network, recipe.network.fold**2
+    net, fold2, examples = recipe.network, recipe.network.fold**2, EXAMPLES[recipe.task]
     depth = len(net.block_out_channels)
     torch.manual_seed(recipe.seed)
     network = UNet2DModel(
-        in_channels=(3 + 3 + 1) * fold2,
-        out_channels=3 * fold2,
+        in_channels=(examples.channels + examples.condition_channels) * fold2,
+        out_channels=examples.channels * fold2,
         block_out_channels=tuple(net.block_out_channels),
         layers_per_block=net.layers_per_block,
         down_block_types=("DownBlock2D",) * depth,
@@ -191,29 +252,42 @@ def build(recipe: Recipe) -> Denoiser:
     )
     return Denoiser(
         network,
-        VP.from_diffusers(recipe.process.model_dump()),
+        VP.from_diffusers(recipe.process.scheduler_config()),
         recipe.process.prediction_type,
         fold=net.fold,
         multiple=2 ** (depth - 1),
-        condition_channels=4,
+        condition_channels=examples.condition_channels,
         residual=True,
         data_std=recipe.loss.data_std,
     )
 
 
-def batches(recipe: Recipe, patches: Patches, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
-    """Endless ``(image, mask, t, noise)``; batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut."""
+def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
+    """Endless ``(image, shown, t, noise)``; batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut."""
     T, n = recipe.process.num_train_timesteps, recipe.batch_size
     step = start
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
-        image = patches.draw(n, rng)
-        mask = draw_masks(n, recipe.patch_size, recipe.condition.kinds, recipe.condition.drop, rng)
+        image, shown = examples.draw(n, rng)
         t = torch.from_numpy(rng.integers(0, T, size=n))
         t[torch.from_numpy(rng.random(n) < recipe.loss.terminal_share)] = T - 1
         noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-        yield tuple(v.to(device) for v in (image, mask, t, noise))
+        yield tuple(v.to(device) for v in (image, shown, t, noise))
         step += 1
+
+
+@torch.no_grad()
+def gain(denoiser: Denoiser, examples, image: Tensor, shown: Tensor) -> float:
+    """How much better one network call from pure noise is than the lift, in dB: the mean over a batch."""
+    x0, condition, _ = examples.show(denoiser, image, shown)
+    end, noise = denoiser.process.end, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
+    state = denoiser.process.b(end) * noise + denoiser.process.a(end) * x0
+    estimate = denoiser.conditioned(condition)(state, end).x0
+
+    def error(x):
+        return (x - x0).square().mean((1, 2, 3)).clamp(min=1e-12)
+
+    return float(10 * torch.log10(error(condition[:, : x0.shape[1]]) / error(estimate)).mean())
 
 
 # -- the loop -----------------------------------------------------------------------------------------------------
@@ -246,7 +320,7 @@ def train(
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise FileNotFoundError(f"data folder {data} does not exist")
-    patches = Patches(data, recipe.patch_size, exclude)
+    examples = EXAMPLES[recipe.task](recipe, data, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
     network = denoiser.network.to(memory_format=torch.channels_last)
@@ -268,14 +342,16 @@ def train(
     average = {k: v.to(accelerator.device) for k, v in average.items()}
     denoiser.network = network
     log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
-    source = batches(recipe, patches, start, accelerator.process_index, accelerator.device)
+    source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
+    fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, np.random.default_rng([recipe.seed, 2])))
     network.train()
     for step in range(start, recipe.steps):
         rate = _learning_rate(recipe, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
-            loss = denoising_loss(denoiser, *next(source), recipe.loss)
+            image, shown, t, noise = next(source)
+            loss = denoising_loss(denoiser, *examples.show(denoiser, image, shown), t, noise, recipe.loss)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -283,7 +359,8 @@ def train(
         _average(average, accelerator.unwrap_model(network), min(recipe.optimizer.ema, (1 + step) / (10 + step)))
         progress(step + 1, float(loss.detach()))
         if log is not None:
-            log.add(step + 1, float(loss.detach()), float(norm), rate)
+            with accelerator.autocast():
+                log.add(step + 1, float(loss.detach()), float(norm), rate, lambda: gain(denoiser, examples, *fixed))
             last = step + 1 == recipe.steps
             if last or (step + 1) % checkpoint_every == 0:
                 state = {
@@ -307,7 +384,7 @@ def save_model(denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], o
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
     _replace(out / "unet" / "diffusion_pytorch_model.safetensors", lambda path: save_file(weights, path, {"format": "pt"}))
     _write_json(out / "unet" / "config.json", {"_class_name": "UNet2DModel", **network.config})
-    _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **recipe.process.model_dump()})
+    _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()})
     _write_json(out / "denoiser.json", denoiser.settings)
 
 
@@ -332,14 +409,15 @@ class _Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.rows, self.began = path, [], time.monotonic()
         if start == 0 or not path.exists():
-            path.write_text("step,loss,gradient_norm,learning_rate,seconds\n")
+            path.write_text("step,loss,gradient_norm,learning_rate,gain_db,seconds\n")
 
-    def add(self, step: int, loss: float, norm: float, rate: float) -> None:
+    def add(self, step: int, loss: float, norm: float, rate: float, gain: Callable[[], float]) -> None:
         self.rows.append((loss, norm))
         if step % 50 == 0:
             mean = np.mean(self.rows, axis=0)
             with self.path.open("a", newline="") as file:
-                csv.writer(file).writerow([step, f"{mean[0]:.5f}", f"{mean[1]:.4f}", f"{rate:.2e}", f"{time.monotonic() - self.began:.1f}"])
+                row = [f"{mean[0]:.5f}", f"{mean[1]:.4f}", f"{rate:.2e}", f"{gain():.3f}", f"{time.monotonic() - self.began:.1f}"]
+                csv.writer(file).writerow([step, *row])
             self.rows.clear()
 
 

@@ -1,0 +1,518 @@
+"""MRI files: k-space from fastMRI HDF5, ISMRMRD, .npz and .mat; magnitudes from NIfTI and DICOM; reconstructions to HDF5, NIfTI, PNG.
+
+Sizes and types are checked from headers before anything is decoded; HDF5 links that leave the file are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from restoration.io.images import Photo, check_writable, replace_file, write_image
+
+MAX_POINTS = 500_000_000
+HDF5 = (".h5", ".hdf5", ".mrd")
+KSPACE = (*HDF5, ".npz", ".mat")
+NIFTI = (".nii", ".nii.gz")
+NOISE_SCAN = 1 << 18  # ISMRMRD numbers flags from 1; ACQ_IS_NOISE_MEASUREMENT is the 19th
+OUTPUT = (".h5", ".hdf5", *NIFTI, ".png")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a file holds.
+
+    Attributes:
+        kspace: complex64 ``(slices, coils, H, W)``, zero frequency in the centre; None for magnitudes.
+        magnitude: float32 ``(slices, H, W)`` for files of images; None for k-space.
+        mask: ``(H, W)`` or ``(W,)`` float32 that the file brings, or None.
+        maps: complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)`` that the file brings, or None.
+        target: float32 ``(slices, h, w)``: the fully sampled reconstruction of fastMRI files, or None.
+        attributes: fastMRI's (``max``, ``norm``, ``acquisition``, ``patient_id`` ...), as plain values.
+        header: the ISMRMRD XML header, or None.
+        crop: ``(h, w)`` of the reconstructed image by the header, or None.
+        spacing: millimetres per voxel ``(slice, row, column)``, 1 where unknown.
+        affine: NIfTI's 4 x 4 voxel-to-world matrix, or None.
+    """
+
+    kspace: np.ndarray | None = None
+    magnitude: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    maps: np.ndarray | None = None
+    target: np.ndarray | None = None
+    attributes: dict = field(default_factory=dict)
+    header: str | None = None
+    crop: tuple[int, int] | None = None
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    affine: np.ndarray | None = None
+
+
+def suffix(path: Path) -> str:
+    """The ending that tells the format: ``.nii.gz`` counts as one."""
+    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+
+
+def read_scan(path: str | Path) -> Scan:
+    """Read k-space or magnitude images; the ending tells the format, a folder is a DICOM series.
+
+    HDF5 follows fastMRI: ``kspace (slices, coils, H, W)`` or single-coil ``(slices, H, W)``. In ``.npz`` and ``.mat`` files ``kspace`` is
+    ``(coils, H, W)`` or ``(slices, coils, H, W)``; ``mask`` and ``maps`` (or ``smaps``) may stand beside it. Values are complex64,
+    complex128, or real pairs in a last axis of length 2. An ``.npz`` without ``kspace`` but with ``image (slices, H, W)`` holds magnitudes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another format, a damaged file, a wrong shape or type, more than 500 million points, a link out of the file.
+        ImportError: the format needs the extra ``mri``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_dicom(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"scan {path} does not exist")
+    ending = suffix(path)
+    readers = dict.fromkeys(HDF5, _read_hdf5) | {".npz": _read_npz, ".mat": _read_mat, ".dcm": _read_dicom}
+    readers |= dict.fromkeys(NIFTI, _read_nifti)
+    if ending not in readers:
+        raise ValueError(f"{path} has no known ending; known: {', '.join(readers)}, or a folder of DICOM files")
+    return readers[ending](path)
+
+
+# -- k-space ------------------------------------------------------------------------------------------------------
+
+
+def _read_hdf5(path: Path) -> Scan:
+    with _hdf5(path) as file:
+        if "kspace" not in file and "dataset" in file:
+            _inside(file, "dataset", path)
+            return _read_ismrmrd(path, file)
+        kspace = _complex(_dataset(file, "kspace", path), path, ranks=(3, 4))
+        kspace = kspace[:, None] if kspace.ndim == 3 else kspace
+        header = None
+        if "ismrmrd_header" in file:
+            raw = _dataset(file, "ismrmrd_header", path)[()]
+            header = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+        target = next((file_key for file_key in ("reconstruction_rss", "reconstruction_esc") if file_key in file), None)
+        target = None if target is None else _real(_dataset(file, target, path), path)
+        mask = _mask(_dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
+        attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items() if np.size(value) == 1}
+    crop, spacing = (None, (1.0, 1.0, 1.0)) if header is None else _recon_space(header)
+    return Scan(kspace, mask=mask, target=target, attributes=attributes, header=header, crop=crop, spacing=spacing)
+
+
+def _read_ismrmrd(path: Path, file) -> Scan:
+    """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix; repetitions are averaged; noise scans left out."""
+    group = file["dataset"]
+    records, xml = _dataset(group, "data", path), _dataset(group, "xml", path)
+    text = np.ravel(xml[()])[0]
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    size = [_number(text, "encodedSpace", "matrixSize", axis) for axis in "xyz"]
+    trajectory = re.search(r"<trajectory>\s*(\w+)\s*</trajectory>", text)
+    if None in size or trajectory is None:
+        raise ValueError(f"{path} has a header without encoded matrix size or trajectory")
+    if trajectory.group(1).lower() != "cartesian":
+        raise ValueError(f"{path} has a {trajectory.group(1)} trajectory; Cartesian scans are accepted")
+    x, y, z = (int(n) for n in size)
+    if z > 1:
+        raise ValueError(f"{path} is encoded in 3D ({z} partitions); 2D scans are accepted: transform the third axis first")
+    centre = _number(text, "encodingLimits", "kspace_encoding_step_1", "center")
+    centre = y // 2 if centre is None else int(centre)
+    lines = [(h, d) for h, d in ((r["head"], r["data"]) for r in records) if not int(h["flags"]) & NOISE_SCAN]
+    if not lines:
+        raise ValueError(f"{path} holds no image lines")
+    slices, coils = (
+        max(int(n) for n in column) for column in zip(*((h["idx"]["slice"] + 1, h["active_channels"]) for h, _ in lines), strict=True)
+    )
+    _check_points(path, (slices, coils, x, y))
+    kspace, hits = np.zeros((slices, coils, x, y), np.complex64), np.zeros((slices, y), np.int64)
+    for head, data in lines:
+        step, part, channels, samples = (
+            int(n) for n in (head["idx"]["kspace_encode_step_1"], head["idx"]["slice"], head["active_channels"], head["number_of_samples"])
+        )
+        column, first = step - centre + y // 2, x // 2 - int(head["center_sample"])
+        if not 0 <= column < y or first < 0 or first + samples > x or data.size != 2 * channels * samples:
+            raise ValueError(f"{path}: line {step} does not fit the encoded matrix {x} x {y}")
+        values = np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(channels, samples)
+        kspace[part, :channels, first : first + samples, column] += values
+        hits[part, column] += 1
+    kspace /= np.maximum(hits, 1)[:, None, None, :]
+    crop, spacing = _recon_space(text)
+    return Scan(kspace, mask=(hits.sum(0) > 0).astype(np.float32), header=text, crop=crop, spacing=spacing)
+
+
+def _read_npz(path: Path) -> Scan:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(n).stem: n for n in archive.namelist() if n.endswith(".npy")}
+            for key in names:
+                with archive.open(names[key]) as member:
+                    version = np.lib.format.read_magic(member)
+                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    _check_points(path, read(member)[0])
+        with np.load(path, allow_pickle=False) as file:
+            wanted = ("kspace", "mask", "maps", "smaps", "smaps_espirit", "image")
+            arrays = {key: file[key] for key in file.files if key in wanted}
+            found = ", ".join(file.files)
+    except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        raise ValueError(f"{path} can't be read as .npz: {error}") from error
+    return _from_arrays(path, arrays, found)
+
+
+def _read_mat(path: Path) -> Scan:
+    from scipy import io
+
+    with path.open("rb") as file:
+        newer = file.read(128)[:19].startswith(b"MATLAB 7.3")
+    wanted = ("kspace", "mask", "maps", "smaps", "image")
+    if newer:  # HDF5, with axes in Fortran's order
+        with _hdf5(path) as file:
+            arrays = {}
+            for key in wanted:
+                if key in file:
+                    dataset = _dataset(file, key, path)
+                    _check_points(path, dataset.shape)
+                    arrays[key] = _pairs(dataset[()]).T
+            found = ", ".join(file)
+    else:
+        try:
+            listing = io.whosmat(path)
+            for _, shape, _ in listing:
+                _check_points(path, shape)
+            arrays = {k: v for k, v in io.loadmat(path, variable_names=wanted).items() if not k.startswith("__")}
+            found = ", ".join(name for name, _, _ in listing)
+        except (ValueError, TypeError, NotImplementedError, OSError, KeyError, io.matlab.MatReadError) as error:
+            raise ValueError(f"{path} can't be read as a MATLAB file: {error}") from error
+    if "mask" in arrays and 1 in arrays["mask"].shape and arrays["mask"].ndim == 2:
+        arrays["mask"] = arrays["mask"].ravel()  # MATLAB knows no vectors
+    return _from_arrays(path, arrays, found)
+
+
+def _from_arrays(path: Path, arrays: dict[str, np.ndarray], found: str) -> Scan:
+    if "kspace" not in arrays:
+        if "image" not in arrays:
+            raise ValueError(f"{path} holds neither kspace nor image; it holds {found or 'nothing'}")
+        return Scan(magnitude=_magnitude(arrays["image"], path))
+    kspace = _complex(arrays["kspace"], path, ranks=(3, 4))
+    kspace = kspace[None] if kspace.ndim == 3 else kspace
+    maps = next((arrays[key] for key in ("maps", "smaps", "smaps_espirit") if key in arrays), None)
+    maps = None if maps is None else _complex(maps, path, ranks=(3, 4))
+    mask = None if "mask" not in arrays else _mask(arrays["mask"], kspace.shape, path)
+    return Scan(kspace, mask=mask, maps=maps)
+
+
+def read_maps(path: str | Path) -> np.ndarray:
+    """Coil sensitivities complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)``: ``maps``, ``smaps``, or the only array of an ``.npz``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one without such an array.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"coil maps {path} do not exist")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = [k for k in ("maps", "smaps", "smaps_espirit") if k in file.files] or file.files
+            if len(keys) != 1:
+                raise ValueError(f"{path} should hold one array maps; it holds {', '.join(file.files)}")
+            maps = file[keys[0]]
+    except (OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} can't be read as .npz: {error}") from error
+    return _complex(maps, path, ranks=(3, 4))
+
+
+def read_sampling(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """A sampling mask ``(H, W)`` or ``(W,)`` from an ``.npy`` file, or from an ``.npz`` file with one array or one named ``mask``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a mask, or of another size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"mask {path} does not exist")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.ndarray):
+            with loaded:
+                keys = ["mask"] if "mask" in loaded.files else loaded.files
+                if len(keys) != 1:
+                    raise ValueError(f"{path} should hold one array mask; it holds {', '.join(loaded.files)}")
+                loaded = loaded[keys[0]]
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} can't be read as a mask (.npy or .npz): {error}") from error
+    return _mask(loaded, (1, 1, *size), path)
+
+
+# -- magnitudes ---------------------------------------------------------------------------------------------------
+
+
+def _read_nifti(path: Path) -> Scan:
+    """Slices along the third axis; rows and columns are the second and the first."""
+    nibabel = _need("nibabel", "NIfTI files")
+    try:
+        image = nibabel.load(path)
+        shape = tuple(image.shape)
+        if len(shape) == 4 and shape[3] == 1:
+            shape = shape[:3]
+        if len(shape) not in (2, 3):
+            raise ValueError(f"shape {shape}; volumes (x, y, z) are accepted")
+        _check_points(path, shape)
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:2], -1)
+        zooms = tuple(float(z) for z in image.header.get_zooms()[:3]) + (1.0,) * (3 - len(shape))
+    except (ValueError, OSError, EOFError, TypeError, nibabel.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"{path} can't be read as NIfTI: {error}") from error
+    magnitude = _magnitude(data.transpose(2, 1, 0), path)
+    return Scan(magnitude=magnitude, spacing=(zooms[2], zooms[1], zooms[0]), affine=np.asarray(image.affine))
+
+
+def _read_dicom(path: Path) -> Scan:
+    """One file, or a folder: its slices in order of position along the slice normal (instance number where that is missing)."""
+    pydicom = _need("pydicom", "DICOM files")
+    files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    found = []
+    for file in files:
+        try:
+            head = pydicom.dcmread(file, stop_before_pixels=True)
+            if "Rows" not in head or "Columns" not in head:
+                continue
+            _check_points(file, (len(files), int(head.get("NumberOfFrames", 1)), int(head.Rows), int(head.Columns)))
+            if int(head.get("SamplesPerPixel", 1)) != 1:
+                raise ValueError(f"{file} is a colour image; grey magnitudes are accepted")
+            data = pydicom.dcmread(file)
+            pixels = data.pixel_array.astype(np.float32) * float(head.get("RescaleSlope", 1)) + float(head.get("RescaleIntercept", 0))
+        except pydicom.errors.InvalidDicomError:
+            if path.is_dir():
+                continue
+            raise ValueError(f"{file} is no DICOM file") from None
+        except (AttributeError, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+            raise ValueError(f"{file} can't be read as DICOM: {error}") from error
+        found.append((_position(head), pixels.reshape(-1, *pixels.shape[-2:]), head))
+    if not found:
+        raise ValueError(f"{path} holds no DICOM image")
+    if len({pixels.shape[1:] for _, pixels, _ in found}) > 1:
+        raise ValueError(f"{path} holds images of several sizes; give a folder with one series")
+    found.sort(key=lambda item: item[0])
+    head = found[0][2]
+    row, column = (float(v) for v in head.get("PixelSpacing", (1, 1)))
+    depth = float(head.get("SpacingBetweenSlices", head.get("SliceThickness", 1)) or 1)
+    return Scan(magnitude=_magnitude(np.concatenate([p for _, p, _ in found]), path), spacing=(depth, row, column))
+
+
+def _position(head) -> float:
+    if "ImagePositionPatient" in head and "ImageOrientationPatient" in head:
+        axes = np.array(head.ImageOrientationPatient, float).reshape(2, 3)
+        return float(np.cross(*axes) @ np.array(head.ImagePositionPatient, float))
+    return float(head.get("InstanceNumber", 0) or 0)
+
+
+# -- output -------------------------------------------------------------------------------------------------------
+
+
+def check_output(path: str | Path) -> None:
+    """Raise before any work is done if a reconstruction can't be written to ``path``.
+
+    Raises:
+        ValueError: an ending that is not one of ``OUTPUT``.
+        OSError: the folder is missing or not writable.
+    """
+    path = Path(path)
+    if suffix(path) not in OUTPUT:
+        raise ValueError(f"{path} has no ending that reconstructions are written to; known: {', '.join(OUTPUT)}")
+    if suffix(path) in NIFTI:
+        _need("nibabel", "NIfTI files")
+    check_writable(path.with_name("x.png"))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file name")
+
+
+def write_reconstruction(path: str | Path, image: np.ndarray, scan: Scan | None = None, std: np.ndarray | None = None) -> list[Path]:
+    """Write ``(slices, H, W)`` complex images; returns the files.
+
+    - ``.h5``: ``reconstruction`` (magnitude float32, fastMRI's name), ``reconstruction_complex``, ``std`` if given, the scan's attributes
+      and header.
+    - ``.nii``, ``.nii.gz``: magnitude float32 ``(columns, rows, slices)``, with the scan's affine matrix or its spacing; ``std`` goes to
+      ``NAME-std.nii.gz``.
+    - ``.png``: 16-bit magnitude, white = the 99.9 % quantile of the volume; ``NAME-000.png`` ... for several slices. ``std`` at the same
+      scale to ``NAME-std.png``.
+
+    Files appear whole or not at all.
+    """
+    path, scan, image = Path(path), scan or Scan(), np.asarray(image)
+    magnitude = np.abs(image).astype(np.float32)
+    ending = suffix(path)
+    if ending in HDF5:
+        replace_file(path, lambda p: _write_hdf5(p, image, magnitude, std, scan))
+        return [path]
+    stem = path.name[: -len(ending)]
+    pairs = [(path, magnitude)] + ([] if std is None else [(path.with_name(f"{stem}-std{ending}"), np.asarray(std, np.float32))])
+    files = []
+    for target, values in pairs:
+        if ending in NIFTI:
+            files.append(target)
+            _write_nifti(target, values, scan)
+            continue
+        top = float(np.quantile(magnitude, 0.999)) or 1.0
+        for k, one in enumerate(values):
+            name = target if len(values) == 1 else target.with_name(f"{target.stem}-{k:03d}.png")
+            write_image(name, Photo(np.clip(one / top, 0, 1)[None], bits=16))
+            files.append(name)
+    return files
+
+
+def _write_hdf5(path: Path, image: np.ndarray, magnitude: np.ndarray, std: np.ndarray | None, scan: Scan) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file["reconstruction"] = magnitude
+        file["reconstruction_complex"] = image.astype(np.complex64)
+        if std is not None:
+            file["std"] = np.asarray(std, np.float32)
+        if scan.header is not None:
+            file["ismrmrd_header"] = scan.header
+        file.attrs.update(scan.attributes)
+
+
+def _write_nifti(path: Path, volume: np.ndarray, scan: Scan) -> None:
+    nibabel = _need("nibabel", "NIfTI files")
+    affine = np.diag([*scan.spacing[::-1], 1.0]) if scan.affine is None else scan.affine
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)
+
+    def write(temporary: Path) -> None:
+        # nibabel tells the format by the ending
+        other = temporary.with_name(f"{temporary.name}{suffix(path)}")
+        nibabel.save(image, other)
+        other.replace(temporary)
+
+    replace_file(path, write)
+
+
+# -- checks -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator:
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} can't be read as HDF5: {error}") from error
+    try:
+        with file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:  # damaged inside
+        raise ValueError(f"{path} can't be read as HDF5: {error}") from error
+
+
+def _inside(group, name: str, path: Path) -> None:
+    import h5py
+
+    link = group.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{path}: {name} is {'missing' if link is None else 'a link'}; only data inside the file are read")
+
+
+def _dataset(file, name: str, path: Path):
+    """A dataset whose values lie in this very file."""
+    import h5py
+
+    _inside(file, name, path)
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{path}: {name} is a group, not an array")
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{path}: {name} keeps its values in another file; only data inside the file are read")
+    _check_points(path, dataset.shape or ())
+    return dataset
+
+
+def _check_points(path: Path, shape) -> None:
+    points = 1
+    for n in shape:
+        points *= int(n)
+    if points == 0 or points > MAX_POINTS:
+        raise ValueError(f"{path} has an array of shape {tuple(shape)}; 1 to {MAX_POINTS // 10**6} million points are accepted")
+
+
+def _pairs(array: np.ndarray) -> np.ndarray:
+    """MATLAB's (real, imag) records as complex numbers."""
+    if array.dtype.names and set(array.dtype.names) == {"real", "imag"}:
+        return array["real"] + 1j * array["imag"]
+    return array
+
+
+def _complex(array, path: Path, ranks: tuple[int, ...]) -> np.ndarray:
+    """complex64 from complex numbers of any width or real pairs in a last axis of length 2; the type is checked before reading."""
+    records = array.dtype.names and set(array.dtype.names) == {"real", "imag"}
+    paired = array.dtype.kind == "f" and array.ndim - 1 in ranks and array.shape[-1] == 2
+    if not (array.dtype.kind == "c" or records or paired) or (not paired and array.ndim not in ranks):
+        raise ValueError(
+            f"{path} has k-space or maps of shape {tuple(array.shape)} and type {array.dtype}; complex arrays with "
+            f"{' or '.join(map(str, ranks))} axes are accepted, or real ones with (real, imaginary) pairs in a last axis of length 2"
+        )
+    values = _pairs(np.asarray(array[()]))
+    values = values[..., 0] + 1j * values[..., 1] if paired else values
+    return np.ascontiguousarray(values.astype(np.complex64))
+
+
+def _real(array, path: Path) -> np.ndarray:
+    if array.ndim != 3 or array.dtype.kind != "f":
+        raise ValueError(f"{path} has a reconstruction of shape {tuple(array.shape)} and type {array.dtype}; (slices, H, W) is accepted")
+    return np.asarray(array[()], dtype=np.float32)
+
+
+def _magnitude(array: np.ndarray, path: Path) -> np.ndarray:
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.dtype.kind not in "uif":
+        raise ValueError(f"{path} has images of shape {array.shape} and type {array.dtype}; real (slices, H, W) is accepted")
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path} holds NaN or infinite values")
+    return array
+
+
+def _mask(array, shape, path: Path) -> np.ndarray:
+    mask = np.asarray(array[()])
+    if mask.shape not in (tuple(shape[-2:]), tuple(shape[-1:])):
+        raise ValueError(f"{path} has a mask of shape {mask.shape}; (H, W) = {tuple(shape[-2:])} or (W,) is accepted")
+    if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"{path} has a mask with values other than 0 and 1")
+    if not mask.any():
+        raise ValueError(f"{path} has a mask that samples nothing")
+    return mask.astype(np.float32)
+
+
+def _recon_space(header: str) -> tuple[tuple[int, int] | None, tuple[float, float, float]]:
+    """Size ``(h, w)`` and spacing of the reconstructed image by an ISMRMRD header: x is along the readout, fastMRI's rows."""
+    size = [_number(header, "reconSpace", "matrixSize", axis) for axis in "xyz"]
+    if None in size or min(size) < 1:
+        return None, (1.0, 1.0, 1.0)
+    spacing = [(_number(header, "reconSpace", "fieldOfView_mm", axis) or n) / n for axis, n in zip("xyz", size, strict=True)]
+    return (int(size[0]), int(size[1])), (spacing[2], spacing[0], spacing[1])
+
+
+def _number(header: str, *path: str) -> float | None:
+    """The first number under a path of element names. No XML parser: a header may be hostile, and this knows no entities."""
+    for name in path[:-1]:
+        found = re.search(rf"<(?:\w+:)?{name}>(.*?)</(?:\w+:)?{name}>", header, re.DOTALL)
+        if found is None:
+            return None
+        header = found.group(1)
+    found = re.search(rf"<(?:\w+:)?{path[-1]}>\s*([0-9.eE+-]+)\s*</", header)
+    try:
+        return None if found is None else float(found.group(1))
+    except ValueError:
+        return None
+
+
+def _need(module: str, what: str):
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{what} need the package {module}: pip install 'restobox[mri]'") from error

@@ -1,0 +1,37 @@
+"""Data consistency for networks that have seen the data: no closer to the measurement than its noise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from restoration.measurement import Measurement
+from restoration.posterior import Correction
+
+
+class Consistency(Correction):
+    """Moves the image estimate, where its residual exceeds the noise, just until it does not (:func:`agree`).
+
+    A conditional network's image is already a posterior mean. Weighing it against the data once more, as DiffPIR rightly does with an
+    unconditional one, counts the data twice and brings their noise back.
+    """
+
+    def correct(self, x0: Tensor, t: float) -> Tensor:
+        return agree(x0, self.measurement)
+
+
+def agree(x: Tensor, measurement: Measurement) -> Tensor:
+    """``x`` moved as little as needed for a residual of at most the noise level (Morozov's discrepancy principle), by proximal steps.
+
+    Gives up after ten doublings of the data's weight: where maps are wrong by more than the noise, no image explains the data.
+    """
+    operator, sigma = measurement.operator, measurement.sigma
+    if sigma == 0:
+        return x + operator.A_dagger(measurement.residual(x))
+    entries = 2 * operator.coils * operator.mask.sum()
+    gamma, moved = 1.0, x
+    for _ in range(10):
+        if measurement.residual(moved).square().sum() <= sigma**2 * entries:
+            break
+        moved = operator.prox_l2(x, measurement.y, gamma)
+        gamma *= 2
+    return moved

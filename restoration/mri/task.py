@@ -1,0 +1,262 @@
+"""Accelerated MRI: a conditional diffusion model with data consistency in every reverse step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from restoration.measurement import Measurement
+from restoration.mri.consistency import Consistency, agree
+from restoration.mri.espirit import espirit
+from restoration.mri.estimate import CONDITION_CHANNELS, condition, image_scale, lift, noise_level
+from restoration.mri.sense import cartesian, sampling_mask, to_channels, to_complex
+from restoration.posterior import CORRECTIONS, DiffPIR
+from restoration.task import sample
+from solvers.ddim import DDIM
+from solvers.denoiser import Denoiser
+from solvers.grid import GRIDS, Grid
+from solvers.red_diff import REDDiff
+from solvers.solver import Solver, Step
+
+METHODS = ("none", "red-diff", *CORRECTIONS)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A reconstructed slice or volume, in the units of the measured data; everything lies on the CPU.
+
+    Attributes:
+        samples: complex ``(n, H, W)``, one per seed; of a volume ``(slices, n, H, W)``.
+        mean: complex ``(H, W)`` or ``(slices, H, W)``, their mean.
+        std: real, standard deviation of the samples' magnitudes (zeros for one sample).
+        residual: root mean square of ``y - A x`` over the measured points of the mean image, per real part.
+        sigma: the noise level that the reconstruction assumed, per real part: ``residual`` should not exceed it.
+        nfe: network calls.
+        seconds: wall-clock time, sensitivities included.
+    """
+
+    samples: Tensor
+    mean: Tensor
+    std: Tensor
+    residual: float
+    sigma: float
+    nfe: int
+    seconds: float
+
+    @property
+    def magnitude(self) -> Tensor:
+        """``|mean|``."""
+        return self.mean.abs()
+
+
+@dataclass(frozen=True)
+class MRI:
+    """Reconstruct undersampled Cartesian k-space with any denoiser of complex images (2 channels), solver and correction.
+
+    A conditional denoiser (7 condition channels) is shown the CG-SENSE image and where it may be wrong (``condition``); an
+    unconditional one is steered by the correction alone. Images have their 0.99 quantile at 1 for the network; that scaling is undone.
+
+    The default correction of a conditional network is :class:`Consistency` at every step: the image is moved as little as needed for a
+    residual of at most the noise; without noise that is the projection on ``A x = y``. An unconditional network gets DiffPIR. The last
+    image is made consistent in either case.
+
+    From the noisiest level the network's answer is its estimate of ``E[x | y]``: one step gives the image of least squared error. With
+    four steps or more the results are samples of the posterior, sharper and about 1 dB further from the truth, whose spread is the
+    uncertainty.
+
+    Args:
+        denoiser: PyTorch, fake-quantized or ONNX.
+        solver: any solver of this toolbox.
+        num_inference_steps: solver steps; 1 for the mean, 4 or more for samples.
+        grid: a name in ``solvers.grid.GRIDS``.
+        correction: ``none``, ``red-diff`` (which brings its own solver), a name in ``restoration.posterior.CORRECTIONS``, or None for
+            the default.
+        prior_std: DiffPIR's, in units of the scaled image: how far an unconditional network's image may be off; by default the
+            denoiser's ``data_std``.
+
+    Raises:
+        ValueError: an unknown grid or correction, or a prior_std that is not positive.
+    """
+
+    denoiser: Denoiser
+    solver: Solver = field(default_factory=DDIM)
+    num_inference_steps: int = 1
+    grid: str = "trailing"
+    correction: str | None = None
+    prior_std: float | None = None
+
+    def __post_init__(self):
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
+        if self.correction is not None and self.correction not in METHODS:
+            raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(METHODS)}")
+        if self.prior_std is not None and not self.prior_std > 0:
+            raise ValueError(f"prior_std must be positive; got {self.prior_std}")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        kspace: Tensor,
+        mask: Tensor | None = None,
+        maps: Tensor | None = None,
+        *,
+        sigma: float | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        callback: Callable[[int, Step], None] | None = None,
+    ) -> Reconstruction:
+        """Reconstruct one slice.
+
+        Args:
+            kspace: complex ``(coils, H, W)``, zero frequency in the centre; what the mask leaves out is ignored.
+            mask: ``(H, W)`` or ``(W,)``, 1 = sampled; by default the points where any coil is not zero.
+            maps: complex sensitivities like ``kspace``; by default estimated from the centre by ESPIRiT (several coils), or 1 (one coil).
+            sigma: noise of the real part of ``kspace`` in its units; estimated by default; 0: the data are exact.
+            num_samples: posterior samples.
+            seed: sample k uses ``seed + k``.
+            callback: called after each network call with the sample's number and the step.
+
+        Raises:
+            ValueError: shapes that don't fit, values that are not finite, a mask that samples nothing, no calibration region.
+        """
+        began = time.perf_counter()
+        kspace, mask = check_kspace(kspace, mask)
+        grid = self._grid()
+        if maps is None and len(kspace) > 1:
+            maps = espirit(kspace, mask)
+        if maps is not None and tuple(maps.shape) != tuple(kspace.shape):
+            raise ValueError(
+                f"the coil maps are {tuple(maps.shape)} but k-space is {tuple(kspace.shape)} (coils, H, W): they must have the same coils "
+                "and size"
+            )
+        sigma = noise_level(kspace, mask) if sigma is None else float(sigma)
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"sigma must be a finite number >= 0; got {sigma}")
+        d = self.denoiser
+        mask, kspace = mask.to(d.device), kspace.to(d.device)
+        maps = None if maps is None else maps.to(kspace)
+        operator = cartesian(mask, maps, tuple(mask.shape), tolerance=1e-5, max_iterations=100)
+        y = to_channels(kspace[None]) * mask
+        d, scale = self._shown(operator, y, sigma)
+        measurement = Measurement(operator, y / scale, sigma / scale)
+        corrected, solver = self._corrected(d, measurement)
+
+        # where no coil is sensitive nothing is measured: there the image is zero, as in SENSE
+        seen = 1.0 if maps is None else (maps.abs().sum(0) > 0).float()
+
+        def finish(x0: Tensor) -> Tensor:
+            return scale * seen * (x0 if self.correction == "none" else agree(x0, measurement))
+
+        result = sample(corrected, (2, *mask.shape), grid, solver, num_samples=num_samples, seed=seed, finish=finish, callback=callback)
+        samples = to_complex(result.samples)[:, 0]
+        mean = to_complex(result.mean[None])[0, 0]
+        std = samples.abs().std(0) if num_samples > 1 else torch.zeros_like(mean.real)
+        error = y - operator.A(result.mean[None].to(d.device))
+        residual = float((error.square().sum() / (2 * operator.coils * mask.sum())).sqrt())
+        return Reconstruction(samples, mean, std, residual, sigma, result.nfe, time.perf_counter() - began)
+
+    def volume(
+        self,
+        kspace: Tensor,
+        mask: Tensor | None = None,
+        maps: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        **settings,
+    ) -> Reconstruction:
+        """Reconstruct ``(slices, coils, H, W)`` slice by slice; slice k uses seeds from ``seed + k num_samples`` on.
+
+        Args:
+            mask: shared by all slices.
+            maps: ``(slices, coils, H, W)``, or ``(coils, H, W)`` for all slices; None: estimated per slice.
+            progress: called with the slices done and their number.
+            settings: ``sigma``, ``num_samples``, ``seed`` as for one slice.
+
+        Raises:
+            ValueError: as for one slice, with the slice's number.
+        """
+        if kspace.ndim != 4 or len(kspace) == 0:
+            raise ValueError(f"a volume is (slices, coils, H, W); got {tuple(kspace.shape)}")
+        seed, count = settings.pop("seed", 0), settings.get("num_samples", 1)
+        if mask is None:  # one mask for all: a slice without signal says nothing
+            mask = torch.nan_to_num(kspace.abs(), nan=1.0).sum((0, 1)) > 0
+        slices = []
+        for k, one in enumerate(kspace):
+            these = maps if maps is None or maps.ndim == 3 else maps[k]
+            try:
+                slices.append(self(one, mask, these, seed=seed + k * count, **settings))
+            except ValueError as error:
+                raise ValueError(f"slice {k}: {error}") from error
+            progress(k + 1, len(kspace))
+        stack = {name: torch.stack([getattr(s, name) for s in slices]) for name in ("samples", "mean", "std")}
+        worst = max(slices, key=lambda s: s.residual / max(s.sigma, 1e-30))
+        return Reconstruction(
+            **stack,
+            residual=worst.residual,
+            sigma=worst.sigma,
+            nfe=sum(s.nfe for s in slices),
+            seconds=sum(s.seconds for s in slices),
+        )
+
+    def _grid(self) -> Grid:
+        grid = GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+        if self.correction == "red-diff" and self.denoiser.process.a(grid.times[0]) == 0:  # it needs levels with some signal
+            grid = Grid(GRIDS[self.grid](self.denoiser.process, self.num_inference_steps + 1).times[1:])
+        return grid
+
+    def _shown(self, operator, y: Tensor, sigma: float):
+        """The denoiser with its condition, and the scale of the images it sees."""
+        d = self.denoiser
+        if d.condition_channels == 0:
+            return d, image_scale(lift(operator, y, sigma))
+        if d.condition_channels != CONDITION_CHANNELS:
+            raise ValueError(
+                f"the network's condition has {d.condition_channels} channels; MRI shows it {CONDITION_CHANNELS} (see the recipe mri)"
+            )
+        shown, scale = condition(operator, y, sigma)
+        return d.conditioned(shown), scale
+
+    def _corrected(self, d, measurement: Measurement):
+        name = self.correction
+        if name == "none":
+            return d, self.solver
+        if name == "red-diff":
+            start = lift(measurement.operator, measurement.y, measurement.sigma)
+            return d, REDDiff(measurement, lam=0.25, lr=0.02, decay=True, start=start)
+        if name == "diffpir":
+            return DiffPIR(d, measurement, prior_std=d.data_std if self.prior_std is None else self.prior_std), self.solver
+        if name is not None:
+            return CORRECTIONS[name](d, measurement), self.solver
+        if d.condition_channels:
+            return Consistency(d, measurement), self.solver
+        return DiffPIR(d, measurement, prior_std=d.data_std if self.prior_std is None else self.prior_std), self.solver
+
+
+def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``(coils, H, W)`` complex64 and ``(H, W)`` float mask, both checked; points that the mask leaves out are set to zero.
+
+    Raises:
+        ValueError: not complex, another rank, measured values that are not finite, a mask that doesn't fit or samples nothing.
+    """
+    if kspace.ndim != 3 or not kspace.is_complex() or kspace.numel() == 0:
+        raise ValueError(f"k-space must be complex (coils, H, W); got {kspace.dtype} of shape {tuple(kspace.shape)}")
+    size = tuple(kspace.shape[1:])
+    if mask is None:
+        mask = torch.nan_to_num(kspace.abs(), nan=1.0).sum(0) > 0
+    mask = sampling_mask(mask, size)
+    kspace = torch.where(mask > 0, kspace.to(torch.complex64), torch.zeros((), dtype=torch.complex64))
+    bad = ~torch.isfinite(kspace).all(0)
+    if bad.any():
+        rows, columns = (torch.nonzero(bad.any(axis))[:, 0].tolist() for axis in (1, 0))
+        raise ValueError(
+            f"k-space holds NaN or infinite values in {len(columns)} columns (first {columns[0]}) and {len(rows)} rows (first {rows[0]}): "
+            "leave them out of the mask"
+        )
+    if not kspace.abs().any():
+        raise ValueError("the measured k-space holds only zeros")
+    return kspace, mask
