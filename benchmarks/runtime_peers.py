@@ -1,0 +1,162 @@
+"""One call of a diffusion U-Net in 8 bits: ours, ONNX Runtime's quantize_static and OpenVINO's NNCF, interleaved on one CPU thread.
+
+    pip install nncf openvino
+    python benchmarks/runtime_peers.py [small|large] [--repeats 9] [--json]
+
+``large`` is DDPM's CIFAR-10 architecture (36 M parameters, random weights), ``small`` one of 0.7 M. Processor time, least of the repeats.
+Errors are relative to the float network on the calibration inputs; weights are random, so they compare tools, not models.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from diffusers import UNet2DModel
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from export.exporter import export_model
+from export.session import open_session
+from quant.quantize import quantize
+from quant.trajectory import record
+from solvers.ddim import DDIM
+from solvers.denoiser import Denoiser
+from solvers.grid import trailing
+from solvers.process import VP
+from solvers.solver import solve
+
+CPU = ["CPUExecutionProvider"]
+ARCHITECTURES = {
+    "large": {
+        "block_out_channels": (128, 256, 256, 256),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    },
+    "small": {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("size", nargs="?", default="small", choices=ARCHITECTURES)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = UNet2DModel(sample_size=32, **ARCHITECTURES[arguments.size]).eval().requires_grad_(False)
+    denoiser = Denoiser(network, VP.linear(1000), "epsilon", multiple=2 ** (len(network.config.block_out_channels) - 1))
+    with record(denoiser, seed=0, solver="ddim", task="generate") as recorder:
+        for k in range(2):
+            x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(k))
+            solve(DDIM(), denoiser, x, trailing(denoiser.process, 3))
+    calibration = recorder.result()
+    inputs = [(x.numpy(), t.numpy()) for x, t in calibration.batches(1)]
+    references = [network(torch.from_numpy(x), torch.from_numpy(t)).sample.numpy() for x, t in inputs]
+    with tempfile.TemporaryDirectory() as place:
+        runs = dict(_runs(denoiser, calibration, inputs, Path(place)))
+        best = dict.fromkeys(runs, float("inf"))
+        for turn in range(arguments.repeats + 1):
+            for name, (run, _) in runs.items():
+                began = time.process_time()
+                run(*inputs[0])
+                if turn:  # the first call allocates
+                    best[name] = min(best[name], (time.process_time() - began) * 1e3)
+        plain, bytes_plain = best["ONNX Runtime fp32"], runs["ONNX Runtime fp32"][1]
+        rows = []
+        for name, (run, size) in runs.items():
+            error = np.mean([np.linalg.norm(run(*i) - r) / np.linalg.norm(r) for i, r in zip(inputs, references, strict=True)])
+            row = {"name": name, "ms": round(best[name], 2), "speedup": round(plain / best[name], 2)}
+            rows.append(row | {"size_ratio": round(size / bytes_plain, 3), "error": round(float(error), 4)})
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['name']:44} {row['ms']:8.2f} ms {row['speedup']:6.2f} x  size {row['size_ratio']:.3f}  error {row['error']:.4f}")
+
+
+def _runs(denoiser, calibration, inputs, place: Path):
+    """Name -> (a call of one input, bytes of the file)."""
+    plain = place / "plain.onnx"
+    onnx.save(export_model(denoiser), plain)
+    yield "ONNX Runtime fp32", _session(plain, ("x", "t"))
+    quantized = quantize(denoiser.network, calibration)
+    ours = place / "ours.onnx"
+    onnx.save(export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps), ours)
+    yield "ours, W8A8 with temporal table", _session(ours, ("x", "index"), quantized.timesteps, integer=True)
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.left = iter([{"x": x, "t": t} for x, t in inputs])
+
+        def get_next(self):
+            return next(self.left, None)
+
+    prepared = place / "prepared.onnx"
+    quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+    common = {"quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt8}
+    weighted, symmetric = ["Conv", "MatMul", "Gemm"], {"ActivationSymmetric": True, "WeightSymmetric": True}
+    settings = {
+        "quantize_static, default": {},
+        "quantize_static, per channel, uint8": {"per_channel": True, "activation_type": QuantType.QUInt8, "op_types_to_quantize": weighted},
+        "quantize_static, per channel, Conv only": {"per_channel": True, "op_types_to_quantize": ["Conv"], "extra_options": symmetric},
+    }
+    for k, (name, options) in enumerate(settings.items()):
+        made = place / f"static{k}.onnx"
+        try:
+            quantize_static(str(prepared), str(made), Reader(), **common, **options)
+            yield name, _session(made, ("x", "t"))
+        except Exception as error:
+            print(f"{name}: {(str(error).splitlines() or [''])[0][:110]}")
+    yield from _openvino(plain, inputs, place)
+
+
+def _session(path: Path, names, timesteps=(), integer: bool = False):
+    if integer:
+        session = open_session(path, CPU, threads=1, integer=True)
+    else:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=CPU)
+
+    def run(x, t):
+        second = np.array([timesteps.index(float(v)) for v in t]) if timesteps else t
+        return session.run(None, dict(zip(names, (x, second), strict=True)))[0]
+
+    return run, path.stat().st_size
+
+
+def _openvino(plain: Path, inputs, place: Path):
+    try:
+        import nncf
+        import openvino
+    except ImportError:
+        print("NNCF and OpenVINO are not installed: left out")
+        return
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    model = core.read_model(plain)
+    data = nncf.Dataset(inputs, lambda pair: {"x": pair[0], "t": pair[1]})
+    small = nncf.quantize(model, data, subset_size=len(inputs))
+    for name, one in (("OpenVINO fp32", model), ("OpenVINO NNCF int8", small)):
+        compiled = core.compile_model(one, "CPU", settings)
+        path = place / f"{name}.xml"
+        openvino.save_model(one, path, compress_to_fp16=False)
+        yield name, (lambda x, t, c=compiled: c({"x": x, "t": t})[0], path.with_suffix(".bin").stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
