@@ -39,6 +39,8 @@ def export_model(denoiser: Denoiser, *, target: str = "float", quantized: Quanti
     network = denoiser.network
     if quantized is not None and quantized.model_hash != network_hash(network):
         raise ValueError("the quantized network was made from another model than this denoiser holds")
+    if quantized is not None:
+        network = quantized.structure  # the same function, with the recipe's split and equalised layers
     kind = "timestep"
     if timesteps:
         kind, network = "step", step_network(network, temporal_table(network, timesteps))

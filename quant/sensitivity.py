@@ -10,6 +10,22 @@ from quant.trajectory import CalibrationSet
 
 
 @torch.no_grad()
+def trajectory_errors(quantized: nn.Module, network: nn.Module, calibration: CalibrationSet) -> dict[float, float]:
+    """``|y_q - y| / |y|`` of the networks' outputs at every recorded timestep, noisiest first.
+
+    Take inputs that the quantized network was not calibrated on.
+    """
+    sums: dict[float, list[float]] = {}
+    for x, t in calibration.batches():
+        out = network(x, t)
+        reference = out if isinstance(out, torch.Tensor) else out.sample
+        pair = sums.setdefault(float(t[0]), [0.0, 0.0])
+        pair[0] += float((quantized(x, t) - reference).double().square().sum())
+        pair[1] += float(reference.double().square().sum())
+    return {t: (error / power) ** 0.5 for t, (error, power) in sorted(sums.items(), reverse=True)}
+
+
+@torch.no_grad()
 def sensitivity(quantized: QuantizedNetwork, calibration: CalibrationSet, target: str = "tensorrt", samples: int = 1) -> dict[str, float]:
     """Relative error of the network's output when one layer alone is quantized, mean over the timesteps, worst layer first.
 
