@@ -150,9 +150,7 @@ def reconstruct(
         found = None if path is None else _load(path, fingerprint, name, members)
         if found is None:
             cache = _Cache(network, quantized, name, samples)
-            found = _train(
-                network.get_submodule(name), name, members, layers, cache, settings, bits, (weight, drop, rate), settings.seed + k
-            )
+            found = _train(network.get_submodule(name), name, members, layers, cache, settings, bits, settings.seed + k)
             if path is not None:
                 _save(path, fingerprint, name, *found)
         results, losses[name] = found
