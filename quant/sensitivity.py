@@ -171,7 +171,7 @@ def choose_float_layers(
     """
     if (extra_bytes is None) == (float_macs is None):
         raise ValueError("give one budget: extra_bytes or float_macs")
-    if extra_bytes is not None and extra_bytes < 0 or float_macs is not None and not 0 <= float_macs <= 1:
+    if (extra_bytes is not None and extra_bytes < 0) or (float_macs is not None and not 0 <= float_macs <= 1):
         raise ValueError(f"a budget must be 0 or more bytes, or a share in [0, 1]; got {extra_bytes if float_macs is None else float_macs}")
     if missing := sorted(set(errors) - set(costs)):
         raise ValueError(f"no cost is given for {', '.join(missing)}")
