@@ -166,15 +166,18 @@ class _Cache:
     def __init__(self, network: nn.Module, quantized: nn.Module, name: str, samples: list[tuple[Tensor, Tensor]]):
         self.float, self.quantized, self.others = [], [], []
         used = 0
-        for x, t in samples:
+        for x, t in _chunks(samples):
             (a, *rest), keywords = _inputs_of(network, name, x, t)
             (b, *_), _ = _inputs_of(quantized, name, x, t)
-            used += (a.numel() + b.numel()) * a.element_size()
-            if self.float and used > MEMORY:
+            for k in range(len(x)):
+                self.float.append(a[k : k + 1].clone())
+                self.quantized.append(b[k : k + 1].clone())
+                self.others.append(([_row(v, k, len(x)) for v in rest], {key: _row(v, k, len(x)) for key, v in keywords.items()}))
+                used += 2 * a[k].numel() * a.element_size()
+                if used > MEMORY:
+                    break
+            if used > MEMORY:
                 break
-            self.float.append(a)
-            self.quantized.append(b)
-            self.others.append((rest, keywords))
         groups: dict[tuple, list[int]] = {}
         for k, a in enumerate(self.float):
             groups.setdefault(tuple(a.shape[1:]), []).append(k)
@@ -196,6 +199,20 @@ class _Cache:
         weights = torch.tensor([float(len(g)) for g in self.groups])
         group = self.groups[int(torch.multinomial(weights, 1, generator=generator))]
         return [group[k] for k in torch.randperm(len(group), generator=generator)[:count].tolist()]
+
+
+def _chunks(samples: list[tuple[Tensor, Tensor]], size: int = 8):
+    """Neighbouring samples of one size, stacked."""
+    start = 0
+    for k in range(1, len(samples) + 1):
+        if k == len(samples) or k - start == size or samples[k][0].shape != samples[start][0].shape:
+            xs, ts = zip(*samples[start:k], strict=True)
+            yield torch.cat(xs), torch.cat(ts)
+            start = k
+
+
+def _row(value, k: int, count: int):
+    return value[k : k + 1].clone() if isinstance(value, Tensor) and value.ndim and len(value) == count else value
 
 
 class _Reached(Exception):
