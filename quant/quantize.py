@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from quant.equalize import apply_factors, groups, insert_scales, smooth_factors
+from quant.range_search import search_symmetric_steps
 from quant.ranges import Ranges, measure_ranges
 from quant.recipe import FLOAT_LAYERS, OPTIONAL_LAYERS, QuantRecipe
 from quant.reconstruction import fingerprint_of, reconstruct
 from quant.rounding import gptq
 from quant.split import split_shortcuts
 from quant.trajectory import CalibrationSet, network_hash
+from quant.units import spread_samples, stacked
 
 TEMPORAL_PARTS = ("time_proj", "time_embedding", "time_emb_proj", "class_embedding", "add_embedding")
 
@@ -204,7 +206,10 @@ def quantize(
         threshold = inputs.threshold(name, recipe.range, recipe.percentile)
         output = torch.from_numpy(outputs.channels[k]).clamp(min=1e-6) / 127
         weight = structure.get_submodule(name).weight
-        set_scales(layer, threshold / 127, output, weight_scales(weight, recipe.weight_bits, 2.4 if recipe.range == "p2.4" else 2.0))
+        scales = weight_scales(weight, recipe.weight_bits)
+        if recipe.range == "p2.4":
+            scales = search_symmetric_steps(weight.detach(), recipe.weight_bits, per_channel=True)
+        set_scales(layer, threshold / 127, output, scales)
     quantized.ranges, quantized.factors = (inputs, outputs), factors
     if recipe.rounding != "nearest":
         _round(quantized, calibration, recipe, state, progress)
@@ -215,7 +220,7 @@ def _round(quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: Qua
     settings = recipe.reconstruction
     samples = spread_samples(calibration, settings.samples, settings.crop, settings.seed)
     if recipe.rounding == "gptq":
-        gptq(quantized.network, _batched(samples, settings.batch_size), progress)
+        gptq(quantized.network, stacked(samples, settings.batch_size), progress)
         return
     layers = {n: (torch.from_numpy(layer.weight_scale), layer.input_scale) for n, layer in quantized.layers().items()}
 
@@ -240,47 +245,9 @@ def _round(quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: Qua
     )
 
 
-def spread_samples(calibration: CalibrationSet, count: int, crop: int | None, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """``(x (1, C, h, w), t (1,))``: at most ``count`` samples, as evenly over the timesteps as they come, cropped at random places.
-
-    A crop starts at a multiple of 8 where it can, so that the network's strides see whole cells.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    queues: dict[float, list[int]] = {}
-    for k in torch.randperm(len(calibration), generator=generator).tolist():
-        queues.setdefault(calibration.timesteps[k], []).append(k)
-    order = sorted(queues, reverse=True)
-    turns = max(len(q) for q in queues.values())
-    chosen = [queues[t][turn] for turn in range(turns) for t in order if turn < len(queues[t])]
-    if count < len(order):  # fewer samples than timesteps: every n-th timestep
-        chosen = [chosen[int(k * len(order) / count)] for k in range(count)]
-    samples = []
-    for k in chosen[:count]:
-        x = calibration.samples[k]
-        for axis in (-2, -1):
-            room = x.shape[axis] - (crop or x.shape[axis])
-            if room > 0:
-                start = 8 * int(torch.randint(room // 8 + 1, (1,), generator=generator))
-                x = x.narrow(axis, start, crop)
-        samples.append((x[None].contiguous(), torch.tensor([calibration.timesteps[k]], dtype=torch.float32)))
-    return samples
-
-
-def _batched(samples: list[tuple[Tensor, Tensor]], size: int) -> list[tuple[Tensor, Tensor]]:
-    groups_: dict[tuple, list] = {}
-    for x, t in samples:
-        groups_.setdefault(tuple(x.shape), []).append((x, t))
-    batches = []
-    for members in groups_.values():
-        for k in range(0, len(members), size):
-            xs, ts = zip(*members[k : k + size], strict=True)
-            batches.append((torch.cat(xs), torch.cat(ts)))
-    return batches
-
-
 @torch.no_grad()
-def weight_scales(weight: Tensor, bits: int, power: float = 2.0) -> Tensor:
-    """Per output channel ``(C_out,)``: max |W| at 8 bits; at 4, the one of 80 shrunken maxima with the least |error|^power."""
+def weight_scales(weight: Tensor, bits: int) -> Tensor:
+    """Per output channel ``(C_out,)``: max |W| at 8 bits; at 4, the largest of 80 shrunken maxima with least squared error."""
     top = 2 ** (bits - 1) - 1
     flat = weight.detach().flatten(1)
     best = flat.abs().amax(1).clamp(min=1e-12) / top
@@ -289,7 +256,7 @@ def weight_scales(weight: Tensor, bits: int, power: float = 2.0) -> Tensor:
     full, least = best, torch.full_like(best, torch.inf)
     for shrink in torch.linspace(1.0, 0.2, 80).tolist():
         step = (full * shrink)[:, None]
-        error = ((flat / step).round().clamp(-top, top) * step - flat).abs().pow(power).sum(1)
+        error = ((flat / step).round().clamp(-top, top) * step - flat).square().sum(1)
         best, least = torch.where(error < least, full * shrink, best), torch.minimum(error, least)
     return best
 

@@ -32,10 +32,9 @@ from torch.nn import functional as F
 
 from quant.recipe import Reconstruction
 from quant.rounding import RoundingLoss, initial_logits, rounded, squared_error
+from quant.units import UnitInputs, find_units
 
-BLOCKS = ("ResnetBlock2D", "ResnetBlockCondNorm2D", "Attention", "BasicTransformerBlock")
 SNAPSHOTS = 5
-MEMORY = 256 * 2**20  # bytes of cached unit inputs; fewer samples are used where a unit's are larger
 
 
 class LearnedLayer(nn.Module):
@@ -72,37 +71,6 @@ def fake_quantize(x: Tensor, step: Tensor) -> Tensor:
     step = step * scale + (step - step * scale).detach()
     q = (x / step).clamp(-128, 127)
     return (q + (q.round() - q).detach()) * step
-
-
-def find_units(network: nn.Module, names: list[str], x: Tensor, t: Tensor, *, blocks: bool = True) -> list[tuple[str, list[str]]]:
-    """``(unit, its quantized layers)``, both in the order in which one call of the network reaches them.
-
-    Args:
-        network: the float network.
-        names: quantized layers.
-        x, t: one calibration input.
-        blocks: False: every layer is a unit of its own.
-
-    Raises:
-        ValueError: a layer is not reached by the call.
-    """
-    order: list[str] = []
-    handles = [network.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: order.append(n)) for n in names]
-    try:
-        with torch.no_grad():
-            network(x, t)
-    finally:
-        for handle in handles:
-            handle.remove()
-    order = list(dict.fromkeys(order))
-    if missed := [n for n in names if n not in order]:
-        raise ValueError(f"a call of the network never reaches {', '.join(missed)}; add them to skip")
-    known = [n for n, m in network.named_modules() if blocks and type(m).__name__ in BLOCKS]
-    known = [n for n in known if not any(n.startswith(f"{other}.") for other in known)]
-    units: dict[str, list[str]] = {}
-    for name in order:
-        units.setdefault(next((u for u in known if name.startswith(f"{u}.")), name), []).append(name)
-    return list(units.items())
 
 
 def reconstruct(
@@ -149,7 +117,7 @@ def reconstruct(
         path = None if state is None else Path(state) / f"unit-{k:04d}.safetensors"
         found = None if path is None else _load(path, fingerprint, name, members)
         if found is None:
-            cache = _Cache(network, quantized, name, samples)
+            cache = UnitInputs(network, quantized, name, samples)
             found = _train(network.get_submodule(name), name, members, layers, cache, settings, bits, settings.seed + k)
             if path is not None:
                 _save(path, fingerprint, name, *found)
@@ -160,88 +128,7 @@ def reconstruct(
     return losses
 
 
-class _Cache:
-    """A unit's inputs in the float and in the partly quantized network, one entry per sample, as many as fit into the memory."""
-
-    def __init__(self, network: nn.Module, quantized: nn.Module, name: str, samples: list[tuple[Tensor, Tensor]]):
-        self.float, self.quantized, self.others = [], [], []
-        used = 0
-        for x, t in _chunks(samples):
-            (a, *rest), keywords = _inputs_of(network, name, x, t)
-            (b, *_), _ = _inputs_of(quantized, name, x, t)
-            for k in range(len(x)):
-                self.float.append(a[k : k + 1].clone())
-                self.quantized.append(b[k : k + 1].clone())
-                self.others.append(([_row(v, k, len(x)) for v in rest], {key: _row(v, k, len(x)) for key, v in keywords.items()}))
-                used += 2 * a[k].numel() * a.element_size()
-                if used > MEMORY:
-                    break
-            if used > MEMORY:
-                break
-        groups: dict[tuple, list[int]] = {}
-        for k, a in enumerate(self.float):
-            groups.setdefault(tuple(a.shape[1:]), []).append(k)
-        self.groups = list(groups.values())
-
-    def batch(self, indices: list[int]):
-        """Float input, quantized input, other arguments, keyword arguments."""
-        rest, keywords = self.others[indices[0]]
-        rest = [self._stack(indices, lambda k, j=j: self.others[k][0][j]) for j in range(len(rest))]
-        keywords = {key: self._stack(indices, lambda k, key=key: self.others[k][1][key]) for key in keywords}
-        return torch.cat([self.float[k] for k in indices]), torch.cat([self.quantized[k] for k in indices]), rest, keywords
-
-    def _stack(self, indices, get):
-        first = get(indices[0])
-        return torch.cat([get(k) for k in indices]) if isinstance(first, Tensor) and first.ndim else first
-
-    def draw(self, count: int, generator: torch.Generator) -> list[int]:
-        """``count`` samples of one size (all of them where there are fewer), without repetition."""
-        weights = torch.tensor([float(len(g)) for g in self.groups])
-        group = self.groups[int(torch.multinomial(weights, 1, generator=generator))]
-        return [group[k] for k in torch.randperm(len(group), generator=generator)[:count].tolist()]
-
-
-def _chunks(samples: list[tuple[Tensor, Tensor]], size: int = 8):
-    """Neighbouring samples of one size, stacked."""
-    start = 0
-    for k in range(1, len(samples) + 1):
-        if k == len(samples) or k - start == size or samples[k][0].shape != samples[start][0].shape:
-            xs, ts = zip(*samples[start:k], strict=True)
-            yield torch.cat(xs), torch.cat(ts)
-            start = k
-
-
-def _row(value, k: int, count: int):
-    return value[k : k + 1].clone() if isinstance(value, Tensor) and value.ndim and len(value) == count else value
-
-
-class _Reached(Exception):
-    pass
-
-
-@torch.no_grad()
-def _inputs_of(network: nn.Module, name: str, x: Tensor, t: Tensor):
-    seen = []
-
-    def stop(_, args, kwargs):
-        seen.append(([a.detach().clone() if isinstance(a, Tensor) else a for a in args], dict(kwargs)))
-        raise _Reached
-
-    handle = network.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        network(x, t)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    args, kwargs = seen[0]
-    if not args:  # called by keywords alone: the first tensor is the input
-        key = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        args = [kwargs.pop(key)]
-    return args, kwargs
-
-
-def _train(float_unit, name, members, layers, cache: _Cache, s: Reconstruction, bits: int, seed: int):
+def _train(float_unit, name, members, layers, cache: UnitInputs, s: Reconstruction, bits: int, seed: int):
     generator = torch.Generator().manual_seed(seed)
     unit, learned = _learnable(float_unit, name, members, layers, bits)
     for layer in learned.values():
@@ -296,7 +183,7 @@ def _learnable(float_unit, name, members, layers, bits):
 
 
 @torch.no_grad()
-def _hard_loss(float_unit, unit, learned, cache: _Cache, size: int) -> float:
+def _hard_loss(float_unit, unit, learned, cache: UnitInputs, size: int) -> float:
     """Mean loss over all cached samples as the quantized network will meet them."""
     for layer in learned.values():
         layer.hard, layer.drop = True, 0.0

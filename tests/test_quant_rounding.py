@@ -18,10 +18,10 @@ from export.session import OnnxNetwork
 from quant.equalize import groups
 from quant.files import load_quantized, save_quantized
 from quant.packing import network_bytes, pack_nibbles, unpack_nibbles
-from quant.quantize import quantizable_layers, quantize, spread_samples, structured
+from quant.quantize import quantizable_layers, quantize, structured
 from quant.ranges import measure_ranges
 from quant.recipe import PRESETS, QuantRecipe, Reconstruction
-from quant.reconstruction import LearnedLayer, fake_quantize, find_units
+from quant.reconstruction import LearnedLayer, fake_quantize
 from quant.sensitivity import (
     LayerCost,
     choose_float_layers,
@@ -33,6 +33,7 @@ from quant.sensitivity import (
 )
 from quant.split import SplitConv2d, skip_layers
 from quant.trajectory import network_hash
+from quant.units import find_units, spread_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -220,7 +220,8 @@ def quantize(
     """Turn calibrated ranges into 8-bit scales and codes."""
     from toolbox.deploy import run_quantize
 
-    figures = run_quantize(model, calibration, recipe, out, preset=preset, state=state)
+    with _Progress("rounding", 1) as bar:
+        figures = run_quantize(model, calibration, recipe, out, preset=preset, state=state, progress=bar.update_of)
     if as_json:
         return _print_json(figures)
     bits = f"W{figures['recipe']['weight_bits']}A{figures['recipe']['act_bits']}"
