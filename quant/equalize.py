@@ -3,8 +3,8 @@
     W x = (W diag(f)) (x / f),   f_j = amax_j(x)^alpha / amax_j(W)^(1 - alpha)
 
 Where a normalisation feeds only linear layers (attention's q, k, v; a transformer's feed-forward), ``1/f`` is folded into its affine
-part and costs nothing. Convolutions that read the un-normalised residual stream (up- and down-samplers, shortcuts) have nothing
-linear in front of them: there ``1/f`` becomes one channel-wise product before the convolution.
+part and costs nothing. Convolutions have nothing linear in front of them (a SiLU, or the residual stream): there ``1/f`` becomes one
+channel-wise product before the convolution, which runtimes fuse with the SiLU or run as one pass over its input.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-
-RESIDUAL_READERS = ("upsamplers", "downsamplers", "conv_shortcut")
 
 
 class ChannelScale(nn.Module):
@@ -29,13 +27,13 @@ class ChannelScale(nn.Module):
 
 
 def insert_scales(network: nn.Module, names: Iterable[str]) -> None:
-    """Put a :class:`ChannelScale` (of ones) in front of every convolution of ``names`` that reads the residual stream.
+    """Put a :class:`ChannelScale` (of ones) in front of every convolution of ``names``.
 
     The layer ``X`` becomes ``X.1`` of a pair ``Sequential(scale, layer)``. ``network`` is changed in place.
     """
     for name in names:
         layer = network.get_submodule(name)
-        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and set(name.split(".")) & set(RESIDUAL_READERS):
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1:
             parent, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(parent), leaf, nn.Sequential(ChannelScale(layer.in_channels), layer))
 
