@@ -181,6 +181,6 @@ PRESETS = {
         rounding="fbr",
         reconstruction=Reconstruction(lr_weight=1e-2, layer_weight=0.0, drop=0.0),
     ),
-    "best-w8a8": QuantRecipe(),
-    "best-w4a8": QuantRecipe(4, rounding="gptq"),
+    "best-w8a8": QuantRecipe(range="max", equalize=0.7),
+    "best-w4a8": QuantRecipe(4, range="max", equalize=0.7, rounding="gptq"),
 }

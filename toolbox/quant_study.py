@@ -28,24 +28,28 @@ from toolbox.deploy import MISSING, pictures
 
 IO = ("conv_in", "conv_out")
 W8, W4 = QuantRecipe(), QuantRecipe(weight_bits=4)
+E4 = replace(W4, range="max", equalize=0.7)
 LEARNED = Reconstruction(lr_weight=5e-2)
 RECIPES: dict[str, QuantRecipe] = {
     "w8a8 nearest": W8,
     "w8a8 range max": replace(W8, range="max"),
     "w8a8 range mse": replace(W8, range="mse"),
     "w8a8 range p2.4": replace(W8, range="p2.4"),
-    "w8a8 equalize 0.5": replace(W8, equalize=0.5),
     "w8a8 split": replace(W8, split_shortcut=True),
+    "w8a8 equalize 0.5": replace(W8, equalize=0.5),
+    "w8a8 max, split": replace(W8, range="max", split_shortcut=True),
+    "w8a8 max, equalize 0.5": replace(W8, range="max", equalize=0.5),
+    "w8a8 max, equalize 0.7": replace(W8, range="max", equalize=0.7),
+    "w8a8 max, equalize 0.5, split": replace(W8, range="max", equalize=0.5, split_shortcut=True),
     "w8a8 int shortcuts": replace(W8, skip=IO),
-    "w8a8 int shortcuts, split": replace(W8, skip=IO, split_shortcut=True),
-    "w8a8 int shortcuts, split, equalize 0.5": replace(W8, skip=IO, split_shortcut=True, equalize=0.5),
+    "w8a8 int shortcuts, max, equalize 0.7, split": replace(W8, skip=IO, range="max", equalize=0.7, split_shortcut=True),
     "w4a8 nearest": W4,
-    "w4a8 split": replace(W4, split_shortcut=True),
-    "w4a8 equalize 0.5": replace(W4, equalize=0.5),
     "w4a8 gptq": replace(W4, rounding="gptq"),
-    "w4a8 adaround": replace(W4, rounding="adaround", reconstruction=LEARNED),
-    "w4a8 fbr": replace(W4, rounding="fbr", reconstruction=LEARNED),
-    "w4a8 fbr, steps": replace(W4, rounding="fbr", reconstruction=replace(LEARNED, lr_step=5e-4)),
+    "w4a8 max, equalize 0.7, nearest": E4,
+    "w4a8 max, equalize 0.7, gptq": replace(E4, rounding="gptq"),
+    "w4a8 max, equalize 0.7, adaround": replace(E4, rounding="adaround", reconstruction=LEARNED),
+    "w4a8 max, equalize 0.7, fbr": replace(E4, rounding="fbr", reconstruction=LEARNED),
+    "w4a8 max, equalize 0.7, fbr, steps": replace(E4, rounding="fbr", reconstruction=replace(LEARNED, lr_step=5e-4)),
     **{f"preset {name}": recipe for name, recipe in PRESETS.items()},
 }
 
