@@ -266,17 +266,21 @@ def test_structures_need_something_to_work_on(calibration):
         SplitConv2d(nn.Conv2d(4, 4, 1), 4)
 
 
-@pytest.mark.parametrize("options", [*STRUCTURES.values(), {"weight_bits": 4, "rounding": "gptq"}], ids=[*STRUCTURES, "w4 gptq"])
-def test_files_and_export_keep_working(tmp_path, options, denoiser, calibration):
-    settings = QuantRecipe(**options, reconstruction=Reconstruction(samples=4))
-    quantized = quantize(denoiser.network, calibration, settings)
+@pytest.mark.parametrize("name", [*STRUCTURES, *LEARNED])
+def test_file_round_trip(tmp_path, name, restructured, learned, denoiser, calibration):
+    quantized = (restructured | learned)[name]
     save_quantized(quantized, tmp_path / "q")
     loaded = load_quantized(tmp_path / "q", denoiser.network)
     assert same_layers(loaded, quantized)
-    assert loaded.recipe == settings
+    assert loaded.recipe == quantized.recipe
     x, t = next(calibration.batches())
     torch.testing.assert_close(loaded(x, t), quantized(x, t))
-    bundle = export_bundle(denoiser, tmp_path / "bundle", target="cpu", quantized=loaded)
+
+
+@pytest.mark.parametrize("name", ["both", "gptq"])
+def test_export_runs_the_codes_on_integers(tmp_path, name, restructured, learned, denoiser, calibration):
+    quantized = (restructured | learned)[name]
+    bundle = export_bundle(denoiser, tmp_path / "bundle", target="cpu", quantized=quantized)
     model = onnx.load(tmp_path / "bundle" / NETWORK)
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, layer in quantized.layers().items():
