@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from export.bundle import Bundle, Run, Tables, write_bundle
@@ -38,10 +40,15 @@ def export_model(denoiser: Denoiser, *, target: str = "float", quantized: Quanti
         ValueError: target and ``quantized`` don't go together, or ``quantized`` was made from another network.
     """
     check_target(denoiser, target, quantized)
-    kind, network = "timestep", denoiser.network
+    kind, network = "timestep", _structure(denoiser, quantized)
     if timesteps:
         kind, network = "step", step_network(network, temporal_table(network, timesteps))
     return finish(export_graph(network, input_channels(denoiser), kind=kind, multiple=denoiser.multiple), target, quantized)
+
+
+def _structure(denoiser: Denoiser, quantized: QuantizedNetwork | None):
+    """The float modules of the graph; the same function with the recipe's split and equalised layers where it asks for such."""
+    return denoiser.network if quantized is None else quantized.structure
 
 
 def check_target(denoiser: Denoiser, target: str, quantized: QuantizedNetwork | None) -> None:
@@ -119,7 +126,9 @@ def export_restorer_bundle(
     """
     check_target(task.denoiser, target, quantized)
     calibrated = None if quantized is None else quantized.timesteps
-    model, module = export_restorer(task, sigma=sigma, size=size, estimates=estimates, timesteps=calibrated)
+    denoiser = copy.copy(task.denoiser)
+    denoiser.network = _structure(denoiser, quantized)
+    model, module = export_restorer(replace(task, denoiser=denoiser), sigma=sigma, size=size, estimates=estimates, timesteps=calibrated)
     run = Run(
         task="inpaint",
         solver=_solver_name(task.solver),

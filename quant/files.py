@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, rebuild
+from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, rebuild, structured
 from quant.recipe import QuantRecipe
 from quant.trajectory import network_hash
 
@@ -36,6 +37,8 @@ def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
         tensors[f"{name}/input_scale"], tensors[f"{name}/output_scale"] = np.float32([layer.input_scale]), layer.output_scale
         if layer.bias is not None:
             tensors[f"{name}/bias"] = layer.bias
+    for place, factor in quantized.factors.items():
+        tensors[f"equalize/{place}"] = np.ascontiguousarray(factor.cpu().numpy())
     if quantized.ranges is not None:
         tensors["amax.inputs"], tensors["amax.outputs"] = (np.ascontiguousarray(r.amax) for r in quantized.ranges)
     content = {
@@ -83,12 +86,14 @@ def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
         raise ValueError(f"{folder} is not a readable quantized network ({error}); quantize again") from error
     if model != network_hash(network):
         raise ValueError(f"{folder} was made from another model ({model[:12]}...); load it with that one, or quantize again")
-    if names != quantizable_layers(network, recipe.skip):
+    structure = structured(network, recipe)
+    if names != quantizable_layers(structure, recipe.skip):
         raise ValueError(f"{folder} is damaged: its layers are not those its recipe quantizes; quantize again")
     for name, layer in layers.items():
-        if layer.codes.shape != tuple(network.get_submodule(name).weight.shape):
+        if layer.codes.shape != tuple(structure.get_submodule(name).weight.shape):
             raise ValueError(f"{folder} is damaged: {name} has codes of shape {layer.codes.shape}; quantize again")
-    return rebuild(network, recipe, layers, timesteps, calibration)
+    factors = {key.removeprefix("equalize/"): torch.from_numpy(t) for key, t in tensors.items() if key.startswith("equalize/")}
+    return rebuild(network, recipe, layers, timesteps, calibration, factors)
 
 
 def _layer(tensors: dict[str, np.ndarray], name: str) -> QuantLayer:

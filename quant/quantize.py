@@ -8,17 +8,24 @@ brevitas supplies the quantizers (rounding to even, clamping, fixed scales); the
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quant.equalize import apply_factors, groups, insert_scales, smooth_factors
+from quant.range_search import search_symmetric_steps
 from quant.ranges import Ranges, measure_ranges
-from quant.recipe import FLOAT_LAYERS, QuantRecipe
+from quant.recipe import FLOAT_LAYERS, OPTIONAL_LAYERS, QuantRecipe
+from quant.reconstruction import fingerprint_of, reconstruct
+from quant.rounding import gptq
+from quant.split import split_shortcuts
 from quant.trajectory import CalibrationSet, network_hash
+from quant.units import spread_samples, stacked
 
 TEMPORAL_PARTS = ("time_proj", "time_embedding", "time_emb_proj", "class_embedding", "add_embedding")
 
@@ -49,15 +56,22 @@ class QuantizedNetwork(nn.Module):
 
     Attributes:
         float_network: the network that was quantized (shared, not copied, and left as it is).
+        structure: the float network with the recipe's splits and equalisation: same function, the modules of this one. It is what
+            gets exported; ``float_network`` itself where the recipe asks for neither.
+        factors: equalisation factors ``(C,)`` by place.
+        losses: learned rounding: unit -> loss before and after.
         recipe, calibration_hash, model_hash: provenance.
         timesteps: the calibrated timesteps, noisiest first (the rows of an exported table).
         outputs: also quantize the outputs of convolutions, as ONNX Runtime's CPU kernels do. Off by default.
     """
 
-    def __init__(self, network, float_network, names, recipe: QuantRecipe, timesteps, calibration_hash: str, model_hash: str):
+    def __init__(self, network, structure, float_network, names, recipe: QuantRecipe, timesteps, calibration_hash: str, model_hash: str):
         super().__init__()
         self.network = network
         object.__setattr__(self, "float_network", float_network)  # not a part: neither moved nor saved with this one
+        object.__setattr__(self, "structure", structure)
+        self.factors: dict[str, Tensor] = {}
+        self.losses: dict[str, tuple[float, float]] = {}
         self.names = tuple(names)
         self.recipe = recipe
         self.timesteps = tuple(timesteps)
@@ -84,7 +98,7 @@ class QuantizedNetwork(nn.Module):
 
     def simulating(self, target: str) -> QuantizedNetwork:
         """A copy (weights shared) that quantizes what an exported graph for ``target`` (``cpu``, ``tensorrt``) quantizes."""
-        shared = {id(p): p for p in [*self.parameters(), *self.buffers(), self.float_network]}
+        shared = {id(p): p for p in [*self.parameters(), *self.buffers(), self.float_network, self.structure]}
         twin = copy.deepcopy(self, memo=shared)
         twin.outputs = target == "cpu"
         return twin
@@ -114,7 +128,7 @@ def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -
     """
     every = [name for name, m in network.named_modules() if type(m) in (nn.Conv2d, nn.Linear)]
     for pattern in skip:
-        if pattern not in FLOAT_LAYERS and not any(fnmatchcase(name, pattern) for name in every):
+        if pattern not in OPTIONAL_LAYERS and not any(fnmatchcase(name, pattern) for name in every):
             raise ValueError(f"skip names {pattern!r}, which matches no layer; layers: {', '.join(every)}")
     spatial = [name for name in every if not set(name.split(".")) & set(TEMPORAL_PARTS)]
     chosen = [name for name in spatial if not any(fnmatchcase(name, pattern) for pattern in skip)]
@@ -126,34 +140,109 @@ def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -
     return chosen
 
 
+def structured(network: nn.Module, recipe: QuantRecipe, factors: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """The float modules that a recipe quantizes: ``network`` itself, or a copy with split shortcuts and equalisation.
+
+    Raises:
+        ValueError: the recipe splits shortcuts and there are none, or ``factors`` don't fit.
+    """
+    if not recipe.split_shortcut and recipe.equalize is None:
+        return network
+    structure = copy.deepcopy(network).eval()
+    if recipe.split_shortcut:
+        split_shortcuts(structure, recipe.skip)
+    if recipe.equalize is not None:
+        insert_scales(structure, quantizable_layers(structure, recipe.skip))
+    if factors:
+        names = quantizable_layers(structure, recipe.skip)
+        if set(factors) - set(groups(structure, names)):
+            raise ValueError(f"there is no place for the equalisation factors of {', '.join(sorted(factors))}")
+        apply_factors(structure, factors, names)
+    return structure
+
+
 def quantize(
-    network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe | None = None, *, batch_size: int = 8
+    network: nn.Module,
+    calibration: CalibrationSet,
+    recipe: QuantRecipe | None = None,
+    *,
+    batch_size: int = 8,
+    state: str | Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> QuantizedNetwork:
-    """Calibrate and quantize ``network`` (which is left as it is). Deterministic: no random draws.
+    """Calibrate and quantize ``network`` (which is left as it is). The same seed, data and machine give the same bytes.
 
     Args:
         network: the float network that ``calibration`` was recorded with, in eval mode.
         calibration: from :func:`quant.trajectory.record`.
         recipe: W8A8 with the first and last convolution in float by default.
+        state: folder in which learned rounding keeps its finished units, to go on after an interruption.
+        progress: called with finished and total layers (gptq) or units (adaround, fbr).
 
     Raises:
-        ValueError: another model's calibration set, or a network without quantizable layers.
+        ValueError: another model's calibration set, a network without quantizable layers, or an option that it has no place for.
     """
     recipe = recipe or QuantRecipe()
-    names = quantizable_layers(network, recipe.skip)
+    if recipe.temporal not in ("table", "float"):
+        raise ValueError(f"temporal={recipe.temporal!r} is not a matter of this function; quantize with table or float")
+    structure = structured(network.eval(), recipe)
+    names = quantizable_layers(structure, recipe.skip)
     calibration.check(network)
-    inputs, outputs = measure_ranges(network.eval(), names, calibration.batches(batch_size))
+    inputs, outputs = measure_ranges(structure, names, calibration.batches(batch_size))
+    factors: dict[str, Tensor] = {}
+    if recipe.equalize is not None:
+        channels = {name: torch.from_numpy(seen) for name, seen in zip(names, inputs.channels, strict=True)}
+        factors = smooth_factors(structure, names, channels, recipe.equalize)
+        if not factors:
+            raise ValueError(f"{type(network).__name__} has nothing to equalize: no quantized layer reads a normalisation or residuals")
+        apply_factors(structure, factors, names)
+        inputs, outputs = measure_ranges(structure, names, calibration.batches(batch_size))
     silent = [name for k, name in enumerate(names) if inputs.amax[k].max() == 0]
     if silent:
         raise ValueError(f"calibration never reached (or only showed zeros to) {', '.join(silent)}; add them to skip or record other data")
-    quantized = _build(network, names, recipe, calibration.grid, calibration.hash, calibration.provenance.model)
-    for name in names:
+    quantized = _build(structure, network, names, recipe, calibration.grid, calibration.hash, calibration.provenance.model)
+    for k, name in enumerate(names):
         layer = quantized.network.get_submodule(name)
         threshold = inputs.threshold(name, recipe.range, recipe.percentile)
-        output = torch.from_numpy(outputs.channels[names.index(name)]).clamp(min=1e-6) / 127
-        set_scales(layer, threshold / 127, output, weight_scales(network.get_submodule(name).weight, recipe.weight_bits))
-    quantized.ranges = (inputs, outputs)
+        output = torch.from_numpy(outputs.channels[k]).clamp(min=1e-6) / 127
+        weight = structure.get_submodule(name).weight
+        scales = weight_scales(weight, recipe.weight_bits)
+        if recipe.range == "p2.4":
+            scales = search_symmetric_steps(weight.detach(), recipe.weight_bits, per_channel=True)
+        set_scales(layer, threshold / 127, output, scales)
+    quantized.ranges, quantized.factors = (inputs, outputs), factors
+    if recipe.rounding != "nearest":
+        _round(quantized, calibration, recipe, state, progress)
     return quantized
+
+
+def _round(quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: QuantRecipe, state, progress) -> None:
+    settings = recipe.reconstruction
+    samples = spread_samples(calibration, settings.samples, settings.crop, settings.seed)
+    if recipe.rounding == "gptq":
+        gptq(quantized.network, stacked(samples, settings.batch_size), progress)
+        return
+    layers = {n: (torch.from_numpy(layer.weight_scale), layer.input_scale) for n, layer in quantized.layers().items()}
+
+    @torch.no_grad()
+    def write(name: str, codes: Tensor, input_step: float) -> None:
+        layer, scale = quantized.network.get_submodule(name), layers[name][0]
+        layer.weight.copy_(codes.float() * scale.reshape(-1, *[1] * (codes.ndim - 1)))
+        _scaling(layer.input_quant.fused_activation_quant_proxy).value.fill_(input_step * 128)
+
+    quantized.losses = reconstruct(
+        quantized.structure,
+        quantized.network,
+        layers,
+        write,
+        samples,
+        settings,
+        bits=recipe.weight_bits,
+        blocks=recipe.rounding == "fbr",
+        state=None if state is None else Path(state),
+        fingerprint=fingerprint_of(recipe.to_dict(), quantized.calibration_hash, quantized.model_hash),
+        progress=progress,
+    )
 
 
 @torch.no_grad()
@@ -195,7 +284,7 @@ def _output_scale(layer: nn.Module) -> np.ndarray:
 
 
 @torch.no_grad()
-def _build(network, names, recipe: QuantRecipe, timesteps, calibration_hash: str, model_hash: str) -> QuantizedNetwork:
+def _build(structure, network, names, recipe: QuantRecipe, timesteps, calibration_hash: str, model_hash: str) -> QuantizedNetwork:
     """Swap the named layers of a copy for brevitas layers whose scales are plain parameters."""
     import brevitas.nn as qnn
     from brevitas.graph.quantize import layerwise_quantize
@@ -216,21 +305,30 @@ def _build(network, names, recipe: QuantRecipe, timesteps, calibration_hash: str
     linear = {"input_quant": Activation, "weight_quant": Weight, "return_quant_tensor": False}
     conv = linear | {"output_quant": Output, "output_per_channel_broadcastable_shape": lambda m: (1, m.out_channels, 1, 1)}
     kept = set(names)
-    others = [name for name, m in network.named_modules() if type(m) in (nn.Conv2d, nn.Linear) and name not in kept]
+    others = [name for name, m in structure.named_modules() if type(m) in (nn.Conv2d, nn.Linear) and name not in kept]
     swapped = layerwise_quantize(
-        copy.deepcopy(network).eval(),
+        copy.deepcopy(structure).eval(),
         {nn.Conv2d: (qnn.QuantConv2d, conv), nn.Linear: (qnn.QuantLinear, linear)},
         name_blacklist=others,
     )
     for name in names:
         swapped.get_submodule(name).quant_weight()  # initialises the scale parameter from the weights
     swapped.eval().requires_grad_(False)
-    return QuantizedNetwork(swapped, network, names, recipe, timesteps, calibration_hash, model_hash)
+    return QuantizedNetwork(swapped, structure, network, names, recipe, timesteps, calibration_hash, model_hash)
 
 
-def rebuild(network: nn.Module, recipe: QuantRecipe, layers: dict[str, QuantLayer], timesteps, calibration_hash: str) -> QuantizedNetwork:
+def rebuild(
+    network: nn.Module,
+    recipe: QuantRecipe,
+    layers: dict[str, QuantLayer],
+    timesteps,
+    calibration_hash: str,
+    factors: Mapping[str, Tensor] | None = None,
+) -> QuantizedNetwork:
     """The quantized network that these scales and codes describe, on top of the float ``network`` they were made from."""
-    quantized = _build(network, list(layers), recipe, timesteps, calibration_hash, network_hash(network))
+    structure = structured(network, recipe, factors)
+    quantized = _build(structure, network, list(layers), recipe, timesteps, calibration_hash, network_hash(network))
+    quantized.factors = dict(factors or {})
     with torch.no_grad():
         for name, made in layers.items():
             layer = quantized.network.get_submodule(name)

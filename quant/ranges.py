@@ -1,7 +1,7 @@
 """Activation ranges of every layer at every timestep, in one pass over the calibration set.
 
 Each layer keeps a histogram of log2 |x| (32 bins per octave: thresholds are good to 2 %), which needs no range in advance,
-adds up over batches and timesteps, and answers all three estimators afterwards.
+adds up over batches and timesteps, and answers all estimators afterwards.
 """
 
 from __future__ import annotations
@@ -39,26 +39,34 @@ class Ranges:
         """The largest |x| that layer's 8-bit grid shall hold, over all timesteps.
 
         Args:
-            method: ``max``; ``percentile`` of |x|; or ``mse``: least expected squared error of an 8-bit symmetric grid.
+            method: ``max``; ``mean`` or ``min`` of the timesteps' maxima (``min`` is ModelOpt's step-aware calibrator: it clips the
+                noisy steps on purpose); ``percentile`` of |x|; or the threshold with the least expected |error|^p of an 8-bit
+                symmetric grid: ``mse`` (p = 2) or ``p2.4`` (PTQ4DM, EDA-DM).
         """
         k = self.layers.index(layer)
+        steps = self.amax[k][self.amax[k] > 0]
         top = float(self.amax[k].max())
         counts = self.histogram[k].sum(0).astype(np.float64)
+        if method in ("mean", "min") and len(steps):
+            return float(steps.mean() if method == "mean" else steps.min())
         if method == "max" or top == 0 or counts.sum() == 0:
             return top
         edges = 2.0 ** (LOW + np.arange(1, BINS + 1) / PER_OCTAVE)
         if method == "percentile":
             return min(top, float(edges[np.searchsorted(np.cumsum(counts), counts.sum() * percentile / 100)]))
+        power = {"mse": 2.0, "p2.4": 2.4}.get(method)
+        if power is None:
+            raise ValueError(f"range {method!r} is unknown; known: max, mean, min, percentile, mse, p2.4")
         centers = edges * 2.0 ** (-0.5 / PER_OCTAVE)
-        candidates = top * np.linspace(0.3, 1.0, 71)
-        return float(min(candidates, key=lambda thr: _expected_error(thr, centers, counts)))
+        candidates = top * np.linspace(0.01, 1.0, 100)
+        return float(min(candidates, key=lambda thr: _expected_error(thr, centers, counts, power)))
 
 
-def _expected_error(threshold: float, values: np.ndarray, counts: np.ndarray) -> float:
-    """Squared error of a grid of step threshold/127: step^2/12 inside, x^2 below half a step, the excess above the end."""
+def _expected_error(threshold: float, values: np.ndarray, counts: np.ndarray, power: float = 2.0) -> float:
+    """|error|^p of a grid of step threshold/127: (step/2)^p/(p+1) inside, |x|^p below half a step, the excess^p above the end."""
     step = threshold / 127
-    error = np.where(values < step / 2, values**2, step**2 / 12)
-    error = np.where(values > threshold, (values - threshold) ** 2, error)
+    error = np.where(values < step / 2, values**power, (step / 2) ** power / (power + 1))
+    error = np.where(values > threshold, np.abs(values - threshold) ** power, error)
     return float((counts * error).sum())
 
 

@@ -312,12 +312,15 @@ def quantize(
     calibration: Annotated[Path, typer.Option(help="File written by `restobox calibrate`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write scales and integer codes to.")],
     recipe: Annotated[Path | None, typer.Option(help="Quantization recipe (JSON); W8A8 by default.")] = None,
+    preset: Annotated[str | None, typer.Option(help="best-w8a8, best-w4a8, ptq4dm-w8a8, ...; an unknown name lists all.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder for finished blocks of learned rounding; a rerun goes on from it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Turn calibrated ranges into 8-bit scales and codes."""
     from toolbox.deploy import run_quantize
 
-    figures = run_quantize(model, calibration, recipe, out)
+    with _Progress("rounding", 1) as bar:
+        figures = run_quantize(model, calibration, recipe, out, preset=preset, state=state, progress=bar.update_of)
     if as_json:
         return _print_json(figures)
     bits = f"W{figures['recipe']['weight_bits']}A{figures['recipe']['act_bits']}"

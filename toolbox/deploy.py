@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +49,29 @@ def pictures(folder: Path, count: int, side: int | tuple[int, int], seed: int) -
         yield hashlib.sha256(path.read_bytes()).hexdigest(), np.ascontiguousarray(np.broadcast_to(crop, (3, height, width)))
 
 
-def run_quantize(model: str, calibration: Path, recipe: Path | None, out: Path) -> dict:
-    """Quantize a model on a calibration file and write the folder of scales and codes."""
+def run_quantize(
+    model: str,
+    calibration: Path,
+    recipe: Path | None,
+    out: Path,
+    *,
+    preset: str | None = None,
+    state: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """Quantize a model on a calibration file and write the folder of scales and codes.
+
+    Raises:
+        ValueError: both a recipe file and a preset, or one that isn't accepted.
+    """
+    if recipe is not None and preset is not None:
+        raise ValueError("give a recipe file or a preset, not both")
+    settings = QuantRecipe() if preset is None else QuantRecipe.preset(preset)
+    if recipe is not None:
+        settings = QuantRecipe.from_json(recipe.read_text(encoding="utf-8"))
     denoiser = float_model(model)
-    settings = QuantRecipe() if recipe is None else QuantRecipe.from_json(recipe.read_text(encoding="utf-8"))
-    quantized = quantize(denoiser.network, CalibrationSet.load(calibration, denoiser.network), settings)
+    calibrated = CalibrationSet.load(calibration, denoiser.network)
+    quantized = quantize(denoiser.network, calibrated, settings, state=state, progress=progress)
     save_quantized(quantized, out)
     return {"out": str(out), "layers": len(quantized.names), "recipe": settings.to_dict(), "timesteps": list(quantized.timesteps)}
 
