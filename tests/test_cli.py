@@ -15,6 +15,7 @@ from restoration.io.images import Photo, read_image, write_image
 from toolbox.bench_runtime import verdict
 from toolbox.cli import main
 from toolbox.doctor import mend, needed
+from toolbox.pictures import chart
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,6 +140,36 @@ def test_verify(cli, road, tiny_model, pictures, tmp_path):
     code, _, err = cli(*common, "--solver", "pndm")
     assert code == 2
     assert "recorded with solver ddim, not pndm" in err
+
+
+def test_report(cli, road, tiny_model, pictures, tmp_path):
+    common = ("report", road / "q", "--model", tiny_model, "--calibration", road / "c.safetensors", "-o", tmp_path / "report")
+    code, out, _ = cli(*common, "--data", pictures, "--count", 2, "--side", 48, "--steps", 3, "--json")
+    assert code == 0
+    figures = json.loads(out)
+    assert {row["t"] for row in figures["timesteps"]} == {999, 666, 499, 332}
+    assert figures["error"] == pytest.approx(np.mean([row["error"] for row in figures["timesteps"]]))
+    assert [row["step"] for row in figures["chain"]] == [1, 2, 3]
+    assert all(0 < row["error"] < 0.2 for row in figures["chain"])
+    alone = [row["error_alone"] for row in figures["layers"]]
+    assert alone == sorted(alone, reverse=True)
+    assert figures["bytes"]["total"] < 0.5 * figures["bytes"]["float32"]
+    assert figures["psnr_between"] > 25
+    page = (tmp_path / "report" / "report.html").read_text()
+    for name in ("timesteps.png", "chain.png", "case-0.png", "case-1.png"):
+        assert name in page
+        assert read_image(tmp_path / "report" / name).pixels.std() > 0
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["error"] == figures["error"]
+
+
+def test_chart_refuses_what_it_cannot_draw():
+    with pytest.raises(ValueError, match="2 finite values"):
+        chart("t", ["a", "b"], {"s": [1.0]})
+    with pytest.raises(ValueError, match="finite values"):
+        chart("t", ["a"], {"s": [float("nan")]})
+    drawn = chart("t", ["a", "b"], {"rises": [0.0, 1.0]})
+    lower, upper = (np.argwhere((drawn.max(0) < 0.4)[40:-40, c - 3 : c + 3])[:, 0].mean() for c in (72, 568))
+    assert lower > upper  # the first point is low on the page
 
 
 def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):

@@ -327,6 +327,37 @@ def quantize(
     print(f"{out}: {figures['layers']} layers at {bits}")
 
 
+@app.command("report")
+def report_(
+    quantized: Annotated[Path, typer.Argument(help="Folder written by `restobox quantize`.")],
+    model: Annotated[str, typer.Option(help="The float model.")],
+    calibration: Annotated[Path, typer.Option(help="File written by `restobox calibrate`; of other pictures, for an honest error.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html, report.json and pictures.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of pictures to restore with both networks.")] = None,
+    count: Annotated[int, typer.Option(help="Pictures to restore.", min=1)] = 8,
+    side: Annotated[int, typer.Option(help="Side of the crops, in pixels.", min=16)] = 192,
+    solver: Solver = "ddim",
+    steps: Steps = 5,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Tell what quantization did: per layer, per timestep, along the chain, on restored pictures, in bytes."""
+    from toolbox.quant_report import run_report
+
+    options = {"data": data, "count": count, "side": side, "solver": solver, "steps": steps, "seed": seed}
+    with _Progress("measuring", 3) as bar:
+        figures = run_report(model, quantized, calibration, out, **options, progress=bar.update_of)
+    if as_json:
+        return _print_json(figures)
+    rows = [(r["layer"], f"{r['sqnr_db']:.1f}", f"{r['error_alone']:.4f}") for r in figures["layers"][:10]]
+    _print_table("layers that add most error", ("layer", "SQNR dB", "error alone"), rows)
+    print(
+        f"{out}/report.html: relative error {figures['error']:.4f}, {figures['bytes']['total'] / figures['bytes']['float32']:.2f} x the bytes"
+    )
+    if "psnr_float" in figures:
+        print(f"restored pictures: {figures['psnr_float']:.3f} dB float, {figures['psnr_quantized']:.3f} dB quantized")
+
+
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="The float model.")],
