@@ -98,6 +98,13 @@ def _runs(denoiser, calibration, inputs, place: Path):
     onnx.save(export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps), ours)
     yield "ours, W8A8 with temporal table", _session(ours, ("x", "index"), quantized.timesteps, integer=True)
 
+    yield from static_graphs(plain, inputs, place)
+    yield from openvino_graphs(plain, inputs, place)
+
+
+def static_graphs(plain: Path, inputs, place: Path):
+    """ONNX Runtime's quantize_static with several settings, calibrated on ``inputs`` (pairs of arrays x, t)."""
+
     class Reader(CalibrationDataReader):
         def __init__(self):
             self.left = iter([{"x": x, "t": t} for x, t in inputs])
@@ -121,7 +128,6 @@ def _runs(denoiser, calibration, inputs, place: Path):
             yield name, _session(made, ("x", "t"))
         except Exception as error:
             print(f"{name}: {(str(error).splitlines() or [''])[0][:110]}")
-    yield from _openvino(plain, inputs, place)
 
 
 def _session(path: Path, names, timesteps=(), integer: bool = False):
@@ -139,7 +145,8 @@ def _session(path: Path, names, timesteps=(), integer: bool = False):
     return run, path.stat().st_size
 
 
-def _openvino(plain: Path, inputs, place: Path):
+def openvino_graphs(plain: Path, inputs, place: Path):
+    """OpenVINO in float32, and quantized by NNCF on ``inputs``."""
     try:
         import nncf
         import openvino

@@ -58,7 +58,7 @@ def chart(title: str, x: list[str], series: dict[str, list[float]], width: int =
     for place, name in list(zip(places, x, strict=True))[::stride]:
         draw.text((place - 4 * len(name), bottom + 8), name, fill="black", font=font)
     for k, (name, values) in enumerate(series.items()):
-        shade = tuple(int(255 * v) for v in _COLOURS[k % (len(_COLOURS) - 1)])
+        shade = tuple(int(255 * v) for v in _COLOURS[1 + k % 3])
         points = [(place, bottom - value / most * (bottom - top)) for place, value in zip(places, values, strict=True)]
         draw.line(points, fill=shade, width=2)
         for px, py in points:

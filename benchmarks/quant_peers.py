@@ -1,0 +1,69 @@
+"""Error of a diffusion U-Net in 8 bits along its trajectory: ours, ONNX Runtime's quantize_static and OpenVINO's NNCF in one table.
+
+    pip install nncf openvino
+    python benchmarks/quant_peers.py photo --calibration c.safetensors --test t.safetensors
+
+Every tool gets the same calibration inputs; the error ``|y_q - y| / |y|`` is measured on ``--test``, a file of other pictures, and its
+mean, first (noisiest) and last value over the timesteps are printed.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from runtime_peers import openvino_graphs, static_graphs
+
+from export.exporter import export_model
+from quant.quantize import quantize
+from quant.recipe import QuantRecipe
+from quant.trajectory import CalibrationSet
+from toolbox.api import load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--preset", action="append", help="ours; default: best-w8a8 and the default recipe")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    denoiser = load(options.model)
+    network = denoiser.network
+    calibration, test = (CalibrationSet.load(path, network) for path in (options.calibration, options.test))
+    inputs = [(x.numpy(), t.numpy()) for x, t in calibration.batches(1)]
+    print(f"{len(calibration)} calibration and {len(test)} test inputs\n| tool | mean | first | last |\n|---|---|---|---|")
+    for name in options.preset or ["best-w8a8", None]:
+        quantized = quantize(network, calibration, QuantRecipe() if name is None else QuantRecipe.preset(name))
+        for target in ("tensorrt", "cpu"):
+            simulated = quantized.simulating(target)
+            _row(f"ours, {name or 'default'}, {target} placement", lambda x, t, q=simulated: _numpy(q, x, t), network, test)
+    with tempfile.TemporaryDirectory() as place:
+        plain = Path(place) / "plain.onnx"
+        onnx.save(export_model(denoiser), plain)
+        for graphs in (static_graphs, openvino_graphs):
+            for name, (run, _) in graphs(plain, inputs, Path(place)):
+                _row(name, run, network, test)
+
+
+def _numpy(network, x, t):
+    with torch.no_grad():
+        out = network(torch.from_numpy(x), torch.from_numpy(t))
+    return (out if isinstance(out, torch.Tensor) else out.sample).numpy()
+
+
+def _row(name: str, run, network, test: CalibrationSet) -> None:
+    sums: dict[float, np.ndarray] = {}
+    for x, t in test.batches(1):
+        reference = _numpy(network, x.numpy(), t.numpy())
+        pair = [np.square(run(x.numpy(), t.numpy()) - reference).sum(), np.square(reference).sum()]
+        sums[float(t[0])] = sums.get(float(t[0]), 0) + np.array(pair, float)
+    errors = [float(np.sqrt(a / b)) for _, (a, b) in sorted(sums.items(), reverse=True)]
+    print(f"| {name} | {np.mean(errors):.4f} | {errors[0]:.4f} | {errors[-1]:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
