@@ -351,9 +351,8 @@ def report_(
         return _print_json(figures)
     rows = [(r["layer"], f"{r['sqnr_db']:.1f}", f"{r['error_alone']:.4f}") for r in figures["layers"][:10]]
     _print_table("layers that add most error", ("layer", "SQNR dB", "error alone"), rows)
-    print(
-        f"{out}/report.html: relative error {figures['error']:.4f}, {figures['bytes']['total'] / figures['bytes']['float32']:.2f} x the bytes"
-    )
+    ratio = figures["bytes"]["total"] / figures["bytes"]["float32"]
+    print(f"{out}/report.html: relative error {figures['error']:.4f}, {ratio:.2f} x the bytes")
     if "psnr_float" in figures:
         print(f"restored pictures: {figures['psnr_float']:.3f} dB float, {figures['psnr_quantized']:.3f} dB quantized")
 
