@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,10 @@ from quant.selection import Uniform
 from quant.trajectory import CalibrationSet
 from restoration.inpainting import InpaintingTask
 from restoration.io.images import check_folder, read_image
+from restoration.io.mri import read_scan
 from restoration.masks import KINDS, make_mask
 from restoration.measurement import Measurement
+from restoration.mri.task import MRI
 from restoration.operators import Denoising, Inpainting
 from restoration.posterior import CORRECTIONS
 from restoration.separable import Bicubic, Blur, gaussian_kernel
@@ -28,8 +30,9 @@ from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.solver import Solver
 from toolbox.deploy import MISSING, SUFFIXES, float_model
+from toolbox.mri import make_sampling, simulate
 
-TASKS = ("inpaint", "denoise", "superresolve", "deblur", "generate")
+TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "generate")
 SELECTIONS = ("uniform", "ptq4dm", "eda-dm")
 
 
@@ -97,6 +100,37 @@ class Restorations:
         return crop.mean(0, keepdim=True) if image_channels(self.denoiser) == 1 else crop.expand(3, -1, -1)
 
 
+class MRIRestorations:
+    """Restoration ``k``: a slice of a volume of magnitudes, scanned by simulation with masks and accelerations that take turns.
+
+    Everything drawn for it (slice, coils, phase, noise, mask, start) depends on the seed and k alone.
+
+    Args:
+        file: magnitude images.
+        sigma: noise of the k-space as a share of the slice's 0.99 quantile.
+
+    Raises:
+        ValueError: a file of k-space.
+    """
+
+    def __init__(self, denoiser, file: Path, solver: Solver, steps: tuple[int, ...], grid: str, correction: str | None, sigma, seed: int):
+        self.scan = read_scan(file)
+        if self.scan.magnitude is None:
+            raise ValueError(f"{file} holds k-space; scans are simulated of magnitude images, whose truth is known")
+        self.tasks = [MRI(denoiser, solver, n, grid, correction) for n in steps]
+        self.sigma, self.seed = sigma, seed
+
+    def __call__(self, k: int) -> None:
+        number, task = k // len(self.tasks), self.tasks[k % len(self.tasks)]
+        rng = np.random.default_rng([self.seed, number])
+        one = int(rng.integers(len(self.scan.magnitude)))
+        scan = replace(self.scan, magnitude=self.scan.magnitude[one : one + 1])
+        kspace, maps, noise = simulate(scan, None, 8, self.sigma, self.seed + number)
+        kind, acceleration = ("equispaced-fraction", "poisson", "random")[number % 3], (4.0, 8.0)[number // 3 % 2]
+        mask = make_sampling(kind, tuple(kspace.shape[-2:]), acceleration, None, self.seed + number).expand(kspace.shape[-2:])
+        task(kspace[0] * mask, mask, maps, sigma=noise, seed=self.seed + k)
+
+
 def run_calibrate(
     model: str,
     data: Path | None,
@@ -122,8 +156,8 @@ def run_calibrate(
 
     Args:
         model: a shipped float model, or any diffusers ``UNet2DModel``/``UNet2DConditionModel`` folder.
-        data: folder of pictures; None for the task ``generate``.
-        sigma: noise on the measurements, in units of [0, 1]; by default 0.1 for ``denoise``, else 0.
+        data: folder of pictures; for ``mri`` a file of true magnitudes; None for ``generate``.
+        sigma: noise on the measurements, in units of [0, 1]; by default 0.1 for ``denoise``, 0.01 for ``mri``, else 0.
         side: of the crops, in pixels; by default what the network's config says it was trained on, else 256.
         per_timestep: most network inputs kept per timestep; by default 8, and all that a selection may need where there is one.
         select, samples: keep ``samples`` of the recorded inputs, chosen in this way (``uniform`` where only their number is given).
@@ -140,13 +174,16 @@ def run_calibrate(
     if select is not None and samples is None:
         raise ValueError(f"--select {select} needs --samples: how many network inputs to choose")
     denoiser = float_model(model)
-    sigma = (0.1 if task == "denoise" else 0.0) if sigma is None else sigma
+    sigma = {"denoise": 0.1, "mri": 0.01}.get(task, 0.0) if sigma is None else sigma
     files = _files(denoiser, task, data)
     side = _side(denoiser) if side is None else side
     steps = tuple(steps)
     for n in steps:
         GRIDS[grid](denoiser.process, n)
-    restore = Restorations(denoiser, task, files, solver_by_name(solver), steps, grid, correction, sigma, side, seed)
+    if task == "mri":
+        restore = MRIRestorations(denoiser, files[0], solver_by_name(solver), steps, grid, correction, sigma, seed)
+    else:
+        restore = Restorations(denoiser, task, files, solver_by_name(solver), steps, grid, correction, sigma, side, seed)
     total = count * len(steps)
     chosen = select or ("uniform" if samples is not None else None)
     pool = out if chosen is None else out.with_name(f".{out.name}.pool")
@@ -196,6 +233,12 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
             raise ValueError("the task generate starts from noise and takes no --data")
         return ()
     channels = image_channels(denoiser)
+    if task == "mri":
+        if data is None or not data.is_file():
+            raise ValueError("--task mri needs --data: a file of magnitude images (.nii.gz, .npz, DICOM) to simulate scans of")
+        if channels != 2:
+            raise ValueError(f"MRI networks work on 2 channels (real, imaginary); this one works on {channels}")
+        return (data,)
     if channels not in (1, 3):
         raise ValueError(f"the network works on {channels} channels, not on pictures; calibrate it with --task generate")
     if denoiser.condition_channels and task != "inpaint":
