@@ -8,7 +8,20 @@ import textwrap
 from pathlib import Path
 
 from restoration import posterior
-from solvers import DDCM, DDIM, PNDM, SOLVERS, DDPMInversion, EVODiff, ProbabilityFlow, RDDMSampler, REDDiff, Resampled, ResfusionSampler
+from solvers import (
+    DDCM,
+    DDIM,
+    PNDM,
+    SOLVERS,
+    DDPMInversion,
+    DiffusersSolver,
+    EVODiff,
+    ProbabilityFlow,
+    RDDMSampler,
+    REDDiff,
+    Resampled,
+    ResfusionSampler,
+)
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Made by docs/build.py from the docstrings: edit those. -->\n"
@@ -24,6 +37,7 @@ TABLE = {
     "ddcm": (DDCM, "1", "N", "yes (`eta=0`: no)", "noise, or an image to edit", "Xu et al. 2024"),
     "ddpm-inversion": (DDPMInversion, "1", "N", "replays stored noise", "an inverted image", "Huberman-Spiegelglas et al. 2024"),
     "red-diff": (REDDiff, "optimisation", "N", "yes", "an estimate from y", "Mardani et al. 2023"),
+    "diffusers": (DiffusersSolver, "the scheduler's", "N; PLMS N+1, Heun 2N-1", "the scheduler's", "noise", "diffusers"),
     "resampled": (Resampled, "the inner solver's", "`repeats` x the inner solver's", "yes", "noise", "Lugmayr et al. 2022"),
 }
 

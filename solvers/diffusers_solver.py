@@ -44,17 +44,25 @@ STORED = ("sample", "last_sample", "cur_sample")  # where schedulers keep the st
 
 @dataclass(frozen=True)
 class DiffusersSolver:
-    """The update rule of a diffusers scheduler, for comparison with ours. NFE = steps (Heun: 2 steps - 1; PNDM's PLMS: steps + 1).
+    """The update rule of any diffusers scheduler: DDIM, PLMS, DPM-Solver++, UniPC, DEIS, Heun, Euler and their like.
 
-    Each run makes a scheduler of its own, whose training levels are the nodes of the grid: all are visited, so every target is the next
-    node (diffusers' own constant strides miss it where N does not divide T). Any process will do: ``(x - c y)/sqrt(a^2 + b^2)`` is a
-    variance-preserving state with the same log-SNR. On the grid of its own timesteps a run gives what diffusers' loop gives; options
-    that lay out levels (``timestep_spacing``, ``use_karras_sigmas``, ``final_sigmas_type``, ...) are the grid's part and have no effect.
+    ``x_s = scheduler.step(eps, t, x_t)``, with the scheduler's own formula. Each run makes a scheduler of its own, whose training levels
+    are the nodes of the grid: all are visited, so every target is the next node (diffusers' own constant strides miss it where N does
+    not divide T). Any process will do: ``(x - c y)/sqrt(a^2 + b^2)`` is a variance-preserving state with the same log-SNR. On the grid
+    of its own timesteps a run gives what diffusers' loop gives; options that lay out levels (``timestep_spacing``,
+    ``use_karras_sigmas``, ``final_sigmas_type``, ...) are the grid's part and have no effect.
 
     A scheduler that can't reach the clean level (DEIS) is run to the last noisy node, whose image estimate is the result. Where there
     is no signal (zero terminal SNR) the first step is first order. States follow ``a x0 + b eps`` of the answer: corrections count. Where
     a scheduler goes on from a state that it stored (UniPC, Heun) only the estimates do. Sigmas are single precision in most schedulers,
     which ends their convergence at about 1e-5; DPM-Solver's multi-step one also holds its states in single precision.
+
+    When to use it: to compare with ours on the same levels, or to run a restoration with a scheduler you trust.
+
+    NFE: as many as steps; Heun twice as many less one, PLMS one more.
+
+    Reference: diffusers' schedulers, each with its own paper: Song et al. 2021 (DDIM), Liu et al. 2022 (PLMS), Lu et al. 2022
+    (DPM-Solver++), Zhao et al. 2023 (UniPC), Zhang & Chen 2023 (DEIS).
 
     Args:
         scheduler: name of a class in diffusers, or the class.
