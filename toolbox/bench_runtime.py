@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -157,15 +156,22 @@ def _row(candidate: Candidate, threads: int, times: list[float], reference: list
     }
 
 
-def _peak(folder: Path, shape: tuple[int, ...], t: float) -> float:
-    """Peak memory in MB that loading and calling a graph adds, in a fresh process."""
+def _peak(folder: Path, shape: tuple[int, ...], t: float) -> float | None:
+    """Peak memory in MB that loading and calling a graph adds, in a fresh process; None where the system doesn't tell (not Linux)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_here, (folder, shape, t))
 
 
-def _peak_here(folder: Path, shape: tuple[int, ...], t: float) -> float:
-    bundle = read_bundle(folder)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _peak_here(folder: Path, shape: tuple[int, ...], t: float) -> float | None:
+    bundle, status = read_bundle(folder), Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    before = _kilobytes(status, "VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was the imports'
     network = OnnxNetwork(folder / NETWORK, bundle, ["CPUExecutionProvider"], 1)
     network(torch.zeros(shape), torch.full((shape[0],), t))
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+    return round((_kilobytes(status, "VmHWM") - before) / 1024, 1)
+
+
+def _kilobytes(status: Path, key: str) -> int:
+    return int(next(line for line in status.read_text().splitlines() if line.startswith(key)).split()[1])
