@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from restoration.io.images import read_image
@@ -56,6 +56,14 @@ class Condition(_Section):
     kinds: list[Literal["random", "strokes", "text", "box"]] = Field(min_length=1)
 
 
+class Noise(_Section):
+    """What a denoiser is trained on: noise levels ``kappa = b/a`` in the network's range, and a share of piecewise constant patches."""
+
+    lowest: float = Field(0.01, gt=0)
+    highest: float = Field(3.0, gt=0)
+    cells: float = Field(0.25, ge=0, le=1)
+
+
 class Optimizer(_Section):
     learning_rate: float = Field(5e-4, gt=0)
     warmup: int = Field(300, ge=0)
@@ -66,7 +74,7 @@ class Recipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal["inpainting"]
+    task: Literal["inpainting", "denoising"]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -74,8 +82,17 @@ class Recipe(_Section):
     network: Network
     process: Schedule = Schedule()
     loss: Loss = Loss()
-    condition: Condition
+    condition: Condition | None = None
+    noise: Noise = Noise()
     optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="after")
+    def _task_has_its_section(self):
+        if (self.task == "inpainting") != (self.condition is not None):
+            raise ValueError("a [condition] section belongs to task inpainting, and to no other")
+        if not self.noise.lowest < self.noise.highest:
+            raise ValueError("noise.lowest must be below noise.highest")
+        return self
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -147,6 +164,23 @@ def draw_masks(count: int, size: int, kinds: list[str], drop: float, rng: np.ran
     return torch.from_numpy(masks)
 
 
+def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Generator) -> Tensor:
+    """``(count, 1, size, size)`` in [0, 1] for a denoiser of single planes: random mixtures of a picture's colours, also negative ones (as
+    principal components are), and for a share ``cells`` of the patches flat cells around random points (as fields are from above)."""
+    weight = rng.normal(size=(count, 3, 1, 1)).astype(np.float32)
+    weight /= np.abs(weight).sum(1, keepdims=True)
+    out = 0.5 + (torch.from_numpy(weight) * (patches.draw(count, rng) - 0.5)).sum(1, keepdim=True)
+    grid = np.stack(np.meshgrid(np.arange(patches.size), np.arange(patches.size), indexing="ij"))
+    for k in np.flatnonzero(rng.random(count) < cells):
+        points = rng.uniform(0, patches.size, (rng.integers(4, 40), 2, 1, 1))
+        stretch = rng.uniform(0.3, 1.0, (2, 1, 1))
+        nearest = (np.abs(grid - points) * stretch).sum(1).argmin(0)
+        shift = float(out[k].mean()) - 0.5
+        # the picture stays as a faint texture
+        out[k] = 0.15 * (out[k] - 0.5 - shift) + torch.from_numpy(rng.uniform(0, 1, len(points)).astype(np.float32)[nearest])
+    return out.clamp(0, 1)
+
+
 # -- the loss -----------------------------------------------------------------------------------------------------
 
 
@@ -172,16 +206,27 @@ def denoising_loss(denoiser: Denoiser, image: Tensor, mask: Tensor, t: Tensor, n
     return ((a**2 * power + b**2) / power * focus * (output - (a * noise - b * u)) ** 2).mean()
 
 
+def plain_loss(denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of the output of an unconditional denoiser: relative to the noise where there is little of it, to the image else."""
+    u = denoiser.from_unit(image) / denoiser.data_std
+    a, b = (f(t.cpu()).to(u).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
+    _, a, b = denoiser.unit_levels(a, b)
+    output = denoiser.output(a * u + b * noise, t).float()
+    return ((output - (a * noise - b * u)) ** 2).mean()
+
+
 def build(recipe: Recipe) -> Denoiser:
     """The untrained denoiser of a recipe."""
     from diffusers import UNet2DModel
 
     net, fold2 = recipe.network, recipe.network.fold**2
+    inpainting = recipe.task == "inpainting"
+    channels = 3 if inpainting else 1
     depth = len(net.block_out_channels)
     torch.manual_seed(recipe.seed)
     network = UNet2DModel(
-        in_channels=(3 + 3 + 1) * fold2,
-        out_channels=3 * fold2,
+        in_channels=(3 + 3 + 1 if inpainting else channels) * fold2,
+        out_channels=channels * fold2,
         block_out_channels=tuple(net.block_out_channels),
         layers_per_block=net.layers_per_block,
         down_block_types=("DownBlock2D",) * depth,
@@ -195,18 +240,28 @@ def build(recipe: Recipe) -> Denoiser:
         recipe.process.prediction_type,
         fold=net.fold,
         multiple=2 ** (depth - 1),
-        condition_channels=4,
-        residual=True,
+        condition_channels=4 if inpainting else 0,
+        residual=inpainting,
         data_std=recipe.loss.data_std,
     )
 
 
 def batches(recipe: Recipe, patches: Patches, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
-    """Endless ``(image, mask, t, noise)``; batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut."""
+    """Endless ``(image, mask, t, noise)``, without a mask for a denoiser; batch k depends on the seed, the rank and k alone, so a resumed
+    run goes on as if uncut."""
     T, n = recipe.process.num_train_timesteps, recipe.batch_size
+    process = VP.from_diffusers(recipe.process.model_dump())
+    log_kappa = np.log([recipe.noise.lowest, recipe.noise.highest])
     step = start
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
+        if recipe.task == "denoising":
+            image = grey_patches(patches, n, recipe.noise.cells, rng)
+            t = torch.tensor([process.time_at(-2 * k) for k in rng.uniform(*log_kappa, size=n)], dtype=torch.float32)
+            noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
+            yield tuple(v.to(device) for v in (image, t, noise))
+            step += 1
+            continue
         image = patches.draw(n, rng)
         mask = draw_masks(n, recipe.patch_size, recipe.condition.kinds, recipe.condition.drop, rng)
         t = torch.from_numpy(rng.integers(0, T, size=n))
@@ -275,7 +330,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
-            loss = denoising_loss(denoiser, *next(source), recipe.loss)
+            batch = next(source)
+            loss = denoising_loss(denoiser, *batch, recipe.loss) if recipe.task == "inpainting" else plain_loss(denoiser, *batch)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
