@@ -2,7 +2,8 @@
 
 Any number of bands, no retraining: whitening makes the noise of every eigen-image white and of known size, which is what a diffusion
 network removes. ``y = x0 + sigma eps`` is the state of the process at the time whose noise-to-signal ratio ``b/a`` is sigma, so one call
-there estimates the posterior mean, and a solver started there samples the posterior without any further correction.
+there estimates the posterior mean, and a stochastic solver started there (``DDIM(eta=1)``) samples the posterior without any further
+correction; a deterministic one returns one cube, with the texture that the prior expects.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class HyperspectralTask:
         denoiser: of one channel (the shipped ``grey``), or of three (``photo``): then three eigen-images at a time are its colours.
             A condition is left empty.
         solver: used for more than one step.
-        num_inference_steps: 1: one call at the level of the noise, the posterior mean. More: posterior samples by the solver, from that
+        num_inference_steps: 1: one call at the level of the noise, the posterior mean. More: the solver's steps from that
             level down.
         correction: None, or a name in ``restoration.posterior.CORRECTIONS``: then the solver runs from pure noise, and the correction
             (``diffpir``, ``ddnm+``) holds it to the eigen-image.
