@@ -134,7 +134,7 @@ class HyperspectralTask:
         began = time.perf_counter()
         cube = cube if isinstance(cube, Cube) else Cube(np.asarray(cube))
         sigma, rank = _check(cube.values, sigma, rank)
-        bands, height, width = cube.values.shape
+        height, width = cube.values.shape[1:]
         known = np.ones((1, 1, 1), bool) if dead is None else ~np.asarray(dead, bool)
         try:
             known = np.broadcast_to(known, cube.values.shape)
