@@ -68,8 +68,7 @@ def _restore(method: str, noisy: np.ndarray, sigma: float | None, models: dict, 
         level = sigma if sigma is not None else float(np.median(band_sigma(noisy)))
         return _bm4d()(np.ascontiguousarray(noisy.transpose(1, 2, 0)), level).transpose(2, 0, 1)
     if method in ("subspace", "fasthyde"):
-        filtered = HyperspectralTask(_Classical(None if method == "subspace" else _bm4d()))
-        return filtered(noisy).rows()
+        return _Classical(None if method == "subspace" else _bm4d())(noisy).rows()
     denoiser = models[method]
     return HyperspectralTask(denoiser, symmetries=symmetries, channels=denoiser_channels(denoiser))(noisy).rows()
 
@@ -102,7 +101,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 def simulated(bands: int = 100, side: int = 64, seed: int = 0) -> np.ndarray:
-    """A cube ``(B, side, side)`` in [0, 1] without any noise: five smooth spectra mixed by fields with soft borders and a slope of light."""
+    """A cube ``(B, side, side)`` in [0, 1] without any noise: five smooth spectra, fields with soft borders, a slope of light."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"))
     points = rng.uniform(0, side, (18, 2, 1, 1))
