@@ -15,7 +15,7 @@ from restoration.metrics_hsi import cube_quality
 from toolbox.api import load
 from toolbox.restore_hsi import denoiser_channels
 
-CLASSICAL = ("noisy", "subspace", "fasthyde", "bm4d")
+CLASSICAL = ("noisy", "subspace", "fasthyde-nlm", "bm4d")
 
 
 def run_bench_hsi(
@@ -33,9 +33,9 @@ def run_bench_hsi(
     Args:
         cubes: files; each is scaled to [0, 1] by its smallest and largest value. `simulated` makes one (:func:`simulated`).
         cases: names of :data:`restoration.hsi_noise.CASES`; a number stands for Gaussian noise of that sigma of 255.
-        methods: ``noisy``; ``subspace`` (projection on the fitted subspace alone); ``fasthyde`` (BM3D's kind of filter on each eigen-image
-            of the same subspace, by the package bm4d); ``bm4d`` (told the true sigma for Gaussian noise, the median of the bands'
-            estimates otherwise); else a model's name or folder.
+        methods: ``noisy``; ``subspace``: projection on the fitted subspace alone; ``fasthyde-nlm``: FastHyDe's scheme with scikit-image's
+            non-local means on each eigen-image of the same subspace; ``bm4d``, told the true sigma for Gaussian noise and the median of
+            the bands' estimates otherwise; else a model's name or folder.
         crop: side of the top left part that is used; None: all.
 
     Raises:
@@ -67,8 +67,8 @@ def _restore(method: str, noisy: np.ndarray, sigma: float | None, models: dict, 
     if method == "bm4d":
         level = sigma if sigma is not None else float(np.median(band_sigma(noisy)))
         return _bm4d()(np.ascontiguousarray(noisy.transpose(1, 2, 0)), level).transpose(2, 0, 1)
-    if method in ("subspace", "fasthyde"):
-        return _Classical(None if method == "subspace" else _bm4d())(noisy).rows()
+    if method in ("subspace", "fasthyde-nlm"):
+        return _Classical(None if method == "subspace" else _non_local_means)(noisy).rows()
     denoiser = models[method]
     return HyperspectralTask(denoiser, symmetries=symmetries, channels=denoiser_channels(denoiser))(noisy).rows()
 
@@ -83,7 +83,13 @@ class _Classical(HyperspectralTask):
         if self.denoiser is None:
             return images, 0
         level = np.sqrt(np.median(variance, axis=(1, 2)))
-        return np.stack([self.denoiser(np.ascontiguousarray(x[..., None]), s)[..., 0] for x, s in zip(images, level, strict=True)]), 0
+        return np.stack([self.denoiser(x, s) for x, s in zip(images, level, strict=True)]), 0
+
+
+def _non_local_means(image: np.ndarray, sigma: float) -> np.ndarray:
+    from skimage.restoration import denoise_nl_means
+
+    return denoise_nl_means(image, patch_size=5, patch_distance=10, h=0.8 * sigma, sigma=sigma, fast_mode=True)
 
 
 def _bm4d():

@@ -586,7 +586,7 @@ def bench_hsi(
         list[str] | None, typer.Option(help="A sigma of 255, or non-iid, stripe, deadline, impulse, mixture. [default: 50]")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="noisy, subspace, fasthyde, bm4d, or a model. [default: noisy, subspace, grey]")
+        list[str] | None, typer.Option(help="noisy, subspace, fasthyde-nlm, bm4d, or a model. [default: noisy, subspace, grey]")
     ] = None,
     crop: Annotated[int, typer.Option(help="Side of the part that is used.", min=11)] = 64,
     seed: Seed = 0,
