@@ -205,18 +205,15 @@ def _trusted(values: np.ndarray, valid: np.ndarray, share: float = 0.03) -> np.n
     return ~doubtful if doubtful.mean() <= 0.5 else np.ones(len(values), bool)
 
 
-def _column_offsets(residual: np.ndarray, used: np.ndarray, significance: float = 4.0) -> np.ndarray:
-    """``(B, W)`` medians of columns where they are significant, else 0."""
+def _column_offsets(residual: np.ndarray, used: np.ndarray, significance: float = 3.5) -> np.ndarray:
+    """``(B, W)`` means of columns where they are significant, else 0; impulses are out of ``used`` and beyond the clip."""
     count = used.sum(1)
-    with np.errstate(invalid="ignore"):
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # columns without entries
-            median = np.nanmedian(np.where(used, residual, np.nan), axis=1)
-    # the standard error of a median of unit noise
-    error = math.sqrt(math.pi / 2) / np.sqrt(np.maximum(count, 1))
-    return np.where((count >= 8) & (np.abs(np.nan_to_num(median)) > significance * error), np.nan_to_num(median), 0.0)
+    around = np.where(used, residual, 0).sum(1) / np.maximum(count, 1)
+    for _ in range(2):  # a mean of what lies within the outlier limit of it
+        near = used & (np.abs(residual - around[:, None, :]) < OUTLIER)
+        around = np.where(near, residual, 0).sum(1) / np.maximum(near.sum(1), 1)
+    error = 1 / np.sqrt(np.maximum(count, 1))  # the noise is of unit size
+    return np.where((count >= 8) & (np.abs(around) > significance * error), around, 0.0)
 
 
 def _mad(x: np.ndarray) -> float:
