@@ -11,7 +11,7 @@ from restoration.io.cubes import Cube, read_cube, write_cube
 from restoration.io.images import read_image
 from solvers.denoiser import Denoiser
 from solvers.process import VP
-from toolbox.bench_hsi import simulated
+from toolbox.bench_hsi import run_bench_hsi, simulated
 from toolbox.cli import main
 
 
@@ -97,3 +97,14 @@ def test_bench_measures_each_method(scene, model, monkeypatch, capsys):
     code, text = run(monkeypatch, capsys, "bench", "hsi", "simulated", "--case", "rain")
     assert code == 2
     assert "noise case 'rain' is unknown" in text.err
+
+
+def test_shipped_models_beat_the_subspace_and_8_bits_cost_nothing():
+    rows = run_bench_hsi(["simulated"], cases=["50", "mixture"], methods=["subspace", "fasthyde-nlm", "grey", "grey-int8"], symmetries=2)
+    quality = {(r["case"], r["method"]): r for r in rows}
+    for case in ("50", "mixture"):
+        q = {m: quality[case, m] for m in ("subspace", "fasthyde-nlm", "grey", "grey-int8")}
+        assert q["grey"]["mpsnr"] > q["subspace"]["mpsnr"] + 5
+        assert q["grey"]["mpsnr"] > q["fasthyde-nlm"]["mpsnr"]
+        assert q["grey"]["sam"] < q["subspace"]["sam"]
+        assert q["grey-int8"]["mpsnr"] > q["grey"]["mpsnr"] - 0.05
