@@ -121,8 +121,10 @@ def quick_look(cube: Cube, result: RestoredCube) -> np.ndarray:
     from toolbox.pictures import sheet
 
     bands = list(rgb_bands(cube))
-    after = result.rows()[bands]
-    before = np.where(cube.valid()[bands], cube.values[bands], np.nan)
+    # block by block: the cube may be larger than memory
+    blocks = [slice(top, top + 64) for top in range(0, cube.values.shape[1], 64)]
+    after = np.concatenate([result.rows(rows)[bands] for rows in blocks], axis=1)
+    before = np.concatenate([np.where(cube.valid(rows)[bands], cube.values[bands, rows], np.nan) for rows in blocks], axis=1)
     low, high = (np.quantile(after, q, axis=(1, 2), keepdims=True) for q in (0.01, 0.99))
     panels = [np.nan_to_num((v - low) / np.maximum(high - low, 1e-12)).clip(0, 1) for v in (before, after)]
     height, width = panels[0].shape[1:]
