@@ -9,7 +9,7 @@ from conftest import TINY_RECIPE
 
 from restoration.lift import push_pull
 from solvers.denoiser import Denoiser
-from toolbox.training import PhotoExamples, Recipe, batches, build, denoising_loss, train
+from toolbox.training import GreyExamples, PhotoExamples, Recipe, batches, build, denoising_loss, train
 
 
 def test_model_folder_loads(tiny_model):
@@ -116,3 +116,39 @@ def test_config_is_plain_json(tiny_model):
     for path in tiny_model.rglob("*.json"):
         assert json.loads(path.read_text())
     assert not list(tiny_model.rglob(".*"))
+
+
+GREY_RECIPE = TINY_RECIPE.replace("inpainting", "denoising").replace('[condition]\nkinds = ["random", "strokes"]\n', "")
+
+
+def test_denoisers_of_single_planes_are_trained_at_the_levels_asked_for(tmp_path, pictures):
+    path = tmp_path / "grey.toml"
+    path.write_text(GREY_RECIPE + "[noise]\nlowest = 0.05\nhighest = 1.0\n")
+    recipe = Recipe.read(path).model_copy(update={"steps": 40, "batch_size": 6})
+    source = batches(recipe, GreyExamples(recipe, pictures), 0, 0, "cpu")
+    process = build(recipe).process
+    levels = [process.kappa(float(t)) for _ in range(20) for t in next(source)[1]]
+    assert 0.049 < min(levels) < 0.1
+    assert 0.7 < max(levels) < 1.01
+    image, _, noise = next(source)
+    assert image.shape == noise.shape == (6, 1, 32, 32)
+    assert 0 <= image.min() < image.max() <= 1
+    losses = []
+    folder = train(recipe, pictures, tmp_path / "m", progress=lambda step, loss: losses.append(loss))
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    d = Denoiser.from_pretrained(folder)
+    assert (d.condition_channels, d.residual, d.network.config.out_channels) == (0, False, 4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [("[condition]", "[noise]\n[condition]", None), ('task = "inpainting"', 'task = "denoising"', "condition"), ("kinds", "#", "kinds")],
+)
+def test_recipes_hold_the_sections_of_their_task(tmp_path, old, new, words):
+    path = tmp_path / "r.toml"
+    path.write_text(TINY_RECIPE.replace(old, new))
+    if words is None:
+        assert Recipe.read(path).noise.highest == 3
+    else:
+        with pytest.raises(ValueError, match=words):
+            Recipe.read(path)

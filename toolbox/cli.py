@@ -217,6 +217,58 @@ def mri(
     print(f"{files}: {figures['slices']} slices, R = {figures['acceleration']}, {effort}{quality}")
 
 
+@restore_app.command("hsi")
+def restore_hsi(
+    cube: Annotated[Path, typer.Argument(help="A cube: ENVI (.hdr), .mat, .npz, .h5, multi-page TIFF.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The restored cube; its suffix gives the format.")],
+    model: Model = "grey",
+    sigma: Annotated[str, typer.Option(help="Noise in the cube's units, or auto: estimated per band.")] = "auto",
+    rank: Annotated[str, typer.Option(help="Dimensions of the spectral subspace, or auto.")] = "auto",
+    solver: Solver = "ddim",
+    steps: Steps = 1,
+    correction: Annotated[str | None, typer.Option(help="Run from pure noise, held to the data by diffpir, ddnm+ ...")] = None,
+    key: Annotated[str | None, typer.Option(help="Which array of a .mat, .npz or .h5 file.")] = None,
+    band_axis: Annotated[int | None, typer.Option(help="Which of its axes holds the bands (0, 1, 2); the last one by default.")] = None,
+    dead: Annotated[Path | None, typer.Option(help="A cube that is not 0 where entries are known to be dead.")] = None,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    symmetries: Annotated[int, typer.Option(help="Flips and turns to average: 1, 2, 4, 8.")] = 8,
+    quicklook: Annotated[Path | None, typer.Option(help="Also write a picture: before, after, spectra.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="The true cube: prints MPSNR, MSSIM, SAM and ERGAS against it.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Denoise a hyperspectral cube: random noise, stripes, dead lines and pixels, impulses."""
+    from toolbox.restore_hsi import run_hsi
+
+    with _Progress("restoring", 1) as bar:
+        figures = run_hsi(
+            cube,
+            out,
+            model=model,
+            sigma=sigma,
+            rank=rank,
+            solver=solver,
+            steps=steps,
+            correction=correction,
+            key=key,
+            band_axis=band_axis,
+            dead=dead,
+            seed=seed,
+            num_samples=samples,
+            symmetries=symmetries,
+            quicklook=quicklook,
+            reference=reference,
+            device=device,
+            progress=bar.update,
+        )
+    if as_json:
+        return _print_json(figures)
+    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("mpsnr", "mssim", "sam", "ergas") if name in figures)
+    found = f"rank {figures['rank']}, sigma {figures['sigma_median']:.4g} (median), {figures['striped_columns']} striped columns"
+    print(f"{figures['out']}: {found}, {figures['dead']:.2%} dead, {figures['nfe']} calls in {figures['seconds']} s{quality}")
+
+
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that ship with the package."""
@@ -703,6 +755,33 @@ def bench_mri(
             for r in rows
         ],
     )
+
+
+@bench_app.command("hsi")
+def bench_hsi(
+    cubes: Annotated[list[Path], typer.Argument(help="Clean cubes; `simulated` makes one.")],
+    case: Annotated[
+        list[str] | None, typer.Option(help="A sigma of 255, or non-iid, stripe, deadline, impulse, mixture. [default: 50]")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="noisy, subspace, fasthyde-nlm, bm4d, or a model. [default: noisy, subspace, grey]")
+    ] = None,
+    crop: Annotated[int, typer.Option(help="Side of the part that is used.", min=11)] = 64,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure hyperspectral denoising on cubes with known truth."""
+    from toolbox.bench_hsi import run_bench_hsi
+
+    with _Progress("measuring", 1) as bar:
+        methods = method or ["noisy", "subspace", "grey"]
+        rows = run_bench_hsi(cubes, cases=case or ["50"], methods=methods, crop=crop, seed=seed, progress=bar.update_of)
+    if as_json:
+        return _print_json(rows)
+    columns = ("mpsnr", "mssim", "sam", "ergas", "seconds")
+    digits = (2, 4, 4, 2, 1)
+    body = [(r["cube"], r["case"], r["method"], *(f"{r[k]:.{d}f}" for k, d in zip(columns, digits, strict=True))) for r in rows]
+    _print_table("hyperspectral denoising", ("cube", "case", "method", "MPSNR dB", "MSSIM", "SAM rad", "ERGAS", "seconds"), body)
 
 
 # -- printing -----------------------------------------------------------------------------------------------------

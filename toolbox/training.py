@@ -76,11 +76,19 @@ class Optimizer(_Section):
     ema: float = Field(0.999, ge=0, lt=1)
 
 
+class Noise(_Section):
+    """What a denoiser is trained on: noise levels ``kappa = b/a`` in the network's range, and a share of piecewise constant patches."""
+
+    lowest: float = Field(0.01, gt=0)
+    highest: float = Field(3.0, gt=0)
+    cells: float = Field(0.25, ge=0, le=1)
+
+
 class Recipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal["inpainting", "mri"]
+    task: Literal["inpainting", "mri", "denoising"]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -90,6 +98,7 @@ class Recipe(_Section):
     loss: Loss = Loss()
     condition: Condition | None = None  # inpainting: which masks
     simulation: Simulation | None = None  # mri: which scans
+    noise: Noise = Noise()  # denoising: which levels
     optimizer: Optimizer = Optimizer()
 
     @model_validator(mode="after")
@@ -98,6 +107,8 @@ class Recipe(_Section):
         for task, section in needed.items():
             if (self.task == task) != (getattr(self, section) is not None):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
+        if not self.noise.lowest < self.noise.highest:
+            raise ValueError("noise.lowest must be below noise.highest")
         return self
 
     @classmethod
@@ -207,7 +218,43 @@ class MRIExamples:
         return image, shown, torch.ones_like(image[:, :1])
 
 
-EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples}
+class GreyExamples:
+    """Single planes with noise: an unconditional denoiser."""
+
+    channels, condition_channels = 1, 0
+
+    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """Images in [0, 1]."""
+        return (grey_patches(self.patches, count, self.recipe.noise.cells, rng),)
+
+    def times(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Levels spread evenly in the logarithm of the noise."""
+        process = VP.from_diffusers(self.recipe.process.scheduler_config())
+        log_kappa = rng.uniform(*np.log([self.recipe.noise.lowest, self.recipe.noise.highest]), size=count)
+        return torch.tensor([process.time_at(-2 * k) for k in log_kappa], dtype=torch.float32)
+
+
+def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Generator) -> Tensor:
+    """``(count, 1, size, size)`` in [0, 1] for a denoiser of single planes: random mixtures of a picture's colours, also negative ones (as
+    principal components are), and for a share ``cells`` of the patches flat cells around random points (as fields are from above)."""
+    weight = rng.normal(size=(count, 3, 1, 1)).astype(np.float32)
+    weight /= np.abs(weight).sum(1, keepdims=True)
+    out = 0.5 + (torch.from_numpy(weight) * (patches.draw(count, rng) - 0.5)).sum(1, keepdim=True)
+    grid = np.stack(np.meshgrid(np.arange(patches.size), np.arange(patches.size), indexing="ij"))
+    for k in np.flatnonzero(rng.random(count) < cells):
+        points = rng.uniform(0, patches.size, (rng.integers(4, 40), 2, 1, 1))
+        stretch = rng.uniform(0.3, 1.0, (2, 1, 1))
+        nearest = (np.abs(grid - points) * stretch).sum(1).argmin(0)
+        shift = float(out[k].mean()) - 0.5
+        # the picture stays as a faint texture
+        out[k] = 0.15 * (out[k] - 0.5 - shift) + torch.from_numpy(rng.uniform(0, 1, len(points)).astype(np.float32)[nearest])
+    return out.clamp(0, 1)
+
+
+EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples, "denoising": GreyExamples}
 
 
 # -- the loss -----------------------------------------------------------------------------------------------------
@@ -231,6 +278,15 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: T
     missing = missing.expand_as(u)
     power = ((missing * u**2).sum((1, 2, 3), keepdim=True) / missing.sum((1, 2, 3), keepdim=True).clamp(min=1)).clamp(min=loss.floor)
     return ((a**2 * power + b**2) / power * focus * (output - (a * noise - b * u)) ** 2).mean()
+
+
+def plain_loss(denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of the output of an unconditional denoiser: relative to the noise where there is little of it, to the image else."""
+    u = denoiser.from_unit(image) / denoiser.data_std
+    a, b = (f(t.cpu()).to(u).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
+    _, a, b = denoiser.unit_levels(a, b)
+    output = denoiser.output(a * u + b * noise, t).float()
+    return ((output - (a * noise - b * u)) ** 2).mean()
 
 
 def build(recipe: Recipe) -> Denoiser:
@@ -257,22 +313,28 @@ def build(recipe: Recipe) -> Denoiser:
         fold=net.fold,
         multiple=2 ** (depth - 1),
         condition_channels=examples.condition_channels,
-        residual=True,
+        residual=examples.condition_channels > 0,
         data_std=recipe.loss.data_std,
     )
 
 
 def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
-    """Endless ``(image, shown, t, noise)``; batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut."""
+    """Endless ``(image, shown, t, noise)``, without ``shown`` for a denoiser.
+
+    Batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut.
+    """
     T, n = recipe.process.num_train_timesteps, recipe.batch_size
     step = start
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
-        image, shown = examples.draw(n, rng)
-        t = torch.from_numpy(rng.integers(0, T, size=n))
-        t[torch.from_numpy(rng.random(n) < recipe.loss.terminal_share)] = T - 1
-        noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-        yield tuple(v.to(device) for v in (image, shown, t, noise))
+        drawn = examples.draw(n, rng)
+        if isinstance(examples, GreyExamples):
+            t = examples.times(n, rng)
+        else:
+            t = torch.from_numpy(rng.integers(0, T, size=n))
+            t[torch.from_numpy(rng.random(n) < recipe.loss.terminal_share)] = T - 1
+        noise = torch.from_numpy(rng.standard_normal(drawn[0].shape, dtype=np.float32))
+        yield tuple(v.to(device) for v in (*drawn, t, noise))
         step += 1
 
 
@@ -344,14 +406,18 @@ def train(
     log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
     source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
     fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, np.random.default_rng([recipe.seed, 2])))
+    conditional = examples.condition_channels > 0
     network.train()
     for step in range(start, recipe.steps):
         rate = _learning_rate(recipe, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
-            image, shown, t, noise = next(source)
-            loss = denoising_loss(denoiser, *examples.show(denoiser, image, shown), t, noise, recipe.loss)
+            *drawn, t, noise = next(source)
+            if conditional:
+                loss = denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
+            else:
+                loss = plain_loss(denoiser, *drawn, t, noise)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -360,7 +426,9 @@ def train(
         progress(step + 1, float(loss.detach()))
         if log is not None:
             with accelerator.autocast():
-                log.add(step + 1, float(loss.detach()), float(norm), rate, lambda: gain(denoiser, examples, *fixed))
+                log.add(
+                    step + 1, float(loss.detach()), float(norm), rate, lambda: gain(denoiser, examples, *fixed) if conditional else math.nan
+                )
             last = step + 1 == recipe.steps
             if last or (step + 1) % checkpoint_every == 0:
                 state = {

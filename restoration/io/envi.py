@@ -1,0 +1,126 @@
+"""ENVI cubes: a text header beside a raw file, memory-mapped; BSQ, BIL and BIP."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from restoration.io.images import replace_file
+
+# the IDL type codes; complex numbers (6, 9) are no images
+TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
+# from the order in the file to (bands, lines, samples), and back
+ORDERS = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (2, 0, 1)}
+_BACK = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (1, 2, 0)}
+RAW_SUFFIXES = ("", ".raw", ".img", ".dat", ".bsq", ".bil", ".bip", ".bin")
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Fields of a header by lower-case name, braces removed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an ENVI header.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"header {path} does not exist")
+    if path.stat().st_size > 64_000_000:
+        raise ValueError(f"{path} is too large for an ENVI header; give the .hdr file, not the raw one")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.lstrip("\ufeff").startswith("ENVI"):
+        raise ValueError(f"{path} is no ENVI header: its first line must be ENVI")
+    text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(";"))
+    if text.count("{") != text.count("}"):
+        raise ValueError(f"{path} is damaged: a brace is not closed")
+    fields = re.findall(r"^[ \t]*([^={}\n]+?)[ \t]*=[ \t]*(\{[^}]*\}|[^\n]*)", text, re.MULTILINE)
+    return {name.lower(): value.strip().strip("{}").strip() for name, value in fields}
+
+
+def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
+    """The raw file of a header as a read-only memory map, seen as ``(bands, lines, samples)``.
+
+    Raises:
+        FileNotFoundError: no raw file beside the header.
+        ValueError: fields that are missing or wrong, or a size that does not match the file.
+    """
+    samples, lines, bands = (_integer(path, header, name, 1) for name in ("samples", "lines", "bands"))
+    offset = _integer(path, header, "header offset", 0, "0")
+    code = _integer(path, header, "data type", 0)
+    if code not in TYPES:
+        raise ValueError(f"{path}: data type {code} is not accepted; known: {', '.join(map(str, TYPES))}")
+    interleave = interleave_of(path, header)
+    order = _integer(path, header, "byte order", 0, "0")
+    if order > 1:
+        raise ValueError(f"{path}: byte order must be 0 (little-endian) or 1 (big-endian); got {order}")
+    if header.get("file compression", "0") not in ("0", ""):
+        raise ValueError(f"{path}: compressed raw files are not accepted; save it without compression")
+    raw = _raw_file(path)
+    dtype = np.dtype(("<", ">")[order] + TYPES[code])
+    wanted, found = offset + samples * lines * bands * dtype.itemsize, raw.stat().st_size
+    if wanted != found:
+        size = f"{samples} samples x {lines} lines x {bands} bands of {dtype.itemsize} bytes after {offset}"
+        raise ValueError(f"{path} says {size}, which is {wanted} bytes, but {raw.name} has {found}; correct the header or the raw file")
+    stored = {"bsq": (bands, lines, samples), "bil": (lines, bands, samples), "bip": (lines, samples, bands)}[interleave]
+    return np.memmap(raw, dtype, "r", offset, stored).transpose(ORDERS[interleave])
+
+
+def interleave_of(path: Path, header: dict[str, str]) -> str:
+    """``bsq``, ``bil`` or ``bip``."""
+    interleave = header.get("interleave", "").lower()
+    if interleave not in ORDERS:
+        raise ValueError(f"{path}: interleave {interleave!r} is unknown; known: {', '.join(ORDERS)}")
+    return interleave
+
+
+def write_envi(path: Path, header: dict[str, str], shape: tuple[int, int, int], dtype: np.dtype, fill) -> None:
+    """Write a header and, beside it, a ``.raw`` file; never more than a block of lines is held in memory.
+
+    Args:
+        path: ends in ``.hdr``.
+        header: fields to keep; those that describe the layout are replaced, all but the interleave.
+        shape: bands, lines, samples.
+        dtype: of the values; one of :data:`TYPES`.
+        fill: called with a writable ``(bands, lines, samples)`` view to fill.
+    """
+    dtype = np.dtype(dtype)
+    code = next((k for k, v in TYPES.items() if v == dtype.str[1:]), None)
+    if code is None:
+        raise ValueError(f"ENVI files can't hold values of type {dtype}")
+    interleave = header.get("interleave", "bsq").lower()
+    fields = header | {"samples": shape[2], "lines": shape[1], "bands": shape[0], "header offset": 0, "data type": code}
+    fields |= {"interleave": interleave, "byte order": 0, "file type": header.get("file type", "ENVI Standard")}
+    stored = tuple(shape[k] for k in _BACK[interleave])
+
+    def write_raw(temporary: Path) -> None:
+        values = np.memmap(temporary, dtype.newbyteorder("<"), "w+", shape=stored)
+        fill(values.transpose(ORDERS[interleave]))
+        values.flush()
+
+    replace_file(path.with_suffix(".raw"), write_raw)
+    text = "ENVI\n" + "".join(f"{name} = {_braced(name, str(value))}\n" for name, value in fields.items())
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def _braced(name: str, value: str) -> str:
+    plain = "," not in value and "\n" not in value and name not in ("description", "wavelength", "band names", "fwhm", "bbl")
+    return value if plain else f"{{{value}}}"
+
+
+def _raw_file(path: Path) -> Path:
+    base = path.with_suffix("")
+    names = [f"{base.name}{suffix}" for suffix in RAW_SUFFIXES]
+    for name in [*names, *(f"{base.name}{suffix.upper()}" for suffix in RAW_SUFFIXES[1:])]:
+        if (raw := path.with_name(name)).is_file():
+            return raw
+    raise FileNotFoundError(f"no raw file beside {path}; looked for {', '.join(names)}")
+
+
+def _integer(path: Path, header: dict[str, str], name: str, lowest: int, default: str | None = None) -> int:
+    text = header.get(name, default)
+    if text is None:
+        raise ValueError(f"{path} lacks the field {name!r}")
+    if not re.fullmatch(r"\+?\d{1,12}", text) or int(text) < lowest:
+        raise ValueError(f"{path}: {name} must be a whole number of at least {lowest}; got {text!r}")
+    return int(text)

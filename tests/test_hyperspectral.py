@@ -1,0 +1,231 @@
+"""The subspace finds what was put in; the task is indifferent to units, order of bands and blocks, and refuses what it can't restore."""
+
+import numpy as np
+import pytest
+import torch
+
+from restoration.hsi_noise import add_noise
+from restoration.hyperspectral import HyperspectralTask, fit_rows
+from restoration.io.cubes import Cube
+from restoration.metrics_hsi import mpsnr, sam
+from restoration.subspace import data_mask, fit_subspace, learn_bands, weighted_coefficients
+from solvers.ddim import DDIM
+from solvers.prediction import Prediction
+from solvers.process import VP
+
+
+class Smooth:
+    """The posterior mean for pictures whose Fourier coefficients are independent Gaussians of variance s^2 / (1 + |f/f0|^2)^2: exact, and
+    an image prior worth the name."""
+
+    fold = multiple = 1
+    value_range = (-1.0, 1.0)
+    device = "cpu"
+    condition_channels = 0
+
+    def __init__(self):
+        self.process = VP.cosine()
+        self.network = None
+
+    def __call__(self, x, t):
+        a, b = self.process.a(t), self.process.b(t)
+        fy, fx = (torch.fft.fftfreq(n, dtype=x.dtype) for n in x.shape[-2:])
+        power = 25 / (1 + (fy[:, None] ** 2 + fx**2) / 0.03**2) ** 2
+        x0 = torch.fft.ifft2(torch.fft.fft2(x) * (a * power / (a**2 * power + b**2))).real
+        return Prediction(x0, (x - a * x0) / b)
+
+
+def scene(bands=40, height=48, width=40, rank=3, seed=0):
+    """``(B, H, W)`` in about [0, 1]: ``rank`` smooth spectra with smooth abundances."""
+    rng = np.random.default_rng(seed)
+    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    maps = np.stack([0.5 + 0.5 * np.sin(2 * np.pi * (p[0] * x + p[1] * y) + p[2]) for p in rng.uniform(0.3, 1.5, (rank, 3))])
+    band = np.linspace(0, 1, bands)
+    spectra = np.stack([0.2 + 0.8 * np.exp(-0.5 * ((band - c) / 0.25) ** 2) for c in np.linspace(0.1, 0.9, rank)])
+    return np.tensordot(spectra.T, maps, 1) / rank
+
+
+TASK = HyperspectralTask(Smooth(), symmetries=1)
+
+
+def test_weighted_coefficients_are_least_squares():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(12, 3)))[0]
+    z, used = rng.normal(size=(12, 4, 5)), rng.random((12, 4, 5)) < 0.7
+    used[:, 0] = True
+    a, variance = weighted_coefficients(basis, z, used, ridge=0.0)
+    for i, j in np.ndindex(4, 5):
+        e = basis[used[:, i, j]]
+        np.testing.assert_allclose(a[:, i, j], np.linalg.lstsq(e, z[used[:, i, j], i, j], rcond=None)[0], atol=1e-9)
+        np.testing.assert_allclose(variance[:, i, j], np.diag(np.linalg.inv(e.T @ e)), rtol=1e-9)
+
+
+def test_subspace_finds_rank_levels_and_spectra():
+    clean = scene()
+    noisy = add_noise(clean, "non-iid", 0) * 300 + 20
+    model = fit_subspace(noisy, np.ones(noisy.shape, bool))
+    assert model.rank == 3
+    np.testing.assert_allclose(model.sigma, (noisy - 300 * clean - 20).std((1, 2)), rtol=0.08)
+    truth = (300 * clean + 20) / model.sigma[:, None, None]
+    truth = (truth - truth.mean((1, 2), keepdims=True)).reshape(40, -1)
+    missed = truth - model.basis @ (model.basis.T @ truth)
+    assert (missed**2).sum() < 0.02 * (truth**2).sum()
+    assert not model.stripes.any() or (model.stripes != 0).mean() < 0.005
+
+
+def test_stripes_are_found_and_removed():
+    clean = scene()
+    rng = np.random.default_rng(1)
+    offsets = np.zeros((40, 40))
+    for band in range(0, 40, 3):
+        offsets[band, rng.choice(40, 5, replace=False)] = rng.choice([-1, 1], 5) * rng.uniform(0.1, 0.25, 5)
+    noisy = add_noise(clean, "iid", 1, 0.05) + offsets[:, None, :]
+    model = fit_subspace(noisy, np.ones(noisy.shape, bool))
+    assert model.rank == 3
+    found = model.stripes * model.sigma[:, None]
+    assert ((found != 0) == (offsets != 0)).mean() > 0.995
+    assert np.abs(found - offsets).max() < 5 * 0.05 * 1.2533 / np.sqrt(48)
+
+
+def test_missing_entries_cost_next_to_nothing():
+    clean = scene()
+    noisy = add_noise(clean, "iid", 2, 0.1)
+    holes = noisy.copy()
+    rng = np.random.default_rng(2)
+    holes[rng.random(noisy.shape) < 0.02] = np.nan  # dead pixels of single bands
+    holes[5:9, :, 7] = np.nan
+    whole, partial = TASK(noisy), TASK(holes)
+    assert mpsnr(partial.rows(), clean) > mpsnr(whole.rows(), clean) - 0.5
+
+
+def test_outliers_are_left_out():
+    clean = scene()
+    noisy = add_noise(clean, "iid", 3, 0.05)
+    rng = np.random.default_rng(3)
+    hit = rng.random(noisy.shape) < 0.01
+    spiked = np.where(hit, noisy + rng.choice([-1.0, 1.0], noisy.shape), noisy)
+    result = TASK(spiked)
+    assert result.outliers == pytest.approx(hit.mean(), rel=0.1)
+    assert mpsnr(result.rows(), clean) > mpsnr(TASK(noisy).rows(), clean) - 0.3
+
+
+def test_bands_of_impulses_are_learned_from_the_others():
+    clean = scene()
+    noisy = add_noise(clean, "impulse", 4)
+    valid, dead = data_mask(noisy, np.ones(noisy.shape, bool))
+    model = fit_subspace(noisy, valid)
+    lost = ~model.trusted
+    assert lost.sum() == 13
+    np.testing.assert_array_equal(lost, dead.mean((1, 2)) > 0.05)
+    a, _, _ = model.project(noisy, valid)
+    learned = learn_bands(model, noisy, np.ones(noisy.shape, bool), a).spectra(a)
+    truth = clean[lost].mean((1, 2))
+    naive = np.array([band[v].mean() for band, v in zip(noisy[lost], valid[lost], strict=True)])
+    bias = np.abs(learned[lost].mean((1, 2)) - truth)
+    assert bias.mean() < 0.25 * np.abs(naive - truth).mean()
+
+
+@pytest.mark.parametrize("case", ["iid", "stripe", "deadline", "impulse", "mixture"])
+def test_every_noise_case_is_restored_better_than_the_subspace_alone(case):
+    clean = scene()
+    noisy = add_noise(clean, case, 6, 50 / 255 if case == "iid" else None)
+    result = TASK(noisy)
+    assert mpsnr(result.rows(), clean) > mpsnr(result.truncated(), clean) + 1
+    assert mpsnr(result.rows(), clean) > mpsnr(noisy, clean) + 12
+    assert sam(result.rows(), clean) < 0.35 * sam(noisy, clean)
+    assert result.nfe == result.model.rank
+
+
+def test_units_and_order_of_bands_do_not_matter():
+    noisy = add_noise(scene(), "non-iid", 7)
+    plain = TASK(noisy).rows()
+    np.testing.assert_allclose(TASK(1000 * noisy).rows(), 1000 * plain, rtol=1e-3, atol=0.5)
+    order = np.random.default_rng(0).permutation(40)
+    np.testing.assert_allclose(TASK(noisy[order]).rows(), plain[order], atol=2e-3)
+
+
+def test_blocks_of_rows_give_the_same_cube():
+    noisy = add_noise(scene(height=70), "non-iid", 8)
+    whole, parts = TASK(noisy), HyperspectralTask(Smooth(), symmetries=1, block=16)(noisy)
+    np.testing.assert_allclose(parts.rows(), whole.rows(), atol=1e-6)
+    np.testing.assert_array_equal(np.concatenate([whole.rows(slice(0, 30)), whole.rows(slice(30, 70))], 1), whole.rows())
+
+
+def test_large_cubes_are_fitted_to_some_of_their_rows():
+    assert len(fit_rows(90, 100)) == 90
+    rows = fit_rows(5000, 1000)
+    assert len(rows) == 48
+    assert rows[0] == 0
+    assert rows[-1] == 4999
+
+
+@pytest.mark.parametrize("options", [{"num_inference_steps": 4}, {"num_inference_steps": 8, "correction": "diffpir"}])
+def test_solvers_and_corrections_run_and_repeat(options):
+    noisy = add_noise(scene(), "iid", 9, 0.1)
+    task = HyperspectralTask(Smooth(), DDIM(), symmetries=1, **options)
+    a, b = task(noisy, seed=1), task(noisy, seed=1)
+    np.testing.assert_array_equal(a.rows(), b.rows())
+    assert a.nfe == options["num_inference_steps"] * a.model.rank
+    assert mpsnr(a.rows(), scene()) > mpsnr(a.truncated(), scene())
+
+
+def test_symmetries_are_undone():
+    noisy = add_noise(scene(), "iid", 10, 0.1)
+    # the closed-form prior is the same in all directions: turning and turning back changes nothing
+    np.testing.assert_allclose(HyperspectralTask(Smooth(), symmetries=8)(noisy).rows(), TASK(noisy).rows(), atol=1e-4)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 5, 500])
+def test_any_number_of_bands(bands):
+    clean = scene(max(bands, 3), 24, 24)[:bands]
+    noisy = add_noise(clean, "iid", 11, 0.1)
+    result = TASK(noisy)
+    assert result.rows().shape == clean.shape
+    assert mpsnr(result.rows(), clean) > mpsnr(noisy, clean) + 3
+
+
+def test_negative_values_integers_and_missing_values():
+    clean = scene()
+    noisy = np.rint(4000 * add_noise(clean, "iid", 12, 0.1) - 2000).astype(np.int16)
+    noisy[:, 3:6, 3:6] = -9999
+    result = TASK(Cube(noisy, no_data=-9999.0))
+    inside = np.ones(clean.shape[1:], bool)
+    inside[3:6, 3:6] = False
+    assert mpsnr((result.rows()[:, inside][:, None] + 2000) / 4000, clean[:, inside][:, None]) > 30
+    assert np.isfinite(result.rows()).all()
+    flat = noisy.astype(np.float32)
+    flat[7] = 5  # a constant band stays what it is
+    np.testing.assert_allclose(TASK(np.where(flat == -9999, np.nan, flat)).rows()[7], 5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cube", "options", "words"),
+    [
+        (np.zeros((3, 16, 16)), {}, "constant in every band"),
+        (np.full((3, 16, 16), np.nan), {}, "no data"),
+        (np.zeros((16, 16)), {}, "must be"),
+        (np.zeros((3, 4, 16)), {}, "at least 8 x 8"),
+        (np.ones((3, 16, 16), complex), {}, "real numbers"),
+        (scene(3, 16, 16), {"rank": 4}, "rank must lie between 1 and the number of bands, 3"),
+        (scene(3, 16, 16), {"rank": 0}, "rank"),
+        (scene(3, 16, 16), {"sigma": -1.0}, "sigma must be"),
+        (scene(3, 16, 16), {"sigma": np.ones(2)}, "one per band"),
+        (scene(3, 16, 16), {"dead": np.ones((2, 2), bool)}, "must fit the cube"),
+        (scene(3, 16, 16), {"dead": np.ones((3, 16, 16), bool)}, "no data"),
+    ],
+)
+def test_bad_input(cube, options, words):
+    with pytest.raises(ValueError, match=words):
+        TASK(cube, **options)
+
+
+def test_bad_settings():
+    for options, words in (
+        ({"symmetries": 3}, "symmetries"),
+        ({"num_inference_steps": 0}, "at least 1"),
+        ({"correction": "magic"}, "unknown; known"),
+        ({"channels": 0}, "channels"),
+        ({"block": 1}, "block"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            HyperspectralTask(Smooth(), **options)
