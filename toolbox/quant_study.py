@@ -28,7 +28,7 @@ from toolbox.deploy import MISSING, pictures
 
 IO = ("conv_in", "conv_out")
 W8, W4 = QuantRecipe(), QuantRecipe(weight_bits=4)
-E4 = replace(W4, range="max", equalize=0.7)
+E4 = replace(W4, range="p2.4")
 LEARNED = Reconstruction(lr_weight=5e-2)
 RECIPES: dict[str, QuantRecipe] = {
     "w8a8 nearest": W8,
@@ -45,11 +45,14 @@ RECIPES: dict[str, QuantRecipe] = {
     "w8a8 int shortcuts, max, equalize 0.7, split": replace(W8, skip=IO, range="max", equalize=0.7, split_shortcut=True),
     "w4a8 nearest": W4,
     "w4a8 gptq": replace(W4, rounding="gptq"),
-    "w4a8 max, equalize 0.7, nearest": E4,
-    "w4a8 max, equalize 0.7, gptq": replace(E4, rounding="gptq"),
-    "w4a8 max, equalize 0.7, adaround": replace(E4, rounding="adaround", reconstruction=LEARNED),
-    "w4a8 max, equalize 0.7, fbr": replace(E4, rounding="fbr", reconstruction=LEARNED),
-    "w4a8 max, equalize 0.7, fbr, steps": replace(E4, rounding="fbr", reconstruction=replace(LEARNED, lr_step=5e-4)),
+    "w4a8 max, equalize 0.7": replace(W4, range="max", equalize=0.7),
+    "w4a8 p2.4, nearest": E4,
+    "w4a8 p2.4, gptq": replace(E4, rounding="gptq"),
+    "w4a8 max, equalize 0.5, gptq": replace(W4, range="max", equalize=0.5, rounding="gptq"),
+    "w4a8 max, equalize 0.7, gptq": replace(W4, range="max", equalize=0.7, rounding="gptq"),
+    "w4a8 p2.4, adaround": replace(E4, rounding="adaround", reconstruction=LEARNED),
+    "w4a8 p2.4, fbr": replace(E4, rounding="fbr", reconstruction=LEARNED),
+    "w4a8 p2.4, fbr, steps": replace(E4, rounding="fbr", reconstruction=replace(LEARNED, lr_step=5e-4)),
     **{f"preset {name}": recipe for name, recipe in PRESETS.items()},
 }
 
