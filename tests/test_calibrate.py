@@ -16,6 +16,7 @@ from quant.temporal import step_network, temporal_table
 from quant.trajectory import CalibrationSet
 from restoration.io.images import Photo, write_image
 from solvers.denoiser import Denoiser
+from solvers.process import VP
 from toolbox.calibrate import run_calibrate
 from toolbox.cli import main
 
@@ -237,3 +238,46 @@ def test_command_prints_shares(colour, tmp_path, capsys, monkeypatch):
     assert list(figures["per_timestep"].values()) == [2, 2]
     assert figures["selection"] == "uniform(n=4, seed=0)"
     assert np.all(np.diff(figures["timesteps"]) < 0)
+
+
+@pytest.fixture(scope="module")
+def mri_model(tmp_path_factory):
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        in_channels=36,
+        out_channels=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        add_attention=False,
+    )
+    options = {"fold": 2, "multiple": 2, "condition_channels": 7, "residual": True, "data_std": 0.03}
+    folder = tmp_path_factory.mktemp("mri") / "model"
+    Denoiser(network.eval(), VP.cosine(100, zero_terminal_snr=True), "v_prediction", **options).save_pretrained(folder)
+    return folder
+
+
+def test_mri_networks_are_calibrated_on_simulated_scans(mri_model, tmp_path):
+    rows, columns = np.mgrid[-1:1:128j, -1:1:120j]
+    slices = np.stack([np.exp(-4 * ((rows - shift) ** 2 + columns**2)) for shift in (0.0, 0.2, -0.3)]).astype(np.float32)
+    np.savez(tmp_path / "brain.npz", image=slices)
+    common = {"task": "mri", "steps": [1, 2], "count": 3, "per_timestep": 2}
+    found = run_calibrate(str(mri_model), tmp_path / "brain.npz", tmp_path / "a.safetensors", **common)
+    assert found["per_timestep"] == {"99": 2, "49": 2}
+    again = run_calibrate(str(mri_model), tmp_path / "brain.npz", tmp_path / "b.safetensors", **common)
+    assert again["hash"] == found["hash"]
+    other = run_calibrate(str(mri_model), tmp_path / "brain.npz", tmp_path / "c.safetensors", seed=1, **common)
+    assert other["hash"] != found["hash"]
+    inputs = torch.stack(list(CalibrationSet.load(tmp_path / "a.safetensors").samples))
+    assert inputs.shape[1:] == (36, 64, 60)
+    assert torch.isfinite(inputs).all()
+    with pytest.raises(ValueError, match="magnitude images"):
+        run_calibrate(str(mri_model), None, tmp_path / "d.safetensors", task="mri")
+    np.savez(tmp_path / "raw.npz", kspace=np.ones((2, 16, 16), np.complex64))
+    with pytest.raises(ValueError, match="k-space"):
+        run_calibrate(str(mri_model), tmp_path / "raw.npz", tmp_path / "d.safetensors", task="mri")
+    with pytest.raises(ValueError, match="2 channels"):
+        run_calibrate("photo", tmp_path / "brain.npz", tmp_path / "d.safetensors", task="mri")
+    assert not (tmp_path / "d.safetensors").exists()
