@@ -113,7 +113,7 @@ def test_selection_takes_none_twice_and_says_what_is_short():
 # -- EDA-DM -------------------------------------------------------------------------------------------------------
 
 
-def close(found, wanted):
+def assert_close(found, wanted):
     np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -126,11 +126,11 @@ def test_tdac_golden():
         method = EDADM(weight=weight, radius=radius)
         distances = measure_distances(torch.from_numpy(g["features"]).unbind(1))
         np.testing.assert_array_equal(method.density(distances), g["dense_num"])
-        close(distances.cosine.sum(1), g["Cos_dis"])
+        assert_close(distances.cosine.sum(1), g["Cos_dis"])
         spread = distances.cosine.sum(1)
-        close((spread - spread.min()) / (spread.max() - spread.min()), g["Cos_dis_normal"])
-        close(method.weights(distances), g["w"])
-        close(method.weights(distances) / method.weights(distances).sum(), g["prob"])
+        assert_close((spread - spread.min()) / (spread.max() - spread.min()), g["Cos_dis_normal"])
+        assert_close(method.weights(distances), g["w"])
+        assert_close(method.weights(distances) / method.weights(distances).sum(), g["prob"])
         budgets = method.step_budgets(distances, count)
         rounded = np.rint(g["prob"].astype(np.float64) * count)
         for value in np.unique(rounded):  # a surplus may go to any of equally large steps
@@ -148,8 +148,8 @@ def test_gram_matrices_equal_pairwise_loops():
     found = measure_distances(f.unbind(1))
     for j in range(5):
         for k in range(5):
-            close(found.mse[j, k], (f[j] - f[k]).square().mean())
-            close(found.cosine[j, k], (1 - torch.cosine_similarity(f[j], f[k], dim=1, eps=1e-6)).sum())
+            assert_close(found.mse[j, k], (f[j] - f[k]).square().mean())
+            assert_close(found.cosine[j, k], (1 - torch.cosine_similarity(f[j], f[k], dim=1, eps=1e-6)).sum())
 
 
 def test_radius_is_a_quantile_of_the_distances_and_scale_free():
