@@ -1,0 +1,181 @@
+"""``restobox restore``: a measurement of the user's in, an image out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolbox.console import DEFAULT_MODEL, Json, Model, ProgressBar, Samples, Seed, Solver, Steps, print_json
+
+app = typer.Typer(help="Restore a measurement of yours.", no_args_is_help=True)
+
+
+@app.command("inpaint")
+def inpaint(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha.")],
+    mask: Annotated[str, typer.Option("--mask", "-m", help="A picture (white = missing), or KIND:FRACTION to make one.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")],
+    model: Model = DEFAULT_MODEL,
+    solver: Solver = "ddim",
+    steps: Steps = 5,
+    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    correction: Annotated[
+        str | None, typer.Option(help="ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint; the noise decides by default.")
+    ] = None,
+    sigma: Annotated[float, typer.Option(help="Noise on the known pixels, in units of [0, 1].")] = 0.0,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    std: Annotated[bool, typer.Option("--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more).")] = False,
+    reference: Annotated[Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")] = None,
+    tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Fill the missing pixels of a photo."""
+    from toolbox.restore import run_inpainting
+
+    if std and samples < 2:
+        raise ValueError("--std needs at least two samples: add -n 4")
+    with ProgressBar("restoring", max(steps, 1) * max(samples, 1)) as bar:
+        figures = run_inpainting(
+            image,
+            mask,
+            out,
+            model=model,
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            correction=correction,
+            sigma=sigma,
+            seed=seed,
+            num_samples=samples,
+            std=std,
+            reference=reference,
+            tile=tile,
+            device=device,
+            progress=bar.update,
+        )
+    if as_json:
+        return print_json(figures)
+    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "lpips") if isinstance(figures.get(name), float))
+    print(f"{figures['out']}: {figures['nfe']} network calls in {figures['seconds']} s{quality}")
+    if isinstance(figures.get("lpips"), str):
+        print(f"no LPIPS: {figures['lpips']}", file=sys.stderr)
+
+
+@app.command("mri")
+def mri(
+    file: Annotated[Path, typer.Argument(help="k-space (.h5, .mrd, .npz, .mat) or magnitude images (.nii.gz, DICOM) to simulate it from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Result: .nii.gz, .h5 or .png.")],
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            "-m",
+            help="Sampled points: a file (.npy, .npz), or a kind to undersample by: random, equispaced, "
+            "equispaced-fraction, poisson. [default: as the file is sampled]",
+        ),
+    ] = None,
+    acceleration: Annotated[float, typer.Option(help="With a kind of mask.")] = 4.0,
+    center_fraction: Annotated[float | None, typer.Option(help="Share of central columns. [default: 0.32/acceleration]")] = None,
+    coils: Annotated[str, typer.Option(help="espirit, a file of coil maps (.npz), or a number of coils to simulate.")] = "espirit",
+    model: Model = "mri",
+    solver: Solver = "ddim",
+    steps: Annotated[int, typer.Option(help="Solver steps: 1 for the mean, 4 or more for posterior samples.")] = 1,
+    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    correction: Annotated[str | None, typer.Option(help="none, red-diff, ddnm, diffpir, pigdm, ...; the noise decides by default.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Noise of real and imaginary part of the k-space. [default: estimated]")] = None,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    std: Annotated[bool, typer.Option("--std", help="Also write where the samples disagree (needs -n 2 or more).")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Reconstruct undersampled Cartesian MRI, one coil or many."""
+    from toolbox.mri import run_mri
+
+    if samples > 1 and steps == 1:
+        raise ValueError("one step gives the mean, the same for every sample: add --steps 4")
+    if std and samples < 2:
+        raise ValueError("--std needs at least two samples: add -n 4 --steps 4")
+    with ProgressBar("reconstructing", 1) as bar:
+        figures = run_mri(
+            file,
+            out,
+            mask=mask,
+            acceleration=acceleration,
+            center_fraction=center_fraction,
+            coils=coils,
+            model=model,
+            solver=solver,
+            steps=steps,
+            grid=grid,
+            correction=correction,
+            sigma=sigma,
+            seed=seed,
+            num_samples=samples,
+            std=std,
+            device=device,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return print_json(figures)
+    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "nmse") if name in figures)
+    files = figures["out"][0] + (f" and {len(figures['out']) - 1} more" if len(figures["out"]) > 1 else "")
+    effort = f"{figures['nfe']} network calls in {figures['seconds']} s"
+    print(f"{files}: {figures['slices']} slices, R = {figures['acceleration']}, {effort}{quality}")
+
+
+@app.command("hsi")
+def restore_hsi(
+    cube: Annotated[Path, typer.Argument(help="A cube: ENVI (.hdr), .mat, .npz, .h5, multi-page TIFF.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The restored cube; its suffix gives the format.")],
+    model: Model = "grey",
+    sigma: Annotated[str, typer.Option(help="Noise in the cube's units, or auto: estimated per band.")] = "auto",
+    rank: Annotated[str, typer.Option(help="Dimensions of the spectral subspace, or auto.")] = "auto",
+    solver: Solver = "ddim",
+    steps: Steps = 1,
+    correction: Annotated[str | None, typer.Option(help="Run from pure noise, held to the data by diffpir, ddnm+ ...")] = None,
+    key: Annotated[str | None, typer.Option(help="Which array of a .mat, .npz or .h5 file.")] = None,
+    band_axis: Annotated[int | None, typer.Option(help="Which of its axes holds the bands (0, 1, 2); the last one by default.")] = None,
+    dead: Annotated[Path | None, typer.Option(help="A cube that is not 0 where entries are known to be dead.")] = None,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    symmetries: Annotated[int, typer.Option(help="Flips and turns to average: 1, 2, 4, 8.")] = 8,
+    quicklook: Annotated[Path | None, typer.Option(help="Also write a picture: before, after, spectra.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="The true cube: prints MPSNR, MSSIM, SAM and ERGAS against it.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Denoise a hyperspectral cube: random noise, stripes, dead lines and pixels, impulses."""
+    from toolbox.restore_hsi import run_hsi
+
+    with ProgressBar("restoring", 1) as bar:
+        figures = run_hsi(
+            cube,
+            out,
+            model=model,
+            sigma=sigma,
+            rank=rank,
+            solver=solver,
+            steps=steps,
+            correction=correction,
+            key=key,
+            band_axis=band_axis,
+            dead=dead,
+            seed=seed,
+            num_samples=samples,
+            symmetries=symmetries,
+            quicklook=quicklook,
+            reference=reference,
+            device=device,
+            progress=bar.update,
+        )
+    if as_json:
+        return print_json(figures)
+    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("mpsnr", "mssim", "sam", "ergas") if name in figures)
+    found = f"rank {figures['rank']}, sigma {figures['sigma_median']:.4g} (median), {figures['striped_columns']} striped columns"
+    print(f"{figures['out']}: {found}, {figures['dead']:.2%} dead, {figures['nfe']} calls in {figures['seconds']} s{quality}")
