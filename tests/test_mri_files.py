@@ -255,7 +255,8 @@ def test_bad_files(tmp_path, kspace):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny network after two training steps on two drawn heads."""
-    from toolbox.training import Recipe, train
+    from toolbox.recipe import Recipe
+    from toolbox.training import train
 
     folder = tmp_path_factory.mktemp("mri")
     head = (255 * disc((72, 64)) / 1.5).numpy().astype(np.uint8)

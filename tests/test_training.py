@@ -9,7 +9,9 @@ from conftest import TINY_RECIPE
 
 from restoration.lift import push_pull
 from solvers.denoiser import Denoiser
-from toolbox.training import GreyExamples, PhotoExamples, Recipe, batches, build, denoising_loss, train
+from toolbox.examples import GreyExamples, PhotoExamples
+from toolbox.recipe import Recipe
+from toolbox.training import batches, build, denoising_loss, train
 
 
 def test_model_folder_loads(tiny_model):

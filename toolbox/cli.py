@@ -99,7 +99,7 @@ def train(
     exclude: Annotated[list[str] | None, typer.Option(help="File names to leave out.")] = None,
 ) -> None:
     """Train a network from a recipe (several GPUs: `accelerate launch -m toolbox train ...`)."""
-    from toolbox.training import Recipe
+    from toolbox.recipe import Recipe
     from toolbox.training import train as run
 
     path = recipe if recipe.is_file() else Path(__file__).parent / "recipes" / f"{recipe}.toml"

@@ -1,0 +1,146 @@
+"""What networks are trained on: an example generator per task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from restoration.io.images import read_image
+from restoration.lift import push_pull
+from restoration.masks import make_mask
+from restoration.mri.estimate import CONDITION_CHANNELS
+from solvers.denoiser import Denoiser
+from solvers.process import VP
+from toolbox.mri_training import Scans
+from toolbox.recipe import Recipe
+
+
+class Patches:
+    """Random square patches of a folder's pictures at several scales, with flips, turns and channel swaps.
+
+    Args:
+        folder: searched recursively for JPEG, PNG and WebP files.
+        size: side of a patch in pixels.
+
+    Raises:
+        ValueError: no picture of at least ``size`` pixels in the folder.
+    """
+
+    SCALES = (0.7, 0.5, 0.35, 0.25)  # large photos are soft at full size
+
+    def __init__(self, folder: str | Path, size: int, exclude: tuple[str, ...] = ()):
+        self.size = size
+        self.images: list[np.ndarray] = []
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp"} or path.name in exclude:
+                continue
+            pixels = np.broadcast_to((photo := read_image(path).pixels), (3, *photo.shape[1:]))
+            image = Image.fromarray(np.rint(255 * pixels.transpose(1, 2, 0)).astype(np.uint8))
+            for scale in self.SCALES:
+                width, height = (round(s * scale) for s in image.size)
+                if min(width, height) >= size:
+                    self.images.append(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))
+        if not self.images:
+            raise ValueError(f"{folder} holds no picture of at least {size} x {size} pixels (JPEG, PNG, WebP)")
+
+    def draw(self, count: int, rng: np.random.Generator) -> Tensor:
+        """``(count, 3, size, size)`` in [0, 1]."""
+        out = np.empty((count, self.size, self.size, 3), np.uint8)
+        for k, index in enumerate(rng.integers(len(self.images), size=count)):
+            image = self.images[index]
+            top = rng.integers(0, image.shape[0] - self.size + 1)
+            left = rng.integers(0, image.shape[1] - self.size + 1)
+            patch = np.rot90(image[top : top + self.size, left : left + self.size], rng.integers(4))
+            out[k] = (patch if rng.random() < 0.5 else patch[:, ::-1])[..., rng.permutation(3)]
+        return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
+
+
+def draw_masks(count: int, size: int, kinds: list[str], drop: float, rng: np.random.Generator) -> Tensor:
+    """``(count, 1, size, size)``; a share ``drop`` has nothing known."""
+    masks = np.zeros((count, 1, size, size), np.float32)
+    for k in range(count):
+        if rng.random() >= drop:
+            kind = kinds[rng.integers(len(kinds))]
+            missing = rng.uniform(0.3, 0.97) if kind == "random" else rng.uniform(0.05, 0.4)
+            masks[k, 0] = make_mask(kind, size, size, missing, rng)
+    return torch.from_numpy(masks)
+
+
+class PhotoExamples:
+    """Photo patches with missing pixels."""
+
+    channels, condition_channels = 3, 4
+
+    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] and masks."""
+        c = self.recipe.condition
+        return self.patches.draw(count, rng), draw_masks(count, self.recipe.patch_size, c.kinds, c.drop, rng)
+
+    @staticmethod
+    def show(denoiser: Denoiser, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image in the network's range, what the network is shown, and 1 where something is to be found out."""
+        x0 = denoiser.from_unit(image)
+        return x0, torch.cat([push_pull(x0 * mask, mask), mask], dim=1), 1 - mask
+
+
+class MRIExamples:
+    """Patches of simulated multi-coil scans."""
+
+    channels, condition_channels = 2, CONDITION_CHANNELS
+
+    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.scans = Scans(folder, recipe.simulation, recipe.patch_size, recipe.seed, exclude)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Complex images in two channels, in units of the scan's scale, and what the network is shown."""
+        return self.scans.draw(count, rng)
+
+    @staticmethod
+    def show(denoiser: Denoiser, image: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return image, shown, torch.ones_like(image[:, :1])
+
+
+class GreyExamples:
+    """Single planes with noise: an unconditional denoiser."""
+
+    channels, condition_channels = 1, 0
+
+    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """Images in [0, 1]."""
+        return (grey_patches(self.patches, count, self.recipe.noise.cells, rng),)
+
+    def times(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Levels spread evenly in the logarithm of the noise."""
+        process = VP.from_diffusers(self.recipe.process.scheduler_config())
+        log_kappa = rng.uniform(*np.log([self.recipe.noise.lowest, self.recipe.noise.highest]), size=count)
+        return torch.tensor([process.time_at(-2 * k) for k in log_kappa], dtype=torch.float32)
+
+
+def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Generator) -> Tensor:
+    """``(count, 1, size, size)`` in [0, 1] for a denoiser of single planes: random mixtures of a picture's colours, also negative ones (as
+    principal components are), and for a share ``cells`` of the patches flat cells around random points (as fields are from above)."""
+    weight = rng.normal(size=(count, 3, 1, 1)).astype(np.float32)
+    weight /= np.abs(weight).sum(1, keepdims=True)
+    out = 0.5 + (torch.from_numpy(weight) * (patches.draw(count, rng) - 0.5)).sum(1, keepdim=True)
+    grid = np.stack(np.meshgrid(np.arange(patches.size), np.arange(patches.size), indexing="ij"))
+    for k in np.flatnonzero(rng.random(count) < cells):
+        points = rng.uniform(0, patches.size, (rng.integers(4, 40), 2, 1, 1))
+        stretch = rng.uniform(0.3, 1.0, (2, 1, 1))
+        nearest = (np.abs(grid - points) * stretch).sum(1).argmin(0)
+        shift = float(out[k].mean()) - 0.5
+        # the picture stays as a faint texture
+        out[k] = 0.15 * (out[k] - 0.5 - shift) + torch.from_numpy(rng.uniform(0, 1, len(points)).astype(np.float32)[nearest])
+    return out.clamp(0, 1)
+
+
+EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples, "denoising": GreyExamples}

@@ -1,0 +1,113 @@
+"""A training recipe: TOML in, checked values out."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from solvers.process import VP
+from toolbox.mri_training import Simulation
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Network(_Section):
+    block_out_channels: list[int] = Field(min_length=1)
+    layers_per_block: int = Field(2, ge=1)
+    norm_num_groups: int = Field(8, ge=1)
+    fold: int = Field(1, ge=1, le=8)
+
+
+class Schedule(_Section):
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    num_train_timesteps: int = Field(1000, ge=2)
+    rescale_betas_zero_snr: bool = True
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    timestep_spacing: str = "trailing"
+    noise_scale: float = Field(1.0, gt=0)
+
+    def scheduler_config(self) -> dict:
+        """In diffusers' words. ``noise_scale`` multiplies every noise-to-signal ratio (a shift of log-SNR, Hoogeboom et al. 2023): a
+        schedule made for data of unit size then suits data of that standard deviation."""
+        config = self.model_dump(exclude={"noise_scale"})
+        if self.noise_scale == 1:
+            return config
+        abar = VP.from_diffusers(config).alphas_cumprod
+        abar = abar / (abar + self.noise_scale**2 * (1 - abar))
+        betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+        return {**config, "beta_schedule": "linear", "trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+
+
+class Loss(_Section):
+    data_std: float = Field(0.12, gt=0)
+    floor: float = Field(0.05, gt=0)
+    known_weight: float = Field(0.1, ge=0, le=1)
+    terminal_share: float = Field(0.3, ge=0, le=1)
+
+
+class Condition(_Section):
+    drop: float = Field(0.15, ge=0, le=1)
+    kinds: list[Literal["random", "strokes", "text", "box"]] = Field(min_length=1)
+
+
+class Optimizer(_Section):
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup: int = Field(300, ge=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+
+
+class Noise(_Section):
+    """What a denoiser is trained on: noise levels ``kappa = b/a`` in the network's range, and a share of piecewise constant patches."""
+
+    lowest: float = Field(0.01, gt=0)
+    highest: float = Field(3.0, gt=0)
+    cells: float = Field(0.25, ge=0, le=1)
+
+
+class Recipe(_Section):
+    """A training recipe; unknown or missing keys are refused with their names."""
+
+    name: str
+    task: Literal["inpainting", "mri", "denoising"]
+    seed: int = 0
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    patch_size: int = Field(ge=8)
+    network: Network
+    process: Schedule = Schedule()
+    loss: Loss = Loss()
+    condition: Condition | None = None  # inpainting: which masks
+    simulation: Simulation | None = None  # mri: which scans
+    noise: Noise = Noise()  # denoising: which levels
+    optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="after")
+    def _check_task(self):
+        needed = {"inpainting": "condition", "mri": "simulation"}
+        for task, section in needed.items():
+            if (self.task == task) != (getattr(self, section) is not None):
+                raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
+        if not self.noise.lowest < self.noise.highest:
+            raise ValueError("noise.lowest must be below noise.highest")
+        return self
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read a TOML recipe.
+
+        Raises:
+            ValueError: not TOML, or it does not fit this model; the message names each wrong key.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a TOML recipe: {error}") from error
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"recipe {path}: {wrong}") from error
