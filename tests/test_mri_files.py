@@ -8,7 +8,8 @@ import pytest
 from scipy import io
 from test_mri import disc, scan
 
-from restoration.io.mri import check_output, read_maps, read_sampling, read_scan, write_reconstruction
+from restoration.io.mri import read_maps, read_sampling, read_scan
+from restoration.io.mri_output import check_output, write_reconstruction
 from restoration.mri import column_mask
 
 HEADER = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><encodedSpace><matrixSize><x>40</x><y>36</y>

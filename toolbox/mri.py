@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.mri import Scan, check_output, read_maps, read_sampling, read_scan, write_reconstruction
+from restoration.io.mri import Scan, read_maps, read_sampling, read_scan
+from restoration.io.mri_output import check_output, write_reconstruction
 from restoration.mri.espirit import mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed
