@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from restoration.lift import push_pull
+from restoration.lift import thin_plate
 from restoration.measurement import Measurement
 from restoration.operators import Inpainting
 from restoration.posterior import CORRECTIONS
+from restoration.symmetry import COUNTS, Symmetric
 from restoration.task import Restored, sample
 from restoration.tiling import tiled
 from solvers.ddim import DDIM
@@ -36,9 +37,10 @@ class InpaintingTask:
             noisy ones.
         tile: side of the tiles for images larger than that, in pixels; rounded down to what the network takes.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
+        symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a call more.
 
     Raises:
-        ValueError: an unknown grid or correction.
+        ValueError: an unknown grid or correction, a number of symmetries other than these.
     """
 
     denoiser: Denoiser
@@ -48,12 +50,15 @@ class InpaintingTask:
     correction: str | None = None
     tile: int = 512
     overlap: int = 64
+    symmetries: int = 1
 
     def __post_init__(self):
         if self.grid not in GRIDS:
             raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
         if self.tile < 16 or self.overlap < 0:
             raise ValueError(f"tile must be at least 16 pixels and overlap at least 0; got {self.tile} and {self.overlap}")
+        if self.symmetries not in COUNTS:
+            raise ValueError(f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {self.symmetries}")
         if self.correction is not None and self.correction not in CORRECTIONS:
             raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
 
@@ -82,9 +87,8 @@ class InpaintingTask:
         """
         image, mask = (v.to(self.denoiser.device) for v in check_inpainting(image, mask))
         corrected, finish = self.prepare(image[None], mask[None, None], sigma)
-        return sample(
-            corrected, (3, *mask.shape), self.nodes(), self.solver, num_samples=num_samples, seed=seed, finish=finish, callback=callback
-        )
+        options = {"num_samples": num_samples, "seed": seed, "finish": finish, "callback": callback, "calls": self.symmetries}
+        return sample(corrected, (3, *mask.shape), self.nodes(), self.solver, **options)
 
     def nodes(self) -> Grid:
         """The times of a run."""
@@ -112,12 +116,12 @@ class InpaintingTask:
         if d.condition_channels:
             if d.condition_channels != x.shape[1] + 1:
                 raise ValueError(f"the network's condition has {d.condition_channels} channels; inpainting shows it {x.shape[1] + 1}")
-            d = d.conditioned(torch.cat([push_pull(measurement.y, known), known], dim=1))
+            d = d.conditioned(torch.cat([thin_plate(measurement.y, known), known], dim=1))
         if max(x.shape[-2:]) > self.tile:
             unit = d.fold * d.multiple
             tile = self.tile // unit * unit
             d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
-        corrected = CORRECTIONS[self.correction_for(sigma)](d, measurement)
+        corrected = CORRECTIONS[self.correction_for(sigma)](Symmetric(d, self.symmetries) if self.symmetries > 1 else d, measurement)
 
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0)

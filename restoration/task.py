@@ -44,15 +44,19 @@ def sample(
     seed: int = 0,
     process: Process | None = None,
     y: Tensor | None = None,
+    start: Tensor | None = None,
     finish: Callable[[Tensor], Tensor] = lambda x: x,
     callback: Callable[[int, Step], None] | None = None,
+    calls: int = 1,
 ) -> Restored:
     """Draw ``num_samples`` images of ``shape (C, H, W)``; sample k uses seed ``seed + k`` alone.
 
     Args:
         denoiser: conditioned and corrected, answers in its own value range.
+        start: ``(1, C, H, W)``, the state that every run starts from; noise by default.
         finish: from the end of a run ``(1, C, H, W)`` to an image in [0, 1].
         callback: called with the sample's number and the step.
+        calls: network calls that the denoiser makes for one answer.
 
     Raises:
         ValueError: ``num_samples`` below 1.
@@ -63,13 +67,15 @@ def sample(
     began, nfe, samples = time.perf_counter(), 0, []
     for k in range(num_samples):
         generator = torch.Generator().manual_seed(seed + k)
-        x = process.b(grid.times[0]) * randn((1, *shape), generator, device=getattr(denoiser, "device", "cpu"))
+        x = start
+        if start is None:
+            x = process.b(grid.times[0]) * randn((1, *shape), generator, device=getattr(denoiser, "device", "cpu"))
         if y is not None:
             x = x + process.c(grid.times[0]) * y
         watch = None if callback is None else lambda step, k=k: callback(k, step)
         run = solve(solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch)
         samples.append(finish(run.x0)[0].cpu())
-        nfe += run.nfe
+        nfe += calls * run.nfe
     stack = torch.stack(samples)
     std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
     mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit

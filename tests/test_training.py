@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import TINY_RECIPE
 
-from restoration.lift import push_pull
+from restoration.lift import enlarge, thin_plate
+from restoration.separable import BlockMean
 from solvers.denoiser import Denoiser
-from toolbox.examples import GreyExamples, PhotoExamples
+from toolbox.examples import BLOCKS, GreyExamples, PhotoExamples, draw_known
 from toolbox.recipe import Recipe
 from toolbox.training import batches, build, denoising_loss, train
 
@@ -60,7 +61,7 @@ def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
             shown = PhotoExamples.show(d, image, mask)
             got = denoising_loss(d, *shown, torch.tensor([t]), noise, recipe.loss)
             x0 = d.from_unit(image)
-            lift = push_pull(x0 * mask, mask)
+            lift = thin_plate(x0 * mask, mask)
             a, b = d.process.a(float(t)), d.process.b(float(t))
             estimate = d.conditioned(torch.cat([lift, mask], 1))(a * x0 + b * noise, float(t)).x0
         power = ((1 - mask) * (x0 - lift) ** 2).sum() / (3 * (1 - mask).sum())
@@ -96,6 +97,42 @@ def test_bad_recipes(tmp_path, change, says):
     path.write_text(TINY_RECIPE.replace(*change))
     with pytest.raises(ValueError, match=says):
         Recipe.read(path)
+
+
+def test_blocks_are_shown_as_their_enlarged_means(tiny_recipe):
+    d = build(Recipe.read(tiny_recipe))
+    known = draw_known(40, 24, ["blocks", "random"], 0.1, np.random.default_rng(0))
+    image = torch.rand(40, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    x0, shown, missing = PhotoExamples.show(d, image, known)
+    torch.testing.assert_close(missing, 1 - known)
+    torch.testing.assert_close(shown[:, 3:], known)
+    counted = 0
+    for k in range(40):
+        share = known[k].unique()
+        mask = (known[k : k + 1] == 1).float()
+        want = thin_plate(x0[k : k + 1] * mask, mask)
+        if len(share) == 1 and 0 < float(share) < 1:
+            factor = round(float(share) ** -0.5)
+            assert factor in BLOCKS
+            want = enlarge(BlockMean((24, 24), factor).A(x0[k : k + 1]), factor, (24, 24))
+            counted += 1
+        torch.testing.assert_close(shown[k : k + 1, :3], want, rtol=0, atol=1e-5)
+    assert 10 < counted < 30
+
+
+def test_training_goes_on_from_a_model(tiny_recipe, tiny_model, pictures, tmp_path):
+    recipe = Recipe.read(tiny_recipe)
+    first = []
+    train(recipe, pictures, tmp_path / "m", start_from=tiny_model, progress=lambda step, loss: first.append(loss))
+    d = Denoiser.from_pretrained(tiny_model)
+    *drawn, t, noise = next(batches(recipe, PhotoExamples(recipe, pictures), 0, 0, "cpu"))
+    with torch.no_grad():
+        want = denoising_loss(d, *PhotoExamples.show(d, *drawn), t, noise, recipe.loss)
+    assert first[0] == pytest.approx(float(want), rel=1e-5)
+    wider = recipe.model_copy(update={"network": recipe.network.model_copy(update={"block_out_channels": [8, 24]})})
+    with pytest.raises(ValueError, match="other weights"):
+        train(wider, pictures, tmp_path / "n", start_from=tiny_model)
+    assert not (tmp_path / "n").exists()
 
 
 def test_bad_data(tiny_recipe, pictures, tmp_path):

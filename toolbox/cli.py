@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from toolbox import cli_bench, cli_restore
+from toolbox import cli_bench, cli_linear, cli_restore
 from toolbox.console import DEFAULT_MODEL, Json, Model, ProgressBar, Samples, Seed, Solver, Steps, print_json, print_table
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_restore.app, name="restore")
+cli_restore.app.registered_commands += cli_linear.app.registered_commands
 app.add_typer(cli_bench.app, name="bench")
 
 
@@ -94,6 +95,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, mri).")],
     data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices), searched recursively.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
+    start_from: Annotated[Path | None, typer.Option(help="Model folder whose weights are trained further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.")] = False,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     exclude: Annotated[list[str] | None, typer.Option(help="File names to leave out.")] = None,
@@ -112,6 +114,7 @@ def train(
             settings,
             data,
             out,
+            start_from=start_from,
             resume=resume,
             mixed_precision=mixed_precision,
             exclude=tuple(exclude or ()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,13 @@ Steps = Annotated[int, typer.Option(help="Solver steps.")]
 Seed = Annotated[int, typer.Option(help="Sample k uses seed + k.", min=0, max=2**62)]
 Samples = Annotated[int, typer.Option("--samples", "-n", help="Posterior samples; the result is their mean.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Grid = Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")]
+Std = Annotated[bool, typer.Option("--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more).")]
+Reference = Annotated[Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")]
+Tile = Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Picture = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha.")]
+PictureOut = Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")]
 
 DEFAULT_MODEL = "photo-int8"
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from restoration.io.images import read_image
-from restoration.lift import push_pull
+from restoration.lift import enlarge, thin_plate
 from restoration.masks import make_mask
 from restoration.mri.estimate import CONDITION_CHANNELS
 from solvers.denoiser import Denoiser
@@ -59,19 +60,25 @@ class Patches:
         return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
 
 
-def draw_masks(count: int, size: int, kinds: list[str], drop: float, rng: np.random.Generator) -> Tensor:
-    """``(count, 1, size, size)``; a share ``drop`` has nothing known."""
+BLOCKS = (2, 3, 4)
+
+
+def draw_known(count: int, size: int, kinds: list[str], drop: float, rng: np.random.Generator) -> Tensor:
+    """``(count, 1, size, size)``: 1 = known, 0 = missing, ``1/f^2`` where the means of f x f blocks are; a share ``drop`` knows nothing."""
     masks = np.zeros((count, 1, size, size), np.float32)
     for k in range(count):
         if rng.random() >= drop:
             kind = kinds[rng.integers(len(kinds))]
+            if kind == "blocks":
+                masks[k] = 1 / BLOCKS[rng.integers(len(BLOCKS))] ** 2
+                continue
             missing = rng.uniform(0.3, 0.97) if kind == "random" else rng.uniform(0.05, 0.4)
             masks[k, 0] = make_mask(kind, size, size, missing, rng)
     return torch.from_numpy(masks)
 
 
 class PhotoExamples:
-    """Photo patches with missing pixels."""
+    """Photo patches of which some pixels are known, or the means of blocks."""
 
     channels, condition_channels = 3, 4
 
@@ -79,15 +86,20 @@ class PhotoExamples:
         self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1] and masks."""
+        """Images in [0, 1] and what is known of them."""
         c = self.recipe.condition
-        return self.patches.draw(count, rng), draw_masks(count, self.recipe.patch_size, c.kinds, c.drop, rng)
+        return self.patches.draw(count, rng), draw_known(count, self.recipe.patch_size, c.kinds, c.drop, rng)
 
     @staticmethod
-    def show(denoiser: Denoiser, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image in the network's range, what the network is shown, and 1 where something is to be found out."""
-        x0 = denoiser.from_unit(image)
-        return x0, torch.cat([push_pull(x0 * mask, mask), mask], dim=1), 1 - mask
+    def show(denoiser: Denoiser, image: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image in the network's range, what the network is shown, and how much of each pixel is to be found out."""
+        x0, mask = denoiser.from_unit(image), (known == 1).to(known)
+        lift = thin_plate(x0 * mask, mask)
+        for factor in BLOCKS:
+            means = (known[:, 0, 0, 0] - 1 / factor**2).abs() < 1e-3
+            if means.any():
+                lift[means] = enlarge(F.avg_pool2d(x0[means], factor), factor, x0.shape[-2:])
+        return x0, torch.cat([lift, known], dim=1), 1 - known
 
 
 class MRIExamples:

@@ -53,7 +53,7 @@ class Loss(_Section):
 
 class Condition(_Section):
     drop: float = Field(0.15, ge=0, le=1)
-    kinds: list[Literal["random", "strokes", "text", "box"]] = Field(min_length=1)
+    kinds: list[Literal["random", "strokes", "text", "box", "blocks"]] = Field(min_length=1)
 
 
 class Optimizer(_Section):

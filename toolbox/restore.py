@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from restoration.inpainting import InpaintingTask
-from restoration.io.images import Photo, check_writable, read_image, read_mask, write_image
+from restoration.io.images import MAX_PIXELS, Photo, check_writable, read_image, read_mask, write_image
+from restoration.lift import enlarge
+from restoration.linear import LinearTask
 from restoration.masks import make_mask, parse_mask
-from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
+from restoration.metrics import LPIPSUnavailable, lpips, noise_level, psnr, ssim
+from restoration.operators import Denoising
+from restoration.separable import Bicubic, BlockMean, Blur, gaussian_kernel
+from restoration.task import Restored
 from solvers import solver_by_name
 from toolbox.api import load
 from toolbox.pictures import heat
@@ -48,16 +55,8 @@ def run_inpainting(
     photo = read_image(image)
     height, width = photo.pixels.shape[1:]
     known = _mask(mask, height, width, seed)
-    truth = None if reference is None else read_image(reference).pixels
-    if truth is not None and truth.shape != photo.pixels.shape:
-        raise ValueError(f"reference {reference} has shape {truth.shape} but the image has {photo.pixels.shape} (channels, height, width)")
-    if truth is not None and min(height, width) < 11:
-        raise ValueError("--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)")
-    if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
-    spread_file = out.with_name(f"{out.stem}-std.png")
-    if std:
-        check_writable(spread_file)
+    truth = _truth(reference, photo.pixels.shape)
+    spread_file = _check_output(out, photo, std)
     denoiser = load(model, device=device)
     done = itertools.count(1)
     options = {"num_samples": num_samples, "seed": seed, "callback": lambda *_: progress(next(done))}
@@ -70,21 +69,112 @@ def run_inpainting(
         task = InpaintingTask(denoiser, solver_by_name(solver), steps, grid, correction, tile)
         options["sigma"] = sigma
     result = task(torch.from_numpy(photo.pixels), torch.from_numpy(known), **options)
+    settings = {"model": model, "solver": solver, "steps": steps, "seed": seed, "samples": num_samples}
+    missing = {"missing": round(float(1 - known.mean()), 4)}
+    return _write(image, out, photo, result, spread_file, truth, missing | settings)
+
+
+def run_linear(
+    image: Path,
+    out: Path,
+    *,
+    task: str,
+    amount: float,
+    kernel: str = "block",
+    model: str,
+    solver: str,
+    steps: int,
+    grid: str,
+    correction: str | None,
+    start_level: float = 0.0,
+    sigma: float | str,
+    seed: int,
+    num_samples: int,
+    std: bool,
+    reference: Path | None,
+    tile: int,
+    device: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict:
+    """Read, restore, write, as :func:`run_inpainting` does, for ``task`` ``denoise``, ``superresolve`` or ``deblur``.
+
+    Args:
+        amount: factor of super-resolution, or standard deviation of the Gaussian blur in pixels; denoising has none.
+        start_level: see :class:`LinearTask`; 0: from noise.
+        kernel: how a large picture became the small one: ``block`` (means of blocks) or ``bicubic``.
+        sigma: noise, in units of [0, 1]; ``auto``: :func:`restoration.metrics.noise_level`.
+
+    Raises:
+        ValueError, OSError: bad files, names or numbers; nothing is written then.
+    """
+    check_writable(out)
+    photo = read_image(image)
+    size = photo.pixels.shape[1:]
+    if sigma == "auto":
+        sigma = noise_level(photo.pixels)
+        if not sigma > 1e-4:
+            raise ValueError(f"{image} shows no noise to estimate; give --sigma")
+    if task == "superresolve":
+        factor = int(amount)
+        if factor != amount or not 2 <= factor <= 8:
+            raise ValueError(f"the factor must be a whole number from 2 to 8; got {amount:g}")
+        size = tuple(factor * n for n in size)
+        if math.prod(size) > MAX_PIXELS:
+            raise ValueError(f"the result would have {math.prod(size):,} pixels; at most {MAX_PIXELS:,} are accepted")
+        if kernel not in ("block", "bicubic"):
+            raise ValueError(f"kernel {kernel!r} is unknown; known: block, bicubic")
+        operator = {"block": BlockMean, "bicubic": Bicubic}[kernel](size, factor)
+        if photo.alpha is not None:
+            alpha = torch.from_numpy(photo.alpha)[None, None].float()
+            photo = replace(photo, alpha=enlarge(alpha, factor, size)[0, 0].clamp(0, 1).numpy())
+    else:
+        operator = Denoising() if task == "denoise" else Blur(size, gaussian_kernel(amount))
+    truth = _truth(reference, (len(photo.pixels), *size))
+    spread_file = _check_output(out, photo, std)
+    denoiser = load(model, device=device)
+    if getattr(denoiser, "run", None) is not None:
+        raise ValueError(f"{model} holds a whole restoration of another task; --model takes a denoiser here")
+    done = itertools.count(1)
+    restore = LinearTask(denoiser, solver_by_name(solver), steps, grid, correction, tile, start_level=start_level or None)
+    result = restore(
+        torch.from_numpy(photo.pixels),
+        operator,
+        sigma=sigma,
+        num_samples=num_samples,
+        seed=seed,
+        callback=lambda *_: progress(next(done)),
+    )
+    settings = {"model": model, "solver": solver, "steps": steps, "seed": seed, "samples": num_samples, "sigma": sigma}
+    return _write(image, out, photo, result, spread_file, truth, {"task": task} | settings)
+
+
+def _truth(reference: Path | None, shape: tuple[int, int, int]) -> np.ndarray | None:
+    truth = None if reference is None else read_image(reference).pixels
+    if truth is not None and truth.shape != shape:
+        raise ValueError(f"reference {reference} has shape {truth.shape} but the result has {shape} (channels, height, width)")
+    if truth is not None and min(shape[1:]) < 11:
+        raise ValueError("--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)")
+    return truth
+
+
+def _check_output(out: Path, photo: Photo, std: bool) -> Path | None:
+    """Where the spread goes, if it is wanted."""
+    if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
+    if not std:
+        return None
+    spread_file = out.with_name(f"{out.stem}-std.png")
+    check_writable(spread_file)
+    return spread_file
+
+
+def _write(image: Path, out: Path, photo: Photo, result: Restored, spread_file: Path | None, truth, settings: dict) -> dict:
+    """Write the pictures; the figures of the run."""
     restored = result.mean.numpy()
-    figures = {
-        "image": str(image),
-        "out": str(out),
-        "size": [width, height],
-        "missing": round(float(1 - known.mean()), 4),
-        "model": model,
-        "solver": solver,
-        "steps": steps,
-        "seed": seed,
-        "samples": num_samples,
-        "nfe": result.nfe,
-        "seconds": round(result.seconds, 2),
-    }
-    if std:
+    height, width = restored.shape[1:]
+    figures = {"image": str(image), "out": str(out), "size": [width, height], **settings}
+    figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
+    if spread_file is not None:
         spread = result.std.mean(0).numpy()
         coloured, top = heat(spread)
         figures |= {"std": str(spread_file), "std_mean": round(float(spread.mean()), 5), "std_white": round(top, 4)}
@@ -96,7 +186,7 @@ def run_inpainting(
         except LPIPSUnavailable as error:
             figures["lpips"] = str(error)
     write_image(out, Photo(restored, photo.alpha, photo.bits))
-    if std:
+    if spread_file is not None:
         write_image(spread_file, Photo(coloured))
     return figures
 

@@ -123,6 +123,7 @@ def train(
     out: str | Path,
     *,
     exclude: tuple[str, ...] = (),
+    start_from: str | Path | None = None,
     resume: bool = False,
     mixed_precision: str = "no",
     checkpoint_every: int = 500,
@@ -130,11 +131,13 @@ def train(
 ) -> Path:
     """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule, ``denoiser.json``).
 
+    ``start_from`` is a model folder of the same architecture whose weights are trained further, instead of random ones.
     Checkpoints go to ``out/checkpoint``; ``resume`` continues from there with the same data order. Several GPUs: start it through
     ``accelerate launch``.
 
     Raises:
-        ValueError: no usable picture, a recipe with a prediction type other than ``v_prediction``, or nothing to resume.
+        ValueError: no usable picture, a model to start from that has other weights, a recipe with a prediction type other than
+            ``v_prediction``, or nothing to resume.
         FileNotFoundError: no such data folder.
     """
     from accelerate import Accelerator
@@ -147,6 +150,8 @@ def train(
     examples = EXAMPLES[recipe.task](recipe, data, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
+    if start_from is not None and not resume:
+        _load_weights(denoiser.network, start_from)
     network = denoiser.network.to(memory_format=torch.channels_last)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.optimizer.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -202,6 +207,14 @@ def train(
                 _replace(checkpoint, lambda path, s=state: torch.save(s, path))
                 save_model(denoiser, recipe, average, out)
     return out
+
+
+def _load_weights(network: nn.Module, folder: str | Path) -> None:
+    weights = Denoiser.from_pretrained(folder).network.state_dict()
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} can't be trained further with this recipe: its network has other weights ({error})") from error
 
 
 def save_model(denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], out: Path, dtype=torch.float32) -> None:

@@ -1,0 +1,64 @@
+"""Self-ensemble: the same question asked of an image's flips and turns, and the answers averaged (Timofte et al. 2016)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from solvers.prediction import Prediction
+
+COUNTS = (1, 2, 4, 8)
+
+
+def turn(x: Tensor, k: int) -> Tensor:
+    """The k-th of the eight symmetries of the square, of ``(..., H, W)``; 0 is the image itself."""
+    return rotate(x.flip(-1) if k % 2 else x, k // 2)
+
+
+def turn_back(x: Tensor, k: int) -> Tensor:
+    """The inverse of :func:`turn`."""
+    x = rotate(x, -(k // 2))
+    return x.flip(-1) if k % 2 else x
+
+
+def rotate(x: Tensor, quarters: int) -> Tensor:
+    """``torch.rot90`` of the last two axes in operators that every exporter knows."""
+    quarters %= 4
+    if quarters == 0:
+        return x
+    if quarters == 2:
+        return x.flip((-2, -1))
+    return x.transpose(-2, -1).flip(-2 if quarters == 1 else -1)
+
+
+class Symmetric:
+    """A denoiser that asks ``denoiser`` about ``count`` turned images and averages what comes back, turned upright again.
+
+    A network is not exactly equivariant; the average is closer to the posterior mean than a single answer. Costs ``count`` calls.
+
+    Args:
+        denoiser: conditioned already; its condition is turned along.
+        count: 1, 2, 4 or 8. Half of them swap height and width where it is 4 or more.
+
+    Raises:
+        ValueError: another count.
+    """
+
+    def __init__(self, denoiser, count: int):
+        if count not in COUNTS:
+            raise ValueError(f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {count}")
+        condition = denoiser.condition
+        self.denoiser = denoiser
+        self.turned = [denoiser if condition is None or k == 0 else denoiser.conditioned(turn(condition, k)) for k in range(count)]
+
+    @property
+    def process(self):
+        return self.denoiser.process
+
+    @property
+    def device(self):
+        return self.denoiser.device
+
+    def __call__(self, x: Tensor, t: float) -> Prediction:
+        answers = [d(turn(x, k), t) for k, d in enumerate(self.turned)]
+        x0, eps = (sum(turn_back(getattr(p, name), k) for k, p in enumerate(answers)) / len(answers) for name in ("x0", "eps"))
+        return Prediction(x0, eps)
