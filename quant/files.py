@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, rebuild, structured
+from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, quantizes_time, rebuild, structured
 from quant.recipe import QuantRecipe
+from quant.temporal import temporal_block
 from quant.trajectory import network_hash
 
 FORMAT = 1
@@ -41,6 +42,8 @@ def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
         tensors[f"equalize/{place}"] = np.ascontiguousarray(factor.cpu().numpy())
     if quantized.ranges is not None:
         tensors["amax.inputs"], tensors["amax.outputs"] = (np.ascontiguousarray(r.amax) for r in quantized.ranges)
+    if quantized.table is not None:
+        tensors["temporal"] = np.ascontiguousarray(quantized.table.features.cpu().numpy())
     content = {
         "format": FORMAT,
         "recipe": quantized.recipe.to_dict(),
@@ -93,7 +96,13 @@ def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
         if layer.codes.shape != tuple(structure.get_submodule(name).weight.shape):
             raise ValueError(f"{folder} is damaged: {name} has codes of shape {layer.codes.shape}; quantize again")
     factors = {key.removeprefix("equalize/"): torch.from_numpy(t) for key, t in tensors.items() if key.startswith("equalize/")}
-    return rebuild(network, recipe, layers, timesteps, calibration, factors)
+    features = None
+    if quantizes_time(recipe):
+        features = torch.from_numpy(tensors.get("temporal", np.zeros((0, 0), np.float32)))
+        widths = sum(layer.out_features for layer in temporal_block(network).projections.values())
+        if tuple(features.shape) != (len(timesteps), widths) or not torch.isfinite(features).all():
+            raise ValueError(f"{folder} is damaged: its temporal features have shape {tuple(features.shape)}; quantize again")
+    return rebuild(network, recipe, layers, timesteps, calibration, factors, features)
 
 
 def _layer(tensors: dict[str, np.ndarray], name: str) -> QuantLayer:

@@ -24,6 +24,9 @@ from quant.recipe import FLOAT_LAYERS, OPTIONAL_LAYERS, QuantRecipe
 from quant.reconstruction import fingerprint_of, reconstruct
 from quant.rounding import gptq
 from quant.split import split_shortcuts
+from quant.temporal import TemporalTable, step_network, temporal_block
+from quant.tfmq import table_of
+from quant.tiar import quantized_table
 from quant.trajectory import CalibrationSet, network_hash
 from quant.units import spread_samples, stacked
 
@@ -62,6 +65,7 @@ class QuantizedNetwork(nn.Module):
         losses: learned rounding: unit -> loss before and after.
         recipe, calibration_hash, model_hash: provenance.
         timesteps: the calibrated timesteps, noisiest first (the rows of an exported table).
+        table: the quantized temporal features, where the recipe asks for such; the network then knows the calibrated timesteps only.
         outputs: also quantize the outputs of convolutions, as ONNX Runtime's CPU kernels do. Off by default.
     """
 
@@ -78,9 +82,16 @@ class QuantizedNetwork(nn.Module):
         self.calibration_hash = calibration_hash
         self.model_hash = model_hash
         self.ranges: tuple[Ranges, Ranges] | None = None
+        self.table: TemporalTable | None = None
         self.outputs = False
 
+    def use_table(self, table: TemporalTable) -> None:
+        """Put ``table`` in the place of the temporal layers."""
+        self.network, self.table = step_network(self.network, table), table
+
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.table is not None:
+            t = torch.tensor([self.table.index(v) for v in t.reshape(-1).tolist()], device=x.device)
         out = self.network(x, t)
         return out if isinstance(out, Tensor) else out.sample
 
@@ -183,8 +194,8 @@ def quantize(
         ValueError: another model's calibration set, a network without quantizable layers, or an option that it has no place for.
     """
     recipe = recipe or QuantRecipe()
-    if recipe.temporal not in ("table", "float"):
-        raise ValueError(f"temporal={recipe.temporal!r} is not a matter of this function; quantize with table or float")
+    if quantizes_time(recipe):
+        temporal_block(network)  # refuses before the long work
     structure = structured(network.eval(), recipe)
     names = quantizable_layers(structure, recipe.skip)
     calibration.check(network)
@@ -213,7 +224,15 @@ def quantize(
     quantized.ranges, quantized.factors = (inputs, outputs), factors
     if recipe.rounding != "nearest":
         _round(quantized, calibration, recipe, state, progress)
+    if quantizes_time(recipe):
+        options = {"act_bits": recipe.act_bits, "seed": recipe.reconstruction.seed}
+        quantized.use_table(quantized_table(network, calibration.grid, recipe.temporal, recipe.weight_bits, **options))
     return quantized
+
+
+def quantizes_time(recipe: QuantRecipe) -> bool:
+    """Whether the temporal features are quantized, rather than exact."""
+    return recipe.temporal not in ("table", "float")
 
 
 def _round(quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: QuantRecipe, state, progress) -> None:
@@ -324,6 +343,7 @@ def rebuild(
     timesteps,
     calibration_hash: str,
     factors: Mapping[str, Tensor] | None = None,
+    features: Tensor | None = None,
 ) -> QuantizedNetwork:
     """The quantized network that these scales and codes describe, on top of the float ``network`` they were made from."""
     structure = structured(network, recipe, factors)
@@ -336,4 +356,7 @@ def rebuild(
             codes = torch.from_numpy(made.codes).float()
             layer.weight.copy_(codes * scale.reshape(-1, *[1] * (codes.ndim - 1)))
             set_scales(layer, made.input_scale, torch.from_numpy(made.output_scale), scale)
+    if features is not None:
+        block = temporal_block(network)
+        quantized.use_table(table_of(block, timesteps, features.split([e.out_features for e in block.projections.values()], dim=1)))
     return quantized

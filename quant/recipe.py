@@ -9,7 +9,7 @@ from typing import Any
 RANGES = ("percentile", "max", "mean", "min", "mse", "p2.4")
 ROUNDING = ("nearest", "gptq", "adaround", "fbr")
 SELECTION = ("uniform", "ptq4dm", "eda-dm")
-TEMPORAL = ("table", "tiar", "fsc", "float")
+TEMPORAL = ("table", "cache", "tiar", "fsc", "float")
 FLOAT_LAYERS = ("conv_in", "conv_out", "*conv_shortcut")
 OPTIONAL_LAYERS = (*FLOAT_LAYERS, "*downsamplers*")  # patterns that need not match: not every network has such layers
 
@@ -78,8 +78,9 @@ class QuantRecipe:
         skip: names of layers kept in float; ``*`` matches any characters. By default the first and last convolution and the
             1x1 convolutions around residual blocks: they hold most of the 8-bit error (a shortcut sees the un-normalised
             residual stream, whose outliers set the scale) and little of the work.
-        temporal: exported graphs hold a ``table`` of the calibrated timesteps' embeddings, or the ``float`` layers; ``tiar`` and
-            ``fsc`` name TFMQ's reconstruction and finite-set calibration.
+        temporal: exported graphs hold a ``table`` of the calibrated timesteps' embeddings, exact, or the ``float`` layers. ``cache``,
+            ``tiar`` and ``fsc`` fill the table as TFMQ's quantized features would be: stored in 8 bits, or computed with jointly rounded
+            weights, or with nearest rounding and activation scales per timestep (:mod:`quant.tfmq`).
         rounding: ``nearest``, ``gptq``, ``adaround`` (layer by layer) or ``fbr`` (EDA-DM's blocks).
         split_shortcut: quantize the two halves of a skip concatenation separately (Q-Diffusion): a convolution each, then a sum.
         equalize: SmoothQuant's alpha in [0, 1], or None: move the spread between input channels into the weights.
@@ -179,6 +180,7 @@ PRESETS = {
         range="p2.4",
         skip=OPTIONAL_LAYERS,
         rounding="fbr",
+        temporal="tiar",
         reconstruction=Reconstruction(lr_weight=1e-2, layer_weight=0.0, drop=0.0),
     ),
     "best-w8a8": QuantRecipe(range="max", equalize=0.7),

@@ -11,14 +11,15 @@ lambda_r 0.01, b 20 to 2 after a fifth of the iterations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quant.temporal import TemporalBlock
-from quant.tfmq import QuantizedBlock, quantize_block, tiar_loss, weight_grids
+from quant.temporal import TemporalBlock, TemporalTable, sinusoids, temporal_block
+from quant.tfmq import QuantizedBlock, float_features, quantize_block, quantize_cache, table_of, tiar_loss, weight_grids
 
 ZETA, GAMMA = 1.1, -0.1  # h reaches 0 and 1, where its gradient ends
 WARM_UP, START, END = 0.2, 20.0, 2.0
@@ -109,3 +110,23 @@ def temperature(step: int, iterations: int) -> float:
     """The exponent b: 20 during the warm-up, then linearly down to 2."""
     past = (step - WARM_UP * iterations) / ((1 - WARM_UP) * iterations)
     return END + (START - END) * min(1.0, max(0.0, 1 - past))
+
+
+def quantized_table(unet, timesteps: Sequence[float], method: str, weight_bits: int, *, act_bits: int = 8, seed: int = 0) -> TemporalTable:
+    """The temporal table of a network whose temporal block is quantized.
+
+    Args:
+        method: ``cache`` (exact features stored in ``act_bits``), ``tiar`` (weights rounded together) or ``fsc`` (nearest rounding,
+            activation scales per layer and timestep).
+
+    Raises:
+        ValueError: the network has no temporal block of its own.
+    """
+    block = temporal_block(unet)
+    if method == "cache":
+        features = quantize_cache(float_features(block, timesteps), act_bits).features
+    elif method == "tiar":
+        features = TIAR().reconstruct(block, sinusoids(block, timesteps), weight_bits, act_bits, seed=seed)[0].features
+    else:
+        features = quantize_block(block, sinusoids(block, timesteps), weight_bits, act_bits, finite_set=True).features
+    return table_of(block, timesteps, [e.detach() for e in features])

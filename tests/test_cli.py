@@ -42,6 +42,17 @@ def photo(tmp_path):
     return tmp_path
 
 
+def test_quantize_minds_solver_and_selection(cli, road, tiny_model, tmp_path):
+    calibration = ("--calibration", road / "c.safetensors", "-o", tmp_path / "q")
+    code, _, err = cli("quantize", tiny_model, *calibration, "--solver", "pndm")
+    assert code == 2
+    assert "recorded with solver ddim, not pndm" in err
+    assert not (tmp_path / "q").exists()
+    code, _, err = cli("quantize", tiny_model, *calibration, "--solver", "ddim", "--preset", "ptq4dm-w8a8")
+    assert code == 0
+    assert "--select ptq4dm" in err
+
+
 @pytest.fixture(scope="module")
 def road(tmp_path_factory, tiny_model, pictures):
     """Calibrate, quantize and export the tiny model once, through the command line in a process of its own."""

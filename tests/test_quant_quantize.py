@@ -6,13 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quant_helpers import one_thread, recording, tiny_denoiser  # noqa: F401
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quant.files import load_quantized, save_quantized
 from quant.quantize import quantizable_layers, quantize, set_scales, weight_scales
 from quant.recipe import QuantRecipe
 from quant.sensitivity import sensitivity
-from quant.temporal import step_network, temporal_table
+from quant.temporal import sinusoids, step_network, temporal_block, temporal_table
+from quant.tfmq import float_features, quantize_block, tiar_loss
 from quant.trajectory import CalibrationSet, Provenance, network_hash
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +115,44 @@ def test_file_round_trip(tmp_path, denoiser, calibration, recipe):
     x, t = next(calibration.batches())
     torch.testing.assert_close(loaded.simulating("cpu")(x, t), quantized.simulating("cpu")(x, t))
     assert [p.name for p in tmp_path.iterdir()] == ["q"]
+
+
+@pytest.mark.parametrize("method", ["cache", "tiar", "fsc"])
+def test_quantized_temporal_features_stand_for_the_exact_ones(tmp_path, denoiser, calibration, method):
+    """Same layers, same codes; the output differs from the exact table's by the features' error alone, also after a round trip."""
+    exact = quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4))
+    made = quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4, temporal=method))
+    assert made.names == exact.names
+    block = temporal_block(denoiser.network)
+    reference = torch.cat(float_features(block, calibration.grid), dim=1)
+    error = float((made.table.features - reference).norm() / reference.norm())
+    assert 0 < error < {"cache": 0.01, "tiar": 0.1, "fsc": 0.1}[method]
+    if method == "tiar":
+        nearest = quantize_block(block, sinusoids(block, calibration.grid), 4, 8).features
+        assert tiar_loss(made.table.features.split([e.shape[1] for e in nearest], 1), float_features(block, calibration.grid)) <= tiar_loss(
+            nearest, float_features(block, calibration.grid)
+        )
+    for x, t in calibration.batches():
+        index = torch.tensor([made.table.index(float(v)) for v in t])
+        want = step_network(exact.network, made.table)(x, index).sample
+        torch.testing.assert_close(made(x, t), want, rtol=0, atol=0)
+        assert not torch.equal(made(x, t), exact(x, t))
+    save_quantized(made, tmp_path / "q")
+    loaded = load_quantized(tmp_path / "q", denoiser.network)
+    torch.testing.assert_close(loaded.simulating("cpu")(x, t), made.simulating("cpu")(x, t), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="not in the temporal table"):
+        made(x[:1], torch.tensor([77.25]))
+    tensors = load_file(tmp_path / "q" / "quantized.safetensors")
+    save_file(tensors | {"temporal": tensors["temporal"][:1]}, tmp_path / "q" / "quantized.safetensors")
+    with pytest.raises(ValueError, match="temporal features"):
+        load_quantized(tmp_path / "q", denoiser.network)
+
+
+def test_quantized_time_needs_a_temporal_block(denoiser, calibration):
+    classes = tiny_denoiser().network
+    classes.class_embedding = nn.Embedding(2, 64)
+    with pytest.raises(ValueError, match="class-conditional"):
+        quantize(classes, calibration, QuantRecipe(temporal="tiar"))
 
 
 def test_damaged_files_are_refused(tmp_path, quantized, denoiser):

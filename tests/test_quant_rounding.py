@@ -354,11 +354,6 @@ def test_wrong_recipes_are_refused(wrong):
         QuantRecipe.from_json(json.dumps(wrong))
 
 
-def test_temporal_modes_that_are_not_made_here_are_refused(denoiser, calibration):
-    with pytest.raises(ValueError, match="tiar"):
-        quantize(denoiser.network, calibration, QuantRecipe(temporal="tiar"))
-
-
 # -- sensitivity and sizes ----------------------------------------------------------------------------------------------
 
 

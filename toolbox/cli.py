@@ -177,6 +177,7 @@ def quantize(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write scales and integer codes to.")],
     recipe: Annotated[Path | None, typer.Option(help="Quantization recipe (JSON); W8A8 by default.")] = None,
     preset: Annotated[str | None, typer.Option(help="best-w8a8, best-w4a8, ptq4dm-w8a8, ...; an unknown name lists all.")] = None,
+    solver: Annotated[str | None, typer.Option(help="The solver to deploy; refused if the calibration followed another.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder for finished blocks of learned rounding; a rerun goes on from it.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -184,11 +185,15 @@ def quantize(
     from toolbox.deploy import run_quantize
 
     with ProgressBar("rounding", 1) as bar:
-        figures = run_quantize(model, calibration, recipe, out, preset=preset, state=state, progress=bar.update_of)
+        figures = run_quantize(model, calibration, recipe, out, preset=preset, solver=solver, state=state, progress=bar.update_of)
     if as_json:
         return print_json(figures)
     bits = f"W{figures['recipe']['weight_bits']}A{figures['recipe']['act_bits']}"
     print(f"{out}: {figures['layers']} layers at {bits}")
+    wanted = figures["recipe"]["selection"]
+    if wanted not in (figures["selection"], "uniform"):
+        note = f"the recipe is made for samples chosen by {wanted}: calibrate with --select {wanted} --samples N"
+        print(f"{note} (these were: {figures['selection'] or 'all kept'})", file=sys.stderr)
 
 
 @app.command("report")

@@ -56,13 +56,17 @@ def run_quantize(
     out: Path,
     *,
     preset: str | None = None,
+    solver: str | None = None,
     state: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """Quantize a model on a calibration file and write the folder of scales and codes.
 
+    Args:
+        solver: the solver to be deployed; the calibration must have been recorded with it.
+
     Raises:
-        ValueError: both a recipe file and a preset, or one that isn't accepted.
+        ValueError: a calibration of another model or solver, both a recipe file and a preset, or one that isn't accepted.
     """
     if recipe is not None and preset is not None:
         raise ValueError("give a recipe file or a preset, not both")
@@ -71,9 +75,12 @@ def run_quantize(
         settings = QuantRecipe.from_json(recipe.read_text(encoding="utf-8"))
     denoiser = float_model(model)
     calibrated = CalibrationSet.load(calibration, denoiser.network)
+    calibrated.check(denoiser.network, solver)
     quantized = quantize(denoiser.network, calibrated, settings, state=state, progress=progress)
     save_quantized(quantized, out)
-    return {"out": str(out), "layers": len(quantized.names), "recipe": settings.to_dict(), "timesteps": list(quantized.timesteps)}
+    chosen = calibrated.provenance
+    figures = {"out": str(out), "layers": len(quantized.names), "recipe": settings.to_dict(), "timesteps": list(quantized.timesteps)}
+    return figures | {"solver": chosen.solver, "selection": chosen.selection}
 
 
 def run_export(model: str, quantized: Path | None, target: str, out: Path, *, seed: int, summary: str = "") -> dict:
