@@ -191,7 +191,7 @@ def quantize(
     bits = f"W{figures['recipe']['weight_bits']}A{figures['recipe']['act_bits']}"
     print(f"{out}: {figures['layers']} layers at {bits}")
     wanted = figures["recipe"]["selection"]
-    if wanted not in (figures["selection"], "uniform"):
+    if wanted not in (figures["selection"].partition("(")[0], "uniform"):
         note = f"the recipe is made for samples chosen by {wanted}: calibrate with --select {wanted} --samples N"
         print(f"{note} (these were: {figures['selection'] or 'all kept'})", file=sys.stderr)
 
