@@ -79,7 +79,7 @@ class _Classical(HyperspectralTask):
     def __init__(self, filter):
         super().__init__(filter)
 
-    def denoise(self, images, variance, num_samples=1, seed=0, callback=None):
+    def denoise(self, images, variance, num_samples=1, seed=0, callback=None, like=None):
         if self.denoiser is None:
             return images, 0
         level = np.sqrt(np.median(variance, axis=(1, 2)))

@@ -91,9 +91,10 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, mri).")],
-    data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices), searched recursively.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, grey, mri, hsi).")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices; hsi: with spectral_library.npz).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
+    init: Annotated[Path | None, typer.Option(help="Model folder of the same network to start from.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.")] = False,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     exclude: Annotated[list[str] | None, typer.Option(help="File names to leave out.")] = None,
@@ -112,6 +113,7 @@ def train(
             settings,
             data,
             out,
+            init=init,
             resume=resume,
             mixed_precision=mixed_precision,
             exclude=tuple(exclude or ()),

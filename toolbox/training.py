@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from solvers.denoiser import Denoiser
 from solvers.process import VP
 from toolbox.examples import EXAMPLES, GreyExamples
+from toolbox.hsi_training import LatentExamples, latent_loss
 from toolbox.recipe import Loss, Recipe
 
 # -- the loss -----------------------------------------------------------------------------------------------------
@@ -75,13 +76,13 @@ def build(recipe: Recipe) -> Denoiser:
         fold=net.fold,
         multiple=2 ** (depth - 1),
         condition_channels=examples.condition_channels,
-        residual=examples.condition_channels > 0,
+        residual=recipe.task in ("inpainting", "mri"),
         data_std=recipe.loss.data_std,
     )
 
 
 def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
-    """Endless ``(image, shown, t, noise)``, without ``shown`` for a denoiser.
+    """Endless ``(*drawn, t, noise)``, what ``examples.draw`` gives before the times.
 
     Batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut.
     """
@@ -90,7 +91,7 @@ def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
         drawn = examples.draw(n, rng)
-        if isinstance(examples, GreyExamples):
+        if isinstance(examples, (GreyExamples, LatentExamples)):
             t = examples.times(n, rng)
         else:
             t = torch.from_numpy(rng.integers(0, T, size=n))
@@ -123,6 +124,7 @@ def train(
     out: str | Path,
     *,
     exclude: tuple[str, ...] = (),
+    init: str | Path | None = None,
     resume: bool = False,
     mixed_precision: str = "no",
     checkpoint_every: int = 500,
@@ -130,11 +132,12 @@ def train(
 ) -> Path:
     """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule, ``denoiser.json``).
 
-    Checkpoints go to ``out/checkpoint``; ``resume`` continues from there with the same data order. Several GPUs: start it through
-    ``accelerate launch``.
+    ``init`` is a model folder of the same network to start from (fine-tuning). Checkpoints go to ``out/checkpoint``; ``resume`` continues
+    from there with the same data order. Several GPUs: start it through ``accelerate launch``.
 
     Raises:
-        ValueError: no usable picture, a recipe with a prediction type other than ``v_prediction``, or nothing to resume.
+        ValueError: no usable picture, a recipe with a prediction type other than ``v_prediction``, ``init`` of another network, or nothing to
+            resume.
         FileNotFoundError: no such data folder.
     """
     from accelerate import Accelerator
@@ -147,6 +150,8 @@ def train(
     examples = EXAMPLES[recipe.task](recipe, data, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
+    if init is not None:
+        _start_from(denoiser.network, init)
     network = denoiser.network.to(memory_format=torch.channels_last)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.optimizer.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -168,7 +173,7 @@ def train(
     log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
     source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
     fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, np.random.default_rng([recipe.seed, 2])))
-    conditional = examples.condition_channels > 0
+    conditional, latent = denoiser.residual, isinstance(examples, LatentExamples)
     network.train()
     for step in range(start, recipe.steps):
         rate = _learning_rate(recipe, step)
@@ -176,7 +181,9 @@ def train(
             group["lr"] = rate
         with accelerator.autocast():
             *drawn, t, noise = next(source)
-            if conditional:
+            if latent:
+                loss = latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")
+            elif conditional:
                 loss = denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
             else:
                 loss = plain_loss(denoiser, *drawn, t, noise)
@@ -216,6 +223,13 @@ def save_model(denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], o
     _write_json(out / "unet" / "config.json", {"_class_name": "UNet2DModel", **network.config})
     _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()})
     _write_json(out / "denoiser.json", denoiser.settings)
+
+
+def _start_from(network: nn.Module, folder: str | Path) -> None:
+    try:
+        network.load_state_dict(Denoiser.from_pretrained(folder).network.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds another network than the recipe describes; give both the same [network] and task") from error
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
