@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.latent_field import groups, measured_features, pad_channels, shown, strengths
+from restoration.latent_field import WEAKEST, groups, measured_features, pad_channels, shown, strengths
 from restoration.lift import push_pull
 from restoration.measurement import Measurement
 from restoration.operators import Denoising
@@ -136,7 +136,7 @@ def jointly(
     centre = like.images.flatten(1).median(1).values[:, None, None]
     out, done = torch.empty_like(x), 0
     for members, old in groups(std.numpy()):
-        latent, strength = pad_channels((x - centre)[members]), pad_channels(std[members], 0.2)
+        latent, strength = pad_channels((x - centre)[members]), pad_channels(std[members], WEAKEST)
         noise = pad_channels(variance[members], 1.0)
 
         def restore(k, latent=latent, strength=strength, noise=noise):

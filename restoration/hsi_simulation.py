@@ -53,7 +53,7 @@ class SpectralLibrary:
         except (KeyError, ValueError, OSError, EOFError) as error:
             raise ValueError(f"{path} is no spectral library (.npz with reflectance, scale, wavelength_nm, label): {error}") from error
         if reflectance.shape != (len(labels), len(wavelengths)) or (np.diff(wavelengths) <= 0).any():
-            raise ValueError(f"{path}: reflectance {reflectance.shape} needs {len(labels)} labels and as many rising wavelengths as columns")
+            raise ValueError(f"{path}: reflectance {reflectance.shape} must be (labels, wavelengths), with rising wavelengths")
         return cls(reflectance, wavelengths, labels)
 
     def group(self, name: str) -> np.ndarray:

@@ -10,8 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from restoration.eigen_images import Statistics
 from restoration.hsi_noise import add_noise
-from restoration.hsi_simulation import SENSORS, SpectralLibrary, bands_of, simulate_cube
+from restoration.hsi_simulation import SpectralLibrary, bands_of, simulate_cube
 from restoration.latent_field import (
     CHANNELS,
     CONDITION_CHANNELS,
@@ -23,7 +24,6 @@ from restoration.latent_field import (
     shown,
     strengths,
 )
-from restoration.lift import push_pull
 from restoration.subspace import data_mask, fit_subspace, weighted_coefficients
 from solvers.denoiser import Denoiser
 from solvers.process import VP
@@ -106,16 +106,9 @@ class Latents:
         measured, variance, _ = model.project(noisy, valid)
         z = clean / model.sigma[:, None, None] - model.mean[:, None, None]
         truth, _ = weighted_coefficients(model.basis, z, np.broadcast_to(model.trusted[:, None, None], z.shape))
-        truth, measured, variance = (torch.from_numpy(v).float() for v in (truth, measured, variance))
-        measured = fill_missing(measured, variance)
-        middle = measured.flatten(1).median(1).values[:, None, None]
-        return truth - middle, measured - middle, variance
-
-
-def fill_missing(latent: Tensor, variance: Tensor) -> Tensor:
-    """``latent (r, H, W)`` with pixels of more than a hundred times the usual noise variance filled from around."""
-    bad = (variance > 100 * variance.flatten(1).median(1).values[:, None, None]).any(0)
-    return push_pull(latent[None], (~bad)[None, None].float())[0] if bad.any() and not bad.all() else latent
+        statistics = Statistics.of(measured, variance)
+        middle = statistics.images.flatten(1).median(1).values[:, None, None]
+        return torch.from_numpy(truth).float() - middle, statistics.images - middle, statistics.variance
 
 
 class LatentExamples:

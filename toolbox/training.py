@@ -136,8 +136,8 @@ def train(
     from there with the same data order. Several GPUs: start it through ``accelerate launch``.
 
     Raises:
-        ValueError: no usable picture, a recipe with a prediction type other than ``v_prediction``, ``init`` of another network, or nothing to
-            resume.
+        ValueError: no usable picture, a recipe with a prediction type other than ``v_prediction``, ``init`` of another network, or nothing
+            to resume.
         FileNotFoundError: no such data folder.
     """
     from accelerate import Accelerator
