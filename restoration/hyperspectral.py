@@ -161,7 +161,7 @@ class HyperspectralTask:
         model = fit_subspace(values, valid, sigma, rank)
         noisy, images = (_kept((model.rank, height, width)) for _ in range(2))
         strips, overlap = _strips(height, width, self.overlap)
-        found = outliers = lines = nfe = 0
+        found = outliers = lines = nfe = done = 0
         like = None if len(strips) == 1 else Statistics.of(*model.project(values, valid)[:2])
         step = min(self.block, max(16, BLOCK_ENTRIES // (bands * width)))
         for start, stop in strips:
@@ -172,9 +172,11 @@ class HyperspectralTask:
                 here, gone = data_mask(block, here)
                 noisy[:, rows], part, used, offsets = model.project_lines(block, here)
                 variance[:, top - start : rows.stop - start] = part
-                found += int(gone.sum())
-                lines += int((offsets != 0).sum())
-                outliers += int((here & model.trusted[:, None, None] & ~used).sum())
+                new = slice(max(0, done - top), None)  # rows that the last strip had as well count once
+                found += int(gone[:, new].sum())
+                lines += int((offsets[:, new] != 0).sum())
+                outliers += int((here & model.trusted[:, None, None] & ~used)[:, new].sum())
+                done = max(done, rows.stop)
             strip = noisy[:, start:stop]
             restored, calls = self.denoise(strip, variance, num_samples, seed, callback, like)
             weight = tile_weight(start, stop - start, height, overlap).numpy()[:, None]

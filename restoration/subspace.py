@@ -15,6 +15,7 @@ import numpy as np
 from restoration.hsi_noise import band_sigma, dead_pixels
 
 OUTLIER = 4.5  # residuals beyond this many sigma are no Gaussian noise: 7 in a million entries
+SIGNIFICANT = 3.5  # standard errors from which on the mean of a line of residuals is an offset: 1 in 2000 by chance
 FIRST_EDGES = (10.0, 4.0, 2.0)  # eigenvalues that count at first, while stripes and outliers may still pose as spectra
 MAX_RANK = 24
 
@@ -63,19 +64,25 @@ class Subspace:
         z, used = self.whitened(values), valid & self.trusted[:, None, None]
         a, variance = weighted_coefficients(self.basis, z, used)
         lines = np.zeros(z.shape[:2])
-        for limit in (3 * OUTLIER, OUTLIER, OUTLIER):
+        # strong outliers and offsets first: what they have spread over the other bands must not be taken for weak ones there
+        for limit, significance in (
+            (3 * OUTLIER, 4 * SIGNIFICANT),
+            (OUTLIER, 2 * SIGNIFICANT),
+            (OUTLIER, SIGNIFICANT),
+            (OUTLIER, SIGNIFICANT),
+        ):
             if len(z) <= 2 * self.rank:  # too few bands to contradict each other
                 break
             residual = z - np.tensordot(self.basis, a, 1)
-            found = _offsets(residual, used, 2)
-            z, residual, lines = z - found[:, :, None], residual - found[:, :, None], lines + found
+            found = _offsets(residual, used, 2, significance)
+            residual = residual - found[:, :, None]
             kept = valid & self.trusted[:, None, None] & (np.abs(residual) < limit)
             # a spectrum of outliers alone is kept whole: nothing says which entry is right
             kept = np.where(kept.sum(0) >= 2 * self.rank, kept, valid & self.trusted[:, None, None])
-            if np.array_equal(kept, used) and not found.any():
-                break
-            used = kept
-            a, variance = weighted_coefficients(self.basis, z, used)
+            if np.array_equal(kept, used) and np.array_equal(found != 0, lines != 0):
+                continue
+            used, lines = kept, found
+            a, variance = weighted_coefficients(self.basis, z - lines[:, :, None], used)
         return a, variance, used, lines
 
     def spectra(self, a: np.ndarray) -> np.ndarray:
@@ -215,7 +222,7 @@ def _trusted(values: np.ndarray, valid: np.ndarray, share: float = 0.03) -> np.n
     return ~doubtful if doubtful.mean() <= 0.5 else np.ones(len(values), bool)
 
 
-def _offsets(residual: np.ndarray, used: np.ndarray, axis: int, significance: float = 3.5) -> np.ndarray:
+def _offsets(residual: np.ndarray, used: np.ndarray, axis: int, significance: float = SIGNIFICANT) -> np.ndarray:
     """Means along ``axis`` (1: ``(B, W)`` of columns, 2: ``(B, h)`` of rows) where they are significant, else 0; impulses are out of
     ``used`` and beyond the clip."""
     count = used.sum(axis)

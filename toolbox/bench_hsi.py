@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from restoration.hsi_noise import CASES, add_noise, band_sigma
+from restoration.hsi_simulation import SENSORS, SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral import HyperspectralTask
 from restoration.io.cubes import read_cube
 from restoration.metrics_hsi import cube_quality
@@ -23,6 +24,7 @@ def run_bench_hsi(
     *,
     cases: list[str],
     methods: list[str],
+    library: Path | None = None,
     crop: int | None = 64,
     seed: int = 0,
     symmetries: int = 8,
@@ -31,22 +33,24 @@ def run_bench_hsi(
     """One row per cube, case and method: MPSNR (dB), MSSIM, SAM (radians), ERGAS, seconds.
 
     Args:
-        cubes: files; each is scaled to [0, 1] by its smallest and largest value. `simulated` makes one (:func:`simulated`).
+        cubes: files; each is scaled to [0, 1] by its smallest and largest value. `simulated` makes one (:func:`simulated`), names of
+            :data:`restoration.hsi_simulation.SENSORS` make scenes of measured spectra.
         cases: names of :data:`restoration.hsi_noise.CASES`; a number stands for Gaussian noise of that sigma of 255.
         methods: ``noisy``; ``subspace``: projection on the fitted subspace alone; ``fasthyde-nlm``: FastHyDe's scheme with scikit-image's
             non-local means on each eigen-image of the same subspace; ``bm4d``, told the true sigma for Gaussian noise and the median of
             the bands' estimates otherwise; else a model's name or folder.
+        library: spectra of those scenes, as :meth:`restoration.hsi_simulation.SpectralLibrary.read` takes them.
         crop: side of the top left part that is used; None: all.
 
     Raises:
-        ValueError: an unknown case, or a package that is missing.
+        ValueError: an unknown case, a scene without a library, or a package that is missing.
     """
     check_cases(cases)
     rows = []
     models = {name: load(name) for name in methods if name not in CLASSICAL}
     total = len(cubes) * len(cases) * len(methods)
     for file in cubes:
-        clean = simulated(seed=seed) if str(file) == "simulated" else _unit(read_cube(file).values)
+        clean = _clean(str(file), library, seed)
         clean = np.ascontiguousarray(clean[:, :crop, :crop])
         for case in cases:
             sigma = float(case) / 255 if case.replace(".", "", 1).isdigit() else None
@@ -59,6 +63,19 @@ def run_bench_hsi(
                 rows.append({"cube": Path(file).stem, "case": case, "method": method, **quality, "seconds": seconds})
                 progress(len(rows), total)
     return rows
+
+
+def _clean(cube: str, library: Path | None, seed: int) -> np.ndarray:
+    if cube == "simulated":
+        return simulated(seed=seed)
+    if cube not in SENSORS:
+        return _unit(read_cube(cube).values)
+    if library is None:
+        raise ValueError(f"the scene {cube!r} is mixed from measured spectra: give --library")
+    from skimage.data import coffee  # no training picture
+
+    picture = coffee()[:396:3, :600:3].transpose(2, 0, 1) / 255
+    return simulate_cube(SpectralLibrary.read(library), picture, bands_of(cube), seed)
 
 
 def _restore(method: str, noisy: np.ndarray, sigma: float | None, models: dict, symmetries: int) -> np.ndarray:
