@@ -38,6 +38,7 @@ class Sampling:
     symmetries: int
     num_samples: int
     seed: int
+    caution: float = 0.0
 
     def from_level(self, d: Counter, y: Tensor, kappa: float, seed: int) -> Tensor:
         """``y (1, C, H, W)`` with noise ``kappa``, in the network's range, restored."""
@@ -123,6 +124,7 @@ def _planes(d: Counter, x: Tensor, like: Tensor, level: Tensor, sampling: Sampli
     low, high = d.value_range
     half = (high - low) / 2
     kappa = float((noise / scale).max()) * half
+    kappa = kappa * (1 + sampling.caution * kappa)
     y = (high + low) / 2 + half * (x - centre) / scale
     mean = sampling.over_symmetries(lambda k: sampling.from_level(d, turn(y, k)[None], kappa, seed + k)[0])
     return centre + scale * (mean - (high + low) / 2) / half

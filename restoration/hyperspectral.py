@@ -77,6 +77,9 @@ class HyperspectralTask:
         correction: None, or a name in ``restoration.posterior.CORRECTIONS``: then the solver runs from pure noise, and the correction
             (``diffpir``, ``ddnm+``) holds it to the eigen-image.
         symmetries: 1, 2, 4 or 8 flips and turns whose results are averaged.
+        caution: planes whose noise is ``kappa`` times their contrast are taken to hold ``1 + caution kappa`` times as much: a small network
+            leaves some of the noise where there is little else, which costs little in dB but turns dark spectra. 0.3 lowers the
+            angle of Jasper Ridge, Moffett and a simulated scene by 2 % at the same MPSNR; 0 for a denoiser that is exact.
         channels: of the denoiser's images; eigen-images are restored by that many at a time.
         tile: side of the tiles for larger eigen-images, in pixels; strips of rows share an overlap that is blended.
         block: most rows of the cube in memory at a time.
@@ -90,6 +93,7 @@ class HyperspectralTask:
     num_inference_steps: int = 1
     correction: str | None = None
     symmetries: int = 8
+    caution: float = 0.3
     channels: int = 1
     tile: int = 512
     overlap: int = 32
@@ -98,6 +102,8 @@ class HyperspectralTask:
     def __post_init__(self):
         if self.symmetries not in (1, 2, 4, 8):
             raise ValueError(f"symmetries must be 1, 2, 4 or 8; got {self.symmetries}")
+        if not 0 <= self.caution <= 10:
+            raise ValueError(f"caution must lie between 0 and 10; got {self.caution}")
         if self.channels < 1:
             raise ValueError(f"channels must be at least 1; got {self.channels}")
         if self.num_inference_steps < 1:
@@ -214,7 +220,7 @@ class HyperspectralTask:
         calls = Counter(d, timesteps)
         like = Statistics.of(images, variance) if like is None else like
         x = filled(images, variance, like.level)
-        sampling = Sampling(self.solver, self.num_inference_steps, self.correction, self.symmetries, num_samples, seed)
+        sampling = Sampling(self.solver, self.num_inference_steps, self.correction, self.symmetries, num_samples, seed, self.caution)
         callback = (lambda done: None) if callback is None else callback
         if self.joint:
             out = jointly(calls, x, torch.from_numpy(variance).float(), like, sampling, callback)

@@ -292,6 +292,7 @@ def test_bad_settings():
         ({"num_inference_steps": 0}, "at least 1"),
         ({"correction": "magic"}, "unknown; known"),
         ({"channels": 0}, "channels"),
+        ({"caution": -1.0}, "caution"),
         ({"block": 1}, "block"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -54,7 +54,7 @@ def run_hsi(
         raise ValueError(f"reference {reference} has shape {truth.values.shape} but the cube has {source.values.shape} (B, H, W)")
     denoiser = load(model, device=device)
     channels = denoiser_channels(denoiser)
-    task = HyperspectralTask(denoiser, solver_by_name(solver), steps, correction, symmetries, channels)
+    task = HyperspectralTask(denoiser, solver_by_name(solver), steps, correction, symmetries, channels=channels)
     result = task(source, sigma=noise, rank=dimensions, dead=mask, num_samples=num_samples, seed=seed, callback=progress)
     write_cube(out, source, result.rows)
     figures = {
