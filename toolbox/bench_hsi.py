@@ -16,7 +16,7 @@ from restoration.metrics_hsi import cube_quality
 from toolbox.api import load
 from toolbox.restore_hsi import denoiser_channels
 
-CLASSICAL = ("noisy", "subspace", "fasthyde-nlm", "bm4d")
+CLASSICAL = ("noisy", "subspace", "fasthyde-nlm", "fasthyde", "bm4d")
 
 
 def run_bench_hsi(
@@ -37,7 +37,8 @@ def run_bench_hsi(
             :data:`restoration.hsi_simulation.SENSORS` make scenes of measured spectra.
         cases: names of :data:`restoration.hsi_noise.CASES`; a number stands for Gaussian noise of that sigma of 255.
         methods: ``noisy``; ``subspace``: projection on the fitted subspace alone; ``fasthyde-nlm``: FastHyDe's scheme with scikit-image's
-            non-local means on each eigen-image of the same subspace; ``bm4d``, told the true sigma for Gaussian noise and the median of
+            non-local means on each eigen-image of the same subspace; ``fasthyde``: that of the package hyde-images (BM3D, ten dimensions);
+            ``bm4d``, told the true sigma for Gaussian noise and the median of
             the bands' estimates otherwise; else a model's name or folder.
         library: spectra of those scenes, as :meth:`restoration.hsi_simulation.SpectralLibrary.read` takes them.
         crop: side of the top left part that is used; None: all.
@@ -84,6 +85,11 @@ def _restore(method: str, noisy: np.ndarray, sigma: float | None, models: dict, 
     if method == "bm4d":
         level = sigma if sigma is not None else float(np.median(band_sigma(noisy)))
         return _bm4d()(np.ascontiguousarray(noisy.transpose(1, 2, 0)), level).transpose(2, 0, 1)
+    if method == "fasthyde":
+        import torch
+
+        y = torch.from_numpy(np.ascontiguousarray(noisy.transpose(1, 2, 0), np.float32))
+        return np.asarray(_fasthyde()()(y, noise_type="additive", iid=sigma is not None, k_subspace=10)).transpose(2, 0, 1)
     if method in ("subspace", "fasthyde-nlm"):
         return _Classical(None if method == "subspace" else _non_local_means)(noisy).rows()
     denoiser = models[method]
@@ -115,6 +121,14 @@ def _bm4d():
     except ImportError as error:
         raise ValueError("this method needs the package bm4d: pip install bm4d (its licence is non-commercial)") from error
     return bm4d
+
+
+def _fasthyde():
+    try:
+        from hyde import FastHyDe
+    except ImportError as error:
+        raise ValueError(f"this method needs hyde-images, pytorch_wavelets, kornia and bm3d (pip install): {error}") from error
+    return FastHyDe
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

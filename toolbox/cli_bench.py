@@ -202,7 +202,7 @@ def bench_hsi(
         list[str] | None, typer.Option(help="A sigma of 255, or non-iid, stripe, deadline, impulse, mixture. [default: 50]")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="noisy, subspace, fasthyde-nlm, bm4d, or a model. [default: noisy, subspace, grey]")
+        list[str] | None, typer.Option(help="noisy, subspace, fasthyde-nlm, fasthyde, bm4d, or a model. [default: noisy, subspace, grey]")
     ] = None,
     library: Annotated[Path | None, typer.Option(help="Measured spectra (.npz) that finch, vnir and full are mixed from.")] = None,
     crop: Annotated[int, typer.Option(help="Side of the part that is used.", min=11)] = 64,
