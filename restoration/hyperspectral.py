@@ -26,7 +26,7 @@ from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
 from solvers.solver import Solver
 
-FIT_ENTRIES = 8_000_000  # entries that the subspace is fitted to
+FIT_ENTRIES = 4_000_000  # entries that the subspace is fitted to
 BLOCK_ENTRIES = 4_000_000  # entries of the cube in memory at a time
 KEPT_ENTRIES = 50_000_000  # entries of eigen-images that are kept in memory; more lie in a temporary file
 STRIP_PIXELS = 400_000  # pixels of eigen-images that are restored at a time

@@ -180,7 +180,7 @@ def test_blocks_of_rows_give_the_same_cube():
 
 def test_large_cubes_are_fitted_to_some_of_their_rows():
     assert len(fit_rows(90, 100, 100)) == 90
-    rows = fit_rows(5000, 1000, 160)
+    rows = fit_rows(5000, 1000, 80)
     assert len(rows) == 48
     assert rows[0] == 0
     assert rows[-1] == 4999
