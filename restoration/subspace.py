@@ -2,7 +2,7 @@
 
 Spectra of a scene lie close to a subspace of few dimensions (Bioucas-Dias and Nascimento 2008, "HySime"). In units of each band's noise the
 noise is white, and an orthonormal basis of the subspace gives eigen-images whose noise is white with standard deviation 1 (Zhuang and
-Bioucas-Dias 2018, "FastHyDe"). What the subspace can't explain is noise, an offset of a column, or an outlier.
+Bioucas-Dias 2018, "FastHyDe"). What the subspace can't explain is noise, an offset of a column or row, or an outlier.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from restoration.hsi_noise import band_sigma, dead_pixels
 
 OUTLIER = 4.5  # residuals beyond this many sigma are no Gaussian noise: 7 in a million entries
+SIGNIFICANT = 3.5  # standard errors from which on the mean of a line of residuals is an offset: 1 in 2000 by chance
 FIRST_EDGES = (10.0, 4.0, 2.0)  # eigenvalues that count at first, while stripes and outliers may still pose as spectra
 MAX_RANK = 24
 
@@ -27,7 +28,7 @@ class Subspace:
         sigma: ``(B,)`` noise per band, in the cube's units, positive.
         mean: ``(B,)`` mean spectrum over sigma.
         basis: ``(B, r)`` over sigma; orthonormal, but for the rows of bands that were learned from the others.
-        stripes: ``(B, W)`` offsets of columns over sigma; 0 where there is none.
+        stripes: ``(B, W)`` offsets of columns over sigma; 0 where there is none. Those of rows are found with each row.
         trusted: bool ``(B,)``; False for bands so full of impulses that they only receive: the eigen-images come from the others.
     """
 
@@ -56,19 +57,33 @@ class Subspace:
         Returns:
             ``(r, h, W)``; its noise variance ``(r, h, W)``; bool ``(B, h, W)``, the entries used.
         """
+        return self.project_lines(values, valid)[:3]
+
+    def project_lines(self, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The same, and ``(B, h)`` offsets of rows over sigma that were found and subtracted; 0 where there is none."""
         z, used = self.whitened(values), valid & self.trusted[:, None, None]
         a, variance = weighted_coefficients(self.basis, z, used)
-        for limit in (3 * OUTLIER, OUTLIER, OUTLIER):
+        lines = np.zeros(z.shape[:2])
+        # strong outliers and offsets first: what they have spread over the other bands must not be taken for weak ones there
+        for limit, significance in (
+            (3 * OUTLIER, 4 * SIGNIFICANT),
+            (OUTLIER, 2 * SIGNIFICANT),
+            (OUTLIER, SIGNIFICANT),
+            (OUTLIER, SIGNIFICANT),
+        ):
             if len(z) <= 2 * self.rank:  # too few bands to contradict each other
                 break
-            kept = valid & self.trusted[:, None, None] & (np.abs(z - np.tensordot(self.basis, a, 1)) < limit)
+            residual = z - np.tensordot(self.basis, a, 1)
+            found = _offsets(residual, used, 2, significance)
+            residual = residual - found[:, :, None]
+            kept = valid & self.trusted[:, None, None] & (np.abs(residual) < limit)
             # a spectrum of outliers alone is kept whole: nothing says which entry is right
             kept = np.where(kept.sum(0) >= 2 * self.rank, kept, valid & self.trusted[:, None, None])
-            if np.array_equal(kept, used):
-                break
-            used = kept
-            a, variance = weighted_coefficients(self.basis, z, used)
-        return a, variance, used
+            if np.array_equal(kept, used) and np.array_equal(found != 0, lines != 0):
+                continue
+            used, lines = kept, found
+            a, variance = weighted_coefficients(self.basis, z - lines[:, :, None], used)
+        return a, variance, used, lines
 
     def spectra(self, a: np.ndarray) -> np.ndarray:
         """Eigen-images ``(r, h, W)`` to the cube ``(B, h, W)`` in its own units."""
@@ -104,7 +119,7 @@ def fit_subspace(
 ) -> Subspace:
     """Fit the model to a cube, or to a part of its rows.
 
-    Alternates eigenvectors, offsets of columns, outliers and noise levels. The first rounds only take strong components (see
+    Alternates eigenvectors, offsets of columns and rows, outliers and noise levels. The first rounds only take strong components (see
     :data:`FIRST_EDGES`): one that is missed adds next to nothing to any single band's residual, but a stripe taken for a spectrum would
     never be found. The rank is the number of eigenvalues beyond what white noise alone reaches, ``(1 + sqrt(B/N))^2`` (Marchenko and
     Pastur 1967).
@@ -132,9 +147,9 @@ def fit_subspace(
     spatial = np.where(np.isinf(spatial), np.maximum(spread, floor), spatial)
     trusted = _trusted(values, valid)
     model = Subspace(spatial, centre / spatial, np.zeros((bands, 1)), np.zeros((bands, width)), trusted)
-    used, low_rank = valid & trusted[:, None, None], np.zeros(values.shape)
+    used, low_rank, lines = valid & trusted[:, None, None], np.zeros(values.shape), np.zeros(values.shape[:2])
     for k in range(iterations):
-        z = model.whitened(values)
+        z = model.whitened(values) - lines[:, :, None]
         shift = np.where(used, z, low_rank).mean((1, 2)) * trusted
         z, model = z - shift[:, None, None], replace(model, mean=model.mean + shift)
         filled = np.where(used, z, low_rank - shift[:, None, None] * (k > 0)).reshape(bands, -1)
@@ -149,8 +164,10 @@ def fit_subspace(
         a, _ = weighted_coefficients(model.basis, z, used)
         low_rank = np.tensordot(model.basis, a, 1)
         residual = z + model.stripes[:, None, :] - low_rank
-        stripes = _column_offsets(residual, used)
-        residual = residual - stripes[:, None, :]
+        stripes = _offsets(residual, used, 1)
+        residual = residual - stripes[:, None, :] + lines[:, :, None]
+        lines = _offsets(residual, used, 2)
+        residual = residual - lines[:, :, None]
         # the fit has taken its share of the noise out of each residual
         left = np.sqrt(np.maximum(1 - (model.basis**2).sum(1), 0.1))
         scale = np.array([_mad(x[u]) for x, u in zip(residual, used, strict=True)]) / left
@@ -162,7 +179,7 @@ def fit_subspace(
         kept = valid & trusted[:, None, None] & (np.abs(residual) < limit)
         kept = np.where(kept.sum(0) >= 2 * r, kept, valid & trusted[:, None, None])
         settled = k >= len(FIRST_EDGES) and (kept != used).mean() < 1e-4 and np.abs(factor - 1).max() < 0.01
-        used, low_rank = kept, low_rank * factor[:, :, None]
+        used, low_rank, lines = kept, low_rank * factor[:, :, None], lines * factor
         model = replace(model, sigma=new, mean=model.mean * factor[:, 0], stripes=stripes * factor)
         if settled:
             break
@@ -205,13 +222,14 @@ def _trusted(values: np.ndarray, valid: np.ndarray, share: float = 0.03) -> np.n
     return ~doubtful if doubtful.mean() <= 0.5 else np.ones(len(values), bool)
 
 
-def _column_offsets(residual: np.ndarray, used: np.ndarray, significance: float = 3.5) -> np.ndarray:
-    """``(B, W)`` means of columns where they are significant, else 0; impulses are out of ``used`` and beyond the clip."""
-    count = used.sum(1)
-    around = np.where(used, residual, 0).sum(1) / np.maximum(count, 1)
+def _offsets(residual: np.ndarray, used: np.ndarray, axis: int, significance: float = SIGNIFICANT) -> np.ndarray:
+    """Means along ``axis`` (1: ``(B, W)`` of columns, 2: ``(B, h)`` of rows) where they are significant, else 0; impulses are out of
+    ``used`` and beyond the clip."""
+    count = used.sum(axis)
+    around = np.where(used, residual, 0).sum(axis) / np.maximum(count, 1)
     for _ in range(2):  # a mean of what lies within the outlier limit of it
-        near = used & (np.abs(residual - around[:, None, :]) < OUTLIER)
-        around = np.where(near, residual, 0).sum(1) / np.maximum(near.sum(1), 1)
+        near = used & (np.abs(residual - np.expand_dims(around, axis)) < OUTLIER)
+        around = np.where(near, residual, 0).sum(axis) / np.maximum(near.sum(axis), 1)
     error = 1 / np.sqrt(np.maximum(count, 1))  # the noise is of unit size
     return np.where((count >= 8) & (np.abs(around) > significance * error), around, 0.0)
 

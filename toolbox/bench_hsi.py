@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from restoration.hsi_noise import CASES, add_noise, band_sigma
+from restoration.hsi_simulation import SENSORS, SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral import HyperspectralTask
 from restoration.io.cubes import read_cube
 from restoration.metrics_hsi import cube_quality
 from toolbox.api import load
 from toolbox.restore_hsi import denoiser_channels
 
-CLASSICAL = ("noisy", "subspace", "fasthyde-nlm", "bm4d")
+CLASSICAL = ("noisy", "subspace", "fasthyde-nlm", "fasthyde", "bm4d")
 
 
 def run_bench_hsi(
@@ -23,6 +24,7 @@ def run_bench_hsi(
     *,
     cases: list[str],
     methods: list[str],
+    library: Path | None = None,
     crop: int | None = 64,
     seed: int = 0,
     symmetries: int = 8,
@@ -31,22 +33,25 @@ def run_bench_hsi(
     """One row per cube, case and method: MPSNR (dB), MSSIM, SAM (radians), ERGAS, seconds.
 
     Args:
-        cubes: files; each is scaled to [0, 1] by its smallest and largest value. `simulated` makes one (:func:`simulated`).
+        cubes: files; each is scaled to [0, 1] by its smallest and largest value. `simulated` makes one (:func:`simulated`), names of
+            :data:`restoration.hsi_simulation.SENSORS` make scenes of measured spectra.
         cases: names of :data:`restoration.hsi_noise.CASES`; a number stands for Gaussian noise of that sigma of 255.
         methods: ``noisy``; ``subspace``: projection on the fitted subspace alone; ``fasthyde-nlm``: FastHyDe's scheme with scikit-image's
-            non-local means on each eigen-image of the same subspace; ``bm4d``, told the true sigma for Gaussian noise and the median of
+            non-local means on each eigen-image of the same subspace; ``fasthyde``: that of the package hyde-images (BM3D, ten dimensions);
+            ``bm4d``, told the true sigma for Gaussian noise and the median of
             the bands' estimates otherwise; else a model's name or folder.
+        library: spectra of those scenes, as :meth:`restoration.hsi_simulation.SpectralLibrary.read` takes them.
         crop: side of the top left part that is used; None: all.
 
     Raises:
-        ValueError: an unknown case, or a package that is missing.
+        ValueError: an unknown case, a scene without a library, or a package that is missing.
     """
     check_cases(cases)
     rows = []
     models = {name: load(name) for name in methods if name not in CLASSICAL}
     total = len(cubes) * len(cases) * len(methods)
     for file in cubes:
-        clean = simulated(seed=seed) if str(file) == "simulated" else _unit(read_cube(file).values)
+        clean = _clean(str(file), library, seed)
         clean = np.ascontiguousarray(clean[:, :crop, :crop])
         for case in cases:
             sigma = float(case) / 255 if case.replace(".", "", 1).isdigit() else None
@@ -61,12 +66,30 @@ def run_bench_hsi(
     return rows
 
 
+def _clean(cube: str, library: Path | None, seed: int) -> np.ndarray:
+    if cube == "simulated":
+        return simulated(seed=seed)
+    if cube not in SENSORS:
+        return _unit(read_cube(cube).values)
+    if library is None:
+        raise ValueError(f"the scene {cube!r} is mixed from measured spectra: give --library")
+    from skimage.data import coffee  # no training picture
+
+    picture = coffee()[:396:3, :600:3].transpose(2, 0, 1) / 255
+    return simulate_cube(SpectralLibrary.read(library), picture, bands_of(cube), seed)
+
+
 def _restore(method: str, noisy: np.ndarray, sigma: float | None, models: dict, symmetries: int) -> np.ndarray:
     if method == "noisy":
         return noisy
     if method == "bm4d":
         level = sigma if sigma is not None else float(np.median(band_sigma(noisy)))
         return _bm4d()(np.ascontiguousarray(noisy.transpose(1, 2, 0)), level).transpose(2, 0, 1)
+    if method == "fasthyde":
+        import torch
+
+        y = torch.from_numpy(np.ascontiguousarray(noisy.transpose(1, 2, 0), np.float32))
+        return np.asarray(_fasthyde()()(y, noise_type="additive", iid=sigma is not None, k_subspace=10)).transpose(2, 0, 1)
     if method in ("subspace", "fasthyde-nlm"):
         return _Classical(None if method == "subspace" else _non_local_means)(noisy).rows()
     denoiser = models[method]
@@ -79,7 +102,7 @@ class _Classical(HyperspectralTask):
     def __init__(self, filter):
         super().__init__(filter)
 
-    def denoise(self, images, variance, num_samples=1, seed=0, callback=None):
+    def denoise(self, images, variance, num_samples=1, seed=0, callback=None, like=None):
         if self.denoiser is None:
             return images, 0
         level = np.sqrt(np.median(variance, axis=(1, 2)))
@@ -98,6 +121,14 @@ def _bm4d():
     except ImportError as error:
         raise ValueError("this method needs the package bm4d: pip install bm4d (its licence is non-commercial)") from error
     return bm4d
+
+
+def _fasthyde():
+    try:
+        from hyde import FastHyDe
+    except ImportError as error:
+        raise ValueError(f"this method needs hyde-images, pytorch_wavelets, kornia and bm3d (pip install): {error}") from error
+    return FastHyDe
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

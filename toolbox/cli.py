@@ -92,8 +92,8 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, mri).")],
-    data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices), searched recursively.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, grey, mri, hsi).")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices; hsi: with spectral_library.npz).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
     start_from: Annotated[Path | None, typer.Option(help="Model folder whose weights are trained further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.")] = False,

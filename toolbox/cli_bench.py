@@ -197,13 +197,14 @@ def bench_mri(
 
 @app.command("hsi")
 def bench_hsi(
-    cubes: Annotated[list[Path], typer.Argument(help="Clean cubes; `simulated` makes one.")],
+    cubes: Annotated[list[Path], typer.Argument(help="Clean cubes; `simulated`, `finch`, `vnir`, `full` make one.")],
     case: Annotated[
         list[str] | None, typer.Option(help="A sigma of 255, or non-iid, stripe, deadline, impulse, mixture. [default: 50]")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="noisy, subspace, fasthyde-nlm, bm4d, or a model. [default: noisy, subspace, grey]")
+        list[str] | None, typer.Option(help="noisy, subspace, fasthyde-nlm, fasthyde, bm4d, or a model. [default: noisy, subspace, grey]")
     ] = None,
+    library: Annotated[Path | None, typer.Option(help="Measured spectra (.npz) that finch, vnir and full are mixed from.")] = None,
     crop: Annotated[int, typer.Option(help="Side of the part that is used.", min=11)] = 64,
     seed: Seed = 0,
     as_json: Json = False,
@@ -213,7 +214,7 @@ def bench_hsi(
 
     with ProgressBar("measuring", 1) as bar:
         methods = method or ["noisy", "subspace", "grey"]
-        rows = run_bench_hsi(cubes, cases=case or ["50"], methods=methods, crop=crop, seed=seed, progress=bar.update_of)
+        rows = run_bench_hsi(cubes, cases=case or ["50"], methods=methods, library=library, crop=crop, seed=seed, progress=bar.update_of)
     if as_json:
         return print_json(rows)
     columns = ("mpsnr", "mssim", "sam", "ergas", "seconds")

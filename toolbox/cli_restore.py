@@ -177,5 +177,6 @@ def restore_hsi(
     if as_json:
         return print_json(figures)
     quality = "".join(f", {name.upper()} {figures[name]}" for name in ("mpsnr", "mssim", "sam", "ergas") if name in figures)
-    found = f"rank {figures['rank']}, sigma {figures['sigma_median']:.4g} (median), {figures['striped_columns']} striped columns"
+    found = f"rank {figures['rank']}, sigma {figures['sigma_median']:.4g} (median)"
+    found += f", {figures['striped_columns']} striped columns and {figures['striped_rows']} rows"
     print(f"{figures['out']}: {found}, {figures['dead']:.2%} dead, {figures['nfe']} calls in {figures['seconds']} s{quality}")

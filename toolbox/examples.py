@@ -16,6 +16,7 @@ from restoration.masks import make_mask
 from restoration.mri.estimate import CONDITION_CHANNELS
 from solvers.denoiser import Denoiser
 from solvers.process import VP
+from toolbox.hsi_training import LatentExamples
 from toolbox.mri_training import Scans
 from toolbox.recipe import Recipe
 
@@ -155,4 +156,4 @@ def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Gene
     return out.clamp(0, 1)
 
 
-EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples, "denoising": GreyExamples}
+EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples, "denoising": GreyExamples, "hyperspectral": LatentExamples}

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solvers.process import VP
+from toolbox.hsi_training import Scenes
 from toolbox.mri_training import Simulation
 
 
@@ -74,7 +75,7 @@ class Recipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal["inpainting", "mri", "denoising"]
+    task: Literal["inpainting", "mri", "denoising", "hyperspectral"]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -84,12 +85,13 @@ class Recipe(_Section):
     loss: Loss = Loss()
     condition: Condition | None = None  # inpainting: which masks
     simulation: Simulation | None = None  # mri: which scans
+    scenes: Scenes | None = None  # hyperspectral: which scenes, and what of them
     noise: Noise = Noise()  # denoising: which levels
     optimizer: Optimizer = Optimizer()
 
     @model_validator(mode="after")
     def _check_task(self):
-        needed = {"inpainting": "condition", "mri": "simulation"}
+        needed = {"inpainting": "condition", "mri": "simulation", "hyperspectral": "scenes"}
         for task, section in needed.items():
             if (self.task == task) != (getattr(self, section) is not None):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")

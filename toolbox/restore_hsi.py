@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +48,13 @@ def run_hsi(
     check_cube_writable(out, source)
     if quicklook is not None:
         check_writable(quicklook)
-    mask = None if dead is None else read_cube(dead).values != 0
+    mask = None if dead is None else read_cube(dead).values
     truth = None if reference is None else read_cube(reference, key, band_axis)
     if truth is not None and truth.values.shape != source.values.shape:
         raise ValueError(f"reference {reference} has shape {truth.values.shape} but the cube has {source.values.shape} (B, H, W)")
     denoiser = load(model, device=device)
     channels = denoiser_channels(denoiser)
-    task = HyperspectralTask(denoiser, solver_by_name(solver), steps, correction, symmetries, channels)
+    task = HyperspectralTask(denoiser, solver_by_name(solver), steps, correction, symmetries, channels=channels)
     result = task(source, sigma=noise, rank=dimensions, dead=mask, num_samples=num_samples, seed=seed, callback=progress)
     write_cube(out, source, result.rows)
     figures = {
@@ -67,6 +67,7 @@ def run_hsi(
         "dead": round(result.dead, 5),
         "outliers": round(result.outliers, 5),
         "striped_columns": int((result.model.stripes != 0).sum()),
+        "striped_rows": result.striped_rows,
         "model": model,
         "nfe": result.nfe,
         "seconds": round(result.seconds, 2),
@@ -123,8 +124,9 @@ def quick_look(cube: Cube, result: RestoredCube) -> np.ndarray:
     bands = list(rgb_bands(cube))
     # block by block: the cube may be larger than memory
     blocks = [slice(top, top + 64) for top in range(0, cube.values.shape[1], 64)]
-    after = np.concatenate([result.rows(rows)[bands] for rows in blocks], axis=1)
-    before = np.concatenate([np.where(cube.valid(rows)[bands], cube.values[bands, rows], np.nan) for rows in blocks], axis=1)
+    thin = -(-max(cube.values.shape[1:]) // 1024)
+    after = _thinned((result.rows(rows)[bands] for rows in blocks), thin)
+    before = _thinned((np.where(cube.valid(rows)[bands], cube.values[bands, rows], np.nan) for rows in blocks), thin)
     low, high = (np.quantile(after, q, axis=(1, 2), keepdims=True) for q in (0.01, 0.99))
     panels = [np.nan_to_num((v - low) / np.maximum(high - low, 1e-12)).clip(0, 1) for v in (before, after)]
     height, width = panels[0].shape[1:]
@@ -133,6 +135,11 @@ def quick_look(cube: Cube, result: RestoredCube) -> np.ndarray:
     return sheet(
         [("as measured", panels[0]), ("restored", panels[1]), ("spectra: grey measured", _spectra(cube, result, *panels[0].shape[1:]))]
     )
+
+
+def _thinned(blocks: Iterable[np.ndarray], thin: int) -> np.ndarray:
+    """Every ``thin``-th row and column of blocks of up to 64 rows."""
+    return np.concatenate([block[:, (-k * 64) % thin :: thin, ::thin] for k, block in enumerate(blocks)], axis=1)
 
 
 def _spectra(cube: Cube, result: RestoredCube, height: int, width: int) -> np.ndarray:

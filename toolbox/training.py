@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from solvers.denoiser import Denoiser
 from solvers.process import VP
 from toolbox.examples import EXAMPLES, GreyExamples
+from toolbox.hsi_training import LatentExamples, latent_loss
 from toolbox.recipe import Loss, Recipe
 
 # -- the loss -----------------------------------------------------------------------------------------------------
@@ -75,13 +76,13 @@ def build(recipe: Recipe) -> Denoiser:
         fold=net.fold,
         multiple=2 ** (depth - 1),
         condition_channels=examples.condition_channels,
-        residual=examples.condition_channels > 0,
+        residual=recipe.task in ("inpainting", "mri"),
         data_std=recipe.loss.data_std,
     )
 
 
 def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
-    """Endless ``(image, shown, t, noise)``, without ``shown`` for a denoiser.
+    """Endless ``(*drawn, t, noise)``, what ``examples.draw`` gives before the times.
 
     Batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut.
     """
@@ -90,7 +91,7 @@ def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
         drawn = examples.draw(n, rng)
-        if isinstance(examples, GreyExamples):
+        if isinstance(examples, (GreyExamples, LatentExamples)):
             t = examples.times(n, rng)
         else:
             t = torch.from_numpy(rng.integers(0, T, size=n))
@@ -173,7 +174,7 @@ def train(
     log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
     source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
     fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, np.random.default_rng([recipe.seed, 2])))
-    conditional = examples.condition_channels > 0
+    conditional, latent = denoiser.residual, isinstance(examples, LatentExamples)
     network.train()
     for step in range(start, recipe.steps):
         rate = _learning_rate(recipe, step)
@@ -181,7 +182,9 @@ def train(
             group["lr"] = rate
         with accelerator.autocast():
             *drawn, t, noise = next(source)
-            if conditional:
+            if latent:
+                loss = latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")
+            elif conditional:
                 loss = denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
             else:
                 loss = plain_loss(denoiser, *drawn, t, noise)

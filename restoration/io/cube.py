@@ -1,0 +1,45 @@
+"""A hyperspectral cube with what its file says about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Cube:
+    """A cube as stored.
+
+    Attributes:
+        values: ``(B, H, W)`` in the file's own units; a read-only memory map for ENVI.
+        wavelengths: ``(B,)`` in nanometres in the order of the bands (which need not be sorted), or None.
+        no_data: the value that marks missing entries, or None. NaN and infinite entries are missing too.
+        key: name of the array in the file (.mat, .npz, .h5), else "".
+        header: fields of an ENVI header, else empty.
+    """
+
+    values: np.ndarray
+    wavelengths: np.ndarray | None = None
+    no_data: float | None = None
+    key: str = ""
+    header: dict[str, str] = field(default_factory=dict)
+
+    def valid(self, rows: slice = slice(None)) -> np.ndarray:
+        """Bool ``(B, h, W)`` of some rows: where the cube holds data."""
+        block = self.values[:, rows]
+        valid = np.isfinite(block) if block.dtype.kind == "f" else np.ones(block.shape, bool)
+        return valid if self.no_data is None else valid & (block != self.no_data)
+
+
+def numbers(path: Path, name: str, text: str) -> np.ndarray:
+    """Numbers of a text, separated by commas.
+
+    Raises:
+        ValueError: something else between them, or none.
+    """
+    try:
+        return np.array([float(v) for v in text.replace("\n", " ").split(",") if v.strip()] or [float("x")])
+    except ValueError as error:
+        raise ValueError(f"{path}: {name} must be numbers separated by commas; got {text[:60]!r}") from error
