@@ -21,6 +21,7 @@ from restoration.lift import push_pull
 from restoration.measurement import Measurement
 from restoration.operators import Denoising
 from restoration.posterior import CORRECTIONS
+from restoration.symmetry import turn, turn_back
 from solvers.grid import GRIDS, explicit
 from solvers.process import CLEAN
 from solvers.solver import Solver, randn, solve
@@ -187,15 +188,3 @@ class Counter:
         other.denoiser = copy.copy(self.denoiser)
         other.denoiser.data_std = contrast * self.denoiser.data_std
         return other
-
-
-def turn(x: Tensor, k: int) -> Tensor:
-    """Flip or turn ``(..., H, W)``: the k-th of the square's eight symmetries."""
-    x = torch.rot90(x, k // 2, (-2, -1))
-    return x.flip(-1) if k % 2 else x
-
-
-def turn_back(x: Tensor, k: int) -> Tensor:
-    """Undo :func:`turn`."""
-    x = x.flip(-1) if k % 2 else x
-    return torch.rot90(x, -(k // 2), (-2, -1))

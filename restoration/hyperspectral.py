@@ -21,6 +21,7 @@ from restoration.io.cubes import Cube
 from restoration.latent_field import CONDITION_CHANNELS
 from restoration.posterior import CORRECTIONS
 from restoration.subspace import Subspace, data_mask, fit_subspace, learn_bands
+from restoration.symmetry import COUNTS
 from restoration.tiling import tile_weight, tiled
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
@@ -100,7 +101,7 @@ class HyperspectralTask:
     block: int = 256
 
     def __post_init__(self):
-        if self.symmetries not in (1, 2, 4, 8):
+        if self.symmetries not in COUNTS:
             raise ValueError(f"symmetries must be 1, 2, 4 or 8; got {self.symmetries}")
         if not 0 <= self.caution <= 10:
             raise ValueError(f"caution must lie between 0 and 10; got {self.caution}")
