@@ -9,6 +9,7 @@ from pathlib import Path
 
 from export.bundle import Bundle, Run, Tables, write_bundle
 from export.graph import export_graph
+from export.kernels import fuse_attention
 from export.precision import to_half
 from export.qdq import insert_qdq
 from export.restorer import export_restorer
@@ -66,6 +67,8 @@ def finish(model, target: str, quantized: QuantizedNetwork | None):
     import onnx
     import onnx_ir as ir
 
+    if target == "cpu":
+        fuse_attention(model)
     if quantized is not None:
         insert_qdq(model, quantized.layers(), target)
     if target in HALF:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.bundle import Bundle, read_bundle
+from export.kernels import has_amx, shift_codes
 from quant.temporal import row_of
 from restoration.inpainting import check_inpainting
 from restoration.task import Restored
@@ -233,6 +234,7 @@ def open_session(
     options.log_severity_level = 3
     if integer:  # the layout pass of the next level adds more transposes than it saves around integer convolutions
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        model = shift_codes(model) if has_amx() else model
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:
