@@ -65,7 +65,7 @@ class Session(Denoiser):
         s = self.bundle.settings
         super().__init__(
             network,
-            self.bundle.process.process(),
+            self.bundle.make_process(),
             s.prediction_type,
             value_range=s.value_range,
             fold=s.fold,

@@ -9,15 +9,19 @@ import pytest
 import torch
 from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 
-from export.bundle import MANIFEST, NETWORK, Tables, read_bundle, set_parity
+from export.bundle import MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
 from export.parity import Limits, verify
 from export.qdq import insert_qdq, weighted_nodes
 from export.session import OnnxNetwork, Session
 from quant.quantize import QuantLayer, quantize
+from solvers.continuous import VE
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
+from solvers.description import describe
 from solvers.process import VP, Process, StepIndexed
+from solvers.rddm import RDDM
+from solvers.resfusion import Resfusion
 from solvers.solver import solve
 
 CPU = ["CPUExecutionProvider"]
@@ -205,9 +209,27 @@ def test_layers_of_another_network_are_refused(denoiser, quantized):
         export_model(tiny_denoiser(seed=1), target="cpu", quantized=quantized)
 
 
-@pytest.mark.parametrize("process", [VP.linear(10), StepIndexed.linear(10), Process([0.9, 0.1], [0.1, 0.9], [0.0, 0.5])])
-def test_processes_survive_json_bit_for_bit(process):
-    assert Tables.model_validate_json(Tables.of(process).model_dump_json()).process() == process
+@pytest.mark.parametrize(
+    "process", [VP.linear(10), StepIndexed.linear(10), Resfusion.scheduled("linear", 12), RDDM.scheduled(10), VE(0.01, 50)]
+)
+def test_any_process_survives_a_bundle_bit_for_bit(bundles, tmp_path, process):
+    bundle = read_bundle(_edited(bundles, tmp_path, lambda c, f: c.update(process=describe(process))))
+    assert bundle.make_process() == process
+    assert type(bundle.make_process()) is type(process)
+
+
+@pytest.mark.parametrize(
+    ("kind", "process"),
+    [("VP", VP.linear(10)), ("StepIndexed", StepIndexed.linear(10)), ("Process", Process([0.9, 0.1], [0.1, 0.9], [0.0, 0.5]))],
+)
+def test_bundles_of_the_first_format_are_read(bundles, tmp_path, kind, process):
+    tables = [process.alphas_cumprod] if kind != "Process" else [process.a_table, process.b_table, process.c_table]
+    old = {"format": 1, "process": {"kind": kind, "tables": [t.tolist() for t in tables]}}
+    folder = _edited(bundles, tmp_path, lambda c, f: c.update(old))
+    assert read_bundle(folder).make_process() == process
+    set_parity(folder, {"passed": True})
+    assert json.loads((folder / MANIFEST).read_text())["format"] == 2
+    assert read_bundle(folder).make_process() == process
 
 
 def _edited(bundles, tmp_path, change):
@@ -226,7 +248,8 @@ def _edited(bundles, tmp_path, change):
         (lambda c, f: c.update(extra=1), "extra"),
         (lambda c, f: c.update(graph="step"), "step graph"),
         (lambda c, f: c["settings"].update(fold=10**9), "fold"),
-        (lambda c, f: c["process"].update(tables=[[0.5, 0.9]]), "decrease"),
+        (lambda c, f: c["process"].update(alphas_cumprod=[0.5, 0.9]), "decrease"),
+        (lambda c, f: c.update(process={"kind": "unknown"}), "a kind, one of"),
         (lambda c, f: c["files"].update({"../escape": c["files"][NETWORK]}), "leaves the folder"),
         (lambda c, f: c["files"].update({"/etc/hostname": c["files"][NETWORK]}), "leaves the folder"),
         (lambda c, f: c["files"].update({"missing.bin": c["files"][NETWORK]}), "missing"),

@@ -19,7 +19,7 @@ def inspect_bundle(folder: Path, *, placement: bool = False) -> dict:
     bundle = read_bundle(folder)
     graph = onnx.load_model(folder / bundle.model_file, load_external_data=False).graph
     content = bundle.model_dump(exclude={"process", "files"})
-    content["process"] = bundle.process.kind
+    content["process"] = bundle.process["kind"]
     content["files"] = {name: entry.size for name, entry in bundle.files.items()}
     content["inputs"] = {value.name: _type(value) for value in graph.input}
     content["outputs"] = {value.name: _type(value) for value in graph.output}
