@@ -6,7 +6,7 @@ data consistency, range conversion and clamping. A device needs ONNX Runtime and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,13 @@ class RestorerNetwork(nn.Module):
         inputs = dict(zip(self.names, tensors, strict=True))
         draws = iter(inputs.pop("noise").unbind(0) if self.draws else ())
         seen = []
-        out = _run(self.job, inputs, lambda shape: next(draws), lambda step: seen.append(step.prediction.x0))
+        out = run_job(self.job, inputs, lambda shape: next(draws), lambda step: seen.append(step.prediction.x0))
         return (out, torch.stack([self.job.denoiser.to_unit(x0) for x0 in seen])) if self.estimates else out
 
 
-def _run(job: Job, inputs: dict[str, Tensor], draw, callback=None) -> Tensor:
+@torch.no_grad()
+def run_job(job: Job, inputs: dict[str, Tensor], draw: Callable[..., Tensor], callback: Callable | None = None) -> Tensor:
+    """One run: the inputs' batch ``(B, ...)``, noise by ``draw(shape)``, and the result ``(B, ...)``."""
     p = job.prepare(**inputs)
     process = p.denoiser.process if p.process is None else p.process
     x, first = p.start, next(iter(inputs.values()))
@@ -138,5 +140,5 @@ def _dry_run(job: Job) -> tuple[list[float], int]:
         draws += 1
         return torch.zeros(tuple(shape))
 
-    _run(job.around(Silent()), job.example(), count)
+    run_job(job.around(Silent()), job.example(), count)
     return times, draws

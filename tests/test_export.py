@@ -1,17 +1,22 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 
 from export.bundle import MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
+from export.graph import export_graph
+from export.kernels import fuse_attention, shift_codes
 from export.parity import Limits, verify
+from export.providers import count_kernels
 from export.qdq import insert_qdq, weighted_nodes
 from export.session import OnnxNetwork, Session
 from quant.quantize import QuantLayer, quantize
@@ -192,6 +197,73 @@ def test_attention_layers_are_found_and_quantized():
         reference = denoiser.network(x, t).sample
         errors = [float((n(x, t) - reference).norm() / reference.norm()) for n in (simulated, network)]
         assert errors[1] == pytest.approx(errors[0], rel=0.1)
+
+
+def test_attention_becomes_one_operator_on_cpus_only():
+    denoiser = tiny_denoiser(attention=True)
+    quantized = quantize(denoiser.network, recording(denoiser, steps=2)[0])
+    layers = sum(name.endswith("to_q") for name, _ in denoiser.network.named_modules())
+    assert layers > 0
+    models = {
+        "cpu": export_model(denoiser, target="cpu", quantized=quantized),
+        "tensorrt": export_model(denoiser, target="tensorrt", quantized=quantized),
+        "float": export_model(denoiser),
+    }
+    counts = {target: Counter(n.op_type for n in model.graph.node) for target, model in models.items()}
+    assert (counts["cpu"]["MultiHeadAttention"], counts["cpu"]["Softmax"]) == (layers, 0)
+    assert all((counts[t]["MultiHeadAttention"], counts[t]["Softmax"]) == (0, layers) for t in ("tensorrt", "float"))
+    assert {e.domain for e in models["tensorrt"].opset_import} == {""}
+    plain = ir.from_proto(models["float"])
+    assert fuse_attention(plain) == layers
+    x, t = np.random.default_rng(0).standard_normal((2, 28, 12, 16), np.float32), np.float32([3, 50])
+    outputs = [
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=CPU).run(None, {"x": x, "t": t})[0]
+        for m in (ir.to_proto(plain), models["float"])
+    ]
+    np.testing.assert_allclose(*outputs, atol=2e-5)
+
+
+@pytest.mark.parametrize("change", ["mask", "scale", "axis"])
+def test_other_attentions_are_left_alone(change):
+    """A mask, a scaled value or a softmax over another axis is no plain attention."""
+
+    class Attention(torch.nn.Module):
+        def forward(self, x, t):
+            q = x.flatten(2).transpose(1, 2)
+            q = q.view(q.shape[0], -1, 2, 4).transpose(1, 2)
+            scores = q @ q.transpose(-1, -2)
+            scores = scores + t.view(-1, 1, 1, 1) if change == "mask" else scores
+            out = scores.softmax(-2 if change == "axis" else -1) @ (2 * q if change == "scale" else q)
+            return out.transpose(1, 2).reshape(out.shape[0], -1, 8).transpose(1, 2).reshape(x.shape) + 0 * t.view(-1, 1, 1, 1)
+
+    assert fuse_attention(export_graph(Attention(), 8)) == 0
+
+
+def test_shifted_codes_compute_the_same():
+    """Codes and zero points one less, on a convolution large enough: the same numbers to the bit, by the other kernel."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((64, 64, 3, 3)).astype(np.float32), rng.standard_normal(64).astype(np.float32)
+    scale = np.abs(weight).max((1, 2, 3)) / 127
+    codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
+    conv = onnx.helper.make_node("Conv", ["x", "c.weight", "c.bias"], ["mid"], name="c", pads=[1, 1, 1, 1])
+    info = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in ("x", "output")]
+    tensors = [onnx.numpy_helper.from_array(weight, "c.weight"), onnx.numpy_helper.from_array(bias, "c.bias")]
+    graph = onnx.helper.make_graph([conv, onnx.helper.make_node("Identity", ["mid"], ["output"])], "one", info[:1], info[1:], tensors)
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10))
+    layer = QuantLayer(0.02, np.full(64, 0.5, np.float32), scale, codes, bias)
+    plain = ir.to_proto(insert_qdq(model, {"c": layer}, "cpu")).SerializeToString()
+    shifted = shift_codes(plain)
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(shifted).graph.initializer}
+    np.testing.assert_array_equal(held["c.weight_codes"], codes - 1)
+    assert (held["c.weight_zero"] == -1).all()
+    x = rng.standard_normal((1, 64, 16, 16)).astype(np.float32)
+    outputs = []
+    for data in (plain, shifted):
+        feed = {"x": x}
+        outputs.append(onnxruntime.InferenceSession(data, providers=CPU).run(None, feed)[0])
+        assert {p.op: p.count for p in count_kernels(data, CPU, feed)}["QLinearConv"] == 1
+    np.testing.assert_array_equal(*outputs)
+    assert shift_codes(shifted) == shifted
 
 
 def test_layers_of_another_network_are_refused(denoiser, quantized):

@@ -19,8 +19,9 @@ from quant_helpers import one_thread, tiny_denoiser  # noqa: F401
 from export.bundle import MANIFEST, RESTORER, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
 from export.jobs import InpaintingJob
+from export.providers import open_session, tensorrt_options
 from export.restorer import export_restorer
-from export.session import Restorer, Session, open_session, tensorrt_options
+from export.session import Restorer, Session
 from quant.quantize import quantize
 from quant.trajectory import record
 from restoration.inpainting import InpaintingTask

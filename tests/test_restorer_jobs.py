@@ -11,9 +11,12 @@ from diffusers import UNet2DModel
 from quant_helpers import one_thread, tiny_denoiser  # noqa: F401
 
 from export.exporter import export_restorer_bundle
-from export.jobs import EigenImageJob, LinearJob, MRIJob, PairedJob, ordered, quantile
+from export.jobs import LinearJob, PairedJob, ordered, quantile
+from export.jobs_hsi import EigenImageJob
+from export.jobs_mri import MRIJob
+from export.providers import open_session
 from export.restorer import export_restorer
-from export.session import Restorer, open_session
+from export.session import Restorer
 from quant.quantize import quantize
 from quant.trajectory import record
 from restoration.hyperspectral import HyperspectralTask
@@ -139,7 +142,14 @@ def test_paired_runs_trace_natively_and_by_level_matching():
         ours, _ = run_graph(PairedJob(base, solver, grid, SIZE, process), 5, image=y)
         unit = base.from_unit(y)
         host = sample(
-            base.conditioned(unit), (3, *SIZE), grid, solver, seed=5, process=process, y=unit, finish=lambda x, d=base: d.to_unit(x).clamp(0, 1)
+            base.conditioned(unit),
+            (3, *SIZE),
+            grid,
+            solver,
+            seed=5,
+            process=process,
+            y=unit,
+            finish=lambda x, d=base: d.to_unit(x).clamp(0, 1),
         )
         np.testing.assert_allclose(ours, host.samples.numpy(), atol=1e-4)
 
@@ -209,7 +219,9 @@ def test_eigen_images_are_the_host_step(symmetries):
     task = HyperspectralTask(d, symmetries=symmetries)
     images = torch.cat([3 + 2 * smooth(1, SIZE, 1), 0.2 * smooth(1, SIZE, 2) - 7])
     level = torch.tensor([0.2, 0.03])
-    host, calls = replace(task, denoiser=exported).denoise(images[:, 0].numpy(), np.square(level.numpy())[:, None, None] * np.ones((2, *SIZE)))
+    host, calls = replace(task, denoiser=exported).denoise(
+        images[:, 0].numpy(), np.square(level.numpy())[:, None, None] * np.ones((2, *SIZE))
+    )
     ours, module = run_graph(EigenImageJob(task, time, SIZE), 0, image=images, level=level[:, None, None, None])
     assert module.names == ("image", "level")
     assert module.calls == symmetries == calls // 2
