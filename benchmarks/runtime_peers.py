@@ -3,8 +3,8 @@
     pip install nncf openvino
     python benchmarks/runtime_peers.py [small|large] [--repeats 9] [--json]
 
-``large`` is DDPM's CIFAR-10 architecture (36 M parameters, random weights), ``small`` one of 0.7 M. Processor time: medians of the second of
-two calls in a row, turn by turn; gains are medians of the turns' ratios.
+``large`` is DDPM's CIFAR-10 architecture (36 M parameters, random weights), ``small`` one of 0.7 M. Processor time: medians of the
+second of two calls in a row, turn by turn; gains are medians of the turns' ratios.
 Errors are relative to the float network on the calibration inputs; weights are random, so they compare tools, not models.
 """
 

@@ -40,7 +40,8 @@ def fuse_attention(model: ir.Model) -> int:
 
 def _fuse(graph: ir.Graph, softmax: ir.Node, name: str) -> bool:
     scores, mixed = _producer(softmax.inputs[0], "MatMul"), _only_user(softmax, "MatMul")
-    if scores is None or mixed is None or mixed.inputs[0] is not softmax.outputs[0] or softmax.attributes["axis"].as_int() not in (-1, 3):
+    axis = softmax.attributes["axis"].as_int() if "axis" in softmax.attributes else -1
+    if scores is None or mixed is None or mixed.inputs[0] is not softmax.outputs[0] or axis not in (-1, 3):
         return False
     found = [_heads(scores.inputs[0]), _heads(scores.inputs[1], transposed=True), _heads(mixed.inputs[1])]
     joined = _only_user(mixed, "Transpose")

@@ -19,15 +19,17 @@ from export.kernels import has_amx, shift_codes
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 INTEGER_CONVS = ("QLinearConv", "ConvInteger")
+WEIGHTED = {*INTEGER_CONVS, "Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "MatMulIntegerToFloat", "MultiHeadAttention"}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How many nodes of one operator ran on one provider."""
+    """How many nodes of one operator ran on one provider and gave one type (ONNX Runtime's name: ``float``, ``uint8``, ...)."""
 
     op: str
     provider: str
     count: int
+    dtype: str
 
 
 def open_session(
@@ -53,14 +55,30 @@ def open_session(
 
 
 def count_kernels(model, providers: list, feed: dict[str, np.ndarray], **options) -> list[Placement]:
-    """Operators by provider in one profiled run."""
+    """Operators by provider and type in one profiled run; warns where weighted ones fell back to the CPU."""
     with tempfile.TemporaryDirectory() as place:
         session = open_session(model, providers, profile=str(Path(place) / "run"), **options)
         session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = [e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
-    counts = Counter((n["op_name"], n["provider"]) for n in nodes)
-    return [Placement(op, provider, count) for (op, provider), count in counts.most_common()]
+    counts = Counter((n["op_name"], n["provider"], _dtype(n)) for n in nodes)
+    rows = [Placement(op, provider, count, dtype) for (op, provider, dtype), count in counts.most_common()]
+    fell = fallen_back(rows, _name(providers[0]))
+    if fell:
+        warnings.warn(f"{fell} ran on {PROVIDERS['cpu']}, not on {_name(providers[0])}: each costs copies to and fro", stacklevel=2)
+    return rows
+
+
+def fallen_back(rows: list[Placement], wanted: str) -> str:
+    """The operators with weights that ran on the CPU though another provider was wanted, in words; empty for none."""
+    if wanted == PROVIDERS["cpu"]:
+        return ""
+    return ", ".join(f"{row.count} {row.op}" for row in rows if row.provider == PROVIDERS["cpu"] and row.op in WEIGHTED)
+
+
+def _dtype(node: dict) -> str:
+    types = [name for entry in node.get("output_type_shape") or () for name in entry]
+    return types[0] if types else "unknown"
 
 
 def wanted_providers(folder, bundle: Bundle, device: str, require: str | None, threads: int | None, cache) -> list:

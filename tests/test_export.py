@@ -16,7 +16,7 @@ from export.exporter import export_bundle, export_model
 from export.graph import export_graph
 from export.kernels import fuse_attention, shift_codes
 from export.parity import Limits, verify
-from export.providers import count_kernels
+from export.providers import Placement, count_kernels, fallen_back
 from export.qdq import insert_qdq, weighted_nodes
 from export.session import OnnxNetwork, Session
 from quant.quantize import QuantLayer, quantize
@@ -393,3 +393,12 @@ def test_placement_counts_operators(bundles, quantized):
     rows = session.placement()
     assert {row.provider for row in rows} == {"CPUExecutionProvider"}
     assert {row.op: row.count for row in rows}["QLinearConv"] == len(quantized.names) == session.integer_convs()
+    assert {row.dtype for row in rows if row.op == "QLinearConv"} == {"uint8"}
+
+
+def test_falling_back_to_the_cpu_is_said():
+    rows = [Placement("Conv", "CUDAExecutionProvider", 5, "float16"), Placement("Conv", "CPUExecutionProvider", 2, "float")]
+    rows.append(Placement("Shape", "CPUExecutionProvider", 9, "int64"))
+    assert fallen_back(rows, "CUDAExecutionProvider") == "2 Conv"
+    assert fallen_back(rows[:1] + rows[2:], "CUDAExecutionProvider") == ""
+    assert fallen_back(rows, "CPUExecutionProvider") == ""

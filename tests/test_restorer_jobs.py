@@ -110,8 +110,9 @@ class Steered:
     [
         ("superresolve", Bicubic(SIZE, 4), 0.0, "ddnm", DDIM()),
         ("superresolve", Bicubic(SIZE, 2), 0.05, "diffpir", EVODiff()),
-        ("deblur", Blur(SIZE, gaussian_kernel(1.2).tolist()), 0.02, "diffpir", DDIM(eta=1.0)),
-        ("deblur", Blur(SIZE, gaussian_kernel(1.2).tolist()), 0.02, "ddrm", DDIM()),
+        # mild: the pseudo-inverse of a strong blur amplifies single precision's rounding beyond 1e-4 on both sides
+        ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "diffpir", DDIM(eta=1.0)),
+        ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "ddrm", DDIM()),
         ("denoise", Denoising(), 0.1, None, DDIM()),
     ],
 )

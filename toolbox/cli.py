@@ -392,8 +392,8 @@ def inspect_(
         if content[title]:
             print_table(title, ("", ""), [(key, str(value)) for key, value in content[title].items()])
     if placement:
-        rows = [(p["op"], p["provider"], str(p["count"])) for p in content["placement"]]
-        print_table("kernels of one run", ("operator", "provider", "count"), rows)
+        rows = [(p["op"], p["provider"], p["dtype"], str(p["count"])) for p in content["placement"]]
+        print_table("kernels of one run", ("operator", "provider", "type", "count"), rows)
     print(
         f"{bundle}: {content['graph']} graph for {content['target']}, opset {content['opset']}, {content['planned']} integer convolutions"
     )

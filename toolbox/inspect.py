@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from export.bundle import read_bundle
@@ -29,7 +30,7 @@ def inspect_bundle(folder: Path, *, placement: bool = False) -> dict:
         from export.session import Restorer, Session
 
         session = (Restorer if bundle.graph == "restorer" else Session)(folder)
-        content["placement"] = [{"op": p.op, "provider": p.provider, "count": p.count} for p in session.placement()]
+        content["placement"] = [asdict(row) for row in session.placement()]
     return content
 
 
