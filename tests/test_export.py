@@ -20,6 +20,7 @@ from export.providers import Placement, count_kernels, fallen_back
 from export.qdq import insert_qdq, weighted_nodes
 from export.session import OnnxNetwork, Session
 from quant.quantize import QuantLayer, quantize
+from quant.recipe import QuantRecipe
 from solvers.continuous import VE
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
@@ -197,6 +198,20 @@ def test_attention_layers_are_found_and_quantized():
         reference = denoiser.network(x, t).sample
         errors = [float((n(x, t) - reference).norm() / reference.norm()) for n in (simulated, network)]
         assert errors[1] == pytest.approx(errors[0], rel=0.1)
+
+
+def test_the_last_convolution_may_be_quantized_too(denoiser, calibration):
+    """A recipe without exceptions: the graph's output is in its own units, not in codes."""
+    quantized = quantize(denoiser.network, calibration, QuantRecipe(skip=()))
+    assert "conv_out" in quantized.names
+    model = export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps)
+    assert [value.name for value in model.graph.output] == ["output"]
+    network = OnnxNetwork(model.SerializeToString(), None, CPU, 1, timesteps=quantized.timesteps)
+    simulated = quantized.simulating("cpu")
+    x, t = next(iter(calibration.batches()))
+    reference = denoiser.network(x, t).sample
+    errors = [float((n(x, t) - reference).norm() / reference.norm()) for n in (simulated, network)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)
 
 
 def test_attention_becomes_one_operator_on_cpus_only():
