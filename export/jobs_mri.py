@@ -22,7 +22,7 @@ class MRIJob(Job):
 
     Args:
         task: of a conditional network, with its default correction or none.
-        exact: the data are without noise; otherwise the standard deviation of their real part is an input, ``sigma (B, 1, 1, 1)``.
+        exact: the data are without noise (one coil only); otherwise the standard deviation of their real part is an input, ``sigma (B, 1, 1, 1)``.
         iterations: of conjugate gradients per data consistency (:class:`restoration.mri.real.RealSense`).
     """
 
@@ -53,6 +53,12 @@ class MRIJob(Job):
             raise ValueError(
                 f"MRI graphs hold networks that are shown {CONDITION_CHANNELS} condition channels, with data consistency or 'none'; got "
                 f"{self.denoiser.condition_channels} channels and {self.task.correction!r}"
+            )
+
+        if self.exact and self.coils > 1:
+            raise ValueError(
+                "exact data of several coils make a singular system, whose conjugate gradients a graph can't run to convergence: give "
+                "exact=False and the noise as an input, however small"
             )
 
     def example(self) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from restoration.measurement import Measurement
 from restoration.metrics import psnr
 from restoration.mri.consistency import agree
 from restoration.mri.real import RealSense, coil_pairs
-from restoration.mri.sense import Sense, SingleCoil, to_channels
+from restoration.mri.sense import Sense, SingleCoil, cartesian, to_channels
 from restoration.mri.simulation import ring_maps
 from restoration.mri.task import MRI
 from restoration.operators import Denoising
@@ -170,17 +170,18 @@ def scan(coils: int, size=(32, 36), sigma: float = 0.01, seed: int = 0):
     return torch.complex(*y[0].chunk(2)), mask, maps
 
 
-@pytest.mark.parametrize("coils", [1, 3])
-@pytest.mark.parametrize("exact", [True, False])
-def test_mri_graphs_are_the_host_loop(coils, exact):
-    sigma = 0.0 if exact else 0.01
+@pytest.mark.parametrize(("coils", "exact"), [(1, True), (1, False), (3, False)])
+def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
+    # the host stops conjugate gradients at 1e-5 of the residual, 1e-4 of the image: here it goes on
+    monkeypatch.setattr("restoration.mri.task.cartesian", lambda *a, **_: cartesian(*a, tolerance=1e-7, max_iterations=400))
+    sigma = 0.0 if exact else 0.03
     kspace, mask, maps = scan(coils, sigma=sigma)
-    task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2)
+    task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2 if coils == 1 else 1)
     host = task(kspace, mask, maps, sigma=sigma, seed=1)
     inputs = {"kspace": to_channels(kspace[None]), "mask": mask[None, None]}
     inputs |= {} if maps is None else {"maps": to_channels(maps[None])}
     inputs |= {} if exact else {"sigma": torch.full((1, 1, 1, 1), sigma)}
-    ours, module = run_graph(MRIJob(task, coils, tuple(mask.shape), exact, iterations=60), 1, **inputs)
+    ours, module = run_graph(MRIJob(task, coils, tuple(mask.shape), exact, iterations=30), 1, **inputs)
     assert module.names == (*inputs, "noise")
     np.testing.assert_allclose(ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4)
 
@@ -234,25 +235,25 @@ def test_eigen_images_are_the_host_step(symmetries):
 
 def test_integer_mri_bundle_keeps_the_simulated_image(tmp_path):
     """The bundle's int8 run against the host's loop around the simulated network."""
-    kspace, mask, maps = scan(2)
+    kspace, mask, maps = scan(1)
     task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2)
     with record(task.denoiser, seed=0, solver="ddim", task="mri") as recorder:
         for k in range(3):
-            task(*scan(2, seed=k), sigma=0.01, seed=k)
+            task(*scan(1, seed=k), sigma=0.01, seed=k)
     quantized = quantize(task.denoiser.network, recorder.result())
     simulated = copy.copy(task.denoiser)
     simulated.network = quantized.simulating("cpu")
     host = replace(task, denoiser=simulated)(kspace, mask, maps, sigma=0.01, seed=4).magnitude
-    export_restorer_bundle(MRIJob(task, 2, tuple(mask.shape)), tmp_path / "mri", target="cpu", quantized=quantized)
+    export_restorer_bundle(MRIJob(task, 1, tuple(mask.shape)), tmp_path / "mri", target="cpu", quantized=quantized)
     restorer = Restorer(tmp_path / "mri", threads=1)
     assert restorer.bundle.run.task == "mri"
     assert restorer.integer_convs() == restorer.bundle.planned == 2 * len(quantized.names)
-    inputs = {"kspace": to_channels(kspace[None])[0], "mask": mask[None], "maps": to_channels(maps[None])[0]}
+    inputs = {"kspace": to_channels(kspace[None])[0], "mask": mask[None]}
     ours = restorer.restore(inputs | {"sigma": torch.full((1, 1, 1), 0.01)}, seed=4)
     magnitude, peak = ours.mean.square().sum(0).sqrt(), float(host.max())
     assert psnr(magnitude.numpy() / peak, host.numpy() / peak) > 50
     assert ours.nfe == 2
-    with pytest.raises(ValueError, match="kspace, mask, maps, sigma"):
+    with pytest.raises(ValueError, match="kspace, mask, sigma"):
         restorer.restore(inputs)
     with pytest.raises(ValueError, match=r"mask must be \(1, 32, 36\)"):
         restorer.restore(inputs | {"mask": mask, "sigma": torch.zeros(1, 1, 1)})
@@ -263,6 +264,8 @@ def test_integer_mri_bundle_keeps_the_simulated_image(tmp_path):
 def test_jobs_refuse_what_cannot_be_a_graph():
     with pytest.raises(ValueError, match="differentiates the network"):
         export_restorer(LinearJob(Steered(denoiser_of(3), correction="dps"), Bicubic(SIZE, 4), SIZE))
+    with pytest.raises(ValueError, match="singular system"):
+        export_restorer(MRIJob(MRI(denoiser_of(2, 7)), 2, SIZE, exact=True))
     with pytest.raises(ValueError, match="7 condition channels"):
         export_restorer(MRIJob(MRI(denoiser_of(2)), 1, SIZE))
     with pytest.raises(ValueError, match="once"):
