@@ -22,7 +22,8 @@ class MRIJob(Job):
 
     Args:
         task: of a conditional network, with its default correction or none.
-        exact: the data are without noise (one coil only); otherwise the standard deviation of their real part is an input, ``sigma (B, 1, 1, 1)``.
+        exact: the data are without noise (one coil only); otherwise the standard deviation of their real part is an input,
+            ``sigma (B, 1, 1, 1)``.
         iterations: of conjugate gradients per data consistency (:class:`restoration.mri.real.RealSense`).
     """
 

@@ -36,8 +36,8 @@ def make_job(
     """What ``restobox export --restorer --task`` bakes in.
 
     Args:
-        sigma: noise of the data in units of [0, 1]; ``mri``: 0 with one coil = exact data, else the noise is an input; ``hsi``: the noise, relative to a
-            plane's contrast, that the network is asked at (0.1 if 0).
+        sigma: noise of the data in units of [0, 1]; ``mri``: 0 with one coil = exact data, else the noise is an input; ``hsi``: the
+            noise, relative to a plane's contrast, that the network is asked at (0.1 if 0).
         factor, blur, coils: of ``superresolve``, ``deblur`` (standard deviation in pixels) and ``mri``.
         timesteps: that scales were calibrated at: ``hsi`` asks at the nearest of them.
 
