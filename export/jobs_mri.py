@@ -79,7 +79,7 @@ class MRIJob(Job):
         seen = 1.0 if maps is None else (maps.abs().sum(1, keepdim=True) > 0).to(first)
 
         def agree(x: Tensor) -> Tensor:
-            return operator.agree(x, y / scale, None if self.exact else noise / scale)
+            return operator.agree(x, y / scale[:, None], None if self.exact else noise / scale)
 
         if self.task.correction == "none":
             return Prepared(d, self.task._grid(), self.task.solver, lambda x: scale * seen * x)

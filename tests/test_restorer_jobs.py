@@ -15,7 +15,7 @@ from export.jobs import LinearJob, PairedJob, ordered, quantile
 from export.jobs_hsi import EigenImageJob
 from export.jobs_mri import MRIJob
 from export.providers import open_session
-from export.restorer import export_restorer
+from export.restorer import export_restorer, run_job
 from export.session import Restorer
 from quant.quantize import quantize
 from quant.trajectory import record
@@ -184,6 +184,18 @@ def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     ours, module = run_graph(MRIJob(task, coils, tuple(mask.shape), exact, iterations=30), 1, **inputs)
     assert module.names == (*inputs, "noise")
     np.testing.assert_allclose(ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_slices_of_a_batch_keep_their_own_scale(coils):
+    kspace, mask, maps = scan(coils)
+    job = MRIJob(MRI(denoiser_of(2, 7, residual=True)), coils, tuple(mask.shape), iterations=20)
+    inputs = {"kspace": to_channels(kspace[None]), "sigma": torch.full((1, 1, 1, 1), 0.01)}
+    pair = {name: torch.cat([value, 3 * value]) for name, value in inputs.items()} | {"mask": mask.expand(2, 1, *mask.shape)}
+    pair |= {} if maps is None else {"maps": to_channels(maps[None]).expand(2, -1, -1, -1)}
+    noise = torch.randn(1, *job.state, generator=torch.Generator().manual_seed(0))
+    one, three = run_job(job, pair, lambda shape: noise.expand(shape))
+    torch.testing.assert_close(three, 3 * one, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.3, 5.0])
