@@ -1,8 +1,8 @@
 """A bundle: one folder with an ONNX graph and everything needed to ask it a question.
 
-``bundle.json`` holds the process, the denoiser's settings, the table's timesteps and the provenance; every other file is listed
-there with its size and SHA-256. There is no pickle and no code. A bundle is data from somewhere else, so all of it is checked
-on reading: names, links, sizes, hashes, versions, and that the graph refers to no other file.
+``bundle.json`` holds the process as :mod:`solvers.description` writes it, the denoiser's settings, the table's timesteps and the
+provenance; every other file is listed there with its size and SHA-256. There is no pickle and no code. A bundle is data from somewhere
+else, so all of it is checked on reading: names, links, sizes, hashes, versions, and that the graph refers to no other file.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from solvers.process import VP, Process, StepIndexed
+from restoration.io.folders import replace_folder
+from restoration.io.images import replace_file
+from solvers.description import from_description
+from solvers.process import Process
 
-FORMAT = 1
+FORMAT, READABLE = 2, (1, 2)
 MANIFEST, NETWORK, RESTORER, CARD = "bundle.json", "network.onnx", "restorer.onnx", "README.md"
 MOST_BYTES = 2**31 - 1  # protobuf's limit: a larger graph needs external data, which bundles don't have
 MOST_MANIFEST_BYTES = 2**24
@@ -48,29 +48,16 @@ class Settings(_Part):
     data_std: float = Field(1.0, gt=0)
 
 
-class Tables(_Part):
-    """A process by its float64 tables (JSON keeps them bit for bit)."""
-
-    kind: Literal["VP", "StepIndexed", "Process"]
-    tables: list[list[float]] = Field(min_length=1, max_length=3)
-
-    @classmethod
-    def of(cls, process: Process) -> Tables:
-        kind = {VP: "VP", StepIndexed: "StepIndexed", Process: "Process"}.get(type(process))
-        if kind is None:
-            raise ValueError(f"a bundle can't hold a {type(process).__name__}; accepted: VP, StepIndexed, Process")
-        if kind == "Process":
-            return cls(kind=kind, tables=[process.a_table.tolist(), process.b_table.tolist(), process.c_table.tolist()])
-        return cls(kind=kind, tables=[process.alphas_cumprod.tolist()])
-
-    def process(self) -> Process:
-        return {"VP": VP, "StepIndexed": StepIndexed, "Process": Process}[self.kind](*self.tables)
-
-
 class Run(_Part):
-    """What a restorer graph does: inputs ``image, mask, noise (draws, ...)``, outputs ``restored`` and perhaps ``estimates``."""
+    """What a restorer graph does: measurement and ``noise (draws, B, *state)`` in, ``restored`` and perhaps ``estimates`` out.
 
-    task: Literal["inpaint"]
+    Attributes:
+        inputs: shapes of the measurement's inputs, without the batch, in the graph's order.
+        state: ``(C, H, W)`` of the noise.
+        operator: name and numbers of a fixed measurement operator.
+    """
+
+    task: Literal["inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "paired"]
     solver: str
     steps: int = Field(ge=1, le=10_000)
     grid: str
@@ -78,9 +65,20 @@ class Run(_Part):
     sigma: float = Field(ge=0)
     height: int = Field(ge=1, le=2**16)
     width: int = Field(ge=1, le=2**16)
-    draws: int = Field(ge=1, le=10_000)
+    draws: int = Field(ge=0, le=10_000)
     calls: int = Field(ge=1, le=100_000)
     estimates: bool
+    inputs: dict[str, list[int]] = Field(default_factory=dict, max_length=16)
+    state: tuple[int, int, int] | None = None
+    operator: dict[str, str | float] = Field(default_factory=dict, max_length=16)
+
+    @field_validator("inputs")
+    @classmethod
+    def _shapes(cls, inputs: dict[str, list[int]]) -> dict[str, list[int]]:
+        for name, shape in inputs.items():
+            if not 1 <= len(shape) <= 4 or min(shape) < 1 or math.prod(shape) > MOST_BYTES:
+                raise ValueError(f"input {name} has the impossible shape {shape}")
+        return inputs
 
 
 class Bundle(_Part):
@@ -100,7 +98,7 @@ class Bundle(_Part):
     timesteps: list[float] = Field(max_length=10_000)
     channels: int = Field(ge=1, le=65_536)
     settings: Settings
-    process: Tables
+    process: dict[str, Any]
     opset: int = Field(ge=18, le=100)
     planned: int = Field(ge=0)
     recipe: dict[str, Any] | None = None
@@ -116,6 +114,24 @@ class Bundle(_Part):
     def model_file(self) -> str:
         """Name of the ONNX file."""
         return RESTORER if self.graph == "restorer" else NETWORK
+
+    @field_validator("process", mode="before")
+    @classmethod
+    def _described(cls, process: Any) -> Any:
+        """Format 1 wrote ``{"kind": "VP", "tables": [...]}``."""
+        if not isinstance(process, dict) or "tables" not in process:
+            return process
+        names = {"VP": ("vp", "alphas_cumprod"), "StepIndexed": ("step-indexed", "alphas_cumprod")}
+        kind, *fields = names.get(process.get("kind"), ("tables", "a_table", "b_table", "c_table"))
+        return {"kind": kind} | dict(zip(fields, process["tables"], strict=True))
+
+    def make_process(self) -> Process:
+        """The process of the denoiser; the same tables to the bit.
+
+        Raises:
+            ValueError: the description makes none.
+        """
+        return from_description(self.process)
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -152,27 +168,21 @@ def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any
     contents = {RESTORER if fields["graph"] == "restorer" else NETWORK: onnx_model, CARD: card.encode()}
     files = {name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in contents.items()}
     bundle = Bundle(format=FORMAT, files=files, versions=_versions(), **fields)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name, suffix=".part"))
-    try:
+
+    def write(place: Path) -> None:
         for name, data in contents.items():
-            (temporary / name).write_bytes(data)
-        (temporary / MANIFEST).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (place / name).write_bytes(data)
+        (place / MANIFEST).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
+
+    replace_folder(folder, write)
     return bundle
 
 
 def set_parity(folder: str | Path, parity: dict[str, Any]) -> None:
     """Put verification figures into an existing bundle's manifest."""
     bundle = read_bundle(folder).model_copy(update={"parity": parity})
-    part = Path(folder) / (MANIFEST + ".part")
-    part.write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
-    os.replace(part, Path(folder) / MANIFEST)
+    bundle = bundle.model_copy(update={"format": FORMAT})
+    replace_file(Path(folder) / MANIFEST, lambda part: part.write_text(bundle.model_dump_json(indent=1), encoding="utf-8"))
 
 
 def read_bundle(folder: str | Path) -> Bundle:
@@ -193,10 +203,11 @@ def read_bundle(folder: str | Path) -> Bundle:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise ValueError(f"format {found!r} is unknown; this version reads {FORMAT}: update it, or export again")
+        if found not in READABLE or isinstance(found, bool):
+            known = " and ".join(map(str, READABLE))
+            raise ValueError(f"format {found!r} is unknown; this version reads {known}: update it, or export again")
         bundle = Bundle.model_validate(content)
-        bundle.process.process()
+        bundle.make_process()
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in error.errors()[:5])
         raise ValueError(f"{manifest} is damaged: {wrong}") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from export.bundle import Bundle, Run, Tables, write_bundle
+from export.bundle import Bundle, Run, write_bundle
 from export.graph import export_graph
+from export.jobs import InpaintingJob, Job
+from export.kernels import fuse_attention
 from export.precision import to_half
 from export.qdq import insert_qdq
 from export.restorer import export_restorer
@@ -18,6 +19,7 @@ from quant.trajectory import network_hash
 from restoration.inpainting import InpaintingTask
 from solvers import SOLVERS
 from solvers.denoiser import Denoiser
+from solvers.description import describe
 
 TARGETS = ("float", "cuda", "cpu", "tensorrt")
 INTEGER, HALF = ("cpu", "tensorrt"), ("cuda", "tensorrt")
@@ -66,6 +68,8 @@ def finish(model, target: str, quantized: QuantizedNetwork | None):
     import onnx
     import onnx_ir as ir
 
+    if target == "cpu":
+        fuse_attention(model)
     if quantized is not None:
         insert_qdq(model, quantized.layers(), target)
     if target in HALF:
@@ -107,7 +111,7 @@ def export_bundle(
 
 
 def export_restorer_bundle(
-    task: InpaintingTask,
+    job: Job | InpaintingTask,
     folder: str | Path,
     *,
     target: str = "float",
@@ -120,30 +124,39 @@ def export_restorer_bundle(
 ) -> Bundle:
     """Export a whole restoration (:func:`export.restorer.export_restorer`) and write the bundle that :class:`export.session.Restorer` runs.
 
+    Args:
+        job: one of :mod:`export.jobs`; of an inpainting task a job is made with ``sigma`` and ``size``.
+
     Raises:
         ValueError: as :func:`export_model` and :func:`export.restorer.export_restorer`.
         FileExistsError: ``folder`` exists and is no bundle.
     """
-    check_target(task.denoiser, target, quantized)
+    job = InpaintingJob(job, size, sigma) if isinstance(job, InpaintingTask) else job
+    denoiser = job.denoiser
+    check_target(denoiser, target, quantized)
     calibrated = None if quantized is None else quantized.timesteps
-    denoiser = copy.copy(task.denoiser)
-    denoiser.network = _structure(denoiser, quantized)
-    model, module = export_restorer(replace(task, denoiser=denoiser), sigma=sigma, size=size, estimates=estimates, timesteps=calibrated)
+    shown = copy.copy(denoiser)
+    shown.network = _structure(denoiser, quantized)
+    model, module = export_restorer(job.around(shown), estimates=estimates, timesteps=calibrated)
+    task = getattr(job, "task", job)
     run = Run(
-        task="inpaint",
-        solver=_solver_name(task.solver),
-        steps=task.num_inference_steps,
-        grid=task.grid,
-        correction=module.correction,
-        sigma=sigma,
-        height=size[0],
-        width=size[1],
+        task=job.name,
+        solver=_solver_name(getattr(task, "solver", None)),
+        steps=getattr(task, "num_inference_steps", len(module.timesteps)),
+        grid=task.grid if isinstance(getattr(task, "grid", None), str) else "explicit",
+        correction=job.correction,
+        sigma=job.sigma,
+        height=job.state[1],
+        width=job.state[2],
         draws=module.draws,
         calls=module.calls,
         estimates=estimates,
+        inputs={name: list(shape) for name, shape in job.inputs.items()},
+        state=job.state,
+        operator=job.operator_record,
     )
     graph = {"graph": "restorer", "timesteps": list(module.timesteps), "run": run}
-    return _write(task.denoiser, folder, finish(model, target, quantized), target, quantized, seed, card, graph)
+    return _write(denoiser, folder, finish(model, target, quantized), target, quantized, seed, card, graph)
 
 
 def _solver_name(solver) -> str:
@@ -157,7 +170,7 @@ def _write(denoiser, folder, proto, target, quantized, seed, card, graph: dict) 
         "target": target,
         "channels": input_channels(denoiser),
         "settings": denoiser.settings | {"prediction_type": denoiser.prediction_type, "multiple": denoiser.multiple},
-        "process": Tables.of(denoiser.process),
+        "process": describe(denoiser.process),
         "opset": next(entry.version for entry in proto.opset_import if entry.domain == ""),
         "planned": len(convs) * (graph["run"].calls if "run" in graph else 1),
         "recipe": None if quantized is None else quantized.recipe.to_dict(),
@@ -190,6 +203,7 @@ def _card(head: str, fields: dict) -> str:
         r = fields["run"]
         lines.append(f"| task | {r.task}: {r.solver}, {r.steps} steps ({r.calls} network calls), {r.correction}, sigma {r.sigma:g} |")
         lines.append(f"| size | {r.width} x {r.height} pixels |")
+        lines.append(f"| inputs | {', '.join(f'{name} {tuple(shape)}' for name, shape in r.inputs.items())} |")
     lines.append(f"| prediction | {fields['settings']['prediction_type']} |")
     if recipe is not None:
         lines.append(f"| weights / activations | {recipe['weight_bits']} / {recipe['act_bits']} bits |")

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from export.exporter import export_model
-from export.session import PROVIDERS, OnnxNetwork, Session
+from export.providers import PROVIDERS
+from export.session import OnnxNetwork, Session
 from quant.quantize import QuantizedNetwork
 from quant.trajectory import CalibrationSet
 from solvers.denoiser import Denoiser

@@ -119,6 +119,11 @@ class _Editor:
         self.graph.insert_after(node, [q, dq])
         for user, index in users:
             user.replace_input_with(index, dq.outputs[0])
+        for k, value in enumerate(self.graph.outputs):
+            if value is out:  # the last convolution: its own result is in codes
+                steady = dq.outputs[0]
+                out.name, steady.name, steady.dtype, steady.shape = f"{call}.output_codes", out.name, out.dtype, out.shape
+                self.graph.outputs[k] = steady
 
     def _round_trip(self, value: ir.Value, name: str, step: ir.Value, before: ir.Node) -> ir.Value:
         q = self._insert("QuantizeLinear", [value, step, self.zero], f"{name}_q", before=before)

@@ -1,21 +1,19 @@
-"""A whole restoration as one graph: measurement and noise in, image out.
+"""A whole restoration as one graph: measurement and noise in, result out.
 
 Everything between is inside: lift, the solver's coefficients, the temporal table's rows, every network call (weights stored once),
-data consistency, range conversion and clamping. A device needs ONNX Runtime and nothing else.
+data consistency, range conversion and clamping. A device needs ONNX Runtime and nothing else. :mod:`export.jobs` has the tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from export.graph import trace
+from export.jobs import Job
 from quant.temporal import row_of, step_network, temporal_table
-from restoration.inpainting import InpaintingTask
-from restoration.posterior import CORRECTIONS
 from solvers.denoiser import Denoiser
 from solvers.solver import solve
 
@@ -23,50 +21,52 @@ MOST_PIXELS = 2**24
 
 
 class RestorerNetwork(nn.Module):
-    """``(image (B, 3, H, W), mask (B, 1, H, W), noise (draws, B, 3, H, W)) -> image``, or also each step's estimate.
+    """``(measurement ..., noise (draws, B, C, H, W)) -> result``, or also each step's estimate; no ``noise`` where a run takes none.
 
     Args:
-        task: what to run; its denoiser holds a PyTorch network whose temporal path can be tabulated.
-        sigma: standard deviation of the noise on the known pixels, in units of [0, 1].
-        estimates: also return the image estimate of every network call, ``(calls, B, 3, H, W)``, not clamped.
+        job: what to run.
+        estimates: also return the image estimate of every answer, ``(answers, B, C, H, W)``, not clamped.
 
     Attributes:
         timesteps: times that the network is asked at, in order.
         calls: number of network calls.
-        draws: how many noise images a run takes; the first is the start.
+        draws: how many noise images a run takes; the first is the start, unless the run starts from the measurement.
 
     Raises:
         ValueError: a correction that differentiates the network, or a network without a temporal table.
     """
 
-    def __init__(self, task: InpaintingTask, sigma: float = 0.0, estimates: bool = False):
+    def __init__(self, job: Job, estimates: bool = False):
         super().__init__()
-        self.correction = task.correction_for(sigma)
-        if CORRECTIONS[self.correction].needs_gradient:
-            raise ValueError(f"{self.correction} differentiates the network, which a graph can't; use ddnm, diffpir, ddrm or repaint")
-        self.sigma, self.estimates = sigma, estimates
-        self.grid = task.nodes()
-        asked, self.draws = _dry_run(task, sigma)
+        job.check()
+        self.estimates = estimates
+        asked, self.draws = _dry_run(job)
         self.calls, self.timesteps = len(asked), tuple(dict.fromkeys(asked))
-        traced = _Traced(task.denoiser, self.timesteps)
+        traced = _Traced(job.denoiser, self.timesteps)
         self.network = traced.network
-        self.task = replace(task, denoiser=traced, tile=2**31)
+        self.job = job.around(traced)
+        self.names = (*job.inputs, *(("noise",) if self.draws else ()))
 
-    def forward(self, image: Tensor, mask: Tensor, noise: Tensor):
-        denoiser, finish = self.task.prepare(image, mask, self.sigma)
-        draws = iter(noise.unbind(0))
-        x = denoiser.process.b(self.grid.times[0]) * next(draws)
+    def forward(self, *tensors: Tensor):
+        inputs = dict(zip(self.names, tensors, strict=True))
+        draws = iter(inputs.pop("noise").unbind(0) if self.draws else ())
         seen = []
-        run = solve(
-            self.task.solver,
-            denoiser,
-            x,
-            self.grid,
-            generator=lambda shape: next(draws),
-            callback=lambda step: seen.append(self.task.denoiser.to_unit(step.prediction.x0)),
-        )
-        out = finish(run.x0)
-        return (out, torch.stack(seen)) if self.estimates else out
+        out = run_job(self.job, inputs, lambda shape: next(draws), lambda step: seen.append(step.prediction.x0))
+        return (out, torch.stack([self.job.denoiser.to_unit(x0) for x0 in seen])) if self.estimates else out
+
+
+@torch.no_grad()
+def run_job(job: Job, inputs: dict[str, Tensor], draw: Callable[..., Tensor], callback: Callable | None = None) -> Tensor:
+    """One run: the inputs' batch ``(B, ...)``, noise by ``draw(shape)``, and the result ``(B, ...)``."""
+    p = job.prepare(**inputs)
+    process = p.denoiser.process if p.process is None else p.process
+    x, first = p.start, next(iter(inputs.values()))
+    if x is None:
+        x = process.b(p.grid.times[0]) * draw((first.shape[0], *job.state))
+        if p.y is not None:
+            x = x + process.c(p.grid.times[0]) * p.y
+    run = solve(p.solver, p.denoiser, x, p.grid, process=p.process, y=p.y, generator=draw, callback=callback)
+    return p.finish(run.x0)
 
 
 class _Traced(Denoiser):
@@ -83,24 +83,15 @@ class _Traced(Denoiser):
         return out if isinstance(out, Tensor) else out.sample
 
 
-def export_restorer(
-    task: InpaintingTask,
-    *,
-    sigma: float = 0.0,
-    size: tuple[int, int] = (256, 256),
-    estimates: bool = False,
-    timesteps: Sequence[float] | None = None,
-):
-    """The float ONNX graph of a whole inpainting run.
+def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[float] | None = None):
+    """The float ONNX graph of a whole run.
 
-    Inputs ``image``, ``mask`` (1 = known), ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up to 63.
+    Inputs are the job's and ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up to 63. Sizes are fixed, as engines
+    want them and lifts need them; larger pictures go through in tiles.
 
     Args:
-        task: solver, steps, grid and correction to bake in.
-        sigma: noise on the known pixels, in units of [0, 1].
-        size: ``(H, W)`` of the images, multiples of what the network takes. It is fixed, as engines want it and the lift's pyramid
-            needs it; larger images go through in tiles.
-        estimates: also return every call's image estimate.
+        job: task, solver, steps, grid, correction and size to bake in.
+        estimates: also return every answer's image estimate.
         timesteps: the times that scales were calibrated at; a run that asks at another is refused.
 
     Returns:
@@ -109,31 +100,36 @@ def export_restorer(
     Raises:
         ValueError: a size that doesn't fit, or a run that can't be traced.
     """
-    module = RestorerNetwork(task, sigma, estimates).eval()
+    size, unit = job.state[1:], job.denoiser.fold * job.denoiser.multiple
+    if min(size) < unit or size[0] % unit or size[1] % unit or size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got {size[0]} x {size[1]}")
+    module = RestorerNetwork(job, estimates).eval()
     if timesteps is not None:
         for t in module.timesteps:
             row_of(timesteps, t)
-    unit = task.denoiser.fold * task.denoiser.multiple
-    if min(size) < unit or size[0] % unit or size[1] % unit or size[0] * size[1] > MOST_PIXELS:
-        raise ValueError(f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got {size[0]} x {size[1]}")
-    inputs = (torch.zeros(2, 3, *size), torch.ones(2, 1, *size), torch.zeros(module.draws, 2, 3, *size))
+    tensors = [value.expand(2, *value.shape[1:]).clone() for value in job.example().values()]
     batch = torch.export.Dim("batch", min=2, max=63)
-    shapes = ({0: batch}, {0: batch}, {1: batch})
-    model = trace(module, inputs, shapes, f"{type(task.solver).__name__} with {type(task.denoiser.network).__name__}")
+    shapes = [{0: batch} for _ in tensors]
+    if module.draws:
+        tensors.append(torch.zeros(module.draws, 2, *job.state))
+        shapes.append({1: batch})
+    model = trace(module, tuple(tensors), (tuple(shapes),), f"{job.name} with {type(job.denoiser.network).__name__}")
+    for value, name in zip(model.graph.inputs, module.names, strict=True):
+        value.name = name
     for value, name in zip(model.graph.outputs, ("restored", "estimates"), strict=False):
         value.name = name
     return model, module
 
 
 @torch.no_grad()
-def _dry_run(task: InpaintingTask, sigma: float) -> tuple[list[float], int]:
-    """The times of a run's network calls and the number of its noise draws, from a run on a tiny image with a network that says zero."""
+def _dry_run(job: Job) -> tuple[list[float], int]:
+    """The times of a run's network calls and the number of its noise draws, from a run with a network that says zero."""
     times: list[float] = []
-    draws, outputs = 0, task.denoiser.network.config.out_channels
+    draws, outputs = 0, job.denoiser.network.config.out_channels
 
     class Silent(Denoiser):
         def __init__(self):
-            self.__dict__ |= task.denoiser.__dict__
+            self.__dict__ |= job.denoiser.__dict__
 
         def call_network(self, z: Tensor, t) -> Tensor:
             times.append(float(t))
@@ -142,11 +138,7 @@ def _dry_run(task: InpaintingTask, sigma: float) -> tuple[list[float], int]:
     def count(shape) -> Tensor:
         nonlocal draws
         draws += 1
-        return torch.zeros(shape)
+        return torch.zeros(tuple(shape))
 
-    unit = task.denoiser.fold * task.denoiser.multiple
-    image, mask = torch.full((1, 3, unit, unit), 0.5), torch.ones(1, 1, unit, unit)
-    denoiser, _ = replace(task, denoiser=Silent()).prepare(image, mask, sigma)
-    nodes = task.nodes()
-    solve(task.solver, denoiser, denoiser.process.b(nodes.times[0]) * count(image.shape), nodes, generator=count)
+    run_job(job.around(Silent()), job.example(), count)
     return times, draws

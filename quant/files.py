@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, qua
 from quant.recipe import QuantRecipe
 from quant.temporal import temporal_block
 from quant.trajectory import network_hash
+from restoration.io.folders import replace_folder
 
 FORMAT = 1
 TENSORS, RECIPE = "quantized.safetensors", "recipe.json"
@@ -52,17 +50,12 @@ def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
         "calibration": quantized.calibration_hash,
         "model": quantized.model_hash,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name, suffix=".part"))
-    try:
-        save_file(tensors, temporary / TENSORS)
-        (temporary / RECIPE).write_text(json.dumps(content, indent=2), encoding="utf-8")
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    def write(place: Path) -> None:
+        save_file(tensors, place / TENSORS)
+        (place / RECIPE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+    replace_folder(folder, write)
 
 
 def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:

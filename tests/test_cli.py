@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import smooth_picture
 from PIL import Image
 
 from restoration.io.images import Photo, read_image, write_image
-from toolbox.bench_runtime import verdict
+from toolbox.bench_runtime import _compiled, verdict
 from toolbox.cli import main
 from toolbox.doctor import mend, needed
 from toolbox.pictures import chart
@@ -234,6 +235,15 @@ def test_bench_runtime(cli, road, tiny_model):
     assert all(row["peak_mb"] is None or row["peak_mb"] > 0 for name, row in rows.items() if name.startswith("ONNX"))
     assert "bundle (cpu) is" in figures["verdict"]
     assert cli("bench", "runtime", road / "bundle", "--model", "photo")[0] == 2
+
+
+def test_a_network_that_cannot_be_compiled_is_left_out_with_the_reason(monkeypatch):
+    def refuse(network):
+        raise RuntimeError("no compiler found\nand more")
+
+    monkeypatch.setattr("torch.compile", refuse)
+    made, reason = _compiled(torch.nn.Identity(), torch.zeros(1), torch.zeros(1))
+    assert (made, reason) == (None, "no compiler found")
 
 
 def test_verdict_says_when_8_bits_do_not_pay():

@@ -1,23 +1,33 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 
-from export.bundle import MANIFEST, NETWORK, Tables, read_bundle, set_parity
+from export.bundle import MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
+from export.graph import export_graph
+from export.kernels import fuse_attention, shift_codes
 from export.parity import Limits, verify
+from export.providers import Placement, count_kernels, fallen_back
 from export.qdq import insert_qdq, weighted_nodes
 from export.session import OnnxNetwork, Session
 from quant.quantize import QuantLayer, quantize
+from quant.recipe import QuantRecipe
+from solvers.continuous import VE
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
+from solvers.description import describe
 from solvers.process import VP, Process, StepIndexed
+from solvers.rddm import RDDM
+from solvers.resfusion import Resfusion
 from solvers.solver import solve
 
 CPU = ["CPUExecutionProvider"]
@@ -190,6 +200,87 @@ def test_attention_layers_are_found_and_quantized():
         assert errors[1] == pytest.approx(errors[0], rel=0.1)
 
 
+def test_the_last_convolution_may_be_quantized_too(denoiser, calibration):
+    """A recipe without exceptions: the graph's output is in its own units, not in codes."""
+    quantized = quantize(denoiser.network, calibration, QuantRecipe(skip=()))
+    assert "conv_out" in quantized.names
+    model = export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps)
+    assert [value.name for value in model.graph.output] == ["output"]
+    network = OnnxNetwork(model.SerializeToString(), None, CPU, 1, timesteps=quantized.timesteps)
+    simulated = quantized.simulating("cpu")
+    x, t = next(iter(calibration.batches()))
+    reference = denoiser.network(x, t).sample
+    errors = [float((n(x, t) - reference).norm() / reference.norm()) for n in (simulated, network)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)
+
+
+def test_attention_becomes_one_operator_on_cpus_only():
+    denoiser = tiny_denoiser(attention=True)
+    quantized = quantize(denoiser.network, recording(denoiser, steps=2)[0])
+    layers = sum(name.endswith("to_q") for name, _ in denoiser.network.named_modules())
+    assert layers > 0
+    models = {
+        "cpu": export_model(denoiser, target="cpu", quantized=quantized),
+        "tensorrt": export_model(denoiser, target="tensorrt", quantized=quantized),
+        "float": export_model(denoiser),
+    }
+    counts = {target: Counter(n.op_type for n in model.graph.node) for target, model in models.items()}
+    assert (counts["cpu"]["MultiHeadAttention"], counts["cpu"]["Softmax"]) == (layers, 0)
+    assert all((counts[t]["MultiHeadAttention"], counts[t]["Softmax"]) == (0, layers) for t in ("tensorrt", "float"))
+    assert {e.domain for e in models["tensorrt"].opset_import} == {""}
+    plain = ir.from_proto(models["float"])
+    assert fuse_attention(plain) == layers
+    x, t = np.random.default_rng(0).standard_normal((2, 28, 12, 16), np.float32), np.float32([3, 50])
+    outputs = [
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=CPU).run(None, {"x": x, "t": t})[0]
+        for m in (ir.to_proto(plain), models["float"])
+    ]
+    np.testing.assert_allclose(*outputs, atol=2e-5)
+
+
+@pytest.mark.parametrize("change", ["mask", "scale", "axis"])
+def test_other_attentions_are_left_alone(change):
+    """A mask, a scaled value or a softmax over another axis is no plain attention."""
+
+    class Attention(torch.nn.Module):
+        def forward(self, x, t):
+            q = x.flatten(2).transpose(1, 2)
+            q = q.view(q.shape[0], -1, 2, 4).transpose(1, 2)
+            scores = q @ q.transpose(-1, -2)
+            scores = scores + t.view(-1, 1, 1, 1) if change == "mask" else scores
+            out = scores.softmax(-2 if change == "axis" else -1) @ (2 * q if change == "scale" else q)
+            return out.transpose(1, 2).reshape(out.shape[0], -1, 8).transpose(1, 2).reshape(x.shape) + 0 * t.view(-1, 1, 1, 1)
+
+    assert fuse_attention(export_graph(Attention(), 8)) == 0
+
+
+def test_shifted_codes_compute_the_same():
+    """Codes and zero points one less, on a convolution large enough: the same numbers to the bit, by the other kernel."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((64, 64, 3, 3)).astype(np.float32), rng.standard_normal(64).astype(np.float32)
+    scale = np.abs(weight).max((1, 2, 3)) / 127
+    codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
+    conv = onnx.helper.make_node("Conv", ["x", "c.weight", "c.bias"], ["mid"], name="c", pads=[1, 1, 1, 1])
+    info = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in ("x", "output")]
+    tensors = [onnx.numpy_helper.from_array(weight, "c.weight"), onnx.numpy_helper.from_array(bias, "c.bias")]
+    graph = onnx.helper.make_graph([conv, onnx.helper.make_node("Identity", ["mid"], ["output"])], "one", info[:1], info[1:], tensors)
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10))
+    layer = QuantLayer(0.02, np.full(64, 0.5, np.float32), scale, codes, bias)
+    plain = ir.to_proto(insert_qdq(model, {"c": layer}, "cpu")).SerializeToString()
+    shifted = shift_codes(plain)
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(shifted).graph.initializer}
+    np.testing.assert_array_equal(held["c.weight_codes"], codes - 1)
+    assert (held["c.weight_zero"] == -1).all()
+    x = rng.standard_normal((1, 64, 16, 16)).astype(np.float32)
+    outputs = []
+    for data in (plain, shifted):
+        feed = {"x": x}
+        outputs.append(onnxruntime.InferenceSession(data, providers=CPU).run(None, feed)[0])
+        assert {p.op: p.count for p in count_kernels(data, CPU, feed)}["QLinearConv"] == 1
+    np.testing.assert_array_equal(*outputs)
+    assert shift_codes(shifted) == shifted
+
+
 def test_layers_of_another_network_are_refused(denoiser, quantized):
     model = ir.from_proto(export_model(denoiser))
     assert set(quantized.names) <= set(weighted_nodes(model))
@@ -205,9 +296,27 @@ def test_layers_of_another_network_are_refused(denoiser, quantized):
         export_model(tiny_denoiser(seed=1), target="cpu", quantized=quantized)
 
 
-@pytest.mark.parametrize("process", [VP.linear(10), StepIndexed.linear(10), Process([0.9, 0.1], [0.1, 0.9], [0.0, 0.5])])
-def test_processes_survive_json_bit_for_bit(process):
-    assert Tables.model_validate_json(Tables.of(process).model_dump_json()).process() == process
+@pytest.mark.parametrize(
+    "process", [VP.linear(10), StepIndexed.linear(10), Resfusion.scheduled("linear", 12), RDDM.scheduled(10), VE(0.01, 50)]
+)
+def test_any_process_survives_a_bundle_bit_for_bit(bundles, tmp_path, process):
+    bundle = read_bundle(_edited(bundles, tmp_path, lambda c, f: c.update(process=describe(process))))
+    assert bundle.make_process() == process
+    assert type(bundle.make_process()) is type(process)
+
+
+@pytest.mark.parametrize(
+    ("kind", "process"),
+    [("VP", VP.linear(10)), ("StepIndexed", StepIndexed.linear(10)), ("Process", Process([0.9, 0.1], [0.1, 0.9], [0.0, 0.5]))],
+)
+def test_bundles_of_the_first_format_are_read(bundles, tmp_path, kind, process):
+    tables = [process.alphas_cumprod] if kind != "Process" else [process.a_table, process.b_table, process.c_table]
+    old = {"format": 1, "process": {"kind": kind, "tables": [t.tolist() for t in tables]}}
+    folder = _edited(bundles, tmp_path, lambda c, f: c.update(old))
+    assert read_bundle(folder).make_process() == process
+    set_parity(folder, {"passed": True})
+    assert json.loads((folder / MANIFEST).read_text())["format"] == 2
+    assert read_bundle(folder).make_process() == process
 
 
 def _edited(bundles, tmp_path, change):
@@ -226,7 +335,8 @@ def _edited(bundles, tmp_path, change):
         (lambda c, f: c.update(extra=1), "extra"),
         (lambda c, f: c.update(graph="step"), "step graph"),
         (lambda c, f: c["settings"].update(fold=10**9), "fold"),
-        (lambda c, f: c["process"].update(tables=[[0.5, 0.9]]), "decrease"),
+        (lambda c, f: c["process"].update(alphas_cumprod=[0.5, 0.9]), "decrease"),
+        (lambda c, f: c.update(process={"kind": "unknown"}), "a kind, one of"),
         (lambda c, f: c["files"].update({"../escape": c["files"][NETWORK]}), "leaves the folder"),
         (lambda c, f: c["files"].update({"/etc/hostname": c["files"][NETWORK]}), "leaves the folder"),
         (lambda c, f: c["files"].update({"missing.bin": c["files"][NETWORK]}), "missing"),
@@ -298,3 +408,12 @@ def test_placement_counts_operators(bundles, quantized):
     rows = session.placement()
     assert {row.provider for row in rows} == {"CPUExecutionProvider"}
     assert {row.op: row.count for row in rows}["QLinearConv"] == len(quantized.names) == session.integer_convs()
+    assert {row.dtype for row in rows if row.op == "QLinearConv"} == {"uint8"}
+
+
+def test_falling_back_to_the_cpu_is_said():
+    rows = [Placement("Conv", "CUDAExecutionProvider", 5, "float16"), Placement("Conv", "CPUExecutionProvider", 2, "float")]
+    rows.append(Placement("Shape", "CPUExecutionProvider", 9, "int64"))
+    assert fallen_back(rows, "CUDAExecutionProvider") == "2 Conv"
+    assert fallen_back(rows[:1] + rows[2:], "CUDAExecutionProvider") == ""
+    assert fallen_back(rows, "CPUExecutionProvider") == ""

@@ -18,8 +18,10 @@ from quant_helpers import one_thread, tiny_denoiser  # noqa: F401
 
 from export.bundle import MANIFEST, RESTORER, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
+from export.jobs import InpaintingJob
+from export.providers import open_session, tensorrt_options
 from export.restorer import export_restorer
-from export.session import Restorer, Session, open_session, tensorrt_options
+from export.session import Restorer, Session
 from quant.quantize import quantize
 from quant.trajectory import record
 from restoration.inpainting import InpaintingTask
@@ -94,7 +96,7 @@ def test_graph_takes_batches(bundles):
 )
 def test_solvers_and_corrections_trace(task, changes, sigma):
     other = replace(task, **changes)
-    model, module = export_restorer(other, sigma=sigma, size=SIZE, estimates=True)
+    model, module = export_restorer(InpaintingJob(other, SIZE, sigma), estimates=True)
     session = open_session(ir.to_proto(model).SerializeToString(), CPU, threads=1)
     image, mask = photo(*SIZE)
     generator = torch.Generator().manual_seed(7)
@@ -187,9 +189,9 @@ def test_engine_options_name_the_graph_and_its_shapes(bundles, tmp_path):
 
 def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
     with pytest.raises(ValueError, match="differentiates the network"):
-        export_restorer(replace(task, correction="dps"), size=SIZE)
+        export_restorer(InpaintingJob(replace(task, correction="dps"), SIZE))
     with pytest.raises(ValueError, match="multiples of 4"):
-        export_restorer(task, size=(24, 30))
+        export_restorer(InpaintingJob(task, (24, 30)))
     with pytest.raises(ValueError, match="not in the temporal table"):
         export_restorer_bundle(replace(task, num_inference_steps=5), tmp_path / "x", target="cpu", quantized=quantized, size=SIZE)
     assert not (tmp_path / "x").exists()

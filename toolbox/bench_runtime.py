@@ -56,7 +56,8 @@ def run_bench_runtime(
         memory: also measure each ONNX candidate's peak memory, in a process of its own.
 
     Returns:
-        ``rows`` (name, device, threads, median and quartile milliseconds, ratio to ONNX fp32, MB, peak MB) and a ``verdict`` in words.
+        ``rows`` (name, device, threads, median and quartile milliseconds, ratio to ONNX fp32, MB, peak MB), a ``verdict`` in words, and
+        in ``skipped`` why ``torch.compile`` has no row (no C++ compiler, say).
 
     Raises:
         ValueError: a restorer's bundle, another model's bundle, or numbers out of range.
@@ -78,6 +79,7 @@ def run_bench_runtime(
     t = next((bundle.timesteps[0] for bundle in found if bundle.timesteps), denoiser.process.end)
     x = torch.randn(batch, input_channels(denoiser), *size, generator=torch.Generator().manual_seed(0)).to(denoiser.device)
     rows, before = [], torch.get_num_threads()
+    fast, reason = _compiled(denoiser.network, x, torch.full((batch,), float(t), device=x.device)) if compiled else (None, "")
     with tempfile.TemporaryDirectory() as place:
         places = {"ONNX fp32": Path(place) / "fp32", "ONNX fp16": Path(place) / "fp16"}
         for name, target in (("ONNX fp32", "float"), ("ONNX fp16", "cuda")):
@@ -86,7 +88,7 @@ def run_bench_runtime(
         try:
             for count in threads:
                 torch.set_num_threads(count)
-                candidates = _candidates(denoiser, places, device, count, compiled)
+                candidates = _candidates(denoiser, places, device, count, fast)
                 times = _interleaved(candidates, x, torch.full((batch,), float(t)), repeats, device == "cpu" and count == 1, progress)
                 rows += [_row(c, count, times[c.name], times["ONNX fp32"]) for c in candidates]
         finally:
@@ -94,7 +96,8 @@ def run_bench_runtime(
         if memory and device == "cpu":
             peaks = {name: _peak(folder, tuple(x.shape), float(t)) for name, folder in places.items()}
             rows = [row | {"peak_mb": peaks.get(row["name"])} for row in rows]
-    return {"model": model, "input": list(x.shape), "repeats": repeats, "rows": rows, "verdict": verdict(rows)}
+    found = {"model": model, "input": list(x.shape), "repeats": repeats, "rows": rows, "verdict": verdict(rows)}
+    return found | ({"skipped": {"PyTorch compiled": reason}} if reason else {})
 
 
 def verdict(rows: Sequence[dict]) -> str:
@@ -113,12 +116,23 @@ def verdict(rows: Sequence[dict]) -> str:
     return "; ".join(said) or "no 8-bit bundle was given"
 
 
-def _candidates(denoiser: Denoiser, places: dict[str, Path], device: str, threads: int, compiled: bool) -> list[Candidate]:
+@torch.no_grad()
+def _compiled(network: torch.nn.Module, x: torch.Tensor, t: torch.Tensor) -> tuple[Callable | None, str]:
+    """The compiled network, called once; or None and why there is none."""
+    try:
+        made = torch.compile(network)
+        made(x, t)
+    except Exception as error:  # whatever the compiler's backends raise
+        return None, (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return made, ""
+
+
+def _candidates(denoiser: Denoiser, places: dict[str, Path], device: str, threads: int, compiled: Callable | None) -> list[Candidate]:
     network, place = denoiser.network, denoiser.device.type
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     found = [Candidate("PyTorch eager", place, weights, network)]
-    if compiled:
-        found.append(Candidate("PyTorch compiled", place, weights, torch.compile(network)))
+    if compiled is not None:
+        found.append(Candidate("PyTorch compiled", place, weights, compiled))
     for name, folder in places.items():
         session = Session(folder, device=device, threads=threads)
         provider = session.network.providers[0].removesuffix("ExecutionProvider").lower()

@@ -233,11 +233,15 @@ def export(
     quantized: Annotated[Path | None, typer.Option(help="Folder written by `restobox quantize` (not for target float).")] = None,
     target: Annotated[str, typer.Option(help="cpu (integer kernels), tensorrt (int8 and fp16), cuda (fp16) or float.")] = "cpu",
     restorer: Annotated[bool, typer.Option("--restorer", help="The whole restoration in one graph, with the options below.")] = False,
+    task: Annotated[str, typer.Option(help="Of the restorer: inpaint, denoise, superresolve, deblur, mri, hsi.")] = "inpaint",
+    factor: Annotated[int, typer.Option(help="Of superresolve.")] = 4,
+    blur: Annotated[float, typer.Option(help="Of deblur: standard deviation in pixels.")] = 1.6,
+    coils: Annotated[int, typer.Option(help="Of mri.")] = 1,
     solver: Solver = "ddim",
     steps: Steps = 5,
     grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
     correction: Annotated[str | None, typer.Option(help="ddnm, diffpir, ddrm, repaint; the noise decides by default.")] = None,
-    sigma: Annotated[float, typer.Option(help="Noise on the known pixels, in units of [0, 1].")] = 0.0,
+    sigma: Annotated[float, typer.Option(help="Noise of the data in units of [0, 1]; mri: 0 = exact, else an input.")] = 0.0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the restorer's pictures; larger ones go through in tiles.")] = "256x256",
     estimates: Annotated[bool, typer.Option("--estimates", help="The restorer also returns every call's image estimate.")] = False,
     summary: Annotated[str, typer.Option(help="A sentence for the model card.")] = "",
@@ -249,6 +253,7 @@ def export(
         from toolbox.restorer import parse_size, run_export_restorer
 
         run = {"solver": solver, "steps": steps, "grid": grid, "correction": correction, "sigma": sigma, "estimates": estimates}
+        run |= {"task": task, "factor": factor, "blur": blur, "coils": coils}
         figures = run_export_restorer(model, quantized, target, out, **run, size=parse_size(size), seed=seed, summary=summary)
     else:
         from toolbox.deploy import run_export
@@ -395,8 +400,8 @@ def inspect_(
         if content[title]:
             print_table(title, ("", ""), [(key, str(value)) for key, value in content[title].items()])
     if placement:
-        rows = [(p["op"], p["provider"], str(p["count"])) for p in content["placement"]]
-        print_table("kernels of one run", ("operator", "provider", "count"), rows)
+        rows = [(p["op"], p["provider"], p["dtype"], str(p["count"])) for p in content["placement"]]
+        print_table("kernels of one run", ("operator", "provider", "type", "count"), rows)
     print(
         f"{bundle}: {content['graph']} graph for {content['target']}, opset {content['opset']}, {content['planned']} integer convolutions"
     )

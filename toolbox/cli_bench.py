@@ -70,6 +70,8 @@ def bench_runtime(
             for r in figures["rows"]
         ],
     )
+    for name, reason in figures.get("skipped", {}).items():
+        print(f"{name} left out: {reason}")
     print(figures["verdict"])
 
 

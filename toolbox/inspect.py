@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from export.bundle import read_bundle
@@ -19,7 +20,7 @@ def inspect_bundle(folder: Path, *, placement: bool = False) -> dict:
     bundle = read_bundle(folder)
     graph = onnx.load_model(folder / bundle.model_file, load_external_data=False).graph
     content = bundle.model_dump(exclude={"process", "files"})
-    content["process"] = bundle.process.kind
+    content["process"] = bundle.process["kind"]
     content["files"] = {name: entry.size for name, entry in bundle.files.items()}
     content["inputs"] = {value.name: _type(value) for value in graph.input}
     content["outputs"] = {value.name: _type(value) for value in graph.output}
@@ -29,7 +30,7 @@ def inspect_bundle(folder: Path, *, placement: bool = False) -> dict:
         from export.session import Restorer, Session
 
         session = (Restorer if bundle.graph == "restorer" else Session)(folder)
-        content["placement"] = [{"op": p.op, "provider": p.provider, "count": p.count} for p in session.placement()]
+        content["placement"] = [asdict(row) for row in session.placement()]
     return content
 
 

@@ -53,16 +53,33 @@ def run_export_restorer(
     estimates: bool,
     seed: int,
     summary: str = "",
+    task: str = "inpaint",
+    factor: int = 4,
+    blur: float = 1.6,
+    coils: int = 1,
 ) -> dict:
-    """Export lift, solver, network and data consistency as one graph."""
+    """Export lift, solver, network and data consistency as one graph (:func:`toolbox.restorer_jobs.make_job`)."""
     from export.exporter import export_restorer_bundle
+    from toolbox.restorer_jobs import make_job
 
-    task = float_task(model, solver, steps, grid, correction)
-    made = None if quantized is None else load_quantized(quantized, task.denoiser.network)
-    card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
-    bundle = export_restorer_bundle(
-        task, out, target=target, quantized=made, sigma=sigma, size=size, estimates=estimates, seed=seed, card=card
+    denoiser = float_model(model)
+    made = None if quantized is None else load_quantized(quantized, denoiser.network)
+    job = make_job(
+        denoiser,
+        task,
+        solver=solver,
+        steps=steps,
+        grid=grid,
+        correction=correction,
+        sigma=sigma,
+        size=size,
+        factor=factor,
+        blur=blur,
+        coils=coils,
+        timesteps=() if made is None else made.timesteps,
     )
+    card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
+    bundle = export_restorer_bundle(job, out, target=target, quantized=made, estimates=estimates, seed=seed, card=card)
     return {"out": str(out), "target": target, "graph": bundle.graph, "bytes": sum(f.size for f in bundle.files.values())}
 
 
@@ -97,6 +114,8 @@ def run_verify_restorer(
         check_folder(report)
     restorer = Restorer(bundle)
     run = restorer.run
+    if run.task != "inpaint":
+        return _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report, progress)
     task = float_task(model, run.solver, run.steps, run.grid, run.correction)
     simulated = None
     if quantized is not None:
@@ -133,3 +152,54 @@ def run_verify_restorer(
         rows = [(key, value) for key, value in figures.items() if not isinstance(value, list)]
         write_report(report, bundle.name, figures, [html_table(("figure", "value"), rows), *shown])
     return figures
+
+
+def _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report, progress) -> dict:
+    """:func:`run_verify_restorer` for the other tasks: measurements of pictures, the graph's job in PyTorch as the host's loop."""
+    from export.bundle import set_parity
+    from export.restorer import run_job
+    from solvers.solver import randn
+    from toolbox.restorer_jobs import make_job, measure, record_of, simulated
+
+    run, bundle = restorer.run, restorer.bundle
+    job = make_job(float_model(model), run.task, **record_of(run), timesteps=tuple(bundle.timesteps))
+    hosts = {"float": job}
+    if quantized is not None:
+        hosts["simulated"] = simulated(job, load_quantized(quantized, job.denoiser.network).simulating(bundle.target))
+    images, shown = [], []
+    for k, (_, image) in enumerate(pictures(data, count, (run.height, run.width), seed)):
+        inputs, truth = measure(job, image, seed + k)
+        results = {"bundle": restorer.restore({name: value[0] for name, value in inputs.items()}, seed=seed + k).mean}
+        for name, host in hosts.items():
+            generator = torch.Generator().manual_seed(seed + k)
+            results[name] = run_job(host, inputs, lambda shape, g=generator: randn(tuple(shape), g))[0]
+        panels = {name: _shown(value, run.task) for name, value in ({"truth": truth[0]} | results).items()}
+        entry = {f"psnr_{name}": psnr(panels[name], panels["truth"]) for name in ("float", "bundle")}
+        entry |= {f"ssim_{name}": ssim(panels[name], panels["truth"]) for name in ("float", "bundle")}
+        entry["psnr_between"] = psnr(panels["bundle"], panels["float"])
+        if quantized is not None:
+            entry["psnr_simulated"] = psnr(panels["bundle"], panels["simulated"])
+        images.append(entry)
+        if report is not None:
+            titles = [(f"{name}", np.broadcast_to(panel, (3, *panel.shape[1:]))) for name, panel in panels.items()]
+            shown.append(picture(report, f"case-{k}.png", titles))
+        progress(k + 1)
+    mean = {key: float(np.mean([entry[key] for entry in images])) for key in images[0]}
+    fused = restorer.integer_convs() if bundle.target == "cpu" else None
+    failures = []
+    if fused is not None and fused != bundle.planned:
+        failures.append(f"{fused} convolutions run on integers; {bundle.planned} were planned")
+    if mean["psnr_float"] - mean["psnr_bundle"] > psnr_drop:
+        failures.append(f"restored images lose {mean['psnr_float'] - mean['psnr_bundle']:.3f} dB; limit {psnr_drop:g} dB")
+    figures = {"planned": bundle.planned, "fused": fused} | mean | {"images": images, "failures": failures}
+    set_parity(restorer.folder, figures)
+    if report is not None:
+        rows = [(key, value) for key, value in figures.items() if not isinstance(value, list)]
+        write_report(report, restorer.folder.name, figures, [html_table(("figure", "value"), rows), *shown])
+    return figures
+
+
+def _shown(result: torch.Tensor, task: str) -> np.ndarray:
+    """A result ``(C, H, W)`` as a picture in [0, 1]; of a complex image the magnitude."""
+    image = result.square().sum(0, keepdim=True).sqrt() if task == "mri" else result
+    return image.clamp(0, 1).numpy()

@@ -61,10 +61,10 @@ def condition(operator: Sense | SingleCoil, y: Tensor, sigma: float) -> tuple[Te
     return features(first / scale, operator.A_adjoint(y) / scale, sigma / scale), scale
 
 
-def features(first: Tensor, zero_filled: Tensor, sigma: float) -> Tensor:
-    """The condition ``(1, 7, H, W)`` from two scaled images ``(1, 2, H, W)`` and the scaled noise level."""
+def features(first: Tensor, zero_filled: Tensor, sigma: float | Tensor) -> Tensor:
+    """The condition ``(B, 7, H, W)`` from two scaled images ``(B, 2, H, W)`` and the scaled noise level (a number or ``(B, 1, 1, 1)``)."""
     mean = F.avg_pool2d(F.pad(first, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
-    level = torch.full_like(first[:, :1], sigma / SIGMA_UNIT)
+    level = torch.zeros_like(first[:, :1]) + sigma / SIGMA_UNIT
     return torch.cat([first, torch.asinh((first - mean) / UNIT), torch.asinh((zero_filled - first) / UNIT), torch.asinh(level)], dim=1)
 
 

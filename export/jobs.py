@@ -1,0 +1,227 @@
+"""What a restorer graph can do: for each task, its inputs, its noise, and how a run starts and ends, in traceable tensor operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from restoration.inpainting import InpaintingTask
+from restoration.measurement import Measurement
+from restoration.operators import Denoising
+from restoration.posterior import CORRECTIONS
+from solvers.denoiser import Denoiser
+from solvers.grid import Grid
+from solvers.process import Process
+from solvers.solver import Solver
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One run on one measurement.
+
+    Attributes:
+        denoiser: what the solver asks, conditioned and corrected.
+        finish: from the end of a run to the result.
+        start: the state to start from; None: noise at the first level, and the process's share of ``y``.
+        process, y: as for :func:`solvers.solver.solve`.
+    """
+
+    denoiser: object
+    grid: Grid
+    solver: Solver
+    finish: Callable[[Tensor], Tensor]
+    start: Tensor | None = None
+    process: Process | None = None
+    y: Tensor | None = None
+
+
+class Job:
+    """A task with everything fixed but the measurement. Subclasses are frozen dataclasses with these attributes and :meth:`prepare`.
+
+    Attributes:
+        name: of the task, as the command line calls it.
+        denoiser: around a PyTorch network whose temporal path can be tabulated.
+        inputs: names and shapes of the measurement's tensors, without the batch.
+        state: ``(C, H, W)`` of the noise.
+        correction, sigma, steps, grid_name, solver_name: for the record.
+    """
+
+    name: str
+    sigma: float = 0.0
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.task.denoiser
+
+    @property
+    def correction(self) -> str:
+        return self.task.correction or "none"
+
+    @property
+    def operator_record(self) -> dict[str, str | float]:
+        return {}
+
+    def around(self, denoiser: Denoiser) -> Job:
+        """The same job around another denoiser."""
+        return replace(self, task=replace(self.task, denoiser=denoiser))
+
+    def check(self) -> None:
+        """Refuse what can't be a graph, in words.
+
+        Raises:
+            ValueError: a correction that differentiates the network.
+        """
+        if self.correction in CORRECTIONS and CORRECTIONS[self.correction].needs_gradient:
+            raise ValueError(f"{self.correction} differentiates the network, which a graph can't; use ddnm, diffpir, ddrm or repaint")
+
+    def example(self) -> dict[str, Tensor]:
+        """Inputs ``(1, ...)`` that mean something, for a dry run."""
+        return {name: torch.full((1, *shape), 0.5) for name, shape in self.inputs.items()}
+
+    def prepare(self, **inputs: Tensor) -> Prepared:
+        """A run on a batch of measurements."""
+        raise TypeError(f"{type(self).__name__} must define prepare")
+
+
+@dataclass(frozen=True)
+class InpaintingJob(Job):
+    """``image (B, 3, H, W)`` in [0, 1] and ``mask (B, 1, H, W)``, 1 = known."""
+
+    task: InpaintingTask
+    size: tuple[int, int] = (256, 256)
+    sigma: float = 0.0
+    name = "inpaint"
+
+    def __post_init__(self):
+        object.__setattr__(self, "task", replace(self.task, tile=2**31))
+
+    @property
+    def correction(self) -> str:
+        return self.task.correction_for(self.sigma)
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        return {"image": (3, *self.size), "mask": (1, *self.size)}
+
+    @property
+    def state(self) -> Shape:
+        return (3, *self.size)
+
+    def example(self) -> dict[str, Tensor]:
+        return super().example() | {"mask": torch.ones(1, 1, *self.size)}
+
+    def prepare(self, image: Tensor, mask: Tensor) -> Prepared:
+        denoiser, finish = self.task.prepare(image, mask, self.sigma)
+        return Prepared(denoiser, self.task.nodes(), self.task.solver, finish)
+
+
+@dataclass(frozen=True)
+class LinearJob(Job):
+    """``image``: what a fixed linear operator (denoising, super-resolution, deblurring) measured of pictures in [0, 1].
+
+    Args:
+        task: has ``denoiser``, ``solver``, ``correction`` and ``prepare(measurement, shape) -> (denoiser, start or None, grid, finish)``.
+        operator: of :mod:`restoration.operators` or :mod:`restoration.separable`.
+        size: ``(H, W)`` of the restored pictures.
+        name: ``denoise``, ``superresolve`` or ``deblur``.
+        record: name and numbers of the operator.
+    """
+
+    task: object
+    operator: object
+    size: tuple[int, int]
+    sigma: float = 0.0
+    name: str = "denoise"
+    record: dict[str, str | float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "task", replace(self.task, tile=2**31))
+
+    @property
+    def correction(self) -> str:
+        if self.task.correction is not None:
+            return self.task.correction
+        return "none" if isinstance(self.operator, Denoising) else "diffpir" if self.sigma > 0 else "ddnm"
+
+    @property
+    def operator_record(self) -> dict[str, str | float]:
+        return self.record
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        return {"image": tuple(self.operator.A(torch.zeros(1, 3, *self.size)).shape[1:])}
+
+    @property
+    def state(self) -> Shape:
+        return (3, *self.size)
+
+    def prepare(self, image: Tensor) -> Prepared:
+        shape = (image.shape[0], 3, *self.size)
+        denoiser, start, grid, finish = self.task.prepare(Measurement(self.operator, image, self.sigma), shape)
+        return Prepared(denoiser, grid, self.task.solver, finish, start)
+
+
+@dataclass(frozen=True)
+class PairedJob(Job):
+    """``image (B, C, H, W)`` in [0, 1]: a degraded picture, of which the network, or the process, or both are shown.
+
+    Args:
+        base: the denoiser.
+        solver, grid: any; the grid's times are of ``process``.
+        process: the process that the solver follows (Resfusion, RDDM, ...), answered by level matching where the denoiser's is another;
+            None: the denoiser's own.
+        condition: from the degraded picture, in the network's range, to what the network is shown; None: the picture alone.
+    """
+
+    base: Denoiser
+    solver: Solver
+    grid: Grid
+    size: tuple[int, int]
+    process: Process | None = None
+    channels: int = 3
+    condition: Callable[[Tensor], Tensor] | None = None
+    name = "paired"
+    correction = "none"
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.base
+
+    def around(self, denoiser: Denoiser) -> PairedJob:
+        return replace(self, base=denoiser)
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        return {"image": self.state}
+
+    @property
+    def state(self) -> Shape:
+        return (self.channels, *self.size)
+
+    def prepare(self, image: Tensor) -> Prepared:
+        d, process = self.base, self.process or self.base.process
+        y = d.from_unit(image)
+        if d.condition_channels:
+            d = d.conditioned(y if self.condition is None else self.condition(y))
+        holds = process.holds_image or d.process.holds_image
+        d = d.with_degraded(y) if d.process.holds_image else d
+        return Prepared(d, self.grid, self.solver, lambda x: d.to_unit(x).clamp(0, 1), None, process, y if holds else None)
+
+
+def ordered(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest (from 0) of each row of ``(B, n)``."""
+    n = values.shape[1]
+    return values.topk(n - k, dim=1).values[:, -1] if k >= n // 2 else -(-values).topk(k + 1, dim=1).values[:, -1]
+
+
+def quantile(values: Tensor, q: float) -> Tensor:
+    """``torch.quantile`` of each row of ``(B, n)``, by operators that graphs have."""
+    place = q * (values.shape[1] - 1)
+    low, high = ordered(values, math.floor(place)), ordered(values, math.ceil(place))
+    return low + (place - math.floor(place)) * (high - low)

@@ -1,0 +1,284 @@
+"""Whole restorations of every task in one graph: each computes what the host's loop computes."""
+
+import copy
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from diffusers import UNet2DModel
+from quant_helpers import one_thread, tiny_denoiser  # noqa: F401
+
+from export.exporter import export_restorer_bundle
+from export.jobs import LinearJob, PairedJob, ordered, quantile
+from export.jobs_hsi import EigenImageJob
+from export.jobs_mri import MRIJob
+from export.providers import open_session
+from export.restorer import export_restorer, run_job
+from export.session import Restorer
+from quant.quantize import quantize
+from quant.trajectory import record
+from restoration.hyperspectral import HyperspectralTask
+from restoration.measurement import Measurement
+from restoration.metrics import psnr
+from restoration.mri.consistency import agree
+from restoration.mri.real import RealSense, coil_pairs
+from restoration.mri.sense import Sense, SingleCoil, cartesian, to_channels
+from restoration.mri.simulation import ring_maps
+from restoration.mri.task import MRI
+from restoration.operators import Denoising
+from restoration.posterior import CORRECTIONS
+from restoration.separable import Bicubic, Blur, gaussian_kernel
+from restoration.task import sample
+from solvers.ddim import DDIM
+from solvers.denoiser import Denoiser
+from solvers.evodiff import EVODiff
+from solvers.grid import trailing
+from solvers.process import VP
+from solvers.resfusion import Resfusion, ResfusionSampler
+from solvers.solver import randn, solve
+
+CPU = ["CPUExecutionProvider"]
+SIZE = (24, 32)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(channels: int, condition: int, outputs: int | None = None) -> UNet2DModel:
+    torch.manual_seed(0)
+    made = UNet2DModel(
+        in_channels=channels + condition,
+        out_channels=outputs or channels,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        add_attention=False,
+    )
+    return made.eval().requires_grad_(False)
+
+
+def denoiser_of(channels: int, condition: int = 0, **options) -> Denoiser:
+    process = VP.cosine(100, zero_terminal_snr=True)
+    return Denoiser(network(channels, condition), process, "v_prediction", multiple=2, condition_channels=condition, **options)
+
+
+def run_graph(job, seed: int, **inputs) -> tuple[np.ndarray, object]:
+    """The graph's answer with the noise that a host run with this seed draws."""
+    model, module = export_restorer(job)
+    session = open_session(ir.to_proto(model).SerializeToString(), CPU, threads=1)
+    generator = torch.Generator().manual_seed(seed)
+    noise = [randn((1, *job.state), generator) for _ in range(module.draws)]
+    feed = {name: value.numpy() for name, value in inputs.items()} | ({"noise": torch.stack(noise).numpy()} if noise else {})
+    return session.run(["restored"], feed)[0], module
+
+
+def smooth(channels: int, size, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.interpolate(torch.rand(1, channels, 5, 5, generator=g), size=size, mode="bilinear")
+
+
+# -- linear operators ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Steered:
+    """The least that a linear job asks of a task: an unconditional network, steered by a correction."""
+
+    denoiser: Denoiser
+    solver: object = field(default_factory=DDIM)
+    num_inference_steps: int = 3
+    grid: str = "trailing"
+    correction: str | None = None
+    tile: int = 512
+
+    def prepare(self, measurement, shape):
+        d = self.denoiser
+        m = measurement.in_range(*d.value_range, like=torch.zeros(shape))
+        grid = trailing(d.process, self.num_inference_steps)
+        if isinstance(m.operator, Denoising):
+            t = grid.times[1]
+            return d, d.process.a(t) * m.y, replace(grid, times=grid.times[1:]), lambda x: d.to_unit(x).clamp(0, 1)
+        corrected = CORRECTIONS[self.correction](d, m)
+        return corrected, None, grid, lambda x: d.to_unit(x).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "sigma", "correction", "solver"),
+    [
+        ("superresolve", Bicubic(SIZE, 4), 0.0, "ddnm", DDIM()),
+        ("superresolve", Bicubic(SIZE, 2), 0.05, "diffpir", EVODiff()),
+        # mild: the pseudo-inverse of a strong blur amplifies single precision's rounding beyond 1e-4 on both sides
+        ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "diffpir", DDIM(eta=1.0)),
+        ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "ddrm", DDIM()),
+        ("denoise", Denoising(), 0.1, None, DDIM()),
+    ],
+)
+def test_linear_operators_trace(name, operator, sigma, correction, solver):
+    task = Steered(denoiser_of(3), solver, correction=correction)
+    job = LinearJob(task, operator, SIZE, sigma, name, {"operator": type(operator).__name__})
+    y = operator.A(smooth(3, SIZE))
+    ours, module = run_graph(job, 3, image=y)
+    d, start, grid, finish = task.prepare(Measurement(operator, y, sigma), (1, 3, *SIZE))
+    generator = torch.Generator().manual_seed(3)
+    x = d.process.b(grid.times[0]) * randn((1, 3, *SIZE), generator) if start is None else start
+    host = solve(solver, d, x, grid, generator=[generator])
+    np.testing.assert_allclose(ours, finish(host.x0).numpy(), atol=1e-4)
+    assert module.calls == host.nfe
+    assert ("noise" in module.names) == (start is None)
+
+
+# -- pairs ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_paired_runs_trace_natively_and_by_level_matching():
+    process = Resfusion.scheduled("linear", 12)
+    native = Denoiser(network(3, 3), process, "resnoise", multiple=2, condition_channels=3)
+    matched = denoiser_of(3, 3)
+    y = smooth(3, SIZE)
+    for base, solver in ((native, ResfusionSampler()), (native, DDIM()), (matched, ResfusionSampler()), (matched, EVODiff())):
+        grid = trailing(process, 4)
+        ours, _ = run_graph(PairedJob(base, solver, grid, SIZE, process), 5, image=y)
+        unit = base.from_unit(y)
+        host = sample(
+            base.conditioned(unit),
+            (3, *SIZE),
+            grid,
+            solver,
+            seed=5,
+            process=process,
+            y=unit,
+            finish=lambda x, d=base: d.to_unit(x).clamp(0, 1),
+        )
+        np.testing.assert_allclose(ours, host.samples.numpy(), atol=1e-4)
+
+
+# -- MRI -----------------------------------------------------------------------------------------------------------------------------
+
+
+def scan(coils: int, size=(32, 36), sigma: float = 0.01, seed: int = 0):
+    """k-space of a smooth complex image, its maps and mask."""
+    maps = ring_maps(coils, size, np.random.default_rng(seed)).to(torch.complex64) if coils > 1 else None
+    mask = (torch.rand(size[1], generator=torch.Generator().manual_seed(seed)) > 0.4).float().expand(size).clone()
+    mask[:, size[1] // 2 - 4 : size[1] // 2 + 4] = 1
+    operator = SingleCoil(mask) if maps is None else Sense(mask, maps)
+    image = smooth(2, size, seed) - 0.3
+    y = operator.A(image)
+    y = y + sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed + 1)) * mask
+    return torch.complex(*y[0].chunk(2)), mask, maps
+
+
+@pytest.mark.parametrize(("coils", "exact"), [(1, True), (1, False), (3, False)])
+def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
+    # the host stops conjugate gradients at 1e-5 of the residual, 1e-4 of the image: here it goes on
+    monkeypatch.setattr("restoration.mri.task.cartesian", lambda *a, **_: cartesian(*a, tolerance=1e-7, max_iterations=400))
+    sigma = 0.0 if exact else 0.03
+    kspace, mask, maps = scan(coils, sigma=sigma)
+    task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2 if coils == 1 else 1)
+    host = task(kspace, mask, maps, sigma=sigma, seed=1)
+    inputs = {"kspace": to_channels(kspace[None]), "mask": mask[None, None]}
+    inputs |= {} if maps is None else {"maps": to_channels(maps[None])}
+    inputs |= {} if exact else {"sigma": torch.full((1, 1, 1, 1), sigma)}
+    ours, module = run_graph(MRIJob(task, coils, tuple(mask.shape), exact, iterations=30), 1, **inputs)
+    assert module.names == (*inputs, "noise")
+    np.testing.assert_allclose(ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_slices_of_a_batch_keep_their_own_scale(coils):
+    kspace, mask, maps = scan(coils)
+    job = MRIJob(MRI(denoiser_of(2, 7, residual=True)), coils, tuple(mask.shape), iterations=20)
+    inputs = {"kspace": to_channels(kspace[None]), "sigma": torch.full((1, 1, 1, 1), 0.01)}
+    pair = {name: torch.cat([value, 4 * value]) for name, value in inputs.items()} | {"mask": mask.expand(2, 1, *mask.shape)}
+    pair |= {} if maps is None else {"maps": to_channels(maps[None]).expand(2, -1, -1, -1)}
+    noise = torch.randn(1, *job.state, generator=torch.Generator().manual_seed(0))
+    one, four = run_job(job, pair, lambda shape: noise.expand(shape))
+    torch.testing.assert_close(four, 4 * one, atol=1e-4, rtol=1e-4)  # a power of two: rounding is the same
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.3, 5.0])
+def test_real_sense_is_sense(sigma):
+    """All proximal steps from one Krylov space: the host's, which solves one after the other to a tolerance."""
+    kspace, mask, maps = scan(3, sigma=0.2)
+    x, y = smooth(2, mask.shape, 7), to_channels(kspace[None])
+    complex_, real = Sense(mask, maps), RealSense(mask[None, None], to_channels(maps[None]), 80)
+    torch.testing.assert_close(real.A(x), coil_pairs(complex_.A(x)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(real.A_adjoint(coil_pairs(y)), complex_.A_adjoint(y), atol=1e-5, rtol=0)
+    ours = real.agree(x, coil_pairs(y), torch.full((1, 1, 1, 1), sigma))
+    torch.testing.assert_close(ours, agree(x, Measurement(complex_, y, sigma)), atol=2e-4, rtol=0)
+    assert (ours == x).all() == (sigma == 5.0)  # an image that explains the data within the noise stays
+
+
+def test_quantiles_are_torchs():
+    g = torch.Generator().manual_seed(0)
+    for count in (5, 8, 101):
+        values = torch.randn(3, count, generator=g)
+        for q in (0.0, 0.3, 0.5, 0.99, 1.0):
+            torch.testing.assert_close(quantile(values, q), torch.quantile(values, q, dim=1))
+        torch.testing.assert_close(ordered(values, (count - 1) // 2), values.median(1).values)
+
+
+# -- eigen-images --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_eigen_images_are_the_host_step(symmetries):
+    d = denoiser_of(1)
+    time = 12.0
+    exported = copy.copy(d)
+    exported.network = copy.copy(d.network)
+    exported.network.__dict__["timesteps"] = (time,)  # what an exported network tells the host
+    task = HyperspectralTask(d, symmetries=symmetries)
+    images = torch.cat([3 + 2 * smooth(1, SIZE, 1), 0.2 * smooth(1, SIZE, 2) - 7])
+    level = torch.tensor([0.2, 0.03])
+    host, calls = replace(task, denoiser=exported).denoise(
+        images[:, 0].numpy(), np.square(level.numpy())[:, None, None] * np.ones((2, *SIZE))
+    )
+    ours, module = run_graph(EigenImageJob(task, time, SIZE), 0, image=images, level=level[:, None, None, None])
+    assert module.names == ("image", "level")
+    assert module.calls == symmetries == calls // 2
+    np.testing.assert_allclose(ours[:, 0], host, atol=1e-4)
+
+
+# -- bundles -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_integer_mri_bundle_keeps_the_simulated_image(tmp_path):
+    """The bundle's int8 run against the host's loop around the simulated network."""
+    kspace, mask, maps = scan(1)
+    task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2)
+    with record(task.denoiser, seed=0, solver="ddim", task="mri") as recorder:
+        for k in range(3):
+            task(*scan(1, seed=k), sigma=0.01, seed=k)
+    quantized = quantize(task.denoiser.network, recorder.result())
+    simulated = copy.copy(task.denoiser)
+    simulated.network = quantized.simulating("cpu")
+    host = replace(task, denoiser=simulated)(kspace, mask, maps, sigma=0.01, seed=4).magnitude
+    export_restorer_bundle(MRIJob(task, 1, tuple(mask.shape)), tmp_path / "mri", target="cpu", quantized=quantized)
+    restorer = Restorer(tmp_path / "mri", threads=1)
+    assert restorer.bundle.run.task == "mri"
+    assert restorer.integer_convs() == restorer.bundle.planned == 2 * len(quantized.names)
+    inputs = {"kspace": to_channels(kspace[None])[0], "mask": mask[None]}
+    ours = restorer.restore(inputs | {"sigma": torch.full((1, 1, 1), 0.01)}, seed=4)
+    magnitude, peak = ours.mean.square().sum(0).sqrt(), float(host.max())
+    assert psnr(magnitude.numpy() / peak, host.numpy() / peak) > 50
+    assert ours.nfe == 2
+    with pytest.raises(ValueError, match="kspace, mask, sigma"):
+        restorer.restore(inputs)
+    with pytest.raises(ValueError, match=r"mask must be \(1, 32, 36\)"):
+        restorer.restore(inputs | {"mask": mask, "sigma": torch.zeros(1, 1, 1)})
+    with pytest.raises(ValueError, match="inpaint"):
+        restorer(torch.zeros(3, 32, 36), mask)
+
+
+def test_jobs_refuse_what_cannot_be_a_graph():
+    with pytest.raises(ValueError, match="differentiates the network"):
+        export_restorer(LinearJob(Steered(denoiser_of(3), correction="dps"), Bicubic(SIZE, 4), SIZE))
+    with pytest.raises(ValueError, match="singular system"):
+        export_restorer(MRIJob(MRI(denoiser_of(2, 7)), 2, SIZE, exact=True))
+    with pytest.raises(ValueError, match="7 condition channels"):
+        export_restorer(MRIJob(MRI(denoiser_of(2)), 1, SIZE))
+    with pytest.raises(ValueError, match="once"):
+        export_restorer(EigenImageJob(HyperspectralTask(denoiser_of(1), num_inference_steps=2), 12.0, SIZE))

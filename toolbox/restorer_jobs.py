@@ -1,0 +1,127 @@
+"""The restorer graphs of the command line: a job by its task's name, and measurements of pictures to verify one on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.jobs import InpaintingJob, Job, LinearJob
+from restoration.inpainting import InpaintingTask
+from restoration.operators import Denoising
+from restoration.separable import Bicubic, Blur, gaussian_kernel
+from solvers import solver_by_name
+from solvers.denoiser import Denoiser
+
+TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "hsi")
+
+
+def make_job(
+    denoiser: Denoiser,
+    task: str,
+    *,
+    solver: str = "ddim",
+    steps: int = 5,
+    grid: str = "trailing",
+    correction: str | None = None,
+    sigma: float = 0.0,
+    size: tuple[int, int] = (256, 256),
+    factor: int = 4,
+    blur: float = 1.6,
+    coils: int = 1,
+    timesteps: tuple[float, ...] = (),
+) -> Job:
+    """What ``restobox export --restorer --task`` bakes in.
+
+    Args:
+        sigma: noise of the data in units of [0, 1]; ``mri``: 0 with one coil = exact data, else the noise is an input; ``hsi``: the
+            noise, relative to a plane's contrast, that the network is asked at (0.1 if 0).
+        factor, blur, coils: of ``superresolve``, ``deblur`` (standard deviation in pixels) and ``mri``.
+        timesteps: that scales were calibrated at: ``hsi`` asks at the nearest of them.
+
+    Raises:
+        ValueError: an unknown task, or what the task refuses.
+    """
+    run = {"solver": solver_by_name(solver), "num_inference_steps": steps, "grid": grid, "correction": correction}
+    if task == "inpaint":
+        return InpaintingJob(InpaintingTask(denoiser, **run), size, sigma)
+    if task == "mri":
+        from export.jobs_mri import MRIJob
+        from restoration.mri.task import MRI
+
+        return MRIJob(MRI(denoiser, **run), coils, size, exact=sigma == 0 and coils == 1)
+    if task == "hsi":
+        from export.jobs_hsi import EigenImageJob
+        from restoration.hyperspectral import HyperspectralTask
+
+        low, high = denoiser.value_range
+        level = -2 * math.log((sigma or 0.1) * (high - low) / 2)
+        known = [t for t in timesteps if denoiser.process.a(t) > 0]
+        time = min(known, key=lambda t: abs(denoiser.process.log_snr(t) - level)) if known else denoiser.process.time_at(level)
+        return EigenImageJob(HyperspectralTask(denoiser, symmetries=1), time, size)
+    operators = {
+        "denoise": lambda: (Denoising(), {}),
+        "superresolve": lambda: (Bicubic(size, factor), {"factor": float(factor)}),
+        "deblur": lambda: (Blur(size, gaussian_kernel(blur).tolist()), {"blur": blur}),
+    }
+    if task not in operators:
+        raise ValueError(f"task {task!r} is unknown; known: {', '.join(TASKS)}")
+    from restoration.linear import LinearTask
+
+    operator, numbers = operators[task]()
+    return LinearJob(LinearTask(denoiser, **run), operator, size, sigma, task, {"operator": type(operator).__name__} | numbers)
+
+
+def measure(job: Job, picture: np.ndarray, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """A measurement ``(1, ...)`` of a picture ``(3, H, W)`` of the job's size, and the truth that the result ``(1, ...)`` is compared with.
+
+    MRI sees the grey picture as magnitude under a smooth phase through a ring of coils, every second line and the centre sampled;
+    eigen-images the grey picture with noise.
+    """
+    g, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    image = torch.from_numpy(np.ascontiguousarray(picture))[None].float()
+    grey = image.mean(1, keepdim=True)
+    if isinstance(job, LinearJob):
+        y = job.operator.A(image)
+        return {"image": y + job.sigma * torch.randn(y.shape, generator=g)}, image
+    if job.name == "hsi":
+        level = 0.05
+        return {"image": grey + level * torch.randn(grey.shape, generator=g), "level": torch.full((1, 1, 1, 1), level)}, grey
+    if job.name != "mri":
+        raise ValueError(f"restorers of task {job.name} are verified on their own data")
+    from restoration.mri.sense import to_channels
+    from restoration.mri.simulation import ring_maps, simulate_kspace, smooth_phase
+
+    size = job.size
+    maps = ring_maps(job.coils, size, rng).to(torch.complex64) if job.coils > 1 else None
+    x = torch.polar(grey[0, 0], smooth_phase(size, rng).to(grey).reshape(size))
+    mask = torch.zeros(size)
+    mask[:, ::2] = 1
+    mask[:, size[1] // 2 - size[1] // 16 : size[1] // 2 + size[1] // 16] = 1
+    sigma = 0.0 if job.exact else 0.005
+    _, y = simulate_kspace(x, maps, mask, sigma, g)
+    found = {"kspace": y.float(), "mask": mask[None, None]}
+    found |= {} if maps is None else {"maps": to_channels(maps[None])}
+    found |= {} if job.exact else {"sigma": torch.full((1, 1, 1, 1), sigma)}
+    return found, to_channels(x[None, None]).float()
+
+
+def simulated(job: Job, network) -> Job:
+    """The same job around the simulated 8-bit network."""
+    denoiser = job.denoiser
+    shown = type(denoiser).__new__(type(denoiser))
+    shown.__dict__ |= denoiser.__dict__ | {"network": network}
+    return job.around(shown)
+
+
+def record_of(run) -> dict:
+    """The settings of :func:`make_job` that a bundle's ``run`` was made with."""
+    numbers = {key: run.operator[key] for key in ("factor", "blur") if key in run.operator}
+    coils = run.inputs.get("kspace", [2])[0] // 2
+    sigma = run.sigma if run.task != "mri" else float("sigma" in run.inputs)
+    correction = None if run.correction == ("consistency" if run.task == "mri" else "none") else run.correction
+    found = {"solver": run.solver, "steps": run.steps, "grid": run.grid, "correction": correction, "sigma": sigma, "coils": coils}
+    found |= {"size": (run.height, run.width)} | ({"factor": int(numbers["factor"])} if "factor" in numbers else {})
+    return found | ({"blur": numbers["blur"]} if "blur" in numbers else {})
