@@ -44,7 +44,8 @@ def export_model(denoiser: Denoiser, *, target: str = "float", quantized: Quanti
     check_target(denoiser, target, quantized)
     kind, network = "timestep", _structure(denoiser, quantized)
     if timesteps:
-        kind, network = "step", step_network(network, temporal_table(network, timesteps))
+        table = temporal_table(network, timesteps) if quantized is None else quantized.tabulate(timesteps)
+        kind, network = "step", step_network(network, table)
     return finish(export_graph(network, input_channels(denoiser), kind=kind, multiple=denoiser.multiple), target, quantized)
 
 
@@ -94,8 +95,8 @@ def export_bundle(
     """Export a denoiser's network and write the bundle that :class:`export.session.Session` runs.
 
     Args:
-        timesteps: for a step graph; an empty list asks for a timestep graph. None: the calibrated timesteps where the recipe says
-            ``temporal="table"``, a timestep graph otherwise.
+        timesteps: for a step graph; an empty list asks for a timestep graph. None: the calibrated timesteps where the recipe puts
+            them into a table, a timestep graph otherwise.
         seed: of the calibration, for the provenance.
         card: text put at the head of the model card.
 
@@ -104,7 +105,7 @@ def export_bundle(
         FileExistsError: ``folder`` exists and is no bundle.
     """
     if timesteps is None:
-        timesteps = quantized.timesteps if quantized is not None and quantized.recipe.temporal == "table" else ()
+        timesteps = quantized.timesteps if quantized is not None and quantized.recipe.temporal != "float" else ()
     proto = export_model(denoiser, target=target, quantized=quantized, timesteps=timesteps)
     graph = {"graph": "step" if timesteps else "timestep", "timesteps": [float(t) for t in timesteps]}
     return _write(denoiser, folder, proto, target, quantized, seed, card, graph)
@@ -137,7 +138,8 @@ def export_restorer_bundle(
     calibrated = None if quantized is None else quantized.timesteps
     shown = copy.copy(denoiser)
     shown.network = _structure(denoiser, quantized)
-    model, module = export_restorer(job.around(shown), estimates=estimates, timesteps=calibrated)
+    tabulate = temporal_table if quantized is None else lambda network, timesteps: quantized.tabulate(timesteps)
+    model, module = export_restorer(job.around(shown), estimates=estimates, timesteps=calibrated, tabulate=tabulate)
     task = getattr(job, "task", job)
     run = Run(
         task=job.name,

@@ -26,6 +26,7 @@ class RestorerNetwork(nn.Module):
     Args:
         job: what to run.
         estimates: also return the image estimate of every answer, ``(answers, B, C, H, W)``, not clamped.
+        tabulate: from the network and its timesteps to the temporal table.
 
     Attributes:
         timesteps: times that the network is asked at, in order.
@@ -36,13 +37,13 @@ class RestorerNetwork(nn.Module):
         ValueError: a correction that differentiates the network, or a network without a temporal table.
     """
 
-    def __init__(self, job: Job, estimates: bool = False):
+    def __init__(self, job: Job, estimates: bool = False, tabulate: Callable = temporal_table):
         super().__init__()
         job.check()
         self.estimates = estimates
         asked, self.draws = _dry_run(job)
         self.calls, self.timesteps = len(asked), tuple(dict.fromkeys(asked))
-        traced = _Traced(job.denoiser, self.timesteps)
+        traced = _Traced(job.denoiser, self.timesteps, tabulate)
         self.network = traced.network
         self.job = job.around(traced)
         self.names = (*job.inputs, *(("noise",) if self.draws else ()))
@@ -72,10 +73,10 @@ def run_job(job: Job, inputs: dict[str, Tensor], draw: Callable[..., Tensor], ca
 class _Traced(Denoiser):
     """A denoiser that asks its network for table rows: the number of a row is a constant of the graph, a time would need its layers."""
 
-    def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...]):
+    def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], tabulate: Callable):
         self.__dict__ |= denoiser.__dict__
         self.timesteps = timesteps
-        self.network = step_network(denoiser.network, temporal_table(denoiser.network, timesteps))
+        self.network = step_network(denoiser.network, tabulate(denoiser.network, timesteps))
 
     def call_network(self, z: Tensor, t) -> Tensor:
         # one row for the whole batch: it broadcasts, and folds into the graph's constants
@@ -83,7 +84,7 @@ class _Traced(Denoiser):
         return out if isinstance(out, Tensor) else out.sample
 
 
-def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[float] | None = None):
+def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[float] | None = None, tabulate: Callable = temporal_table):
     """The float ONNX graph of a whole run.
 
     Inputs are the job's and ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up to 63. Sizes are fixed, as engines
@@ -93,6 +94,7 @@ def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[fl
         job: task, solver, steps, grid, correction and size to bake in.
         estimates: also return every answer's image estimate.
         timesteps: the times that scales were calibrated at; a run that asks at another is refused.
+        tabulate: see :class:`RestorerNetwork`.
 
     Returns:
         ``(onnx_ir.Model, RestorerNetwork)``: the graph, and the module it was traced from.
@@ -103,7 +105,7 @@ def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[fl
     size, unit = job.state[1:], job.denoiser.fold * job.denoiser.multiple
     if min(size) < unit or size[0] % unit or size[1] % unit or size[0] * size[1] > MOST_PIXELS:
         raise ValueError(f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got {size[0]} x {size[1]}")
-    module = RestorerNetwork(job, estimates).eval()
+    module = RestorerNetwork(job, estimates, tabulate).eval()
     if timesteps is not None:
         for t in module.timesteps:
             row_of(timesteps, t)

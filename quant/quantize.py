@@ -8,7 +8,7 @@ brevitas supplies the quantizers (rounding to even, clamping, fixed scales); the
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +24,7 @@ from quant.recipe import FLOAT_LAYERS, OPTIONAL_LAYERS, QuantRecipe
 from quant.reconstruction import fingerprint_of, reconstruct
 from quant.rounding import gptq
 from quant.split import split_shortcuts
-from quant.temporal import TemporalTable, step_network, temporal_block
+from quant.temporal import TemporalTable, step_network, temporal_block, temporal_table
 from quant.tfmq import table_of
 from quant.tiar import quantized_table
 from quant.trajectory import CalibrationSet, network_hash
@@ -88,6 +88,17 @@ class QuantizedNetwork(nn.Module):
     def use_table(self, table: TemporalTable) -> None:
         """Put ``table`` in the place of the temporal layers."""
         self.network, self.table = step_network(self.network, table), table
+
+    def tabulate(self, timesteps: Sequence[float]) -> TemporalTable:
+        """The features that a graph for ``timesteps`` holds: exact, or rows of :attr:`table`.
+
+        Raises:
+            ValueError: a timestep that was not calibrated, where features are quantized.
+        """
+        if self.table is None:
+            return temporal_table(self.float_network, timesteps)
+        rows = [self.table.index(t) for t in timesteps]
+        return TemporalTable(timesteps, self.table.features[rows], self.table.slices)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         if self.table is not None:

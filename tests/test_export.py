@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 
 from export.bundle import MANIFEST, NETWORK, read_bundle, set_parity
@@ -139,6 +140,19 @@ def test_every_planned_conv_runs_on_integers_and_errors_agree(bundles, denoiser,
     assert json.loads(json.dumps(content))["speedup"] == pytest.approx(parity.float_ms / parity.ms)
     set_parity(bundles / "cpu", content)
     assert read_bundle(bundles / "cpu").parity["fused"] == parity.fused
+
+
+def test_quantized_temporal_features_are_in_the_graph(tmp_path, denoiser, calibration):
+    made = quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4, temporal="fsc"))
+    export_bundle(denoiser, tmp_path / "b", target="cpu", quantized=made)
+    session = Session(tmp_path / "b", threads=1)
+    for x, t in calibration.batches():
+        exact = made.float_network(x, t).sample
+        simulated, real = ((out - exact).norm() for out in (made.simulating("cpu")(x, t), session.network(x, t)))
+        assert float(real) == pytest.approx(float(simulated), rel=0.1)
+    names = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "b" / "network.onnx").graph.initializer}
+    held = next(v for v in names.values() if v.shape == tuple(made.table.features.shape))
+    np.testing.assert_array_equal(held, made.table.features.numpy())
 
 
 def test_parity_limits_name_what_failed(bundles, denoiser, quantized, calibration):
