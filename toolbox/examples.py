@@ -17,6 +17,7 @@ from solvers.denoiser import Denoiser
 from solvers.process import VP
 from toolbox.mri_training import Scans
 from toolbox.recipe import Recipe
+from toolbox.ultrasound_training import UltrasoundExamples
 
 
 class Patches:
@@ -121,9 +122,7 @@ class GreyExamples:
 
     def times(self, count: int, rng: np.random.Generator) -> Tensor:
         """Levels spread evenly in the logarithm of the noise."""
-        process = VP.from_diffusers(self.recipe.process.scheduler_config())
-        log_kappa = rng.uniform(*np.log([self.recipe.noise.lowest, self.recipe.noise.highest]), size=count)
-        return torch.tensor([process.time_at(-2 * k) for k in log_kappa], dtype=torch.float32)
+        return self.recipe.noise.times(VP.from_diffusers(self.recipe.process.scheduler_config()), count, rng)
 
 
 def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Generator) -> Tensor:
@@ -143,4 +142,4 @@ def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Gene
     return out.clamp(0, 1)
 
 
-EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples, "denoising": GreyExamples}
+EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples, "denoising": GreyExamples, "ultrasound": UltrasoundExamples}
