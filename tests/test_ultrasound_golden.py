@@ -11,7 +11,7 @@ from restoration.ultrasound.companding import a_law, a_law_inverse, mu_law, mu_l
 from restoration.ultrasound.metrics import gcnr, ks
 from restoration.ultrasound.patches import cut, stitch
 from restoration.ultrasound.released import ReleasedSampler, ReleasedVP, SimpleVE
-from tests.conftest import golden
+from conftest import golden
 
 
 def cases(arrays, family):

@@ -20,6 +20,10 @@ MAX_FRAMES = 100_000
 MINIMUM_SIDE = 32
 
 
+class _Refused(ValueError):
+    """Content that is refused although the file could be read."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """A clip of B-mode frames.
@@ -186,7 +190,9 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
 
     try:
         with h5py.File(path, "r") as file:
-            found = next((k for k in ("data/image", "data/envelope_data", "data/beamformed_data") if isinstance(file.get(k), h5py.Dataset)), None)
+            found = next(
+                (k for k in ("data/image", "data/envelope_data", "data/beamformed_data") if isinstance(file.get(k), h5py.Dataset)), None
+            )
             if found is None:
                 raw = " (it holds data/raw_data: beamform it first)" if "data/raw_data" in file else ""
                 raise ValueError(f"{path} holds none of data/image, data/envelope_data, data/beamformed_data{raw}")
@@ -221,10 +227,13 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
             raise ValueError(f"{path}: frame {k} holds NaN or infinite values")
         return values
 
+    # one scale for the whole clip, or its brightness would flicker: from up to eight frames
+    some = [load(k) for k in sorted({round(i) for i in np.linspace(0, count - 1, min(count, 8))})]
     if name == "image":
-        return Clip(count, (height, width), lambda k: _grey_values(load(k).reshape(height, width), path, dynamic_range), "HDF5 pictures")
-    # one reference for the whole clip, or its brightness would flicker: the largest of up to eight frames
-    reference = max(float(_amplitude(load(k)).max()) for k in sorted({round(i) for i in np.linspace(0, count - 1, min(count, 8))}))
+        low, span = _grey_scale(some, path, dynamic_range)
+        scaled = lambda k: np.clip((load(k).reshape(height, width) - low) / span, 0, 1).astype(np.float32)  # noqa: E731
+        return Clip(count, (height, width), scaled, "HDF5 pictures")
+    reference = max(float(_amplitude(values).max()) for values in some)
     return Clip(
         count,
         (height, width),
@@ -243,16 +252,17 @@ def _amplitude(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _grey_values(values: np.ndarray, path: Path, dynamic_range: float) -> np.ndarray:
-    if values.dtype.kind == "u":
-        return values.astype(np.float32) / np.iinfo(values.dtype).max
-    low, high = float(values.min()), float(values.max())
-    if 0 <= low and high <= 1:
-        return values.astype(np.float32)
+def _grey_scale(frames: list[np.ndarray], path: Path, dynamic_range: float) -> tuple[float, float]:
+    """Value of black, and how far above it white is."""
+    if frames[0].dtype.kind == "u":
+        return 0.0, float(np.iinfo(frames[0].dtype).max)
+    low, high = min(float(v.min()) for v in frames), max(float(v.max()) for v in frames)
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
     if high <= 0:  # dB below the brightest
-        return np.clip(1 + values.astype(np.float64) / dynamic_range, 0, 1).astype(np.float32)
-    if 0 <= low and high <= 255:
-        return values.astype(np.float32) / 255
+        return -dynamic_range, dynamic_range
+    if low >= 0 and high <= 255:
+        return 0.0, 255.0
     raise ValueError(f"{path}: grey values from {low:.4g} to {high:.4g} are neither in [0, 1], in [0, 255] nor in dB (at most 0)")
 
 
@@ -261,20 +271,21 @@ def _grey_values(values: np.ndarray, path: Path, dynamic_range: float) -> np.nda
 
 def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
     from scipy.io import loadmat, whosmat
-    from scipy.io.matlab import MatReadError
 
     try:
         shapes = {name: shape for name, shape, _ in whosmat(path)}
         key = next((k for k in ("RF2", "RF") if k in shapes), None)
         if key is None:
-            raise ValueError(f"{path} holds no channel data: RF or RF2 (samples, elements, acquisitions) is needed; found {', '.join(shapes) or 'nothing'}")
+            raise _Refused(f"{path} holds no channel data: RF or RF2 (samples, elements, acquisitions) is needed; found {list(shapes)}")
         if int(np.prod(shapes[key])) > MAX_PIXELS:
-            raise ValueError(f"{path}: {key} of shape {shapes[key]} is too large; at most {MAX_PIXELS} samples are accepted")
+            raise _Refused(f"{path}: {key} of shape {shapes[key]} is too large; at most {MAX_PIXELS} samples are accepted")
         names = [n for n in (key.replace("RF", "param"), "param", "params") if n in shapes]
         content = loadmat(path, variable_names=[key, *names], squeeze_me=True, chars_as_strings=True)
     except NotImplementedError as error:  # MATLAB 7.3
         raise ValueError(f"{path} is a MATLAB 7.3 file; save it with -v7") from error
-    except (MatReadError, TypeError, OSError, EOFError) as error:
+    except _Refused:
+        raise
+    except Exception as error:  # scipy's parser raises whatever the bytes lead it to
         raise ValueError(f"{path} can't be read as a .mat file: {_first_line(error)}") from error
     rf = np.asarray(content[key])
     rf = rf[..., None] if rf.ndim == 2 else rf

@@ -60,6 +60,7 @@ def simulate_haze(
         haze = pattern.draw(rng) + 0.3 * multipath_clutter(beams * phase, paths, rng)
         if sector is not None:
             phase, haze = sector.to_cartesian(phase), sector.to_cartesian(haze)
+            phase = np.where(phase == 0, 1, phase)  # outside: the picture as it is
         looks.append(np.abs(amplitude * phase / np.maximum(np.abs(phase), 1e-6) + strength * haze) ** 2)
     return log_compress(np.sqrt(np.mean(looks, axis=0)), dynamic_range, reference=1.0).astype(np.float32)
 

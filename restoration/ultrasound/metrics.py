@@ -10,7 +10,7 @@ import numpy as np
 
 
 def gcnr(x, y, bins: int = 256) -> float:
-    """Generalised contrast-to-noise ratio (Rodriguez-Molares et al. 2020): ``1 - sum min(f, g)`` of the regions' histograms over common bins.
+    """Generalised contrast-to-noise ratio (Rodriguez-Molares et al. 2020): ``1 - sum min(f, g)``, histograms over common bins.
 
     0: no threshold tells the regions apart; 1: one does without error. Does not change under monotonic grey curves but for the binning.
 

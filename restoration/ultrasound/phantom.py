@@ -73,7 +73,9 @@ def _anatomy(sector: Sector, samples: int, beams: int, rng: np.random.Generator)
     gain = np.zeros((samples, beams))
     for _ in range(rng.integers(0, 3)):  # shadows of ribs and lung
         middle, half = rng.uniform(*sector.angles), rng.uniform(0.03, 0.3)
-        gain = gain - rng.uniform(8, 45) * _step(half - np.abs(angle - middle), rng.uniform(0.02, 0.08)) * _step(radius - rng.uniform(0, 0.5), 0.05)
+        gain = gain - rng.uniform(8, 45) * _step(half - np.abs(angle - middle), rng.uniform(0.02, 0.08)) * _step(
+            radius - rng.uniform(0, 0.5), 0.05
+        )
     side = rng.uniform(0.02, 0.2)
     gain = gain - rng.uniform(0, 30) * (np.exp(-(angle - sector.angles[0]) / side) + np.exp(-(sector.angles[1] - angle) / side))
     gain = gain - rng.uniform(-5, 25) * np.clip(radius - rng.uniform(0.3, 0.9), 0, None)
