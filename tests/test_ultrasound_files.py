@@ -96,6 +96,14 @@ def test_sizes_are_checked_before_decoding(tmp_path):
         read_clip(tmp_path / "a.h5")
 
 
+def test_values_in_other_files_are_refused(tmp_path):
+    hdf5(tmp_path / "other.h5", clip())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data/image"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "data/image")
+    with pytest.raises(ValueError, match="another file"):
+        read_clip(tmp_path / "a.h5")
+
+
 def test_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_clip(tmp_path / "none.h5")

@@ -196,6 +196,9 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
             if found is None:
                 raw = " (it holds data/raw_data: beamform it first)" if "data/raw_data" in file else ""
                 raise ValueError(f"{path} holds none of data/image, data/envelope_data, data/beamformed_data{raw}")
+            links = [file.get(name, getlink=True) for name in ("data", found)]
+            if not all(isinstance(link, h5py.HardLink) for link in links) or file[found].external or file[found].is_virtual:
+                raise ValueError(f"{path}: {found} keeps its values in another file; only data inside the file are read")
             shape, kind = file[found].shape, file[found].dtype
     except OSError as error:
         raise ValueError(f"{path} can't be read as HDF5: {_first_line(error)}") from error
