@@ -14,13 +14,14 @@ from restoration.measurement import Measurement
 from restoration.operators import spectral_filter
 from restoration.posterior import CORRECTIONS, MMPS, DiffPIR
 from restoration.ultrasound.bmode import Sector, amplitude_of, envelope, find_sector, log_compress
-from restoration.ultrasound.clip import ask_together, restore_clip, similar
+from restoration.ultrasound.clip import ask_together, enter, restore_clip, similar
 from restoration.ultrasound.companding import a_law, a_law_inverse, mu_law, mu_law_inverse
 from restoration.ultrasound.haze import simulate_haze
 from restoration.ultrasound.joint import JointDenoiser, Superposition
 from restoration.ultrasound.metrics import anatomical_regions, boxes_mask, cnr, contrast, gcnr, ks, read_regions
 from restoration.ultrasound.patches import cut, stitch
 from restoration.ultrasound.phantom import simulate_tissue
+from restoration.ultrasound.split import power_split
 from restoration.ultrasound.task import UltrasoundTask
 from solvers import DDIM, PNDM, VP, GaussianMixture
 from solvers.continuous import ContinuousVP
@@ -53,7 +54,7 @@ def toy_task(**options):
     process = VP.cosine(zero_terminal_snr=True)
     tissue = Denoiser(Toy(0).eval(), process, "v_prediction", value_range=(-0.5, 1.5), data_std=0.5)
     haze = Denoiser(Toy(1).eval(), process, "v_prediction", value_range=(0.0, 2.0), data_std=0.3)
-    return UltrasoundTask(tissue, haze, **options)
+    return UltrasoundTask(tissue, haze, **({"num_inference_steps": 8, "start": "noise", "noisiest": 8.0} | options))
 
 
 def frames(count: int, height: int = 40, width: int = 36):
@@ -156,6 +157,28 @@ def test_result_explains_the_frame():
         assert result.nfe == 8
 
 
+def test_a_run_starts_from_the_split():
+    frame = frames(1)[0]
+    task = toy_task(start="split", noisiest=0.5, strength=0.7)
+    x, h = task.first_estimate(frame)[0]
+    tissue, haze = (x + 0.5) / 2, h / 2
+    torch.testing.assert_close(tissue + 0.7 * haze, frame, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(tissue, power_split(frame.numpy(), 0.7), atol=1e-6)
+
+
+def test_split_takes_the_veil_and_leaves_what_stands_out():
+    """A bright block in a flat veil: the veil goes, the block stays; without a veil nothing happens."""
+    rng = np.random.default_rng(0)
+    veil = 0.35 + 0.02 * rng.standard_normal((160, 160))
+    veil[60:100, 60:100] = 0.8
+    split = power_split(veil)
+    assert split[:50].mean() < 0.05
+    assert np.abs(split[66:94, 66:94] - 0.8).max() < 0.01
+    assert power_split(veil, 0.3)[:50].mean() > 0.2, "less strength takes less"
+    dark = np.where(veil > 0.6, veil, 0.0)
+    np.testing.assert_allclose(power_split(dark), dark, atol=1e-4)
+
+
 def test_samples_depend_on_their_own_seed_alone():
     frame, task = frames(1)[0], toy_task(num_inference_steps=3)
     three = task(frame, num_samples=3, seed=5)
@@ -196,6 +219,7 @@ def test_bad_frames(frame, message):
         ({"correction": "magic"}, "unknown"),
         ({"cleanest": 9.0}, "cleanest must be below"),
         ({"num_inference_steps": 0}, "at least one step"),
+        ({"start": "magic"}, "split or noise"),
         ({"tile": 64, "overlap": 40}, "less than half"),
     ],
 )
@@ -273,9 +297,8 @@ def test_warm_start_takes_fewer_steps_and_goes_on_from_the_last_frame():
     assert warm[0].nfe == 8
     assert warm[1].nfe == warm[2].nfe < 8
     torch.testing.assert_close(warm[0].image, cold[0].image, atol=0, rtol=0)
-    # entered at a level without noise, it stays where it was
-    still = list(restore_clip(toy_task(sigma=0.0, correction="ddnm", cleanest=1e-4), clip, warm_start=1e-4))
-    torch.testing.assert_close(still[1].image, still[0].image, atol=2e-3, rtol=0)
+    again = task.sample(clip[1], enter(task.nodes(), task, 0.3), torch.Generator().manual_seed(0), warm[0].state)
+    torch.testing.assert_close(warm[1].state, again.x0, atol=0, rtol=0)
 
 
 def test_a_cut_starts_afresh():

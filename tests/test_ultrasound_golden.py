@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from conftest import golden
 
 from restoration.ultrasound.companding import a_law, a_law_inverse, mu_law, mu_law_inverse
 from restoration.ultrasound.metrics import gcnr, ks
 from restoration.ultrasound.patches import cut, stitch
 from restoration.ultrasound.released import ReleasedSampler, ReleasedVP, SimpleVE
-from conftest import golden
 
 
 def cases(arrays, family):

@@ -13,11 +13,12 @@ from restoration.io.ultrasound import read_clip
 from restoration.metrics import psnr
 from restoration.ultrasound.haze import simulate_haze
 from restoration.ultrasound.metrics import anatomical_regions, cnr, gcnr, ks
+from restoration.ultrasound.split import power_split
 from restoration.ultrasound.task import UltrasoundTask
 from solvers import solver_by_name
 from toolbox.api import load
 
-CLASSICAL = ("hazy", "equalize", "clahe", "gamma", "nlm", "bm3d")
+CLASSICAL = ("hazy", "equalize", "clahe", "gamma", "nlm", "bm3d", "split")
 NOISE = 0.1  # standard deviation that NLM and BM3D are told: haze's own in a blood pool is about that
 
 
@@ -109,6 +110,7 @@ def _method(name: str, steps: int, solver: str, correction: str, num_samples: in
 
     return {
         "hazy": lambda hazy: hazy,
+        "split": power_split,  # what the models' runs start from
         "equalize": lambda hazy: exposure.equalize_hist(hazy, mask=hazy > 0) * (hazy > 0),
         "clahe": lambda hazy: exposure.equalize_adapthist(np.clip(hazy, 0, 1), clip_limit=0.02),
         "gamma": lambda hazy: hazy**2,

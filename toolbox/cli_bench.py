@@ -230,7 +230,7 @@ def bench_ultrasound(
         typer.Option(help="hazy, equalize, clahe, gamma, nlm, bm3d, or two models TISSUE+HAZE. [default: all, the shipped ones]"),
     ] = None,
     strength: Annotated[list[float] | None, typer.Option(help="Strengths of the simulated haze. [default: 0.5 1 2]")] = None,
-    steps: Steps = 8,
+    steps: Steps = 4,
     solver: Annotated[str, typer.Option(help="Solver.")] = "ddim",
     correction: Annotated[str, typer.Option(help="As in `restobox restore ultrasound`.")] = "diffpir",
     samples: Samples = 1,

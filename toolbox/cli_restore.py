@@ -192,7 +192,7 @@ def ultrasound(
     haze: Annotated[str, typer.Option(help="Haze prior.")] = "ultrasound-haze",
     sigma: Annotated[float, typer.Option(help="Noise that is neither tissue nor haze, in units of [0, 1].")] = 0.02,
     solver: Solver = "ddim",
-    steps: Steps = 8,
+    steps: Steps = 4,
     correction: Annotated[
         str, typer.Option(help="diffpir, ddnm+, ddrm, repaint; pigdm, dps, mmps differentiate the networks.")
     ] = "diffpir",

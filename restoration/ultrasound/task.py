@@ -15,6 +15,7 @@ from restoration.measurement import Measurement
 from restoration.posterior import CORRECTIONS
 from restoration.tiling import tiled
 from restoration.ultrasound.joint import JointDenoiser, Superposition
+from restoration.ultrasound.split import power_split
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid, explicit
@@ -50,19 +51,24 @@ class Dehazed:
 class UltrasoundTask:
     """Split a frame ``y = x + strength h + n`` into tissue x and haze h, each with a prior of its own.
 
+    A run starts from :func:`restoration.ultrasound.split.power_split`, noised to ``noisiest`` (Chung et al. 2022, "come closer, diffuse
+    faster"): started from pure noise, small priors don't tell haze from faint even tissue, and share the frame out between them.
+    ``start="noise"`` does that nevertheless.
+
     Works on grey values after log compression: h is what haze adds to them. In the B-mode picture this is near zero where tissue is bright
     and large where it is dark, which is how the haze prior was trained.
 
     Args:
         tissue, haze: unconditional denoisers of one channel; PyTorch, or 8-bit ONNX with corrections that need no gradient.
         strength: share of the haze that is attributed, > 0: above 1 more is taken away, below 1 less.
+        start: ``split`` or ``noise``.
         sigma: standard deviation of what neither explains, in units of [0, 1].
         solver: any solver of this toolbox.
         num_inference_steps: solver steps, >= 1.
         correction: a name in ``restoration.posterior.CORRECTIONS``; :class:`restoration.ultrasound.joint.JointDenoiser` says which
             guidance of the papers each is.
         noisiest, cleanest: noise levels ``b/a`` of the first and last node, in the tissue network's range; steps are spaced evenly in the
-            logarithm.
+            logarithm. From noise, start at 8 or above.
         tile, overlap: pixels; larger frames are asked in tiles.
 
     Raises:
@@ -74,9 +80,10 @@ class UltrasoundTask:
     strength: float = 1.0
     sigma: float = 0.02
     solver: Solver = field(default_factory=DDIM)
-    num_inference_steps: int = 8
+    num_inference_steps: int = 4
     correction: str = "diffpir"
-    noisiest: float = 8.0
+    start: str = "split"
+    noisiest: float = 0.8
     cleanest: float = 0.03
     tile: int = 1024
     overlap: int = 64
@@ -89,6 +96,8 @@ class UltrasoundTask:
             raise ValueError(f"cleanest must be below noisiest; got {self.cleanest} and {self.noisiest}")
         if self.num_inference_steps < 1:
             raise ValueError(f"at least one step is needed; got {self.num_inference_steps}")
+        if self.start not in ("split", "noise"):
+            raise ValueError(f"start must be split or noise; got {self.start!r}")
         if self.correction not in CORRECTIONS:
             raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
         if self.tile < 2 * self.overlap + 1 or self.overlap < 0:
@@ -133,12 +142,20 @@ class UltrasoundTask:
         return solve(self.solver, denoiser, self.first_state(frame, grid, generator, start), grid, generator=generator, callback=callback)
 
     def first_state(self, frame: Tensor, grid: Grid, generator, start: Tensor | None = None) -> Tensor:
-        """``a start + b noise`` at the grid's first node; by default the start is the least-squares split of the frame."""
+        """``a start + b noise`` at the grid's first node; ``start`` by default as the task says."""
         process, t = self.tissue.process, grid.times[0]
-        measurement = self.measurement(frame)
-        start = measurement.operator.A_dagger(measurement.y) if start is None else start
+        start = self.first_estimate(frame) if start is None else start
         noise = randn(start.shape, generator, device=start.device)
         return process.a(t) * start + process.b(t) * noise
+
+    def first_estimate(self, frame: Tensor) -> Tensor:
+        """``[x, h]``, ``(1, 2, H, W)`` in the networks' range: the power split, or for a start from noise the least-squares split."""
+        measurement = self.measurement(frame)
+        if self.start == "noise":
+            return measurement.operator.A_dagger(measurement.y)
+        tissue = torch.from_numpy(power_split(frame.cpu().numpy(), self.strength)).to(measurement.y)
+        haze = (frame.to(tissue) - tissue) / self.strength
+        return torch.stack([self.tissue.from_unit(tissue), self.haze.from_unit(haze)])[None]
 
     def measurement(self, frame: Tensor) -> Measurement:
         """The frame ``(H, W)`` as a measurement of ``[x, h]`` in the networks' ranges."""
