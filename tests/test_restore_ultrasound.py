@@ -9,8 +9,14 @@ import torch
 from PIL import Image
 
 from restoration.io.ultrasound import read_clip
+from restoration.metrics import psnr
+from restoration.ultrasound.haze import simulate_haze
+from restoration.ultrasound.metrics import anatomical_regions, gcnr
 from restoration.ultrasound.phantom import simulate_tissue
+from restoration.ultrasound.split import power_split
+from restoration.ultrasound.task import UltrasoundTask
 from solvers.denoiser import Denoiser
+from toolbox.api import load
 from toolbox.cli import main
 from toolbox.recipe import Recipe
 from toolbox.training import batches, train
@@ -240,3 +246,22 @@ def test_eight_bit_prior(cli, priors, frames, tmp_path):
     code, _, err = cli(*calibrate)
     assert code == 2
     assert "--partner" in err
+
+
+# -- the shipped priors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["", "-int8"])
+def test_shipped_priors_bring_contrast_back(suffix):
+    """On a picture that they were not trained on: more contrast than the hazy frame, nearer to the clean one than the split."""
+    clean = simulate_tissue(192, 224, 6)
+    hazy = simulate_haze(clean, 2.0, 1)
+    regions = anatomical_regions(clean)
+    task = UltrasoundTask(load(f"ultrasound-tissue{suffix}"), load(f"ultrasound-haze{suffix}"))
+    image = task(torch.from_numpy(hazy)).image.numpy()
+
+    def contrast(picture):
+        return gcnr(picture[regions["tissue"]], picture[regions["blood"]])
+
+    assert contrast(image) > contrast(hazy)
+    assert psnr(image[None], clean[None]) > psnr(power_split(hazy)[None], clean[None])
