@@ -68,13 +68,14 @@ def run_ultrasound(
         num_inference_steps=steps,
         correction=correction,
     )
+    results = restored(task, source, seed, num_samples, warm_start, stream)  # checks its options before anything is written
     figures: dict[str, list[float]] = {}
     hazes: list[np.ndarray] = []
     calls, began = 0, time.perf_counter()
 
     def frames() -> Iterator[np.ndarray]:
         nonlocal calls
-        for k, result in enumerate(restored(task, source, seed, num_samples, warm_start, stream)):
+        for k, result in enumerate(results):
             calls += result.nfe
             image = result.image.numpy()
             if haze_out is not None:
