@@ -32,7 +32,7 @@ from solvers.solver import Solver
 from toolbox.deploy import MISSING, SUFFIXES, float_model
 from toolbox.mri import make_sampling, simulate
 
-TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "generate")
+TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "ultrasound", "generate")
 SELECTIONS = ("uniform", "ptq4dm", "eda-dm")
 
 
@@ -131,6 +131,43 @@ class MRIRestorations:
         task(kspace[0] * mask, mask, maps, sigma=noise, seed=self.seed + k)
 
 
+class UltrasoundRestorations:
+    """Restoration ``k``: a clean B-mode picture (or a crop of it) with simulated haze, of three strengths that take turns.
+
+    Everything drawn for it (crop, haze, start) depends on the seed and k alone.
+
+    Args:
+        partner: the other prior, ``tissue:MODEL`` or ``haze:MODEL``.
+
+    Raises:
+        ValueError: a partner in another form.
+    """
+
+    def __init__(
+        self, denoiser, partner: str | None, files: tuple[Path, ...], solver: Solver, steps, correction: str | None, side, seed: int
+    ):
+        from restoration.ultrasound.task import UltrasoundTask
+
+        role, _, name = (partner or "").partition(":")
+        if role not in ("tissue", "haze") or not name:
+            raise ValueError(f"--task ultrasound needs the other prior: --partner haze:MODEL or tissue:MODEL; got {partner!r}")
+        pair = (float_model(name), denoiser) if role == "tissue" else (denoiser, float_model(name))
+        options = {} if correction is None else {"correction": correction}
+        self.tasks = [UltrasoundTask(*pair, solver=solver, num_inference_steps=n, **options) for n in steps]
+        self.files, self.side, self.seed = files, side, seed
+
+    def __call__(self, k: int) -> None:
+        from restoration.ultrasound.haze import simulate_haze
+
+        number, task = k // len(self.tasks), self.tasks[k % len(self.tasks)]
+        rng = np.random.default_rng([self.seed, number])
+        clean = read_image(self.files[int(rng.integers(len(self.files)))]).pixels.mean(0)
+        hazy = simulate_haze(clean, (0.5, 1.0, 2.0)[number % 3], self.seed + number)
+        height, width = (min(self.side, n) for n in hazy.shape)
+        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(hazy.shape, (height, width), strict=True))
+        task(torch.from_numpy(hazy[top : top + height, left : left + width].copy()), seed=self.seed + k)
+
+
 def run_calibrate(
     model: str,
     data: Path | None,
@@ -147,6 +184,7 @@ def run_calibrate(
     per_timestep: int | None = None,
     select: str | None = None,
     samples: int | None = None,
+    partner: str | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
@@ -160,6 +198,7 @@ def run_calibrate(
         sigma: noise on the measurements, in units of [0, 1]; by default 0.1 for ``denoise``, 0.01 for ``mri``, else 0.
         side: of the crops, in pixels; by default what the network's config says it was trained on, else 256.
         per_timestep: most network inputs kept per timestep; by default 8, and all that a selection may need where there is one.
+        partner: for ``ultrasound``, the other prior, ``tissue:MODEL`` or ``haze:MODEL``.
         select, samples: keep ``samples`` of the recorded inputs, chosen in this way (``uniform`` where only their number is given).
 
     Raises:
@@ -182,6 +221,8 @@ def run_calibrate(
         GRIDS[grid](denoiser.process, n)
     if task == "mri":
         restore = MRIRestorations(denoiser, files[0], solver_by_name(solver), steps, grid, correction, sigma, seed)
+    elif task == "ultrasound":
+        restore = UltrasoundRestorations(denoiser, partner, files, solver_by_name(solver), steps, correction, side, seed)
     else:
         restore = Restorations(denoiser, task, files, solver_by_name(solver), steps, grid, correction, sigma, side, seed)
     total = count * len(steps)

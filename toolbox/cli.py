@@ -128,7 +128,9 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="A shipped float model (photo) or a diffusers folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file to write (.safetensors).")],
     data: Annotated[Path | None, typer.Option(help="Folder of pictures like those to be restored.")] = None,
-    task: Annotated[str, typer.Option(help="inpaint, denoise, superresolve, deblur; generate: from noise, without --data.")] = "inpaint",
+    task: Annotated[
+        str, typer.Option(help="inpaint, denoise, superresolve, deblur, mri, ultrasound; generate: from noise, no --data.")
+    ] = "inpaint",
     solver: Solver = "ddim",
     steps: Annotated[list[int] | None, typer.Option(help="Solver steps to deploy; give it several times for several. [default: 5]")] = None,
     grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
@@ -139,6 +141,7 @@ def calibrate(
     per_timestep: Annotated[int | None, typer.Option(help="Most network inputs to keep per timestep. [default: 8]", min=1)] = None,
     select: Annotated[str | None, typer.Option(help="Choose --samples of them: uniform, ptq4dm, eda-dm.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", "-n", help="Network inputs to choose.")] = None,
+    partner: Annotated[str | None, typer.Option(help="ultrasound: the other prior, tissue:MODEL or haze:MODEL.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -162,6 +165,7 @@ def calibrate(
             per_timestep=per_timestep,
             select=select,
             samples=samples,
+            partner=partner,
             seed=seed,
             progress=bar.update,
         )

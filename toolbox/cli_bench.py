@@ -223,3 +223,53 @@ def bench_hsi(
     digits = (2, 4, 4, 2, 1)
     body = [(r["cube"], r["case"], r["method"], *(f"{r[k]:.{d}f}" for k, d in zip(columns, digits, strict=True))) for r in rows]
     print_table("hyperspectral denoising", ("cube", "case", "method", "MPSNR dB", "MSSIM", "SAM rad", "ERGAS", "seconds"), body)
+
+
+@app.command("ultrasound")
+def bench_ultrasound(
+    data: Annotated[Path, typer.Argument(help="Clean B-mode frames: a folder, .h5, DICOM.")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="hazy, equalize, clahe, gamma, nlm, bm3d, or two models TISSUE+HAZE. [default: all, the shipped ones]"),
+    ] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="Strengths of the simulated haze. [default: 0.5 1 2]")] = None,
+    steps: Steps = 4,
+    solver: Annotated[str, typer.Option(help="Solver.")] = "ddim",
+    correction: Annotated[str, typer.Option(help="As in `restobox restore ultrasound`.")] = "diffpir",
+    samples: Samples = 1,
+    limit: Annotated[int | None, typer.Option(help="Use this many frames, evenly spread.", min=1)] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Average the channels of coloured pictures.")] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure dehazing of clean frames with simulated haze."""
+    from toolbox.bench_ultrasound import CLASSICAL, run_bench_ultrasound
+
+    with ProgressBar("measuring", 1) as bar:
+        figures = run_bench_ultrasound(
+            data,
+            methods=method or [*CLASSICAL, "ultrasound-tissue+ultrasound-haze"],
+            strengths=strength or [0.5, 1.0, 2.0],
+            steps=steps,
+            solver=solver,
+            correction=correction,
+            num_samples=samples,
+            limit=limit,
+            seed=seed,
+            grey=grey,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return print_json(figures)
+    rows = [
+        (
+            f"{r['strength']:g}",
+            r["method"],
+            *(f"{r[k]:.3f}" for k in ("gcnr", "ks_tissue", "ks_blood")),
+            f"{r['psnr']:.2f}",
+            f"{r['seconds']:.2f}",
+        )
+        for r in figures["rows"]
+    ]
+    title = f"{figures['frames']} frames ({figures['skipped']} without enough tissue and blood), {steps} steps x {samples} samples"
+    print_table(title, ("haze", "method", "gCNR", "KS tissue", "KS blood", "PSNR dB", "seconds"), rows)

@@ -180,3 +180,67 @@ def restore_hsi(
     found = f"rank {figures['rank']}, sigma {figures['sigma_median']:.4g} (median)"
     found += f", {figures['striped_columns']} striped columns and {figures['striped_rows']} rows"
     print(f"{figures['out']}: {found}, {figures['dead']:.2%} dead, {figures['nfe']} calls in {figures['seconds']} s{quality}")
+
+
+@app.command("ultrasound")
+def ultrasound(
+    clip: Annotated[Path, typer.Argument(help="B-mode clip: a picture, a folder, .h5 (zea), .mat (channel data), DICOM.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder, a .h5 file, or a picture for one frame.")],
+    strength: Annotated[float, typer.Option("--haze-strength", help="Above 1 more haze is taken away, below 1 less.")] = 1.0,
+    tissue: Annotated[
+        str, typer.Option(help="Tissue prior: a shipped model, a diffusers folder or an exported bundle.")
+    ] = "ultrasound-tissue",
+    haze: Annotated[str, typer.Option(help="Haze prior.")] = "ultrasound-haze",
+    sigma: Annotated[float, typer.Option(help="Noise that is neither tissue nor haze, in units of [0, 1].")] = 0.02,
+    solver: Solver = "ddim",
+    steps: Steps = 4,
+    correction: Annotated[
+        str, typer.Option(help="diffpir, ddnm+, ddrm, repaint; pigdm, dps, mmps differentiate the networks.")
+    ] = "diffpir",
+    seed: Seed = 0,
+    samples: Samples = 1,
+    warm_start: Annotated[float | None, typer.Option(help="Enter each frame at this noise level from the last one's result.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Several frames in one network call (pays on a GPU).")] = False,
+    dynamic_range: Annotated[float, typer.Option(help="dB that are shown of signals.")] = 60.0,
+    grey: Annotated[bool, typer.Option("--grey", help="Average the channels of coloured pictures.")] = False,
+    sampling_rate: Annotated[float | None, typer.Option(help="Of channel data, Hz, where the file does not say.")] = None,
+    haze_out: Annotated[Path | None, typer.Option(help="Also write what was taken away.")] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help='JSON {"tissue": [[top, left, bottom, right]], "blood": ...}: prints gCNR, KS.')
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="The clip without haze: prints PSNR and SSIM against it.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Take the haze out of ultrasound frames."""
+    from toolbox.ultrasound import run_ultrasound
+
+    with ProgressBar("dehazing", 1) as bar:
+        figures = run_ultrasound(
+            clip,
+            out,
+            tissue=tissue,
+            haze=haze,
+            strength=strength,
+            sigma=sigma,
+            solver=solver,
+            steps=steps,
+            correction=correction,
+            seed=seed,
+            num_samples=samples,
+            warm_start=warm_start,
+            stream=stream,
+            dynamic_range=dynamic_range,
+            grey=grey,
+            sampling_rate=sampling_rate,
+            haze_out=haze_out,
+            regions=regions,
+            reference=reference,
+            device=device,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return print_json(figures)
+    names = ("psnr", "ssim", "gcnr_before", "gcnr_after", "ks_tissue")
+    quality = "".join(f", {name} {figures[name]}" for name in names if name in figures)
+    print(f"{figures['out']}: {figures['frames']} frames, {figures['nfe']} network calls in {figures['seconds']} s{quality}")

@@ -19,6 +19,7 @@ from solvers.process import VP
 from toolbox.hsi_training import LatentExamples
 from toolbox.mri_training import Scans
 from toolbox.recipe import Recipe
+from toolbox.ultrasound_training import UltrasoundExamples
 
 
 class Patches:
@@ -134,9 +135,7 @@ class GreyExamples:
 
     def times(self, count: int, rng: np.random.Generator) -> Tensor:
         """Levels spread evenly in the logarithm of the noise."""
-        process = VP.from_diffusers(self.recipe.process.scheduler_config())
-        log_kappa = rng.uniform(*np.log([self.recipe.noise.lowest, self.recipe.noise.highest]), size=count)
-        return torch.tensor([process.time_at(-2 * k) for k in log_kappa], dtype=torch.float32)
+        return self.recipe.noise.times(VP.from_diffusers(self.recipe.process.scheduler_config()), count, rng)
 
 
 def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Generator) -> Tensor:
@@ -156,4 +155,10 @@ def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Gene
     return out.clamp(0, 1)
 
 
-EXAMPLES = {"inpainting": PhotoExamples, "mri": MRIExamples, "denoising": GreyExamples, "hyperspectral": LatentExamples}
+EXAMPLES = {
+    "inpainting": PhotoExamples,
+    "mri": MRIExamples,
+    "denoising": GreyExamples,
+    "hyperspectral": LatentExamples,
+    "ultrasound": UltrasoundExamples,
+}

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solvers.process import VP
 from toolbox.hsi_training import Scenes
 from toolbox.mri_training import Simulation
+from toolbox.ultrasound_training import Echoes
 
 
 class _Section(BaseModel):
@@ -70,12 +72,17 @@ class Noise(_Section):
     highest: float = Field(3.0, gt=0)
     cells: float = Field(0.25, ge=0, le=1)
 
+    def times(self, process: VP, count: int, rng: np.random.Generator) -> torch.Tensor:
+        """``(count,)`` times whose levels spread evenly in the logarithm of the noise."""
+        log_kappa = rng.uniform(*np.log([self.lowest, self.highest]), size=count)
+        return torch.tensor([process.time_at(-2 * k) for k in log_kappa], dtype=torch.float32)
+
 
 class Recipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal["inpainting", "mri", "denoising", "hyperspectral"]
+    task: Literal["inpainting", "mri", "denoising", "hyperspectral", "ultrasound"]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -86,18 +93,24 @@ class Recipe(_Section):
     condition: Condition | None = None  # inpainting: which masks
     simulation: Simulation | None = None  # mri: which scans
     scenes: Scenes | None = None  # hyperspectral: which scenes, and what of them
-    noise: Noise = Noise()  # denoising: which levels
+    echoes: Echoes | None = None  # ultrasound: which pictures
+    noise: Noise = Noise()  # denoising and ultrasound: which levels
     optimizer: Optimizer = Optimizer()
 
     @model_validator(mode="after")
     def _check_task(self):
-        needed = {"inpainting": "condition", "mri": "simulation", "hyperspectral": "scenes"}
+        needed = {"inpainting": "condition", "mri": "simulation", "hyperspectral": "scenes", "ultrasound": "echoes"}
         for task, section in needed.items():
             if (self.task == task) != (getattr(self, section) is not None):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
         if not self.noise.lowest < self.noise.highest:
             raise ValueError("noise.lowest must be below noise.highest")
         return self
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Where the network wants what is [0, 1] in the examples."""
+        return (-1.0, 1.0) if self.echoes is None else self.echoes.value_range
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from solvers.denoiser import Denoiser
 from solvers.process import VP
-from toolbox.examples import EXAMPLES, GreyExamples
+from toolbox.examples import EXAMPLES
 from toolbox.hsi_training import LatentExamples, latent_loss
 from toolbox.recipe import Loss, Recipe
 
@@ -73,6 +73,7 @@ def build(recipe: Recipe) -> Denoiser:
         network,
         VP.from_diffusers(recipe.process.scheduler_config()),
         recipe.process.prediction_type,
+        value_range=recipe.value_range,
         fold=net.fold,
         multiple=2 ** (depth - 1),
         condition_channels=examples.condition_channels,
@@ -91,7 +92,7 @@ def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
         drawn = examples.draw(n, rng)
-        if isinstance(examples, (GreyExamples, LatentExamples)):
+        if callable(getattr(examples, "times", None)):
             t = examples.times(n, rng)
         else:
             t = torch.from_numpy(rng.integers(0, T, size=n))
