@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from export.jobs import Job, Prepared, Shape, ordered, quantile
-from restoration.hyperspectral import SPREAD, HyperspectralTask
+from restoration.eigen_images import SPREAD
+from restoration.hyperspectral import HyperspectralTask
+from restoration.symmetry import Symmetric
 from solvers.ddim import DDIM
-from solvers.denoiser import Denoiser
 from solvers.grid import Grid
-from solvers.prediction import Prediction
 from solvers.process import CLEAN
 
 
@@ -57,26 +57,12 @@ class EigenImageJob(Job):
         scale = torch.maximum(scale, level / 2.5).clamp(min=1e-30)
         low, high = d.value_range
         half, middle = (high - low) / 2, (high + low) / 2
-        contrast = d.process.kappa(self.time) / (level / scale * half).clamp(min=1e-6)
+        kappa = level / scale * half
+        kappa = (kappa * (1 + self.task.caution * kappa)).clamp(min=1e-6)
+        contrast = d.process.kappa(self.time) / kappa
         start = d.process.a(self.time) * (middle + contrast * half * (image - centre) / scale)
 
         def finish(x0: Tensor) -> Tensor:
             return centre + scale * (x0 - middle) / (contrast * half)
 
-        return Prepared(_Turned(d, self.task.symmetries), Grid((self.time, CLEAN)), DDIM(), finish, start)
-
-
-class _Turned:
-    """The mean of a denoiser's answers to the flips and turns of a state."""
-
-    def __init__(self, denoiser: Denoiser, symmetries: int):
-        self.denoiser, self.symmetries, self.process = denoiser, symmetries, denoiser.process
-
-    def __call__(self, x: Tensor, t: float) -> Prediction:
-        total = torch.zeros_like(x)
-        for k in range(self.symmetries):
-            turned = torch.rot90(x, k // 2, (-2, -1))
-            answer = self.denoiser(turned.flip(-1) if k % 2 else turned, t).x0
-            total = total + torch.rot90(answer.flip(-1) if k % 2 else answer, -(k // 2), (-2, -1))
-        x0 = total / self.symmetries
-        return Prediction(x0, (x - self.process.a(t) * x0) / self.process.b(t))
+        return Prepared(Symmetric(d, self.task.symmetries), Grid((self.time, CLEAN)), DDIM(), finish, start)
