@@ -91,7 +91,7 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, mri).")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, mri, haze, paired ...).")],
     data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices), searched recursively.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.")] = False,
@@ -125,7 +125,9 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="A shipped float model (photo) or a diffusers folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file to write (.safetensors).")],
     data: Annotated[Path | None, typer.Option(help="Folder of pictures like those to be restored.")] = None,
-    task: Annotated[str, typer.Option(help="inpaint, denoise, superresolve, deblur; generate: from noise, without --data.")] = "inpaint",
+    task: Annotated[
+        str, typer.Option(help="inpaint, denoise, superresolve, deblur, mri, dehaze, paired; generate: from noise, without --data.")
+    ] = "inpaint",
     solver: Solver = "ddim",
     steps: Annotated[list[int] | None, typer.Option(help="Solver steps to deploy; give it several times for several. [default: 5]")] = None,
     grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
