@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.dark_channel import DarkChannelPrior
+from restoration.dark_channel import DarkChannelPrior, box_mean
 from restoration.task import Restored, sample
 from restoration.tiling import tiled
 from solvers.denoiser import Denoiser
@@ -19,7 +20,8 @@ from solvers.resfusion import Resfusion, ResfusionSampler
 from solvers.solver import Solver, Step
 
 PLAIN, MASKED, HAZE = 3, 4, 7  # condition channels: the degraded picture; and a mask; what haze_condition gives
-SOFT = DarkChannelPrior(omega=0.8)  # all of the haze would leave dark, coloured skies to be mended
+VIEW = 128  # short side at which haze is judged: the whole scene, whatever the picture's size
+SOFT = DarkChannelPrior(window=5, omega=0.8, radius=10)  # for that size; all of the haze would leave dark, coloured skies to be mended
 
 
 def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:
@@ -27,6 +29,29 @@ def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:
     the dark channel prior (the lift that the network corrects), the hazy one, and the prior's transmission."""
     found = prior(hazy)
     return torch.cat([found.image, hazy, found.transmission], dim=1)
+
+
+def reduced(image: Tensor, side: int) -> Tensor:
+    """Pictures ``(B, C, H, W)`` made smaller so that the short side is ``side`` pixels (without aliasing); small ones as they are."""
+    height, width = image.shape[-2:]
+    if min(height, width) <= side:
+        return image
+    size = [max(1, round(n * side / min(height, width))) for n in (height, width)]
+    return F.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def carry(image: Tensor, small: Tensor, restored: Tensor, radius: int = 2, eps: float = 1e-4) -> Tensor:
+    """Apply to a picture ``(B, C, H, W)`` what a restoration did to its reduced copy: ``small`` to ``restored``, both ``(B, C, h, w)``.
+
+    In every window of the small pictures the restored one is taken as a linear function of the other, channel by channel; its slopes and
+    offsets are enlarged (the fast guided filter, He & Sun 2015). For haze that is exact where depth is constant:
+    ``J = I/t + A (1 - 1/t)``.
+    """
+    mean_s, mean_r = box_mean(small, radius), box_mean(restored, radius)
+    slope = (box_mean(small * restored, radius) - mean_s * mean_r) / (box_mean(small * small, radius) - mean_s**2 + eps)
+    fields = box_mean(torch.cat([slope, mean_r - slope * mean_s], dim=1), radius)
+    slope, offset = F.interpolate(fields, image.shape[-2:], mode="bilinear", align_corners=False).chunk(2, dim=1)
+    return slope * image + offset
 
 
 def default_process(denoiser, solver: Solver, num_inference_steps: int) -> Process:
@@ -59,7 +84,10 @@ class PairedRestoration:
         num_inference_steps: solver steps.
         process: what the run follows; by default :func:`default_process`.
         grid: a name in ``solvers.grid.GRIDS``; ``trailing`` visits RDDM's released times, and all levels where the steps are as many.
-        tile: side of the tiles for larger pictures, in pixels. Haze is told from the whole scene, so tiles are a matter of memory.
+        view: short side, in pixels, of the reduced picture that the run works on; what it does there is carried to the whole one
+            (:func:`carry`). Right for haze, which varies slowly, and the same work for every size. None: 128 for haze networks, which
+            were trained on such views, and no reduction for others.
+        tile: side of the tiles for larger pictures, in pixels.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
 
     Raises:
@@ -71,12 +99,15 @@ class PairedRestoration:
     num_inference_steps: int = 5
     process: Process | None = None
     grid: str = "trailing"
-    tile: int = 1536
-    overlap: int = 128
+    view: int | None = None
+    tile: int = 512
+    overlap: int = 64
 
     def __post_init__(self):
         if self.grid not in GRIDS:
             raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
+        if self.view is not None and self.view < 16:
+            raise ValueError(f"view must be at least 16 pixels; got {self.view}")
         if self.tile < 16 or self.overlap < 0:
             raise ValueError(f"tile must be at least 16 pixels and overlap at least 0; got {self.tile} and {self.overlap}")
         if self.denoiser.condition_channels not in (PLAIN, MASKED, HAZE):
@@ -108,23 +139,29 @@ class PairedRestoration:
         """
         image, mask = check_pair_input(image, mask, masked=self.denoiser.condition_channels == MASKED)
         d = self.denoiser
-        image = image.to(d.device)
+        image = image.to(d.device)[None]
         process = self.process or default_process(d, self.solver, self.num_inference_steps)
         grid = GRIDS[self.grid](process, self.num_inference_steps)
-        condition = paired_condition(d, image.expand(3, -1, -1)[None], None if mask is None else mask[None, None].to(d.device))
+        side = self.view or (VIEW if d.condition_channels == HAZE else None)
+        small = image if side is None else reduced(image, side)
+        if mask is not None:
+            mask = mask.to(d.device)[None, None]
+            mask = mask if side is None else (reduced(mask, side) >= 0.5).float()
+        condition = paired_condition(d, small.expand(-1, 3, -1, -1), mask)
         d = d.conditioned(condition)
         y = condition[:, :3]
-        if max(image.shape[-2:]) > self.tile:
+        if max(small.shape[-2:]) > self.tile:
             unit = d.fold * d.multiple
             tile = max(self.tile // unit, 1) * unit
             d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
 
         def finish(x0: Tensor) -> Tensor:
-            unit = d.to_unit(x0)
-            return (unit.mean(1, keepdim=True) if image.shape[0] == 1 else unit).clamp(0, 1)
+            unit = d.to_unit(x0).clamp(0, 1)
+            unit = unit.mean(1, keepdim=True) if image.shape[1] == 1 else unit
+            return unit if small is image else carry(image, small, unit).clamp(0, 1)
 
         options = {"num_samples": num_samples, "seed": seed, "finish": finish, "callback": callback}
-        shape = (3, *image.shape[1:])
+        shape = (3, *small.shape[-2:])
         return sample(d, shape, grid, self.solver, process=process, y=y if process.holds_image else None, **options)
 
 

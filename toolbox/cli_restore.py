@@ -191,13 +191,13 @@ def dehaze(
     seed: Seed = 0,
     samples: Samples = 1,
     reference: Annotated[Path | None, typer.Option(help="The clear picture: prints PSNR and SSIM against it.")] = None,
-    tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 1536,
+    view: Annotated[int, typer.Option(help="Short side, in pixels, of the view that haze is judged on.", min=16)] = 128,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Take the haze out of a photo."""
-    options = {"solver": solver, "steps": steps, "seed": seed, "num_samples": samples, "reference": reference, "tile": tile}
-    _paired(image, out, as_json, mask=None, model=model, device=device, haze=True, **options)
+    options = {"solver": solver, "steps": steps, "seed": seed, "num_samples": samples, "reference": reference, "view": view}
+    _paired(image, out, as_json, mask=None, tile=512, model=model, device=device, haze=True, **options)
 
 
 @app.command("paired")
@@ -211,13 +211,13 @@ def paired(
     seed: Seed = 0,
     samples: Samples = 1,
     reference: Annotated[Path | None, typer.Option(help="The clean picture: prints PSNR and SSIM against it.")] = None,
-    tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 1536,
+    tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Restore a photo with a model trained on pairs of degraded and clean ones."""
     options = {"solver": solver, "steps": steps, "seed": seed, "num_samples": samples, "reference": reference, "tile": tile}
-    _paired(image, out, as_json, mask=mask, model=model, device=device, haze=False, **options)
+    _paired(image, out, as_json, mask=mask, view=None, model=model, device=device, haze=False, **options)
 
 
 def _paired(image: Path, out: Path, as_json: bool, **options) -> None:

@@ -22,7 +22,9 @@ CLASSICAL = ("input", "dark-channel")
 SOLVERS = ("resfusion", "rddm", "evodiff", "ddim")
 
 
-def paired_task(model: str, solver: str, steps: int, *, haze: bool, tile: int = 1536, device: str = "cpu") -> PairedRestoration:
+def paired_task(
+    model: str, solver: str, steps: int, *, haze: bool, view: int | None = None, tile: int = 512, device: str = "cpu"
+) -> PairedRestoration:
     """The task around a model of that kind.
 
     Raises:
@@ -33,7 +35,7 @@ def paired_task(model: str, solver: str, steps: int, *, haze: bool, tile: int = 
         raise ValueError(f"{model} is a whole restoration in one graph; paired restoration needs a network's model or bundle")
     if haze and denoiser.condition_channels == MASKED:
         raise ValueError(f"{model} is shown a mask; use `restobox restore paired --mask` for it")
-    return PairedRestoration(denoiser, solver_by_name(solver), steps, tile=tile)
+    return PairedRestoration(denoiser, solver_by_name(solver), steps, view=view, tile=tile)
 
 
 def run_paired(
@@ -47,6 +49,7 @@ def run_paired(
     seed: int,
     num_samples: int,
     reference: Path | None,
+    view: int | None,
     tile: int,
     device: str,
     haze: bool,
@@ -71,7 +74,7 @@ def run_paired(
         if pixels.shape[1:] != (height, width):
             raise ValueError(f"mask {mask} is {pixels.shape[2]} x {pixels.shape[1]} pixels but the image is {width} x {height}")
         shown = torch.from_numpy((pixels.mean(0) >= 0.5).astype(np.float32))
-    task = paired_task(model, solver, steps, haze=haze, tile=tile, device=device)
+    task = paired_task(model, solver, steps, haze=haze, view=view, tile=tile, device=device)
     done = itertools.count(1)
     options = {"num_samples": num_samples, "seed": seed, "callback": lambda *_: progress(next(done))}
     result = task(torch.from_numpy(photo.pixels), shown, **options)

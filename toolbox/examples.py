@@ -27,7 +27,7 @@ class Patches:
         folder: searched recursively for JPEG, PNG and WebP files.
         size: side of a patch in pixels.
         exclude: names of files to leave out.
-        scales: what pictures are reduced to; large photos are soft at full size.
+        sides: short sides that pictures are reduced to; by default they are scaled by ``SCALES``: large photos are soft at full size.
 
     Raises:
         ValueError: no picture of at least ``size`` pixels in the folder.
@@ -35,7 +35,7 @@ class Patches:
 
     SCALES = (0.7, 0.5, 0.35, 0.25)
 
-    def __init__(self, folder: str | Path, size: int, exclude: tuple[str, ...] = (), scales: tuple[float, ...] = SCALES):
+    def __init__(self, folder: str | Path, size: int, exclude: tuple[str, ...] = (), sides: tuple[int, ...] = ()):
         self.size = size
         self.images: list[np.ndarray] = []
         for path in sorted(Path(folder).rglob("*")):
@@ -43,7 +43,7 @@ class Patches:
                 continue
             pixels = np.broadcast_to((photo := read_image(path).pixels), (3, *photo.shape[1:]))
             image = Image.fromarray(np.rint(255 * pixels.transpose(1, 2, 0)).astype(np.uint8))
-            for scale in scales:
+            for scale in [side / min(image.size) for side in sides] or self.SCALES:
                 width, height = (round(s * scale) for s in image.size)
                 if min(width, height) >= size:
                     self.images.append(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))
@@ -150,10 +150,11 @@ class HazeExamples:
     """Clear pictures and the same ones in made-up haze."""
 
     channels, condition_channels = 3, HAZE
-    SCALES = (0.5, 0.35, 0.25, 0.19)  # down to nearly whole pictures: haze is told from the look of a scene
+    SIDES = (1.0, 1.2, 1.45, 1.8)  # of a patch: nearly whole pictures, as haze is told from the look of a scene
 
     def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
-        self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude, self.SCALES)
+        sides = tuple(round(share * recipe.patch_size) for share in self.SIDES)
+        self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude, sides)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clear and hazy pictures in [0, 1], and 0 where the condition is dropped."""

@@ -84,7 +84,7 @@ class Loss(_Section):
     known_weight: float = Field(0.1, ge=0, le=1)
     terminal_share: float = Field(0.3, ge=0, le=1)
     norm: Literal["l2", "l1"] = "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
-    min_snr: float | None = Field(None, gt=0)  # denoising: errors of the image weigh min(SNR, this) (Hang et al. 2023)
+    min_snr: float | None = Field(None, gt=0)  # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
 
 
 class Condition(_Section):
@@ -133,8 +133,11 @@ class Recipe(_Section):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
         if self.process.kind != "vp" and self.task not in ("dehazing", "paired"):
             raise ValueError(f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and paired have one")
-        if self.loss.min_snr is not None and self.task != "denoising":
-            raise ValueError("loss.min_snr gives no weight to the noisiest level, where restorations start; it is for task 'denoising'")
+        sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
+        if sample and self.loss.min_snr is None:
+            raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
+        if self.loss.min_snr is not None and not sample and self.task != "denoising":
+            raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
         if not self.noise.lowest < self.noise.highest:
             raise ValueError("noise.lowest must be below noise.highest")
         return self

@@ -31,6 +31,9 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: T
     pixels are not known, ``noise`` like ``x0``. With ``u = (x0 - lift)/s`` of mean square p on a sample's missing pixels, the best linear
     estimate from the state alone has the error ``p/(a'^2 p + b'^2)`` in ``v = a' eps - b' u``. Each sample's error is divided by that:
     easy and hard pictures, small and large holes, and all noise levels then count alike, as they do in PSNR.
+
+    A ``sample`` network gives u itself, of which the best linear estimate has the error ``p/(1 + p SNR)``. Near the clean level that
+    vanishes, and only ``min(p SNR, min_snr)`` is counted (Hang et al. 2023): the state has the image there, the network need not.
     """
     a, b = (f(t.cpu()).to(x0).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
     _, a, b = denoiser.unit_levels(a, b)
@@ -41,6 +44,9 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: T
     focus = focus / focus.mean((1, 2, 3), keepdim=True)
     missing = missing.expand_as(u)
     power = ((missing * u**2).sum((1, 2, 3), keepdim=True) / missing.sum((1, 2, 3), keepdim=True).clamp(min=1)).clamp(min=loss.floor)
+    if denoiser.prediction_type == "sample":
+        snr = power * a**2 / b.clamp(min=1e-6) ** 2
+        return ((1 + snr.clamp(max=loss.min_snr)) / power * focus * (output - u) ** 2).mean()
     return ((a**2 * power + b**2) / power * focus * (output - (a * noise - b * u)) ** 2).mean()
 
 
@@ -159,13 +165,16 @@ def train(
     ``accelerate launch``.
 
     Raises:
-        ValueError: no usable picture, a ``vp`` recipe with a prediction type other than ``v_prediction``, or nothing to resume.
+        ValueError: no usable picture, a ``vp`` recipe for ``epsilon`` (or ``sample`` without a condition), or nothing to resume.
         FileNotFoundError: no such data folder.
     """
     from accelerate import Accelerator
 
-    if recipe.process.kind == "vp" and recipe.process.prediction_type != "v_prediction":
-        raise ValueError("training under a variance-preserving process is written for v_prediction; set process.prediction_type to it")
+    known = ("v_prediction", "sample") if EXAMPLES[recipe.task].condition_channels else ("v_prediction",)
+    if recipe.process.kind == "vp" and recipe.process.prediction_type not in known:
+        raise ValueError(
+            f"{recipe.task} under a variance-preserving process is trained for {' or '.join(known)}; set process.prediction_type"
+        )
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise FileNotFoundError(f"data folder {data} does not exist")
