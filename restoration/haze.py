@@ -118,7 +118,8 @@ def procedural_depth(height: int, width: int, rng: np.random.Generator) -> tuple
     field; up to five ellipses and rectangles stand in front of what is behind them.
 
     Returns:
-        Depth ``(H, W)``, 1 at its largest and at least 0.02, and the things' numbers ``(H, W)``, 0 where the background shows.
+        Depth ``(H, W)``, 1 at its largest and at least 0.02, and what is seen ``(H, W)``: things from 1 up, surfaces (floor, walls, end,
+        ceiling) from -1 down, 0 the far layer.
     """
     view = rng.uniform(0.5, 1.2)
     x = np.linspace(-view, view, width, dtype=np.float32) + rng.uniform(-0.3, 0.3)
@@ -130,15 +131,17 @@ def procedural_depth(height: int, width: int, rng: np.random.Generator) -> tuple
         return distance / np.maximum(along, 1e-3)
 
     depth = np.full((height, width), rng.uniform(2, 8), np.float32)  # the far layer
-    depth = np.minimum(depth, hit(y + 0 * x, rng.uniform(0.4, 1.5)))
-    if rng.random() < 0.6:
-        depth = np.minimum(depth, hit(right + 0 * y, rng.uniform(0.5, 3)))
-        depth = np.minimum(depth, hit(-right + 0 * y, rng.uniform(0.5, 3)))
-        depth = np.minimum(depth, hit(ahead + 0 * y, rng.uniform(1, 6)))
-    if rng.random() < 0.5:
-        depth = np.minimum(depth, hit(-y + 0 * x, rng.uniform(0.6, 3)))
-    depth = depth * np.exp(rng.uniform(0, 0.5) * smooth_field(height, width, rng))
     labels = np.zeros((height, width), np.int64)
+    planes = [hit(y + 0 * x, rng.uniform(0.4, 1.5))]
+    if rng.random() < 0.6:
+        sides = (right + 0 * y, rng.uniform(0.5, 3)), (-right + 0 * y, rng.uniform(0.5, 3)), (ahead + 0 * y, rng.uniform(1, 6))
+        planes += [hit(*side) for side in sides]
+    if rng.random() < 0.5:
+        planes.append(hit(-y + 0 * x, rng.uniform(0.6, 3)))
+    for k, plane in enumerate(planes):
+        labels[plane < depth] = -1 - k
+        depth = np.minimum(depth, plane)
+    depth = depth * np.exp(rng.uniform(0, 0.5) * smooth_field(height, width, rng))
     rows, columns = np.arange(height)[:, None] / height, np.arange(width) / width
     for k in range(rng.integers(0, 6)):
         centre, size, angle = rng.random(2), rng.uniform(0.05, 0.4, 2), rng.uniform(0, np.pi)

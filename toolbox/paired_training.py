@@ -31,7 +31,8 @@ class Haze(BaseModel):
     airlight: tuple[float, float] = AIRLIGHT
     tint: float = Field(0.05, ge=0, le=1)
     linear_light: float = Field(0.0, ge=0, le=1)  # share of samples whose haze is made in linear light
-    paste: float = Field(0.5, ge=0, le=1)  # share of things in front that are filled from other pictures, or with a plain colour
+    paste: float = Field(0.5, ge=0, le=1)  # share of things in front that are filled from other pictures or painted plain
+    rooms: float = Field(0.3, ge=0, le=1)  # share of samples whose surfaces are painted plain, as walls indoors are
     jitter: float = Field(0.4, ge=0, le=1)  # how far exposure, gamma and saturation of the clear pictures vary
     drop: float = Field(0.0, ge=0, le=1)  # share of samples that are shown nothing
 
@@ -74,18 +75,26 @@ def vary(image: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
     return (image * torch.from_numpy(gain * colour).to(image)[:, None, None]).clamp(0, 1)
 
 
+def plain(texture: Tensor, rng: np.random.Generator) -> Tensor:
+    """A surface of one colour, often white, with a trace of a picture ``(3, H, W)``: near and bright, yet without haze."""
+    level = rng.uniform(0.05, 1.0) if rng.random() < 0.6 else 1.0
+    colour = torch.from_numpy(level * (1 - 0.3 * rng.random() * rng.random(3))).float()[:, None, None]
+    trace = rng.uniform(0.02, 0.3)
+    return colour * (1 - trace + trace * texture)
+
+
 def make_hazy(clear: Tensor, others: Tensor, settings: Haze, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """One pair ``(3, H, W)``, clear and hazy, from a picture and others to fill things in front with, all in [0, 1]."""
     clear = vary(clear, settings.jitter, rng)
     depth, labels = procedural_depth(*clear.shape[1:], rng)
+    if rng.random() < settings.rooms:
+        for k in range(labels.min(), 0):
+            clear = torch.where(torch.from_numpy(labels == k), plain(clear, rng), clear)
     for k in range(1, labels.max() + 1):
         inside = torch.from_numpy(labels == k)
         if rng.random() < settings.paste and inside.any():
             filling = vary(others[rng.integers(len(others))], settings.jitter, rng)
-            if rng.random() < 0.4:  # walls and tables, often white: near, bright, and no haze
-                level = rng.uniform(0.05, 1.0) if rng.random() < 0.6 else 1.0
-                colour = torch.from_numpy(level * (1 - 0.3 * rng.random() * rng.random(3))).float()[:, None, None]
-                filling = colour * (0.9 + 0.1 * filling)
+            filling = plain(filling, rng) if rng.random() < 0.4 else filling
             clear = torch.where(inside, filling, clear)
     if rng.random() < 0.5:
         depth = follow_edges(depth, clear, int(rng.integers(3, 17)))
