@@ -12,7 +12,7 @@ from conftest import TINY_RECIPE, smooth_picture
 from restoration.haze import Scattering, procedural_depth
 from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import psnr
-from restoration.paired import SOFT, PairedRestoration, carry, default_process, haze_condition, reduced
+from restoration.paired import LITTLE, SOFT, PairedRestoration, carry, default_process, haze_condition, reduced
 from solvers import DDIM, PNDM, RDDM, VP, Denoiser, EVODiff, RDDMSampler, Resfusion, ResfusionSampler
 from toolbox.calibrate import run_calibrate
 from toolbox.cli import main
@@ -73,7 +73,7 @@ def test_a_matched_network_answers_like_a_native_one(solver, process):
 
 def test_restoration_starts_at_the_degraded_picture():
     image = torch.from_numpy(smooth_picture(8, 8))
-    for solver, process in ((RDDMSampler(), RDDM.scheduled()), (ResfusionSampler(), Resfusion.scheduled())):
+    for solver, process in ((RDDMSampler(), RDDM.scheduled(sum_scale=LITTLE)), (ResfusionSampler(), Resfusion.scheduled())):
         seen = []
         task = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True)), solver)
         task(image, seed=7, callback=lambda k, step, seen=seen: seen.append(step))
@@ -86,7 +86,7 @@ def test_restoration_starts_at_the_degraded_picture():
 
 def test_default_processes():
     vp = posterior(VP.cosine(zero_terminal_snr=True))
-    assert default_process(vp, DDIM(), 5) == RDDM.scheduled()
+    assert default_process(vp, DDIM(), 5) == RDDM.scheduled(sum_scale=LITTLE)
     assert default_process(vp, ResfusionSampler(), 5) == Resfusion.scheduled("linear", 12)
     assert len(default_process(vp, ResfusionSampler(), 8)) >= 8
     native = posterior(Resfusion.scheduled())
@@ -96,7 +96,8 @@ def test_default_processes():
 def test_samples_spread_as_the_posterior_does():
     """Pixels are independent for this network, so one run holds many samples: their mean and spread are the posterior's."""
     image = torch.full((3, 40, 40), 0.6)
-    result = PairedRestoration(posterior(RDDM.scheduled()), DDIM(), 100, grid="log-snr")(image)
+    process = RDDM.scheduled()
+    result = PairedRestoration(posterior(process), DDIM(), 100, grid="log-snr")(image)
     assert float(result.mean.mean()) == pytest.approx(0.55, abs=0.005)  # ((2 x 0.6 - 1)/2 + 1)/2
     assert float(result.mean.std()) == pytest.approx(0.1, rel=0.05)  # 0.2 in [-1, 1]
 
@@ -527,7 +528,7 @@ def test_calibration_records_the_levels_of_all_solvers(tmp_path, tiny_haze, pict
     figures = run_calibrate(str(tiny_haze), pictures, tmp_path / "c.safetensors", **options)
     d = Denoiser.from_pretrained(tiny_haze)
     wanted = {d.process.end}
-    for process, times in ((RDDM.scheduled(), (799, 599, 399, 199)), (Resfusion.scheduled(), (3, 2, 1, 0))):
+    for process, times in ((RDDM.scheduled(sum_scale=LITTLE), (799, 599, 399, 199)), (Resfusion.scheduled(), (3, 2, 1, 0))):
         wanted |= {d.process.time_at(process.log_snr(float(t))) for t in times}
     np.testing.assert_allclose(sorted(figures["timesteps"]), sorted(wanted), atol=1e-3)
     with pytest.raises(ValueError, match="dehaze"):

@@ -67,7 +67,7 @@ SHOWN = {"degraded": PLAIN, "mask": MASKED, "haze": HAZE}  # condition channels
 
 def vary(image: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
     """A clear picture ``(3, H, W)`` at another exposure, gamma, white balance and saturation; what is too bright saturates."""
-    gamma, gain = np.exp(rng.uniform(-amount, amount)), np.exp(rng.uniform(-amount, 1.5 * amount))
+    gamma, gain = np.exp(rng.uniform(-amount, amount)), np.exp(rng.uniform(-1.2 * amount, 0.6 * amount))
     colour = np.exp(rng.uniform(-0.3, 0.3, 3) * amount)
     image = image**gamma
     grey = image.mean(0, keepdim=True)
@@ -77,7 +77,7 @@ def vary(image: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
 
 def plain(texture: Tensor, rng: np.random.Generator) -> Tensor:
     """A surface of one colour, often white, with a trace of a picture ``(3, H, W)``: near and bright, yet without haze."""
-    level = rng.uniform(0.05, 1.0) if rng.random() < 0.6 else 1.0
+    level = rng.uniform(0.05, 0.95) if rng.random() < 0.85 else 1.0
     colour = torch.from_numpy(level * (1 - 0.3 * rng.random() * rng.random(3))).float()[:, None, None]
     trace = rng.uniform(0.02, 0.3)
     return colour * (1 - trace + trace * texture)
