@@ -33,6 +33,7 @@ class Haze(BaseModel):
     linear_light: float = Field(0.0, ge=0, le=1)  # share of samples whose haze is made in linear light
     paste: float = Field(0.5, ge=0, le=1)  # share of things in front that are filled from other pictures or painted plain
     rooms: float = Field(0.3, ge=0, le=1)  # share of samples whose surfaces are painted plain, as walls indoors are
+    levels: float = Field(0.8, ge=0, le=1)  # share of clear pictures stretched to black and white, as cameras expose them
     jitter: float = Field(0.4, ge=0, le=1)  # how far exposure, gamma and saturation of the clear pictures vary
     drop: float = Field(0.0, ge=0, le=1)  # share of samples that are shown nothing
 
@@ -96,6 +97,9 @@ def make_hazy(clear: Tensor, others: Tensor, settings: Haze, rng: np.random.Gene
             filling = vary(others[rng.integers(len(others))], settings.jitter, rng)
             filling = plain(filling, rng) if rng.random() < 0.4 else filling
             clear = torch.where(inside, filling, clear)
+    if rng.random() < settings.levels:
+        low, high = np.quantile(clear.numpy(), (rng.uniform(0.01, 0.08), rng.uniform(0.94, 0.995)))
+        clear = ((clear - float(low)) / max(float(high - low), 0.1)).clamp(0, 1)
     if rng.random() < 0.5:
         depth = follow_edges(depth, clear, int(rng.integers(3, 17)))
     scattering = Scattering.draw(rng, settings.beta, settings.airlight, settings.tint * rng.random())
