@@ -71,7 +71,7 @@ def sample(
         if start is None:
             x = process.b(grid.times[0]) * randn((1, *shape), generator, device=getattr(denoiser, "device", "cpu"))
         if y is not None:
-            x = x + process.c(grid.times[0]) * y
+            x = x + (process.a(grid.times[0]) + process.c(grid.times[0])) * y  # y stands in for the image, as in Process.start
         watch = None if callback is None else lambda step, k=k: callback(k, step)
         run = solve(solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch)
         samples.append(finish(run.x0)[0].cpu())

@@ -13,11 +13,14 @@ from skimage.data import shepp_logan_phantom
 from skimage.transform import resize
 
 from export.session import Session
+from restoration.haze import Scattering, procedural_depth
 from restoration.inpainting import InpaintingTask
 from restoration.io.images import Photo, read_image, write_image
 from restoration.lift import push_pull
 from restoration.masks import make_mask
 from restoration.metrics import psnr
+from restoration.paired import PairedRestoration
+from solvers import DDIM, EVODiff, RDDMSampler, ResfusionSampler
 from toolbox import load, models
 from toolbox.api import ZOO
 from toolbox.bench import run_bench
@@ -53,7 +56,7 @@ def test_photo_model_beats_its_lift_and_int8_loses_next_to_nothing(case):
     assert psnr(int8_result, float_result) > 35
 
 
-@pytest.mark.parametrize("name", ["photo-int8", "mri-int8", "grey-int8"])
+@pytest.mark.parametrize("name", ["photo-int8", "mri-int8", "grey-int8", "haze-int8"])
 def test_int8_runs_on_integers(name):
     session = load(name)
     assert session.integer_convs() == session.bundle.planned > 0
@@ -78,6 +81,20 @@ def test_mri_models_reconstruct_what_they_never_saw(tmp_path):
     assert ours > zero_filled + 3
     assert abs(ours - int8) < 0.1
     assert all(row["residual_over_sigma"] <= 1.01 for row in rows[1:])
+
+
+def test_haze_models_clear_a_picture_they_never_saw():
+    clear = torch.from_numpy(np.ascontiguousarray(read_image(ZOO / "demo" / "chelsea.png").pixels))
+    depth, _ = procedural_depth(*clear.shape[1:], np.random.default_rng(4))
+    hazy = Scattering(1.2, 0.95)(clear, depth)
+    results = {}
+    for model in ("haze", "haze-int8"):
+        denoiser = load(model)
+        for solver in (RDDMSampler(), EVODiff(), DDIM(), ResfusionSampler()):
+            results[model, type(solver).__name__] = psnr(PairedRestoration(denoiser, solver)(hazy).mean, clear)
+    for (model, solver), value in results.items():
+        assert value > psnr(hazy, clear) + 2, (model, solver)
+        assert abs(value - results["haze", solver]) < 0.1
 
 
 def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):

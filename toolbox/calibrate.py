@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quant.collect import collect
@@ -23,6 +24,7 @@ from restoration.masks import KINDS, make_mask
 from restoration.measurement import Measurement
 from restoration.mri.task import MRI
 from restoration.operators import Denoising, Inpainting
+from restoration.paired import HAZE, MASKED, PLAIN, PairedRestoration
 from restoration.posterior import CORRECTIONS
 from restoration.separable import Bicubic, Blur, gaussian_kernel
 from restoration.task import sample
@@ -31,8 +33,9 @@ from solvers.denoiser import Denoiser
 from solvers.solver import Solver
 from toolbox.deploy import MISSING, SUFFIXES, float_model
 from toolbox.mri import make_sampling, simulate
+from toolbox.paired_training import Haze, find_pairs, make_hazy
 
-TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "ultrasound", "generate")
+TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "ultrasound", "dehaze", "paired", "generate")
 SELECTIONS = ("uniform", "ptq4dm", "eda-dm")
 
 
@@ -168,6 +171,41 @@ class UltrasoundRestorations:
         task(torch.from_numpy(hazy[top : top + height, left : left + width].copy()), seed=self.seed + k)
 
 
+class PairedRestorations:
+    """Restoration ``k`` of degraded pictures, with solvers and numbers of steps that take turns.
+
+    Solvers of several processes ask a network at different levels; all that are deployed belong into one calibration.
+
+    Args:
+        task: ``dehaze``: ``files`` are clear pictures, to which haze is simulated; ``paired``: they are degraded ones.
+        files: pictures, or (degraded picture, mask).
+        side: of the crops, in pixels.
+    """
+
+    def __init__(self, denoiser, task: str, files: tuple, solvers: Sequence[str], steps: tuple[int, ...], grid: str, side: int, seed: int):
+        self.tasks = [PairedRestoration(denoiser, solver_by_name(name), n, grid=grid) for n in steps for name in solvers]
+        self.task, self.files, self.side, self.seed = task, files, side, seed
+
+    def __call__(self, k: int) -> None:
+        number, task = k // len(self.tasks), self.tasks[k % len(self.tasks)]
+        order = np.random.default_rng(self.seed).permutation(len(self.files))
+        rng = np.random.default_rng([self.seed, number])
+        picture = self.files[order[number % len(order)]]
+        paths = picture if isinstance(picture, tuple) else (picture,)
+        parts = [torch.from_numpy(read_image(path).pixels) for path in paths]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise ValueError(f"mask {paths[1]} has another size than {paths[0]}")
+        scale = rng.uniform(min(1, self.side / min(parts[0].shape[1:])), 1)  # from whole scenes to details
+        parts = [F.interpolate(part[None], scale_factor=scale, mode="bilinear", antialias=True)[0].clamp(0, 1) for part in parts]
+        height, width = (min(self.side, n) for n in parts[0].shape[1:])
+        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(parts[0].shape[1:], (height, width), strict=True))
+        image, *mask = (part[:, top : top + height, left : left + width] for part in parts)
+        image = image.expand(3, -1, -1)
+        if self.task == "dehaze":
+            image = make_hazy(image, image[None], Haze(), rng)[1]
+        task(image, (mask[0].mean(0) >= 0.5).float() if mask else None, seed=self.seed + k)
+
+
 def run_calibrate(
     model: str,
     data: Path | None,
@@ -195,6 +233,7 @@ def run_calibrate(
     Args:
         model: a shipped float model, or any diffusers ``UNet2DModel``/``UNet2DConditionModel`` folder.
         data: folder of pictures; for ``mri`` a file of true magnitudes; None for ``generate``.
+        solver: the one to deploy; for ``dehaze`` and ``paired`` also several, separated by commas.
         sigma: noise on the measurements, in units of [0, 1]; by default 0.1 for ``denoise``, 0.01 for ``mri``, else 0.
         side: of the crops, in pixels; by default what the network's config says it was trained on, else 256.
         per_timestep: most network inputs kept per timestep; by default 8, and all that a selection may need where there is one.
@@ -217,15 +256,19 @@ def run_calibrate(
     files = _files(denoiser, task, data)
     side = _side(denoiser) if side is None else side
     steps = tuple(steps)
-    for n in steps:
+    paired = task in ("dehaze", "paired")
+    solvers = solver.split(",") if paired else [solver]
+    for n in () if paired else steps:
         GRIDS[grid](denoiser.process, n)
-    if task == "mri":
+    if paired:
+        restore = PairedRestorations(denoiser, task, files, solvers, steps, grid, side, seed)
+    elif task == "mri":
         restore = MRIRestorations(denoiser, files[0], solver_by_name(solver), steps, grid, correction, sigma, seed)
     elif task == "ultrasound":
         restore = UltrasoundRestorations(denoiser, partner, files, solver_by_name(solver), steps, correction, side, seed)
     else:
         restore = Restorations(denoiser, task, files, solver_by_name(solver), steps, grid, correction, sigma, side, seed)
-    total = count * len(steps)
+    total = count * len(steps) * len(solvers)
     chosen = select or ("uniform" if samples is not None else None)
     pool = out if chosen is None else out.with_name(f".{out.name}.pool")
     try:
@@ -242,7 +285,7 @@ def run_calibrate(
             task=f"{task}, steps {', '.join(map(str, steps))}, sigma {sigma:g}, side {side}",
             grid=grid,
             correction=correction or "",
-            data=sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in files}),
+            data=sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in (f[0] if isinstance(f, tuple) else f for f in files)}),
             progress=progress,
         )
         if chosen is not None:
@@ -282,12 +325,19 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
         return (data,)
     if channels not in (1, 3):
         raise ValueError(f"the network works on {channels} channels, not on pictures; calibrate it with --task generate")
-    if denoiser.condition_channels and task != "inpaint":
-        raise ValueError(f"the network is shown a lifted picture and a mask; --task inpaint (or generate) fits it, not {task}")
+    fitting = {0: ("inpaint", "denoise", "superresolve", "deblur"), PLAIN: ("paired",), MASKED: ("inpaint", "paired"), HAZE: ("dehaze",)}
+    known = fitting.get(denoiser.condition_channels, ())
+    if task not in known:
+        raise ValueError(
+            f"the network is shown {denoiser.condition_channels} channels besides the state; "
+            f"--task {', '.join((*known, 'generate'))} fits it, not {task}"
+        )
     if data is None:
         raise ValueError(f"--task {task} needs --data: a folder of pictures like those to be restored")
     if not data.is_dir():
         raise FileNotFoundError(f"data folder {data} does not exist")
+    if task == "paired" and denoiser.condition_channels == MASKED:
+        return tuple(find_pairs(data, "degraded", "mask"))
     files = tuple(sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES))
     if not files:
         raise ValueError(f"{data} holds no picture ({', '.join(sorted(SUFFIXES))})")

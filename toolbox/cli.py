@@ -92,7 +92,7 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, grey, mri, hsi).")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, grey, mri, hsi, haze, paired ...).")],
     data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices; hsi: with spectral_library.npz).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
     start_from: Annotated[Path | None, typer.Option(help="Model folder whose weights are trained further.")] = None,
@@ -129,7 +129,8 @@ def calibrate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file to write (.safetensors).")],
     data: Annotated[Path | None, typer.Option(help="Folder of pictures like those to be restored.")] = None,
     task: Annotated[
-        str, typer.Option(help="inpaint, denoise, superresolve, deblur, mri, ultrasound; generate: from noise, no --data.")
+        str,
+        typer.Option(help="inpaint, denoise, superresolve, deblur, mri, ultrasound, dehaze, paired; generate: from noise, no --data."),
     ] = "inpaint",
     solver: Solver = "ddim",
     steps: Annotated[list[int] | None, typer.Option(help="Solver steps to deploy; give it several times for several. [default: 5]")] = None,

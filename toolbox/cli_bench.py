@@ -273,3 +273,43 @@ def bench_ultrasound(
     ]
     title = f"{figures['frames']} frames ({figures['skipped']} without enough tissue and blood), {steps} steps x {samples} samples"
     print_table(title, ("haze", "method", "gCNR", "KS tissue", "KS blood", "PSNR dB", "seconds"), rows)
+
+
+@app.command("dehaze")
+def bench_dehaze(
+    data: Annotated[Path, typer.Argument(help="Folder of pairs: its subfolders hold hazy and clear pictures of the same names.")],
+    hazy: Annotated[str, typer.Option(help="Name of the subfolder of hazy pictures.")] = "hazy",
+    clear: Annotated[str, typer.Option(help="Name of the subfolder of clear pictures.")] = "clear",
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models, `input`, `dark-channel`. [default: these two, haze and haze-int8]")
+    ] = None,
+    solver: Annotated[list[str] | None, typer.Option(help="Solvers. [default: resfusion, rddm, evodiff, ddim]")] = None,
+    steps: Steps = 5,
+    samples: Samples = 1,
+    limit: Annotated[int | None, typer.Option(help="Use the first pairs only.", min=1)] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure dehazing on pairs of hazy and clear pictures, next to the dark channel prior."""
+    from toolbox.dehaze import CLASSICAL, SOLVERS, run_bench_dehaze
+
+    with ProgressBar("measuring", 1) as bar:
+        rows = run_bench_dehaze(
+            data,
+            hazy=hazy,
+            clear=clear,
+            models=model or [*CLASSICAL, "haze", "haze-int8"],
+            solvers=solver or SOLVERS,
+            steps=steps,
+            num_samples=samples,
+            limit=limit,
+            seed=seed,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return print_json(rows)
+    print_table(
+        f"{rows[0]['pictures']} pairs",
+        ("method", "solver", "calls", "PSNR dB", "SSIM", "seconds"),
+        [(r["model"], r["solver"], f"{r['nfe']}", f"{r['psnr']:.2f}", f"{r['ssim']:.4f}", f"{r['seconds']}") for r in rows],
+    )

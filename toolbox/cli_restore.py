@@ -244,3 +244,55 @@ def ultrasound(
     names = ("psnr", "ssim", "gcnr_before", "gcnr_after", "ks_tissue")
     quality = "".join(f", {name} {figures[name]}" for name in names if name in figures)
     print(f"{figures['out']}: {figures['frames']} frames, {figures['nfe']} network calls in {figures['seconds']} s{quality}")
+
+
+@app.command("dehaze")
+def dehaze(
+    image: Annotated[Path, typer.Argument(help="The hazy picture: PNG, JPEG, WebP, TIFF ...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")],
+    model: Model = "haze-int8",
+    solver: Solver = "rddm",
+    steps: Steps = 5,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    reference: Annotated[Path | None, typer.Option(help="The clear picture: prints PSNR and SSIM against it.")] = None,
+    view: Annotated[int, typer.Option(help="Short side, in pixels, of the view that haze is judged on.", min=16)] = 128,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Take the haze out of a photo."""
+    options = {"solver": solver, "steps": steps, "seed": seed, "num_samples": samples, "reference": reference, "view": view}
+    _paired(image, out, as_json, mask=None, tile=512, model=model, device=device, haze=True, **options)
+
+
+@app.command("paired")
+def paired(
+    image: Annotated[Path, typer.Argument(help="The degraded picture (rain drops, shadow, low light ...).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")],
+    model: Annotated[str, typer.Option(help="A model folder trained by the recipe `paired`, or its bundle.")],
+    mask: Annotated[Path | None, typer.Option("--mask", "-m", help="White where the picture is degraded, for models that see one.")] = None,
+    solver: Solver = "rddm",
+    steps: Steps = 5,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    reference: Annotated[Path | None, typer.Option(help="The clean picture: prints PSNR and SSIM against it.")] = None,
+    tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Restore a photo with a model trained on pairs of degraded and clean ones."""
+    options = {"solver": solver, "steps": steps, "seed": seed, "num_samples": samples, "reference": reference, "tile": tile}
+    _paired(image, out, as_json, mask=mask, view=None, model=model, device=device, haze=False, **options)
+
+
+def _paired(image: Path, out: Path, as_json: bool, **options) -> None:
+    from toolbox.dehaze import run_paired
+
+    with ProgressBar("restoring", max(options["steps"], 1) * max(options["num_samples"], 1)) as bar:
+        figures = run_paired(image, out, **options, progress=bar.update)
+    if as_json:
+        return print_json(figures)
+    quality = "".join(
+        f", {name.upper()} {figures[name]} ({figures[f'{name}_input']} before)" for name in ("psnr", "ssim") if name in figures
+    )
+    print(f"{figures['out']}: {figures['nfe']} network calls in {figures['seconds']} s{quality}")

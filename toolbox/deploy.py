@@ -17,9 +17,11 @@ from restoration.inpainting import InpaintingTask
 from restoration.io.images import check_folder, read_image
 from restoration.masks import KINDS, make_mask
 from restoration.metrics import psnr, ssim
+from restoration.paired import HAZE, PLAIN, PairedRestoration
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import load
+from toolbox.paired_training import Haze, find_pairs, make_hazy, read_pair
 from toolbox.report import html_table, picture, write_report
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
@@ -123,16 +125,23 @@ def run_verify(
     made = load_quantized(quantized, denoiser.network)
     recorded = CalibrationSet.load(calibration)
     recorded.check(denoiser.network, solver)
+    paired = denoiser.condition_channels in (PLAIN, HAZE)
     cases = []
     if data is not None:
-        for k, (_, image) in enumerate(pictures(data, count, side, seed)):
-            kind = KINDS[k % len(KINDS)]
-            cases.append((kind, image, make_mask(kind, *image.shape[1:], MISSING[kind], seed + k)))
+        cases = _paired_cases(denoiser, data, count, side, seed) if paired else _masked_cases(data, count, side, seed)
     restored: list[list[np.ndarray]] = []
 
     def restore(d: Denoiser) -> float:
-        task = InpaintingTask(d, solver_by_name(solver), steps)
-        results = [task(torch.from_numpy(i), torch.from_numpy(m), seed=seed + k).mean.numpy() for k, (_, i, m) in enumerate(cases)]
+        results = []
+        for k, (_, image, shown) in enumerate(cases):
+            if paired:  # its solvers take turns
+                names = solver.split(",")
+                task = PairedRestoration(d, solver_by_name(names[k % len(names)]), steps)
+                result = task(torch.from_numpy(shown), seed=seed + k)
+            else:
+                task = InpaintingTask(d, solver_by_name(solver), steps)
+                result = task(torch.from_numpy(image), torch.from_numpy(shown), seed=seed + k)
+            results.append(result.mean.numpy())
         restored.append(results)
         return float(np.mean([psnr(r, i) for r, (_, i, _) in zip(results, cases, strict=True)]))
 
@@ -157,15 +166,37 @@ def run_verify(
     return figures
 
 
+def _masked_cases(data: Path, count: int, side: int, seed: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Kind, picture and mask."""
+    cases = []
+    for k, (_, image) in enumerate(pictures(data, count, side, seed)):
+        kind = KINDS[k % len(KINDS)]
+        cases.append((kind, image, make_mask(kind, *image.shape[1:], MISSING[kind], seed + k)))
+    return cases
+
+
+def _paired_cases(denoiser: Denoiser, data: Path, count: int, side: int, seed: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Kind, clean and degraded picture: haze is simulated on clear pictures, other degradations come as a folder of pairs."""
+    if denoiser.condition_channels == HAZE:
+        rng = np.random.default_rng(seed)
+        pairs = [make_hazy(torch.from_numpy(i), torch.from_numpy(i)[None], Haze(), rng) for _, i in pictures(data, count, side, seed)]
+        return [("haze", clear.numpy(), hazy.numpy()) for clear, hazy in pairs]
+    cases = []
+    for paths in find_pairs(data)[:count]:
+        degraded, clean = (np.broadcast_to(v, (3, *v.shape[1:]))[:, :side, :side] for v in read_pair(*paths))
+        cases.append(("degraded", np.ascontiguousarray(clean), np.ascontiguousarray(degraded)))
+    return cases
+
+
 def _write_report(folder: Path, bundle: Path, figures: dict, cases: list, restored: list[list[np.ndarray]]) -> None:
     body = [html_table(("figure", "value"), [(k, v) for k, v in figures.items() if not isinstance(v, (list, tuple, dict))])]
     errors = zip(figures["timesteps"], figures["simulated"], figures["onnx"], strict=True)
     body.append("<h2>Relative error against the float network</h2>")
     body.append(html_table(("timestep", "simulated", "ONNX"), [(f"{t:g}", f"{a:.4f}", f"{b:.4f}") for t, a, b in errors]))
-    for k, (kind, image, mask) in enumerate(cases):
+    for k, (kind, image, shown) in enumerate(cases):
         panels = [
             ("original", image),
-            (f"{kind} missing", image * mask),
+            (kind, shown) if shown.ndim == 3 else (f"{kind} missing", image * shown),
             (f"float {psnr(restored[0][k], image):.2f} dB", restored[0][k]),
             (f"bundle {psnr(restored[1][k], image):.2f} dB", restored[1][k]),
         ]

@@ -14,10 +14,11 @@ from restoration.io.images import read_image
 from restoration.lift import enlarge, thin_plate
 from restoration.masks import make_mask
 from restoration.mri.estimate import CONDITION_CHANNELS
+from restoration.paired import HAZE, haze_condition
 from solvers.denoiser import Denoiser
-from solvers.process import VP
 from toolbox.hsi_training import LatentExamples
 from toolbox.mri_training import Scans
+from toolbox.paired_training import PairExamples, kept, make_hazy
 from toolbox.recipe import Recipe
 from toolbox.ultrasound_training import UltrasoundExamples
 
@@ -28,14 +29,16 @@ class Patches:
     Args:
         folder: searched recursively for JPEG, PNG and WebP files.
         size: side of a patch in pixels.
+        exclude: names of files to leave out.
+        sides: short sides that pictures are reduced to; by default they are scaled by ``SCALES``: large photos are soft at full size.
 
     Raises:
         ValueError: no picture of at least ``size`` pixels in the folder.
     """
 
-    SCALES = (0.7, 0.5, 0.35, 0.25)  # large photos are soft at full size
+    SCALES = (0.7, 0.5, 0.35, 0.25)
 
-    def __init__(self, folder: str | Path, size: int, exclude: tuple[str, ...] = ()):
+    def __init__(self, folder: str | Path, size: int, exclude: tuple[str, ...] = (), sides: tuple[int, ...] = ()):
         self.size = size
         self.images: list[np.ndarray] = []
         for path in sorted(Path(folder).rglob("*")):
@@ -43,7 +46,7 @@ class Patches:
                 continue
             pixels = np.broadcast_to((photo := read_image(path).pixels), (3, *photo.shape[1:]))
             image = Image.fromarray(np.rint(255 * pixels.transpose(1, 2, 0)).astype(np.uint8))
-            for scale in self.SCALES:
+            for scale in [side / min(image.size) for side in sides] or self.SCALES:
                 width, height = (round(s * scale) for s in image.size)
                 if min(width, height) >= size:
                     self.images.append(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))
@@ -135,7 +138,7 @@ class GreyExamples:
 
     def times(self, count: int, rng: np.random.Generator) -> Tensor:
         """Levels spread evenly in the logarithm of the noise."""
-        return self.recipe.noise.times(VP.from_diffusers(self.recipe.process.scheduler_config()), count, rng)
+        return self.recipe.noise.times(self.recipe.process.process(), count, rng)
 
 
 def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Generator) -> Tensor:
@@ -155,10 +158,34 @@ def grey_patches(patches: Patches, count: int, cells: float, rng: np.random.Gene
     return out.clamp(0, 1)
 
 
+class HazeExamples:
+    """Clear pictures and the same ones in made-up haze."""
+
+    channels, condition_channels = 3, HAZE
+    SIDES = (1.0, 1.2, 1.45, 1.8)  # of a patch: nearly whole pictures, as haze is told from the look of a scene
+
+    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        sides = tuple(round(share * recipe.patch_size) for share in self.SIDES)
+        self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude, sides)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Clear and hazy pictures in [0, 1], and 0 where the condition is dropped."""
+        drawn = self.patches.draw(2 * count, rng)
+        pairs = [make_hazy(picture, drawn[count:], self.recipe.haze, rng) for picture in drawn[:count]]
+        clear, hazy = (torch.stack(part) for part in zip(*pairs, strict=True))
+        return clear, (hazy * 255).round() / 255, kept(count, self.recipe.haze.drop, rng)
+
+    @staticmethod
+    def show(denoiser: Denoiser, clear: Tensor, hazy: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return denoiser.from_unit(clear), keep * denoiser.from_unit(haze_condition(hazy)), torch.ones_like(clear[:, :1])
+
+
 EXAMPLES = {
     "inpainting": PhotoExamples,
     "mri": MRIExamples,
     "denoising": GreyExamples,
+    "dehazing": HazeExamples,
+    "paired": PairExamples,
     "hyperspectral": LatentExamples,
     "ultrasound": UltrasoundExamples,
 }

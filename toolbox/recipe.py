@@ -10,14 +10,21 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from solvers.process import VP
+from solvers.process import VP, Process
+from solvers.rddm import RDDM
+from solvers.resfusion import Resfusion
 from toolbox.hsi_training import Scenes
 from toolbox.mri_training import Simulation
+from toolbox.paired_training import Haze, Pairs
 from toolbox.ultrasound_training import Echoes
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+RESFUSION_TARGETS = ("resnoise", "sample", "residual")
+RDDM_TARGETS = ("residual_noise", "sample_noise", "residual", "epsilon", "sample")
 
 
 class Network(_Section):
@@ -28,17 +35,44 @@ class Network(_Section):
 
 
 class Schedule(_Section):
+    """The process that a network is trained under, and what it predicts.
+
+    ``vp``: diffusers' words, for ``v_prediction``. ``resfusion``: the released schedule of ``num_train_timesteps`` (12 leave five levels),
+    ``linear`` or cosine, for ``resnoise``, ``sample`` or ``residual``. ``rddm``: the released schedule, ``sum_scale`` being the square of
+    its largest noise, for ``residual_noise`` and ``sample_noise`` (one network of two outputs), ``residual``, ``sample`` or ``epsilon``.
+    """
+
+    kind: Literal["vp", "resfusion", "rddm"] = "vp"
+    sum_scale: float = Field(1.0, gt=0)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     num_train_timesteps: int = Field(1000, ge=2)
     rescale_betas_zero_snr: bool = True
-    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    prediction_type: Literal["v_prediction", "epsilon", "sample", "residual", "resnoise", "residual_noise", "sample_noise"] = "v_prediction"
     timestep_spacing: str = "trailing"
     noise_scale: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_kind(self):
+        known = {"vp": ("v_prediction", "epsilon", "sample"), "resfusion": RESFUSION_TARGETS, "rddm": RDDM_TARGETS}[self.kind]
+        if self.prediction_type not in known:
+            raise ValueError(f"prediction_type {self.prediction_type!r} is no target of process {self.kind!r}; known: {', '.join(known)}")
+        if self.kind == "resfusion" and self.beta_schedule == "scaled_linear":
+            raise ValueError("beta_schedule 'scaled_linear' is not one of Resfusion's; known: linear, squaredcos_cap_v2")
+        return self
+
+    def process(self) -> Process:
+        match self.kind:
+            case "resfusion":
+                schedule = "linear" if self.beta_schedule == "linear" else "cosine"
+                return Resfusion.scheduled(schedule, self.num_train_timesteps)
+            case "rddm":
+                return RDDM.scheduled(self.num_train_timesteps, self.sum_scale)
+        return VP.from_diffusers(self.scheduler_config())
 
     def scheduler_config(self) -> dict:
         """In diffusers' words. ``noise_scale`` multiplies every noise-to-signal ratio (a shift of log-SNR, Hoogeboom et al. 2023): a
         schedule made for data of unit size then suits data of that standard deviation."""
-        config = self.model_dump(exclude={"noise_scale"})
+        config = self.model_dump(exclude={"noise_scale", "kind", "sum_scale"})
         if self.noise_scale == 1:
             return config
         abar = VP.from_diffusers(config).alphas_cumprod
@@ -52,6 +86,8 @@ class Loss(_Section):
     floor: float = Field(0.05, gt=0)
     known_weight: float = Field(0.1, ge=0, le=1)
     terminal_share: float = Field(0.3, ge=0, le=1)
+    norm: Literal["l2", "l1"] = "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
+    min_snr: float | None = Field(None, gt=0)  # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
 
 
 class Condition(_Section):
@@ -82,7 +118,7 @@ class Recipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal["inpainting", "mri", "denoising", "hyperspectral", "ultrasound"]
+    task: Literal["inpainting", "mri", "denoising", "dehazing", "paired", "hyperspectral", "ultrasound"]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -92,6 +128,8 @@ class Recipe(_Section):
     loss: Loss = Loss()
     condition: Condition | None = None  # inpainting: which masks
     simulation: Simulation | None = None  # mri: which scans
+    haze: Haze | None = None  # dehazing: what haze
+    pairs: Pairs | None = None  # paired: where the pairs lie
     scenes: Scenes | None = None  # hyperspectral: which scenes, and what of them
     echoes: Echoes | None = None  # ultrasound: which pictures
     noise: Noise = Noise()  # denoising and ultrasound: which levels
@@ -99,10 +137,24 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check_task(self):
-        needed = {"inpainting": "condition", "mri": "simulation", "hyperspectral": "scenes", "ultrasound": "echoes"}
+        needed = {
+            "inpainting": "condition",
+            "mri": "simulation",
+            "dehazing": "haze",
+            "paired": "pairs",
+            "hyperspectral": "scenes",
+            "ultrasound": "echoes",
+        }
         for task, section in needed.items():
             if (self.task == task) != (getattr(self, section) is not None):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
+        if self.process.kind != "vp" and self.task not in ("dehazing", "paired"):
+            raise ValueError(f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and paired have one")
+        sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
+        if sample and self.loss.min_snr is None:
+            raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
+        if self.loss.min_snr is not None and not sample and self.task != "denoising":
+            raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
         if not self.noise.lowest < self.noise.highest:
             raise ValueError("noise.lowest must be below noise.highest")
         return self

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from solvers.denoiser import Denoiser
-from solvers.process import VP
+from solvers.description import describe
+from solvers.prediction import HEADS
 from toolbox.examples import EXAMPLES
 from toolbox.hsi_training import LatentExamples, latent_loss
+from toolbox.paired_training import SHOWN
 from toolbox.recipe import Loss, Recipe
 
 # -- the loss -----------------------------------------------------------------------------------------------------
@@ -30,6 +32,9 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: T
     pixels are not known, ``noise`` like ``x0``. With ``u = (x0 - lift)/s`` of mean square p on a sample's missing pixels, the best linear
     estimate from the state alone has the error ``p/(a'^2 p + b'^2)`` in ``v = a' eps - b' u``. Each sample's error is divided by that:
     easy and hard pictures, small and large holes, and all noise levels then count alike, as they do in PSNR.
+
+    A ``sample`` network gives u itself, of which the best linear estimate has the error ``p/(1 + p SNR)``. Near the clean level that
+    vanishes, and only ``min(p SNR, min_snr)`` is counted (Hang et al. 2023): the state has the image there, the network need not.
     """
     a, b = (f(t.cpu()).to(x0).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
     _, a, b = denoiser.unit_levels(a, b)
@@ -40,28 +45,48 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: T
     focus = focus / focus.mean((1, 2, 3), keepdim=True)
     missing = missing.expand_as(u)
     power = ((missing * u**2).sum((1, 2, 3), keepdim=True) / missing.sum((1, 2, 3), keepdim=True).clamp(min=1)).clamp(min=loss.floor)
+    if denoiser.prediction_type == "sample":
+        snr = power * a**2 / b.clamp(min=1e-6) ** 2
+        return ((1 + snr.clamp(max=loss.min_snr)) / power * focus * (output - u) ** 2).mean()
     return ((a**2 * power + b**2) / power * focus * (output - (a * noise - b * u)) ** 2).mean()
 
 
-def plain_loss(denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """Squared error of the output of an unconditional denoiser: relative to the noise where there is little of it, to the image else."""
+def residual_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
+    """Error of a network of a process that holds the degraded image ``y``, the first channels of ``condition``.
+
+    States and targets are those of ``Resfusion.training_pair`` and ``RDDM.training_pair``. Squared for Resfusion, absolute and summed over
+    the two heads for RDDM, as released.
+    """
+    target_type, channels = denoiser.prediction_type, x0.shape[1]
+    state, target = denoiser.process.training_pair(x0, condition[:, :channels], noise, t.cpu(), target_type)
+    error = denoiser.conditioned(condition).output(state, t).float() - target
+    return HEADS.get(target_type, 1) * (error.square() if loss.norm == "l2" else error.abs()).mean()
+
+
+def plain_loss(denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor, min_snr: float | None = None) -> Tensor:
+    """Squared error of the output of an unconditional denoiser: relative to the noise where there is little of it, to the image else.
+
+    With ``min_snr`` the error of the image weighs ``min(SNR, min_snr)`` (Hang et al. 2023): ``min(SNR, min_snr)/(SNR + 1)`` in v.
+    """
     u = denoiser.from_unit(image) / denoiser.data_std
     a, b = (f(t.cpu()).to(u).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
     _, a, b = denoiser.unit_levels(a, b)
     output = denoiser.output(a * u + b * noise, t).float()
-    return ((output - (a * noise - b * u)) ** 2).mean()
+    weight = 1 if min_snr is None else torch.minimum(a**2, min_snr * b**2)  # of unit levels: b^2 = 1/(SNR + 1)
+    return (weight * (output - (a * noise - b * u)) ** 2).mean()
 
 
 def build(recipe: Recipe) -> Denoiser:
     """The untrained denoiser of a recipe."""
     from diffusers import UNet2DModel
 
-    net, fold2, examples = recipe.network, recipe.network.fold**2, EXAMPLES[recipe.task]
+    net, fold2, schedule = recipe.network, recipe.network.fold**2, recipe.process
+    channels, condition_channels = EXAMPLES[recipe.task].channels, shown_channels(recipe)
     depth = len(net.block_out_channels)
     torch.manual_seed(recipe.seed)
     network = UNet2DModel(
-        in_channels=(examples.channels + examples.condition_channels) * fold2,
-        out_channels=examples.channels * fold2,
+        in_channels=(channels + condition_channels) * fold2,
+        out_channels=channels * HEADS.get(schedule.prediction_type, 1) * fold2,
         block_out_channels=tuple(net.block_out_channels),
         layers_per_block=net.layers_per_block,
         down_block_types=("DownBlock2D",) * depth,
@@ -69,17 +94,23 @@ def build(recipe: Recipe) -> Denoiser:
         norm_num_groups=net.norm_num_groups,
         add_attention=False,
     )
+    native = schedule.kind == "vp"  # the others diffuse the residual by themselves
     return Denoiser(
         network,
-        VP.from_diffusers(recipe.process.scheduler_config()),
-        recipe.process.prediction_type,
+        schedule.process(),
+        schedule.prediction_type,
         value_range=recipe.value_range,
         fold=net.fold,
         multiple=2 ** (depth - 1),
-        condition_channels=examples.condition_channels,
-        residual=recipe.task in ("inpainting", "mri"),
-        data_std=recipe.loss.data_std,
+        condition_channels=condition_channels,
+        residual=native and condition_channels > 0 and recipe.task != "hyperspectral",  # whose condition holds no lift
+        data_std=recipe.loss.data_std if native else 1.0,
     )
+
+
+def shown_channels(recipe: Recipe) -> int:
+    """Channels of the condition that a recipe's network is shown."""
+    return SHOWN[recipe.pairs.shown] if recipe.pairs is not None else EXAMPLES[recipe.task].condition_channels
 
 
 def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
@@ -87,7 +118,7 @@ def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator
 
     Batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut.
     """
-    T, n = recipe.process.num_train_timesteps, recipe.batch_size
+    T, n = len(recipe.process.process()), recipe.batch_size
     step = start
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
@@ -103,11 +134,11 @@ def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator
 
 
 @torch.no_grad()
-def gain(denoiser: Denoiser, examples, image: Tensor, shown: Tensor) -> float:
-    """How much better one network call from pure noise is than the lift, in dB: the mean over a batch."""
-    x0, condition, _ = examples.show(denoiser, image, shown)
+def gain(denoiser: Denoiser, examples, *drawn: Tensor) -> float:
+    """How much better one network call from the noisiest level is than the lift, in dB: the mean over a batch."""
+    x0, condition, _ = examples.show(denoiser, *drawn)
     end, noise = denoiser.process.end, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
-    state = denoiser.process.b(end) * noise + denoiser.process.a(end) * x0
+    state = denoiser.process.add_noise(x0, noise, end, condition[:, : x0.shape[1]])
     estimate = denoiser.conditioned(condition)(state, end).x0
 
     def error(x):
@@ -138,14 +169,17 @@ def train(
     ``accelerate launch``.
 
     Raises:
-        ValueError: no usable picture, a model to start from that has other weights, a recipe with a prediction type other than
-            ``v_prediction``, or nothing to resume.
+        ValueError: no usable picture, a model to start from that has other weights, a ``vp`` recipe for ``epsilon`` (or ``sample``
+            without a condition), or nothing to resume.
         FileNotFoundError: no such data folder.
     """
     from accelerate import Accelerator
 
-    if recipe.process.prediction_type != "v_prediction":
-        raise ValueError("training is written for v_prediction; set process.prediction_type to it")
+    known = ("v_prediction", "sample") if EXAMPLES[recipe.task].condition_channels else ("v_prediction",)
+    if recipe.process.kind == "vp" and recipe.process.prediction_type not in known:
+        raise ValueError(
+            f"{recipe.task} under a variance-preserving process is trained for {' or '.join(known)}; set process.prediction_type"
+        )
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise FileNotFoundError(f"data folder {data} does not exist")
@@ -175,7 +209,8 @@ def train(
     log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
     source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
     fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, np.random.default_rng([recipe.seed, 2])))
-    conditional, latent = denoiser.residual, isinstance(examples, LatentExamples)
+    latent = isinstance(examples, LatentExamples)
+    conditional = shown_channels(recipe) > 0 and not latent
     network.train()
     for step in range(start, recipe.steps):
         rate = _learning_rate(recipe, step)
@@ -185,10 +220,13 @@ def train(
             *drawn, t, noise = next(source)
             if latent:
                 loss = latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")
-            elif conditional:
-                loss = denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
+            elif not conditional:
+                loss = plain_loss(denoiser, *drawn, t, noise, recipe.loss.min_snr)
+            elif denoiser.process.holds_image:
+                x0, condition, _ = examples.show(denoiser, *drawn)
+                loss = residual_loss(denoiser, x0, condition, t, noise, recipe.loss)
             else:
-                loss = plain_loss(denoiser, *drawn, t, noise)
+                loss = denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -227,12 +265,15 @@ def save_model(denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], o
 
     network = denoiser.network.module if isinstance(denoiser.network, nn.parallel.DistributedDataParallel) else denoiser.network
     (out / "unet").mkdir(parents=True, exist_ok=True)
-    (out / "scheduler").mkdir(exist_ok=True)
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
     _replace(out / "unet" / "diffusion_pytorch_model.safetensors", lambda path: save_file(weights, path, {"format": "pt"}))
     _write_json(out / "unet" / "config.json", {"_class_name": "UNet2DModel", **network.config})
-    _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()})
-    _write_json(out / "denoiser.json", denoiser.settings)
+    if recipe.process.kind == "vp":
+        _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()})
+        _write_json(out / "denoiser.json", denoiser.settings)
+    else:  # diffusers has no words for these
+        native = {"prediction_type": denoiser.prediction_type, "process": describe(denoiser.process)}
+        _write_json(out / "denoiser.json", denoiser.settings | native)
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
