@@ -65,6 +65,7 @@ def run_bench(
     num_samples: int,
     limit: int | None,
     seed: int,
+    symmetries: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
     """Mean PSNR, SSIM and seconds of every method on every mask; a model that is ``biharmonic`` or ``push-pull`` is the classical method.
@@ -84,7 +85,7 @@ def run_bench(
             continue
         denoiser = load(model)
         for solver in solvers:
-            task = InpaintingTask(denoiser, solver_by_name(solver), steps)
+            task = InpaintingTask(denoiser, solver_by_name(solver), steps, symmetries=symmetries)
             methods.append((model, solver, lambda image, mask, task=task: _restore(task, image, mask, num_samples, seed)))
     rows: dict[tuple[str, str, str], list] = {}
     done, total = 0, len(files) * len(names) * len(methods)
@@ -102,9 +103,9 @@ def run_bench(
     table = []
     for (name, model, solver), values in rows.items():
         p, s, seconds = np.mean(values, axis=0)
-        nfe = 0 if model in CLASSICAL else steps * num_samples
+        nfe = 0 if model in CLASSICAL else steps * num_samples * symmetries
         figures = {"psnr": round(float(p), 3), "ssim": round(float(s), 4), "seconds": round(float(seconds), 2)}
-        table.append({"mask": name, "model": model, "solver": solver, "steps_x_samples": nfe, "pictures": len(values), **figures})
+        table.append({"mask": name, "model": model, "solver": solver, "calls": nfe, "pictures": len(values), **figures})
     return table
 
 

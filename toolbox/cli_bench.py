@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from toolbox.console import DEFAULT_MODEL, Json, ProgressBar, Samples, Seed, Steps, print_json, print_table
+from toolbox.console import DEFAULT_MODEL, Json, ProgressBar, Samples, Seed, Steps, Symmetries, print_json, print_table
 
 
 class _PicturesFirst(TyperGroup):
@@ -84,6 +84,7 @@ def bench_pictures(
     solver: Annotated[list[str] | None, typer.Option(help="Solvers. [default: ddim]")] = None,
     steps: Steps = 5,
     samples: Samples = 1,
+    symmetries: Symmetries = 1,
     limit: Annotated[int | None, typer.Option(help="Use the first pictures only.", min=1)] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -104,12 +105,13 @@ def bench_pictures(
             num_samples=samples,
             limit=limit,
             seed=seed,
+            symmetries=symmetries,
             progress=bar.update_of,
         )
     if as_json:
         return print_json(rows)
     print_table(
-        f"{rows[0]['pictures']} pictures, {steps} steps x {samples} samples",
+        f"{rows[0]['pictures']} pictures, {steps} steps x {samples} samples x {symmetries} symmetries",
         ("mask", "model", "solver", "PSNR dB", "SSIM", "seconds"),
         [(r["mask"], r["model"], r["solver"], f"{r['psnr']:.2f}", f"{r['ssim']:.4f}", f"{r['seconds']:.2f}") for r in rows],
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from toolbox.console import DEFAULT_MODEL, Json, Model, ProgressBar, Samples, Seed, Solver, Steps, print_json
+from toolbox.console import DEFAULT_MODEL, Json, Model, ProgressBar, Samples, Seed, Solver, Steps, Symmetries, print_json
 
 app = typer.Typer(help="Restore a measurement of yours.", no_args_is_help=True)
 
@@ -28,6 +28,7 @@ def inpaint(
     sigma: Annotated[float, typer.Option(help="Noise on the known pixels, in units of [0, 1].")] = 0.0,
     seed: Seed = 0,
     samples: Samples = 1,
+    symmetries: Symmetries = 1,
     std: Annotated[bool, typer.Option("--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more).")] = False,
     reference: Annotated[Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")] = None,
     tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
@@ -55,6 +56,7 @@ def inpaint(
             std=std,
             reference=reference,
             tile=tile,
+            symmetries=symmetries,
             device=device,
             progress=bar.update,
         )

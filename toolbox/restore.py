@@ -41,6 +41,7 @@ def run_inpainting(
     std: bool,
     reference: Path | None,
     tile: int,
+    symmetries: int = 1,
     device: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
@@ -64,9 +65,11 @@ def run_inpainting(
     if run is not None:  # a whole restoration: what it does was settled on export
         if run.sigma != sigma:
             raise ValueError(f"{model} was exported for noise of sigma {run.sigma:g}; got --sigma {sigma:g}")
+        if symmetries != 1:
+            raise ValueError(f"{model} is a whole restoration without symmetries; --symmetries needs a denoiser")
         solver, steps, task = run.solver, run.steps, denoiser
     else:
-        task = InpaintingTask(denoiser, solver_by_name(solver), steps, grid, correction, tile)
+        task = InpaintingTask(denoiser, solver_by_name(solver), steps, grid, correction, tile, symmetries=symmetries)
         options["sigma"] = sigma
     result = task(torch.from_numpy(photo.pixels), torch.from_numpy(known), **options)
     settings = {"model": model, "solver": solver, "steps": steps, "seed": seed, "samples": num_samples}
@@ -93,6 +96,7 @@ def run_linear(
     std: bool,
     reference: Path | None,
     tile: int,
+    symmetries: int = 1,
     device: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
@@ -135,7 +139,9 @@ def run_linear(
     if getattr(denoiser, "run", None) is not None:
         raise ValueError(f"{model} holds a whole restoration of another task; --model takes a denoiser here")
     done = itertools.count(1)
-    restore = LinearTask(denoiser, solver_by_name(solver), steps, grid, correction, tile, start_level=start_level or None)
+    restore = LinearTask(
+        denoiser, solver_by_name(solver), steps, grid, correction, tile, symmetries=symmetries, start_level=start_level or None
+    )
     result = restore(
         torch.from_numpy(photo.pixels),
         operator,
