@@ -235,8 +235,11 @@ def planewise(denoiser: Denoiser) -> Denoiser:
 
 
 def _image_channels(denoiser: Denoiser) -> int:
+    """Of the state; 3 where the network doesn't tell."""
     config = getattr(denoiser.network, "config", None)
-    out = getattr(denoiser.network, "outputs", None) if config is None else config.out_channels
+    if config is not None:
+        return config.in_channels // denoiser.fold**2 - denoiser.condition_channels
+    out = getattr(denoiser.network, "outputs", None)
     return 3 if out is None else out // denoiser.fold**2
 
 

@@ -20,8 +20,8 @@ from quant.trajectory import CalibrationSet
 from restoration.inpainting import InpaintingTask
 from restoration.io.images import check_folder, read_image
 from restoration.io.mri import read_scan
+from restoration.linear import LinearTask
 from restoration.masks import KINDS, make_mask
-from restoration.measurement import Measurement
 from restoration.mri.task import MRI
 from restoration.operators import Denoising, Inpainting
 from restoration.paired import HAZE, MASKED, PLAIN, PairedRestoration
@@ -88,9 +88,8 @@ class Restorations:
         y = y + self.sigma * torch.randn(y.shape, generator=generator)
         if self.task == "inpaint":
             y = operator.A(y)
-        measurement = Measurement(operator, y.to(d.device), self.sigma).in_range(*d.value_range, like=image[None].to(d.device))
-        name = self.correction or ("diffpir" if self.sigma > 0 else "ddnm")
-        sample(CORRECTIONS[name](d, measurement), tuple(image.shape), grid, self.solver, seed=seed)
+        name = self.correction or ("diffpir" if self.sigma > 0 else "ddnm")  # of a denoiser too: its run visits the whole grid
+        LinearTask(d, self.solver, steps, self.grid, name)(y[0], operator, sigma=self.sigma, seed=seed)
 
     def picture(self, number: int) -> Tensor:
         """A random crop ``(C, h, w)`` in [0, 1], at most ``side`` x ``side``, of the network's channels."""
@@ -325,7 +324,12 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
         return (data,)
     if channels not in (1, 3):
         raise ValueError(f"the network works on {channels} channels, not on pictures; calibrate it with --task generate")
-    fitting = {0: ("inpaint", "denoise", "superresolve", "deblur"), PLAIN: ("paired",), MASKED: ("inpaint", "paired"), HAZE: ("dehaze",)}
+    fitting = {
+        0: ("inpaint", "denoise", "superresolve", "deblur", "ultrasound"),
+        PLAIN: ("paired",),
+        MASKED: ("inpaint", "superresolve", "paired"),
+        HAZE: ("dehaze",),
+    }
     known = fitting.get(denoiser.condition_channels, ())
     if task not in known:
         raise ValueError(
