@@ -1,7 +1,7 @@
 """Whole restorations of every task in one graph: each computes what the host's loop computes."""
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from export.session import Restorer
 from quant.quantize import quantize
 from quant.trajectory import record
 from restoration.hyperspectral import HyperspectralTask
+from restoration.linear import LinearTask
 from restoration.measurement import Measurement
 from restoration.metrics import psnr
 from restoration.mri.consistency import agree
@@ -28,7 +29,6 @@ from restoration.mri.sense import Sense, SingleCoil, cartesian, to_channels
 from restoration.mri.simulation import ring_maps
 from restoration.mri.task import MRI
 from restoration.operators import Denoising
-from restoration.posterior import CORRECTIONS
 from restoration.separable import Bicubic, Blur, gaussian_kernel
 from restoration.task import sample
 from solvers.ddim import DDIM
@@ -37,7 +37,7 @@ from solvers.evodiff import EVODiff
 from solvers.grid import trailing
 from solvers.process import VP
 from solvers.resfusion import Resfusion, ResfusionSampler
-from solvers.solver import randn, solve
+from solvers.solver import randn
 
 CPU = ["CPUExecutionProvider"]
 SIZE = (24, 32)
@@ -83,28 +83,6 @@ def smooth(channels: int, size, seed: int = 0) -> torch.Tensor:
 # -- linear operators ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Steered:
-    """The least that a linear job asks of a task: an unconditional network, steered by a correction."""
-
-    denoiser: Denoiser
-    solver: object = field(default_factory=DDIM)
-    num_inference_steps: int = 3
-    grid: str = "trailing"
-    correction: str | None = None
-    tile: int = 512
-
-    def prepare(self, measurement, shape):
-        d = self.denoiser
-        m = measurement.in_range(*d.value_range, like=torch.zeros(shape))
-        grid = trailing(d.process, self.num_inference_steps)
-        if isinstance(m.operator, Denoising):
-            t = grid.times[1]
-            return d, d.process.a(t) * m.y, replace(grid, times=grid.times[1:]), lambda x: d.to_unit(x).clamp(0, 1)
-        corrected = CORRECTIONS[self.correction](d, m)
-        return corrected, None, grid, lambda x: d.to_unit(x).clamp(0, 1)
-
-
 @pytest.mark.parametrize(
     ("name", "operator", "sigma", "correction", "solver"),
     [
@@ -117,17 +95,14 @@ class Steered:
     ],
 )
 def test_linear_operators_trace(name, operator, sigma, correction, solver):
-    task = Steered(denoiser_of(3), solver, correction=correction)
+    task = LinearTask(denoiser_of(3), solver, 3, correction=correction)
     job = LinearJob(task, operator, SIZE, sigma, name, {"operator": type(operator).__name__})
     y = operator.A(smooth(3, SIZE))
     ours, module = run_graph(job, 3, image=y)
-    d, start, grid, finish = task.prepare(Measurement(operator, y, sigma), (1, 3, *SIZE))
-    generator = torch.Generator().manual_seed(3)
-    x = d.process.b(grid.times[0]) * randn((1, 3, *SIZE), generator) if start is None else start
-    host = solve(solver, d, x, grid, generator=[generator])
-    np.testing.assert_allclose(ours, finish(host.x0).numpy(), atol=1e-4)
+    host = task(y[0], operator, sigma=sigma, seed=3)
+    np.testing.assert_allclose(ours[0], host.mean.numpy(), atol=1e-4)
     assert module.calls == host.nfe
-    assert ("noise" in module.names) == (start is None)
+    assert ("noise" in module.names) == (name != "denoise")
 
 
 # -- pairs ---------------------------------------------------------------------------------------------------------------------------
@@ -275,7 +250,7 @@ def test_integer_mri_bundle_keeps_the_simulated_image(tmp_path):
 
 def test_jobs_refuse_what_cannot_be_a_graph():
     with pytest.raises(ValueError, match="differentiates the network"):
-        export_restorer(LinearJob(Steered(denoiser_of(3), correction="dps"), Bicubic(SIZE, 4), SIZE))
+        export_restorer(LinearJob(LinearTask(denoiser_of(3), correction="dps"), Bicubic(SIZE, 4), SIZE))
     with pytest.raises(ValueError, match="singular system"):
         export_restorer(MRIJob(MRI(denoiser_of(2, 7)), 2, SIZE, exact=True))
     with pytest.raises(ValueError, match="7 condition channels"):
