@@ -145,7 +145,7 @@ def scan(coils: int, size=(32, 36), sigma: float = 0.01, seed: int = 0):
     return torch.complex(*y[0].chunk(2)), mask, maps
 
 
-@pytest.mark.parametrize(("coils", "exact"), [(1, True), (1, False), (3, False)])
+@pytest.mark.parametrize(("coils", "exact"), [(1, True), (1, False), pytest.param(3, False, marks=pytest.mark.slow)])
 def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     # the host stops conjugate gradients at 1e-5 of the residual, 1e-4 of the image: here it goes on
     monkeypatch.setattr("restoration.mri.task.cartesian", lambda *a, **_: cartesian(*a, tolerance=1e-7, max_iterations=400))
