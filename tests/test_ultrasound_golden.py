@@ -58,7 +58,7 @@ def scores(sde):
     return score_x, score_h
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     """1e-5 of the array's size: the arrays are float32 sums of many steps."""
     theirs = torch.as_tensor(theirs)
     torch.testing.assert_close(torch.as_tensor(ours, dtype=theirs.dtype), theirs, rtol=0, atol=1e-5 * max(1.0, float(theirs.abs().max())))
@@ -68,21 +68,21 @@ def test_levels():
     arrays = golden("dehaze")
     t = torch.from_numpy(arrays["sde/t"])
     sde = SimpleVE(float(arrays["sde/sigma"]))
-    close(sde.std(t), arrays["sde/std"])
-    close(sde.g(t), arrays["sde/g"])
+    assert_close(sde.std(t), arrays["sde/std"])
+    assert_close(sde.g(t), arrays["sde/g"])
 
 
 def test_runs():
     for _, options, case in cases(golden("dehaze"), "sample"):
         ours, draws, track = sampler(options), iter(case["noise"]), []
-        close(ours.times(), case["t"])
+        assert_close(ours.times(), case["t"])
         score_x, score_h = scores(ours.sde)
         joint = options["joint"]
         result, _ = ours.run(case["y"], score_x, score_h if joint else None, lambda shape: next(draws), lambda x, h: track.append((x, h)))  # noqa: B023
         assert next(draws, None) is None, "every draw is used"
         for k, name in enumerate(["x_track", "h_track"][: 1 + joint]):
-            close(torch.stack([step[k] for step in track]), case[name])
-        close(result, case["x_track"][-1])
+            assert_close(torch.stack([step[k] for step in track]), case[name])
+        assert_close(result, case["x_track"][-1])
 
 
 def test_guidance_steps():
@@ -90,8 +90,8 @@ def test_guidance_steps():
         draws = iter(case.get("noise", ()))
         names = ("y", "x", "h", "x_mean", "h_mean", "grad_x", "grad_h", "t")
         x, h = sampler(options).guide(*(case[n] for n in names), lambda shape: next(draws))  # noqa: B023
-        close(x, case["x_new"])
-        close(h, case["h_new"])
+        assert_close(x, case["x_new"])
+        assert_close(h, case["h_new"])
 
 
 def test_companding():
@@ -100,8 +100,8 @@ def test_companding():
     for key in {k.split("/")[1] for k in arrays if k.startswith("compand/") and k.count("/") == 2}:
         there, back = (a_law, a_law_inverse) if key == "a" else (mu_law, mu_law_inverse)
         extra = () if key == "a" else (float(key.removeprefix("mu")),)
-        close(there(x, *extra), arrays[f"compand/{key}/compressed"])
-        close(back(x, *extra), arrays[f"compand/{key}/expanded"])
+        assert_close(there(x, *extra), arrays[f"compand/{key}/compressed"])
+        assert_close(back(x, *extra), arrays[f"compand/{key}/expanded"])
 
 
 def test_metrics():
@@ -124,4 +124,4 @@ def test_patches():
     for mode in ("replace", "average", "hann"):
         out = stitch(modified, overlap, mode).permute(0, 2, 3, 1)
         theirs = arrays[f"patch/stitched_{mode}"]
-        close(out, theirs[:, : out.shape[1], : out.shape[2]])
+        assert_close(out, theirs[:, : out.shape[1], : out.shape[2]])

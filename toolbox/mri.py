@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.mri import Scan, read_maps, read_sampling, read_scan
+from restoration.io.mri import read_maps, read_sampling, read_scan
 from restoration.io.mri_output import check_output, write_reconstruction
+from restoration.io.mri_scan import Scan
 from restoration.mri.espirit import mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.mri import Scan, read_maps, read_scan
+from restoration.io.mri import read_maps, read_scan
+from restoration.io.mri_scan import Scan
 from restoration.mri.espirit import espirit, mvue
 from restoration.mri.estimate import lift
 from restoration.mri.evaluation import coverage, slice_quality, volume_quality

@@ -1,4 +1,4 @@
-"""MRI files: k-space from fastMRI HDF5, ISMRMRD, .npz and .mat; magnitudes from NIfTI and DICOM; reconstructions to HDF5, NIfTI, PNG.
+"""MRI files: k-space from fastMRI HDF5, ISMRMRD, .npz and .mat; magnitudes from NIfTI and DICOM.
 
 Sizes and types are checked from headers before anything is decoded; HDF5 links that leave the file are refused.
 """
@@ -9,45 +9,16 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-MAX_POINTS = 500_000_000
+from restoration.io.mri_scan import Scan, check_points, complex_array, magnitude_array, mask_array, need, pairs, real_array
+
 HDF5 = (".h5", ".hdf5", ".mrd")
 KSPACE = (*HDF5, ".npz", ".mat")
 NIFTI = (".nii", ".nii.gz")
 NOISE_SCAN = 1 << 18  # ISMRMRD numbers flags from 1; ACQ_IS_NOISE_MEASUREMENT is the 19th
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a file holds.
-
-    Attributes:
-        kspace: complex64 ``(slices, coils, H, W)``, zero frequency in the centre; None for magnitudes.
-        magnitude: float32 ``(slices, H, W)`` for files of images; None for k-space.
-        mask: ``(H, W)`` or ``(W,)`` float32 that the file brings, or None.
-        maps: complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)`` that the file brings, or None.
-        target: float32 ``(slices, h, w)``: the fully sampled reconstruction of fastMRI files, or None.
-        attributes: fastMRI's (``max``, ``norm``, ``acquisition``, ``patient_id`` ...), as plain values.
-        header: the ISMRMRD XML header, or None.
-        crop: ``(h, w)`` of the reconstructed image by the header, or None.
-        spacing: millimetres per voxel ``(slice, row, column)``, 1 where unknown.
-        affine: NIfTI's 4 x 4 voxel-to-world matrix, or None.
-    """
-
-    kspace: np.ndarray | None = None
-    magnitude: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    maps: np.ndarray | None = None
-    target: np.ndarray | None = None
-    attributes: dict = field(default_factory=dict)
-    header: str | None = None
-    crop: tuple[int, int] | None = None
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    affine: np.ndarray | None = None
 
 
 def suffix(path: Path) -> str:
@@ -88,15 +59,15 @@ def _read_hdf5(path: Path) -> Scan:
         if "kspace" not in file and "dataset" in file:
             _inside(file, "dataset", path)
             return _read_ismrmrd(path, file)
-        kspace = _complex(_dataset(file, "kspace", path), path, ranks=(3, 4))
+        kspace = complex_array(_dataset(file, "kspace", path), path, ranks=(3, 4))
         kspace = kspace[:, None] if kspace.ndim == 3 else kspace
         header = None
         if "ismrmrd_header" in file:
             raw = _dataset(file, "ismrmrd_header", path)[()]
             header = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
         target = next((file_key for file_key in ("reconstruction_rss", "reconstruction_esc") if file_key in file), None)
-        target = None if target is None else _real(_dataset(file, target, path), path)
-        mask = _mask(_dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
+        target = None if target is None else real_array(_dataset(file, target, path), path)
+        mask = mask_array(_dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
         attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items() if np.size(value) == 1}
     crop, spacing = (None, (1.0, 1.0, 1.0)) if header is None else _recon_space(header)
     return Scan(kspace, mask=mask, target=target, attributes=attributes, header=header, crop=crop, spacing=spacing)
@@ -125,7 +96,7 @@ def _read_ismrmrd(path: Path, file) -> Scan:
     slices, coils = (
         max(int(n) for n in column) for column in zip(*((h["idx"]["slice"] + 1, h["active_channels"]) for h, _ in lines), strict=True)
     )
-    _check_points(path, (slices, coils, x, y))
+    check_points(path, (slices, coils, x, y))
     kspace, hits = np.zeros((slices, coils, x, y), np.complex64), np.zeros((slices, y), np.int64)
     for head, data in lines:
         step, part, channels, samples = (
@@ -150,7 +121,7 @@ def _read_npz(path: Path) -> Scan:
                 with archive.open(names[key]) as member:
                     version = np.lib.format.read_magic(member)
                     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                    _check_points(path, read(member)[0])
+                    check_points(path, read(member)[0])
         with np.load(path, allow_pickle=False) as file:
             wanted = ("kspace", "mask", "maps", "smaps", "smaps_espirit", "image")
             arrays = {key: file[key] for key in file.files if key in wanted}
@@ -172,14 +143,14 @@ def _read_mat(path: Path) -> Scan:
             for key in wanted:
                 if key in file:
                     dataset = _dataset(file, key, path)
-                    _check_points(path, dataset.shape)
-                    arrays[key] = _pairs(dataset[()]).T
+                    check_points(path, dataset.shape)
+                    arrays[key] = pairs(dataset[()]).T
             found = ", ".join(file)
     else:
         try:
             listing = io.whosmat(path)
             for _, shape, _ in listing:
-                _check_points(path, shape)
+                check_points(path, shape)
             arrays = {k: v for k, v in io.loadmat(path, variable_names=wanted).items() if not k.startswith("__")}
             found = ", ".join(name for name, _, _ in listing)
         except (ValueError, TypeError, NotImplementedError, OSError, KeyError, io.matlab.MatReadError) as error:
@@ -193,12 +164,12 @@ def _from_arrays(path: Path, arrays: dict[str, np.ndarray], found: str) -> Scan:
     if "kspace" not in arrays:
         if "image" not in arrays:
             raise ValueError(f"{path} holds neither kspace nor image; it holds {found or 'nothing'}")
-        return Scan(magnitude=_magnitude(arrays["image"], path))
-    kspace = _complex(arrays["kspace"], path, ranks=(3, 4))
+        return Scan(magnitude=magnitude_array(arrays["image"], path))
+    kspace = complex_array(arrays["kspace"], path, ranks=(3, 4))
     kspace = kspace[None] if kspace.ndim == 3 else kspace
     maps = next((arrays[key] for key in ("maps", "smaps", "smaps_espirit") if key in arrays), None)
-    maps = None if maps is None else _complex(maps, path, ranks=(3, 4))
-    mask = None if "mask" not in arrays else _mask(arrays["mask"], kspace.shape, path)
+    maps = None if maps is None else complex_array(maps, path, ranks=(3, 4))
+    mask = None if "mask" not in arrays else mask_array(arrays["mask"], kspace.shape, path)
     return Scan(kspace, mask=mask, maps=maps)
 
 
@@ -219,7 +190,7 @@ def read_maps(path: str | Path) -> np.ndarray:
             maps = file[keys[0]]
     except (OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} can't be read as .npz: {error}") from error
-    return _complex(maps, path, ranks=(3, 4))
+    return complex_array(maps, path, ranks=(3, 4))
 
 
 def read_sampling(path: str | Path, size: tuple[int, int]) -> np.ndarray:
@@ -241,7 +212,7 @@ def read_sampling(path: str | Path, size: tuple[int, int]) -> np.ndarray:
                 loaded = loaded[keys[0]]
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} can't be read as a mask (.npy or .npz): {error}") from error
-    return _mask(loaded, (1, 1, *size), path)
+    return mask_array(loaded, (1, 1, *size), path)
 
 
 # -- magnitudes ---------------------------------------------------------------------------------------------------
@@ -257,12 +228,12 @@ def _read_nifti(path: Path) -> Scan:
             shape = shape[:3]
         if len(shape) not in (2, 3):
             raise ValueError(f"shape {shape}; volumes (x, y, z) are accepted")
-        _check_points(path, shape)
+        check_points(path, shape)
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:2], -1)
         zooms = tuple(float(z) for z in image.header.get_zooms()[:3]) + (1.0,) * (3 - len(shape))
     except (ValueError, OSError, EOFError, TypeError, nibabel.filebasedimages.ImageFileError) as error:
         raise ValueError(f"{path} can't be read as NIfTI: {error}") from error
-    magnitude = _magnitude(data.transpose(2, 1, 0), path)
+    magnitude = magnitude_array(data.transpose(2, 1, 0), path)
     return Scan(magnitude=magnitude, spacing=(zooms[2], zooms[1], zooms[0]), affine=np.asarray(image.affine))
 
 
@@ -276,7 +247,7 @@ def _read_dicom(path: Path) -> Scan:
             head = pydicom.dcmread(file, stop_before_pixels=True)
             if "Rows" not in head or "Columns" not in head:
                 continue
-            _check_points(file, (len(files), int(head.get("NumberOfFrames", 1)), int(head.Rows), int(head.Columns)))
+            check_points(file, (len(files), int(head.get("NumberOfFrames", 1)), int(head.Rows), int(head.Columns)))
             if int(head.get("SamplesPerPixel", 1)) != 1:
                 raise ValueError(f"{file} is a colour image; grey magnitudes are accepted")
             data = pydicom.dcmread(file)
@@ -296,7 +267,7 @@ def _read_dicom(path: Path) -> Scan:
     head = found[0][2]
     row, column = (float(v) for v in head.get("PixelSpacing", (1, 1)))
     depth = float(head.get("SpacingBetweenSlices", head.get("SliceThickness", 1)) or 1)
-    return Scan(magnitude=_magnitude(np.concatenate([p for _, p, _ in found]), path), spacing=(depth, row, column))
+    return Scan(magnitude=magnitude_array(np.concatenate([p for _, p, _ in found]), path), spacing=(depth, row, column))
 
 
 def _position(head) -> float:
@@ -342,64 +313,8 @@ def _dataset(file, name: str, path: Path):
         raise ValueError(f"{path}: {name} is a group, not an array")
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"{path}: {name} keeps its values in another file; only data inside the file are read")
-    _check_points(path, dataset.shape or ())
+    check_points(path, dataset.shape or ())
     return dataset
-
-
-def _check_points(path: Path, shape) -> None:
-    points = 1
-    for n in shape:
-        points *= int(n)
-    if points == 0 or points > MAX_POINTS:
-        raise ValueError(f"{path} has an array of shape {tuple(shape)}; 1 to {MAX_POINTS // 10**6} million points are accepted")
-
-
-def _pairs(array: np.ndarray) -> np.ndarray:
-    """MATLAB's (real, imag) records as complex numbers."""
-    if array.dtype.names and set(array.dtype.names) == {"real", "imag"}:
-        return array["real"] + 1j * array["imag"]
-    return array
-
-
-def _complex(array, path: Path, ranks: tuple[int, ...]) -> np.ndarray:
-    """complex64 from complex numbers of any width or real pairs in a last axis of length 2; the type is checked before reading."""
-    records = array.dtype.names and set(array.dtype.names) == {"real", "imag"}
-    paired = array.dtype.kind == "f" and array.ndim - 1 in ranks and array.shape[-1] == 2
-    if not (array.dtype.kind == "c" or records or paired) or (not paired and array.ndim not in ranks):
-        raise ValueError(
-            f"{path} has k-space or maps of shape {tuple(array.shape)} and type {array.dtype}; complex arrays with "
-            f"{' or '.join(map(str, ranks))} axes are accepted, or real ones with (real, imaginary) pairs in a last axis of length 2"
-        )
-    values = _pairs(np.asarray(array[()]))
-    values = values[..., 0] + 1j * values[..., 1] if paired else values
-    return np.ascontiguousarray(values.astype(np.complex64))
-
-
-def _real(array, path: Path) -> np.ndarray:
-    if array.ndim != 3 or array.dtype.kind != "f":
-        raise ValueError(f"{path} has a reconstruction of shape {tuple(array.shape)} and type {array.dtype}; (slices, H, W) is accepted")
-    return np.asarray(array[()], dtype=np.float32)
-
-
-def _magnitude(array: np.ndarray, path: Path) -> np.ndarray:
-    array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.dtype.kind not in "uif":
-        raise ValueError(f"{path} has images of shape {array.shape} and type {array.dtype}; real (slices, H, W) is accepted")
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{path} holds NaN or infinite values")
-    return array
-
-
-def _mask(array, shape, path: Path) -> np.ndarray:
-    mask = np.asarray(array[()])
-    if mask.shape not in (tuple(shape[-2:]), tuple(shape[-1:])):
-        raise ValueError(f"{path} has a mask of shape {mask.shape}; (H, W) = {tuple(shape[-2:])} or (W,) is accepted")
-    if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"{path} has a mask with values other than 0 and 1")
-    if not mask.any():
-        raise ValueError(f"{path} has a mask that samples nothing")
-    return mask.astype(np.float32)
 
 
 def _recon_space(header: str) -> tuple[tuple[int, int] | None, tuple[float, float, float]]:
@@ -423,12 +338,3 @@ def _number(header: str, *path: str) -> float | None:
         return None if found is None else float(found.group(1))
     except ValueError:
         return None
-
-
-def need(module: str, what: str):
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{what} need the package {module}: pip install 'restobox[mri]'") from error

@@ -332,7 +332,7 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
 
 
 def _dicom(paths: list[Path], grey: bool) -> Clip:
-    from restoration.io.mri import need
+    from restoration.io.mri_scan import need
 
     pydicom = need("pydicom", "DICOM files")
     places: list[tuple[Path, int]] = []
