@@ -12,8 +12,8 @@ from restoration.lift import thin_plate
 from restoration.measurement import Measurement
 from restoration.operators import Inpainting
 from restoration.posterior import CORRECTIONS
-from restoration.symmetry import COUNTS, Symmetric
-from restoration.task import Restored, sample
+from restoration.symmetry import Symmetric
+from restoration.task import Restored, check_settings, sample
 from restoration.tiling import tiled
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
@@ -53,14 +53,7 @@ class InpaintingTask:
     symmetries: int = 1
 
     def __post_init__(self):
-        if self.grid not in GRIDS:
-            raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
-        if self.tile < 16 or self.overlap < 0:
-            raise ValueError(f"tile must be at least 16 pixels and overlap at least 0; got {self.tile} and {self.overlap}")
-        if self.symmetries not in COUNTS:
-            raise ValueError(f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {self.symmetries}")
-        if self.correction is not None and self.correction not in CORRECTIONS:
-            raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
+        check_settings(self)
 
     def __call__(
         self,

@@ -15,8 +15,8 @@ from restoration.measurement import Measurement
 from restoration.operators import Denoising, Inpainting
 from restoration.posterior import CORRECTIONS, DiffPIR
 from restoration.separable import Bicubic, BlockMean
-from restoration.symmetry import COUNTS, Symmetric
-from restoration.task import Restored, sample
+from restoration.symmetry import Symmetric
+from restoration.task import Restored, check_settings, sample
 from restoration.tiling import tiled
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
@@ -66,14 +66,7 @@ class LinearTask:
     start_level: float | None = None
 
     def __post_init__(self):
-        if self.grid not in GRIDS:
-            raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
-        if self.tile < 16 or self.overlap < 0:
-            raise ValueError(f"tile must be at least 16 pixels and overlap at least 0; got {self.tile} and {self.overlap}")
-        if self.symmetries not in COUNTS:
-            raise ValueError(f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {self.symmetries}")
-        if self.correction is not None and self.correction not in CORRECTIONS:
-            raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
+        check_settings(self)
         if self.start_level is not None and not 0 < self.start_level < math.inf:
             raise ValueError(f"start_level must be a positive number; got {self.start_level}")
 

@@ -9,9 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solvers.grid import Grid
+from restoration.posterior import CORRECTIONS
+from restoration.symmetry import COUNTS
+from solvers.grid import GRIDS, Grid
 from solvers.process import Process
 from solvers.solver import Solver, Step, randn, solve
+
+
+def check_settings(task) -> None:
+    """Raises ValueError where the grid, tiles, symmetries or correction of a picture task can't be."""
+    if task.grid not in GRIDS:
+        raise ValueError(f"grid {task.grid!r} is unknown; known: {', '.join(GRIDS)}")
+    if task.tile < 16 or task.overlap < 0:
+        raise ValueError(f"tile must be at least 16 pixels and overlap at least 0; got {task.tile} and {task.overlap}")
+    if task.symmetries not in COUNTS:
+        raise ValueError(f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {task.symmetries}")
+    if task.correction is not None and task.correction not in CORRECTIONS:
+        raise ValueError(f"correction {task.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
 
 
 @dataclass(frozen=True)
