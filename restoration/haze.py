@@ -49,6 +49,7 @@ class Scattering:
         return cls(float(rng.uniform(*beta)), tuple(float(v) for v in light.clip(0, 1)))
 
     def transmission(self, depth: Tensor) -> Tensor:
+        """``exp(-beta d)`` in (0, 1], of ``depth``'s shape."""
         return torch.exp(-self.beta * depth)
 
     def __call__(self, image: Tensor, depth: Tensor) -> Tensor:

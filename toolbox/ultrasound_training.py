@@ -14,7 +14,6 @@ from torch import Tensor
 from restoration.io.images import read_image
 from restoration.ultrasound.haze import simulate_haze
 from restoration.ultrasound.phantom import simulate_tissue
-from solvers.process import VP
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 
@@ -75,7 +74,7 @@ class UltrasoundExamples:
 
     def times(self, count: int, rng: np.random.Generator) -> Tensor:
         """Levels spread evenly in the logarithm of the noise."""
-        return self.recipe.noise.times(VP.from_diffusers(self.recipe.process.scheduler_config()), count, rng)
+        return self.recipe.noise.times(self.recipe.process.process(), count, rng)
 
     def _make(self, rng: np.random.Generator) -> np.ndarray:
         e = self.echoes
