@@ -181,6 +181,9 @@ def conjugate_gradient(
 ) -> Tensor:
     """Solve ``apply(x) = b`` for a symmetric positive (semi)definite map, one system per sample of the batch.
 
+    The gradient with respect to ``b`` is the solution of the same system for the incoming gradient, whatever number of iterations either
+    took; ``apply`` and ``start`` count as constants.
+
     Args:
         apply: linear map on tensors of ``b``'s shape.
         b: right-hand side ``(B, ...)``.
@@ -188,6 +191,8 @@ def conjugate_gradient(
         tolerance: relative residual to stop at; ten times the machine epsilon of ``b``'s dtype by default.
     """
     tolerance = 10 * torch.finfo(b.dtype).eps if tolerance is None else tolerance
+    if torch.is_grad_enabled() and b.requires_grad:
+        return _Inverse.apply(b, apply, start, max_iterations, tolerance)
     dims = tuple(range(1, b.ndim))
 
     def dot(u: Tensor, v: Tensor) -> Tensor:
@@ -211,6 +216,20 @@ def conjugate_gradient(
         p = r + torch.where(rr > goal, new / rr.clamp(min=math.ulp(0.0)), torch.zeros_like(rr)) * p
         rr = new
     return x
+
+
+class _Inverse(torch.autograd.Function):
+    """``apply^-1 b``, differentiated through the equation that it solves and not through the iterations."""
+
+    @staticmethod
+    def forward(ctx, b, apply, start, max_iterations, tolerance):
+        ctx.settings = apply, max_iterations, tolerance
+        return conjugate_gradient(apply, b, start, max_iterations, tolerance)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        apply, max_iterations, tolerance = ctx.settings
+        return conjugate_gradient(apply, gradient, None, max_iterations, tolerance), None, None, None, None
 
 
 def check_operator(operator) -> None:

@@ -13,14 +13,20 @@ from torch import Tensor
 from restoration.io.images import read_image
 from restoration.lift import enlarge, thin_plate
 from restoration.masks import make_mask
+from restoration.measurement import Measurement
+from restoration.mri.consistency import Consistency
 from restoration.mri.estimate import CONDITION_CHANNELS
+from restoration.operators import Inpainting
 from restoration.paired import HAZE, haze_condition
+from restoration.posterior.ddnm import DDNM
+from restoration.separable import BlockMean
 from solvers.denoiser import Denoiser
 from toolbox.hsi_training import LatentExamples
 from toolbox.mri_training import Scans
 from toolbox.paired_training import PairExamples, kept, make_hazy
 from toolbox.recipe import Recipe
 from toolbox.ultrasound_training import UltrasoundExamples
+from toolbox.unrolled import Measured
 
 
 class Patches:
@@ -106,6 +112,20 @@ class PhotoExamples:
                 lift[means] = enlarge(F.avg_pool2d(x0[means], factor), factor, x0.shape[-2:])
         return x0, torch.cat([lift, known], dim=1), 1 - known
 
+    def measured(self, denoiser: Denoiser, rng: np.random.Generator) -> list[Measured]:
+        """A batch of which something is known: pixels, or of all pictures the means of blocks."""
+        kinds, size, count = self.recipe.condition.kinds, self.recipe.patch_size, self.recipe.batch_size
+        blocks = kinds[rng.integers(len(kinds))] == "blocks"
+        factor = BLOCKS[rng.integers(len(BLOCKS))]
+        if blocks:
+            known, operator = torch.full((count, 1, size, size), 1 / factor**2), BlockMean((size, size), factor)
+        else:
+            known = draw_known(count, size, [k for k in kinds if k != "blocks"], 0.0, rng)
+            operator = Inpainting(known)
+        x0, condition, missing = self.show(denoiser, self.patches.draw(count, rng), known)
+        measurement = Measurement(operator, operator.A(x0))
+        return [Measured(x0, condition, missing, lambda d: DDNM(d, measurement))]
+
 
 class MRIExamples:
     """Patches of simulated multi-coil scans."""
@@ -113,6 +133,7 @@ class MRIExamples:
     channels, condition_channels = 2, CONDITION_CHANNELS
 
     def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.recipe = recipe
         self.scans = Scans(folder, recipe.simulation, recipe.patch_size, recipe.seed, exclude)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -122,6 +143,14 @@ class MRIExamples:
     @staticmethod
     def show(denoiser: Denoiser, image: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return image, shown, torch.ones_like(image[:, :1])
+
+    def measured(self, denoiser: Denoiser, rng: np.random.Generator) -> list[Measured]:
+        """Whole scans, which differ in size: each by itself."""
+        batch = []
+        for _ in range(self.recipe.batch_size):
+            x0, shown, measurement = self.scans.simulate(rng)
+            batch.append(Measured(x0, shown, torch.ones_like(x0[:, :1]), lambda d, m=measurement: Consistency(d, m)))
+        return batch
 
 
 class GreyExamples:

@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from torch import Tensor
 
+from restoration.measurement import Measurement
 from restoration.mri.estimate import CONDITION_CHANNELS, condition
 from restoration.mri.sampling import column_mask, poisson_mask
+from restoration.mri.sense import Sense
 from restoration.mri.simulation import resize_maps, ring_maps, simulate_kspace, smooth_phase
 
 MINIMUM_SLICE = 32
+SOLVE = 1e-3  # relative residual of conjugate gradients while training through them
 
 
 class Simulation(BaseModel):
@@ -71,7 +74,8 @@ class Scans:
     def scan(self, number: int) -> Tensor:
         """``(2 + 7, H, W)``: image and condition of scan ``number``."""
         if number not in self.kept:
-            self.kept[number] = self._simulate(np.random.default_rng([self.seed, 1, number])).half()
+            x0, shown, _ = self.simulate(np.random.default_rng([self.seed, 1, number]))
+            self.kept[number] = torch.cat([x0[0], shown[0]]).half()
         return self.kept[number].float()
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -89,7 +93,8 @@ class Scans:
             out[k] = _turn_phase(patch, rng.uniform(0, 2 * np.pi), conjugate=rng.random() < 0.5)
         return out[:, :2], out[:, 2:]
 
-    def _simulate(self, rng: np.random.Generator) -> Tensor:
+    def simulate(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Measurement]:
+        """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the scan's scale."""
         s = self.simulation
         low = max(s.sides[0], self.size)
         size = tuple(int(rng.integers(low, max(low, s.sides[1]) + 1)) for _ in range(2))
@@ -110,9 +115,12 @@ class Scans:
         operator, y = simulate_kspace(image, maps, mask, sigma, g)
         if maps is not None and rng.random() < 0.7:  # estimated maps are off by a few percent
             error = ring_maps(len(maps), size, rng, width=0.5) * rng.uniform(0, s.map_error) * len(maps) ** 0.5
-            operator = type(operator)(operator.mask, maps + error * (maps.abs().sum(0) > 0))
-        shown, scale = condition(operator, y, sigma * float(np.exp(rng.normal(0, 0.15))))
-        return torch.cat([torch.stack([image.real, image.imag]) / scale, shown[0]])
+            maps = maps + error * (maps.abs().sum(0) > 0)
+            operator = Sense(operator.mask, maps)
+        assumed = sigma * float(np.exp(rng.normal(0, 0.15)))
+        shown, scale = condition(operator, y, assumed)
+        quick = operator if maps is None else Sense(operator.mask, maps, tolerance=SOLVE, max_iterations=30)
+        return torch.stack([image.real, image.imag])[None] / scale, shown, Measurement(quick, y / scale, assumed / scale)
 
     def _maps(self, size: tuple[int, int], rng: np.random.Generator) -> Tensor | None:
         kind = rng.random()

@@ -114,6 +114,12 @@ class Noise(_Section):
         return torch.tensor([process.time_at(-2 * k) for k in log_kappa], dtype=torch.float32)
 
 
+class Unrolled(_Section):
+    """Train through the whole sampler as well: ``steps`` of DDIM from zero noise with data consistency at each (:mod:`toolbox.unrolled`)."""
+
+    steps: int = Field(3, ge=1, le=16)
+
+
 class Recipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
@@ -133,6 +139,7 @@ class Recipe(_Section):
     scenes: Scenes | None = None  # hyperspectral: which scenes, and what of them
     echoes: Echoes | None = None  # ultrasound: which pictures
     noise: Noise = Noise()  # denoising and ultrasound: which levels
+    unrolled: Unrolled | None = None  # inpainting and mri
     optimizer: Optimizer = Optimizer()
 
     @model_validator(mode="after")
@@ -155,6 +162,8 @@ class Recipe(_Section):
             raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
         if self.loss.min_snr is not None and not sample and self.task != "denoising":
             raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
+        if self.unrolled is not None and (self.task not in ("inpainting", "mri") or self.process.kind != "vp"):
+            raise ValueError("section [unrolled] is for tasks inpainting and mri under process 'vp'")
         if not self.noise.lowest < self.noise.highest:
             raise ValueError("noise.lowest must be below noise.highest")
         return self

@@ -21,6 +21,7 @@ from toolbox.examples import EXAMPLES
 from toolbox.hsi_training import LatentExamples, latent_loss
 from toolbox.paired_training import SHOWN
 from toolbox.recipe import Loss, Recipe
+from toolbox.unrolled import Measured, unroll, unrolled_loss
 
 # -- the loss -----------------------------------------------------------------------------------------------------
 
@@ -118,19 +119,46 @@ def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator
 
     Batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut.
     """
-    T, n = len(recipe.process.process()), recipe.batch_size
-    step = start
+    n, step = recipe.batch_size, start
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
         drawn = examples.draw(n, rng)
-        if callable(getattr(examples, "times", None)):
-            t = examples.times(n, rng)
-        else:
-            t = torch.from_numpy(rng.integers(0, T, size=n))
-            t[torch.from_numpy(rng.random(n) < recipe.loss.terminal_share)] = T - 1
+        t = examples.times(n, rng) if callable(getattr(examples, "times", None)) else _times(recipe, n, rng)
         noise = torch.from_numpy(rng.standard_normal(drawn[0].shape, dtype=np.float32))
         yield tuple(v.to(device) for v in (*drawn, t, noise))
         step += 1
+
+
+def _times(recipe: Recipe, count: int, rng: np.random.Generator) -> Tensor:
+    """Training steps, all alike but the last, which gets ``terminal_share`` more."""
+    T = len(recipe.process.process())
+    t = torch.from_numpy(rng.integers(0, T, size=count))
+    t[torch.from_numpy(rng.random(count) < recipe.loss.terminal_share)] = T - 1
+    return t
+
+
+def measured_batches(recipe: Recipe, examples, denoiser: Denoiser, start: int, rank: int) -> Iterator[list[tuple[Measured, Tensor, Tensor]]]:
+    """Endless batches ``[(example, t, noise)]`` for training through the sampler; drawn as :func:`batches` does."""
+    step = start
+    while True:
+        rng = np.random.default_rng([recipe.seed, rank, step])
+        batch = []
+        for example in examples.measured(denoiser, rng):
+            noise = torch.from_numpy(rng.standard_normal(example.x0.shape, dtype=np.float32))
+            batch.append((example, _times(recipe, len(noise), rng), noise.to(denoiser.device)))
+        yield batch
+        step += 1
+
+
+@torch.no_grad()
+def unrolled_gain(denoiser: Denoiser, batch: list[Measured], steps: int) -> float:
+    """How much better the end of a run is than the lift, in dB: the mean over the batch."""
+    gains = []
+    for e in batch:
+        end = unroll(e.correct(denoiser.conditioned(e.condition)), tuple(e.x0.shape), steps)
+        errors = [(x - e.x0).square().mean((1, 2, 3)).clamp(min=1e-12) for x in (e.condition[:, : e.x0.shape[1]], end)]
+        gains.append(10 * torch.log10(errors[0] / errors[1]))
+    return float(torch.cat(gains).mean())
 
 
 @torch.no_grad()
@@ -207,37 +235,39 @@ def train(
     average = {k: v.to(accelerator.device) for k, v in average.items()}
     denoiser.network = network
     log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
-    source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
-    fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, np.random.default_rng([recipe.seed, 2])))
-    latent = isinstance(examples, LatentExamples)
-    conditional = shown_channels(recipe) > 0 and not latent
+    conditional = shown_channels(recipe) > 0 and not isinstance(examples, LatentExamples)
+    rng = np.random.default_rng([recipe.seed, 2])
+    if recipe.unrolled is not None:
+        source = measured_batches(recipe, examples, denoiser, start, accelerator.process_index)
+        held = [e for _ in range(4) for e in examples.measured(denoiser, rng)]
+    else:
+        source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
+        fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, rng))
+
+    def measure() -> float:
+        if recipe.unrolled is not None:
+            return unrolled_gain(denoiser, held, recipe.unrolled.steps)
+        return gain(denoiser, examples, *fixed) if conditional else math.nan
+
     network.train()
     for step in range(start, recipe.steps):
         rate = _learning_rate(recipe, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with accelerator.autocast():
-            *drawn, t, noise = next(source)
-            if latent:
-                loss = latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")
-            elif not conditional:
-                loss = plain_loss(denoiser, *drawn, t, noise, recipe.loss.min_snr)
-            elif denoiser.process.holds_image:
-                x0, condition, _ = examples.show(denoiser, *drawn)
-                loss = residual_loss(denoiser, x0, condition, t, noise, recipe.loss)
-            else:
-                loss = denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
-        accelerator.backward(loss)
+        total, batch = 0.0, next(source)
+        for part in batch if recipe.unrolled is not None else [batch]:
+            with accelerator.autocast():
+                loss = _loss(recipe, denoiser, examples, part) / (len(batch) if recipe.unrolled is not None else 1)
+            accelerator.backward(loss)
+            total += float(loss.detach())
         norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         _average(average, accelerator.unwrap_model(network), min(recipe.optimizer.ema, (1 + step) / (10 + step)))
-        progress(step + 1, float(loss.detach()))
+        progress(step + 1, total)
         if log is not None:
             with accelerator.autocast():
-                log.add(
-                    step + 1, float(loss.detach()), float(norm), rate, lambda: gain(denoiser, examples, *fixed) if conditional else math.nan
-                )
+                log.add(step + 1, total, float(norm), rate, measure)
             last = step + 1 == recipe.steps
             if last or (step + 1) % checkpoint_every == 0:
                 state = {
@@ -249,6 +279,23 @@ def train(
                 _replace(checkpoint, lambda path, s=state: torch.save(s, path))
                 save_model(denoiser, recipe, average, out)
     return out
+
+
+def _loss(recipe: Recipe, denoiser: Denoiser, examples, part) -> Tensor:
+    """The loss that the recipe asks for, of what its batches hold."""
+    if recipe.unrolled is not None:  # and the network stays a diffusion model
+        e, t, noise = part
+        diffusion = denoising_loss(denoiser, e.x0, e.condition, e.missing, t, noise, recipe.loss)
+        return diffusion + unrolled_loss(denoiser, e, recipe.unrolled.steps, recipe.loss)
+    *drawn, t, noise = part
+    if isinstance(examples, LatentExamples):
+        return latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")
+    if shown_channels(recipe) == 0:
+        return plain_loss(denoiser, *drawn, t, noise, recipe.loss.min_snr)
+    if denoiser.process.holds_image:
+        x0, condition, _ = examples.show(denoiser, *drawn)
+        return residual_loss(denoiser, x0, condition, t, noise, recipe.loss)
+    return denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
 
 
 def _load_weights(network: nn.Module, folder: str | Path) -> None:
