@@ -113,8 +113,11 @@ class PhotoExamples:
         return x0, torch.cat([lift, known], dim=1), 1 - known
 
     def measured(self, denoiser: Denoiser, rng: np.random.Generator) -> list[Measured]:
-        """A batch of which something is known: pixels, or of all pictures the means of blocks."""
+        """A batch of which pixels are known, or the means of blocks, or (a share ``drop`` of the batches) nothing."""
         kinds, size, count = self.recipe.condition.kinds, self.recipe.patch_size, self.recipe.batch_size
+        if rng.random() < self.recipe.condition.drop:
+            nothing = torch.zeros(count, 1, size, size)
+            return [Measured(*self.show(denoiser, self.patches.draw(count, rng), nothing), correct=None)]
         blocks = kinds[rng.integers(len(kinds))] == "blocks"
         factor = BLOCKS[rng.integers(len(BLOCKS))]
         if blocks:

@@ -239,7 +239,7 @@ def train(
     rng = np.random.default_rng([recipe.seed, 2])
     if recipe.unrolled is not None:
         source = measured_batches(recipe, examples, denoiser, start, accelerator.process_index)
-        held = [e for _ in range(4) for e in examples.measured(denoiser, rng)]
+        held = [e for _ in range(6) for e in examples.measured(denoiser, rng) if e.correct is not None]
     else:
         source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
         fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, rng))
@@ -286,7 +286,7 @@ def _loss(recipe: Recipe, denoiser: Denoiser, examples, part) -> Tensor:
     if recipe.unrolled is not None:  # and the network stays a diffusion model
         e, t, noise = part
         diffusion = denoising_loss(denoiser, e.x0, e.condition, e.missing, t, noise, recipe.loss)
-        return diffusion + unrolled_loss(denoiser, e, recipe.unrolled.steps, recipe.loss)
+        return diffusion if e.correct is None else diffusion + unrolled_loss(denoiser, e, recipe.unrolled.steps, recipe.loss)
     *drawn, t, noise = part
     if isinstance(examples, LatentExamples):
         return latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")

@@ -23,13 +23,13 @@ class Measured:
         x0: ``(B, C, H, W)`` in the network's range.
         condition: ``(B, K, H, W)``, the lift in its first C channels.
         missing: ``(B, 1, H, W)``, how much of each pixel is to be found out.
-        correct: from a denoiser to the same one with the task's correction around it.
+        correct: from a denoiser to the same one with the task's correction around it; None where nothing was measured.
     """
 
     x0: Tensor
     condition: Tensor
     missing: Tensor
-    correct: Callable[[Denoiser], object]
+    correct: Callable[[Denoiser], object] | None
 
 
 def unroll(denoiser, shape: tuple[int, ...], steps: int) -> Tensor:
