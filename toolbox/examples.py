@@ -14,7 +14,7 @@ from restoration.io.images import read_image
 from restoration.lift import enlarge, thin_plate
 from restoration.masks import make_mask
 from restoration.measurement import Measurement
-from restoration.mri.consistency import Consistency
+from restoration.mri.consistency import Alternation
 from restoration.mri.estimate import CONDITION_CHANNELS
 from restoration.operators import Inpainting
 from restoration.paired import HAZE, haze_condition
@@ -152,7 +152,7 @@ class MRIExamples:
         batch = []
         for _ in range(self.recipe.batch_size):
             x0, shown, measurement = self.scans.simulate(rng)
-            batch.append(Measured(x0, shown, torch.ones_like(x0[:, :1]), lambda d, m=measurement: Consistency(d, m)))
+            batch.append(Measured(x0, shown, torch.ones_like(x0[:, :1]), lambda d, m=measurement: Alternation(d, m, prior_std=d.data_std)))
         return batch
 
 

@@ -37,7 +37,10 @@ def unroll(denoiser, shape: tuple[int, ...], steps: int) -> Tensor:
 
     Without noise every state is the last estimate, scaled: network and data consistency take turns on it, as in an unrolled scheme.
     """
-    run = DDIM().run(Problem(denoiser.process), trailing(denoiser.process, steps), torch.zeros(shape, device=denoiser.device))
+    grid = trailing(denoiser.process, steps)
+    run = DDIM().run(Problem(denoiser.process), grid, torch.zeros(shape, device=denoiser.device))
+    if callable(getattr(denoiser, "bind", None)):
+        denoiser = denoiser.bind(grid.times, torch.zeros_like)
     try:
         query = next(run)
         while True:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from restoration.measurement import Measurement
-from restoration.posterior import Correction
+from restoration.posterior import Correction, DiffPIR
+from solvers.process import CLEAN
 
 
 class Consistency(Correction):
@@ -17,6 +18,17 @@ class Consistency(Correction):
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
         return agree(x0, self.measurement)
+
+
+class Alternation(DiffPIR):
+    """Network and data take turns: a proximal step of width ``prior_std`` after each answer but the last, which is only made consistent.
+
+    For networks that were trained through these very steps (Aggarwal et al. 2019, "MoDL"): each answer sees what the data said to the
+    one before it. The last answer is the estimate; weighing it against the data again would bring their noise back.
+    """
+
+    def correct(self, x0: Tensor, t: float) -> Tensor:
+        return agree(x0, self.measurement) if self.next_time(t) <= CLEAN else super().correct(x0, t)
 
 
 def agree(x: Tensor, measurement: Measurement) -> Tensor:
