@@ -9,6 +9,9 @@ from restoration.posterior import Correction, DiffPIR
 from solvers.process import CLEAN
 
 
+STALLED = 0.05
+
+
 class Consistency(Correction):
     """Moves the image estimate, where its residual exceeds the noise, just until it does not (:func:`agree`).
 
@@ -34,16 +37,18 @@ class Alternation(DiffPIR):
 def agree(x: Tensor, measurement: Measurement) -> Tensor:
     """``x`` moved as little as needed for a residual of at most the noise level (Morozov's discrepancy principle), by proximal steps.
 
-    Gives up after ten doublings of the data's weight: where maps are wrong by more than the noise, no image explains the data.
+    Where the sensitivities are off by more than the noise no image explains the data, and insisting would only copy their error into the
+    image: the data's weight stops growing once a doubling takes less than STALLED of the squared residual off.
     """
     operator, sigma = measurement.operator, measurement.sigma
     if sigma == 0:
         return x + operator.A_dagger(measurement.residual(x))
-    entries = 2 * operator.coils * operator.mask.sum()
-    gamma, moved = 1.0, x
-    for _ in range(10):
-        if measurement.residual(moved).square().sum() <= sigma**2 * entries:
+    goal = sigma**2 * 2 * operator.coils * operator.mask.sum()
+    gamma, moved, left = 1.0, x, measurement.residual(x).square().sum()
+    while left > goal:
+        before, moved = left, operator.prox_l2(x, measurement.y, gamma)
+        left = measurement.residual(moved).square().sum()
+        if left > (1 - STALLED) * before:
             break
-        moved = operator.prox_l2(x, measurement.y, gamma)
         gamma *= 2
     return moved
