@@ -46,6 +46,7 @@ class Settings(_Part):
     condition_channels: int = Field(ge=0, le=4096)
     residual: bool
     data_std: float = Field(1.0, gt=0)
+    unrolled_steps: int | None = Field(None, ge=1, le=1000)
 
 
 class Run(_Part):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from export.jobs import Job, Prepared, Shape, quantile
-from restoration.mri.consistency import Consistency
+from restoration.mri.consistency import Alternation, Consistency
 from restoration.mri.estimate import CONDITION_CHANNELS, ITERATIONS, QUANTILE, features
 from restoration.mri.real import RealSense, coil_pairs
 from restoration.mri.task import MRI
+from solvers.process import CLEAN
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class MRIJob(Job):
 
     @property
     def correction(self) -> str:
-        return self.task.correction or "consistency"
+        return self.task.plan()[1]
 
     @property
     def inputs(self) -> dict[str, Shape]:
@@ -50,12 +51,12 @@ class MRIJob(Job):
         return (2, *self.size)
 
     def check(self) -> None:
-        if self.denoiser.condition_channels != CONDITION_CHANNELS or self.task.correction not in (None, "none"):
+        known = ("consistency", "alternation", "none")
+        if self.denoiser.condition_channels != CONDITION_CHANNELS or self.correction not in known:
             raise ValueError(
-                f"MRI graphs hold networks that are shown {CONDITION_CHANNELS} condition channels, with data consistency or 'none'; got "
-                f"{self.denoiser.condition_channels} channels and {self.task.correction!r}"
+                f"MRI graphs hold networks that are shown {CONDITION_CHANNELS} condition channels, with the correction {', '.join(known)}; "
+                f"got {self.denoiser.condition_channels} channels and {self.correction!r}"
             )
-
         if self.exact and self.coils > 1:
             raise ValueError(
                 "exact data of several coils make a singular system, whose conjugate gradients a graph can't run to convergence: give "
@@ -81,9 +82,21 @@ class MRIJob(Job):
         def agree(x: Tensor) -> Tensor:
             return operator.agree(x, y / scale[:, None], None if self.exact else noise / scale)
 
-        if self.task.correction == "none":
-            return Prepared(d, self.task._grid(), self.task.solver, lambda x: scale * seen * x)
-        return Prepared(_Agreeing(d, agree), self.task._grid(), self.task.solver, lambda x: scale * seen * agree(x))
+        steps, correction = self.task.plan()
+        grid, solver = self.task.nodes(steps), self.task.solver
+        if correction == "none":
+            return Prepared(d, grid, solver, lambda x: scale * seen * x)
+        if correction == "consistency":
+            return Prepared(_Agreeing(d, agree), grid, solver, lambda x: scale * seen * agree(x))
+        width = self.denoiser.data_std if self.task.prior_std is None else self.task.prior_std
+
+        def prox(x: Tensor, variance: float) -> Tensor:
+            if self.exact:
+                return agree(x)
+            return operator.prox_l2(x, y / scale[:, None], variance * (scale / noise.clamp(min=1e-12)) ** 2)
+
+        start = torch.zeros_like(first)
+        return Prepared(_Alternating(d, agree, prox, width), grid, solver, lambda x: scale * seen * agree(x), start)
 
 
 class _Agreeing(Consistency):
@@ -93,3 +106,12 @@ class _Agreeing(Consistency):
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
         return self.agree(x0)
+
+
+class _Alternating(Alternation):
+    def __init__(self, denoiser, agree: Callable[[Tensor], Tensor], prox: Callable[[Tensor, float], Tensor], width: float):
+        super().__init__(denoiser, None, prior_std=width)
+        self.agree, self.prox = agree, prox
+
+    def correct(self, x0: Tensor, t: float) -> Tensor:
+        return self.agree(x0) if self.next_time(t) <= CLEAN else self.prox(x0, self.variance(t))

@@ -50,6 +50,7 @@ class Session(Denoiser):
             condition_channels=s.condition_channels,
             residual=s.residual,
             data_std=s.data_std,
+            unrolled_steps=s.unrolled_steps,
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:

@@ -36,6 +36,8 @@ class Denoiser:
         data_std: standard deviation s of what is diffused. The network works on ``u = x0/s``, with the state
             ``z = x/sqrt(s^2 a^2 + b^2) = a' u + b' eps`` (``x - a lift`` for a residual), so that input and target have about unit size
             at every level (Karras et al. 2022, table 1, for ``v_prediction``).
+        unrolled_steps: number of trailing steps that the network was trained through as a whole, from zero noise, with a task's data
+            consistency at each; None: it was not.
 
     A network trained under a process that holds the degraded image ``y`` sees the state with its share of ``y``. ``y`` is the condition's
     first C channels, or what :meth:`with_degraded` was given.
@@ -56,6 +58,7 @@ class Denoiser:
         condition_channels: int = 0,
         residual: bool = False,
         data_std: float = 1.0,
+        unrolled_steps: int | None = None,
     ):
         if prediction_type not in process.prediction_types:
             raise ValueError(f"prediction_type {prediction_type!r} is unknown; known: {', '.join(process.prediction_types)}")
@@ -76,6 +79,7 @@ class Denoiser:
         self.condition_channels = condition_channels
         self.residual = residual
         self.data_std = float(data_std)
+        self.unrolled_steps = unrolled_steps
         self.condition: Tensor | None = None
         self.degraded: Tensor | None = None
 
@@ -230,6 +234,7 @@ class Denoiser:
             fold, condition_channels = int(extra.get("fold", 1)), int(extra.get("condition_channels", 0))
             low, high = (float(v) for v in extra.get("value_range", (-1.0, 1.0)))
             data_std = float(extra.get("data_std", 1.0))
+            unrolled_steps = None if extra.get("unrolled_steps") is None else int(extra["unrolled_steps"])
             process = from_description(extra["process"]) if "process" in extra else None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{root / 'denoiser.json'} is damaged: {error}") from error
@@ -254,6 +259,7 @@ class Denoiser:
             condition_channels=condition_channels,
             residual=bool(extra.get("residual", False)),
             data_std=data_std,
+            unrolled_steps=unrolled_steps,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -288,13 +294,14 @@ class Denoiser:
     @property
     def settings(self) -> dict:
         """The part of the description that diffusers has no place for (the content of ``denoiser.json``)."""
-        return {
+        found = {
             "value_range": list(self.value_range),
             "fold": self.fold,
             "condition_channels": self.condition_channels,
             "residual": self.residual,
             "data_std": self.data_std,
         }
+        return found if self.unrolled_steps is None else found | {"unrolled_steps": self.unrolled_steps}
 
 
 def _with_text(network: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:

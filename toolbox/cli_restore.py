@@ -86,9 +86,13 @@ def mri(
     coils: Annotated[str, typer.Option(help="espirit, a file of coil maps (.npz), or a number of coils to simulate.")] = "espirit",
     model: Model = "mri",
     solver: Solver = "ddim",
-    steps: Annotated[int, typer.Option(help="Solver steps: 1 for the mean, 4 or more for posterior samples.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Solver steps. [default: the model's own for one sample, the mean; 4 for several]")
+    ] = None,
     grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
-    correction: Annotated[str | None, typer.Option(help="none, red-diff, ddnm, diffpir, pigdm, ...; the noise decides by default.")] = None,
+    correction: Annotated[
+        str | None, typer.Option(help="consistency, alternation, none, red-diff, ddnm, diffpir, pigdm, ...; by default what suits the model.")
+    ] = None,
     sigma: Annotated[float | None, typer.Option(help="Noise of real and imaginary part of the k-space. [default: estimated]")] = None,
     seed: Seed = 0,
     samples: Samples = 1,
@@ -100,9 +104,9 @@ def mri(
     from toolbox.mri import run_mri
 
     if samples > 1 and steps == 1:
-        raise ValueError("one step gives the mean, the same for every sample: add --steps 4")
+        raise ValueError("one step gives the mean, the same for every sample: leave --steps out")
     if std and samples < 2:
-        raise ValueError("--std needs at least two samples: add -n 4 --steps 4")
+        raise ValueError("--std needs at least two samples: add -n 4")
     with ProgressBar("reconstructing", 1) as bar:
         figures = run_mri(
             file,

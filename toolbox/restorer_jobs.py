@@ -121,7 +121,7 @@ def record_of(run) -> dict:
     numbers = {key: run.operator[key] for key in ("factor", "blur") if key in run.operator}
     coils = run.inputs.get("kspace", [2])[0] // 2
     sigma = run.sigma if run.task != "mri" else float("sigma" in run.inputs)
-    correction = None if run.correction == ("consistency" if run.task == "mri" else "none") else run.correction
+    correction = None if run.correction == "none" and run.task != "mri" else run.correction
     found = {"solver": run.solver, "steps": run.steps, "grid": run.grid, "correction": correction, "sigma": sigma, "coils": coils}
     found |= {"size": (run.height, run.width)} | ({"factor": int(numbers["factor"])} if "factor" in numbers else {})
     return found | ({"blur": numbers["blur"]} if "blur" in numbers else {})

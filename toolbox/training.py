@@ -106,6 +106,7 @@ def build(recipe: Recipe) -> Denoiser:
         condition_channels=condition_channels,
         residual=native and condition_channels > 0 and recipe.task != "hyperspectral",  # whose condition holds no lift
         data_std=recipe.loss.data_std if native else 1.0,
+        unrolled_steps=None if recipe.unrolled is None else recipe.unrolled.steps,
     )
 
 

@@ -9,7 +9,7 @@ from restoration.posterior import Correction, DiffPIR
 from solvers.process import CLEAN
 
 
-STALLED = 0.05
+DOUBLINGS, STALLED = 10, 0.05
 
 
 class Consistency(Correction):
@@ -44,11 +44,12 @@ def agree(x: Tensor, measurement: Measurement) -> Tensor:
     if sigma == 0:
         return x + operator.A_dagger(measurement.residual(x))
     goal = sigma**2 * 2 * operator.coils * operator.mask.sum()
-    gamma, moved, left = 1.0, x, measurement.residual(x).square().sum()
-    while left > goal:
-        before, moved = left, operator.prox_l2(x, measurement.y, gamma)
+    moved, left = x, measurement.residual(x).square().sum()
+    for k in range(DOUBLINGS):
+        if left <= goal:
+            break
+        before, moved = left, operator.prox_l2(x, measurement.y, 2.0**k)
         left = measurement.residual(moved).square().sum()
         if left > (1 - STALLED) * before:
             break
-        gamma *= 2
     return moved

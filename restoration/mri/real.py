@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SHIFTS = tuple(2.0**-k for k in range(10))  # 1 / gamma of the proximal steps of :func:`restoration.mri.consistency.agree`
+from restoration.mri.consistency import DOUBLINGS, STALLED
+
+SHIFTS = tuple(2.0**-k for k in range(DOUBLINGS))  # 1 / gamma of the proximal steps of :func:`restoration.mri.consistency.agree`
 
 
 class RealSense:
@@ -57,7 +59,8 @@ class RealSense:
         return x
 
     def agree(self, x: Tensor, y: Tensor, sigma: Tensor | None) -> Tensor:
-        """:func:`restoration.mri.consistency.agree`: exact data (``sigma`` None), or the first weight whose residual is the noise's.
+        """:func:`restoration.mri.consistency.agree`: exact data (``sigma`` None), or the first weight whose residual is the noise's or
+        hardly less than the one before.
 
         All weights share one Krylov space, so all their solutions come from the iterations of one.
         """
@@ -70,12 +73,17 @@ class RealSense:
         limit = sigma**2 * entries
         chosen, open_ = torch.zeros_like(x), torch.ones_like(limit)
         candidates = [torch.zeros_like(x), *moves]
+        before = torch.full_like(limit, torch.inf)
         for k, move in enumerate(candidates):
-            left = gap - self.A(move) if k else gap
-            fits = (left.square().sum((1, 2, 3, 4))[:, None, None, None] <= limit).to(x)
-            take = open_ * (fits if k < len(candidates) - 1 else torch.ones_like(fits))
-            chosen, open_ = chosen + take * move, open_ * (1 - take)
+            left = (gap - self.A(move) if k else gap).square().sum((1, 2, 3, 4))[:, None, None, None]
+            stops = ((left <= limit) | (left > (1 - STALLED) * before)).to(x)
+            take = open_ * (stops if k < len(candidates) - 1 else torch.ones_like(stops))
+            chosen, open_, before = chosen + take * move, open_ * (1 - take), left
         return x + chosen
+
+    def prox_l2(self, x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        """``argmin_z gamma |A z - y|^2 + |z - x|^2`` with one ``gamma (B, 1, 1, 1)`` per sample."""
+        return x + self.solve(self.A_adjoint(y - self.A(x)), 1 / gamma, self.iterations)
 
     def _shifted(self, b: Tensor) -> list[Tensor]:
         """``(A^H A + s) x = b`` for each of SHIFTS: conjugate gradients for the last, recurrences for the others (Jegerlehner 1996)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from restoration.measurement import Measurement
-from restoration.mri.consistency import Consistency, agree
+from restoration.mri.consistency import Alternation, Consistency, agree
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, condition, image_scale, lift, noise_level
 from restoration.mri.sense import cartesian, sampling_mask, to_channels, to_complex
@@ -23,7 +23,8 @@ from solvers.grid import GRIDS, Grid
 from solvers.red_diff import REDDiff
 from solvers.solver import Solver, Step
 
-METHODS = ("none", "red-diff", *CORRECTIONS)
+METHODS = ("none", "consistency", "alternation", "red-diff", *CORRECTIONS)
+SAMPLING_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,22 @@ class MRI:
     A conditional denoiser (7 condition channels) is shown the CG-SENSE image and where it may be wrong (``condition``); an
     unconditional one is steered by the correction alone. Images have their 0.99 quantile at 1 for the network; that scaling is undone.
 
-    The default correction of a conditional network is :class:`Consistency` at every step: the image is moved as little as needed for a
-    residual of at most the noise; without noise that is the projection on ``A x = y``. An unconditional network gets DiffPIR. The last
-    image is made consistent in either case.
+    One sample is the estimate of ``E[x | y]``, the image of least squared error. A network that was trained through the steps of its run
+    (``denoiser.unrolled_steps``) takes turns with the data (:class:`Alternation`), from zero noise: the same for every seed. Any other
+    gives its estimate in one step from the noisiest level. Several samples are drawn of the posterior, from noise, in four steps or more;
+    they are sharper and further from the truth, and their spread is the uncertainty.
 
-    From the noisiest level the network's answer is its estimate of ``E[x | y]``: one step gives the image of least squared error. With
-    four steps or more the results are samples of the posterior, sharper and about 1 dB further from the truth, whose spread is the
-    uncertainty.
+    The default correction of samples is :class:`Consistency` at every step: the image is moved as little as needed for a residual of at
+    most the noise; without noise that is the projection on ``A x = y``. An unconditional network gets DiffPIR. The last image is made
+    consistent in either case.
 
     Args:
         denoiser: PyTorch, fake-quantized or ONNX.
         solver: any solver of this toolbox.
-        num_inference_steps: solver steps; 1 for the mean, 4 or more for samples.
+        num_inference_steps: solver steps; by default those of the estimate for one sample (above), 4 for several.
         grid: a name in ``solvers.grid.GRIDS``.
-        correction: ``none``, ``red-diff`` (which brings its own solver), a name in ``restoration.posterior.CORRECTIONS``, or None for
-            the default.
+        correction: ``none``, ``consistency``, ``alternation``, ``red-diff`` (which brings its own solver), a name in
+            ``restoration.posterior.CORRECTIONS``, or None for the default.
         prior_std: DiffPIR's, in units of the scaled image: how far an unconditional network's image may be off; by default the
             denoiser's ``data_std``.
 
@@ -85,7 +87,7 @@ class MRI:
 
     denoiser: Denoiser
     solver: Solver = field(default_factory=DDIM)
-    num_inference_steps: int = 1
+    num_inference_steps: int | None = None
     grid: str = "trailing"
     correction: str | None = None
     prior_std: float | None = None
@@ -126,7 +128,8 @@ class MRI:
         """
         began = time.perf_counter()
         kspace, mask = check_kspace(kspace, mask)
-        grid = self._grid()
+        steps, correction = self.plan(num_samples)
+        grid = self.nodes(steps)
         if maps is None and len(kspace) > 1:
             maps = espirit(kspace, mask)
         if maps is not None and tuple(maps.shape) != tuple(kspace.shape):
@@ -144,15 +147,17 @@ class MRI:
         y = to_channels(kspace[None]) * mask
         d, scale = self._shown(operator, y, sigma)
         measurement = Measurement(operator, y / scale, sigma / scale)
-        corrected, solver = self._corrected(d, measurement)
+        corrected, solver = self._corrected(d, measurement, correction)
+        start = torch.zeros(1, 2, *mask.shape, device=d.device) if correction == "alternation" else None
 
         # where no coil is sensitive nothing is measured: there the image is zero, as in SENSE
         seen = 1.0 if maps is None else (maps.abs().sum(0) > 0).float()
 
         def finish(x0: Tensor) -> Tensor:
-            return scale * seen * (x0 if self.correction == "none" else agree(x0, measurement))
+            return scale * seen * (x0 if correction == "none" else agree(x0, measurement))
 
-        result = sample(corrected, (2, *mask.shape), grid, solver, num_samples=num_samples, seed=seed, finish=finish, callback=callback)
+        options = {"num_samples": num_samples, "seed": seed, "start": start, "finish": finish, "callback": callback}
+        result = sample(corrected, (2, *mask.shape), grid, solver, **options)
         samples = to_complex(result.samples)[:, 0]
         mean = to_complex(result.mean[None])[0, 0]
         std = samples.abs().std(0) if num_samples > 1 else torch.zeros_like(mean.real)
@@ -203,10 +208,23 @@ class MRI:
             seconds=sum(s.seconds for s in slices),
         )
 
-    def _grid(self) -> Grid:
-        grid = GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+    def plan(self, num_samples: int = 1) -> tuple[int, str]:
+        """Steps and correction of a run for so many samples."""
+        unrolled = getattr(self.denoiser, "unrolled_steps", None)
+        steps = self.num_inference_steps
+        if steps is None:
+            steps = SAMPLING_STEPS if num_samples > 1 else unrolled or 1
+        if self.correction is not None:
+            return steps, self.correction
+        if not self.denoiser.condition_channels:
+            return steps, "diffpir"
+        return steps, "alternation" if num_samples == 1 and steps == unrolled else "consistency"
+
+    def nodes(self, steps: int) -> Grid:
+        """The times of a run."""
+        grid = GRIDS[self.grid](self.denoiser.process, steps)
         if self.correction == "red-diff" and self.denoiser.process.a(grid.times[0]) == 0:  # it needs levels with some signal
-            grid = Grid(GRIDS[self.grid](self.denoiser.process, self.num_inference_steps + 1).times[1:])
+            grid = Grid(GRIDS[self.grid](self.denoiser.process, steps + 1).times[1:])
         return grid
 
     def _shown(self, operator, y: Tensor, sigma: float):
@@ -221,20 +239,21 @@ class MRI:
         shown, scale = condition(operator, y, sigma)
         return d.conditioned(shown), scale
 
-    def _corrected(self, d, measurement: Measurement):
-        name = self.correction
-        if name == "none":
-            return d, self.solver
-        if name == "red-diff":
-            start = lift(measurement.operator, measurement.y, measurement.sigma)
-            return d, REDDiff(measurement, lam=0.25, lr=0.02, decay=True, start=start)
-        if name == "diffpir":
-            return DiffPIR(d, measurement, prior_std=d.data_std if self.prior_std is None else self.prior_std), self.solver
-        if name is not None:
-            return CORRECTIONS[name](d, measurement), self.solver
-        if d.condition_channels:
-            return Consistency(d, measurement), self.solver
-        return DiffPIR(d, measurement, prior_std=d.data_std if self.prior_std is None else self.prior_std), self.solver
+    def _corrected(self, d, measurement: Measurement, name: str):
+        width = d.data_std if self.prior_std is None else self.prior_std
+        match name:
+            case "none":
+                return d, self.solver
+            case "red-diff":
+                start = lift(measurement.operator, measurement.y, measurement.sigma)
+                return d, REDDiff(measurement, lam=0.25, lr=0.02, decay=True, start=start)
+            case "consistency":
+                return Consistency(d, measurement), self.solver
+            case "alternation":
+                return Alternation(d, measurement, prior_std=width), self.solver
+            case "diffpir":
+                return DiffPIR(d, measurement, prior_std=width), self.solver
+        return CORRECTIONS[name](d, measurement), self.solver
 
 
 def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

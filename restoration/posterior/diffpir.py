@@ -31,11 +31,17 @@ class DiffPIR(Correction):
         super().__init__(denoiser, measurement)
         self.lam, self.prior_std = lam, prior_std
 
+    def variance(self, t: float) -> float:
+        """``r_t^2``."""
+        kappa = self.process.kappa(t)
+        if kappa == 0 or min(kappa, self.prior_std) == math.inf:
+            return kappa**2
+        return 1 / (kappa**-2 + self.prior_std**-2)
+
     def correct(self, x0: Tensor, t: float) -> Tensor:
-        m, kappa = self.measurement, self.process.kappa(t)
-        if kappa == 0:
+        m, r2 = self.measurement, self.variance(t)
+        if r2 == 0:
             return x0
-        r2 = 1 / (kappa**-2 + self.prior_std**-2) if min(kappa, self.prior_std) < math.inf else math.inf
         if m.sigma == 0 or r2 == math.inf:
             return x0 + m.operator.A_dagger(m.residual(x0))
         return m.operator.prox_l2(x0, m.y, r2 / (self.lam * m.sigma**2))
