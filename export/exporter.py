@@ -144,7 +144,7 @@ def export_restorer_bundle(
     run = Run(
         task=job.name,
         solver=_solver_name(getattr(task, "solver", None)),
-        steps=getattr(task, "num_inference_steps", len(module.timesteps)),
+        steps=job.steps or len(module.timesteps),
         grid=task.grid if isinstance(getattr(task, "grid", None), str) else "explicit",
         correction=job.correction,
         sigma=job.sigma,

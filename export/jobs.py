@@ -64,6 +64,10 @@ class Job:
         return self.task.correction or "none"
 
     @property
+    def steps(self) -> int | None:
+        return getattr(getattr(self, "task", None), "num_inference_steps", None)
+
+    @property
     def operator_record(self) -> dict[str, str | float]:
         return {}
 

@@ -40,6 +40,10 @@ class MRIJob(Job):
         return self.task.plan()[1]
 
     @property
+    def steps(self) -> int:
+        return self.task.plan()[0]
+
+    @property
     def inputs(self) -> dict[str, Shape]:
         data = (2 * self.coils, *self.size)
         found = {"kspace": data, "mask": (1, *self.size)}

@@ -288,6 +288,17 @@ def test_agreement_moves_no_image_that_agrees_already():
     assert error <= 0.02
 
 
+def test_no_agreement_is_forced_where_the_maps_are_wrong():
+    """Data that no image explains: the move stops where more weight takes hardly more off the residual, and does less harm."""
+    image, maps, op, kspace = scan(mask=column_mask("equispaced", 36, 3, 0.2, 0), sigma=0.01)
+    wrong = Sense(op.mask, maps + 0.1 * ring_maps(len(maps), maps.shape[1:], np.random.default_rng(5), width=0.5))
+    x, m = to_channels(image[None, None]), Measurement(wrong, to_channels(kspace[None]), 0.01)
+    hardest = wrong.prox_l2(x, m.y, 2.0**9)
+    assert m.residual(hardest).square().mean().sqrt() > 0.01 * (2 * op.mask.mean()) ** 0.5
+    ours, forced = ((v - x).square().mean() for v in (agree(x, m), hardest))
+    assert 0 < ours < forced
+
+
 def test_posterior_mean_of_a_gaussian_prior():
     """One coil, every frequency for itself: the posterior of white signal in white noise is Wiener's, at every step and in the end."""
     size, sigma, std = (24, 20), 0.3, 1.0

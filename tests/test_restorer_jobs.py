@@ -161,6 +161,27 @@ def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     np.testing.assert_allclose(ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize(("coils", "exact"), [(1, True), (1, False), (3, False)])
+def test_unrolled_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
+    monkeypatch.setattr("restoration.mri.task.cartesian", lambda *a, **_: cartesian(*a, tolerance=1e-7, max_iterations=400))
+    sigma = 0.0 if exact else 0.03
+    kspace, mask, maps = scan(coils, sigma=sigma)
+    d = denoiser_of(2, 7, residual=True)
+    d.unrolled_steps = 2
+    host = MRI(d)(kspace, mask, maps, sigma=sigma)
+    inputs = {"kspace": to_channels(kspace[None]), "mask": mask[None, None]}
+    inputs |= {} if maps is None else {"maps": to_channels(maps[None])}
+    inputs |= {} if exact else {"sigma": torch.full((1, 1, 1, 1), sigma)}
+    job = MRIJob(MRI(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200)
+    assert (job.correction, job.steps) == ("alternation", 2)
+    ours = run_job(job, inputs, lambda shape: pytest.fail("an estimate takes no noise"))
+    np.testing.assert_allclose(ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4)
+    if exact:
+        graph, module = run_graph(MRIJob(MRI(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200), 1, **inputs)
+        assert module.names == tuple(inputs)
+        np.testing.assert_allclose(graph[0], ours[0].numpy(), atol=1e-4)
+
+
 @pytest.mark.parametrize("coils", [1, 3])
 def test_slices_of_a_batch_keep_their_own_scale(coils):
     kspace, mask, maps = scan(coils)
@@ -173,7 +194,7 @@ def test_slices_of_a_batch_keep_their_own_scale(coils):
     torch.testing.assert_close(four, 4 * one, atol=1e-4, rtol=1e-4)  # a power of two: rounding is the same
 
 
-@pytest.mark.parametrize("sigma", [0.2, 0.3, 5.0])
+@pytest.mark.parametrize("sigma", [0.02, 0.2, 0.3, 5.0])
 def test_real_sense_is_sense(sigma):
     """All proximal steps from one Krylov space: the host's, which solves one after the other to a tolerance."""
     kspace, mask, maps = scan(3, sigma=0.2)
@@ -181,6 +202,8 @@ def test_real_sense_is_sense(sigma):
     complex_, real = Sense(mask, maps), RealSense(mask[None, None], to_channels(maps[None]), 80)
     torch.testing.assert_close(real.A(x), coil_pairs(complex_.A(x)), atol=1e-5, rtol=0)
     torch.testing.assert_close(real.A_adjoint(coil_pairs(y)), complex_.A_adjoint(y), atol=1e-5, rtol=0)
+    gamma = torch.full((1, 1, 1, 1), 3.0)
+    torch.testing.assert_close(real.prox_l2(x, coil_pairs(y), gamma), complex_.prox_l2(x, y, 3.0), atol=2e-4, rtol=0)
     ours = real.agree(x, coil_pairs(y), torch.full((1, 1, 1, 1), sigma))
     torch.testing.assert_close(ours, agree(x, Measurement(complex_, y, sigma)), atol=2e-4, rtol=0)
     assert (ours == x).all() == (sigma == 5.0)  # an image that explains the data within the noise stays

@@ -91,7 +91,8 @@ def mri(
     ] = None,
     grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
     correction: Annotated[
-        str | None, typer.Option(help="consistency, alternation, none, red-diff, ddnm, diffpir, pigdm, ...; by default what suits the model.")
+        str | None,
+        typer.Option(help="consistency, alternation, none, red-diff, ddnm, diffpir, pigdm, ...; by default what suits the model."),
     ] = None,
     sigma: Annotated[float | None, typer.Option(help="Noise of real and imaginary part of the k-space. [default: estimated]")] = None,
     seed: Seed = 0,

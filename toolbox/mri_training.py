@@ -152,7 +152,7 @@ class Scans:
 def _mask(kind: str, size: tuple[int, int], acceleration: float, rng: np.random.Generator) -> Tensor:
     seed = int(rng.integers(2**31))
     if kind == "poisson":
-        side = int(rng.integers(12, 25))
+        side = min(int(rng.integers(12, 25)), int((size[0] * size[1] / acceleration) ** 0.5 / 2))
         return poisson_mask(*size, acceleration, side, seed)
     share = float(np.clip(0.32 / acceleration * rng.uniform(0.7, 1.3), 0.03, 0.2))
     return column_mask(kind, size[1], acceleration, share, seed)

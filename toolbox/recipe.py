@@ -115,7 +115,7 @@ class Noise(_Section):
 
 
 class Unrolled(_Section):
-    """Train through the whole sampler as well: ``steps`` of DDIM from zero noise with data consistency at each (:mod:`toolbox.unrolled`)."""
+    """Train through the whole sampler as well (:mod:`toolbox.unrolled`): ``steps`` of DDIM from zero noise, data consistency at each."""
 
     steps: int = Field(3, ge=1, le=16)
 
@@ -162,6 +162,10 @@ class Recipe(_Section):
             raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
         if self.loss.min_snr is not None and not sample and self.task != "denoising":
             raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
+        if self.condition is not None and "blocks" in self.condition.kinds and self.patch_size % 12:
+            raise ValueError(
+                f"condition.kinds 'blocks' has blocks of 2, 3 and 4 pixels: patch_size must be a multiple of 12; got {self.patch_size}"
+            )
         if self.unrolled is not None and (self.task not in ("inpainting", "mri") or self.process.kind != "vp"):
             raise ValueError("section [unrolled] is for tasks inpainting and mri under process 'vp'")
         if not self.noise.lowest < self.noise.highest:

@@ -138,7 +138,9 @@ def _times(recipe: Recipe, count: int, rng: np.random.Generator) -> Tensor:
     return t
 
 
-def measured_batches(recipe: Recipe, examples, denoiser: Denoiser, start: int, rank: int) -> Iterator[list[tuple[Measured, Tensor, Tensor]]]:
+def measured_batches(
+    recipe: Recipe, examples, denoiser: Denoiser, start: int, rank: int
+) -> Iterator[list[tuple[Measured, Tensor, Tensor]]]:
     """Endless batches ``[(example, t, noise)]`` for training through the sampler; drawn as :func:`batches` does."""
     step = start
     while True:

@@ -1,4 +1,7 @@
-"""Training through the sampler: a few steps with data consistency become one network (IDM, Chen et al. 2025, "Invertible diffusion models")."""
+"""Training through the sampler: a few steps with data consistency become one network.
+
+The idea is IDM's (Chen et al. 2025, "Invertible diffusion models for compressed sensing"), without its reversible wiring.
+"""
 
 from __future__ import annotations
 
