@@ -32,6 +32,7 @@ class Network(_Section):
     layers_per_block: int = Field(2, ge=1)
     norm_num_groups: int = Field(8, ge=1)
     fold: int = Field(1, ge=1, le=8)
+    attention: bool = False  # one layer of it, in the middle of the network
 
 
 class Schedule(_Section):

@@ -93,7 +93,7 @@ def build(recipe: Recipe) -> Denoiser:
         down_block_types=("DownBlock2D",) * depth,
         up_block_types=("UpBlock2D",) * depth,
         norm_num_groups=net.norm_num_groups,
-        add_attention=False,
+        add_attention=net.attention,
     )
     native = schedule.kind == "vp"  # the others diffuse the residual by themselves
     return Denoiser(
