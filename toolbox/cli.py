@@ -95,7 +95,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe, or the name of a shipped one (photo, grey, mri, hsi, haze, paired ...).")],
     data: Annotated[Path, typer.Option(help="Folder of pictures (mri: of .npz slices; hsi: with spectral_library.npz).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; also holds the checkpoint and the log.")],
-    start_from: Annotated[Path | None, typer.Option(help="Model folder whose weights are trained further.")] = None,
+    start_from: Annotated[str | None, typer.Option(help="Shipped model, or model folder, whose weights are trained further.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.")] = False,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     exclude: Annotated[list[str] | None, typer.Option(help="File names to leave out.")] = None,

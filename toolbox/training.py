@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from solvers.denoiser import Denoiser
 from solvers.description import describe
 from solvers.prediction import HEADS
+from toolbox.api import load
 from toolbox.examples import EXAMPLES
 from toolbox.hsi_training import LatentExamples, latent_loss
 from toolbox.paired_training import SHOWN
@@ -195,7 +196,7 @@ def train(
 ) -> Path:
     """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule, ``denoiser.json``).
 
-    ``start_from`` is a model folder of the same architecture whose weights are trained further, instead of random ones.
+    ``start_from`` is a model folder, or the name of a shipped model, of the same architecture whose weights are trained further, instead of random ones.
     Checkpoints go to ``out/checkpoint``; ``resume`` continues from there with the same data order. Several GPUs: start it through
     ``accelerate launch``.
 
@@ -301,12 +302,14 @@ def _loss(recipe: Recipe, denoiser: Denoiser, examples, part) -> Tensor:
     return denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
 
 
-def _load_weights(network: nn.Module, folder: str | Path) -> None:
-    weights = Denoiser.from_pretrained(folder).network.state_dict()
+def _load_weights(network: nn.Module, model: str | Path) -> None:
+    found = load(model).network
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"{model} is an exported bundle; training goes on from a model folder or a shipped float model")
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(found.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"{folder} can't be trained further with this recipe: its network has other weights ({error})") from error
+        raise ValueError(f"{model} can't be trained further with this recipe: its network has other weights ({error})") from error
 
 
 def save_model(denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], out: Path, dtype=torch.float32) -> None:
