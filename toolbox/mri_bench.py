@@ -13,6 +13,7 @@ from torch import Tensor
 
 from restoration.io.mri import read_maps, read_scan
 from restoration.io.mri_scan import Scan
+from restoration.mri.calibration import floored
 from restoration.mri.espirit import espirit, mvue
 from restoration.mri.estimate import lift
 from restoration.mri.evaluation import coverage, slice_quality, volume_quality
@@ -147,9 +148,8 @@ def _measure(case: Case, model: str, steps: int, num_samples: int, seed: int) ->
         row = _figures(result.magnitude, case, time.perf_counter() - began)
         row |= {"nfe": result.nfe // len(case.truth), "residual_over_sigma": round(result.residual / max(result.sigma, 1e-30), 3)}
         if num_samples > 1:
-            spread = result.std * (1 + 1 / num_samples) ** 0.5
-            inside = case.truth > 0.05 * case.truth.max()
-            row["coverage_90"] = round(coverage(result.samples.abs().mean(1), spread, case.truth, 0.9, inside), 4)
+            inside = case.truth > 0.05 * case.truth.max()  # before calibration; mri_coverage has that too
+            row["coverage_90"] = round(coverage(result.magnitude, floored(result.std, result.sigma), case.truth, 0.9, inside), 4)
         return row
     best = None
     for weight, run in tried.items():
