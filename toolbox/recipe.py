@@ -87,6 +87,7 @@ class Loss(_Section):
     known_weight: float = Field(0.1, ge=0, le=1)
     terminal_share: float = Field(0.3, ge=0, le=1)
     norm: Literal["l2", "l1"] = "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
+    immiscible: bool = False  # unconditional networks: each picture of a batch gets a near noise (:mod:`toolbox.immiscible`)
     min_snr: float | None = Field(None, gt=0)  # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
 
 
@@ -162,6 +163,11 @@ class Recipe(_Section):
             raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
         if self.loss.min_snr is not None and not sample and self.task != "denoising":
             raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
+        if self.loss.immiscible and self.task not in ("denoising", "ultrasound"):
+            raise ValueError(
+                "loss.immiscible is for tasks denoising and ultrasound: samplers of conditional networks draw noise that knows nothing of "
+                "the picture"
+            )
         if self.unrolled is not None and (self.task not in ("inpainting", "mri") or self.process.kind != "vp"):
             raise ValueError("section [unrolled] is for tasks inpainting and mri under process 'vp'")
         if not self.noise.lowest < self.noise.highest:
