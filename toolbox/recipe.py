@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from solvers.process import VP, Process
 from solvers.rddm import RDDM
 from solvers.resfusion import Resfusion
+from toolbox.fastmri_training import FastMRI
 from toolbox.hsi_training import Scenes
 from toolbox.mri_training import Simulation
 from toolbox.paired_training import Haze, Pairs
@@ -134,7 +135,8 @@ class Recipe(_Section):
     process: Schedule = Schedule()
     loss: Loss = Loss()
     condition: Condition | None = None  # inpainting: which masks
-    simulation: Simulation | None = None  # mri: which scans
+    simulation: Simulation | None = None  # mri: which scans are made of images
+    fastmri: FastMRI | None = None  # mri: how measured k-space is undersampled, instead
     haze: Haze | None = None  # dehazing: what haze
     pairs: Pairs | None = None  # paired: where the pairs lie
     scenes: Scenes | None = None  # hyperspectral: which scenes, and what of them
@@ -153,6 +155,10 @@ class Recipe(_Section):
             "hyperspectral": "scenes",
             "ultrasound": "echoes",
         }
+        if self.fastmri is not None and self.task == "mri" and self.simulation is None:
+            del needed["mri"]
+        elif self.fastmri is not None:
+            raise ValueError("section [fastmri] is for task 'mri', in place of [simulation]")
         for task, section in needed.items():
             if (self.task == task) != (getattr(self, section) is not None):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
