@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -183,7 +184,7 @@ def bench_mri(
         return print_json(rows)
     print_table(
         "whole-volume figures, as fastMRI computes them",
-        ("mask", "R", "method", "PSNR dB", "SSIM", "NMSE", "seconds per slice"),
+        ("mask", "R", "method", "PSNR dB", "SSIM", "NMSE", "LPIPS", "seconds per slice"),
         [
             (
                 r["mask"],
@@ -192,11 +193,14 @@ def bench_mri(
                 f"{r['psnr']:.2f}",
                 f"{r['ssim']:.4f}",
                 f"{r['nmse']:.5f}",
+                f"{r['lpips']:.4f}" if isinstance(r["lpips"], float) else "-",
                 f"{r['seconds_per_slice']}",
             )
             for r in rows
         ],
     )
+    if isinstance(rows[0]["lpips"], str):
+        print(f"no LPIPS: {rows[0]['lpips']}", file=sys.stderr)
 
 
 @app.command("mri-coverage")
