@@ -164,16 +164,16 @@ class Recipe(_Section):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
         if self.process.kind != "vp" and self.task not in ("dehazing", "paired"):
             raise ValueError(f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and paired have one")
-        sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
-        if sample and self.loss.min_snr is None:
-            raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
-        if self.loss.min_snr is not None and not sample and self.task != "denoising":
-            raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
         if self.loss.immiscible and self.task not in ("denoising", "ultrasound"):
             raise ValueError(
                 "loss.immiscible is for tasks denoising and ultrasound: samplers of conditional networks draw noise that knows nothing of "
                 "the picture"
             )
+        sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
+        if sample and self.loss.min_snr is None:
+            raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
+        if self.loss.min_snr is not None and not sample and self.task != "denoising":
+            raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
         if self.unrolled is not None and (self.task not in ("inpainting", "mri") or self.process.kind != "vp"):
             raise ValueError("section [unrolled] is for tasks inpainting and mri under process 'vp'")
         if not self.noise.lowest < self.noise.highest:
