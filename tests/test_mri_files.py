@@ -1,10 +1,12 @@
 """MRI files: what is written is read back; what is broken, hostile or of another kind is refused; the command on all of them."""
 
 import json
+from statistics import NormalDist
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from scipy import io
 from test_mri import disc, scan
 
@@ -270,11 +272,11 @@ def model(tmp_path_factory):
     return train(Recipe.read(folder / "recipe.toml"), folder, folder / "model")
 
 
-def run(capsys, *arguments):
+def run(capsys, *arguments, command=("restore", "mri")):
     from toolbox.cli import main
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["restobox", "restore", "mri", *map(str, arguments), "--json"])
+        patch.setattr("sys.argv", ["restobox", *command, *map(str, arguments), "--json"])
         code = main()
     captured = capsys.readouterr()
     return code, json.loads(captured.out) if code == 0 else captured.err
@@ -374,8 +376,59 @@ def test_bench(tmp_path, model):
         seed=0,
     )
     zero, sense, mine = rows
+    assert all(isinstance(r["lpips"], str) or r["lpips"] > 0 for r in rows)
     assert sense["psnr"] > zero["psnr"] + 3
     assert sense["weight"] > 0
     assert mine["nfe"] == 4
     assert 0 <= mine["coverage_90"] <= 1
     assert mine["residual_over_sigma"] <= 1.001
+
+
+def test_bench_of_coverage(capsys, tmp_path, model):
+    heads = np.stack([disc((60, 56), r).numpy() for r in (0.5, 0.55, 0.6, 0.65)])
+    np.savez(tmp_path / "known.npz", image=heads[:3])
+    np.savez(tmp_path / "new.npz", image=heads[3:])
+    files = [tmp_path / "new.npz", tmp_path / "known.npz", "--model", model]
+    settings = ["-m", "poisson", "--acceleration", 3, "--steps", 2, "-n", 3, "--level", 0.7]
+    code, rows = run(capsys, *files, *settings, command=("bench", "mri-coverage"))
+    assert code == 0
+    (row,) = rows
+    assert (row["mask"], row["acceleration"], row["calibration_slices"], row["test_slices"]) == ("poisson", 3.0, 3, 1)
+    gaussian = NormalDist().inv_cdf(0.85)
+    assert row["width"] == pytest.approx(row["width_gaussian"] * row["factor"] / gaussian, rel=1e-2)
+    assert 0 <= row["coverage_worst_slice"] <= row["coverage"] <= 1
+    order = np.sign(row["factor"] - gaussian)
+    assert order * row["coverage"] >= order * row["coverage_gaussian"]
+    code, error = run(capsys, *files, *settings, "--calibration-limit", 2, command=("bench", "mri-coverage"))
+    assert code != 0
+    assert "at least 3 slices; got 2" in error
+
+
+def test_bench_tells_lpips_where_its_weights_are(tmp_path):
+    """With the backbone's file at hand (features drawn here: what is measured then is the sum, not the perception)."""
+    from torchvision.models import alexnet
+
+    from restoration.metrics import lpips
+    from toolbox.mri_bench import mean_lpips
+
+    truth = torch.stack([disc((64, 72)), disc((64, 72), 0.5)])
+    found = truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path)
+    try:
+        assert "put torchvision's alexnet" in mean_lpips(found, truth)
+        with torch.device("meta"):
+            shapes = alexnet().state_dict()
+        g = torch.Generator().manual_seed(1)
+        drawn = {k: 0.05 * torch.randn(v.shape, generator=g) for k, v in shapes.items() if k.startswith("features")}
+        unused = {k: torch.zeros(1).expand(v.shape) for k, v in shapes.items() if k not in drawn}
+        (tmp_path / "checkpoints").mkdir()
+        torch.save(drawn | unused, tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth")
+        assert mean_lpips(truth, truth) == 0
+        near, far = mean_lpips(truth + 0.1 * (found - truth), truth), mean_lpips(found, truth)
+        assert 0 < near < far
+        scaled = [(v / truth.max()).clamp(0, 1)[:, None].repeat(1, 3, 1, 1) for v in (found, truth)]
+        assert far == pytest.approx(np.mean([lpips(*pair) for pair in zip(*scaled, strict=True)]), abs=1e-4)
+        assert mean_lpips(100 * found, 100 * truth) == pytest.approx(far, abs=1e-4)
+    finally:
+        torch.hub.set_dir(before)

@@ -1,6 +1,9 @@
 """Training from a recipe: it learns, it resumes as if uncut, it says what is wrong."""
 
+import csv
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,8 +14,9 @@ from restoration.lift import enlarge, thin_plate
 from restoration.separable import BlockMean
 from solvers.denoiser import Denoiser
 from toolbox.examples import BLOCKS, GreyExamples, PhotoExamples, draw_known
+from toolbox.immiscible import immiscible_noise
 from toolbox.recipe import Recipe
-from toolbox.training import batches, build, denoising_loss, train
+from toolbox.training import _Log, batches, build, denoising_loss, train
 
 
 def test_model_folder_loads(tiny_model):
@@ -191,3 +195,60 @@ def test_recipes_hold_the_sections_of_their_task(tmp_path, old, new, words):
     else:
         with pytest.raises(ValueError, match=words):
             Recipe.read(path)
+
+
+# -- options ------------------------------------------------------------------------------------------------------
+
+
+def test_immiscible_noise_is_the_nearest_order_of_the_same_noise():
+    """Against every order there is, for squared distances; neither units nor offset of the images matter."""
+    rng = np.random.default_rng(0)
+    for count, shape in ((5, (1, 3, 2)), (4, (2, 4, 4)), (1, (1, 2, 2))):
+        images, noise = rng.uniform(size=(count, *shape)).astype(np.float32), rng.standard_normal((count, *shape)).astype(np.float32)
+        got = immiscible_noise(images, noise)
+        assert sorted(map(bytes, got)) == sorted(map(bytes, noise))
+        best = min(np.sum((images - noise[list(order)]) ** 2) for order in itertools.permutations(range(count)))
+        assert np.sum((images - got) ** 2) == pytest.approx(best)
+        np.testing.assert_array_equal(immiscible_noise(7 * images - 3, noise), got)
+    with pytest.raises(ValueError, match="one shape"):
+        immiscible_noise(images, noise[:, :, :1])
+
+
+def test_batches_take_immiscible_noise(tmp_path, pictures):
+    path = tmp_path / "grey.toml"
+    path.write_text(GREY_RECIPE.replace("[optimizer]", "[loss]\nimmiscible = true\n[optimizer]"))
+    recipe = Recipe.read(path).model_copy(update={"batch_size": 6})
+    plain = recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"immiscible": False})})
+    examples = GreyExamples(recipe, pictures)
+    image, t, noise = next(batches(recipe, examples, 3, 0, "cpu"))
+    same, same_t, drawn = next(batches(plain, examples, 3, 0, "cpu"))
+    torch.testing.assert_close((image, t), (same, same_t), rtol=0, atol=0)
+    assert not torch.equal(noise, drawn)
+    assert {bytes(n.numpy()) for n in noise} == {bytes(n.numpy()) for n in drawn}
+    assert (image - noise).square().sum() < (image - drawn).square().sum()
+    path.write_text(TINY_RECIPE + "[loss]\nimmiscible = true\n")
+    with pytest.raises(ValueError, match="immiscible is for tasks denoising and ultrasound"):
+        Recipe.read(path)
+
+
+def test_log_goes_to_tensorboard_too(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = _Log(tmp_path / "train.csv", 0)
+    for step in range(1, 151):
+        log.add(step, step / 10, 2.0, 1e-3, lambda: math.nan)
+    log.close()
+    resumed = _Log(tmp_path / "train.csv", 100)  # from a checkpoint at step 100: what came after is told anew
+    for step in range(101, 151):
+        resumed.add(step, 0.5, 1.0, 5e-4, lambda: 3.0)
+    resumed.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "gradient_norm", "learning_rate", "gain_db", "seconds"}
+    losses = [(e.step, e.value) for e in events.Scalars("loss")]
+    assert losses == [(50, pytest.approx(2.55)), (100, pytest.approx(7.55)), (150, pytest.approx(0.5))]
+    assert [(e.step, e.value) for e in events.Scalars("gain_db")] == [(150, 3.0)]
+    rows = list(csv.reader((tmp_path / "train.csv").read_text().splitlines()))
+    assert rows[0] == ["step", "loss", "gradient_norm", "learning_rate", "gain_db", "seconds"]
+    assert rows[1][:5] == ["50", "2.55000", "2.0000", "1.00e-03", "nan"]
+    assert [r[0] for r in rows[1:]] == ["50", "100", "150", "150"]

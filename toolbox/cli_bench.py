@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -183,7 +184,7 @@ def bench_mri(
         return print_json(rows)
     print_table(
         "whole-volume figures, as fastMRI computes them",
-        ("mask", "R", "method", "PSNR dB", "SSIM", "NMSE", "seconds per slice"),
+        ("mask", "R", "method", "PSNR dB", "SSIM", "NMSE", "LPIPS", "seconds per slice"),
         [
             (
                 r["mask"],
@@ -192,7 +193,67 @@ def bench_mri(
                 f"{r['psnr']:.2f}",
                 f"{r['ssim']:.4f}",
                 f"{r['nmse']:.5f}",
+                f"{r['lpips']:.4f}" if isinstance(r["lpips"], float) else "-",
                 f"{r['seconds_per_slice']}",
+            )
+            for r in rows
+        ],
+    )
+    if isinstance(rows[0]["lpips"], str):
+        print(f"no LPIPS: {rows[0]['lpips']}", file=sys.stderr)
+
+
+@app.command("mri-coverage")
+def bench_mri_coverage(
+    data: Annotated[Path, typer.Argument(help="Slices to test on: true magnitude images or fully sampled k-space.")],
+    calibration: Annotated[Path, typer.Argument(help="Other slices, to fit the intervals' width on.")],
+    mask: Annotated[list[str] | None, typer.Option("--mask", "-m", help="Kinds of masks. [default: equispaced-fraction, poisson]")] = None,
+    acceleration: Annotated[list[float] | None, typer.Option(help="[default: 4, 8]")] = None,
+    coils: Annotated[Path | None, typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default.")] = None,
+    sigma: Annotated[float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")] = 0.01,
+    model: Annotated[str, typer.Option(help="A model.")] = "mri",
+    steps: Steps = 4,
+    samples: Samples = 8,
+    level: Annotated[float, typer.Option(help="Probability that the intervals are to hold.")] = 0.9,
+    limit: Annotated[int | None, typer.Option(help="Test on this many slices, evenly spread.", min=1)] = None,
+    calibration_limit: Annotated[int | None, typer.Option(help="Calibrate on this many slices, evenly spread.", min=1)] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure how often the truth lies in the uncertainty map's interval, raw and calibrated on other slices."""
+    from toolbox.mri_coverage import run_mri_coverage
+
+    with ProgressBar("measuring", 1) as bar:
+        rows = run_mri_coverage(
+            data,
+            calibration,
+            kinds=mask or ["equispaced-fraction", "poisson"],
+            accelerations=acceleration or [4.0, 8.0],
+            maps=coils,
+            sigma=sigma,
+            model=model,
+            steps=steps,
+            num_samples=samples,
+            calibration_limit=calibration_limit,
+            limit=limit,
+            level=level,
+            seed=seed,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return print_json(rows)
+    first = rows[0]
+    print_table(
+        f"{first['level']:.0%} intervals, {first['test_slices']} slices, fitted on {first['calibration_slices']} others, "
+        f"{first['steps']} steps x {first['samples']} samples",
+        ("mask", "R", "gaussian", "calibrated", "worst slice", "factor", "half width", "gaussian's"),
+        [
+            (
+                r["mask"],
+                f"{r['acceleration']:g}",
+                *(f"{r[k]:.3f}" for k in ("coverage_gaussian", "coverage", "coverage_worst_slice")),
+                f"{r['factor']:.2f}",
+                *(f"{r[k]:.4f}" for k in ("width", "width_gaussian")),
             )
             for r in rows
         ],

@@ -21,6 +21,7 @@ from restoration.paired import HAZE, haze_condition
 from restoration.posterior.ddnm import DDNM
 from restoration.separable import BlockMean
 from solvers.denoiser import Denoiser
+from toolbox.fastmri_training import MeasuredScans
 from toolbox.hsi_training import LatentExamples
 from toolbox.mri_training import Scans
 from toolbox.paired_training import PairExamples, kept, make_hazy
@@ -131,13 +132,13 @@ class PhotoExamples:
 
 
 class MRIExamples:
-    """Patches of simulated multi-coil scans."""
+    """Patches of multi-coil scans, simulated from images or undersampled from a folder of full ones."""
 
     channels, condition_channels = 2, CONDITION_CHANNELS
 
     def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
-        self.recipe = recipe
-        self.scans = Scans(folder, recipe.simulation, recipe.patch_size, recipe.seed, exclude)
+        kind, settings = (Scans, recipe.simulation) if recipe.fastmri is None else (MeasuredScans, recipe.fastmri)
+        self.recipe, self.scans = recipe, kind(folder, settings, recipe.patch_size, recipe.seed, exclude)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Complex images in two channels, in units of the scan's scale, and what the network is shown."""

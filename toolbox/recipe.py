@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from solvers.process import VP, Process
 from solvers.rddm import RDDM
 from solvers.resfusion import Resfusion
+from toolbox.fastmri_training import FastMRI
 from toolbox.hsi_training import Scenes
 from toolbox.mri_training import Simulation
 from toolbox.paired_training import Haze, Pairs
@@ -88,6 +89,7 @@ class Loss(_Section):
     known_weight: float = Field(0.1, ge=0, le=1)
     terminal_share: float = Field(0.3, ge=0, le=1)
     norm: Literal["l2", "l1"] = "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
+    immiscible: bool = False  # unconditional networks: each picture of a batch gets a near noise (:mod:`toolbox.immiscible`)
     min_snr: float | None = Field(None, gt=0)  # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
 
 
@@ -134,7 +136,8 @@ class Recipe(_Section):
     process: Schedule = Schedule()
     loss: Loss = Loss()
     condition: Condition | None = None  # inpainting: which masks
-    simulation: Simulation | None = None  # mri: which scans
+    simulation: Simulation | None = None  # mri: which scans are made of images
+    fastmri: FastMRI | None = None  # mri: how measured k-space is undersampled, instead
     haze: Haze | None = None  # dehazing: what haze
     pairs: Pairs | None = None  # paired: where the pairs lie
     scenes: Scenes | None = None  # hyperspectral: which scenes, and what of them
@@ -153,11 +156,20 @@ class Recipe(_Section):
             "hyperspectral": "scenes",
             "ultrasound": "echoes",
         }
+        if self.fastmri is not None and self.task == "mri" and self.simulation is None:
+            del needed["mri"]
+        elif self.fastmri is not None:
+            raise ValueError("section [fastmri] is for task 'mri', in place of [simulation]")
         for task, section in needed.items():
             if (self.task == task) != (getattr(self, section) is not None):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
         if self.process.kind != "vp" and self.task not in ("dehazing", "paired"):
             raise ValueError(f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and paired have one")
+        if self.loss.immiscible and self.task not in ("denoising", "ultrasound"):
+            raise ValueError(
+                "loss.immiscible is for tasks denoising and ultrasound: samplers of conditional networks draw noise that knows nothing of "
+                "the picture"
+            )
         sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
         if sample and self.loss.min_snr is None:
             raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from solvers.prediction import HEADS
 from toolbox.api import load
 from toolbox.examples import EXAMPLES
 from toolbox.hsi_training import LatentExamples, latent_loss
+from toolbox.immiscible import immiscible_noise
 from toolbox.paired_training import SHOWN
 from toolbox.recipe import Loss, Recipe
 from toolbox.unrolled import Measured, unroll, unrolled_loss
@@ -126,8 +128,10 @@ def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator
         rng = np.random.default_rng([recipe.seed, rank, step])
         drawn = examples.draw(n, rng)
         t = examples.times(n, rng) if callable(getattr(examples, "times", None)) else _times(recipe, n, rng)
-        noise = torch.from_numpy(rng.standard_normal(drawn[0].shape, dtype=np.float32))
-        yield tuple(v.to(device) for v in (*drawn, t, noise))
+        noise = rng.standard_normal(drawn[0].shape, dtype=np.float32)
+        if recipe.loss.immiscible:
+            noise = immiscible_noise(drawn[0].numpy(), noise)
+        yield tuple(v.to(device) for v in (*drawn, t, torch.from_numpy(noise)))
         step += 1
 
 
@@ -282,6 +286,8 @@ def train(
                 }
                 _replace(checkpoint, lambda path, s=state: torch.save(s, path))
                 save_model(denoiser, recipe, average, out)
+    if log is not None:
+        log.close()
     return out
 
 
@@ -343,23 +349,40 @@ def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> No
         average[key].lerp_(value, 1 - decay)
 
 
+LOGGED = {"loss": ".5f", "gradient_norm": ".4f", "learning_rate": ".2e", "gain_db": ".3f", "seconds": ".1f"}
+
+
 class _Log:
-    """A CSV of the running means, one row per 50 steps."""
+    """A CSV of the running means, one row per 50 steps; where tensorboard is installed (extra ``train``), the same as its events."""
 
     def __init__(self, path: Path, start: int):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.rows, self.began = path, [], time.monotonic()
         if start == 0 or not path.exists():
-            path.write_text("step,loss,gradient_norm,learning_rate,gain_db,seconds\n")
+            path.write_text(",".join(("step", *LOGGED)) + "\n")
+        self.writer = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(path.parent / "tensorboard", purge_step=start + 1 if start else None)
 
     def add(self, step: int, loss: float, norm: float, rate: float, gain: Callable[[], float]) -> None:
         self.rows.append((loss, norm))
         if step % 50 == 0:
             mean = np.mean(self.rows, axis=0)
+            row = (*mean, rate, gain(), time.monotonic() - self.began)
             with self.path.open("a", newline="") as file:
-                row = [f"{mean[0]:.5f}", f"{mean[1]:.4f}", f"{rate:.2e}", f"{gain():.3f}", f"{time.monotonic() - self.began:.1f}"]
-                csv.writer(file).writerow([step, *row])
+                csv.writer(file).writerow([step, *(f"{value:{form}}" for value, form in zip(row, LOGGED.values(), strict=True))])
+            if self.writer is not None:
+                for name, value in zip(LOGGED, row, strict=True):
+                    if not math.isnan(value):
+                        self.writer.add_scalar(name, value, step)
+                self.writer.flush()
             self.rows.clear()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

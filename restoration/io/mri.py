@@ -73,6 +73,46 @@ def _read_hdf5(path: Path) -> Scan:
     return Scan(kspace, mask=mask, target=target, attributes=attributes, header=header, crop=crop, spacing=spacing)
 
 
+def volume_shape(path: str | Path) -> tuple[int, int, int, int]:
+    """``(slices, coils, H, W)`` of the ``kspace`` in a fastMRI HDF5 file, from its header: no value is read.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no HDF5, one of a single coil or of another shape, a link out of the file.
+    """
+    return _volume(Path(path), lambda kspace, shape: shape)
+
+
+def read_slice(path: str | Path, index: int) -> np.ndarray:
+    """One slice ``(coils, H, W)``, complex64, of a fastMRI HDF5 file; the others are not read.
+
+    Raises:
+        FileNotFoundError, ValueError: as for :func:`volume_shape`, or no such slice.
+    """
+    path = Path(path)
+
+    def read(kspace, shape):
+        if not 0 <= index < shape[0]:
+            raise ValueError(f"{path} has slices 0 to {shape[0] - 1}; there is no slice {index}")
+        return complex_array(kspace[index], path, ranks=(3,))
+
+    return _volume(path, read)
+
+
+def _volume(path: Path, use):
+    if not path.is_file():
+        raise FileNotFoundError(f"scan {path} does not exist")
+    with _hdf5(path) as file:
+        kspace = _dataset(file, "kspace", path)
+        records = kspace.dtype.names and set(kspace.dtype.names) == {"real", "imag"}
+        paired = kspace.dtype.kind == "f" and kspace.ndim == 5 and kspace.shape[-1] == 2
+        if not (paired or ((kspace.dtype.kind == "c" or records) and kspace.ndim == 4)) or kspace.shape[1] < 2:
+            raise ValueError(
+                f"{path} has k-space of shape {kspace.shape} and type {kspace.dtype}; complex (slices, coils, H, W) with several coils is "
+                "accepted"
+            )
+        return use(kspace, tuple(kspace.shape[:4]))
+
+
 def _read_ismrmrd(path: Path, file) -> Scan:
     """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix; repetitions are averaged; noise scans left out."""
     group = file["dataset"]

@@ -1,5 +1,6 @@
 """Accelerated Cartesian MRI: physics, sampling masks, sensitivities, the task, and fastMRI's evaluation."""
 
+from restoration.mri.calibration import conformal_factor
 from restoration.mri.consistency import Consistency
 from restoration.mri.espirit import calibration_region, espirit, mvue, rss
 from restoration.mri.evaluation import Quality, coverage, slice_quality, volume_quality
@@ -18,6 +19,7 @@ __all__ = [
     "calibration_region",
     "cartesian",
     "column_mask",
+    "conformal_factor",
     "coverage",
     "espirit",
     "fft2c",
