@@ -3,8 +3,8 @@
     python benchmarks/architecture.py --data TRAINING_PICTURES --test TEST_PICTURES [--minutes 5] [--json]
 
 Each architecture starts from random weights and trains the inpainting recipe for so many minutes of one core's processor time, cosine to
-zero; then 8 bits (default recipe), the CPU graph, and one call of it on 80 % missing pixels. Time is the processor time of one call for 256 x 256
-pixels, interleaved over all architectures, median.
+zero; then 8 bits (default preset), the CPU graph, and one call of it on 80 % missing pixels. Time is the processor time of one call on
+256 x 256 pixels, interleaved over all architectures, median.
 """
 
 import argparse

@@ -117,16 +117,16 @@ class PhotoExamples:
         """A batch of which pixels are known, or the means of blocks, or (a share ``drop`` of the batches) nothing."""
         kinds, size, count = self.recipe.condition.kinds, self.recipe.patch_size, self.recipe.batch_size
         if rng.random() < self.recipe.condition.drop:
-            nothing = torch.zeros(count, 1, size, size)
-            return [Measured(*self.show(denoiser, self.patches.draw(count, rng), nothing), correct=None)]
+            nothing = torch.zeros(count, 1, size, size, device=denoiser.device)
+            return [Measured(*self.show(denoiser, self.patches.draw(count, rng).to(nothing), nothing), correct=None)]
         blocks = kinds[rng.integers(len(kinds))] == "blocks"
         factor = BLOCKS[rng.integers(len(BLOCKS))]
         if blocks:
-            known, operator = torch.full((count, 1, size, size), 1 / factor**2), BlockMean((size, size), factor)
+            known, operator = torch.full((count, 1, size, size), 1 / factor**2, device=denoiser.device), BlockMean((size, size), factor)
         else:
-            known = draw_known(count, size, [k for k in kinds if k != "blocks"], 0.0, rng)
+            known = draw_known(count, size, [k for k in kinds if k != "blocks"], 0.0, rng).to(denoiser.device)
             operator = Inpainting(known)
-        x0, condition, missing = self.show(denoiser, self.patches.draw(count, rng), known)
+        x0, condition, missing = self.show(denoiser, self.patches.draw(count, rng).to(known), known)
         measurement = Measurement(operator, operator.A(x0))
         return [Measured(x0, condition, missing, lambda d: DDNM(d, measurement))]
 
@@ -152,7 +152,9 @@ class MRIExamples:
         """Whole scans, which differ in size: each by itself."""
         batch = []
         for _ in range(self.recipe.batch_size):
-            x0, shown, measurement = self.scans.simulate(rng)
+            x0, shown, m = self.scans.simulate(rng)
+            x0, shown, y = (v.to(denoiser.device) for v in (x0, shown, m.y))
+            measurement = Measurement(m.operator, y, m.sigma)
             batch.append(Measured(x0, shown, torch.ones_like(x0[:, :1]), lambda d, m=measurement: Alternation(d, m, prior_std=d.data_std)))
         return batch
 

@@ -33,7 +33,8 @@ def make_sampling(kind: str, size: tuple[int, int], acceleration: float, center_
     if kind not in MASKS:
         raise ValueError(f"mask {kind!r} is neither a file nor a kind; kinds: {', '.join(MASKS)}")
     if kind == "poisson":
-        return poisson_mask(*size, acceleration, min(CALIBRATION, *size), seed)
+        half = int((size[0] * size[1] / (2 * acceleration)) ** 0.5)  # at most half of the points lie in the centre
+        return poisson_mask(*size, acceleration, min(CALIBRATION, half, *size), seed)
     return column_mask(kind, size[1], acceleration, 0.32 / acceleration if center_fraction is None else center_fraction, seed)
 
 

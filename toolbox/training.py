@@ -200,7 +200,7 @@ def train(
 ) -> Path:
     """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule, ``denoiser.json``).
 
-    ``start_from`` is a model folder, or the name of a shipped model, of the same architecture whose weights are trained further, instead of random ones.
+    ``start_from`` is a shipped model's name or a model folder, of the same architecture, whose weights are trained further.
     Checkpoints go to ``out/checkpoint``; ``resume`` continues from there with the same data order. Several GPUs: start it through
     ``accelerate launch``.
 
