@@ -199,7 +199,7 @@ def _grid_from(process, t: float, steps: int, known: Sequence[float] = ()) -> Gr
         if len(times) < steps:
             raise ValueError(
                 f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold: nearest to them are only "
-                f"{', '.join(f'{s:g}' for s in times)}; take at most {len(times)} steps, or calibrate at more times"
+                f"{', '.join(f'{s:g}' for s in times)}; take at most {len(times)} of them, or calibrate at more times"
             )
     return Grid((*(s for s in times if s > CLEAN), CLEAN))
 

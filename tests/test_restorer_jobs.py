@@ -128,8 +128,7 @@ def test_paired_graphs_take_masks():
     ours, module = run_graph(PairedJob(task, SIZE), 2, image=smooth(3, SIZE), mask=mask)
     assert module.names[:2] == ("image", "mask")
     np.testing.assert_allclose(ours, task(smooth(3, SIZE)[0], mask[0, 0], seed=2).samples.numpy(), atol=1e-4)
-    other, _ = run_graph(PairedJob(task, SIZE), 2, image=smooth(3, SIZE), mask=1 - mask)
-    assert np.abs(other - ours).max() > 1e-3
+    assert (task(smooth(3, SIZE)[0], 1 - mask[0, 0], seed=2).samples - ours).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("size", "state"), [((40, 56), (3, 16, 22)), ((16, 20), (3, 16, 20))])
@@ -241,23 +240,23 @@ def test_eigen_images_are_the_host_step(symmetries):
 
 def test_denoisers_enter_at_calibrated_times():
     """A denoising run chooses its times by the noise; with scales that were calibrated at some times it takes the nearest of those."""
-    known = (90.0, 70.0, 50.0, 30.0, 10.0)
+    known = (90.0, 50.0, 20.0, 12.0, 7.0, 3.0)
     d = denoiser_of(3)
     y = smooth(3, SIZE) + 0.1 * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     free = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2)
     job = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=known)
-    with pytest.raises(ValueError, match="not one of the"):
+    with pytest.raises(ValueError, match="not in the temporal table"):
         export_restorer(free, timesteps=known)
-    _, module = export_restorer(job, timesteps=known)
+    ours, module = run_graph(job, 0, image=y)
     entry = d.process.time_at(-2 * np.log(0.2))
     assert module.timesteps[0] == min(known, key=lambda t: abs(d.process.log_snr(t) - d.process.log_snr(entry)))
     assert module.timesteps[0] > module.timesteps[1]
-    ours, _ = run_graph(job, 0, image=y)
+    assert set(module.timesteps) <= set(known)
     np.testing.assert_allclose(ours[0], job.task(y[0], job.operator, sigma=0.1).mean.numpy(), atol=1e-4)
     again = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=module.timesteps)  # as `verify` makes it of a bundle
     torch.testing.assert_close(again.task(y[0], job.operator, sigma=0.1).mean, job.task(y[0], job.operator, sigma=0.1).mean)
-    with pytest.raises(ValueError, match="take at most 2 steps"):
-        make_job(d, "denoise", sigma=0.1, size=SIZE, steps=4, timesteps=(90.0, 10.0, 50.0, 0.0)).task(y[0], job.operator, sigma=0.1)
+    with pytest.raises(ValueError, match="take at most 1 of them"):
+        make_job(d, "denoise", sigma=0.1, size=SIZE, steps=4, timesteps=(90.0, 50.0, 12.0)).task(y[0], job.operator, sigma=0.1)
 
 
 # -- bundles -------------------------------------------------------------------------------------------------------------------------
