@@ -76,7 +76,7 @@ def study(
 
     Returns:
         Rows: ``name``; relative output error ``mean``, ``first``, ``last`` over the timesteps; ``psnr``; ``cpu_seconds`` and
-        ``peak_mb`` to quantize (:class:`toolbox.cost.Cost`).
+        ``peak_mb`` to quantize (:class:`toolbox.cost.Cost`; a later row reuses memory that an earlier one freed, so ask for one alone).
 
     Raises:
         ValueError: ``test`` was recorded with another network.
