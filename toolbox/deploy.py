@@ -21,8 +21,8 @@ from restoration.paired import HAZE, PLAIN, PairedRestoration
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import load
-from toolbox.paired_training import Haze, find_pairs, make_hazy, read_pair
 from toolbox.cost import Cost
+from toolbox.paired_training import Haze, find_pairs, make_hazy, read_pair
 from toolbox.report import html_table, picture, write_report
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
