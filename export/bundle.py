@@ -58,7 +58,7 @@ class Run(_Part):
         operator: name and numbers of a fixed measurement operator.
     """
 
-    task: Literal["inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "paired"]
+    task: Literal["inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "paired", "dehaze"]
     solver: str
     steps: int = Field(ge=1, le=10_000)
     grid: str

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.inpainting import InpaintingTask
 from restoration.measurement import Measurement
 from restoration.operators import Denoising
+from restoration.paired import HAZE, MASKED, PairedRestoration, reduced_size
 from restoration.posterior import CORRECTIONS
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid
@@ -173,49 +175,53 @@ class LinearJob(Job):
 
 @dataclass(frozen=True)
 class PairedJob(Job):
-    """``image (B, C, H, W)`` in [0, 1]: a degraded picture, of which the network, or the process, or both are shown.
+    """``image (B, 3, H, W)`` in [0, 1]: degraded pictures; and ``mask (B, 1, H, W)``, 1 where degraded, for networks that are shown one.
+
+    Reduction to the task's view, the haze prior, the run and the way back to the whole picture are inside.
 
     Args:
-        base: the denoiser.
-        solver, grid: any; the grid's times are of ``process``.
-        process: the process that the solver follows (Resfusion, RDDM, ...), answered by level matching where the denoiser's is another;
-            None: the denoiser's own.
-        condition: from the degraded picture, in the network's range, to what the network is shown; None: the picture alone.
+        task: with any solver and process.
     """
 
-    base: Denoiser
-    solver: Solver
-    grid: Grid
-    size: tuple[int, int]
-    process: Process | None = None
-    channels: int = 3
-    condition: Callable[[Tensor], Tensor] | None = None
-    name = "paired"
+    task: PairedRestoration
+    size: tuple[int, int] = (256, 256)
+    products: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
     correction = "none"
 
-    @property
-    def denoiser(self) -> Denoiser:
-        return self.base
+    def __post_init__(self):
+        object.__setattr__(self, "task", replace(self.task, tile=2**31))
+        products = tuple(_reduction(n, m) for n, m in zip(self.size, self.state[1:], strict=True))
+        object.__setattr__(self, "products", products)
 
-    def around(self, denoiser: Denoiser) -> PairedJob:
-        return replace(self, base=denoiser)
+    @property
+    def name(self) -> str:
+        return "dehaze" if self.denoiser.condition_channels == HAZE else "paired"
 
     @property
     def inputs(self) -> dict[str, Shape]:
-        return {"image": self.state}
+        masked = self.denoiser.condition_channels == MASKED
+        return {"image": (3, *self.size)} | ({"mask": (1, *self.size)} if masked else {})
 
     @property
     def state(self) -> Shape:
-        return (self.channels, *self.size)
+        return (3, *(self.size if self.task.side is None else reduced_size(self.size, self.task.side)))
 
-    def prepare(self, image: Tensor) -> Prepared:
-        d, process = self.base, self.process or self.base.process
-        y = d.from_unit(image)
-        if d.condition_channels:
-            d = d.conditioned(y if self.condition is None else self.condition(y))
-        holds = process.holds_image or d.process.holds_image
-        d = d.with_degraded(y) if d.process.holds_image else d
-        return Prepared(d, self.grid, self.solver, lambda x: d.to_unit(x).clamp(0, 1), None, process, y if holds else None)
+    def prepare(self, image: Tensor, mask: Tensor | None = None) -> Prepared:
+        run = self.task.prepare(image, mask, self._reduced)
+        return Prepared(run.denoiser, run.grid, self.task.solver, run.finish, None, run.process, run.y)
+
+    def _reduced(self, image: Tensor, _: int) -> Tensor:
+        """What ``restoration.paired.reduced`` does, as two matrix products: TensorRT resizes with aliasing only."""
+        if self.state[1:] == self.size:
+            return image
+        rows, columns = self.products
+        return (rows @ image @ columns.T).clamp(0, 1)
+
+
+def _reduction(size: int, smaller: int) -> Tensor:
+    """The matrix ``(smaller, size)`` of resizing one axis without aliasing."""
+    unit = torch.eye(size)[None, None]
+    return F.interpolate(unit, (smaller, size), mode="bilinear", antialias=True)[0, 0]
 
 
 def ordered(values: Tensor, k: int) -> Tensor:

@@ -43,23 +43,31 @@ def find_units(network: nn.Module, names: list[str], x: Tensor, t: Tensor, *, bl
 
 
 class UnitInputs:
-    """A unit's inputs in the float and in the partly quantized network, one entry per sample, as many as fit into the memory."""
+    """A unit's inputs in the float and in the partly quantized network, one entry per sample, as many as fit into ``MEMORY`` (but one).
+
+    Attributes:
+        bytes: that are held.
+    """
 
     def __init__(self, network: nn.Module, quantized: nn.Module, name: str, samples: list[tuple[Tensor, Tensor]]):
         self.float, self.quantized, self.others = [], [], []
-        used = 0
+        self.bytes = 0
         for x, t in _chunks(samples):
             (a, *rest), keywords = _inputs_of(network, name, x, t)
             (b, *_), _ = _inputs_of(quantized, name, x, t)
             for k in range(len(x)):
-                self.float.append(a[k : k + 1].clone())
-                self.quantized.append(b[k : k + 1].clone())
-                self.others.append(([_row(v, k, len(x)) for v in rest], {key: _row(v, k, len(x)) for key, v in keywords.items()}))
-                used += 2 * a[k].numel() * a.element_size()
-                if used > MEMORY:
+                others = [_row(v, k, len(x)) for v in rest], {key: _row(v, k, len(x)) for key, v in keywords.items()}
+                row = a[k : k + 1].clone(), b[k : k + 1].clone()
+                size = sum(v.numel() * v.element_size() for v in (*row, *others[0], *others[1].values()) if isinstance(v, Tensor))
+                if self.float and self.bytes + size > MEMORY:
                     break
-            if used > MEMORY:
-                break
+                self.float.append(row[0])
+                self.quantized.append(row[1])
+                self.others.append(others)
+                self.bytes += size
+            else:
+                continue
+            break
         groups: dict[tuple, list[int]] = {}
         for k, a in enumerate(self.float):
             groups.setdefault(tuple(a.shape[1:]), []).append(k)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +50,8 @@ class LinearTask:
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
         symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a call more.
         start_level: noise-to-signal ratio ``b/a`` in the denoiser's value range, or None. About 0.4 suits deblurring in five steps.
+        timesteps: for denoising without a correction: the times that the network may be asked at, such as those that its scales were
+            calibrated at; a run takes the nearest. Empty: all of them, or those that an exported network holds.
 
     Raises:
         ValueError: an unknown grid or correction, a number of symmetries other than these, a start level that is not positive.
@@ -64,6 +66,7 @@ class LinearTask:
     overlap: int = 64
     symmetries: int = 1
     start_level: float | None = None
+    timesteps: tuple[float, ...] = ()
 
     def __post_init__(self):
         check_settings(self)
@@ -160,19 +163,19 @@ class LinearTask:
     def _enter(self, m: Measurement) -> tuple[Tensor, Grid, float]:
         """The noisy picture as a state of the process, the times from there, and the contrast that the picture is shown with.
 
-        An exported network holds a few times only: it is entered at the nearest of them, with the contrast that suits it.
+        Where the network knows a few times only it is entered at the nearest of them, with the contrast that suits it.
         """
         if m.sigma == 0:
             raise ValueError("denoising needs the noise level: give sigma > 0")
         process, contrast = self.denoiser.process, 1.0
         t = process.time_at(-2 * math.log(m.sigma))
-        known = [s for s in getattr(self.denoiser.network, "timesteps", ()) if process.a(s) > 0]
+        known = [s for s in self.timesteps or getattr(self.denoiser.network, "timesteps", ()) if process.a(s) > 0]
         if known:
             t = min(known, key=lambda s: abs(process.log_snr(s) + 2 * math.log(m.sigma)))
             contrast = process.kappa(t) / m.sigma
         middle = sum(self.denoiser.value_range) / 2
         start = process.a(t) * (middle + contrast * (m.y - middle))
-        return start, _grid_from(process, t, self.num_inference_steps), contrast
+        return start, _grid_from(process, t, self.num_inference_steps, known), contrast
 
 
 def _regularized(m: Measurement) -> Tensor:
@@ -182,11 +185,22 @@ def _regularized(m: Measurement) -> Tensor:
     return m.operator.prox_l2(m.operator.A_adjoint(m.y), m.y, (PRIOR_STD / 2 / m.sigma) ** 2)
 
 
-def _grid_from(process, t: float, steps: int) -> Grid:
-    """``steps`` times from ``t`` down, evenly spread in log-SNR, and the clean end."""
+def _grid_from(process, t: float, steps: int, known: Sequence[float] = ()) -> Grid:
+    """``steps`` times from ``t`` down, evenly spread in log-SNR, and the clean end; the nearest of the ``known`` ones, if there are any.
+
+    Raises:
+        ValueError: not as many known times.
+    """
     top = process.log_snr(0.0)
     levels = [process.log_snr(t) + (top - process.log_snr(t)) * k / steps for k in range(steps)]
     times = sorted({t, *(process.time_at(level) for level in levels[1:])}, reverse=True)
+    if known:
+        times = sorted({min(known, key=lambda s, v=level: abs(process.log_snr(s) - v)) for level in levels}, reverse=True)
+        if len(times) < steps:
+            raise ValueError(
+                f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold: nearest to them are only "
+                f"{', '.join(f'{s:g}' for s in times)}; take at most {len(times)} of them, or calibrate at more times"
+            )
     return Grid((*(s for s in times if s > CLEAN), CLEAN))
 
 

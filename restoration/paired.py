@@ -13,7 +13,7 @@ from restoration.dark_channel import DarkChannelPrior, box_mean
 from restoration.task import Restored, sample
 from restoration.tiling import tiled
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS
+from solvers.grid import GRIDS, Grid
 from solvers.process import Process
 from solvers.rddm import RDDM, RDDMSampler
 from solvers.resfusion import Resfusion, ResfusionSampler
@@ -32,12 +32,16 @@ def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:
     return torch.cat([found.image, hazy, found.transmission], dim=1)
 
 
+def reduced_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The size with ``side`` as its shorter one, in the same proportion; small sizes as they are."""
+    return tuple(max(1, round(n * side / min(size))) for n in size) if min(size) > side else tuple(size)
+
+
 def reduced(image: Tensor, side: int) -> Tensor:
     """Pictures ``(B, C, H, W)`` made smaller so that the short side is ``side`` pixels (without aliasing); small ones as they are."""
-    height, width = image.shape[-2:]
-    if min(height, width) <= side:
+    size = reduced_size(tuple(image.shape[-2:]), side)
+    if size == tuple(image.shape[-2:]):
         return image
-    size = [max(1, round(n * side / min(height, width))) for n in (height, width)]
     return F.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
@@ -140,18 +144,28 @@ class PairedRestoration:
             ValueError: shapes that don't fit, values out of range or not finite, a mask too many or too few, an impossible step count.
         """
         image, mask = check_pair_input(image, mask, masked=self.denoiser.condition_channels == MASKED)
-        d = self.denoiser
-        image = image.to(d.device)[None]
+        device = self.denoiser.device
+        run = self.prepare(image.to(device)[None], None if mask is None else mask.to(device)[None, None])
+        options = {"num_samples": num_samples, "seed": seed, "finish": run.finish, "callback": callback}
+        return sample(run.denoiser, run.shape, run.grid, self.solver, process=run.process, y=run.y, **options)
+
+    def prepare(self, image: Tensor, mask: Tensor | None = None, reduce: Callable[[Tensor, int], Tensor] | None = None) -> PairedRun:
+        """What a run needs. Tensor operations only: it can be traced.
+
+        Args:
+            image: pictures ``(B, C, H, W)`` in [0, 1], C = 1 or 3.
+            mask: ``(B, 1, H, W)`` of 0 and 1, for networks that are shown one.
+            reduce: in place of :func:`reduced`.
+        """
+        d, reduce = self.denoiser, reduce or reduced
         process = self.process or default_process(d, self.solver, self.num_inference_steps)
         grid = GRIDS[self.grid](process, self.num_inference_steps)
-        side = self.view or (VIEW if d.condition_channels == HAZE else None)
-        small = image if side is None else reduced(image, side)
-        if mask is not None:
-            mask = mask.to(d.device)[None, None]
-            mask = mask if side is None else (reduced(mask, side) >= 0.5).float()
+        side = self.side
+        small = image if side is None else reduce(image, side)
+        if mask is not None and side is not None:
+            mask = (reduce(mask, side) >= 0.5).to(mask)
         condition = paired_condition(d, small.expand(-1, 3, -1, -1), mask)
         d = d.conditioned(condition)
-        y = condition[:, :3]
         if max(small.shape[-2:]) > self.tile:
             unit = d.fold * d.multiple
             tile = max(self.tile // unit, 1) * unit
@@ -162,9 +176,26 @@ class PairedRestoration:
             unit = unit.mean(1, keepdim=True) if image.shape[1] == 1 else unit
             return unit if small is image else carry(image, small, unit).clamp(0, 1)
 
-        options = {"num_samples": num_samples, "seed": seed, "finish": finish, "callback": callback}
-        shape = (3, *small.shape[-2:])
-        return sample(d, shape, grid, self.solver, process=process, y=y if process.holds_image else None, **options)
+        y = condition[:, :3] if process.holds_image else None
+        return PairedRun(d, (3, *small.shape[-2:]), grid, process, y, finish)
+
+    @property
+    def side(self) -> int | None:
+        """Short side of the reduced picture that a run works on; None: it works on the whole one."""
+        return self.view or (VIEW if self.denoiser.condition_channels == HAZE else None)
+
+
+@dataclass(frozen=True)
+class PairedRun:
+    """A run on some pictures: the conditioned denoiser, the state's ``(C, h, w)``, times of ``process``, its ``y`` if it holds one, and
+    from the end of the run to pictures ``(B, C, H, W)`` in [0, 1]."""
+
+    denoiser: Denoiser
+    shape: tuple[int, int, int]
+    grid: Grid
+    process: Process
+    y: Tensor | None
+    finish: Callable[[Tensor], Tensor]
 
 
 def paired_condition(denoiser: Denoiser, image: Tensor, mask: Tensor | None = None) -> Tensor:

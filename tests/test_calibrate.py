@@ -237,6 +237,7 @@ def test_command_prints_shares(colour, tmp_path, capsys, monkeypatch):
     figures = json.loads(capsys.readouterr().out)
     assert list(figures["per_timestep"].values()) == [2, 2]
     assert figures["selection"] == "uniform(n=4, seed=0)"
+    assert set(figures["cost"]) == {"cpu_seconds", "peak_mb"}
     assert np.all(np.diff(figures["timesteps"]) < 0)
 
 

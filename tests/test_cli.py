@@ -216,6 +216,18 @@ def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     assert content["weights"]["int8"] > 0
 
 
+def test_dehazing_restorer(cli, pictures, tmp_path):
+    bundle = tmp_path / "dehazer"
+    made = ("export", "haze", "--restorer", "--task", "dehaze", "--target", "float", "--steps", 1, "--size", "48x32", "-o", bundle)
+    assert cli(*made)[0] == 0
+    code, out, _ = cli("verify", bundle, "--model", "haze", "--data", pictures, "--count", 1, "--json")
+    figures = json.loads(out)
+    assert (code, figures["failures"]) == (0, [])
+    assert figures["psnr_between"] > 80  # the host's loop
+    assert cli("export", "haze", "--restorer", "--task", "paired", "-o", tmp_path / "other")[0] == 2
+    assert not (tmp_path / "other").exists()
+
+
 def test_inspect_prints_tables(cli, road):
     code, out, _ = cli("inspect", road / "bundle")
     assert code == 0

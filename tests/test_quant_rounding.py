@@ -33,7 +33,7 @@ from quant.sensitivity import (
 )
 from quant.split import SplitConv2d, skip_layers
 from quant.trajectory import network_hash
-from quant.units import find_units, spread_samples
+from quant.units import UnitInputs, find_units, spread_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,6 +179,18 @@ def test_a_learned_layer_starts_as_nearest_rounding():
     learned.hard = False
     x = 0.01 * torch.randint(-128, 128, (2, 3, 8, 8)).float()
     torch.testing.assert_close(learned(x), layer(x), atol=1e-4, rtol=0)  # soft weights begin at the float ones
+
+
+def test_cached_unit_inputs_stay_within_their_memory(monkeypatch, denoiser, calibration):
+    network, samples = denoiser.network, spread_samples(calibration, 6, 8, 0)
+    name = "down_blocks.1.resnets.0"  # reads (16, 4, 4) of an input cut to 8 x 8, and an embedding of 64
+    each = 4 * (2 * 16 * 4 * 4 + 64)
+    for limit, kept in ((100 * each, 6), (3 * each, 3), (3 * each - 1, 2), (1, 1)):
+        monkeypatch.setattr("quant.units.MEMORY", limit)
+        cache = UnitInputs(network, network, name, samples)
+        assert len(cache.float) == len(cache.quantized) == len(cache.others) == kept
+        assert cache.bytes == kept * each
+        assert sum(v.numel() * 4 for v in cache.float + cache.quantized) == kept * 4 * 2 * 16 * 4 * 4
 
 
 def test_samples_are_spread_over_the_timesteps(calibration):

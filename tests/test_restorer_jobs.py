@@ -20,6 +20,7 @@ from export.session import Restorer
 from quant.quantize import quantize
 from quant.trajectory import record
 from restoration.hyperspectral import HyperspectralTask
+from restoration.io.images import Photo, write_image
 from restoration.linear import LinearTask
 from restoration.measurement import Measurement
 from restoration.metrics import psnr
@@ -29,15 +30,15 @@ from restoration.mri.sense import Sense, SingleCoil, cartesian, to_channels
 from restoration.mri.simulation import ring_maps
 from restoration.mri.task import MRI
 from restoration.operators import Denoising
+from restoration.paired import PairedRestoration
 from restoration.separable import Bicubic, Blur, gaussian_kernel
-from restoration.task import sample
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
 from solvers.evodiff import EVODiff
-from solvers.grid import trailing
 from solvers.process import VP
 from solvers.resfusion import Resfusion, ResfusionSampler
 from solvers.solver import randn
+from toolbox.restorer_jobs import make_job, measurements
 
 CPU = ["CPUExecutionProvider"]
 SIZE = (24, 32)
@@ -114,20 +115,37 @@ def test_paired_runs_trace_natively_and_by_level_matching():
     matched = denoiser_of(3, 3)
     y = smooth(3, SIZE)
     for base, solver in ((native, ResfusionSampler()), (native, DDIM()), (matched, ResfusionSampler()), (matched, EVODiff())):
-        grid = trailing(process, 4)
-        ours, _ = run_graph(PairedJob(base, solver, grid, SIZE, process), 5, image=y)
-        unit = base.from_unit(y)
-        host = sample(
-            base.conditioned(unit),
-            (3, *SIZE),
-            grid,
-            solver,
-            seed=5,
-            process=process,
-            y=unit,
-            finish=lambda x, d=base: d.to_unit(x).clamp(0, 1),
-        )
-        np.testing.assert_allclose(ours, host.samples.numpy(), atol=1e-4)
+        task = PairedRestoration(base, solver, 4, process)
+        job = PairedJob(task, SIZE)
+        ours, _ = run_graph(job, 5, image=y)
+        assert job.name == "paired"
+        np.testing.assert_allclose(ours, task(y[0], seed=5).samples.numpy(), atol=1e-4)
+
+
+def test_paired_graphs_take_masks():
+    mask = (smooth(1, SIZE, 3) > 0.5).float()
+    task = PairedRestoration(denoiser_of(3, 4), num_inference_steps=2)
+    ours, module = run_graph(PairedJob(task, SIZE), 2, image=smooth(3, SIZE), mask=mask)
+    assert module.names[:2] == ("image", "mask")
+    np.testing.assert_allclose(ours, task(smooth(3, SIZE)[0], mask[0, 0], seed=2).samples.numpy(), atol=1e-4)
+    assert (task(smooth(3, SIZE)[0], 1 - mask[0, 0], seed=2).samples - ours).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("size", "state"), [((40, 56), (3, 16, 22)), ((16, 20), (3, 16, 20))])
+def test_dehazing_graphs_reduce_and_carry_back(size, state):
+    """The prior, the reduced view, the run and the way back to the whole picture: what the host does."""
+    task = PairedRestoration(denoiser_of(3, 7, residual=True), DDIM(), 2, view=16)
+    job = PairedJob(task, size)
+    image = torch.cat([smooth(3, size, 1), smooth(3, size, 2)])
+    ours, module = run_graph(job, 2, image=image[:1])
+    assert (job.name, job.state, module.names[0]) == ("dehaze", state, "image")
+    host = task(image[0], seed=2)
+    np.testing.assert_allclose(ours[0], host.mean.numpy(), atol=1e-4)
+    assert module.calls == host.nfe
+    # pictures of a batch don't see each other
+    pair = run_job(job, {"image": image}, lambda shape: randn((1, *state), torch.Generator().manual_seed(2)).expand(shape))
+    alone = run_job(job, {"image": image[1:]}, lambda shape: randn((1, *state), torch.Generator().manual_seed(2)))
+    torch.testing.assert_close(pair[1:], alone, atol=1e-4, rtol=0)
 
 
 # -- MRI -----------------------------------------------------------------------------------------------------------------------------
@@ -240,6 +258,30 @@ def test_eigen_images_are_the_host_step(symmetries):
     np.testing.assert_allclose(ours[:, 0], host, atol=1e-4)
 
 
+# -- calibrated times ----------------------------------------------------------------------------------------------------------------
+
+
+def test_denoisers_enter_at_calibrated_times():
+    """A denoising run chooses its times by the noise; with scales that were calibrated at some times it takes the nearest of those."""
+    known = (90.0, 50.0, 20.0, 12.0, 7.0, 3.0)
+    d = denoiser_of(3)
+    y = smooth(3, SIZE) + 0.1 * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    free = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2)
+    job = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=known)
+    with pytest.raises(ValueError, match="not in the temporal table"):
+        export_restorer(free, timesteps=known)
+    ours, module = run_graph(job, 0, image=y)
+    entry = d.process.time_at(-2 * np.log(0.2))
+    assert module.timesteps[0] == min(known, key=lambda t: abs(d.process.log_snr(t) - d.process.log_snr(entry)))
+    assert module.timesteps[0] > module.timesteps[1]
+    assert set(module.timesteps) <= set(known)
+    np.testing.assert_allclose(ours[0], job.task(y[0], job.operator, sigma=0.1).mean.numpy(), atol=1e-4)
+    again = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=module.timesteps)  # as `verify` makes it of a bundle
+    torch.testing.assert_close(again.task(y[0], job.operator, sigma=0.1).mean, job.task(y[0], job.operator, sigma=0.1).mean)
+    with pytest.raises(ValueError, match="take at most 1 of them"):
+        make_job(d, "denoise", sigma=0.1, size=SIZE, steps=4, timesteps=(90.0, 50.0, 12.0)).task(y[0], job.operator, sigma=0.1)
+
+
 # -- bundles -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -283,3 +325,25 @@ def test_jobs_refuse_what_cannot_be_a_graph():
         export_restorer(MRIJob(MRI(denoiser_of(2)), 1, SIZE))
     with pytest.raises(ValueError, match="once"):
         export_restorer(EigenImageJob(HyperspectralTask(denoiser_of(1), num_inference_steps=2), 12.0, SIZE))
+
+
+def test_the_command_line_makes_paired_jobs(tmp_path):
+    haze, plain, masked = denoiser_of(3, 7), denoiser_of(3, 3), denoiser_of(3, 4)
+    assert make_job(haze, "dehaze", size=SIZE).name == "dehaze"
+    for d, task, words in ((haze, "paired", "--task dehaze"), (plain, "dehaze", "--task paired")):
+        with pytest.raises(ValueError, match=words):
+            make_job(d, task, size=SIZE)
+    for refused in ({"sigma": 0.1}, {"correction": "ddnm"}):
+        with pytest.raises(ValueError, match="neither --correction nor --sigma"):
+            make_job(plain, "paired", size=SIZE, **refused)
+    for k, folder in enumerate(("degraded", "clean", "mask")):
+        (tmp_path / folder).mkdir()
+        write_image(tmp_path / folder / "a.png", Photo(smooth(1 if folder == "mask" else 3, (30, 40), k)[0].numpy()))
+    for d, names in ((plain, ["image"]), (masked, ["image", "mask"])):
+        ((inputs, truth),) = measurements(make_job(d, "paired", size=SIZE), tmp_path, 3, 0)
+        assert list(inputs) == names
+        assert all(value.shape[2:] == truth.shape[2:] == SIZE for value in inputs.values())
+        assert (inputs["image"] - smooth(3, (30, 40), 0)[:, :, :24, :32]).abs().max() < 1 / 255
+        assert (truth - smooth(3, (30, 40), 1)[:, :, :24, :32]).abs().max() < 1 / 255
+    with pytest.raises(ValueError, match="smaller than the restorer's 64 x 64"):
+        next(measurements(make_job(plain, "paired", size=(64, 64)), tmp_path, 3, 0))

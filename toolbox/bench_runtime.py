@@ -17,6 +17,7 @@ from export.exporter import export_bundle, input_channels
 from export.session import OnnxNetwork, Session
 from solvers.denoiser import Denoiser
 from toolbox.api import load
+from toolbox.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -177,15 +178,8 @@ def _peak(folder: Path, shape: tuple[int, ...], t: float) -> float | None:
 
 
 def _peak_here(folder: Path, shape: tuple[int, ...], t: float) -> float | None:
-    bundle, status = read_bundle(folder), Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    before = _kilobytes(status, "VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was the imports'
-    network = OnnxNetwork(folder / NETWORK, bundle, ["CPUExecutionProvider"], 1)
-    network(torch.zeros(shape), torch.full((shape[0],), t))
-    return round((_kilobytes(status, "VmHWM") - before) / 1024, 1)
-
-
-def _kilobytes(status: Path, key: str) -> int:
-    return int(next(line for line in status.read_text().splitlines() if line.startswith(key)).split()[1])
+    bundle = read_bundle(folder)
+    with Cost() as cost:
+        network = OnnxNetwork(folder / NETWORK, bundle, ["CPUExecutionProvider"], 1)
+        network(torch.zeros(shape), torch.full((shape[0],), t))
+    return cost.mb

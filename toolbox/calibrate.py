@@ -31,6 +31,7 @@ from restoration.task import sample
 from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.solver import Solver
+from toolbox.cost import Cost
 from toolbox.deploy import MISSING, SUFFIXES, float_model
 from toolbox.mri import make_sampling, simulate
 from toolbox.paired_training import Haze, find_pairs, make_hazy
@@ -270,32 +271,34 @@ def run_calibrate(
     total = count * len(steps) * len(solvers)
     chosen = select or ("uniform" if samples is not None else None)
     pool = out if chosen is None else out.with_name(f".{out.name}.pool")
-    try:
-        recorded = collect(
-            denoiser,
-            restore,
-            total,
-            pool,
-            per_timestep=per_timestep or samples or 8,
-            crop=_crop(denoiser, side),
-            seed=seed,
-            solver=solver,
-            steps=max(steps),
-            task=f"{task}, steps {', '.join(map(str, steps))}, sigma {sigma:g}, side {side}",
-            grid=grid,
-            correction=correction or "",
-            data=sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in (f[0] if isinstance(f, tuple) else f for f in files)}),
-            progress=progress,
-        )
-        if chosen is not None:
-            recorded = select_samples(recorded, denoiser, chosen, samples, seed)
-            recorded.save(out)
-    finally:
-        if pool != out:
-            pool.unlink(missing_ok=True)
+    hashes = sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in (f[0] if isinstance(f, tuple) else f for f in files)})
+    with Cost() as cost:
+        try:
+            recorded = collect(
+                denoiser,
+                restore,
+                total,
+                pool,
+                per_timestep=per_timestep or samples or 8,
+                crop=_crop(denoiser, side),
+                seed=seed,
+                solver=solver,
+                steps=max(steps),
+                task=f"{task}, steps {', '.join(map(str, steps))}, sigma {sigma:g}, side {side}",
+                grid=grid,
+                correction=correction or "",
+                data=hashes,
+                progress=progress,
+            )
+            if chosen is not None:
+                recorded = select_samples(recorded, denoiser, chosen, samples, seed)
+                recorded.save(out)
+        finally:
+            if pool != out:
+                pool.unlink(missing_ok=True)
     shares = {f"{t:g}": len(positions) for t, positions in recorded.positions().items()}
     figures = {"out": str(out), "samples": len(recorded), "timesteps": list(recorded.grid), "per_timestep": shares}
-    return figures | {"selection": recorded.provenance.selection, "hash": recorded.hash}
+    return figures | {"selection": recorded.provenance.selection, "hash": recorded.hash, "cost": cost.to_dict()}
 
 
 def select_samples(pool: CalibrationSet, denoiser: Denoiser, name: str, count: int, seed: int) -> CalibrationSet:

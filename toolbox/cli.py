@@ -133,7 +133,7 @@ def export(
     quantized: Annotated[Path | None, typer.Option(help="Folder written by `restobox quantize` (not for target float).")] = None,
     target: Annotated[str, typer.Option(help="cpu (integer kernels), tensorrt (int8 and fp16), cuda (fp16) or float.")] = "cpu",
     restorer: Annotated[bool, typer.Option("--restorer", help="The whole restoration in one graph, with the options below.")] = False,
-    task: Annotated[str, typer.Option(help="Of the restorer: inpaint, denoise, superresolve, deblur, mri, hsi.")] = "inpaint",
+    task: Annotated[str, typer.Option(help="Restorer: inpaint, denoise, superresolve, deblur, mri, hsi, dehaze, paired.")] = "inpaint",
     factor: Annotated[int, typer.Option(help="Of superresolve.")] = 4,
     blur: Annotated[float, typer.Option(help="Of deblur: standard deviation in pixels.")] = 1.6,
     coils: Annotated[int, typer.Option(help="Of mri.")] = 1,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from toolbox.console import Json, ProgressBar, Seed, Solver, Steps, print_json, print_table
+from toolbox.console import Json, ProgressBar, Seed, Solver, Steps, cost_line, print_json, print_table
 
 app = typer.Typer()
 
@@ -62,7 +62,7 @@ def calibrate(
         )
     if as_json:
         return print_json(figures)
-    print(f"{out}: {figures['samples']} network inputs at {len(figures['timesteps'])} timesteps")
+    print(f"{out}: {figures['samples']} network inputs at {len(figures['timesteps'])} timesteps; {cost_line(figures)}")
 
 
 @app.command()
@@ -84,7 +84,7 @@ def quantize(
     if as_json:
         return print_json(figures)
     bits = f"W{figures['recipe']['weight_bits']}A{figures['recipe']['act_bits']}"
-    print(f"{out}: {figures['layers']} layers at {bits}")
+    print(f"{out}: {figures['layers']} layers at {bits}; {cost_line(figures)}")
     wanted = figures["recipe"]["selection"]
     if wanted not in (figures["selection"].partition("(")[0], "uniform"):
         note = f"the recipe is made for samples chosen by {wanted}: calibrate with --select {wanted} --samples N"

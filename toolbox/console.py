@@ -54,6 +54,13 @@ class ProgressBar:
         self.bar.stop()
 
 
+def cost_line(figures: dict[str, Any]) -> str:
+    """The ``cost`` of a command's figures (:class:`toolbox.cost.Cost`) in words."""
+    cost = figures["cost"]
+    memory = "" if cost["peak_mb"] is None else f", at most {cost['peak_mb']:.0f} MB beyond libraries and model"
+    return f"{cost['cpu_seconds']:.0f} s of processor time{memory}"
+
+
 def print_json(content: Any) -> None:
     print(json.dumps(_finite(content), indent=2, allow_nan=False))
 

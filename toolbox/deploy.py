@@ -21,6 +21,7 @@ from restoration.paired import HAZE, PLAIN, PairedRestoration
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import load
+from toolbox.cost import Cost
 from toolbox.paired_training import Haze, find_pairs, make_hazy, read_pair
 from toolbox.report import html_table, picture, write_report
 
@@ -76,13 +77,14 @@ def run_quantize(
     if recipe is not None:
         settings = QuantRecipe.from_json(recipe.read_text(encoding="utf-8"))
     denoiser = float_model(model)
-    calibrated = CalibrationSet.load(calibration, denoiser.network)
-    calibrated.check(denoiser.network, solver)
-    quantized = quantize(denoiser.network, calibrated, settings, state=state, progress=progress)
-    save_quantized(quantized, out)
+    with Cost() as cost:
+        calibrated = CalibrationSet.load(calibration, denoiser.network)
+        calibrated.check(denoiser.network, solver)
+        quantized = quantize(denoiser.network, calibrated, settings, state=state, progress=progress)
+        save_quantized(quantized, out)
     chosen = calibrated.provenance
     figures = {"out": str(out), "layers": len(quantized.names), "recipe": settings.to_dict(), "timesteps": list(quantized.timesteps)}
-    return figures | {"solver": chosen.solver, "selection": chosen.selection}
+    return figures | {"solver": chosen.solver, "selection": chosen.selection, "cost": cost.to_dict()}
 
 
 def run_export(model: str, quantized: Path | None, target: str, out: Path, *, seed: int, summary: str = "") -> dict:

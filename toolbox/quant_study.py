@@ -6,7 +6,6 @@ python -m toolbox.quant_study MODEL --calibration c.safetensors --test t.safeten
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from restoration.masks import KINDS, make_mask
 from restoration.metrics import psnr
 from solvers import solver_by_name
 from toolbox.api import load
+from toolbox.cost import Cost
 from toolbox.deploy import MISSING, pictures
 
 IO = ("conv_in", "conv_out")
@@ -75,7 +75,8 @@ def study(
         seen: called with each row as it is done.
 
     Returns:
-        Rows: ``name``; relative output error ``mean``, ``first``, ``last`` over the timesteps; ``psnr``; CPU ``seconds`` to quantize.
+        Rows: ``name``; relative output error ``mean``, ``first``, ``last`` over the timesteps; ``psnr``; ``cpu_seconds`` and
+        ``peak_mb`` to quantize (:class:`toolbox.cost.Cost`; a later row reuses memory that an earlier one freed, so ask for one alone).
 
     Raises:
         ValueError: ``test`` was recorded with another network.
@@ -83,11 +84,10 @@ def study(
     test.check(network)
     rows = []
     for name, recipe in recipes.items():
-        began = time.process_time()
-        quantized = quantize(network, calibration, recipe)
-        seconds = time.process_time() - began
+        with Cost() as cost:
+            quantized = quantize(network, calibration, recipe)
         errors = list(trajectory_errors(quantized, network, test).values())
-        row = {"name": name, "mean": sum(errors) / len(errors), "first": errors[0], "last": errors[-1], "seconds": seconds}
+        row = {"name": name, "mean": sum(errors) / len(errors), "first": errors[0], "last": errors[-1]} | cost.to_dict()
         row["psnr"] = None if restored is None else restored(quantized)
         rows.append(row)
         seen(row)
@@ -114,12 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         restored = _restorer(denoiser, options)
         reference = f"; float: {restored(denoiser.network):.3f} dB"
     print(f"{len(calibration)} calibration, {len(test)} test inputs at {len(test.grid)} timesteps{reference}", flush=True)
-    print("| recipe | mean | first | last | PSNR dB | CPU s |\n|---|---|---|---|---|---|", flush=True)
+    print("| recipe | mean | first | last | PSNR dB | CPU s | peak MB |\n|---|---|---|---|---|---|---|", flush=True)
 
     def show(row: dict) -> None:
         quality = "" if row["psnr"] is None else f"{row['psnr']:.3f}"
         figures = " | ".join(f"{row[key]:.4f}" for key in ("mean", "first", "last"))
-        print(f"| {row['name']} | {figures} | {quality} | {row['seconds']:.0f} |", flush=True)
+        print(f"| {row['name']} | {figures} | {quality} | {row['cpu_seconds']:.0f} | {row['peak_mb'] or 0:.0f} |", flush=True)
 
     study(denoiser.network, calibration, test, {name: RECIPES[name] for name in options.only or RECIPES}, restored, show)
 

@@ -159,7 +159,7 @@ def _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report
     from export.bundle import set_parity
     from export.restorer import run_job
     from solvers.solver import randn
-    from toolbox.restorer_jobs import make_job, measure, record_of, simulated
+    from toolbox.restorer_jobs import make_job, measurements, record_of, simulated
 
     run, bundle = restorer.run, restorer.bundle
     job = make_job(float_model(model), run.task, **record_of(run), timesteps=tuple(bundle.timesteps))
@@ -167,8 +167,7 @@ def _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report
     if quantized is not None:
         hosts["simulated"] = simulated(job, load_quantized(quantized, job.denoiser.network).simulating(bundle.target))
     images, shown = [], []
-    for k, (_, image) in enumerate(pictures(data, count, (run.height, run.width), seed)):
-        inputs, truth = measure(job, image, seed + k)
+    for k, (inputs, truth) in enumerate(measurements(job, data, count, seed)):
         results = {"bundle": restorer.restore({name: value[0] for name, value in inputs.items()}, seed=seed + k).mean}
         for name, host in hosts.items():
             generator = torch.Generator().manual_seed(seed + k)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from export.jobs import InpaintingJob, Job, LinearJob
+from export.jobs import InpaintingJob, Job, LinearJob, PairedJob
 from restoration.inpainting import InpaintingTask
+from restoration.io.images import read_image
 from restoration.operators import Denoising
+from restoration.paired import HAZE, PairedRestoration
 from restoration.separable import Bicubic, Blur, gaussian_kernel
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
+from toolbox.deploy import pictures
+from toolbox.paired_training import Haze, find_pairs, make_hazy, read_pair
 
-TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "hsi")
+TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "dehaze", "paired")
 
 
 def make_job(
@@ -39,7 +45,7 @@ def make_job(
         sigma: noise of the data in units of [0, 1]; ``mri``: 0 with one coil = exact data, else the noise is an input; ``hsi``: the
             noise, relative to a plane's contrast, that the network is asked at (0.1 if 0).
         factor, blur, coils: of ``superresolve``, ``deblur`` (standard deviation in pixels) and ``mri``.
-        timesteps: that scales were calibrated at: ``hsi`` asks at the nearest of them.
+        timesteps: that scales were calibrated at: ``hsi`` and ``denoise`` ask at the nearest of them.
 
     Raises:
         ValueError: an unknown task, or what the task refuses.
@@ -61,6 +67,15 @@ def make_job(
         known = [t for t in timesteps if denoiser.process.a(t) > 0]
         time = min(known, key=lambda t: abs(denoiser.process.log_snr(t) - level)) if known else denoiser.process.time_at(level)
         return EigenImageJob(HyperspectralTask(denoiser, symmetries=1), time, size)
+    if task in ("dehaze", "paired"):
+        if (denoiser.condition_channels == HAZE) != (task == "dehaze"):
+            other = "dehaze" if denoiser.condition_channels == HAZE else "paired"
+            raise ValueError(
+                f"the network's condition has {denoiser.condition_channels} channels; {task} needs another network, or --task {other}"
+            )
+        if correction is not None or sigma:
+            raise ValueError(f"the task {task} knows neither --correction nor --sigma: the network is shown the degraded picture")
+        return PairedJob(PairedRestoration(denoiser, run["solver"], steps, grid=grid), size)
     operators = {
         "denoise": lambda: (Denoising(), {}),
         "superresolve": lambda: (Bicubic(size, factor), {"factor": float(factor)}),
@@ -71,7 +86,9 @@ def make_job(
     from restoration.linear import LinearTask
 
     operator, numbers = operators[task]()
-    return LinearJob(LinearTask(denoiser, **run), operator, size, sigma, task, {"operator": type(operator).__name__} | numbers)
+    entered = task == "denoise" and correction is None  # at times that the noise decides, not the grid
+    linear = LinearTask(denoiser, **run, timesteps=tuple(timesteps) if entered else ())
+    return LinearJob(linear, operator, size, sigma, task, {"operator": type(operator).__name__} | numbers)
 
 
 def measure(job: Job, picture: np.ndarray, seed: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -89,6 +106,9 @@ def measure(job: Job, picture: np.ndarray, seed: int) -> tuple[dict[str, Tensor]
     if job.name == "hsi":
         level = 0.05
         return {"image": grey + level * torch.randn(grey.shape, generator=g), "level": torch.full((1, 1, 1, 1), level)}, grey
+    if job.name == "dehaze":
+        clear, hazy = make_hazy(image[0], image, Haze(), rng)
+        return {"image": hazy[None]}, clear[None]
     if job.name != "mri":
         raise ValueError(f"restorers of task {job.name} are verified on their own data")
     from restoration.mri.sense import to_channels
@@ -106,6 +126,26 @@ def measure(job: Job, picture: np.ndarray, seed: int) -> tuple[dict[str, Tensor]
     found |= {} if maps is None else {"maps": to_channels(maps[None])}
     found |= {} if job.exact else {"sigma": torch.full((1, 1, 1, 1), sigma)}
     return found, to_channels(x[None, None]).float()
+
+
+def measurements(job: Job, data: Path, count: int, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """``count`` measurements of pictures of a folder with their truths (:func:`measure`); for the task ``paired`` of its pairs.
+
+    Raises:
+        ValueError, FileNotFoundError: a folder without them, or a pair that is smaller than the graph's size.
+    """
+    if job.name != "paired":
+        for k, (_, image) in enumerate(pictures(data, count, job.size, seed)):
+            yield measure(job, image, seed + k)
+        return
+    masked, (height, width) = "mask" in job.inputs, job.size
+    for paths in find_pairs(data, mask="mask" if masked else None)[:count]:
+        parts = [np.broadcast_to(v, (3, *v.shape[1:])) for v in read_pair(*paths[:2])]
+        parts += [read_image(path).pixels.mean(0, keepdims=True) >= 0.5 for path in paths[2:]]
+        if min(part.shape[1] for part in parts) < height or min(part.shape[2] for part in parts) < width:
+            raise ValueError(f"{paths[0]} (or its mask) is smaller than the restorer's {width} x {height} pixels")
+        degraded, clean, *mask = (torch.from_numpy(part[None, :, :height, :width].astype(np.float32)) for part in parts)
+        yield {"image": degraded} | ({"mask": mask[0]} if masked else {}), clean
 
 
 def simulated(job: Job, network) -> Job:
