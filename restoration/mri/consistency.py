@@ -8,7 +8,7 @@ from restoration.measurement import Measurement
 from restoration.posterior import Correction, DiffPIR
 from solvers.process import CLEAN
 
-DOUBLINGS, STALLED = 10, 0.05
+DOUBLINGS, STALLED = 10, 0.02
 
 
 class Consistency(Correction):
