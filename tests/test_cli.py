@@ -12,7 +12,11 @@ import torch
 from conftest import smooth_picture
 from PIL import Image
 
+from quant.files import load_quantized
+from quant.sensitivity import layer_costs, trajectory_errors
+from quant.trajectory import CalibrationSet
 from restoration.io.images import Photo, read_image, write_image
+from solvers.denoiser import Denoiser
 from toolbox.bench_runtime import _compiled, verdict
 from toolbox.cli import main
 from toolbox.doctor import mend, needed
@@ -52,6 +56,40 @@ def test_quantize_minds_solver_and_selection(cli, road, tiny_model, tmp_path):
     code, _, err = cli("quantize", tiny_model, *calibration, "--solver", "ddim", "--preset", "ptq4dm-w8a8")
     assert code == 0
     assert "--select ptq4dm" in err
+
+
+def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp_path):
+    """As many layers as the share allows, fewer multiplications than it, and less error than without."""
+    runs = {}
+    for share in ("0", "0.3"):
+        out = tmp_path / share
+        code, text, _ = cli(
+            "quantize",
+            tiny_model,
+            "--calibration",
+            road / "c.safetensors",
+            "-o",
+            out,
+            "--float-macs",
+            share,
+            "--preset",
+            "best-w8a8",
+            "--json",
+        )
+        assert code == 0
+        runs[share] = json.loads(text)["recipe"]["skip"]
+    chosen = set(runs["0.3"]) - set(runs["0"])
+    network = Denoiser.from_pretrained(tiny_model).network
+    calibration = CalibrationSet.load(road / "c.safetensors", network)
+    plain, mixed = (load_quantized(tmp_path / share, network) for share in ("0", "0.3"))
+    costs = layer_costs(plain, *next(iter(calibration.batches(1))))
+    assert chosen == set(plain.names) - set(mixed.names) != set()
+    assert sum(costs[name].macs for name in chosen) <= 0.3 * sum(c.macs for c in costs.values())
+    errors = [sum(trajectory_errors(q, network, calibration).values()) for q in (plain, mixed)]
+    assert errors[1] < errors[0]
+    code, _, err = cli("quantize", tiny_model, "--calibration", road / "c.safetensors", "-o", tmp_path / "bad", "--float-macs", "1.5")
+    assert code == 2
+    assert "[0, 1); got 1.5" in err
 
 
 @pytest.fixture(scope="module")

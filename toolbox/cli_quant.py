@@ -73,6 +73,7 @@ def quantize(
     recipe: Annotated[Path | None, typer.Option(help="Quantization recipe (JSON); W8A8 by default.")] = None,
     preset: Annotated[str | None, typer.Option(help="best-w8a8, best-w4a8, ptq4dm-w8a8, ...; an unknown name lists all.")] = None,
     solver: Annotated[str | None, typer.Option(help="The solver to deploy; refused if the calibration followed another.")] = None,
+    float_macs: Annotated[float, typer.Option(help="Share of the multiplications that may stay in float, where that helps most.")] = 0.0,
     state: Annotated[Path | None, typer.Option(help="Folder for finished blocks of learned rounding; a rerun goes on from it.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +81,8 @@ def quantize(
     from toolbox.deploy import run_quantize
 
     with ProgressBar("rounding", 1) as bar:
-        figures = run_quantize(model, calibration, recipe, out, preset=preset, solver=solver, state=state, progress=bar.update_of)
+        options = {"preset": preset, "solver": solver, "float_macs": float_macs, "state": state, "progress": bar.update_of}
+        figures = run_quantize(model, calibration, recipe, out, **options)
     if as_json:
         return print_json(figures)
     bits = f"W{figures['recipe']['weight_bits']}A{figures['recipe']['act_bits']}"
