@@ -217,7 +217,7 @@ def test_real_sense_is_sense(sigma):
     """All proximal steps from one Krylov space: the host's, which solves one after the other to a tolerance."""
     kspace, mask, maps = scan(3, sigma=0.2)
     x, y = smooth(2, mask.shape, 7), to_channels(kspace[None])
-    complex_, real = Sense(mask, maps), RealSense(mask[None, None], to_channels(maps[None]), 80)
+    complex_, real = Sense(mask, maps), RealSense(mask[None, None], to_channels(maps[None]), 200)
     torch.testing.assert_close(real.A(x), coil_pairs(complex_.A(x)), atol=1e-5, rtol=0)
     torch.testing.assert_close(real.A_adjoint(coil_pairs(y)), complex_.A_adjoint(y), atol=1e-5, rtol=0)
     gamma = torch.full((1, 1, 1, 1), 3.0)
