@@ -71,7 +71,7 @@ def test_mri_models_reconstruct_what_they_never_saw(tmp_path):
         "accelerations": [4.0],
         "maps": None,
         "sigma": 0.01,
-        "steps": 1,
+        "steps": None,
         "num_samples": 1,
         "limit": None,
         "seed": 0,

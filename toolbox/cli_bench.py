@@ -157,7 +157,7 @@ def bench_mri(
     model: Annotated[
         list[str] | None, typer.Option(help="Models, `zero-filled`, `cg-sense`, `l1-wavelet`. [default: the three and mri]")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Solver steps. [default: as for `restore mri`]")] = None,
     samples: Samples = 1,
     limit: Annotated[int | None, typer.Option(help="Use the first slices only.", min=1)] = None,
     seed: Seed = 0,

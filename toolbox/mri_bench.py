@@ -101,7 +101,7 @@ def run_mri_bench(
     maps: Path | None,
     sigma: float,
     models: Sequence[str],
-    steps: int,
+    steps: int | None,
     num_samples: int,
     limit: int | None,
     seed: int,
