@@ -135,7 +135,7 @@ def run_mri_bench(
     return rows
 
 
-def _measure(case: Case, model: str, steps: int, num_samples: int, seed: int) -> dict:
+def _measure(case: Case, model: str, steps: int | None, num_samples: int, seed: int) -> dict:
     if model == "zero-filled":
         tried = {None: lambda: zero_filled(case)}
     elif model == "cg-sense":
