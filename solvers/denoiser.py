@@ -70,6 +70,8 @@ class Denoiser:
             raise ValueError(f"data_std must be positive; got {data_std}")
         if fold < 1 or multiple < 1:
             raise ValueError(f"fold and multiple must be at least 1; got {fold} and {multiple}")
+        if unrolled_steps is not None and unrolled_steps < 1:
+            raise ValueError(f"unrolled_steps must be at least 1, or None; got {unrolled_steps}")
         self.network = network
         self.process = process
         self.prediction_type = prediction_type

@@ -156,6 +156,14 @@ def test_mri_scans_train_a_network_that_knows_its_steps(mri_recipe, slices, tmp_
     assert MRI(d)(kspace, mask, maps, sigma=0.01, num_samples=2).std.max() > 0
 
 
+def test_folders_keep_the_steps(mri_recipe, tmp_path):
+    d = build(mri_recipe)
+    d.save_pretrained(tmp_path / "saved")
+    assert Denoiser.from_pretrained(tmp_path / "saved").unrolled_steps == 3
+    with pytest.raises(ValueError, match="unrolled_steps must be at least 1"):
+        Denoiser(d.network, d.process, "v_prediction", unrolled_steps=0)
+
+
 def test_turns_are_proximal_steps_but_the_last(mri_recipe, slices):
     d = build(mri_recipe)
     e = MRIExamples(mri_recipe, slices).measured(d, np.random.default_rng(1))[0]
