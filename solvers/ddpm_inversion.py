@@ -11,7 +11,7 @@ from torch import Tensor
 from solvers.grid import Grid
 from solvers.prediction import Prediction
 from solvers.process import Process
-from solvers.solver import RNG, Problem, Query, solve
+from solvers.solver import RNG, Problem, Query, drive, solve
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +116,7 @@ def invert(denoiser, x0: Tensor, grid: Grid, *, eta: float = 1.0, generator: RNG
     process = denoiser.process
     if process.a(grid.times[0]) == 0:
         raise ValueError("an image can't be inverted through a level without signal: start the grid below it")
-    run = inverting(Problem(process, None, generator), grid, x0, eta, compat)
-    try:
-        query = next(run)
-        while True:
-            query = run.send(denoiser(query.x, query.t))
-    except StopIteration as end:
-        return end.value
+    return drive(inverting(Problem(process, None, generator), grid, x0, eta, compat), denoiser)
 
 
 def regenerate(inversion: Inversion, denoiser, skip: int = 0) -> Tensor:

@@ -143,6 +143,16 @@ def solve(
         return Solution(end.value.to(dtype), nfe)
 
 
+def drive(run: Generator[Query, Prediction, Tensor], denoiser) -> Tensor:
+    """The end ``(B, C, H, W)`` of a run whose queries ``denoiser(x, t) -> Prediction`` answers; gradients as the caller has them."""
+    try:
+        query = next(run)
+        while True:
+            query = run.send(denoiser(query.x, query.t))
+    except StopIteration as end:
+        return end.value
+
+
 def as_solver(solver) -> Solver:
     """``solver`` itself, the solver behind a ``SolverScheduler``, or the update rule of any other diffusers scheduler.
 

@@ -18,9 +18,10 @@ from toolbox.calibrate import run_calibrate
 from toolbox.cli import main
 from toolbox.dehaze import run_bench_dehaze
 from toolbox.examples import HazeExamples
+from toolbox.losses import denoising_loss, plain_loss, residual_loss
 from toolbox.paired_training import Haze, PairExamples, find_pairs, make_hazy
 from toolbox.recipe import Recipe
-from toolbox.training import batches, build, denoising_loss, plain_loss, residual_loss, train
+from toolbox.training import batches, build, train
 
 SOLVERS = [DDIM(), PNDM(), EVODiff(), RDDMSampler(), RDDMSampler("res"), ResfusionSampler(), ResfusionSampler(0.0)]
 

@@ -15,8 +15,10 @@ from restoration.separable import BlockMean
 from solvers.denoiser import Denoiser
 from toolbox.examples import BLOCKS, GreyExamples, PhotoExamples, draw_known
 from toolbox.immiscible import immiscible_noise
+from toolbox.losses import denoising_loss
 from toolbox.recipe import Recipe
-from toolbox.training import _Log, batches, build, denoising_loss, train
+from toolbox.training import batches, build, train
+from toolbox.training_log import Log
 
 
 def test_model_folder_loads(tiny_model):
@@ -235,11 +237,11 @@ def test_log_goes_to_tensorboard_too(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = _Log(tmp_path / "train.csv", 0)
+    log = Log(tmp_path / "train.csv", 0)
     for step in range(1, 151):
         log.add(step, step / 10, 2.0, 1e-3, lambda: math.nan)
     log.close()
-    resumed = _Log(tmp_path / "train.csv", 100)  # from a checkpoint at step 100: what came after is told anew
+    resumed = Log(tmp_path / "train.csv", 100)  # from a checkpoint at step 100: what came after is told anew
     for step in range(101, 151):
         resumed.add(step, 0.5, 1.0, 5e-4, lambda: 3.0)
     resumed.close()

@@ -19,8 +19,8 @@ from solvers.grid import trailing
 from solvers.solver import solve
 from toolbox.examples import MRIExamples, PhotoExamples
 from toolbox.recipe import Recipe
-from toolbox.training import build, measured_batches, train, unrolled_gain
-from toolbox.unrolled import unroll, unrolled_loss
+from toolbox.training import build, measured_batches, train
+from toolbox.unrolled import unroll, unrolled_gain, unrolled_loss
 
 UNROLLED = "[unrolled]\nsteps = 3\n"
 MRI_RECIPE = (

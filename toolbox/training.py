@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import importlib.util
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from restoration.io.images import replace_file
 from solvers.denoiser import Denoiser
 from solvers.description import describe
 from solvers.prediction import HEADS
@@ -22,62 +19,11 @@ from toolbox.api import load
 from toolbox.examples import EXAMPLES
 from toolbox.hsi_training import LatentExamples, latent_loss
 from toolbox.immiscible import immiscible_noise
+from toolbox.losses import denoising_loss, gain, plain_loss, residual_loss
 from toolbox.paired_training import SHOWN
-from toolbox.recipe import Loss, Recipe
-from toolbox.unrolled import Measured, unroll, unrolled_loss
-
-# -- the loss -----------------------------------------------------------------------------------------------------
-
-
-def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
-    """Squared error of the network's output at times ``t (B,)``, mostly on missing pixels, relative to what the lift allows.
-
-    ``x0 (B, C, H, W)`` in the network's range, ``condition`` with the lift in its first C channels, ``missing (B, 1, H, W)`` 1 where
-    pixels are not known, ``noise`` like ``x0``. With ``u = (x0 - lift)/s`` of mean square p on a sample's missing pixels, the best linear
-    estimate from the state alone has the error ``p/(a'^2 p + b'^2)`` in ``v = a' eps - b' u``. Each sample's error is divided by that:
-    easy and hard pictures, small and large holes, and all noise levels then count alike, as they do in PSNR.
-
-    A ``sample`` network gives u itself, of which the best linear estimate has the error ``p/(1 + p SNR)``. Near the clean level that
-    vanishes, and only ``min(p SNR, min_snr)`` is counted (Hang et al. 2023): the state has the image there, the network need not.
-    """
-    a, b = (f(t.cpu()).to(x0).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
-    _, a, b = denoiser.unit_levels(a, b)
-    u = (x0 - condition[:, : x0.shape[1]]) / denoiser.data_std
-    z = a * u + b * noise
-    output = denoiser.conditioned(condition).output(a * z, t).float()
-    focus = loss.known_weight + (1 - loss.known_weight) * missing
-    focus = focus / focus.mean((1, 2, 3), keepdim=True)
-    missing = missing.expand_as(u)
-    power = ((missing * u**2).sum((1, 2, 3), keepdim=True) / missing.sum((1, 2, 3), keepdim=True).clamp(min=1)).clamp(min=loss.floor)
-    if denoiser.prediction_type == "sample":
-        snr = power * a**2 / b.clamp(min=1e-6) ** 2
-        return ((1 + snr.clamp(max=loss.min_snr)) / power * focus * (output - u) ** 2).mean()
-    return ((a**2 * power + b**2) / power * focus * (output - (a * noise - b * u)) ** 2).mean()
-
-
-def residual_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
-    """Error of a network of a process that holds the degraded image ``y``, the first channels of ``condition``.
-
-    States and targets are those of ``Resfusion.training_pair`` and ``RDDM.training_pair``. Squared for Resfusion, absolute and summed over
-    the two heads for RDDM, as released.
-    """
-    target_type, channels = denoiser.prediction_type, x0.shape[1]
-    state, target = denoiser.process.training_pair(x0, condition[:, :channels], noise, t.cpu(), target_type)
-    error = denoiser.conditioned(condition).output(state, t).float() - target
-    return HEADS.get(target_type, 1) * (error.square() if loss.norm == "l2" else error.abs()).mean()
-
-
-def plain_loss(denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor, min_snr: float | None = None) -> Tensor:
-    """Squared error of the output of an unconditional denoiser: relative to the noise where there is little of it, to the image else.
-
-    With ``min_snr`` the error of the image weighs ``min(SNR, min_snr)`` (Hang et al. 2023): ``min(SNR, min_snr)/(SNR + 1)`` in v.
-    """
-    u = denoiser.from_unit(image) / denoiser.data_std
-    a, b = (f(t.cpu()).to(u).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
-    _, a, b = denoiser.unit_levels(a, b)
-    output = denoiser.output(a * u + b * noise, t).float()
-    weight = 1 if min_snr is None else torch.minimum(a**2, min_snr * b**2)  # of unit levels: b^2 = 1/(SNR + 1)
-    return (weight * (output - (a * noise - b * u)) ** 2).mean()
+from toolbox.recipe import Recipe
+from toolbox.training_log import Log
+from toolbox.unrolled import Measured, unrolled_gain, unrolled_loss
 
 
 def build(recipe: Recipe) -> Denoiser:
@@ -158,34 +104,6 @@ def measured_batches(
         step += 1
 
 
-@torch.no_grad()
-def unrolled_gain(denoiser: Denoiser, batch: list[Measured], steps: int) -> float:
-    """How much better the end of a run is than the lift, in dB: the mean over the batch."""
-    gains = []
-    for e in batch:
-        end = unroll(e.correct(denoiser.conditioned(e.condition)), tuple(e.x0.shape), steps)
-        errors = [(x - e.x0).square().mean((1, 2, 3)).clamp(min=1e-12) for x in (e.condition[:, : e.x0.shape[1]], end)]
-        gains.append(10 * torch.log10(errors[0] / errors[1]))
-    return float(torch.cat(gains).mean())
-
-
-@torch.no_grad()
-def gain(denoiser: Denoiser, examples, *drawn: Tensor) -> float:
-    """How much better one network call from the noisiest level is than the lift, in dB: the mean over a batch."""
-    x0, condition, _ = examples.show(denoiser, *drawn)
-    end, noise = denoiser.process.end, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
-    state = denoiser.process.add_noise(x0, noise, end, condition[:, : x0.shape[1]])
-    estimate = denoiser.conditioned(condition)(state, end).x0
-
-    def error(x):
-        return (x - x0).square().mean((1, 2, 3)).clamp(min=1e-12)
-
-    return float(10 * torch.log10(error(condition[:, : x0.shape[1]]) / error(estimate)).mean())
-
-
-# -- the loop -----------------------------------------------------------------------------------------------------
-
-
 def train(
     recipe: Recipe,
     data: str | Path,
@@ -242,7 +160,7 @@ def train(
     network, optimizer = accelerator.prepare(network, optimizer)
     average = {k: v.to(accelerator.device) for k, v in average.items()}
     denoiser.network = network
-    log = _Log(out / "train.csv", start) if accelerator.is_main_process else None
+    log = Log(out / "train.csv", start) if accelerator.is_main_process else None
     conditional = shown_channels(recipe) > 0 and not isinstance(examples, LatentExamples)
     rng = np.random.default_rng([recipe.seed, 2])
     if recipe.unrolled is not None:
@@ -349,51 +267,13 @@ def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> No
         average[key].lerp_(value, 1 - decay)
 
 
-LOGGED = {"loss": ".5f", "gradient_norm": ".4f", "learning_rate": ".2e", "gain_db": ".3f", "seconds": ".1f"}
-
-
-class _Log:
-    """A CSV of the running means, one row per 50 steps; where tensorboard is installed (extra ``train``), the same as its events."""
-
-    def __init__(self, path: Path, start: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.rows, self.began = path, [], time.monotonic()
-        if start == 0 or not path.exists():
-            path.write_text(",".join(("step", *LOGGED)) + "\n")
-        self.writer = None
-        if importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(path.parent / "tensorboard", purge_step=start + 1 if start else None)
-
-    def add(self, step: int, loss: float, norm: float, rate: float, gain: Callable[[], float]) -> None:
-        self.rows.append((loss, norm))
-        if step % 50 == 0:
-            mean = np.mean(self.rows, axis=0)
-            row = (*mean, rate, gain(), time.monotonic() - self.began)
-            with self.path.open("a", newline="") as file:
-                csv.writer(file).writerow([step, *(f"{value:{form}}" for value, form in zip(row, LOGGED.values(), strict=True))])
-            if self.writer is not None:
-                for name, value in zip(LOGGED, row, strict=True):
-                    if not math.isnan(value):
-                        self.writer.add_scalar(name, value, step)
-                self.writer.flush()
-            self.rows.clear()
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    def readable(temporary: Path) -> None:
         write(temporary)
         temporary.chmod(0o644)  # safetensors makes its files private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, readable)
 
 
 def _write_json(path: Path, content: dict) -> None:

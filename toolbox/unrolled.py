@@ -14,7 +14,7 @@ from torch import Tensor
 from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
-from solvers.solver import Problem
+from solvers.solver import Problem, drive
 from toolbox.recipe import Loss
 
 
@@ -44,12 +44,7 @@ def unroll(denoiser, shape: tuple[int, ...], steps: int) -> Tensor:
     run = DDIM().run(Problem(denoiser.process), grid, torch.zeros(shape, device=denoiser.device))
     if callable(getattr(denoiser, "bind", None)):
         denoiser = denoiser.bind(grid.times, torch.zeros_like)
-    try:
-        query = next(run)
-        while True:
-            query = run.send(denoiser(query.x, query.t))
-    except StopIteration as end:
-        return end.value
+    return drive(run, denoiser)
 
 
 def unrolled_loss(denoiser: Denoiser, example: Measured, steps: int, loss: Loss) -> Tensor:
@@ -60,3 +55,14 @@ def unrolled_loss(denoiser: Denoiser, example: Measured, steps: int, loss: Loss)
     gap = (missing * (x0 - example.condition[:, : x0.shape[1]]) ** 2).sum(dims) / missing.sum(dims).clamp(min=1)
     error = (missing * (x0 - end) ** 2).sum(dims) / missing.sum(dims).clamp(min=1)
     return (error / gap.clamp(min=loss.floor * denoiser.data_std**2)).mean()
+
+
+@torch.no_grad()
+def unrolled_gain(denoiser: Denoiser, batch: list[Measured], steps: int) -> float:
+    """How much better the end of a run is than the lift, in dB: the mean over the batch."""
+    gains = []
+    for e in batch:
+        end = unroll(e.correct(denoiser.conditioned(e.condition)), tuple(e.x0.shape), steps)
+        errors = [(x - e.x0).square().mean((1, 2, 3)).clamp(min=1e-12) for x in (e.condition[:, : e.x0.shape[1]], end)]
+        gains.append(10 * torch.log10(errors[0] / errors[1]))
+    return float(torch.cat(gains).mean())
