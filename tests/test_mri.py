@@ -20,6 +20,7 @@ from restoration.mri import (
     fft2c,
     ifft2c,
     mvue,
+    normalise_maps,
     poisson_mask,
     rss,
     slice_quality,
@@ -30,7 +31,7 @@ from restoration.mri import (
 from restoration.mri.consistency import agree
 from restoration.mri.estimate import condition, noise_level
 from restoration.mri.sampling import MASKS
-from restoration.mri.simulation import normalise_maps, resize_maps, ring_maps, simulate_kspace, smooth_phase
+from restoration.mri.simulation import resize_maps, ring_maps, simulate_kspace, smooth_phase
 from restoration.mri.task import check_kspace
 from solvers import DDIM, SOLVERS, VP, Denoiser, solver_by_name
 
@@ -226,6 +227,23 @@ def test_resized_maps_stay_normalised():
     maps = resize_maps(ring_maps(4, (16, 16), np.random.default_rng(0)), (40, 30))
     torch.testing.assert_close(maps.abs().square().sum(0), torch.ones(40, 30), rtol=1e-5, atol=1e-5)
     assert normalise_maps(torch.zeros(2, 3, 3, dtype=torch.complex64)).abs().sum() == 0
+
+
+def test_the_scale_of_given_maps_does_not_matter():
+    """Nor does its shading; without coil sensitivity (a thousandth of the maximum) there is no image."""
+    _, maps, _, kspace = scan()
+    shading = torch.linspace(0.5, 20, maps.shape[2])[None, None]
+    uneven = torch.where(shading < 1, 1e-4, shading) * maps
+    scaled = normalise_maps(uneven)
+    assert scaled.abs().square().sum(0)[:, shading[0, 0] < 1].abs().max() == 0
+    torch.testing.assert_close(scaled[..., 2:], maps[..., 2:], rtol=1e-5, atol=1e-6)
+    assert normalise_maps(maps) is maps
+    task = MRI(Denoiser(lambda x, t: torch.zeros_like(x), VP.from_diffusers({}), "sample"), num_inference_steps=1)
+    mask = column_mask("equispaced", 36, 2, 0.2, 0)
+    want, got = (task(kspace, mask, m, sigma=0.01).mean for m in (maps, shading * maps))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="finite"):
+        task(kspace, mask, maps / 0, sigma=0.01)
 
 
 # -- the task -----------------------------------------------------------------------------------------------------

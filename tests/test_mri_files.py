@@ -12,7 +12,8 @@ from test_mri import disc, scan
 
 from restoration.io.mri import read_maps, read_sampling, read_scan
 from restoration.io.mri_output import check_output, write_reconstruction
-from restoration.mri import column_mask
+from restoration.mri import column_mask, normalise_maps
+from restoration.mri.simulation import ring_maps
 
 HEADER = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><encodedSpace><matrixSize><x>40</x><y>36</y>
 <z>1</z></matrixSize></encodedSpace><reconSpace><matrixSize><x>20</x><y>24</y><z>1</z></matrixSize><fieldOfView_mm><x>200</x><y>120</y>
@@ -321,6 +322,28 @@ def test_command_on_kspace(capsys, tmp_path, kspace, model):
     code, error = run(capsys, tmp_path / "under.npz", "-o", tmp_path / "no.png", "--mask", "random", "--model", model)
     assert code == 2
     assert "undersampled already" in error
+
+
+def test_command_says_where_its_maps_come_from(capsys, tmp_path, kspace, model):
+    """Those in the file, of whatever scale, unless ESPIRiT or another file is asked for."""
+    rng = np.random.default_rng(2)
+    maps = 5 * (1 + rng.random((1, 36))) * ring_maps(len(kspace[0]), kspace.shape[2:], rng).numpy()
+    np.savez(tmp_path / "own.npz", kspace=kspace[0], maps=maps)
+    np.savez(tmp_path / "norm.npz", maps=normalise_maps(torch.from_numpy(maps)).numpy())
+    settings = ("-m", "random", "--acceleration", 2, "--center-fraction", 0.25, "--model", model, "--steps", 1, "-o", tmp_path / "o.png")
+    found = {}
+    for coils in ("auto", "espirit", tmp_path / "norm.npz"):
+        code, found[coils] = run(capsys, tmp_path / "own.npz", "--coils", coils, *settings)
+        assert code == 0, found[coils]
+    own, estimated, other = found.values()
+    assert [own["maps"], estimated["maps"], other["maps"]] == ["file", "espirit", str(tmp_path / "norm.npz")]
+    assert own["psnr"] == pytest.approx(other["psnr"], abs=0.01)
+    assert "espirit" in own["note"]
+    assert "note" not in estimated
+    np.savez(tmp_path / "two.npz", maps=maps[:2])
+    code, error = run(capsys, tmp_path / "own.npz", "--coils", tmp_path / "two.npz", *settings)
+    assert code == 2
+    assert "same coils" in error
 
 
 def test_command_on_magnitudes(capsys, tmp_path, model):

@@ -83,7 +83,12 @@ def mri(
     ] = None,
     acceleration: Annotated[float, typer.Option(help="With a kind of mask.")] = 4.0,
     center_fraction: Annotated[float | None, typer.Option(help="Share of central columns. [default: 0.32/acceleration]")] = None,
-    coils: Annotated[str, typer.Option(help="espirit, a file of coil maps (.npz), or a number of coils to simulate.")] = "espirit",
+    coils: Annotated[
+        str,
+        typer.Option(
+            help="espirit, a file of maps (.npz), a number of coils to simulate, or auto: the maps in the file, otherwise espirit."
+        ),
+    ] = "auto",
     model: Model = "mri",
     solver: Solver = "ddim",
     steps: Annotated[
@@ -134,6 +139,8 @@ def mri(
     files = figures["out"][0] + (f" and {len(figures['out']) - 1} more" if len(figures["out"]) > 1 else "")
     effort = f"{figures['nfe']} network calls in {figures['seconds']} s"
     print(f"{files}: {figures['slices']} slices, R = {figures['acceleration']}, {effort}{quality}")
+    if "note" in figures:
+        print(figures["note"], file=sys.stderr)
 
 
 @app.command("hsi")

@@ -15,7 +15,7 @@ from restoration.io.mri_scan import Scan
 from restoration.mri.espirit import mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed
-from restoration.mri.sense import fft2c, ifft2c
+from restoration.mri.sense import fft2c, ifft2c, normalise_maps
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
 from restoration.mri.task import MRI
 from solvers import solver_by_name
@@ -85,7 +85,8 @@ def run_mri(
 
     Args:
         mask: a file, one of fastMRI's kinds or ``poisson`` (the data are then undersampled), or None: as sampled.
-        coils: ``espirit``, a file of maps, or for magnitude images the number of simulated coils.
+        coils: ``auto`` (maps that lie in the file, otherwise ESPIRiT), ``espirit``, a file of maps, or for magnitude images the number of
+            simulated coils.
         sigma: noise of the k-space in its units; for magnitude images the noise that is simulated, as a share of their 0.99 quantile.
 
     Raises:
@@ -93,7 +94,8 @@ def run_mri(
     """
     check_output(out)
     scan = read_scan(file)
-    maps = _maps(coils, scan)
+    maps, source = _maps(coils, scan)
+    _check_maps(maps, scan)
     given = maps
     if scan.kspace is None:
         if mask is None:
@@ -105,7 +107,7 @@ def run_mri(
     else:
         kspace = torch.from_numpy(scan.kspace)
         if coils.isdigit():
-            raise ValueError(f"{file} holds k-space of {kspace.shape[1]} coils; --coils takes espirit or a file of maps")
+            raise ValueError(f"{file} holds k-space of {kspace.shape[1]} coils; --coils takes auto, espirit or a file of maps")
         truth = None
     sampling = None if scan.mask is None else torch.from_numpy(scan.mask)
     if mask is not None:
@@ -135,6 +137,7 @@ def run_mri(
         "file": str(file),
         "slices": len(image),
         "coils": kspace.shape[1],
+        "maps": "none" if maps is None and kspace.shape[1] == 1 else source,
         "size": list(image.shape[1:]),
         "acceleration": round(float(1 / used.mean()), 2),
         "model": model,
@@ -150,22 +153,41 @@ def run_mri(
     if truth is not None and min(truth.shape[1:]) >= 7:
         quality = volume_quality(np.abs(image), truth.numpy())
         figures |= {"psnr": round(quality.psnr, 3), "ssim": round(quality.ssim, 4), "nmse": round(quality.nmse, 6)}
+    if given is not None and scan.kspace is not None and bool((given.abs().sum(-3) > 0).all()):
+        figures["note"] = "the coil maps cover the air around the object too; --coils espirit finds where the object ends"
     files = write_reconstruction(out, image, scan, spread if std else None)
     return figures | {"out": [str(f) for f in files]}
 
 
-def _maps(coils: str, scan: Scan) -> Tensor | None:
-    """Sensitivities from a file or the scan itself; None: to be estimated."""
-    if coils == "espirit" or coils.isdigit():
-        if coils.isdigit() and not 1 <= int(coils) <= 64:
+def _maps(coils: str, scan: Scan) -> tuple[Tensor | None, str]:
+    """Sensitivities, None where they are to be estimated, and where they come from."""
+    if coils.isdigit():
+        if not 1 <= int(coils) <= 64:
             raise ValueError(f"--coils takes 1 to 64 simulated coils; got {coils}")
-        return None if scan.maps is None or coils != "espirit" else torch.from_numpy(scan.maps)
-    return torch.from_numpy(read_maps(coils))
+        return None, "espirit"
+    if coils == "auto" and scan.maps is not None:
+        return torch.from_numpy(scan.maps), "file"
+    if coils in ("auto", "espirit"):
+        return None, "espirit"
+    return torch.from_numpy(read_maps(coils)), coils
+
+
+def _check_maps(maps: Tensor | None, scan: Scan) -> None:
+    if maps is None:
+        return
+    if scan.kspace is None:
+        if maps.ndim != 3:
+            raise ValueError(f"coils are simulated with maps (coils, H, W); got {tuple(maps.shape)}")
+    elif tuple(maps.shape) not in (scan.kspace.shape, scan.kspace.shape[1:]):
+        raise ValueError(
+            f"the coil maps are {tuple(maps.shape)} but k-space is {scan.kspace.shape} (slices, coils, H, W): give the same coils "
+            "and size, for one slice or for all"
+        )
 
 
 def _full(kspace: Tensor, maps: Tensor | None) -> Tensor:
     """The magnitude that fully sampled data give: combined by the maps, or root of the sum of squares without them."""
-    return rss(ifft2c(kspace)) if maps is None else mvue(kspace, maps).abs()
+    return rss(ifft2c(kspace)) if maps is None else mvue(kspace, normalise_maps(maps)).abs()
 
 
 def _crop(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:

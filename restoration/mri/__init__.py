@@ -5,7 +5,7 @@ from restoration.mri.consistency import Consistency
 from restoration.mri.espirit import calibration_region, espirit, mvue, rss
 from restoration.mri.evaluation import Quality, coverage, slice_quality, volume_quality
 from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed
-from restoration.mri.sense import Sense, SingleCoil, cartesian, fft2c, ifft2c, to_channels, to_complex
+from restoration.mri.sense import Sense, SingleCoil, cartesian, fft2c, ifft2c, normalise_maps, to_channels, to_complex
 from restoration.mri.task import MRI, Reconstruction
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "fft2c",
     "ifft2c",
     "mvue",
+    "normalise_maps",
     "poisson_mask",
     "rss",
     "slice_quality",

@@ -26,6 +26,28 @@ def ifft2c(kspace: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(kspace, AXES), norm="ortho"), AXES)
 
 
+def normalise_maps(maps: Tensor) -> Tensor:
+    """Sensitivities ``(coils, H, W)`` scaled to ``sum_j |S_j|^2 = 1``; 0 where their norm is below a thousandth of its maximum. Maps that
+    are scaled already are left as they are, to the bit.
+
+    Only products of sensitivities and image are measured, so a scale of the maps is a shading of the image: with norm 1 the image is the
+    one that all coils see together, as with ESPIRiT.
+
+    Raises:
+        ValueError: maps of another rank, real or not finite.
+    """
+    _check_maps(maps)
+    norm = maps.abs().square().sum(0).sqrt()
+    if torch.logical_or(norm == 0, (norm - 1).abs() < 1e-5).all():
+        return maps
+    return torch.where(norm > 1e-3 * norm.max(), maps / norm.clamp(min=1e-30), torch.zeros_like(maps))
+
+
+def _check_maps(maps: Tensor) -> None:
+    if maps.ndim != 3 or not maps.is_complex() or not torch.isfinite(maps).all():
+        raise ValueError(f"maps must be complex, finite, (coils, H, W); got {maps.dtype} of shape {tuple(maps.shape)}")
+
+
 def to_channels(z: Tensor) -> Tensor:
     """Complex ``(B, N, H, W)`` to real ``(B, 2 N, H, W)``."""
     return torch.cat([z.real, z.imag], dim=1)
@@ -57,8 +79,7 @@ class Sense(LinearOperator):
         tolerance: float | None = None,
         max_iterations: int = 200,
     ):
-        if maps.ndim != 3 or not maps.is_complex() or not torch.isfinite(maps).all():
-            raise ValueError(f"maps must be complex, finite, (coils, H, W); got {maps.dtype} of shape {tuple(maps.shape)}")
+        _check_maps(maps)
         self.mask, self.maps = sampling_mask(mask, tuple(maps.shape[1:])), maps
         self.tolerance, self.max_iterations = tolerance, max_iterations
         # with the image's centre at index 0 each application saves two shifts per coil

@@ -7,13 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.mri.sense import Sense, SingleCoil, cartesian
-
-
-def normalise_maps(maps: Tensor) -> Tensor:
-    """Sensitivities ``(coils, H, W)`` scaled to ``sum_j |S_j|^2 = 1`` where there is any."""
-    rss = maps.abs().square().sum(0).sqrt()
-    return maps / torch.where(rss > 0, rss, torch.ones_like(rss))
+from restoration.mri.sense import Sense, SingleCoil, cartesian, normalise_maps
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:

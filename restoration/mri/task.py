@@ -14,7 +14,7 @@ from restoration.measurement import Measurement
 from restoration.mri.consistency import Alternation, Consistency, agree
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, condition, image_scale, lift, noise_level
-from restoration.mri.sense import cartesian, sampling_mask, to_channels, to_complex
+from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
 from restoration.posterior import CORRECTIONS, DiffPIR
 from restoration.task import sample
 from solvers.ddim import DDIM
@@ -117,7 +117,8 @@ class MRI:
         Args:
             kspace: complex ``(coils, H, W)``, zero frequency in the centre; what the mask leaves out is ignored.
             mask: ``(H, W)`` or ``(W,)``, 1 = sampled; by default the points where any coil is not zero.
-            maps: complex sensitivities like ``kspace``; by default estimated from the centre by ESPIRiT (several coils), or 1 (one coil).
+            maps: complex sensitivities like ``kspace``, used with norm 1 over the coils (``normalise_maps``); by default estimated from the
+                centre by ESPIRiT (several coils), or 1 (one coil).
             sigma: noise of the real part of ``kspace`` in its units; estimated by default; 0: the data are exact.
             num_samples: posterior samples.
             seed: sample k uses ``seed + k``.
@@ -137,6 +138,8 @@ class MRI:
                 f"the coil maps are {tuple(maps.shape)} but k-space is {tuple(kspace.shape)} (coils, H, W): they must have the same coils "
                 "and size"
             )
+        if maps is not None:
+            maps = normalise_maps(maps)
         sigma = noise_level(kspace, mask) if sigma is None else float(sigma)
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma must be a finite number >= 0; got {sigma}")
