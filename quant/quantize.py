@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from quant.ranges import Ranges, measure_ranges
 from quant.recipe import FLOAT_LAYERS, OPTIONAL_LAYERS, QuantRecipe
 from quant.reconstruction import fingerprint_of, reconstruct
 from quant.rounding import gptq
+from quant.sensitivity import choose_float_layers, layer_costs, sensitivity
 from quant.split import split_shortcuts
 from quant.temporal import TemporalTable, step_network, temporal_block, temporal_table
 from quant.tfmq import table_of
@@ -205,6 +206,8 @@ def quantize(
         ValueError: another model's calibration set, a network without quantizable layers, or an option that it has no place for.
     """
     recipe = recipe or QuantRecipe()
+    if recipe.float_macs:
+        recipe = with_float_layers(network, calibration, recipe, batch_size=batch_size)
     if quantizes_time(recipe):
         temporal_block(network)  # refuses before the long work
     structure = structured(network.eval(), recipe)
@@ -241,6 +244,15 @@ def quantize(
     return quantized
 
 
+def with_float_layers(network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe, *, batch_size: int = 8) -> QuantRecipe:
+    """The recipe with the layers of its budget ``float_macs`` in ``skip``, judged whole and with nearest rounding."""
+    plain = replace(recipe, float_macs=0.0, rounding="nearest", split_shortcut=False, temporal="table")
+    trial = quantize(network, calibration, plain, batch_size=batch_size)
+    x, t = next(iter(calibration.batches(1)))
+    chosen = choose_float_layers(sensitivity(trial, calibration), layer_costs(trial, x, t), float_macs=recipe.float_macs)
+    return replace(recipe, float_macs=0.0, skip=(*recipe.skip, *chosen))
+
+
 def quantizes_time(recipe: QuantRecipe) -> bool:
     """Whether the temporal features are quantized, rather than exact."""
     return recipe.temporal not in ("table", "float")
@@ -250,7 +262,8 @@ def _round(quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: Qua
     settings = recipe.reconstruction
     samples = spread_samples(calibration, settings.samples, settings.crop, settings.seed)
     if recipe.rounding == "gptq":
-        gptq(quantized.network, stacked(samples, settings.batch_size), progress)
+        # sums over samples, whatever the batch; a convolution's unfolded inputs take nine times the memory of its inputs
+        gptq(quantized.network, stacked(samples, min(4, settings.batch_size)), progress)
         return
     layers = {n: (torch.from_numpy(layer.weight_scale), layer.input_scale) for n, layer in quantized.layers().items()}
 

@@ -78,6 +78,8 @@ class QuantRecipe:
         skip: names of layers kept in float; ``*`` matches any characters. By default the first and last convolution and the
             1x1 convolutions around residual blocks: they hold most of the 8-bit error (a shortcut sees the un-normalised
             residual stream, whose outliers set the scale) and little of the work.
+        float_macs: share of the multiplications, in [0, 1), that may stay in float as well: :func:`quant.quantize.quantize` chooses the
+            layers by their effect on the output and puts their names into ``skip``.
         temporal: exported graphs hold a ``table`` of the calibrated timesteps' embeddings, exact, or the ``float`` layers. ``cache``,
             ``tiar`` and ``fsc`` fill the table as TFMQ's quantized features would be: stored in 8 bits, or computed with jointly rounded
             weights, or with nearest rounding and activation scales per timestep (:mod:`quant.tfmq`).
@@ -96,6 +98,7 @@ class QuantRecipe:
     range: str = "percentile"
     percentile: float = 99.99
     skip: tuple[str, ...] = FLOAT_LAYERS
+    float_macs: float = 0.0
     temporal: str = "table"
     rounding: str = "nearest"
     split_shortcut: bool = False
@@ -113,6 +116,8 @@ class QuantRecipe:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
         if isinstance(self.percentile, bool) or not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must lie in (50, 100]; got {self.percentile!r}")
+        if isinstance(self.float_macs, bool) or not isinstance(self.float_macs, (int, float)) or not 0 <= self.float_macs < 1:
+            raise ValueError(f"float_macs is a share of the multiplications in [0, 1); got {self.float_macs!r}")
         if isinstance(self.skip, str) or not all(isinstance(name, str) for name in self.skip):
             raise ValueError(f"skip must be a list of layer names; got {self.skip!r}")
         if not isinstance(self.split_shortcut, bool):
@@ -183,6 +188,6 @@ PRESETS = {
         temporal="tiar",
         reconstruction=Reconstruction(lr_weight=1e-2, layer_weight=0.0, drop=0.0),
     ),
-    "best-w8a8": QuantRecipe(range="mse"),
+    "best-w8a8": QuantRecipe(range="mse", float_macs=0.05),
     "best-w4a8": QuantRecipe(4, range="p2.4", rounding="gptq"),  # equalisation spreads the weights, which 4 bits can't hold
 }

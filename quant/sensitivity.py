@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from quant.quantize import QuantizedNetwork
 from quant.trajectory import CalibrationSet
+
+if TYPE_CHECKING:  # quantize asks here which layers to leave in float
+    from quant.quantize import QuantizedNetwork
 
 
 @torch.no_grad()

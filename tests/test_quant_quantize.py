@@ -191,7 +191,7 @@ def test_what_cannot_be_quantized_is_refused(denoiser, calibration):
 
 
 def test_recipe_round_trip_and_errors():
-    recipe = QuantRecipe(weight_bits=4, range="mse", skip=("a", "b.*"), temporal="float")
+    recipe = QuantRecipe(weight_bits=4, range="mse", skip=("a", "b.*"), float_macs=0.25, temporal="float")
     assert QuantRecipe.from_json(recipe.to_json()) == recipe
     for wrong in (
         {"weight_bits": 3},
@@ -199,6 +199,8 @@ def test_recipe_round_trip_and_errors():
         {"range": "x"},
         {"percentile": 0},
         {"skip": "conv_in"},
+        {"float_macs": 1.0},
+        {"float_macs": "5 %"},
         {"temporal": "q"},
         {"bits": 8},
     ):

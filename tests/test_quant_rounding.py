@@ -401,7 +401,8 @@ def test_float_layers_stay_within_the_budget_and_lower_the_error(nearest, denois
     chosen = choose_float_layers(errors, costs, float_macs=0.2)
     assert chosen
     assert sum(costs[n].macs for n in chosen) <= 0.2 * sum(c.macs for c in costs.values())
-    better = quantize(denoiser.network, calibration, QuantRecipe(4, skip=(*nearest.recipe.skip, *chosen)))
+    better = quantize(denoiser.network, calibration, QuantRecipe(4, float_macs=0.2))
+    assert better.recipe == QuantRecipe(4, skip=(*nearest.recipe.skip, *chosen))  # what was chosen is what is kept
     assert mean_error(better, denoiser, calibration) < mean_error(nearest, denoiser, calibration)
     assert choose_float_layers(errors, costs, extra_bytes=0) == []
     assert set(choose_float_layers(errors, costs, float_macs=1.0)) == set(errors)

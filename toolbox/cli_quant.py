@@ -73,7 +73,10 @@ def quantize(
     recipe: Annotated[Path | None, typer.Option(help="Quantization recipe (JSON); W8A8 by default.")] = None,
     preset: Annotated[str | None, typer.Option(help="best-w8a8, best-w4a8, ptq4dm-w8a8, ...; an unknown name lists all.")] = None,
     solver: Annotated[str | None, typer.Option(help="The solver to deploy; refused if the calibration followed another.")] = None,
-    float_macs: Annotated[float, typer.Option(help="Share of the multiplications that may stay in float, where that helps most.")] = 0.0,
+    float_macs: Annotated[
+        float | None,
+        typer.Option(help="Share of the multiplications that may stay in float, where that helps most. [default: the recipe's, 0]"),
+    ] = None,
     state: Annotated[Path | None, typer.Option(help="Folder for finished blocks of learned rounding; a rerun goes on from it.")] = None,
     as_json: Json = False,
 ) -> None:

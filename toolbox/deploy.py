@@ -13,7 +13,6 @@ import torch
 from quant.files import load_quantized, save_quantized
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
-from quant.sensitivity import choose_float_layers, layer_costs, sensitivity
 from quant.trajectory import CalibrationSet
 from restoration.inpainting import InpaintingTask
 from restoration.io.images import check_folder, read_image
@@ -62,7 +61,7 @@ def run_quantize(
     *,
     preset: str | None = None,
     solver: str | None = None,
-    float_macs: float = 0.0,
+    float_macs: float | None = None,
     state: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
@@ -70,38 +69,28 @@ def run_quantize(
 
     Args:
         solver: the solver to be deployed; the calibration must have been recorded with it.
-        float_macs: share of the multiplications that may stay in float; the layers are chosen by their effect on the output, and become
-            part of the recipe's ``skip``.
+        float_macs: in place of the recipe's (:class:`quant.recipe.QuantRecipe`).
 
     Raises:
         ValueError: a calibration of another model or solver, both a recipe file and a preset, one that isn't accepted, or a share
             outside [0, 1).
     """
-    if not 0 <= float_macs < 1:
-        raise ValueError(f"the share of multiplications in float must lie in [0, 1); got {float_macs}")
     if recipe is not None and preset is not None:
         raise ValueError("give a recipe file or a preset, not both")
     settings = QuantRecipe() if preset is None else QuantRecipe.preset(preset)
     if recipe is not None:
         settings = QuantRecipe.from_json(recipe.read_text(encoding="utf-8"))
+    if float_macs is not None:
+        settings = replace(settings, float_macs=float_macs)
     denoiser = float_model(model)
     with Cost() as cost:
         calibrated = CalibrationSet.load(calibration, denoiser.network)
         calibrated.check(denoiser.network, solver)
-        if float_macs > 0:
-            settings = replace(settings, skip=(*settings.skip, *_float_layers(denoiser.network, calibrated, settings, float_macs)))
         quantized = quantize(denoiser.network, calibrated, settings, state=state, progress=progress)
         save_quantized(quantized, out)
     chosen = calibrated.provenance
-    figures = {"out": str(out), "layers": len(quantized.names), "recipe": settings.to_dict(), "timesteps": list(quantized.timesteps)}
+    figures = {"out": str(out), "layers": len(quantized.names), "recipe": quantized.recipe.to_dict(), "timesteps": list(quantized.timesteps)}
     return figures | {"solver": chosen.solver, "selection": chosen.selection, "cost": cost.to_dict()}
-
-
-def _float_layers(network, calibration: CalibrationSet, recipe: QuantRecipe, float_macs: float) -> list[str]:
-    """The layers that are worth their multiplications in float, judged with nearest rounding and whole layers."""
-    trial = quantize(network, calibration, replace(recipe, rounding="nearest", split_shortcut=False, temporal="table"))
-    x, t = next(iter(calibration.batches(1)))
-    return choose_float_layers(sensitivity(trial, calibration), layer_costs(trial, x, t), float_macs=float_macs)
 
 
 def run_export(model: str, quantized: Path | None, target: str, out: Path, *, seed: int, summary: str = "") -> dict:
