@@ -54,6 +54,20 @@ def read_masks(source: str | None, names: Sequence[str], height: int, width: int
     return found
 
 
+def find_pictures(data: Path, limit: int | None) -> list[Path]:
+    """The first ``limit`` pictures of a folder, by name.
+
+    Raises:
+        FileNotFoundError, ValueError: no such folder, or no picture in it.
+    """
+    if not data.is_dir():
+        raise FileNotFoundError(f"data folder {data} does not exist")
+    files = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)[:limit]
+    if not files:
+        raise ValueError(f"{data} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
 def run_bench(
     data: Path,
     *,
@@ -73,11 +87,7 @@ def run_bench(
     Raises:
         FileNotFoundError, ValueError: no pictures, unknown names, or masks that don't fit.
     """
-    if not data.is_dir():
-        raise FileNotFoundError(f"data folder {data} does not exist")
-    files = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)[:limit]
-    if not files:
-        raise ValueError(f"{data} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    files = find_pictures(data, limit)
     methods: list[tuple[str, str, Callable]] = []
     for model in models:
         if model in CLASSICAL:

@@ -118,6 +118,54 @@ def bench_pictures(
     )
 
 
+@app.command("linear")
+def bench_linear(
+    data: Annotated[Path, typer.Argument(help="Folder of true pictures.")],
+    case: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--case",
+            "-c",
+            help="denoise:SIGMA of 255, superresolve:FACTOR (means of blocks), superresolve-bicubic:FACTOR, deblur:PIXELS. "
+            "[default: denoise:25, denoise:50, superresolve:4]",
+        ),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models, or plain, nlm, bm3d. [default: plain, grey]")] = None,
+    solver: Annotated[str, typer.Option(help="Any solver; an unknown name lists all.")] = "ddim",
+    steps: Annotated[int, typer.Option(help="Solver steps.", min=1)] = 1,
+    samples: Samples = 1,
+    symmetries: Symmetries = 1,
+    grey: Annotated[bool, typer.Option("--grey", help="Measure the mean of the colours.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Use the first pictures only.", min=1)] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure denoising, super-resolution and deblurring of pictures with known truth."""
+    from toolbox.bench_linear import CASES, run_bench_linear
+
+    with ProgressBar("measuring", 1) as bar:
+        rows = run_bench_linear(
+            data,
+            cases=case or CASES,
+            models=model or ("plain", "grey"),
+            solver=solver,
+            steps=steps,
+            num_samples=samples,
+            symmetries=symmetries,
+            grey=grey,
+            limit=limit,
+            seed=seed,
+            progress=bar.update_of,
+        )
+    if as_json:
+        return print_json(rows)
+    print_table(
+        f"{rows[0]['pictures']} pictures, {steps} steps x {samples} samples x {symmetries} symmetries",
+        ("case", "model", "PSNR dB", "SSIM", "seconds"),
+        [(r["case"], r["model"], f"{r['psnr']:.2f}", f"{r['ssim']:.4f}", f"{r['seconds']:.2f}") for r in rows],
+    )
+
+
 @app.command("solvers")
 def bench_solver_errors(
     solver: Annotated[list[str] | None, typer.Option(help="Solvers; an unknown name lists all. [default: 18 of them]")] = None,

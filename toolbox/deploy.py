@@ -89,7 +89,12 @@ def run_quantize(
         quantized = quantize(denoiser.network, calibrated, settings, state=state, progress=progress)
         save_quantized(quantized, out)
     chosen = calibrated.provenance
-    figures = {"out": str(out), "layers": len(quantized.names), "recipe": quantized.recipe.to_dict(), "timesteps": list(quantized.timesteps)}
+    figures = {
+        "out": str(out),
+        "layers": len(quantized.names),
+        "recipe": quantized.recipe.to_dict(),
+        "timesteps": list(quantized.timesteps),
+    }
     return figures | {"solver": chosen.solver, "selection": chosen.selection, "cost": cost.to_dict()}
 
 
