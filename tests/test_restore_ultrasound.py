@@ -252,15 +252,18 @@ def test_eight_bit_prior(cli, priors, frames, tmp_path):
 
 
 def test_shipped_priors_bring_contrast_back():
-    """On a picture that they were not trained on: more contrast than the hazy frame, nearer to the clean one than the split."""
+    """On a picture that they were not trained on: more contrast than the hazy frame, nearer to the clean one than the split.
+
+    Most of it is tissue: a view for a lower strength.
+    """
     clean = simulate_tissue(192, 224, 6)
     hazy = simulate_haze(clean, 2.0, 1)
     regions = anatomical_regions(clean)
-    task = UltrasoundTask(load("ultrasound-tissue"), load("ultrasound-haze"))
+    task = UltrasoundTask(load("ultrasound-tissue"), load("ultrasound-haze"), strength=0.8)
     image = task(torch.from_numpy(hazy)).image.numpy()
 
     def contrast(picture):
         return gcnr(picture[regions["tissue"]], picture[regions["blood"]])
 
     assert contrast(image) > contrast(hazy)
-    assert psnr(image[None], clean[None]) > psnr(power_split(hazy)[None], clean[None])
+    assert psnr(image[None], clean[None]) > psnr(power_split(hazy, 0.8)[None], clean[None])

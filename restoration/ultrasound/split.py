@@ -8,6 +8,8 @@ from scipy import ndimage
 from restoration.ultrasound.bmode import DYNAMIC_RANGE, amplitude_of, find_sector
 
 BLOCK = 16  # pixels; the haze floor is found on such blocks
+SMOOTHING = 0.0175  # standard deviation of the local power's window, as a share of the frame's longer side
+FACTOR = 2.5  # of the floor's amplitude
 
 
 def haze_floor(image: np.ndarray, window: float = 0.45, share: float = 0.3) -> np.ndarray:
@@ -37,13 +39,14 @@ def haze_floor(image: np.ndarray, window: float = 0.45, share: float = 0.3) -> n
 
 
 def power_split(image: np.ndarray, strength: float = 1.0, dynamic_range: float = DYNAMIC_RANGE) -> np.ndarray:
-    """Tissue ``(H, W)`` in [0, 1]: ``image`` with the Wiener-like gain ``1 - (2 strength)^2 P_haze/P`` on its power, where P is local.
+    """Tissue ``(H, W)`` in [0, 1]: ``image`` with the Wiener-like gain ``1 - (2.5 strength)^2 P_haze/P`` on its power, where P is local.
 
-    The factor 2 covers most of the haze's speckle, whose power is exponentially distributed. What is taken off is the haze.
+    P is a mean over some grains of the haze's speckle, so that its peaks are not kept as tissue. The factor (over-subtraction, Berouti et
+    al. 1979) is for a floor that lies below the haze's mean and for what P still varies. What is taken off is the haze.
     """
     image = np.asarray(image, np.float64)
-    power = ndimage.gaussian_filter(amplitude_of(image, dynamic_range) ** 2, 2.5)
+    power = ndimage.gaussian_filter(amplitude_of(image, dynamic_range) ** 2, SMOOTHING * max(image.shape))
     floor = amplitude_of(haze_floor(image), dynamic_range) ** 2
-    gain = 1 - (2 * strength) ** 2 * floor / np.maximum(power, 1e-12)
+    gain = 1 - (FACTOR * strength) ** 2 * floor / np.maximum(power, 1e-12)
     lowest = 10 ** (-dynamic_range / 10)
     return np.clip(image + 10 * np.log10(np.maximum(gain, lowest)) / dynamic_range, 0, 1)
