@@ -115,16 +115,18 @@ def test_stripes_of_rows_and_columns_are_found_and_removed(axes):
     assert abs((left * truth).sum()) < 0.01 * (truth**2).sum()
 
 
-def test_a_weak_spectrum_of_a_few_columns_is_no_stripe():
+def test_a_weak_spectrum_in_whole_columns_is_no_stripe():
     rng = np.random.default_rng(4)
     bands, height, width = 60, 48, 48
     strong = np.linspace(1, 2, bands)[:, None, None] * (0.5 + 0.5 * np.sin(np.arange(width) / 9))
     shape = np.where(np.arange(bands) < 40, 0.0, 1.0)[:, None, None]  # seen by a third of the bands
-    weak = shape * np.where(np.arange(width) >= width - 4, 1.6, 0.0)
-    clean = np.broadcast_to(5 * strong + weak, (bands, height, width))
+    place = np.zeros((height, width))
+    place[:, -3:] = place[8:32, :26] = 1
+    weak = 1.3 * shape * place
+    clean = 5 * strong + weak
     model = fit_subspace(clean + rng.standard_normal(clean.shape), np.ones(clean.shape, bool))
     assert model.rank == 2
-    assert (model.stripes != 0)[:, -4:].mean() < 0.02
+    assert (model.stripes != 0)[:, -3:].mean() < 0.02
 
 
 def test_axes_are_principal_about_zero_light():
