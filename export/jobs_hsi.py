@@ -24,7 +24,7 @@ class EigenImageJob(Job):
     :class:`restoration.hyperspectral.HyperspectralTask` does with an exported network.
 
     Args:
-        task: of single planes, one step.
+        task: of single planes, one step. Its second set of axes, if any, is a second run, on turned eigen-images.
         time: where the network is asked.
     """
 

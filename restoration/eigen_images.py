@@ -92,6 +92,18 @@ class Statistics:
         level = torch.from_numpy(np.sqrt(np.median(variance, axis=(1, 2)))).float()
         return cls(filled(images, variance, level), torch.from_numpy(np.asarray(variance)).float(), level)
 
+    def axes(self) -> Tensor:
+        """``(r, r)`` orthonormal columns: principal axes about the mean."""
+        a = self.images.flatten(1).double()
+        a = a - a.mean(1, keepdim=True)
+        return torch.linalg.eigh(a @ a.T)[1].flip(1).float()
+
+    def along(self, axes: Tensor) -> Statistics:
+        """The same of ``axes^T images``; noise is taken to be independent between the images."""
+        share = axes.T.square()
+        level = (share @ self.level.square()).sqrt()
+        return Statistics(torch.tensordot(axes.T, self.images, 1), torch.tensordot(share, self.variance, 1), level)
+
 
 def filled(images: np.ndarray, variance: np.ndarray, level: Tensor) -> Tensor:
     """Eigen-images ``(r, H, W)``; pixels with more than a hundred times the usual variance (too few entries were valid there) are filled

@@ -246,7 +246,7 @@ def test_eigen_images_are_the_host_step(symmetries):
     exported = copy.copy(d)
     exported.network = copy.copy(d.network)
     exported.network.__dict__["timesteps"] = (time,)  # what an exported network tells the host
-    task = HyperspectralTask(d, symmetries=symmetries)
+    task = HyperspectralTask(d, symmetries=symmetries, axes=1)
     images = torch.cat([3 + 2 * smooth(1, SIZE, 1), 0.2 * smooth(1, SIZE, 2) - 7])
     level = torch.tensor([0.2, 0.03])
     host, calls = replace(task, denoiser=exported).denoise(

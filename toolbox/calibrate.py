@@ -36,7 +36,7 @@ from toolbox.deploy import MISSING, SUFFIXES, float_model
 from toolbox.mri import make_sampling, simulate
 from toolbox.paired_training import Haze, find_pairs, make_hazy
 
-TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "ultrasound", "dehaze", "paired", "generate")
+TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "ultrasound", "dehaze", "paired", "hsi", "generate")
 SELECTIONS = ("uniform", "ptq4dm", "eda-dm")
 
 
@@ -206,6 +206,39 @@ class PairedRestorations:
         task(image, (mask[0].mean(0) >= 0.5).float() if mask else None, seed=self.seed + k)
 
 
+class CubeRestorations:
+    """Restoration ``k``: a simulated cube in the pattern of a picture, with Gaussian noise or a mixture, from which eigen-images are taken.
+
+    Everything drawn for it (crop, sensor, materials, noise) depends on the seed and k alone.
+
+    Args:
+        denoiser: of joint latents (recipe ``hsi``).
+        files: pictures, and the one ``spectral_library.npz``.
+        side: of the scenes, in pixels.
+    """
+
+    def __init__(self, denoiser: Denoiser, files: tuple[Path, ...], side: int, seed: int):
+        from restoration.hsi_simulation import SpectralLibrary
+        from restoration.hyperspectral import HyperspectralTask
+
+        self.library = SpectralLibrary.read(next(f for f in files if f.suffix == ".npz"))
+        self.task = HyperspectralTask(denoiser, symmetries=1)
+        self.files, self.side, self.seed = [f for f in files if f.suffix != ".npz"], side, seed
+
+    def __call__(self, k: int) -> None:
+        from restoration.hsi_noise import SIGMAS, add_noise
+        from restoration.hsi_simulation import SENSORS, bands_of, simulate_cube
+
+        rng = np.random.default_rng([self.seed, k])
+        pixels = read_image(self.files[int(rng.integers(len(self.files)))]).pixels
+        height, width = (min(self.side, n) for n in pixels.shape[1:])
+        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(pixels.shape[1:], (height, width), strict=True))
+        picture = np.broadcast_to(pixels[:, top : top + height, left : left + width], (3, height, width))
+        clean = simulate_cube(self.library, picture, bands_of(list(SENSORS)[k % len(SENSORS)]), [self.seed, k])
+        case = ("iid", "mixture")[k % 2]
+        self.task(add_noise(clean, case, self.seed + k, SIGMAS[k // 2 % len(SIGMAS)] if case == "iid" else None), seed=self.seed + k)
+
+
 def run_calibrate(
     model: str,
     data: Path | None,
@@ -232,7 +265,7 @@ def run_calibrate(
 
     Args:
         model: a shipped float model, or any diffusers ``UNet2DModel``/``UNet2DConditionModel`` folder.
-        data: folder of pictures; for ``mri`` a file of true magnitudes; None for ``generate``.
+        data: folder of pictures (``hsi``: with ``spectral_library.npz``); for ``mri`` a file of true magnitudes; None for ``generate``.
         solver: the one to deploy; for ``dehaze`` and ``paired`` also several, separated by commas.
         sigma: noise on the measurements, in units of [0, 1]; by default 0.1 for ``denoise``, 0.01 for ``mri``, else 0.
         side: of the crops, in pixels; by default what the network's config says it was trained on, else 256.
@@ -264,6 +297,8 @@ def run_calibrate(
         restore = PairedRestorations(denoiser, task, files, solvers, steps, grid, side, seed)
     elif task == "mri":
         restore = MRIRestorations(denoiser, files[0], solver_by_name(solver), steps, grid, correction, sigma, seed)
+    elif task == "hsi":
+        restore = CubeRestorations(denoiser, files, side, seed)
     elif task == "ultrasound":
         restore = UltrasoundRestorations(denoiser, partner, files, solver_by_name(solver), steps, correction, side, seed)
     else:
@@ -325,6 +360,8 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
         if channels != 2:
             raise ValueError(f"MRI networks work on 2 channels (real, imaginary); this one works on {channels}")
         return (data,)
+    if task == "hsi":
+        return _scene_files(denoiser, data)
     if channels not in (1, 3):
         raise ValueError(f"the network works on {channels} channels, not on pictures; calibrate it with --task generate")
     fitting = {
@@ -349,6 +386,20 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
     if not files:
         raise ValueError(f"{data} holds no picture ({', '.join(sorted(SUFFIXES))})")
     return files
+
+
+def _scene_files(denoiser: Denoiser, data: Path | None) -> tuple[Path, ...]:
+    from restoration.latent_field import CHANNELS, CONDITION_CHANNELS
+
+    if (image_channels(denoiser), denoiser.condition_channels) != (CHANNELS, CONDITION_CHANNELS):
+        raise ValueError("--task hsi fits networks of joint latents (recipe hsi); calibrate those of single planes with --task denoise")
+    if data is None or not data.is_dir():
+        raise ValueError(f"--task hsi needs --data: a folder of pictures and spectral_library.npz; got {data}")
+    pictures = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)
+    library = sorted(data.rglob("spectral_library.npz"))[:1]
+    if not pictures or not library:
+        raise ValueError(f"{data} must hold pictures ({', '.join(sorted(SUFFIXES))}) and spectral_library.npz, for simulated scenes")
+    return (*library, *pictures)
 
 
 def _side(denoiser: Denoiser) -> int:

@@ -17,10 +17,10 @@ app = typer.Typer()
 def calibrate(
     model: Annotated[str, typer.Argument(help="A shipped float model (photo) or a diffusers folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file to write (.safetensors).")],
-    data: Annotated[Path | None, typer.Option(help="Folder of pictures like those to be restored.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of pictures like those to be restored (hsi: and spectral_library.npz).")] = None,
     task: Annotated[
         str,
-        typer.Option(help="inpaint, denoise, superresolve, deblur, mri, ultrasound, dehaze, paired; generate: from noise, no --data."),
+        typer.Option(help="inpaint, denoise, superresolve, deblur, mri, ultrasound, dehaze, paired, hsi; generate: from noise, no --data."),
     ] = "inpaint",
     solver: Solver = "ddim",
     steps: Annotated[list[int] | None, typer.Option(help="Solver steps to deploy; give it several times for several. [default: 5]")] = None,

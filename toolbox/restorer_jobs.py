@@ -66,7 +66,7 @@ def make_job(
         level = -2 * math.log((sigma or 0.1) * (high - low) / 2)
         known = [t for t in timesteps if denoiser.process.a(t) > 0]
         time = min(known, key=lambda t: abs(denoiser.process.log_snr(t) - level)) if known else denoiser.process.time_at(level)
-        return EigenImageJob(HyperspectralTask(denoiser, symmetries=1), time, size)
+        return EigenImageJob(HyperspectralTask(denoiser, symmetries=1, axes=1), time, size)
     if task in ("dehaze", "paired"):
         if (denoiser.condition_channels == HAZE) != (task == "dehaze"):
             other = "dehaze" if denoiser.condition_channels == HAZE else "paired"
