@@ -36,7 +36,7 @@ class Restorer:
         self.folder, self.bundle = Path(folder), read_bundle(folder)
         if self.bundle.graph != "restorer":
             raise ValueError(f"{folder} holds a network only; run it with export.session.Session")
-        self.run = self.bundle.run
+        self.run, self.device = self.bundle.run, device
         self.model, self.threads = self.folder / self.bundle.model_file, threads
         self.requested = wanted_providers(folder, self.bundle, device, require, threads, cache)
         if device == "openvino":

@@ -38,13 +38,7 @@ class Session(Denoiser):
         self.folder, self.bundle = Path(folder), read_bundle(folder)
         if self.bundle.graph == "restorer":
             raise ValueError(f"{folder} holds a whole restoration; run it with export.session.Restorer")
-        wanted = wanted_providers(folder, self.bundle, device, require, threads, cache)
-        path = self.folder / self.bundle.model_file
-        if device == "openvino":
-            network = OpenVinoNetwork(path, self.bundle, threads)
-        else:
-            network = OnnxNetwork(path, self.bundle, wanted, threads)
-        check_found(network.providers, wanted, require or device)
+        network = open_network(self.folder, self.bundle, device, threads, require, cache)
         s = self.bundle.settings
         super().__init__(
             network,
@@ -70,6 +64,18 @@ class Session(Denoiser):
     def integer_convs(self) -> int:
         """Number of convolutions that really run on integers (CPU kernels)."""
         return integer_convs(self.placement())
+
+
+def open_network(folder: Path, bundle: Bundle, device: str, threads: int | None, require: str | None = None, cache=None):
+    """The network of a bundle that has been read, as for :class:`Session`: ``network(x, t)``."""
+    wanted = wanted_providers(folder, bundle, device, require, threads, cache)
+    path = folder / bundle.model_file
+    if device == "openvino":
+        network = OpenVinoNetwork(path, bundle, threads)
+    else:
+        network = OnnxNetwork(path, bundle, wanted, threads)
+    check_found(network.providers, wanted, require or device)
+    return network
 
 
 class OnnxNetwork:
