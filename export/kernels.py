@@ -134,6 +134,9 @@ def shift_codes(model: str | Path | bytes) -> bytes:
         codes, zero = (onnx.numpy_helper.to_array(tensors[name]) for name in (maker.input[0], maker.input[2]))
         if codes[0].size < LEAST_INNER or len(codes) < LEAST_OUT or zero.any() or codes.min() == np.iinfo(np.int8).min:
             continue
-        for name, values in ((maker.input[0], codes - np.int8(1)), (maker.input[2], zero - np.int8(1))):
-            tensors[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+        tensors[maker.input[0]].CopyFrom(onnx.numpy_helper.from_array(codes - np.int8(1), maker.input[0]))
+        maker.input[2] += "_shifted"  # layers share their zero points
+        if maker.input[2] not in tensors:
+            tensors[maker.input[2]] = onnx.numpy_helper.from_array(zero - np.int8(1), maker.input[2])
+            proto.graph.initializer.append(tensors[maker.input[2]])
     return proto.SerializeToString()

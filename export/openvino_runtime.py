@@ -57,7 +57,11 @@ class OpenVinoGraph:
 
     def inputs(self) -> dict[str, list[int]]:
         """Shapes of the inputs; 1 where one is free."""
-        return {i.any_name: [d.get_length() if d.is_static else 1 for d in i.get_partial_shape()] for i in self._model.inputs}
+        return _shapes(self._model.inputs)
+
+    def outputs(self) -> dict[str, list[int]]:
+        """The same of the outputs."""
+        return _shapes(self._model.outputs)
 
     def placement(self, feed: Mapping[str, np.ndarray]) -> list[Placement]:
         """Operators that the compiled graph holds for inputs of these sizes, and the types they compute in (``u8``, ``i8``: integers)."""
@@ -76,6 +80,10 @@ class OpenVinoGraph:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
         return self._compiled[key]
+
+
+def _shapes(ports) -> dict[str, list[int]]:
+    return {port.any_name: [d.get_length() if d.is_static else 1 for d in port.get_partial_shape()] for port in ports}
 
 
 def _openvino():

@@ -132,7 +132,7 @@ def check_found(found: list[str], wanted: list, needed: str) -> None:
     """
     if PROVIDERS[needed] not in found:
         if "openvino" in (needed, *(k for k, v in PROVIDERS.items() if v in found)):
-            raise RuntimeError(f"{PROVIDERS[needed]} is required but {', '.join(found)} was asked for; choose the device that it belongs to")
+            raise RuntimeError(f"{PROVIDERS[needed]} is required but {', '.join(found)} was asked for; choose the device that has it")
         raise RuntimeError(
             f"{PROVIDERS[needed]} could not be set up (running: {', '.join(found)}); install the matching onnxruntime build and its "
             "CUDA/TensorRT libraries (`restobox doctor` tells which), or ask for another device"

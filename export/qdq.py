@@ -97,7 +97,7 @@ class _Editor:
             codes, axis = codes.T, 1
         q = self._constant(f"{name}.weight_codes", np.ascontiguousarray(codes))
         scale = self._constant(f"{name}.weight_scale", steps)
-        zero = self._constant(f"{name}.weight_zero", np.zeros(len(layer.weight_scale), np.int8))
+        zero = self._zeros(len(layer.weight_scale), np.int8(0))
         return self._insert("DequantizeLinear", [q, scale, zero], f"{name}.weight_dq", before=node, axis=axis)
 
     def _bias(self, name: str, node: ir.Node, layer: QuantLayer, input_scale: np.float32) -> ir.Value:
@@ -105,14 +105,14 @@ class _Editor:
         codes = np.clip(np.rint(layer.bias.astype(np.float64) / step), -(2**31) + 1, 2**31 - 1).astype(np.int32)
         step = input_scale * (layer.weight_scale.astype(np.float32) / layer.output_scale.astype(np.float32))
         inputs = [self._constant(f"{name}.bias_codes", codes), self._constant(f"{name}.bias_scale", step)]
-        inputs.append(self._constant(f"{name}.bias_zero", np.zeros(len(codes), np.int32)))
+        inputs.append(self._zeros(len(codes), np.int32(0)))
         return self._insert("DequantizeLinear", inputs, f"{name}.bias_dq", before=node, axis=0)
 
     def _quantize_output(self, name: str, call: str, node: ir.Node, steps: np.ndarray) -> None:
         out = node.outputs[0]
         users = list(out.uses())
         q = ir.node("QuantizeLinear", [out, self.one, self.zero], name=f"{call}.output_q")
-        zeros = self._constant(f"{name}.output_zero", np.full(len(steps), 128, np.uint8))
+        zeros = self._zeros(len(steps), np.uint8(128))
         steps = self._constant(f"{name}.output_scale", steps)
         dq = ir.node("DequantizeLinear", [q.outputs[0], steps, zeros], attributes={"axis": 1}, name=f"{call}.output_dq")
         q.outputs[0].name, dq.outputs[0].name = q.name, dq.name
@@ -128,6 +128,10 @@ class _Editor:
     def _round_trip(self, value: ir.Value, name: str, step: ir.Value, before: ir.Node) -> ir.Value:
         q = self._insert("QuantizeLinear", [value, step, self.zero], f"{name}_q", before=before)
         return self._insert("DequantizeLinear", [q, step, self.zero], f"{name}_dq", before=before)
+
+    def _zeros(self, channels: int, point: np.generic) -> ir.Value:
+        """The zero points of so many channels, shared by all layers."""
+        return self._constant(f"qdq.{point.dtype}_zero.{channels}", np.full(channels, point))
 
     def _constant(self, name: str, array) -> ir.Value:
         if name in self.graph.initializers:  # a layer called several times

@@ -70,10 +70,7 @@ def open_network(folder: Path, bundle: Bundle, device: str, threads: int | None,
     """The network of a bundle that has been read, as for :class:`Session`: ``network(x, t)``."""
     wanted = wanted_providers(folder, bundle, device, require, threads, cache)
     path = folder / bundle.model_file
-    if device == "openvino":
-        network = OpenVinoNetwork(path, bundle, threads)
-    else:
-        network = OnnxNetwork(path, bundle, wanted, threads)
+    network = OpenVinoNetwork(path, bundle, threads) if device == "openvino" else OnnxNetwork(path, bundle, wanted, threads)
     check_found(network.providers, wanted, require or device)
     return network
 
@@ -126,7 +123,7 @@ class OpenVinoNetwork:
     def __init__(self, path: str | Path, bundle: Bundle, threads: int | None):
         self.timesteps, self.channels = tuple(bundle.timesteps), bundle.channels
         self.graph = OpenVinoGraph(path, bundle.target, threads)
-        self.providers = self.graph.get_providers()
+        self.providers, self.outputs = self.graph.get_providers(), self.graph.outputs()["output"][1]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         feed = {"x": x.detach().to("cpu", torch.float32).contiguous().numpy()} | second_input(self.timesteps, t)

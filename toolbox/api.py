@@ -56,5 +56,5 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
     from solvers.denoiser import Denoiser
 
     if device == "openvino":
-        raise ValueError(f"device openvino runs exported bundles; {str(model)!r} is a PyTorch model: `restobox export` makes a bundle of it")
+        raise ValueError(f"device openvino runs exported bundles; {str(model)!r} is a PyTorch model: export it first")
     return Denoiser.from_pretrained(folder, device=device)

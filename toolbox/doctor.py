@@ -115,7 +115,7 @@ def _advice(packages: dict[str, str], gpu: str | None, providers: tuple[str, ...
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         yield "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
     if "openvino" not in packages:
-        yield "OpenVINO, on x86-64 the faster CPU runtime of 8-bit bundles (--device openvino), is optional: pip install 'restobox[openvino]'"
+        yield "OpenVINO, the faster runtime of 8-bit bundles on x86-64 (--device openvino), is missing: pip install 'restobox[openvino]'"
     if gpu is None:
         yield "no NVIDIA driver answers: restorations run on the CPU (libcuda.so.1 comes with the driver, not from pip)"
         return
