@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from export.qdq import weighted_nodes
 
-KEPT = (".weight", ".weight_codes", ".bias")
+KEPT = (".weight", ".weight_codes", ".bias", ".weight.half", ".bias.half")
 
 
 def name_layers(model: ir.Model) -> set[str]:

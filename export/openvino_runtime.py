@@ -29,19 +29,17 @@ class OpenVinoGraph:
         path: the graph, complete in itself.
         target: what it was exported for; decides the precision of the rest.
         threads: None leaves the choice to OpenVINO.
-
-    Attributes:
-        precision: ``f32`` or ``bf16``, of what isn't quantized.
+        precision: ``f32`` or ``bf16``, of what isn't quantized; None: as said above.
 
     Raises:
         ImportError: OpenVINO isn't installed.
     """
 
-    def __init__(self, path: str | Path, target: str, threads: int | None = None):
+    def __init__(self, path: str | Path, target: str, threads: int | None = None, precision: str | None = None):
         self._core = _openvino().Core()
         self._model = self._core.read_model(str(path))
         capable = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = "bf16" if target == "tensorrt" and capable else "f32"
+        self.precision = precision or ("bf16" if target == "tensorrt" and capable else "f32")
         self._settings = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
