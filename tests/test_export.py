@@ -263,7 +263,7 @@ def test_attention_becomes_one_operator_on_cpus_only():
     assert (counts["cpu"]["MultiHeadAttention"], counts["cpu"]["Softmax"]) == (layers, 0)
     assert all((counts[t]["MultiHeadAttention"], counts[t]["Softmax"]) == (0, layers) for t in ("tensorrt", "float"))
     assert {e.domain for e in models["tensorrt"].opset_import} == {""}
-    plain = ir.from_proto(models["float"])
+    plain = ir.from_proto(onnx.shape_inference.infer_shapes(models["float"], data_prop=True))
     assert fuse_attention(plain) == layers
     x, t = np.random.default_rng(0).standard_normal((2, 28, 12, 16), np.float32), np.float32([3, 50])
     outputs = [
