@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def _runs(denoiser, calibration, inputs, place: Path):
     quantized = quantize(denoiser.network, calibration)
     ours = place / "ours.onnx"
     onnx.save(export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps), ours)
-    yield "ours, W8A8 with temporal table", _session(ours, ("x", "index"), quantized.timesteps, integer=True)
+    yield "ours, target cpu, ONNX Runtime", _session(ours, ("x", "index"), quantized.timesteps, integer=True)
 
     yield from static_graphs(plain, inputs, place)
     yield from openvino_graphs(plain, inputs, place)
@@ -151,7 +152,7 @@ def _session(path: Path, names, timesteps=(), integer: bool = False):
 
 
 def openvino_graphs(plain: Path, inputs, place: Path):
-    """OpenVINO in float32, and quantized by NNCF on ``inputs``."""
+    """OpenVINO in float32 and bfloat16, and quantized by NNCF on ``inputs``; compiled for each input size, as our sessions do."""
     try:
         import nncf
         import openvino
@@ -159,33 +160,41 @@ def openvino_graphs(plain: Path, inputs, place: Path):
         print("NNCF and OpenVINO are not installed: left out")
         return
     core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     model = core.read_model(plain)
     data = nncf.Dataset(inputs, lambda pair: {"x": pair[0], "t": pair[1]})
     small = nncf.quantize(model, data, subset_size=len(inputs))
-    for name, one in (("OpenVINO fp32", model), ("OpenVINO NNCF int8", small)):
-        compiled = core.compile_model(one, "CPU", settings)
+    for name, one in (("OpenVINO", model), ("OpenVINO NNCF int8", small)):
         path = place / f"{name}.xml"
         openvino.save_model(one, path, compress_to_fp16=False)
-        yield name, (lambda x, t, c=compiled: c({"x": x, "t": t})[0], path.with_suffix(".bin").stat().st_size)
+        for hint in ("f32", "bf16"):
+
+            @cache
+            def compiled(shape, one=one, hint=hint):
+                fixed = one.clone()
+                fixed.reshape({"x": list(shape), "t": [shape[0]]})
+                return core.compile_model(fixed, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": hint})
+
+            yield f"{name}, {hint}", (lambda x, t, c=compiled: c(x.shape)({"x": x, "t": t})[0], path.with_suffix(".bin").stat().st_size)
 
 
 def ours_on_openvino(denoiser, quantized, place: Path):
-    """The graph of the target ``tensorrt`` on OpenVINO, whose kernels want the same: Q/DQ at the inputs of weighted layers only."""
+    """Our graphs as ``Session(device="openvino")`` runs them, and in the other precision of what isn't quantized."""
     try:
-        import openvino
+        import openvino  # noqa: F401
     except ImportError:
         return
-    path = place / "tensorrt.onnx"
-    onnx.save(export_model(denoiser, target="tensorrt", quantized=quantized, timesteps=quantized.timesteps), path)
-    core = openvino.Core()
-    for hint in ("f32", "bf16"):
-        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": hint})
+    from export.openvino_runtime import OpenVinoGraph
 
-        def run(x, t, c=compiled):
-            return c({"x": x, "index": np.array([quantized.timesteps.index(float(v)) for v in t])})[0]
+    for target in ("cpu", "tensorrt"):
+        path = place / f"{target}.onnx"
+        onnx.save(export_model(denoiser, target=target, quantized=quantized, timesteps=quantized.timesteps), path)
+        for hint in ("f32", "bf16"):
+            graph = OpenVinoGraph(path, target, 1, precision=hint)
 
-        yield f"ours, target tensorrt, OpenVINO, rest {hint}", (run, path.stat().st_size)
+            def run(x, t, graph=graph):
+                return graph.run(["output"], {"x": x, "index": np.array([quantized.timesteps.index(float(v)) for v in t])})[0]
+
+            yield f"ours, target {target}, OpenVINO, rest {hint}", (run, path.stat().st_size)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.bundle import Bundle, Run, write_bundle
+from export.compact import compact, name_layers
 from export.graph import export_graph
 from export.jobs import InpaintingJob, Job
 from export.kernels import fuse_attention
@@ -67,17 +68,15 @@ def check_target(denoiser: Denoiser, target: str, quantized: QuantizedNetwork | 
 def finish(model, target: str, quantized: QuantizedNetwork | None):
     """From the float graph to the target's ``onnx.ModelProto``: Q/DQ, precision, check."""
     import onnx
-    import onnx_ir as ir
 
     if target == "cpu":
         fuse_attention(model)
+    layers = name_layers(model)
     if quantized is not None:
         insert_qdq(model, quantized.layers(), target)
     if target in HALF:
         model = to_half(model)
-    for node in model.graph:  # where each node came from in the source: as long as the graph itself
-        node.metadata_props.clear()
-    proto = ir.to_proto(model)
+    proto = compact(model, layers)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 

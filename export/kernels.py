@@ -131,9 +131,13 @@ def shift_codes(model: str | Path | bytes) -> bytes:
     makers = {node.output[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"}
     weights = {node.input[1]: makers[node.input[1]] for node in proto.graph.node if node.op_type == "Conv" and node.input[1] in makers}
     for maker in weights.values():
-        codes, zero = (onnx.numpy_helper.to_array(tensors[name]) for name in (maker.input[0], maker.input[2]))
-        if codes[0].size < LEAST_INNER or len(codes) < LEAST_OUT or zero.any() or codes.min() == np.iinfo(np.int8).min:
+        codes = onnx.numpy_helper.to_array(tensors[maker.input[0]])
+        shifted = len(maker.input) > 2 and onnx.numpy_helper.to_array(tensors[maker.input[2]]).any()
+        if shifted or codes[0].size < LEAST_INNER or len(codes) < LEAST_OUT or codes.min() == np.iinfo(np.int8).min:
             continue
-        for name, values in ((maker.input[0], codes - np.int8(1)), (maker.input[2], zero - np.int8(1))):
-            tensors[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+        tensors[maker.input[0]].CopyFrom(onnx.numpy_helper.from_array(codes - np.int8(1), maker.input[0]))
+        zero = onnx.numpy_helper.from_array(np.full(len(codes), -1, np.int8), f"{maker.input[0]}_zero")
+        del maker.input[2:]
+        maker.input.append(zero.name)
+        proto.graph.initializer.append(zero)
     return proto.SerializeToString()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export.exporter import export_model
+from export.exporter import INTEGER, export_model
 from export.providers import PROVIDERS
 from export.session import OnnxNetwork, Session
 from quant.quantize import QuantizedNetwork
@@ -33,16 +33,18 @@ class Parity:
     """Figures of one verification.
 
     Attributes:
-        planned, fused: convolutions meant to run, and really running, on integers (fused is None off the CPU target).
+        device: what ran the bundle, ``cpu`` (ONNX Runtime) or ``openvino``.
+        planned, fused: convolutions meant to run, and really running, on integers (fused is None where the runtime has no such kernels).
         timesteps: noisiest first; the next two have one entry each.
         simulated, onnx: relative error ``|y - y_float| / |y_float|`` of the simulated and of the exported network.
         agreement: largest ``|onnx/simulated - 1|`` over the timesteps.
         size_ratio: bytes of the graph over those of the float graph.
-        float_ms, ms: one call, one CPU thread, best of an interleaved run.
+        float_ms, ms: one call, one CPU thread, best of an interleaved run; float is always ONNX Runtime's.
         quality: the caller's figure of merit (dB) for the float denoiser and for the session; None without ``restore``.
         failures: what exceeded its limit, in words.
     """
 
+    device: str
     planned: int
     fused: int | None
     timesteps: tuple[float, ...]
@@ -74,6 +76,7 @@ def verify(
     quantized: QuantizedNetwork,
     calibration: CalibrationSet,
     *,
+    device: str = "cpu",
     restore: Callable[[Denoiser], float] | None = None,
     limits: Limits | None = None,
     size: tuple[int, int] = (64, 96),
@@ -86,6 +89,7 @@ def verify(
         folder: the bundle.
         quantized: the network whose scales it holds.
         calibration: inputs to compare on.
+        device: what runs the bundle, ``cpu`` (ONNX Runtime) or ``openvino``.
         restore: restores the caller's images with a denoiser and returns a figure of merit in dB (a mean PSNR, say); it is called
             with the float denoiser, then with the bundle's session.
         limits: by default only that errors agree within 10 % and that every planned convolution runs on integers.
@@ -93,10 +97,13 @@ def verify(
         repeats: timed calls of each graph, interleaved.
 
     Raises:
-        ValueError: the bundle is damaged or was made from another model or calibration.
+        ValueError: the bundle is damaged or was made from another model or calibration, or another device is asked for.
+        ImportError: device ``openvino`` without that package.
     """
     limits = limits or Limits()
-    session = Session(folder, threads=1)
+    if device not in ("cpu", "openvino"):
+        raise ValueError(f"bundles are verified on the devices cpu and openvino; got {device!r}")
+    session = Session(folder, device=device, threads=1)
     bundle = session.bundle
     if bundle.model != quantized.model_hash or bundle.calibration != quantized.calibration_hash:
         raise ValueError(f"{folder} was not exported from this quantized network; export it again")
@@ -113,9 +120,11 @@ def verify(
     plain = export_model(denoiser, timesteps=bundle.timesteps).SerializeToString()
     reference = OnnxNetwork(plain, None, [PROVIDERS["cpu"]], 1, timesteps=bundle.timesteps)
     float_ms, ms = _interleaved([reference, session.network], bundle.channels, size, times[0], repeats)
+    counted = bundle.target == "cpu" or (device == "openvino" and bundle.target in INTEGER)
     figures = {
+        "device": device,
         "planned": bundle.planned,
-        "fused": session.integer_convs() if bundle.target == "cpu" else None,
+        "fused": session.integer_convs() if counted else None,
         "timesteps": times,
         "simulated": tuple(ratios[:, 0].tolist()),
         "onnx": tuple(ratios[:, 1].tolist()),
@@ -142,7 +151,7 @@ def _failures(f: dict, limits: Limits):
         yield f"restored images lose {f['quality'][0] - f['quality'][1]:.3f} dB; limit {limits.quality_drop:g} dB"
 
 
-def _interleaved(networks: list[OnnxNetwork], channels: int, size: tuple[int, int], t: float, repeats: int) -> list[float]:
+def _interleaved(networks: list[Callable], channels: int, size: tuple[int, int], t: float, repeats: int) -> list[float]:
     """Milliseconds of CPU time per call (a busy machine doesn't count), the least of ``repeats``, turn by turn."""
     x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     best = [float("inf")] * len(networks)

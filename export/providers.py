@@ -1,4 +1,4 @@
-"""ONNX Runtime's sessions and providers: which are asked for, which came up, and what ran where."""
+"""Runtimes and providers: which are asked for, which came up, and what ran where."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,25 @@ import torch
 
 from export.bundle import Bundle
 from export.kernels import has_amx, shift_codes
+from quant.temporal import row_of
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINO",  # a runtime of its own (export.openvino_runtime), not a provider of ONNX Runtime
+}
+DEVICES = ("cpu", "cuda", "openvino")
 INTEGER_CONVS = ("QLinearConv", "ConvInteger")
 WEIGHTED = {*INTEGER_CONVS, "Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "MatMulIntegerToFloat", "MultiHeadAttention"}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How many nodes of one operator ran on one provider and gave one type (ONNX Runtime's name: ``float``, ``uint8``, ...)."""
+    """How many nodes of one operator ran on one provider, and a type.
+
+    ONNX Runtime: the type of the result (``float``, ``uint8``, ...). OpenVINO: the type computed in (``f32``, ``bf16``, ``u8``, ``i8``).
+    """
 
     op: str
     provider: str
@@ -69,6 +80,18 @@ def count_kernels(model, providers: list, feed: dict[str, np.ndarray], **options
     return rows
 
 
+def integer_convs(rows: list[Placement]) -> int:
+    """Number of convolutions that run on integers."""
+    return sum(row.count for row in rows if row.op in INTEGER_CONVS or (row.op == "Convolution" and row.dtype in ("u8", "i8")))
+
+
+def second_input(timesteps: Sequence[float], t: torch.Tensor) -> dict[str, np.ndarray]:
+    """A network graph's second input for the times ``t (B,)``: themselves, or the numbers of their rows in ``timesteps``."""
+    if not timesteps:
+        return {"t": t.detach().to("cpu", torch.float32).contiguous().numpy()}
+    return {"index": np.array([row_of(timesteps, value) for value in t.tolist()], np.int64)}
+
+
 def fallen_back(rows: list[Placement], wanted: str) -> str:
     """The operators with weights that ran on the CPU though another provider was wanted, in words; empty for none."""
     if wanted == PROVIDERS["cpu"]:
@@ -87,16 +110,16 @@ def wanted_providers(folder, bundle: Bundle, device: str, require: str | None, t
     Raises:
         ValueError: an unknown or impossible combination.
     """
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is unknown; known: cpu, cuda")
+    if device not in DEVICES:
+        raise ValueError(f"device {device!r} is unknown; known: {', '.join(DEVICES)}")
     if require is not None and require not in PROVIDERS:
         raise ValueError(f"require {require!r} is unknown; known: {', '.join(PROVIDERS)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1; got {threads}")
     if device == "cuda" and bundle.target == "cpu":
         raise ValueError(f"{folder} was exported for CPU kernels (uint8); export it with target tensorrt to run it on a GPU")
-    if device == "cpu":
-        return [PROVIDERS["cpu"]]
+    if device in ("cpu", "openvino"):
+        return [PROVIDERS[device]]
     gpu = [PROVIDERS["cuda"], PROVIDERS["cpu"]]
     return [(PROVIDERS["tensorrt"], tensorrt_options(bundle, cache)), *gpu] if bundle.target == "tensorrt" else gpu
 
@@ -105,9 +128,11 @@ def check_found(found: list[str], wanted: list, needed: str) -> None:
     """Say what could not be set up.
 
     Raises:
-        RuntimeError: ``needed`` (``cpu``, ``cuda``, ``tensorrt``) is not among the providers found.
+        RuntimeError: ``needed`` (a key of :data:`PROVIDERS`) is not among the providers found.
     """
     if PROVIDERS[needed] not in found:
+        if "openvino" in (needed, *(k for k, v in PROVIDERS.items() if v in found)):
+            raise RuntimeError(f"{PROVIDERS[needed]} is required but {', '.join(found)} was asked for; choose the device that has it")
         raise RuntimeError(
             f"{PROVIDERS[needed]} could not be set up (running: {', '.join(found)}); install the matching onnxruntime build and its "
             "CUDA/TensorRT libraries (`restobox doctor` tells which), or ask for another device"

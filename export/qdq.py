@@ -8,7 +8,8 @@ convolution's result is already in codes (``Q`` has scale 1) and the DQ after it
 ``tensorrt``: int8 with zero point 0 at the inputs of planned layers only, float bias: TensorRT has kernels with int8 input and
 half-precision output, and residual sums stay out of 8 bits.
 
-In both, weights are int8 initializers followed by a per-channel DequantizeLinear; no weight Q node, no Clip.
+In both, weights are int8 initializers followed by a per-channel DequantizeLinear; no weight Q node, no Clip. Their zero point is 0 and left
+out: one that several layers share would keep OpenVINO from running them on integers.
 """
 
 from __future__ import annotations
@@ -97,22 +98,20 @@ class _Editor:
             codes, axis = codes.T, 1
         q = self._constant(f"{name}.weight_codes", np.ascontiguousarray(codes))
         scale = self._constant(f"{name}.weight_scale", steps)
-        zero = self._constant(f"{name}.weight_zero", np.zeros(len(layer.weight_scale), np.int8))
-        return self._insert("DequantizeLinear", [q, scale, zero], f"{name}.weight_dq", before=node, axis=axis)
+        return self._insert("DequantizeLinear", [q, scale], f"{name}.weight_dq", before=node, axis=axis)
 
     def _bias(self, name: str, node: ir.Node, layer: QuantLayer, input_scale: np.float32) -> ir.Value:
         step = input_scale * layer.weight_scale.astype(np.float32)
         codes = np.clip(np.rint(layer.bias.astype(np.float64) / step), -(2**31) + 1, 2**31 - 1).astype(np.int32)
         step = input_scale * (layer.weight_scale.astype(np.float32) / layer.output_scale.astype(np.float32))
         inputs = [self._constant(f"{name}.bias_codes", codes), self._constant(f"{name}.bias_scale", step)]
-        inputs.append(self._constant(f"{name}.bias_zero", np.zeros(len(codes), np.int32)))
         return self._insert("DequantizeLinear", inputs, f"{name}.bias_dq", before=node, axis=0)
 
     def _quantize_output(self, name: str, call: str, node: ir.Node, steps: np.ndarray) -> None:
         out = node.outputs[0]
         users = list(out.uses())
         q = ir.node("QuantizeLinear", [out, self.one, self.zero], name=f"{call}.output_q")
-        zeros = self._constant(f"{name}.output_zero", np.full(len(steps), 128, np.uint8))
+        zeros = self._constant(f"qdq.zeros.{len(steps)}", np.full(len(steps), 128, np.uint8))
         steps = self._constant(f"{name}.output_scale", steps)
         dq = ir.node("DequantizeLinear", [q.outputs[0], steps, zeros], attributes={"axis": 1}, name=f"{call}.output_dq")
         q.outputs[0].name, dq.outputs[0].name = q.name, dq.name

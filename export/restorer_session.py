@@ -1,4 +1,4 @@
-"""A restorer's bundle on ONNX Runtime, as a call on measurements."""
+"""A restorer's bundle on ONNX Runtime or OpenVINO, as a call on measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.bundle import read_bundle
-from export.providers import INTEGER_CONVS, Placement, check_found, count_kernels, open_session, wanted_providers
+from export.openvino_runtime import OpenVinoGraph
+from export.providers import Placement, check_found, count_kernels, integer_convs, open_session, wanted_providers
 from restoration.inpainting import check_inpainting
 from restoration.task import Restored
 from restoration.tiling import tile_starts, tile_weight
@@ -20,7 +21,7 @@ from solvers.solver import randn
 
 
 class Restorer:
-    """``Restorer(folder)(image, mask) -> Restored``: a whole restoration per call of ONNX Runtime, in tiles where the image is larger.
+    """``Restorer(folder)(image, mask) -> Restored``: a whole restoration per call of the runtime, in tiles where the image is larger.
 
     Other tasks than inpainting go through :meth:`restore`.
 
@@ -28,17 +29,20 @@ class Restorer:
         folder, device, threads, require, cache: as for :class:`Session`, with a restorer's bundle.
 
     Raises:
-        ValueError, RuntimeError: as for :class:`Session`.
+        ValueError, RuntimeError, ImportError: as for :class:`Session`.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", threads: int | None = None, require: str | None = None, cache=None):
         self.folder, self.bundle = Path(folder), read_bundle(folder)
         if self.bundle.graph != "restorer":
             raise ValueError(f"{folder} holds a network only; run it with export.session.Session")
-        self.run = self.bundle.run
+        self.run, self.device = self.bundle.run, device
         self.model, self.threads = self.folder / self.bundle.model_file, threads
         self.requested = wanted_providers(folder, self.bundle, device, require, threads, cache)
-        self.session = open_session(self.model, self.requested, threads=threads, integer=self.bundle.target == "cpu")
+        if device == "openvino":
+            self.session = OpenVinoGraph(self.model, self.bundle.target, threads)
+        else:
+            self.session = open_session(self.model, self.requested, threads=threads, integer=self.bundle.target == "cpu")
         self.providers: list[str] = self.session.get_providers()
         check_found(self.providers, self.requested, require or device)
 
@@ -138,11 +142,13 @@ class Restorer:
         return torch.from_numpy(self.session.run(["restored"], feed)[0])
 
     def placement(self) -> list[Placement]:
-        """Which operators ran where, counted in one profiled run."""
+        """Which operators ran where, counted in one profiled run; OpenVINO tells it without one."""
+        if isinstance(self.session, OpenVinoGraph):
+            return self.session.placement({name: np.ones(shape, np.float32) for name, shape in self.session.inputs().items()})
         shapes = {i.name: [n if isinstance(n, int) else 1 for n in i.shape] for i in self.session.get_inputs()}
         feed = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
         return count_kernels(self.model, self.requested, feed, threads=self.threads, integer=self.bundle.target == "cpu")
 
     def integer_convs(self) -> int:
-        """Number of convolutions that ONNX Runtime really runs on integers (CPU kernels)."""
-        return sum(p.count for p in self.placement() if p.op in INTEGER_CONVS)
+        """Number of convolutions that really run on integers (CPU kernels)."""
+        return integer_convs(self.placement())

@@ -1,4 +1,4 @@
-"""A network's bundle on ONNX Runtime, as a :class:`solvers.denoiser.Denoiser`."""
+"""A network's bundle on ONNX Runtime or OpenVINO, as a :class:`solvers.denoiser.Denoiser`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from export.bundle import Bundle, read_bundle
-from export.providers import INTEGER_CONVS, PROVIDERS, Placement, check_found, count_kernels, open_session, wanted_providers
+from export.openvino_runtime import OpenVinoGraph
+from export.providers import PROVIDERS, Placement, check_found, count_kernels, integer_convs, open_session, second_input, wanted_providers
 from export.restorer_session import Restorer
-from quant.temporal import row_of
 from solvers.denoiser import Denoiser
 
-__all__ = ["OnnxNetwork", "Restorer", "Session"]
+__all__ = ["OnnxNetwork", "OpenVinoNetwork", "Restorer", "Session"]
 
 
 class Session(Denoiser):
@@ -22,23 +22,23 @@ class Session(Denoiser):
 
     Args:
         folder: a bundle of a network's graph; it is verified first (:func:`export.bundle.read_bundle`).
-        device: ``cpu``, or ``cuda`` (TensorRT for int8 bundles, CUDA otherwise and for what TensorRT doesn't take).
-        threads: CPU threads; None leaves the choice to ONNX Runtime.
-        require: ``cpu``, ``cuda`` or ``tensorrt``: the provider that must have been set up.
+        device: ``cpu``; ``openvino``: the CPU by OpenVINO instead of ONNX Runtime (``pip install 'restobox[openvino]'``); or ``cuda``
+            (TensorRT for int8 bundles, CUDA otherwise and for what TensorRT doesn't take).
+        threads: CPU threads; None leaves the choice to the runtime.
+        require: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``: the provider that must have been set up.
         cache: folder for TensorRT's engines; None: a folder of the user's cache that nobody else can write.
 
     Raises:
         ValueError: unknown device or provider, a damaged bundle, a restorer's bundle, or a CPU bundle on a GPU.
         RuntimeError: the provider that the device or ``require`` stands for could not be set up.
+        ImportError: device ``openvino`` without that package.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", threads: int | None = None, require: str | None = None, cache=None):
         self.folder, self.bundle = Path(folder), read_bundle(folder)
         if self.bundle.graph == "restorer":
             raise ValueError(f"{folder} holds a whole restoration; run it with export.session.Restorer")
-        wanted = wanted_providers(folder, self.bundle, device, require, threads, cache)
-        network = OnnxNetwork(self.folder / self.bundle.model_file, self.bundle, wanted, threads)
-        check_found(network.providers, wanted, require or device)
+        network = open_network(self.folder, self.bundle, device, threads, require, cache)
         s = self.bundle.settings
         super().__init__(
             network,
@@ -54,13 +54,25 @@ class Session(Denoiser):
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:
-        """Which operators ran where, counted in one profiled call of the network (default: a small input)."""
+        """Which operators ran where, counted in one profiled call of the network (default: a small input).
+
+        OpenVINO tells it of the compiled network, without a call.
+        """
         side = 8 * self.multiple
         return self.network.placement(height or side, width or side)
 
     def integer_convs(self) -> int:
-        """Number of convolutions that ONNX Runtime really runs on integers (CPU kernels)."""
-        return sum(p.count for p in self.placement() if p.op in INTEGER_CONVS)
+        """Number of convolutions that really run on integers (CPU kernels)."""
+        return integer_convs(self.placement())
+
+
+def open_network(folder: Path, bundle: Bundle, device: str, threads: int | None, require: str | None = None, cache=None):
+    """The network of a bundle that has been read, as for :class:`Session`: ``network(x, t)``."""
+    wanted = wanted_providers(folder, bundle, device, require, threads, cache)
+    path = folder / bundle.model_file
+    network = OpenVinoNetwork(path, bundle, threads) if device == "openvino" else OnnxNetwork(path, bundle, wanted, threads)
+    check_found(network.providers, wanted, require or device)
+    return network
 
 
 class OnnxNetwork:
@@ -84,7 +96,7 @@ class OnnxNetwork:
         feed = x.detach().to(place, torch.float32).contiguous()
         out, binding = self._binding((feed.shape[0], self.outputs, *feed.shape[2:]), place)
         binding.bind_input("x", place.type, 0, np.float32, tuple(feed.shape), feed.data_ptr())
-        for name, value in self._second(t).items():
+        for name, value in second_input(self.timesteps, t).items():
             binding.bind_cpu_input(name, value)
         if self.cuda:
             torch.cuda.current_stream().synchronize()  # the session has a stream of its own
@@ -98,13 +110,26 @@ class OnnxNetwork:
             self._bound = (out, binding)
         return self._bound
 
-    def _second(self, t: Tensor) -> dict[str, np.ndarray]:
-        if not self.timesteps:
-            return {"t": t.detach().to("cpu", torch.float32).contiguous().numpy()}
-        return {"index": np.array([row_of(self.timesteps, value) for value in t.tolist()], np.int64)}
-
     def placement(self, height: int, width: int) -> list[Placement]:
         channels = self.session.get_inputs()[0].shape[1]
         t = torch.tensor([self.timesteps[0] if self.timesteps else 0.0])
-        feed = {"x": np.zeros((1, channels, height, width), np.float32)} | self._second(t)
+        feed = {"x": np.zeros((1, channels, height, width), np.float32)} | second_input(self.timesteps, t)
         return count_kernels(self.model, self.requested, feed, threads=self.threads, integer=self.integer)
+
+
+class OpenVinoNetwork:
+    """The same by OpenVINO, on the CPU; a new size of ``x`` costs a compilation (:mod:`export.openvino_runtime`)."""
+
+    def __init__(self, path: str | Path, bundle: Bundle, threads: int | None):
+        self.timesteps, self.channels = tuple(bundle.timesteps), bundle.channels
+        self.graph = OpenVinoGraph(path, bundle.target, threads)
+        self.providers, self.outputs = self.graph.get_providers(), self.graph.outputs()["output"][1]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        feed = {"x": x.detach().to("cpu", torch.float32).contiguous().numpy()} | second_input(self.timesteps, t)
+        return torch.from_numpy(self.graph.run(["output"], feed)[0]).to(x.device)
+
+    def placement(self, height: int, width: int) -> list[Placement]:
+        t = torch.tensor([self.timesteps[0] if self.timesteps else 0.0])
+        feed = {"x": np.zeros((1, self.channels, height, width), np.float32)} | second_input(self.timesteps, t)
+        return self.graph.placement(feed)

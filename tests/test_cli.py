@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -278,12 +280,14 @@ def test_bench_runtime(cli, road, tiny_model):
     assert code == 0
     figures = json.loads(out)
     rows = {row["name"]: row for row in figures["rows"]}
-    assert list(rows) == ["PyTorch eager", "ONNX fp32", "ONNX fp16", "bundle (cpu)"]
+    named = ["PyTorch eager", "ONNX fp32", "ONNX fp16", "bundle (cpu)"]
+    named += ["OpenVINO fp32", "bundle (cpu), OpenVINO"] if find_spec("openvino") else []
+    assert list(rows) == named
     assert rows["ONNX fp32"]["speedup"] == 1
     assert all(row["ms"] > 0 for row in rows.values())
     assert rows["ONNX fp16"]["mb"] < rows["ONNX fp32"]["mb"]
     assert all(row["peak_mb"] is None or row["peak_mb"] > 0 for name, row in rows.items() if name.startswith("ONNX"))
-    assert "bundle (cpu) is" in figures["verdict"]
+    assert re.search(r"bundle \(cpu\)(, OpenVINO)? is", figures["verdict"])
     assert cli("bench", "runtime", road / "bundle", "--model", "photo")[0] == 2
 
 

@@ -96,7 +96,8 @@ def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
     model, ops = node_counts(bundles / target / NETWORK)
     onnx.checker.check_model(model, full_check=True)
     tensors = {t.name: t for t in model.graph.initializer}
-    producers = {n.output[0]: n for n in model.graph.node}
+    dequantizers = {n.input[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    weights = {n.input[1]: n for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Gemm")}
     consumers = {}
     for node in model.graph.node:
         for name in node.input:
@@ -117,12 +118,32 @@ def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
         codes = tensors[f"{name}.weight_codes"]
         assert codes.data_type == onnx.TensorProto.INT8
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(codes), layer.codes)
-        dequantizer = producers[f"{name}.weight_dq"]
+        dequantizer = dequantizers[codes.name]
+        assert weights[dequantizer.output[0]].name == name
+        assert len(dequantizer.input) == 2  # zero point 0
         assert {a.name: a.i for a in dequantizer.attribute}["axis"] == 0
         assert f"{name}.weight" not in tensors
     if target == "tensorrt":
         assert all("QuantizeLinear" not in consumers.get(n.output[0], ()) for n in model.graph.node if n.op_type == "Conv")
         assert not any(t.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.UINT8) for t in model.graph.initializer)
+
+
+@pytest.mark.parametrize("target", ["float", "cpu", "tensorrt"])
+def test_graphs_hold_nothing_that_no_runtime_needs(bundles, quantized, target):
+    model, _ = node_counts(bundles / target / NETWORK)
+    graph = model.graph
+    assert not graph.value_info
+    assert not any(entry.metadata_props for entry in (graph, *graph.node, *graph.input, *graph.output))
+    named = [n.name for n in graph.node if n.name]
+    assert len(set(named)) == len(named)
+    assert set(quantized.names) <= set(named)
+    made = [value for n in graph.node for value in n.output if value]
+    names = [*made, *(t.name for t in graph.initializer), *(v.name for v in graph.input)]
+    assert len(set(names)) == len(names)
+    weights = sum(len(t.raw_data) for t in graph.initializer)
+    assert model.ByteSize() - weights < 80 * (len(graph.node) + len(graph.initializer))
+    suffix = ".weight" if target == "float" else ".weight_codes"
+    assert {f"{name}{suffix}" for name in quantized.names} <= {t.name for t in graph.initializer}
 
 
 def test_every_planned_conv_runs_on_integers_and_errors_agree(bundles, denoiser, quantized, calibration):
@@ -242,7 +263,7 @@ def test_attention_becomes_one_operator_on_cpus_only():
     assert (counts["cpu"]["MultiHeadAttention"], counts["cpu"]["Softmax"]) == (layers, 0)
     assert all((counts[t]["MultiHeadAttention"], counts[t]["Softmax"]) == (0, layers) for t in ("tensorrt", "float"))
     assert {e.domain for e in models["tensorrt"].opset_import} == {""}
-    plain = ir.from_proto(models["float"])
+    plain = ir.from_proto(onnx.shape_inference.infer_shapes(models["float"], data_prop=True))
     assert fuse_attention(plain) == layers
     x, t = np.random.default_rng(0).standard_normal((2, 28, 12, 16), np.float32), np.float32([3, 50])
     outputs = [
@@ -284,7 +305,7 @@ def test_shifted_codes_compute_the_same():
     shifted = shift_codes(plain)
     held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(shifted).graph.initializer}
     np.testing.assert_array_equal(held["c.weight_codes"], codes - 1)
-    assert (held["c.weight_zero"] == -1).all()
+    assert (held["c.weight_codes_zero"] == -1).all()
     x = rng.standard_normal((1, 64, 16, 16)).astype(np.float32)
     outputs = []
     for data in (plain, shifted):

@@ -33,15 +33,15 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
 
     Args:
         model: a name that :func:`models` lists, a diffusers ``UNet2DModel`` folder, or an exported bundle (with ``bundle.json``).
-        device: ``cpu`` or ``cuda``.
-        threads: threads of an ONNX session; all cores by default.
+        device: ``cpu``, ``cuda``, or for bundles ``openvino``.
+        threads: threads of an exported graph's session; all cores by default.
 
     Returns:
-        A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime for bundles; for a bundle of a whole restoration an
+        A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime or OpenVINO for bundles; for a bundle of a whole restoration an
         ``export.session.Restorer``.
 
     Raises:
-        ValueError: neither a known name nor a folder, or a folder that holds no model.
+        ValueError: neither a known name nor a folder, a folder that holds no model, or a PyTorch model for ``openvino``.
     """
     known = {info.name: info.folder for info in models()}
     folder = known.get(str(model), Path(model))
@@ -55,4 +55,6 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
         return kind(folder, device=device, threads=threads)
     from solvers.denoiser import Denoiser
 
+    if device == "openvino":
+        raise ValueError(f"device openvino runs exported bundles; {str(model)!r} is a PyTorch model: export it first")
     return Denoiser.from_pretrained(folder, device=device)

@@ -8,16 +8,19 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from export.bundle import NETWORK, read_bundle
 from export.exporter import export_bundle, input_channels
-from export.session import OnnxNetwork, Session
+from export.session import Session, open_network
 from solvers.denoiser import Denoiser
 from toolbox.api import load
 from toolbox.cost import Cost
+
+FLOAT = ("ONNX fp32", "ONNX fp16", "OpenVINO fp32")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,6 @@ class Candidate:
     device: str
     bytes: int | None
     call: Callable
-    folder: Path | None = None
 
 
 def run_bench_runtime(
@@ -45,6 +47,8 @@ def run_bench_runtime(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """Time PyTorch, float ONNX (32 and 16 bits) and the given bundles, interleaved.
+
+    On the CPU, where OpenVINO is installed, it runs the 32-bit graph and the bundles too.
 
     On one CPU thread a call's processor time is taken, which a busy machine doesn't lengthen; otherwise the wall clock.
 
@@ -86,16 +90,20 @@ def run_bench_runtime(
         for name, target in (("ONNX fp32", "float"), ("ONNX fp16", "cuda")):
             export_bundle(denoiser, places[name], target=target, timesteps=[t])
         places |= {f"{folder.name} ({bundle.target})": folder for folder, bundle in zip(bundles, found, strict=True)}
+        graphs = {name: (folder, device) for name, folder in places.items()}
+        if device == "cpu" and find_spec("openvino") is not None:
+            graphs |= {"OpenVINO fp32": (places["ONNX fp32"], "openvino")}
+            graphs |= {f"{name}, OpenVINO": (folder, "openvino") for name, folder in places.items() if name not in FLOAT}
         try:
             for count in threads:
                 torch.set_num_threads(count)
-                candidates = _candidates(denoiser, places, device, count, fast)
+                candidates = _candidates(denoiser, graphs, count, fast)
                 times = _interleaved(candidates, x, torch.full((batch,), float(t)), repeats, device == "cpu" and count == 1, progress)
                 rows += [_row(c, count, times[c.name], times["ONNX fp32"]) for c in candidates]
         finally:
             torch.set_num_threads(before)
         if memory and device == "cpu":
-            peaks = {name: _peak(folder, tuple(x.shape), float(t)) for name, folder in places.items()}
+            peaks = {name: _peak(*place, tuple(x.shape), float(t)) for name, place in graphs.items()}
             rows = [row | {"peak_mb": peaks.get(row["name"])} for row in rows]
     found = {"model": model, "input": list(x.shape), "repeats": repeats, "rows": rows, "verdict": verdict(rows)}
     return found | ({"skipped": {"PyTorch compiled": reason}} if reason else {})
@@ -106,8 +114,8 @@ def verdict(rows: Sequence[dict]) -> str:
     said = []
     for count in dict.fromkeys(row["threads"] for row in rows):
         here = [row for row in rows if row["threads"] == count]
-        plain = min((r for r in here if r["name"] in ("ONNX fp32", "ONNX fp16")), key=lambda r: r["ms"])
-        small = [r for r in here if r["name"] not in ("ONNX fp32", "ONNX fp16") and not r["name"].startswith("PyTorch")]
+        plain = min((r for r in here if r["name"] in FLOAT), key=lambda r: r["ms"])
+        small = [r for r in here if r["name"] not in FLOAT and not r["name"].startswith("PyTorch")]
         if not small:
             continue
         best = min(small, key=lambda r: r["ms"])
@@ -128,16 +136,16 @@ def _compiled(network: torch.nn.Module, x: torch.Tensor, t: torch.Tensor) -> tup
     return made, ""
 
 
-def _candidates(denoiser: Denoiser, places: dict[str, Path], device: str, threads: int, compiled: Callable | None) -> list[Candidate]:
+def _candidates(denoiser: Denoiser, graphs: dict[str, tuple[Path, str]], threads: int, compiled: Callable | None) -> list[Candidate]:
     network, place = denoiser.network, denoiser.device.type
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     found = [Candidate("PyTorch eager", place, weights, network)]
     if compiled is not None:
         found.append(Candidate("PyTorch compiled", place, weights, compiled))
-    for name, folder in places.items():
+    for name, (folder, device) in graphs.items():
         session = Session(folder, device=device, threads=threads)
         provider = session.network.providers[0].removesuffix("ExecutionProvider").lower()
-        found.append(Candidate(name, provider, (folder / NETWORK).stat().st_size, session.network, folder))
+        found.append(Candidate(name, provider, (folder / NETWORK).stat().st_size, session.network))
     return found
 
 
@@ -171,15 +179,14 @@ def _row(candidate: Candidate, threads: int, times: list[float], reference: list
     }
 
 
-def _peak(folder: Path, shape: tuple[int, ...], t: float) -> float | None:
+def _peak(folder: Path, device: str, shape: tuple[int, ...], t: float) -> float | None:
     """Peak memory in MB that loading and calling a graph adds, in a fresh process; None where the system doesn't tell (not Linux)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_here, (folder, shape, t))
+        return pool.apply(_peak_here, (folder, device, shape, t))
 
 
-def _peak_here(folder: Path, shape: tuple[int, ...], t: float) -> float | None:
+def _peak_here(folder: Path, device: str, shape: tuple[int, ...], t: float) -> float | None:
     bundle = read_bundle(folder)
     with Cost() as cost:
-        network = OnnxNetwork(folder / NETWORK, bundle, ["CPUExecutionProvider"], 1)
-        network(torch.zeros(shape), torch.full((shape[0],), t))
+        open_network(folder, bundle, device, 1)(torch.zeros(shape), torch.full((shape[0],), t))
     return cost.mb

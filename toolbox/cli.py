@@ -177,6 +177,7 @@ def verify(
     steps: Steps = 5,
     psnr_drop: Annotated[float, typer.Option(help="Largest accepted mean loss of PSNR on restored pictures, in dB.")] = 0.1,
     report: Annotated[Path | None, typer.Option(help="Folder for report.html, report.json and pictures.")] = None,
+    device: Annotated[str, typer.Option(help="What runs the bundle: cpu (ONNX Runtime) or openvino.")] = "cpu",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -184,7 +185,7 @@ def verify(
     from export.bundle import read_bundle
 
     if read_bundle(bundle).graph == "restorer":
-        return _verify_restorer(bundle, model, quantized, data, count, psnr_drop, report, seed, as_json)
+        return _verify_restorer(bundle, model, quantized, data, count, psnr_drop, report, device, seed, as_json)
     from toolbox.deploy import run_verify
 
     if quantized is None or calibration is None:
@@ -202,6 +203,7 @@ def verify(
         psnr_drop=psnr_drop,
         report=report,
         seed=seed,
+        device=device,
     )
     if as_json:
         print_json(figures)
@@ -211,7 +213,7 @@ def verify(
             ("error, simulated / ONNX", f"{max(figures['simulated']):.4f} / {max(figures['onnx']):.4f}"),
             ("largest disagreement", f"{figures['agreement']:.1%}"),
             ("size", f"{figures['size_ratio']:.2f} x float"),
-            ("speed", f"{figures['speedup']:.2f} x float ({figures['ms']:.1f} ms, one thread)"),
+            ("speed", f"{figures['speedup']:.2f} x ONNX Runtime's float ({figures['ms']:.1f} ms, one thread)"),
         ]
         if figures["quality"]:
             rows.append(("restored PSNR, float / bundle", "{:.3f} / {:.3f} dB".format(*figures["quality"])))
@@ -222,7 +224,7 @@ def verify(
         raise typer.Exit(3)
 
 
-def _verify_restorer(bundle, model, quantized, data, count, psnr_drop, report, seed, as_json) -> None:
+def _verify_restorer(bundle, model, quantized, data, count, psnr_drop, report, device, seed, as_json) -> None:
     from toolbox.restorer import run_verify_restorer
 
     if data is None:
@@ -235,6 +237,7 @@ def _verify_restorer(bundle, model, quantized, data, count, psnr_drop, report, s
             count=count,
             psnr_drop=psnr_drop,
             report=report,
+            device=device,
             seed=seed,
             quantized=quantized,
             progress=bar.update,
@@ -259,14 +262,14 @@ def _verify_restorer(bundle, model, quantized, data, count, psnr_drop, report, s
 
 @app.command()
 def doctor(
-    require: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt: exit code 3 unless it can be used.")] = None,
+    require: Annotated[str | None, typer.Option(help="cpu, cuda, tensorrt or openvino: exit code 3 unless it can be used.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare what ONNX Runtime wants with what this machine has, and say what mends it."""
     from toolbox.doctor import examine
 
-    if require not in (None, "cpu", "cuda", "tensorrt"):
-        raise ValueError(f"--require {require!r} is unknown; known: cpu, cuda, tensorrt")
+    if require not in (None, "cpu", "cuda", "tensorrt", "openvino"):
+        raise ValueError(f"--require {require!r} is unknown; known: cpu, cuda, tensorrt, openvino")
     report = examine()
     if as_json:
         print_json(report.to_dict())
@@ -288,12 +291,13 @@ def doctor(
 def inspect_(
     bundle: Annotated[Path, typer.Argument(help="Bundle written by `restobox export`.")],
     placement: Annotated[bool, typer.Option("--placement", help="Also run it once and count kernels by provider.")] = False,
+    device: Annotated[str, typer.Option(help="For --placement: cpu, openvino or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Tell what a bundle holds: purpose, settings, files, operators, provenance."""
     from toolbox.inspect import inspect_bundle
 
-    content = inspect_bundle(bundle, placement=placement)
+    content = inspect_bundle(bundle, placement=placement, device=device)
     if as_json:
         return print_json(content)
     for title in ("inputs", "outputs", "weights", "files", "operators", "settings", "run", "recipe", "versions"):

@@ -32,7 +32,7 @@ def inpaint(
     std: Annotated[bool, typer.Option("--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more).")] = False,
     reference: Annotated[Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")] = None,
     tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Fill the missing pixels of a photo."""
@@ -103,7 +103,7 @@ def mri(
     seed: Seed = 0,
     samples: Samples = 1,
     std: Annotated[bool, typer.Option("--std", help="Also write where the samples disagree (needs -n 2 or more).")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Reconstruct undersampled Cartesian MRI, one coil or many."""
@@ -161,7 +161,7 @@ def restore_hsi(
     symmetries: Annotated[int, typer.Option(help="Flips and turns to average: 1, 2, 4, 8.")] = 8,
     quicklook: Annotated[Path | None, typer.Option(help="Also write a picture: before, after, spectra.")] = None,
     reference: Annotated[Path | None, typer.Option(help="The true cube: prints MPSNR, MSSIM, SAM and ERGAS against it.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Denoise a hyperspectral cube: random noise, stripes, dead lines and pixels, impulses."""
@@ -223,7 +223,7 @@ def ultrasound(
         Path | None, typer.Option(help='JSON {"tissue": [[top, left, bottom, right]], "blood": ...}: prints gCNR, KS.')
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="The clip without haze: prints PSNR and SSIM against it.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Take the haze out of ultrasound frames."""
@@ -271,7 +271,7 @@ def dehaze(
     samples: Samples = 1,
     reference: Annotated[Path | None, typer.Option(help="The clear picture: prints PSNR and SSIM against it.")] = None,
     view: Annotated[int, typer.Option(help="Short side, in pixels, of the view that haze is judged on.", min=16)] = 128,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Take the haze out of a photo."""
@@ -291,7 +291,7 @@ def paired(
     samples: Samples = 1,
     reference: Annotated[Path | None, typer.Option(help="The clean picture: prints PSNR and SSIM against it.")] = None,
     tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Restore a photo with a model trained on pairs of degraded and clean ones."""

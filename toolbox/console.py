@@ -20,7 +20,7 @@ Std = Annotated[bool, typer.Option("--std", help="Also write OUT-std.png, where 
 Reference = Annotated[Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")]
 Tile = Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")]
 Symmetries = Annotated[int, typer.Option(help="Flips and turns averaged over: 1, 2, 4, 8; each costs its own network call.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")]
 Picture = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha.")]
 PictureOut = Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")]
 

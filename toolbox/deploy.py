@@ -123,6 +123,7 @@ def run_verify(
     psnr_drop: float,
     report: Path | None,
     seed: int,
+    device: str = "cpu",
 ) -> dict:
     """Prove a bundle against the model it was made from: kernels, errors along the trajectory, speed, restored images.
 
@@ -158,7 +159,8 @@ def run_verify(
         restored.append(results)
         return float(np.mean([psnr(r, i) for r, (_, i, _) in zip(results, cases, strict=True)]))
 
-    parity = verify(denoiser, bundle, made, recorded, restore=restore if cases else None, limits=Limits(quality_drop=psnr_drop))
+    limits = Limits(quality_drop=psnr_drop)
+    parity = verify(denoiser, bundle, made, recorded, device=device, restore=restore if cases else None, limits=limits)
     figures = parity.to_dict()
     if cases:
         pairs = [psnr(b, a) for a, b in zip(*restored, strict=True)]

@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "diffusers", "brevitas", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+PACKAGES = (
+    *("torch", "torchvision", "diffusers", "brevitas", "onnx", "onnx-ir", "onnxscript"),
+    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino"),
+)
 LIBRARY = re.compile(r"lib(?:nvinfer|nvonnxparser|cudart|cublas|cudnn|cufft|curand|nvrtc)\w*\.so\.\d+")
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
@@ -31,7 +34,7 @@ class Library:
 class Report:
     """Versions of packages, providers of the installed ONNX Runtime, their libraries, and whether each device can be used.
 
-    ``usable`` holds ``cpu``, ``cuda`` and ``tensorrt``; ``advice`` one line for each thing that is wrong.
+    ``usable`` holds ``cpu``, ``cuda``, ``tensorrt`` and ``openvino``; ``advice`` one line for each thing that is wrong.
     """
 
     packages: dict[str, str]
@@ -68,6 +71,7 @@ def examine() -> Report:
         ours = [entry for entry in libraries if entry.provider == provider]
         usable[provider] = title in providers and gpu is not None and all(entry.found for entry in ours)
     usable["tensorrt"] &= usable["cuda"]
+    usable["openvino"] = _openvino()
     return Report(packages, gpu, providers, libraries, usable, tuple(_advice(packages, gpu, providers, libraries)))
 
 
@@ -110,6 +114,8 @@ def mend(library: str, beside: list[str]) -> str:
 def _advice(packages: dict[str, str], gpu: str | None, providers: tuple[str, ...], libraries: tuple[Library, ...]):
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         yield "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+    if "openvino" not in packages:
+        yield "OpenVINO, the faster runtime of 8-bit bundles on x86-64 (--device openvino), is missing: pip install 'restobox[openvino]'"
     if gpu is None:
         yield "no NVIDIA driver answers: restorations run on the CPU (libcuda.so.1 comes with the driver, not from pip)"
         return
@@ -142,6 +148,16 @@ def _gpu() -> str | None:
     if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, 256, device):
         return None
     return name.value.decode()
+
+
+def _openvino() -> bool:
+    """Whether OpenVINO is installed and finds the processor."""
+    try:
+        import openvino
+
+        return "CPU" in openvino.Core().available_devices
+    except (ImportError, RuntimeError):
+        return False
 
 
 def _locate(name: str) -> str | None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from export.bundle import read_bundle
 
 
-def inspect_bundle(folder: Path, *, placement: bool = False) -> dict:
-    """Contents of a verified bundle: purpose, settings, provenance, files, operators; with ``placement`` also which kernels run.
+def inspect_bundle(folder: Path, *, placement: bool = False, device: str = "cpu") -> dict:
+    """Contents of a verified bundle: purpose, settings, provenance, files, operators; with ``placement`` also which kernels run
+    on ``device``.
 
     Raises:
         ValueError, OSError: as :func:`export.bundle.read_bundle`.
@@ -29,7 +30,7 @@ def inspect_bundle(folder: Path, *, placement: bool = False) -> dict:
     if placement:
         from export.session import Restorer, Session
 
-        session = (Restorer if bundle.graph == "restorer" else Session)(folder)
+        session = (Restorer if bundle.graph == "restorer" else Session)(folder, device=device)
         content["placement"] = [asdict(row) for row in session.placement()]
     return content
 

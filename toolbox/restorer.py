@@ -93,6 +93,7 @@ def run_verify_restorer(
     seed: int,
     quantized: Path | None = None,
     report: Path | None = None,
+    device: str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
     """Restore pictures with the bundle and with the float model's own loop: same noise, same masks.
@@ -100,6 +101,7 @@ def run_verify_restorer(
     Args:
         quantized: for an 8-bit bundle: also run the host's loop around the simulated 8-bit network and compare with that.
         report: folder for ``report.html``, ``report.json`` and the pictures.
+        device: what runs the bundle, ``cpu`` (ONNX Runtime), ``openvino`` or ``cuda``.
 
     Returns:
         Kernels planned and fused, mean PSNR and SSIM of both, PSNR between the two, per picture and in the mean, and ``failures``.
@@ -112,7 +114,7 @@ def run_verify_restorer(
 
     if report is not None:
         check_folder(report)
-    restorer = Restorer(bundle)
+    restorer = Restorer(bundle, device=device)
     run = restorer.run
     if run.task != "inpaint":
         return _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report, progress)
@@ -140,13 +142,13 @@ def run_verify_restorer(
             shown.append(picture(report, f"case-{k}.png", zip(titles, (image, image * known.numpy(), host, ours), strict=True)))
         progress(k + 1)
     mean = {key: float(np.mean([entry[key] for entry in images])) for key in images[0] if key != "mask"}
-    fused = restorer.integer_convs() if restorer.bundle.target == "cpu" else None
+    fused = _fused(restorer)
     failures = []
     if fused is not None and fused != restorer.bundle.planned:
         failures.append(f"{fused} convolutions run on integers; {restorer.bundle.planned} were planned")
     if mean["psnr_float"] - mean["psnr_bundle"] > psnr_drop:
         failures.append(f"restored images lose {mean['psnr_float'] - mean['psnr_bundle']:.3f} dB; limit {psnr_drop:g} dB")
-    figures = {"planned": restorer.bundle.planned, "fused": fused} | mean | {"images": images, "failures": failures}
+    figures = {"device": device, "planned": restorer.bundle.planned, "fused": fused} | mean | {"images": images, "failures": failures}
     set_parity(bundle, figures)
     if report is not None:
         rows = [(key, value) for key, value in figures.items() if not isinstance(value, list)]
@@ -184,18 +186,24 @@ def _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report
             shown.append(picture(report, f"case-{k}.png", titles))
         progress(k + 1)
     mean = {key: float(np.mean([entry[key] for entry in images])) for key in images[0]}
-    fused = restorer.integer_convs() if bundle.target == "cpu" else None
+    fused = _fused(restorer)
     failures = []
     if fused is not None and fused != bundle.planned:
         failures.append(f"{fused} convolutions run on integers; {bundle.planned} were planned")
     if mean["psnr_float"] - mean["psnr_bundle"] > psnr_drop:
         failures.append(f"restored images lose {mean['psnr_float'] - mean['psnr_bundle']:.3f} dB; limit {psnr_drop:g} dB")
-    figures = {"planned": bundle.planned, "fused": fused} | mean | {"images": images, "failures": failures}
+    figures = {"device": restorer.device, "planned": bundle.planned, "fused": fused} | mean | {"images": images, "failures": failures}
     set_parity(restorer.folder, figures)
     if report is not None:
         rows = [(key, value) for key, value in figures.items() if not isinstance(value, list)]
         write_report(report, restorer.folder.name, figures, [html_table(("figure", "value"), rows), *shown])
     return figures
+
+
+def _fused(restorer) -> int | None:
+    """Convolutions on integers; None where the runtime has no such kernels for the graph."""
+    target = restorer.bundle.target
+    return restorer.integer_convs() if target == "cpu" or (restorer.device == "openvino" and target == "tensorrt") else None
 
 
 def _shown(result: torch.Tensor, task: str) -> np.ndarray:
