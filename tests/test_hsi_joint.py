@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from quant.quantize import quantize
+from quant.trajectory import CalibrationSet
 from restoration.eigen_images import Counter, Sampling, Statistics, jointly
 from restoration.hsi_noise import add_noise
 from restoration.hsi_simulation import SENSORS, SpectralLibrary, abundances, bands_of, fields, simulate_cube
@@ -18,6 +20,7 @@ from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
 from solvers.process import VP
 from toolbox.bench_hsi import run_bench_hsi
+from toolbox.calibrate import run_calibrate
 from toolbox.hsi_training import LatentExamples
 from toolbox.recipe import Recipe
 from toolbox.training import batches, train
@@ -236,6 +239,26 @@ def test_stages_train_from_each_other(folder, tmp_path):
     other = recipe(tmp_path).model_copy(update={"network": recipe(tmp_path).network.model_copy(update={"block_out_channels": [16]})})
     with pytest.raises(ValueError, match="other weights"):
         train(other, folder, tmp_path / "other", start_from=prior)
+
+
+def test_a_joint_model_is_calibrated_and_runs_in_eight_bits(folder, tmp_path):
+    """On simulated scenes of both sensors; on another scene the 8-bit network's cube is the float one's to a percent."""
+    model = train(recipe(tmp_path), folder, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"spectral_library.npz; got None"):
+        run_calibrate(str(model), None, tmp_path / "no.safetensors", task="hsi")
+    with pytest.raises(ValueError, match="joint latents"):
+        run_calibrate("grey", folder, tmp_path / "no.safetensors", task="hsi")
+    figures = run_calibrate(str(model), folder, tmp_path / "c.safetensors", task="hsi", steps=[1], count=4, side=32)
+    assert figures["samples"] > 0
+    denoiser = Denoiser.from_pretrained(model)
+    library = SpectralLibrary.read(folder / "spectral_library.npz")
+    noisy = add_noise(simulate_cube(library, picture(32), bands_of("vnir"), 7), "iid", 5, 0.1)
+    exact = HyperspectralTask(denoiser, symmetries=1)(noisy).rows()
+    denoiser.network = quantize(denoiser.network, CalibrationSet.load(tmp_path / "c.safetensors", denoiser.network))
+    coded = HyperspectralTask(denoiser, symmetries=1)(noisy).rows()
+    change = np.linalg.norm(coded - exact) / np.linalg.norm(exact)
+    assert 0 < change < 0.01
+    assert not (tmp_path / "no.safetensors").exists()
 
 
 def test_training_lowers_the_loss(folder, tmp_path):
