@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from toolbox import cli_bench, cli_linear, cli_quant, cli_restore
+from toolbox import cli_bench, cli_bench_tasks, cli_linear, cli_quant, cli_restore
 from toolbox.console import DEFAULT_MODEL, Json, Model, ProgressBar, Samples, Seed, Solver, Steps, print_json, print_table
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_restore.app, name="restore")
 cli_restore.app.registered_commands += cli_linear.app.registered_commands
+cli_bench.app.registered_commands += cli_bench_tasks.app.registered_commands
 app.add_typer(cli_bench.app, name="bench")
 
 
