@@ -18,8 +18,8 @@ from solvers.process import CLEAN
 
 @dataclass(frozen=True)
 class MRIJob(Job):
-    """``kspace (B, 2 coils, H, W)``, real parts first; ``mask (B, 1, H, W)``; ``maps`` like k-space for more than one coil; the result is
-    the complex image ``(B, 2, H, W)`` in the units of the data.
+    """``kspace (B, 2 coils, H, W)``, real parts first; ``mask (B, 1, H, W)``; ``maps`` like k-space for more than one coil, of norm 1 over
+    the coils (:func:`restoration.mri.normalise_maps`); the result is the complex image ``(B, 2, H, W)`` in the units of the data.
 
     Args:
         task: of a conditional network, with its default correction or none.
