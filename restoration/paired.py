@@ -20,7 +20,9 @@ from solvers.resfusion import Resfusion, ResfusionSampler
 from solvers.solver import Solver, Step
 
 PLAIN, MASKED, HAZE = 3, 4, 7  # condition channels: the degraded picture; and a mask; what haze_condition gives
-LITTLE = 1e-4  # RDDM's sum_scale for matched networks: one answer is right, and noise would leave blotches where they are unsure
+# Noise where a run of a matched network starts, in the network's range: one answer is right, and noise would leave blotches where it is
+# unsure.
+LITTLE = 0.01
 VIEW = 128  # short side at which haze is judged: the whole scene, whatever the picture's size
 SOFT = DarkChannelPrior(window=5, omega=0.8, radius=10)  # for that size; all of the haze would leave dark, coloured skies to be mended
 
@@ -60,15 +62,15 @@ def carry(image: Tensor, small: Tensor, restored: Tensor, radius: int = 2, eps: 
 
 
 def default_process(denoiser, solver: Solver, num_inference_steps: int) -> Process:
-    """What a run follows from the degraded picture: the network's own process if that holds the picture, else, by level matching,
-    Resfusion's for its own sampler (its schedule with at least that many levels; five as released) and RDDM's with little noise for any
-    other."""
+    """What a run follows from the degraded picture: the network's own process if that holds the picture, else, by level matching and with
+    little noise, Resfusion's for its own sampler (its schedule with at least that many levels; five as released) and RDDM's for any other.
+    """
     if denoiser.process.holds_image:
         return denoiser.process
     if not isinstance(solver, ResfusionSampler):
-        return RDDM.scheduled(sum_scale=LITTLE)
+        return RDDM.scheduled(sum_scale=LITTLE**2)
     steps = 12
-    while len(process := Resfusion.scheduled("linear", steps)) < num_inference_steps:
+    while len(process := Resfusion.scheduled("linear", steps, LITTLE)) < num_inference_steps:
         steps += 1
     return process
 

@@ -32,7 +32,13 @@ class Form:
 KINDS: dict[str, tuple[type[Process], tuple[Form, ...]]] = {
     "vp": (VP, (Form(VP, ("alphas_cumprod",)),)),
     "step-indexed": (StepIndexed, (Form(StepIndexed, ("alphas_cumprod",)),)),
-    "resfusion": (Resfusion, (Form(Resfusion, ("alphas_cumprod",)), Form(Resfusion.scheduled, ("schedule", "steps")))),
+    "resfusion": (
+        Resfusion,
+        (
+            Form(Resfusion, ("alphas_cumprod",), ("noise_scale",)),
+            Form(Resfusion.scheduled, ("schedule", "steps"), ("noise_scale",)),
+        ),
+    ),
     "rddm": (
         RDDM,
         (
@@ -59,7 +65,8 @@ def describe(process: Process) -> dict:
         raise ValueError(
             f"a {type(process).__name__} process can't be written down; known: {', '.join(c.__name__ for c, _ in KINDS.values())}"
         )
-    values = {name: getattr(process, HELD_AS.get(name, name)) for name in KINDS[kind][1][0].fields}
+    form = KINDS[kind][1][0]
+    values = {name: getattr(process, HELD_AS.get(name, name)) for name in (*form.fields, *form.optional)}
     return {"kind": kind} | {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
 
 

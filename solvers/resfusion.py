@@ -31,14 +31,16 @@ class Resfusion(Process):
 
     Args:
         alphas_cumprod: ``abar`` of the ``T'`` levels, strictly decreasing in (0, 1), the last with ``q`` close to 1/2.
+        noise_scale: s in ``b = s sqrt(1 - abar)``, as if images were counted in units of s; 1 as released. RDDM's ``sum_scale`` is the
+            square of the same. ``g`` is then ``b/(1 + sqrt(alpha))/s^2``, so that ``b n`` holds the same share of R.
 
     Raises:
-        ValueError: a table that does not fit this.
+        ValueError: a table that does not fit this, or a scale that is not positive.
     """
 
     prediction_types = (*PREDICTION_TYPES, "residual", "resnoise")
 
-    def __init__(self, alphas_cumprod):
+    def __init__(self, alphas_cumprod, noise_scale: float = 1.0):
         abar = np.array(alphas_cumprod, dtype=np.float64)
         if abar.ndim != 1 or abar.size == 0 or not ((abar > 0) & (abar < 1)).all() or (np.diff(abar) >= 0).any():
             raise ValueError("alphas_cumprod must be a table (T',) that decreases strictly in (0, 1)")
@@ -47,21 +49,24 @@ class Resfusion(Process):
             raise ValueError(
                 f"alphas_cumprod must end where its root crosses 1/2; it goes on to a root of {q[-1]:.3g}. Use Resfusion.scheduled"
             )
-        super().__init__(np.maximum(2 * q - 1, 0), np.sqrt(1 - abar), 1 - q)
+        if not 0 < noise_scale < np.inf:
+            raise ValueError(f"noise_scale must be a positive number; got {noise_scale}")
+        super().__init__(np.maximum(2 * q - 1, 0), noise_scale * np.sqrt(1 - abar), 1 - q)
+        self.noise_scale = float(noise_scale)
         self.alphas_cumprod, self.root_table = abar, q
         self.a_table = 2 * q - 1
         for table in (self.alphas_cumprod, self.root_table, self.a_table):
             table.setflags(write=False)
 
     @classmethod
-    def scheduled(cls, schedule: str = "linear", steps: int = 12) -> Resfusion:
+    def scheduled(cls, schedule: str = "linear", steps: int = 12, noise_scale: float = 1.0) -> Resfusion:
         """The released "LinearPro" and "CosinePro": see :func:`truncated`. ``linear`` of 12 steps, their choice, leaves 5.
 
         Raises:
-            ValueError: an unknown schedule, or too few steps.
+            ValueError: an unknown schedule, too few steps, or a scale that is not positive.
         """
         abar = truncated(schedule, steps)
-        return cls(abar[: 1 + np.argmin(np.abs(np.sqrt(abar) - 0.5))])
+        return cls(abar[: 1 + np.argmin(np.abs(np.sqrt(abar) - 0.5))], noise_scale)
 
     def _q(self, t: np.ndarray) -> np.ndarray:
         return log_linear(t, self.root_table, 1.0)
@@ -70,13 +75,13 @@ class Resfusion(Process):
         return 2 * self._q(t) - 1
 
     def _b(self, t: np.ndarray) -> np.ndarray:
-        return np.sqrt(-np.expm1(2 * np.log(self._q(t))))
+        return self.noise_scale * np.sqrt(-np.expm1(2 * np.log(self._q(t))))
 
     def _c(self, t: np.ndarray) -> np.ndarray:
         return 1 - self._q(t)
 
     def _g(self, t: np.ndarray) -> np.ndarray:
-        return self._b(t) / (1 + self._q(t) / self._q(np.maximum(t - 1, CLEAN)))
+        return self._b(t) / self.noise_scale**2 / (1 + self._q(t) / self._q(np.maximum(t - 1, CLEAN)))
 
     def resnoise_weight(self, t):
         """``g``, the residual's share in ``resnoise``, at one time or a tensor of times."""

@@ -159,6 +159,7 @@ PROCESSES = {
     "zero-snr": VP.linear(20, zero_terminal_snr=True),
     "step-indexed": StepIndexed(VP.linear(30).alphas_cumprod),
     "resfusion": Resfusion.scheduled("cosine", 30),
+    "resfusion-little-noise": Resfusion.scheduled(noise_scale=0.05),
     "rddm": RDDM.scheduled(40, 0.01, residual=("decreased", 2.0), noise=("normal", 1.0), release="later"),
     "ve": VE(0.01, 20.0),
     "continuous-vp": ContinuousVP(0.2, 15.0, 0.01),
@@ -203,6 +204,8 @@ def test_diffusers_reads_a_saved_schedule(tmp_path):
     ("data", "process"),
     [
         ({"kind": "resfusion", "schedule": "linear", "steps": 12}, Resfusion.scheduled()),
+        ({"kind": "resfusion", "schedule": "linear", "steps": 12, "noise_scale": 0.1}, Resfusion.scheduled(noise_scale=0.1)),
+        ({"kind": "resfusion", "alphas_cumprod": [0.9, 0.5, 0.25]}, Resfusion([0.9, 0.5, 0.25])),
         ({"kind": "rddm", "steps": 1000}, RDDM.scheduled()),
         (
             {"kind": "rddm", "steps": 10, "sum_scale": 0.01, "residual": ["average", 1], "noise": ["increased", 2.0], "release": "later"},
@@ -271,7 +274,11 @@ def describes(process, prediction_type="sample"):
         ("denoiser.json", lambda p: p.write_text('{"condition_channels": 1, "value_range": [1, 0]}'), "low < high"),
         ("denoiser.json", describes('{"kind": "flow"}'), "vp, step-indexed, resfusion, rddm, ve, continuous-vp, tables"),
         ("denoiser.json", describes('"rddm"'), "an object with a kind"),
-        ("denoiser.json", describes('{"kind": "resfusion", "steps": 12}'), r"alphas_cumprod or schedule, steps; got steps"),
+        (
+            "denoiser.json",
+            describes('{"kind": "resfusion", "steps": 12}'),
+            r"alphas_cumprod, \[noise_scale\] or schedule, steps, \[noise_scale\]; got steps",
+        ),
         ("denoiser.json", describes('{"kind": "resfusion", "schedule": "quadratic", "steps": 12}'), "linear, cosine"),
         ("denoiser.json", describes('{"kind": "rddm", "steps": 1e30}'), "whole number"),
         ("denoiser.json", describes('{"kind": "rddm", "steps": 100, "noise": ["gaussian", 1]}'), "increased, decreased, average, normal"),

@@ -43,6 +43,7 @@ EPS = noise(COUNT, 5)
 RESIDUAL = {
     "resfusion-5-levels": Resfusion.scheduled(),
     "resfusion-11-levels": Resfusion.scheduled("linear", 30),
+    "resfusion-little-noise": Resfusion.scheduled(noise_scale=0.05),
     "resfusion-100-levels": Resfusion.scheduled("linear", 273),
     "rddm": RDDM.scheduled(),
     "rddm-little-noise": RDDM.scheduled(200, 0.01),

@@ -74,7 +74,10 @@ def test_a_matched_network_answers_like_a_native_one(solver, process):
 
 def test_restoration_starts_at_the_degraded_picture():
     image = torch.from_numpy(smooth_picture(8, 8))
-    for solver, process in ((RDDMSampler(), RDDM.scheduled(sum_scale=LITTLE)), (ResfusionSampler(), Resfusion.scheduled())):
+    for solver, process in (
+        (RDDMSampler(), RDDM.scheduled(sum_scale=LITTLE**2)),
+        (ResfusionSampler(), Resfusion.scheduled(noise_scale=LITTLE)),
+    ):
         seen = []
         task = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True)), solver)
         task(image, seed=7, callback=lambda k, step, seen=seen: seen.append(step))
@@ -87,8 +90,8 @@ def test_restoration_starts_at_the_degraded_picture():
 
 def test_default_processes():
     vp = posterior(VP.cosine(zero_terminal_snr=True))
-    assert default_process(vp, DDIM(), 5) == RDDM.scheduled(sum_scale=LITTLE)
-    assert default_process(vp, ResfusionSampler(), 5) == Resfusion.scheduled("linear", 12)
+    assert default_process(vp, DDIM(), 5) == RDDM.scheduled(sum_scale=LITTLE**2)
+    assert default_process(vp, ResfusionSampler(), 5) == Resfusion.scheduled("linear", 12, LITTLE)
     assert len(default_process(vp, ResfusionSampler(), 8)) >= 8
     native = posterior(Resfusion.scheduled())
     assert default_process(native, DDIM(), 5) == native.process
@@ -529,7 +532,10 @@ def test_calibration_records_the_levels_of_all_solvers(tmp_path, tiny_haze, pict
     figures = run_calibrate(str(tiny_haze), pictures, tmp_path / "c.safetensors", **options)
     d = Denoiser.from_pretrained(tiny_haze)
     wanted = {d.process.end}
-    for process, times in ((RDDM.scheduled(sum_scale=LITTLE), (799, 599, 399, 199)), (Resfusion.scheduled(), (3, 2, 1, 0))):
+    for process, times in (
+        (RDDM.scheduled(sum_scale=LITTLE**2), (799, 599, 399, 199)),
+        (Resfusion.scheduled(noise_scale=LITTLE), (3, 2, 1, 0)),
+    ):
         wanted |= {d.process.time_at(process.log_snr(float(t))) for t in times}
     np.testing.assert_allclose(sorted(figures["timesteps"]), sorted(wanted), atol=1e-3)
     with pytest.raises(ValueError, match="dehaze"):

@@ -185,6 +185,30 @@ def test_a_perfect_network_restores_the_image_from_the_degraded_one(process):
         assert torch.equal(image, x0)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_noise_scale_is_a_unit_of_images(target):
+    """A run with ``noise_scale=s`` is a released one of all images divided by s; so are states and targets of training."""
+    s, steps = 0.05, 20
+    scaled, released = Resfusion.scheduled("linear", steps, s), Resfusion.scheduled("linear", steps)
+    x0, y, eps = noise(3, 1), noise(3, 2), noise(3, 3)
+    t = torch.tensor([0, 3, len(released) - 1])
+    x, output = scaled.training_pair(x0, y, eps, t, target)
+    x_released, output_released = released.training_pair(x0 / s, y / s, eps, t, target)
+    unit = 1 if target == "resnoise" else s  # noise has no unit
+    assert (x - s * x_released).abs().max() < 1e-12
+    assert (output - unit * output_released).abs().max() < 1e-12
+
+    def run(process, size):
+        shown = size / s * y  # the degraded image in the run's unit
+        unit = 1 if target == "resnoise" else size
+        network = Denoiser(lambda z, t: unit * stand_in(z / size, shown / size, t), process, target).with_degraded(shown)
+        rng = torch.Generator().manual_seed(0)
+        start, grid = process.start(shown, eps), leading(process, len(process))
+        return solve(ResfusionSampler(), network, start, grid, y=shown, generator=rng).x0
+
+    assert (run(scaled, s) - s * run(released, 1.0)).abs().max() < 1e-10
+
+
 def test_on_a_plain_process_it_is_ddpm():
     process, x = VP.linear(), noise(2)
     from mixtures import small_mixture
@@ -233,6 +257,8 @@ def test_denoiser_takes_y_from_its_condition_or_its_own():
         (lambda: Resfusion.scheduled("cosine", 1.5), "whole number"),
         (lambda: Resfusion([0.9, 0.5, 0.1]), "crosses 1/2"),
         (lambda: Resfusion([0.9, 0.95]), "decreases strictly"),
+        (lambda: Resfusion.scheduled(noise_scale=0), "positive number; got 0"),
+        (lambda: Resfusion.scheduled(noise_scale=float("nan")), "positive number"),
         (lambda: ResfusionSampler(eta=2), r"\[0, 1\]"),
         (lambda: ResfusionSampler(clip=0), "positive"),
         (lambda: Resfusion.scheduled().training_pair(*(noise(1),) * 3, torch.tensor([0]), "score"), "resnoise, sample, residual"),
