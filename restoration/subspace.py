@@ -114,7 +114,7 @@ def weighted_coefficients(basis: np.ndarray, z: np.ndarray, used: np.ndarray, ri
 
 
 def fit_subspace(
-    values: np.ndarray, valid: np.ndarray, sigma: np.ndarray | None = None, rank: int | None = None, iterations: int = 8
+    values: np.ndarray, valid: np.ndarray, sigma: np.ndarray | None = None, rank: int | None = None, iterations: int = 14
 ) -> Subspace:
     """Fit the model to a cube, or to a part of its rows.
 
@@ -170,8 +170,10 @@ def fit_subspace(
         residual = residual - stripes[:, None, :] + lines[:, :, None]
         lines = _offsets(residual, used, 2)
         residual = residual - lines[:, :, None]
-        # the fit has taken its share of the noise out of each residual
-        left = np.sqrt(np.maximum(1 - (model.basis**2).sum(1), 0.1))
+        # the fit has taken its share of the noise out of each residual: a larger one where it rests on few bands
+        held = model.basis * clear.mean((1, 2))[:, None]
+        own = (model.basis @ np.linalg.inv(held.T @ model.basis + 1e-6 * np.eye(r)) * model.basis).sum(1)
+        left = np.sqrt(np.maximum(1 - own, 0.1))
         scale = np.array([_mad(x[u]) for x, u in zip(residual, used, strict=True)]) / left
         new = model.sigma
         if not given:

@@ -46,6 +46,14 @@ def test_shipped_models_are_complete_and_small():
     assert isinstance(load("photo-int8"), Session)
 
 
+def test_scenes_are_measured_in_patterns_that_no_model_was_trained_on():
+    patterns = set(re.findall(r"from skimage\.data import (\w+)", (ROOT / "toolbox" / "bench_hsi.py").read_text()))
+    trained = {line.split(".")[0] for file in ZOO.glob("*/CREDITS.tsv") for line in file.read_text().splitlines()}
+    assert patterns
+    assert {"coffee", "astronaut"} <= trained
+    assert not patterns & trained
+
+
 def test_photo_model_beats_its_lift_and_int8_loses_next_to_nothing(case):
     image, mask = case
     lift = push_pull(image[None], mask[None, None])[0]

@@ -73,9 +73,9 @@ def _clean(cube: str, library: Path | None, seed: int) -> np.ndarray:
         return _unit(read_cube(cube).values)
     if library is None:
         raise ValueError(f"the scene {cube!r} is mixed from measured spectra: give --library")
-    from skimage.data import coffee  # no training picture
+    from skimage.data import chelsea  # no training picture, unlike other colour photographs there
 
-    picture = coffee()[:396:3, :600:3].transpose(2, 0, 1) / 255
+    picture = chelsea()[::3, ::3].transpose(2, 0, 1) / 255
     return simulate_cube(SpectralLibrary.read(library), picture, bands_of(cube), seed)
 
 
