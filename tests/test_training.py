@@ -105,6 +105,23 @@ def test_bad_recipes(tmp_path, change, says):
         Recipe.read(path)
 
 
+def test_factors_of_blocks_are_the_recipes(tiny_recipe, tmp_path):
+    path = tmp_path / "blocks.toml"
+    path.write_text(
+        TINY_RECIPE.replace('["random", "strokes"]', '["blocks"]\nfactors = [2, 4, 4]').replace("patch_size = 32", "patch_size = 24")
+    )
+    recipe = Recipe.read(path)
+    c = recipe.condition
+    known = draw_known(300, 24, c.kinds, 0.0, np.random.default_rng(0), c.factors)[:, 0, 0, 0]
+    count = {float(v): int((known == v).sum()) for v in known.unique()}
+    assert set(count) == {1 / 4, 1 / 16}
+    assert 160 < count[1 / 16] < 240  # two of three, five standard deviations to either side
+    assert Recipe.read(tiny_recipe).condition.factors == list(BLOCKS)
+    path.write_text(path.read_text().replace("[2, 4, 4]", "[5]"))
+    with pytest.raises(ValueError, match="factors"):
+        Recipe.read(path)
+
+
 def test_blocks_are_shown_as_their_enlarged_means(tiny_recipe):
     d = build(Recipe.read(tiny_recipe))
     known = draw_known(40, 24, ["blocks", "random"], 0.1, np.random.default_rng(0))

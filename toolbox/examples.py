@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +76,14 @@ class Patches:
 BLOCKS = (2, 3, 4)
 
 
-def draw_known(count: int, size: int, kinds: list[str], drop: float, rng: np.random.Generator) -> Tensor:
+def draw_known(count: int, size: int, kinds: list[str], drop: float, rng: np.random.Generator, factors: Sequence[int] = BLOCKS) -> Tensor:
     """``(count, 1, size, size)``: 1 = known, 0 = missing, ``1/f^2`` where the means of f x f blocks are; a share ``drop`` knows nothing."""
     masks = np.zeros((count, 1, size, size), np.float32)
     for k in range(count):
         if rng.random() >= drop:
             kind = kinds[rng.integers(len(kinds))]
             if kind == "blocks":
-                masks[k] = 1 / BLOCKS[rng.integers(len(BLOCKS))] ** 2
+                masks[k] = 1 / factors[rng.integers(len(factors))] ** 2
                 continue
             missing = rng.uniform(0.3, 0.97) if kind == "random" else rng.uniform(0.05, 0.4)
             masks[k, 0] = make_mask(kind, size, size, missing, rng)
@@ -100,7 +101,7 @@ class PhotoExamples:
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and what is known of them."""
         c = self.recipe.condition
-        return self.patches.draw(count, rng), draw_known(count, self.recipe.patch_size, c.kinds, c.drop, rng)
+        return self.patches.draw(count, rng), draw_known(count, self.recipe.patch_size, c.kinds, c.drop, rng, c.factors)
 
     @staticmethod
     def show(denoiser: Denoiser, image: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,12 +116,13 @@ class PhotoExamples:
 
     def measured(self, denoiser: Denoiser, rng: np.random.Generator) -> list[Measured]:
         """A batch of which pixels are known, or the means of blocks, or (a share ``drop`` of the batches) nothing."""
-        kinds, size, count = self.recipe.condition.kinds, self.recipe.patch_size, self.recipe.batch_size
-        if rng.random() < self.recipe.condition.drop:
+        condition, size, count = self.recipe.condition, self.recipe.patch_size, self.recipe.batch_size
+        kinds, factors = condition.kinds, condition.factors
+        if rng.random() < condition.drop:
             nothing = torch.zeros(count, 1, size, size, device=denoiser.device)
             return [Measured(*self.show(denoiser, self.patches.draw(count, rng).to(nothing), nothing), correct=None)]
         blocks = kinds[rng.integers(len(kinds))] == "blocks"
-        factor = BLOCKS[rng.integers(len(BLOCKS))]
+        factor = factors[rng.integers(len(factors))]
         if blocks:
             known, operator = torch.full((count, 1, size, size), 1 / factor**2, device=denoiser.device), BlockMean((size, size), factor)
         else:

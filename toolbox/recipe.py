@@ -96,6 +96,7 @@ class Loss(_Section):
 class Condition(_Section):
     drop: float = Field(0.15, ge=0, le=1)
     kinds: list[Literal["random", "strokes", "text", "box", "blocks"]] = Field(min_length=1)
+    factors: list[Literal[2, 3, 4]] = Field([2, 3, 4], min_length=1)  # sides of `blocks` in pixels
 
 
 class Optimizer(_Section):
