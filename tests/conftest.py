@@ -75,3 +75,19 @@ def tiny_model(tmp_path_factory, tiny_recipe, pictures) -> Path:
     from toolbox.training import train
 
     return train(Recipe.read(tiny_recipe), pictures, tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def calibration(denoiser):
+    """What the module's ``denoiser`` sees while it restores."""
+    from quant_helpers import recording
+
+    return recording(denoiser)[0]
+
+
+@pytest.fixture(scope="module")
+def quantized(denoiser, calibration):
+    """The module's ``denoiser`` at 8 bits, by the default recipe."""
+    from quant.quantize import quantize
+
+    return quantize(denoiser.network, calibration)

@@ -43,16 +43,6 @@ def denoiser():
 
 
 @pytest.fixture(scope="module")
-def calibration(denoiser):
-    return recording(denoiser)[0]
-
-
-@pytest.fixture(scope="module")
-def quantized(denoiser, calibration):
-    return quantize(denoiser.network, calibration)
-
-
-@pytest.fixture(scope="module")
 def bundles(tmp_path_factory, denoiser, quantized):
     """One bundle per target; the float one is a timestep graph."""
     root = tmp_path_factory.mktemp("bundles")

@@ -16,7 +16,6 @@ from export.openvino_runtime import KEPT, OpenVinoGraph
 from export.parity import verify
 from export.providers import Placement, integer_convs
 from export.session import Restorer, Session
-from quant.quantize import quantize
 from restoration.inpainting import InpaintingTask
 from restoration.metrics import psnr
 from solvers.ddim import DDIM
@@ -33,16 +32,6 @@ needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None
 @pytest.fixture(scope="module")
 def denoiser():
     return tiny_denoiser(attention=True)
-
-
-@pytest.fixture(scope="module")
-def calibration(denoiser):
-    return recording(denoiser)[0]
-
-
-@pytest.fixture(scope="module")
-def quantized(denoiser, calibration):
-    return quantize(denoiser.network, calibration)
 
 
 @pytest.fixture(scope="module")

@@ -25,16 +25,6 @@ def denoiser():
     return tiny_denoiser()
 
 
-@pytest.fixture(scope="module")
-def calibration(denoiser):
-    return recording(denoiser)[0]
-
-
-@pytest.fixture(scope="module")
-def quantized(denoiser, calibration):
-    return quantize(denoiser.network, calibration)
-
-
 def relative_error(network, denoiser, calibration):
     pairs = [(network(x, t), denoiser.network(x, t).sample) for x, t in calibration.batches()]
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)

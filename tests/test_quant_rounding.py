@@ -47,11 +47,6 @@ def denoiser():
 
 
 @pytest.fixture(scope="module")
-def calibration(denoiser):
-    return recording(denoiser)[0]
-
-
-@pytest.fixture(scope="module")
 def held_out(denoiser):
     return recording(denoiser, seed=5, count=2)[0]
 

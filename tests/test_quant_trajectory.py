@@ -17,11 +17,6 @@ def denoiser():
     return tiny_denoiser()
 
 
-@pytest.fixture(scope="module")
-def calibration(denoiser):
-    return recording(denoiser)[0]
-
-
 def test_samples_are_the_network_inputs_filed_by_timestep_value(denoiser, calibration):
     _, grid = recording(denoiser)
     assert calibration.grid == grid.times[:-1]
