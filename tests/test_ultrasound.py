@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import grey_dilation
 from torch import nn
 
 from restoration.measurement import Measurement
@@ -186,6 +187,19 @@ def test_samples_depend_on_their_own_seed_alone():
     torch.testing.assert_close(three.image, three.samples.mean(0))
     assert float(three.std.max()) > 0
     assert three.nfe == 9
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tissue_is_nowhere_brighter_than_its_surroundings_in_the_frame(stream):
+    """Noise of the run does not show where a frame is black; what lies below the frame stays as it was sampled."""
+    frame, task = frames(1)[0], toy_task(num_inference_steps=3)
+    frame[:12, :20] = 0.0
+    result = next(iter(restore_clip(task, [frame], stream=True))) if stream else task(frame)
+    sampled = ((result.state[0, 0] + 0.5) / 2).clamp(0, 1)
+    ceiling = torch.from_numpy(grey_dilation(frame.numpy(), (3, 3)))
+    assert (sampled > ceiling).float().mean() > 0.02, "the run must leave something to take away"
+    torch.testing.assert_close(result.image, torch.where(sampled > ceiling, ceiling, sampled), atol=1e-6, rtol=0)
+    assert result.image[:11, :19].max() == 0
 
 
 def test_large_frames_are_asked_in_tiles():

@@ -65,7 +65,7 @@ def _one_by_one(task: UltrasoundTask, frames: Iterator[Tensor], seed: int, warm_
         if warm_start is not None and last is not None and similar(before, frame):
             grid, start = enter(grid, task, warm_start), last.state
         solution = task.sample(frame, grid, torch.Generator().manual_seed(seed), start)
-        last, before = task.finish(solution.x0, solution.nfe, time.perf_counter() - began), frame
+        last, before = task.finish(solution.x0, frame, solution.nfe, time.perf_counter() - began), frame
         yield last
 
 
@@ -90,7 +90,7 @@ class _Run:
     """One frame on its way: the solver's coroutine with its history, and the correction for its measurement."""
 
     def __init__(self, task: UltrasoundTask, frame: Tensor, joint: JointDenoiser, seed: int):
-        self.began, self.task = time.perf_counter(), task
+        self.began, self.task, self.frame = time.perf_counter(), task, frame
         generator, grid = torch.Generator().manual_seed(seed), task.nodes()
         state = task.first_state(frame, grid, generator)
         problem = Problem(joint.process, None, generator)
@@ -106,7 +106,7 @@ class _Run:
         try:
             self.query = self.run.send(correction(self.query.x, self.query.t))
         except StopIteration as end:
-            self.result = self.task.finish(end.value, self.nfe, time.perf_counter() - self.began)
+            self.result = self.task.finish(end.value, self.frame, self.nfe, time.perf_counter() - self.began)
 
 
 class _Answered:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from restoration.measurement import Measurement
 from restoration.posterior import CORRECTIONS
@@ -125,7 +126,7 @@ class UltrasoundTask:
             solution = self.sample(frame, self.nodes(), torch.Generator().manual_seed(seed + k), callback=watch)
             states.append(solution.x0)
             nfe += solution.nfe
-        return self.finish(torch.cat(states), nfe, time.perf_counter() - began)
+        return self.finish(torch.cat(states), frame, nfe, time.perf_counter() - began)
 
     def nodes(self) -> Grid:
         """The times of a run: evenly in log b/a from ``noisiest`` to ``cleanest``, then clean; whole, for the tables of 8-bit networks."""
@@ -178,9 +179,14 @@ class UltrasoundTask:
             parts.append(tiled(d, max(unit, self.tile // unit * unit), self.overlap // d.fold * d.fold) if large else d)
         return JointDenoiser(*parts)
 
-    def finish(self, states: Tensor, nfe: int, seconds: float) -> Dehazed:
-        """The result from the ends of runs ``(n, 2, H, W)``."""
-        samples = self.tissue.to_unit(states[:, 0]).clamp(0, 1).cpu()
+    def finish(self, states: Tensor, frame: Tensor, nfe: int, seconds: float) -> Dehazed:
+        """The result from the ends of runs ``(n, 2, H, W)`` for a frame ``(H, W)``.
+
+        Echoes of haze add to those of tissue. Where the two cancel, single grains of speckle are darkened, never all of a neighbourhood: no
+        pixel of tissue is brighter than the brightest of the 3 x 3 of the frame around it. Samples so keep no grain where a frame is black.
+        """
+        ceiling = max_pool2d(frame[None], 3, stride=1, padding=1).cpu()
+        samples = self.tissue.to_unit(states[:, 0]).clamp(0, 1).cpu().minimum(ceiling)
         haze = self.haze.to_unit(states[:, 1]).mean(0).cpu()
         std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
         return Dehazed(samples, samples.mean(0), std, haze, states[-1:], nfe, seconds)
