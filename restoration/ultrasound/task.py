@@ -33,7 +33,7 @@ class Dehazed:
         samples: ``(n, H, W)`` in [0, 1], tissue, one per seed.
         image: ``(H, W)``, their mean.
         std: ``(H, W)``, their standard deviation (zeros for n = 1).
-        haze: ``(H, W)``, mean of what haze adds at strength 1; negative where it extinguishes.
+        haze: ``(H, W)``, mean of what haze adds at strength 1; negative where it extinguishes. Both as :meth:`UltrasoundTask.finish` says.
         state: ``(1, 2, H, W)``, the last sample in the networks' range: the warm start of the next frame.
         nfe: calls of the joint denoiser (each asks both networks once).
         seconds: wall-clock time.
@@ -182,12 +182,13 @@ class UltrasoundTask:
     def finish(self, states: Tensor, frame: Tensor, nfe: int, seconds: float) -> Dehazed:
         """The result from the ends of runs ``(n, 2, H, W)`` for a frame ``(H, W)``.
 
-        Echoes of haze add to those of tissue. Where the two cancel, single grains of speckle are darkened, never all of a neighbourhood: no
-        pixel of tissue is brighter than the brightest of the 3 x 3 of the frame around it. Samples so keep no grain where a frame is black.
+        Echoes of haze add to those of tissue. Where the two cancel, single grains of speckle are darkened, never all of a neighbourhood:
+        neither is anywhere brighter than the brightest of the 3 x 3 pixels of the frame around it. So samples keep no grain where a frame
+        is black.
         """
         ceiling = max_pool2d(frame[None], 3, stride=1, padding=1).cpu()
         samples = self.tissue.to_unit(states[:, 0]).clamp(0, 1).cpu().minimum(ceiling)
-        haze = self.haze.to_unit(states[:, 1]).mean(0).cpu()
+        haze = self.haze.to_unit(states[:, 1]).cpu().minimum(ceiling / self.strength).mean(0)
         std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
         return Dehazed(samples, samples.mean(0), std, haze, states[-1:], nfe, seconds)
 
