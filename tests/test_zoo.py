@@ -1,5 +1,6 @@
 """What ships: the models load, restore the embedded photo, and the README is true."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -42,6 +43,8 @@ def test_shipped_models_are_complete_and_small():
     assert {"photo", "photo-int8"} <= set(found)
     for model in found.values():
         assert (model.folder / "README.md").is_file(), f"{model.name} has no model card"
+        (weights,) = [p for p in model.folder.rglob("*") if p.suffix in (".safetensors", ".onnx")]
+        assert hashlib.sha256(weights.read_bytes()).hexdigest() == model.sha256, f"{model.name}: other weights than its model.json says"
     assert sum(p.stat().st_size for p in ZOO.rglob("*") if p.is_file()) < 40e6
     assert isinstance(load("photo-int8"), Session)
 

@@ -11,12 +11,13 @@ ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A shipped model: its name, where it lies, its precision (``fp32`` or ``int8``) and a sentence about it."""
+    """A shipped model: its name, where it lies, its precision (``fp32`` or ``int8``), a sentence about it, and the SHA-256 of its weights."""
 
     name: str
     folder: Path
     precision: str
     summary: str
+    sha256: str
 
 
 def models() -> list[ModelInfo]:
@@ -24,7 +25,7 @@ def models() -> list[ModelInfo]:
     found = []
     for card in sorted(ZOO.glob("*/model.json")):
         content = json.loads(card.read_text(encoding="utf-8"))
-        found.append(ModelInfo(card.parent.name, card.parent, content["precision"], content["summary"]))
+        found.append(ModelInfo(card.parent.name, card.parent, content["precision"], content["summary"], content["sha256"]))
     return found
 
 

@@ -87,7 +87,7 @@ def models(as_json: Json = False) -> None:
 
     found = shipped()
     if as_json:
-        return print_json([{"name": m.name, "precision": m.precision, "summary": m.summary, "folder": str(m.folder)} for m in found])
+        return print_json([vars(m) | {"folder": str(m.folder)} for m in found])
     print_table("shipped models", ("name", "precision", "summary"), [(m.name, m.precision, m.summary) for m in found])
 
 
