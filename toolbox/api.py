@@ -11,7 +11,7 @@ ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A shipped model: its name, where it lies, its precision (``fp32`` or ``int8``), a sentence about it, and the SHA-256 of its weights."""
+    """A shipped model: name, place, precision (``fp32`` or ``int8``), a sentence about it, and the SHA-256 of its weights."""
 
     name: str
     folder: Path
