@@ -227,6 +227,8 @@ class Denoiser:
             raise ValueError(f"{unet} can't be loaded as a {kind}: {_first_line(error)}") from error
         if missing := sorted(report["missing_keys"]):  # diffusers would leave them random
             raise ValueError(f"{weights} lacks {len(missing)} of the network's tensors, such as {missing[0]}")
+        for weight in network.parameters():  # those of a mapped file lie at its odd addresses, where some processors round otherwise
+            weight.data = weight.data.clone()
         if kind == "UNet2DConditionModel":
             _show_text(network, root / "encoder_hidden_states.safetensors")
         places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")

@@ -170,7 +170,8 @@ def test_placement_and_doctor_on_the_command_line(bundles, monkeypatch, capsys):
     rows = json.loads(capsys.readouterr().out)["placement"]
     assert {row["provider"] for row in rows} == {"OpenVINO"}
     planned = read_bundle(bundles / "tensorrt").planned
-    assert sum(row["count"] for row in rows if row["op"] == "Convolution" and row["dtype"] == "i8") == planned
+    integers = ("i8", "u8")  # the plugin's choice: the second without AMX
+    assert sum(row["count"] for row in rows if row["op"] == "Convolution" and row["dtype"] in integers) == planned
     assert not {"Const", "Input", "Output"} & {row["op"] for row in rows}
     monkeypatch.setattr(sys, "argv", ["restobox", "doctor", "--require", "openvino", "--json"])
     assert main() == 0
