@@ -19,7 +19,7 @@ from restoration.masks import KINDS, make_mask
 from restoration.mri.task import MRI
 from restoration.operators import Denoising, Inpainting
 from restoration.paired import PairedRestoration
-from restoration.separable import Bicubic, Blur, gaussian_kernel
+from restoration.separable import Bicubic, BlockMean, Blur, gaussian_kernel
 from restoration.task import sample
 from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
@@ -77,7 +77,8 @@ class Restorations:
             operator = Inpainting(mask)
         else:
             size = image.shape[1:]
-            makers = {"denoise": Denoising, "superresolve": lambda: Bicubic(size, 4), "deblur": lambda: Blur(size, gaussian_kernel(1.6))}
+            small = BlockMean if d.condition_channels else Bicubic  # networks that are shown a lift were trained on means of blocks
+            makers = {"denoise": Denoising, "superresolve": lambda: small(size, 4), "deblur": lambda: Blur(size, gaussian_kernel(1.6))}
             operator = makers[self.task]()
         y = operator.A(image[None])
         y = y + self.sigma * torch.randn(y.shape, generator=generator)

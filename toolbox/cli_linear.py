@@ -29,6 +29,7 @@ from toolbox.console import (
 
 app = typer.Typer()
 
+SMALL_BLOCKS = "photo-x4-int8"
 CORRECTIONS = "ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint"
 Correction = Annotated[str | None, typer.Option(help=f"{CORRECTIONS}; the noise decides by default.")]
 Sigma = Annotated[float, typer.Option(help="Noise on the picture, in units of [0, 1].", min=0)]
@@ -64,7 +65,7 @@ def superresolve(
     factor: Annotated[int, typer.Option(help="How many times larger, 2 to 8 (the networks know 2, 3 and 4).")] = 4,
     kernel: Annotated[str, typer.Option(help="How the large picture became the small one: block (means of blocks) or bicubic.")] = "block",
     sigma: Sigma = 0.0,
-    model: Model = DEFAULT_MODEL,
+    model: Annotated[str | None, typer.Option(help=f"By default {SMALL_BLOCKS} for means of 4 x 4 blocks, else {DEFAULT_MODEL}.")] = None,
     solver: Solver = "ddim",
     steps: Annotated[int, typer.Option(help="Solver steps: 1 for the mean, more for posterior samples.")] = 1,
     grid: Grid = "trailing",
@@ -79,6 +80,7 @@ def superresolve(
     as_json: Json = False,
 ) -> None:
     """Enlarge a picture."""
+    model = model or (SMALL_BLOCKS if (factor, kernel) == (4, "block") else DEFAULT_MODEL)
     _run("superresolve", factor, **locals())
 
 

@@ -34,6 +34,7 @@ class Network(_Section):
     norm_num_groups: int = Field(8, ge=1)
     fold: int = Field(1, ge=1, le=8)
     attention: bool = False  # one layer of it, in the middle of the network
+    time_embedding_dim: int | None = Field(None, ge=1)  # four times the first width where it is not given
 
 
 class Schedule(_Section):

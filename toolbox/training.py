@@ -43,6 +43,7 @@ def build(recipe: Recipe) -> Denoiser:
         up_block_types=("UpBlock2D",) * depth,
         norm_num_groups=net.norm_num_groups,
         add_attention=net.attention,
+        time_embedding_dim=net.time_embedding_dim,
     )
     native = schedule.kind == "vp"  # the others diffuse the residual by themselves
     return Denoiser(
