@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from restoration.io.folders import replace_folder
-from restoration.io.images import replace_file
 from solvers.description import from_description
+from solvers.files import check_free, replace_file, replace_folder
 from solvers.process import Process
 
 FORMAT, READABLE = 2, (1, 2)
@@ -158,12 +157,10 @@ def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any
         **fields: the other fields of :class:`Bundle` (``format``, ``files`` and ``versions`` are filled in).
 
     Raises:
-        FileExistsError: ``folder`` exists and is no bundle.
+        OSError: ``folder`` exists and is no bundle, or holds something else too.
         ValueError: the graph is too large, or the fields don't fit.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise FileExistsError(f"{folder} exists and is no bundle; choose another place")
+    check_bundle_free(folder)
     if len(onnx_model) > MOST_BYTES:
         raise ValueError(f"the graph has {len(onnx_model)} bytes; a bundle holds at most {MOST_BYTES}")
     contents = {RESTORER if fields["graph"] == "restorer" else NETWORK: onnx_model, CARD: card.encode()}
@@ -175,8 +172,23 @@ def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any
             (place / name).write_bytes(data)
         (place / MANIFEST).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
 
-    replace_folder(folder, write)
+    replace_folder(folder, write, "bundle", _ours)
     return bundle
+
+
+def check_bundle_free(folder: str | Path) -> None:
+    """Raise before any work is done if a bundle can't become ``folder``."""
+    check_free(Path(folder), "bundle", _ours)
+
+
+def _ours(folder: Path) -> list[str] | None:
+    """The files that a bundle's manifest names; None if there is no such manifest."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        ours = content["format"] in READABLE and {NETWORK, RESTORER} & set(content["files"]) and "process" in content
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return [MANIFEST, *content["files"]] if ours else None
 
 
 def set_parity(folder: str | Path, parity: dict[str, Any]) -> None:

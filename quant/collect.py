@@ -8,10 +8,9 @@ same restorations, at the same crop, so that features of different timesteps can
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quant.trajectory import CalibrationSet, Provenance, check_recordable, network_hash
+from solvers.files import replace_file
 
 SPILL = 32 << 20  # bytes of kept inputs that are held before they go to disk
 
@@ -87,11 +87,11 @@ def collect(
         raise
     progress(count)
     if not store.kept:
-        shutil.rmtree(store.folder)
+        store.remove()
         raise ValueError("the calibration set is empty: no restoration called the network")
     names = sorted(store.kept, key=lambda name: (-name.t, name.item, name.occurrence))
     CalibrationSet((store.read(name) for name in names), [name.t for name in names], provenance).save(out)
-    shutil.rmtree(store.folder)
+    store.remove()
     return CalibrationSet.load(out)
 
 
@@ -139,9 +139,7 @@ class _Store:
         file = self.folder / "job.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         if not file.is_file():
-            temporary = file.with_suffix(".part")
-            temporary.write_text(json.dumps(self.job), encoding="utf-8")
-            os.replace(temporary, file)
+            replace_file(file, lambda part: part.write_text(json.dumps(self.job), encoding="utf-8"))
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             other = sorted(key for key in {*found, *self.job} if found.get(key) != self.job.get(key))
@@ -152,7 +150,7 @@ class _Store:
                 f"{self.folder} holds an interrupted run with another {', '.join(other)}: "
                 "repeat that command to finish it, or delete the folder to begin anew"
             )
-        for left in self.folder.glob("*.part"):
+        for left in (*self.folder.glob("*.part"), *self.folder.glob(".*.part")):
             left.unlink()
         items: dict[int, list[tuple[Path, dict]]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -196,7 +194,14 @@ class _Store:
     def abandon(self) -> None:
         """Remove the folder if nothing in it is worth going on with."""
         if not any(self.folder.glob("*.safetensors")):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.remove()
+
+    def remove(self) -> None:
+        """Delete the files of the run, and the folder if nothing else is in it."""
+        for path in (*self.folder.glob("*.safetensors"), *self.folder.glob(".*.part"), self.folder / "job.json"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def read(self, name: _Name) -> Tensor:
         path, key = self.kept[name]
@@ -217,8 +222,7 @@ class _Store:
         self.shards += 1
         entries = {str(k): (name.t, name.occurrence, priority) for k, (name, (priority, _)) in enumerate(self.fresh.items())}
         tensors = {str(k): value for k, (_, value) in enumerate(self.fresh.values())}
-        temporary = path.with_suffix(".part")
-        save_file(tensors, temporary, {"shard": json.dumps({"item": item, "last": last, "entries": entries})})
-        os.replace(temporary, path)
+        header = {"shard": json.dumps({"item": item, "last": last, "entries": entries})}
+        replace_file(path, lambda part: save_file(tensors, part, header))
         self.kept |= {name: (path, str(k)) for k, name in enumerate(self.fresh)}
         self.fresh.clear()

@@ -15,21 +15,19 @@ from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, qua
 from quant.recipe import QuantRecipe
 from quant.temporal import temporal_block
 from quant.trajectory import network_hash
-from restoration.io.folders import replace_folder
+from solvers.files import check_free, replace_folder
 
 FORMAT = 1
 TENSORS, RECIPE = "quantized.safetensors", "recipe.json"
+KIND = "quantized network"
 
 
 def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
     """Write the folder under a temporary name, then rename it; an existing folder of this kind is replaced.
 
     Raises:
-        FileExistsError: ``folder`` exists and is no folder written by this function.
+        OSError: ``folder`` exists and is no folder written by this function, or holds something else too.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / RECIPE).is_file():
-        raise FileExistsError(f"{folder} exists and is no quantized network; choose another place")
     tensors = {}
     for name, layer in quantized.layers().items():
         tensors[f"{name}/codes"], tensors[f"{name}/weight_scale"] = layer.codes, layer.weight_scale
@@ -55,7 +53,22 @@ def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
         save_file(tensors, place / TENSORS)
         (place / RECIPE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
-    replace_folder(folder, write)
+    replace_folder(folder, write, KIND, _ours)
+
+
+def check_quantized_free(folder: str | Path) -> None:
+    """Raise before any work is done if a quantized network can't become ``folder``."""
+    check_free(Path(folder), KIND, _ours)
+
+
+def _ours(folder: Path) -> list[str] | None:
+    """The files of a folder that :func:`save_quantized` wrote; None if it didn't. A recipe that lies there alone is a user's."""
+    try:
+        content = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        ours = {"format", "recipe", "layers", "calibration", "model"} <= set(content) and (folder / TENSORS).is_file()
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    return [TENSORS, RECIPE] if ours else None
 
 
 def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:

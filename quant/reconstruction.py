@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from torch.nn import functional as F
 from quant.recipe import Reconstruction
 from quant.rounding import RoundingLoss, initial_logits, rounded, squared_error
 from quant.units import UnitInputs, find_units
+from solvers.files import replace_file
 
 SNAPSHOTS = 5
 
@@ -242,9 +242,7 @@ def _save(path: Path, fingerprint: str, name: str, results: dict, losses: tuple[
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{member}/codes": codes for member, (codes, _) in results.items()}
     header = {"fingerprint": fingerprint, "unit": name, "steps": {m: step for m, (_, step) in results.items()}, "losses": losses}
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"reconstruction": json.dumps(header)})
-    os.replace(part, path)
+    replace_file(path, lambda part: save_file(tensors, part, metadata={"reconstruction": json.dumps(header)}))
 
 
 def _load(path: Path, fingerprint: str, name: str, members: list[str]):

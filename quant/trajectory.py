@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from solvers.files import replace_file
 
 FORMAT = 1
 
@@ -140,13 +140,7 @@ class CalibrationSet:
         header = {"format": FORMAT, "timesteps": self.timesteps, "provenance": self.provenance.to_dict(), "hash": self.hash}
         tensors = {f"{k:06d}": s.cpu() for k, s in enumerate(self.samples)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata={"calibration": json.dumps(header)})
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        replace_file(path, lambda part: save_file(tensors, part, metadata={"calibration": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | Path, network: nn.Module | None = None) -> CalibrationSet:

@@ -11,11 +11,11 @@ from quant.eda_dm import EDADM
 from quant.ptq4dm import PTQ4DM
 from quant.selection import Uniform
 from quant.trajectory import CalibrationSet
-from restoration.io.images import check_folder
 from restoration.paired import HAZE, MASKED, PLAIN
 from restoration.posterior import CORRECTIONS
 from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
+from solvers.files import check_file, check_outputs
 from toolbox.calibration_runs import (
     CubeRestorations,
     MRIRestorations,
@@ -69,7 +69,8 @@ def run_calibrate(
     Raises:
         ValueError, OSError: bad names, numbers or files; ``out`` is not written then.
     """
-    check_folder(out.parent)
+    check_file(out)
+    check_outputs([out], [model, data])
     _check_names(
         task=(task, TASKS), grid=(grid, GRIDS), correction=(correction, (None, *CORRECTIONS)), select=(select, (None, *SELECTIONS))
     )

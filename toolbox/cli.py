@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +35,8 @@ def main() -> int:
     """
     # libraries' warnings are for developers; whatever concerns the user is said in the output
     warnings.simplefilter("ignore")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     try:
         return app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
@@ -44,6 +48,11 @@ def main() -> int:
         if text:  # empty where typer has just printed its help
             print(f"restobox: {' '.join(text.split())}", file=sys.stderr)
         return 2
+
+
+def _stop(number: int, frame: object) -> None:
+    """Leave as Ctrl-C does: what is half written goes away."""
+    raise SystemExit(128 + number)
 
 
 @app.command()

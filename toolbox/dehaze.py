@@ -15,6 +15,7 @@ from restoration.io.images import Photo, check_writable, read_image, write_image
 from restoration.metrics import psnr, ssim
 from restoration.paired import MASKED, PairedRestoration
 from solvers import solver_by_name
+from solvers.files import check_outputs
 from toolbox.api import load
 from toolbox.paired_training import find_pairs, read_pair
 
@@ -61,6 +62,7 @@ def run_paired(
         ValueError, OSError: bad files, names or numbers; nothing is written then.
     """
     check_writable(out)
+    check_outputs([out], [image, mask, reference, model])
     photo = read_image(image)
     height, width = photo.pixels.shape[1:]
     truth = None if reference is None else read_pair(image, reference)[1]

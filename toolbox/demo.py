@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from restoration.inpainting import InpaintingTask
-from restoration.io.images import Photo, check_folder, read_image, write_image
+from restoration.io.images import Photo, read_image, write_image
 from restoration.masks import make_mask
 from restoration.metrics import psnr, ssim
 from solvers import solver_by_name
+from solvers.files import check_marked, check_outputs, replace_marked_folder
 from toolbox.api import ZOO, load
 from toolbox.pictures import heat, sheet
 
+KIND = "demo"
 PHOTO = ZOO / "demo" / "chelsea.png"
 
 
@@ -39,7 +41,8 @@ def run_demo(
     """
     from skimage.restoration import inpaint_biharmonic
 
-    check_folder(out)
+    check_marked(out, KIND)
+    check_outputs([out], [model])
     original = read_image(PHOTO).pixels
     known = make_mask(mask[0], *original.shape[1:], mask[1], seed)
     degraded = original * known + (1 - known) * 0.5
@@ -54,7 +57,6 @@ def run_demo(
     biharmonic_seconds = time.perf_counter() - began
     biharmonic = biharmonic.transpose(2, 0, 1).clip(0, 1).astype(np.float32)
     uncertainty, top = heat(result.std.mean(0).numpy())
-    out.mkdir(parents=True, exist_ok=True)
     files = {"original": original, "degraded": degraded, "restored": restored, "uncertainty": uncertainty}
     panels = [
         ("original", original),
@@ -65,8 +67,12 @@ def run_demo(
         ("first sample", result.samples[0].numpy()),
     ]
     files["side-by-side"] = sheet(panels, columns=3)
-    for name, pixels in files.items():
-        write_image(out / f"{name}.png", Photo(pixels))
+
+    def write(place: Path) -> None:
+        for name, pixels in files.items():
+            write_image(place / f"{name}.png", Photo(pixels))
+
+    replace_marked_folder(out, write, KIND)
     return {
         "model": model,
         "solver": solver,

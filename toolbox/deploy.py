@@ -10,21 +10,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quant.files import load_quantized, save_quantized
+from quant.files import check_quantized_free, load_quantized, save_quantized
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from quant.trajectory import CalibrationSet
 from restoration.inpainting import InpaintingTask
-from restoration.io.images import check_folder, read_image
+from restoration.io.images import read_image
 from restoration.masks import KINDS, make_mask
 from restoration.metrics import psnr, ssim
 from restoration.paired import HAZE, PLAIN, PairedRestoration
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
+from solvers.files import check_outputs
 from toolbox.api import load
 from toolbox.cost import Cost
 from toolbox.paired_training import Haze, find_pairs, make_hazy, read_pair
-from toolbox.report import html_table, picture, write_report
+from toolbox.report import check_report, html_table, picture, write_report
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 MISSING = {"random": 0.8, "strokes": 0.25, "text": 0.1, "box": 0.1}
@@ -75,6 +76,8 @@ def run_quantize(
         ValueError: a calibration of another model or solver, both a recipe file and a preset, one that isn't accepted, or a share
             outside [0, 1).
     """
+    check_quantized_free(out)
+    check_outputs([out], [model, calibration, recipe, state])
     if recipe is not None and preset is not None:
         raise ValueError("give a recipe file or a preset, not both")
     settings = QuantRecipe() if preset is None else QuantRecipe.preset(preset)
@@ -100,8 +103,11 @@ def run_quantize(
 
 def run_export(model: str, quantized: Path | None, target: str, out: Path, *, seed: int, summary: str = "") -> dict:
     """Export a model (float without ``quantized``) as a bundle."""
+    from export.bundle import check_bundle_free
     from export.exporter import export_bundle
 
+    check_bundle_free(out)
+    check_outputs([out], [model, quantized])
     denoiser = float_model(model)
     made = None if quantized is None else load_quantized(quantized, denoiser.network)
     card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
@@ -132,8 +138,8 @@ def run_verify(
     from export.bundle import read_bundle, set_parity
     from export.parity import Limits, verify
 
-    if report is not None:
-        check_folder(report)
+    check_report(report)
+    check_outputs([report], [bundle, model, quantized, calibration, data])
     read_bundle(bundle)
     denoiser = float_model(model)
     made = load_quantized(quantized, denoiser.network)
@@ -208,6 +214,7 @@ def _write_report(folder: Path, bundle: Path, figures: dict, cases: list, restor
     errors = zip(figures["timesteps"], figures["simulated"], figures["onnx"], strict=True)
     body.append("<h2>Relative error against the float network</h2>")
     body.append(html_table(("timestep", "simulated", "ONNX"), [(f"{t:g}", f"{a:.4f}", f"{b:.4f}") for t, a, b in errors]))
+    sheets: dict[str, np.ndarray] = {}
     for k, (kind, image, shown) in enumerate(cases):
         panels = [
             ("original", image),
@@ -215,8 +222,8 @@ def _write_report(folder: Path, bundle: Path, figures: dict, cases: list, restor
             (f"float {psnr(restored[0][k], image):.2f} dB", restored[0][k]),
             (f"bundle {psnr(restored[1][k], image):.2f} dB", restored[1][k]),
         ]
-        body.append(picture(folder, f"case-{k}.png", panels))
-    write_report(folder, bundle.name, figures, body)
+        body.append(picture(sheets, f"case-{k}.png", panels))
+    write_report(folder, bundle.name, figures, body, sheets)
 
 
 def float_model(model: str) -> Denoiser:

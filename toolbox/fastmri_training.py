@@ -11,13 +11,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from restoration.io.images import replace_file
 from restoration.io.mri import HDF5, read_slice, volume_shape
 from restoration.measurement import Measurement
 from restoration.mri.espirit import MINIMUM_REGION, espirit, mvue
 from restoration.mri.estimate import condition, noise_level
 from restoration.mri.sampling import centre_lines, column_mask
 from restoration.mri.sense import Sense, to_channels
+from solvers.files import replace_file
 from toolbox.mri_training import SOLVE, Scans
 
 CALIBRATION = 24  # columns that sensitivities are estimated from: a wider centre tells no more

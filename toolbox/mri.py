@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from restoration.io.mri import read_maps, read_sampling, read_scan
-from restoration.io.mri_output import check_output, write_reconstruction
+from restoration.io.mri_output import check_output, std_file, write_reconstruction
 from restoration.io.mri_scan import Scan
 from restoration.mri.espirit import mvue, rss
 from restoration.mri.evaluation import volume_quality
@@ -19,6 +19,7 @@ from restoration.mri.sense import fft2c, ifft2c, normalise_maps
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
 from restoration.mri.task import MRI
 from solvers import solver_by_name
+from solvers.files import check_outputs
 from toolbox.api import load
 
 CALIBRATION = 24
@@ -93,6 +94,7 @@ def run_mri(
         ValueError, OSError: bad files, names or numbers; nothing is written then.
     """
     check_output(out)
+    check_outputs({out, std_file(out) if std else out}, [file, mask, coils, model])
     scan = read_scan(file)
     maps, source = _maps(coils, scan)
     _check_maps(maps, scan)

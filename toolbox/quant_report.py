@@ -15,13 +15,13 @@ from quant.packing import network_bytes
 from quant.sensitivity import layer_sqnr, sensitivity, trajectory_errors
 from quant.trajectory import CalibrationSet
 from restoration.inpainting import InpaintingTask
-from restoration.io.images import Photo, check_folder, write_image
 from restoration.masks import KINDS, make_mask
 from restoration.metrics import psnr, ssim
 from solvers import solver_by_name
+from solvers.files import check_outputs
 from toolbox.deploy import MISSING, float_model, pictures
 from toolbox.pictures import chart
-from toolbox.report import html_table, picture, write_report
+from toolbox.report import check_report, html_table, picture, write_report
 
 
 def run_report(
@@ -54,7 +54,8 @@ def run_report(
     Raises:
         ValueError, OSError: bad files or names; nothing is written then.
     """
-    check_folder(out)
+    check_report(out)
+    check_outputs([out], [model, quantized, calibration, data])
     denoiser = float_model(model)
     network = load_quantized(quantized, denoiser.network)
     inputs = CalibrationSet.load(calibration, denoiser.network)
@@ -86,13 +87,14 @@ def run_report(
         "layers": sorted(layers, key=lambda row: -row["error_alone"]),
     }
     shown: list[str] = []
+    sheets: dict[str, np.ndarray] = {}
     if data is not None:
-        figures |= _restored(denoiser, network, data, count, side, solver, steps, seed, out, shown, lambda k: progress(3 + k, total))
-    _write(out, quantized.name, figures, shown)
+        figures |= _restored(denoiser, network, data, count, side, solver, steps, seed, sheets, shown, lambda k: progress(3 + k, total))
+    _write(out, quantized.name, figures, shown, sheets)
     return figures
 
 
-def _restored(denoiser, network, data, count, side, solver, steps, seed, out, shown, progress) -> dict:
+def _restored(denoiser, network, data, count, side, solver, steps, seed, sheets, shown, progress) -> dict:
     """The same pictures, masks and noise through the float and the quantized network."""
     small = copy.copy(denoiser)
     small.network = network
@@ -114,26 +116,27 @@ def _restored(denoiser, network, data, count, side, solver, steps, seed, out, sh
         row = {"mask": kind, "psnr_float": psnr(a, image), "psnr_quantized": psnr(b, image), "psnr_between": psnr(b, a)}
         images.append(row | {"ssim_float": ssim(a, image), "ssim_quantized": ssim(b, image)})
         titles = ("original", f"{kind} missing", f"float {row['psnr_float']:.2f} dB", f"quantized {row['psnr_quantized']:.2f} dB")
-        shown.append(picture(out, f"case-{k}.png", zip(titles, (image, image * known, a, b), strict=True)))
+        shown.append(picture(sheets, f"case-{k}.png", zip(titles, (image, image * known, a, b), strict=True)))
         progress(k + 1)
     means = {key: float(np.mean([row[key] for row in images])) for key in images[0] if key != "mask"}
     return {"chain": [{"step": k + 1, "error": float(e)} for k, e in enumerate(chain / count)], "images": images} | means
 
 
-def _write(out: Path, name: str, figures: dict, shown: list[str]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+def _write(out: Path, name: str, figures: dict, shown: list[str], sheets: dict[str, np.ndarray]) -> None:
     times = figures["timesteps"]
-    curve = chart("relative error of the network's output", [f"{r['t']:g}" for r in times], {"quantized": [r["error"] for r in times]})
-    write_image(out / "timesteps.png", Photo(curve))
+    sheets["timesteps.png"] = chart(
+        "relative error of the network's output", [f"{r['t']:g}" for r in times], {"quantized": [r["error"] for r in times]}
+    )
     body = ['<p><img src="timesteps.png" alt="error by timestep"></p>']
     if "chain" in figures:
         steps = figures["chain"]
-        curve = chart("relative error of the image estimate", [str(r["step"]) for r in steps], {"chain": [r["error"] for r in steps]})
-        write_image(out / "chain.png", Photo(curve))
+        sheets["chain.png"] = chart(
+            "relative error of the image estimate", [str(r["step"]) for r in steps], {"chain": [r["error"] for r in steps]}
+        )
         body.append('<p><img src="chain.png" alt="error along the chain"></p>')
         means = [(key, figures[key]) for key in ("psnr_float", "psnr_quantized", "ssim_float", "ssim_quantized", "psnr_between")]
         body.append(html_table(("restored pictures, mean", ""), means))
     body.append(html_table(("bytes", ""), list(figures["bytes"].items())))
     body.append(html_table(("recipe", ""), list(figures["recipe"].items())))
     body.append(html_table(tuple(figures["layers"][0]), [tuple(row.values()) for row in figures["layers"]]))
-    write_report(out, name, figures, [*body, *shown])
+    write_report(out, name, figures, [*body, *shown], sheets)

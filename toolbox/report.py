@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from restoration.io.images import Photo, replace_file, write_image
+import numpy as np
+
+from restoration.io.images import Photo, write_image
+from solvers.files import check_marked, replace_marked_folder
 from toolbox.pictures import sheet
 
 STYLE = (
@@ -16,12 +19,26 @@ STYLE = (
 )
 
 
-def write_report(folder: Path, title: str, figures: dict, body: Sequence[str]) -> None:
-    """Write ``figures`` as JSON and ``body`` (HTML parts) as a page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "report.json", lambda p: p.write_text(json.dumps(figures, indent=2)))
+KIND = "report"
+
+
+def check_report(folder: Path | None) -> None:
+    """Raise before any work is done if a report can't become ``folder``; None is no report."""
+    if folder is not None:
+        check_marked(folder, KIND)
+
+
+def write_report(folder: Path, title: str, figures: dict, body: Sequence[str], pictures: Mapping[str, np.ndarray]) -> None:
+    """Write ``figures`` as JSON, ``body`` (HTML parts) as a page, and the pictures ``(C, H, W)`` that it shows."""
     head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>'
-    replace_file(folder / "report.html", lambda p: p.write_text("\n".join([head, *body]), encoding="utf-8"))
+
+    def write(place: Path) -> None:
+        (place / "report.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        (place / "report.html").write_text("\n".join([head, *body]), encoding="utf-8")
+        for name, pixels in pictures.items():
+            write_image(place / name, Photo(pixels))
+
+    replace_marked_folder(folder, write, KIND)
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
@@ -32,8 +49,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join(lines) + "</table>"
 
 
-def picture(folder: Path, name: str, panels: Sequence) -> str:
-    """Write titled panels beside each other as ``name`` and return the HTML that shows them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_image(folder / name, Photo(sheet(list(panels))))
+def picture(pictures: dict[str, np.ndarray], name: str, panels: Sequence) -> str:
+    """Put titled panels beside each other, as ``name``, into ``pictures`` and return the HTML that shows them."""
+    pictures[name] = sheet(list(panels))
     return f'<p><img src="{html.escape(name)}" alt=""></p>'

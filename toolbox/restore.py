@@ -21,6 +21,7 @@ from restoration.operators import Denoising
 from restoration.separable import Bicubic, BlockMean, Blur, gaussian_kernel
 from restoration.task import Restored
 from solvers import solver_by_name
+from solvers.files import check_outputs, together
 from toolbox.api import load
 from toolbox.pictures import heat
 
@@ -53,6 +54,7 @@ def run_inpainting(
         ValueError, OSError: bad files, names or numbers; nothing is written then.
     """
     check_writable(out)
+    check_outputs([out, _spread_file(out) if std else None], [image, mask, reference, model])
     photo = read_image(image)
     height, width = photo.pixels.shape[1:]
     known = _mask(mask, height, width, seed)
@@ -112,6 +114,7 @@ def run_linear(
         ValueError, OSError: bad files, names or numbers; nothing is written then.
     """
     check_writable(out)
+    check_outputs([out, _spread_file(out) if std else None], [image, reference, model])
     photo = read_image(image)
     size = photo.pixels.shape[1:]
     if sigma == "auto":
@@ -169,9 +172,12 @@ def _check_output(out: Path, photo: Photo, std: bool) -> Path | None:
         raise ValueError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
     if not std:
         return None
-    spread_file = out.with_name(f"{out.stem}-std.png")
-    check_writable(spread_file)
-    return spread_file
+    check_writable(_spread_file(out))
+    return _spread_file(out)
+
+
+def _spread_file(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-std.png")
 
 
 def _write(image: Path, out: Path, photo: Photo, result: Restored, spread_file: Path | None, truth, settings: dict) -> dict:
@@ -191,9 +197,10 @@ def _write(image: Path, out: Path, photo: Photo, result: Restored, spread_file: 
             figures["lpips"] = round(lpips(*colour), 4)
         except LPIPSUnavailable as error:
             figures["lpips"] = str(error)
-    write_image(out, Photo(restored, photo.alpha, photo.bits))
-    if spread_file is not None:
-        write_image(spread_file, Photo(coloured))
+    with together():
+        write_image(out, Photo(restored, photo.alpha, photo.bits))
+        if spread_file is not None:
+            write_image(spread_file, Photo(coloured))
     return figures
 
 

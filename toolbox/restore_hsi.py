@@ -9,9 +9,11 @@ import numpy as np
 
 from restoration.hyperspectral import HyperspectralTask, RestoredCube
 from restoration.io.cubes import Cube, check_cube_writable, read_cube, write_cube
+from restoration.io.envi import raw_file
 from restoration.io.images import Photo, check_writable, write_image
 from restoration.metrics_hsi import cube_quality
 from solvers import solver_by_name
+from solvers.files import check_outputs, together
 from toolbox.api import load
 
 RGB = (640.0, 550.0, 470.0)  # nanometres
@@ -44,6 +46,7 @@ def run_hsi(
         ValueError, OSError: bad files, names or numbers; nothing is written then.
     """
     noise, dimensions = parse_auto("sigma", sigma, float), parse_auto("rank", rank, int)
+    check_outputs([out, raw_file(out), quicklook], [cube, raw_file(cube), dead, reference, model])
     source = read_cube(cube, key, band_axis)
     check_cube_writable(out, source)
     if quicklook is not None:
@@ -56,7 +59,10 @@ def run_hsi(
     channels = denoiser_channels(denoiser)
     task = HyperspectralTask(denoiser, solver_by_name(solver), steps, correction, symmetries, channels=channels)
     result = task(source, sigma=noise, rank=dimensions, dead=mask, num_samples=num_samples, seed=seed, callback=progress)
-    write_cube(out, source, result.rows)
+    with together():
+        write_cube(out, source, result.rows)
+        if quicklook is not None:
+            write_image(quicklook, Photo(quick_look(source, result)))
     figures = {
         "cube": str(cube),
         "out": str(out),
@@ -73,7 +79,6 @@ def run_hsi(
         "seconds": round(result.seconds, 2),
     }
     if quicklook is not None:
-        write_image(quicklook, Photo(quick_look(source, result)))
         figures["quicklook"] = str(quicklook)
     if truth is not None:
         low, high = float(np.min(truth.values)), float(np.max(truth.values))

@@ -13,12 +13,12 @@ import torch
 
 from quant.files import load_quantized
 from restoration.inpainting import InpaintingTask
-from restoration.io.images import check_folder
 from restoration.masks import KINDS, make_mask
 from restoration.metrics import psnr, ssim
 from solvers import solver_by_name
+from solvers.files import check_outputs
 from toolbox.deploy import MISSING, float_model, pictures
-from toolbox.report import html_table, picture, write_report
+from toolbox.report import check_report, html_table, picture, write_report
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -59,9 +59,12 @@ def run_export_restorer(
     coils: int = 1,
 ) -> dict:
     """Export lift, solver, network and data consistency as one graph (:func:`toolbox.restorer_jobs.make_job`)."""
+    from export.bundle import check_bundle_free
     from export.exporter import export_restorer_bundle
     from toolbox.restorer_jobs import make_job
 
+    check_bundle_free(out)
+    check_outputs([out], [model, quantized])
     denoiser = float_model(model)
     made = None if quantized is None else load_quantized(quantized, denoiser.network)
     job = make_job(
@@ -112,8 +115,8 @@ def run_verify_restorer(
     from export.bundle import set_parity
     from export.session import Restorer
 
-    if report is not None:
-        check_folder(report)
+    check_report(report)
+    check_outputs([report], [bundle, model, quantized, data])
     restorer = Restorer(bundle, device=device)
     run = restorer.run
     if run.task != "inpaint":
@@ -125,7 +128,7 @@ def run_verify_restorer(
         denoiser = copy.copy(task.denoiser)
         denoiser.network = network
         simulated = replace(task, denoiser=denoiser)
-    images, shown = [], []
+    images, shown, sheets = [], [], {}
     for k, (_, image) in enumerate(pictures(data, count, (run.height, run.width), seed)):
         kind = KINDS[k % len(KINDS)]
         known = torch.from_numpy(make_mask(kind, *image.shape[1:], MISSING[kind], seed + k))
@@ -139,7 +142,7 @@ def run_verify_restorer(
         images.append(entry)
         if report is not None:
             titles = ("original", f"{kind} missing", f"float {entry['psnr_float']:.2f} dB", f"bundle {entry['psnr_bundle']:.2f} dB")
-            shown.append(picture(report, f"case-{k}.png", zip(titles, (image, image * known.numpy(), host, ours), strict=True)))
+            shown.append(picture(sheets, f"case-{k}.png", zip(titles, (image, image * known.numpy(), host, ours), strict=True)))
         progress(k + 1)
     mean = {key: float(np.mean([entry[key] for entry in images])) for key in images[0] if key != "mask"}
     fused = _fused(restorer)
@@ -152,7 +155,7 @@ def run_verify_restorer(
     set_parity(bundle, figures)
     if report is not None:
         rows = [(key, value) for key, value in figures.items() if not isinstance(value, list)]
-        write_report(report, bundle.name, figures, [html_table(("figure", "value"), rows), *shown])
+        write_report(report, bundle.name, figures, [html_table(("figure", "value"), rows), *shown], sheets)
     return figures
 
 
@@ -168,7 +171,7 @@ def _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report
     hosts = {"float": job}
     if quantized is not None:
         hosts["simulated"] = simulated(job, load_quantized(quantized, job.denoiser.network).simulating(bundle.target))
-    images, shown = [], []
+    images, shown, sheets = [], [], {}
     for k, (inputs, truth) in enumerate(measurements(job, data, count, seed)):
         results = {"bundle": restorer.restore({name: value[0] for name, value in inputs.items()}, seed=seed + k).mean}
         for name, host in hosts.items():
@@ -183,7 +186,7 @@ def _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report
         images.append(entry)
         if report is not None:
             titles = [(f"{name}", np.broadcast_to(panel, (3, *panel.shape[1:]))) for name, panel in panels.items()]
-            shown.append(picture(report, f"case-{k}.png", titles))
+            shown.append(picture(sheets, f"case-{k}.png", titles))
         progress(k + 1)
     mean = {key: float(np.mean([entry[key] for entry in images])) for key in images[0]}
     fused = _fused(restorer)
@@ -196,7 +199,7 @@ def _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report
     set_parity(restorer.folder, figures)
     if report is not None:
         rows = [(key, value) for key, value in figures.items() if not isinstance(value, list)]
-        write_report(report, restorer.folder.name, figures, [html_table(("figure", "value"), rows), *shown])
+        write_report(report, restorer.folder.name, figures, [html_table(("figure", "value"), rows), *shown], sheets)
     return figures
 
 

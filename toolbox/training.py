@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from restoration.io.images import replace_file
 from solvers.denoiser import Denoiser
 from solvers.description import describe
+from solvers.files import check_folder, check_outputs, replace_file
 from solvers.prediction import HEADS
 from toolbox.api import load
 from toolbox.examples import EXAMPLES
@@ -127,6 +127,7 @@ def train(
         ValueError: no usable picture, a model to start from that has other weights, a ``vp`` recipe for ``epsilon`` (or ``sample``
             without a condition), or nothing to resume.
         FileNotFoundError: no such data folder.
+        FileExistsError: ``out`` holds something, and nothing is resumed.
     """
     from accelerate import Accelerator
 
@@ -138,6 +139,10 @@ def train(
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise FileNotFoundError(f"data folder {data} does not exist")
+    if not resume and (out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))):
+        raise FileExistsError(f"output {out} exists already: give --resume to go on with the run in it, or the name of a new folder")
+    check_folder(out)
+    check_outputs([out], [data, start_from])
     examples = EXAMPLES[recipe.task](recipe, data, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)

@@ -15,6 +15,7 @@ from restoration.ultrasound.clip import restore_clip
 from restoration.ultrasound.metrics import cnr, gcnr, ks, read_regions
 from restoration.ultrasound.task import Dehazed, UltrasoundTask
 from solvers import solver_by_name
+from solvers.files import check_outputs, together
 from toolbox.api import load
 
 
@@ -47,6 +48,7 @@ def run_ultrasound(
     Raises:
         ValueError, OSError: bad files, names or numbers; nothing is written then.
     """
+    check_outputs([out, haze_out], [clip, regions, reference, tissue, haze])
     source = read_clip(clip, dynamic_range=dynamic_range, grey=grey, sampling_rate=sampling_rate)
     check_clip_writable(out, len(source))
     if haze_out is not None:
@@ -84,10 +86,11 @@ def run_ultrasound(
             progress(k + 1, len(source))
             yield image
 
-    files = write_clip(out, frames(), len(source))
-    seconds = time.perf_counter() - began
-    if haze_out is not None:
-        write_clip(haze_out, iter(hazes), len(hazes))
+    with together():
+        files = write_clip(out, frames(), len(source))
+        seconds = time.perf_counter() - began
+        if haze_out is not None:
+            write_clip(haze_out, iter(hazes), len(hazes))
     return {
         "clip": str(clip),
         "kind": source.kind,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from restoration.io.cube import Cube, numbers
-from restoration.io.images import replace_file
+from solvers.files import replace_file
 
 _WAVELENGTHS = ("wavelength_nm", "wavelengths", "wavelength", "wavelength_nm_approx", "lambda", "wl", "wvl")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.io.images import replace_file
+from solvers.files import replace_file, together
 
 # the IDL type codes; complex numbers (6, 9) are no images
 TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
@@ -98,14 +98,25 @@ def write_envi(path: Path, header: dict[str, str], shape: tuple[int, int, int], 
         fill(values.transpose(ORDERS[interleave]))
         values.flush()
 
-    replace_file(path.with_suffix(".raw"), write_raw)
     text = "ENVI\n" + "".join(f"{name} = {_braced(name, str(value))}\n" for name, value in fields.items())
-    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
+    with together():
+        replace_file(path.with_suffix(".raw"), write_raw)
+        replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def _braced(name: str, value: str) -> str:
     plain = "," not in value and "\n" not in value and name not in ("description", "wavelength", "band names", "fwhm", "bbl")
     return value if plain else f"{{{value}}}"
+
+
+def raw_file(path: Path) -> Path | None:
+    """Where the values of an ENVI header are, or go; None for other files."""
+    if path.suffix.lower() != ".hdr":
+        return None
+    try:
+        return _raw_file(path)
+    except FileNotFoundError:
+        return path.with_suffix(".raw")
 
 
 def _raw_file(path: Path) -> Path:

@@ -6,12 +6,13 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from solvers.files import replace_file
 
 MAX_PIXELS = 100_000_000
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
@@ -144,30 +145,6 @@ def check_writable(path: str | Path) -> None:
         raise FileNotFoundError(f"the folder {path.parent} of the output does not exist")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder {path.parent} is not writable")
-
-
-def check_folder(path: str | Path) -> None:
-    """Raise before any work is done if files can't be written into the folder ``path`` (which need not exist yet).
-
-    Raises:
-        OSError: ``path`` or a parent is a file, or the nearest existing folder is not writable.
-    """
-    path = Path(path)
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"{nearest} is a file; give a folder to write to")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"the folder {nearest} is not writable")
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name beside ``path``, then rename: readers see the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_size(path: Path, width: int, height: int, limit: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 
-from restoration.io.images import Photo, check_writable, replace_file, write_image
+from restoration.io.images import Photo, check_writable, write_image
 from restoration.io.mri import HDF5, NIFTI, Scan, need, suffix
+from solvers.files import replace_file, together
 
 OUTPUT = (".h5", ".hdf5", *NIFTI, ".png")
 
@@ -29,6 +31,11 @@ def check_output(path: str | Path) -> None:
         raise IsADirectoryError(f"{path} is a folder; give a file name")
 
 
+def std_file(path: Path) -> Path:
+    """Where the standard deviation goes (HDF5 holds it beside the image)."""
+    return path if suffix(path) in HDF5 else path.with_name(f"{path.name[: -len(suffix(path))]}-std{suffix(path)}")
+
+
 def write_reconstruction(path: str | Path, image: np.ndarray, scan: Scan | None = None, std: np.ndarray | None = None) -> list[Path]:
     """Write ``(slices, H, W)`` complex images; returns the files.
 
@@ -47,19 +54,19 @@ def write_reconstruction(path: str | Path, image: np.ndarray, scan: Scan | None 
     if ending in HDF5:
         replace_file(path, lambda p: _write_hdf5(p, image, magnitude, std, scan))
         return [path]
-    stem = path.name[: -len(ending)]
-    pairs = [(path, magnitude)] + ([] if std is None else [(path.with_name(f"{stem}-std{ending}"), np.asarray(std, np.float32))])
+    pairs = [(path, magnitude)] + ([] if std is None else [(std_file(path), np.asarray(std, np.float32))])
     files = []
-    for target, values in pairs:
-        if ending in NIFTI:
-            files.append(target)
-            _write_nifti(target, values, scan)
-            continue
-        top = float(np.quantile(magnitude, 0.999)) or 1.0
-        for k, one in enumerate(values):
-            name = target if len(values) == 1 else target.with_name(f"{target.stem}-{k:03d}.png")
-            write_image(name, Photo(np.clip(one / top, 0, 1)[None], bits=16))
-            files.append(name)
+    with together():
+        for target, values in pairs:
+            if ending in NIFTI:
+                files.append(target)
+                _write_nifti(target, values, scan)
+                continue
+            top = float(np.quantile(magnitude, 0.999)) or 1.0
+            for k, one in enumerate(values):
+                name = target if len(values) == 1 else target.with_name(f"{target.stem}-{k:03d}.png")
+                write_image(name, Photo(np.clip(one / top, 0, 1)[None], bits=16))
+                files.append(name)
     return files
 
 
@@ -82,9 +89,8 @@ def _write_nifti(path: Path, volume: np.ndarray, scan: Scan) -> None:
     image = nibabel.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)
 
     def write(temporary: Path) -> None:
-        # nibabel tells the format by the ending
-        other = temporary.with_name(f"{temporary.name}{suffix(path)}")
-        nibabel.save(image, other)
-        other.replace(temporary)
+        opener = gzip.open if suffix(path).endswith(".gz") else open
+        with opener(temporary, "wb") as file:
+            image.to_stream(file)
 
     replace_file(path, write)

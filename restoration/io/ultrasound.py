@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.io.images import MAX_PIXELS, Photo, check_folder, check_writable, read_image, replace_file, write_image
+from restoration.io.images import MAX_PIXELS, Photo, check_writable, read_image, write_image
 from restoration.ultrasound.beamforming import PlaneWaves, beamform
 from restoration.ultrasound.bmode import DYNAMIC_RANGE, envelope, log_compress
+from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
 
 HDF5 = (".h5", ".hdf5")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 DICOM = (".dcm", ".dicom", ".ima")
 MAX_FRAMES = 100_000
+FRAMES = "folder of restored frames"
 MINIMUM_SIDE = 32
 
 
@@ -88,7 +90,8 @@ def read_clip(path: str | Path, *, dynamic_range: float = DYNAMIC_RANGE, grey: b
 
 
 def check_clip_writable(path: str | Path, count: int) -> None:
-    """Raise before any work is done if ``count`` frames can't be written to ``path``: a folder, HDF5, or a picture for one frame.
+    """Raise before any work is done if ``count`` frames can't be written to ``path``: a folder (a new one, or one that holds restored
+    frames and nothing else), HDF5, or a picture for one frame.
 
     Raises:
         ValueError: a picture for several frames, or an unknown suffix.
@@ -101,7 +104,7 @@ def check_clip_writable(path: str | Path, count: int) -> None:
         if path.is_dir():
             raise IsADirectoryError(f"output {path} is a folder; give a file name")
     elif suffix == "":
-        check_folder(path)
+        check_marked(path, FRAMES)
     else:
         check_writable(path)
         if count > 1:
@@ -111,7 +114,7 @@ def check_clip_writable(path: str | Path, count: int) -> None:
 def write_clip(path: str | Path, frames: Iterator[np.ndarray], count: int) -> list[str]:
     """Write frames ``(H, W)`` in [0, 1] as they come: PNG files in a folder, ``data/image`` (8 bits) of an HDF5 file, or one picture.
 
-    Returns the paths of the files. A file appears when it is complete.
+    Returns the paths of the files, which appear when all of them are complete.
 
     Raises:
         ValueError, OSError: as :func:`check_clip_writable`.
@@ -124,12 +127,21 @@ def write_clip(path: str | Path, frames: Iterator[np.ndarray], count: int) -> li
     if path.suffix != "":
         write_image(path, Photo(next(iter(frames))[None].astype(np.float32)))
         return [str(path)]
-    path.mkdir(parents=True, exist_ok=True)
-    names = []
-    for k, frame in enumerate(frames):
-        names.append(str(path / f"frame_{k:04d}.png"))
-        write_image(names[-1], Photo(frame[None].astype(np.float32)))
+    names: list[str] = []
+
+    def write(place: Path) -> None:
+        for k, frame in enumerate(frames):
+            names.append(str(path / f"frame_{k:04d}.png"))
+            _write_frame(place / f"frame_{k:04d}.png", frame)
+
+    replace_marked_folder(path, write, FRAMES)
     return names
+
+
+def _write_frame(path: Path, frame: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.rint(255 * np.clip(frame, 0, 1)).astype(np.uint8)).save(path)
 
 
 def _write_hdf5(path: Path, frames: Iterator[np.ndarray], count: int) -> None:
