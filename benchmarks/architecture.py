@@ -18,18 +18,18 @@ import numpy as np
 import torch
 
 from export.exporter import export_bundle
-from export.session import Session
+from export.runtime.session import Session
+from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
-from quant.trajectory import CalibrationSet
-from restoration.linear import LinearTask
 from restoration.metrics import psnr
-from restoration.operators import Denoising
+from restoration.operators.linear import Denoising
+from restoration.photo.linear import LinearTask
 from solvers.denoiser import Denoiser
-from toolbox.calibrate import run_calibrate
-from toolbox.deploy import pictures
-from toolbox.recipe import Noise, Recipe
-from toolbox.training import train
+from toolbox.deploy.calibrate import run_calibrate
+from toolbox.deploy.network import pictures
+from toolbox.training.loop import train
+from toolbox.training.recipe import Noise, Recipe
 
 RECIPES = Path(__file__).parents[1] / "toolbox" / "recipes"
 VARIANTS = {

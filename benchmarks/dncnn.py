@@ -16,8 +16,8 @@ from torch.nn.functional import conv2d
 
 from restoration.io.images import read_image
 from restoration.metrics import psnr, ssim
-from toolbox.bench import find_pictures
-from toolbox.bench_linear import Case
+from toolbox.bench.inpainting import find_pictures
+from toolbox.bench.linear import Case
 
 
 def main() -> None:

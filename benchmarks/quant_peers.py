@@ -17,9 +17,9 @@ import torch
 from runtime_peers import openvino_graphs, static_graphs
 
 from export.exporter import export_model
+from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
-from quant.trajectory import CalibrationSet
 from toolbox.api import load
 
 

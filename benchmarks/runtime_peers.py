@@ -25,12 +25,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.exporter import export_model
-from export.providers import open_session
+from export.runtime.providers import open_session
+from quant.calibration.trajectory import record
 from quant.quantize import quantize
-from quant.trajectory import record
-from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
+from solvers.methods.ddim import DDIM
 from solvers.process import VP
 from solvers.solver import solve
 
@@ -183,7 +183,7 @@ def ours_on_openvino(denoiser, quantized, place: Path):
         import openvino  # noqa: F401
     except ImportError:
         return
-    from export.openvino_runtime import OpenVinoGraph
+    from export.runtime.openvino import OpenVinoGraph
 
     for target in ("cpu", "tensorrt"):
         path = place / f"{target}.onnx"

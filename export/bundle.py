@@ -1,6 +1,6 @@
 """A bundle: one folder with an ONNX graph and everything needed to ask it a question.
 
-``bundle.json`` holds the process as :mod:`solvers.description` writes it, the denoiser's settings, the table's timesteps and the
+``bundle.json`` holds the process as :mod:`solvers.interop.description` writes it, the denoiser's settings, the table's timesteps and the
 provenance; every other file is listed there with its size and SHA-256. There is no pickle and no code. A bundle is data from somewhere
 else, so all of it is checked on reading: names, links, sizes, hashes, versions, and that the graph refers to no other file.
 """
@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from solvers.description import from_description
 from solvers.files import check_free, replace_file, replace_folder
+from solvers.interop.description import from_description
 from solvers.process import Process
 
 FORMAT, READABLE = 2, (1, 2)

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.bundle import Bundle, Run, write_bundle
-from export.compact import compact, name_layers
-from export.graph import export_graph
-from export.jobs import InpaintingJob, Job
-from export.kernels import fuse_attention
-from export.precision import to_half
-from export.qdq import insert_qdq
-from export.restorer import export_restorer
+from export.graphs.compact import compact, name_layers
+from export.graphs.kernels import fuse_attention
+from export.graphs.network import export_graph
+from export.graphs.precision import to_half
+from export.graphs.qdq import insert_qdq
+from export.graphs.restorer import export_restorer
+from export.jobs.photo import InpaintingJob, Job
+from quant.calibration.trajectory import network_hash
 from quant.quantize import QuantizedNetwork
-from quant.temporal import step_network, temporal_table
-from quant.trajectory import network_hash
-from restoration.inpainting import InpaintingTask
+from quant.temporal.table import step_network, temporal_table
+from restoration.photo.inpainting import InpaintingTask
 from solvers import SOLVERS
 from solvers.denoiser import Denoiser
-from solvers.description import describe
+from solvers.interop.description import describe
 
 TARGETS = ("float", "cuda", "cpu", "tensorrt")
 INTEGER, HALF = ("cpu", "tensorrt"), ("cuda", "tensorrt")
@@ -91,7 +91,7 @@ def export_bundle(
     seed: int | None = None,
     card: str = "",
 ) -> Bundle:
-    """Export a denoiser's network and write the bundle that :class:`export.session.Session` runs.
+    """Export a denoiser's network and write the bundle that :class:`export.runtime.session.Session` runs.
 
     Args:
         timesteps: for a step graph; an empty list asks for a timestep graph. None: the calibrated timesteps where the recipe puts
@@ -122,13 +122,13 @@ def export_restorer_bundle(
     seed: int | None = None,
     card: str = "",
 ) -> Bundle:
-    """Export a whole restoration (:func:`export.restorer.export_restorer`) and write the bundle that :class:`export.session.Restorer` runs.
+    """Export a whole restoration (:func:`export.graphs.restorer.export_restorer`) and write the bundle that :class:`export.runtime.session.Restorer` runs.
 
     Args:
-        job: one of :mod:`export.jobs`; of an inpainting task a job is made with ``sigma`` and ``size``.
+        job: one of :mod:`export.jobs.photo`; of an inpainting task a job is made with ``sigma`` and ``size``.
 
     Raises:
-        ValueError: as :func:`export_model` and :func:`export.restorer.export_restorer`.
+        ValueError: as :func:`export_model` and :func:`export.graphs.restorer.export_restorer`.
         FileExistsError: ``folder`` exists and is no bundle.
     """
     job = InpaintingJob(job, size, sigma) if isinstance(job, InpaintingTask) else job
@@ -211,5 +211,5 @@ def _card(head: str, fields: dict) -> str:
         lines.append(f"| integer convolutions | {fields['planned']} |")
         lines.append(f"| in float | {', '.join(recipe['skip'])}, temporal path |")
     runner = "Restorer" if "run" in fields else "Session"
-    lines += ["", f"Run it with `export.session.{runner}(folder)`; the graph itself needs only ONNX Runtime.", ""]
+    lines += ["", f"Run it with `export.runtime.session.{runner}(folder)`; the graph itself needs only ONNX Runtime.", ""]
     return "\n".join(lines)

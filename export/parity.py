@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from export.exporter import INTEGER, export_model
-from export.providers import PROVIDERS
-from export.session import OnnxNetwork, Session
+from export.runtime.providers import PROVIDERS
+from export.runtime.session import OnnxNetwork, Session
+from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import QuantizedNetwork
-from quant.trajectory import CalibrationSet
 from solvers.denoiser import Denoiser
 
 

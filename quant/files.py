@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from quant.calibration.trajectory import network_hash
 from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, quantizes_time, rebuild, structured
 from quant.recipe import QuantRecipe
-from quant.temporal import temporal_block
-from quant.trajectory import network_hash
+from quant.temporal.table import temporal_block
 from solvers.files import check_free, replace_folder
 
 FORMAT = 1

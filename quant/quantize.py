@@ -2,7 +2,7 @@
 
     x ~ s_x q_x, q_x in [-128, 127];   W_c ~ s_c q_c, q_c in [-127, 127] (weight_bits 8);   s_x = threshold/127
 
-brevitas supplies the quantizers (rounding to even, clamping, fixed scales); the thresholds come from :mod:`quant.ranges`.
+brevitas supplies the quantizers (rounding to even, clamping, fixed scales); the thresholds come from :mod:`quant.ranges.measure`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quant.equalize import apply_factors, groups, insert_scales, smooth_factors
-from quant.range_search import search_symmetric_steps
-from quant.ranges import Ranges, measure_ranges
+from quant.calibration.trajectory import CalibrationSet, network_hash
+from quant.ranges.measure import Ranges, measure_ranges
+from quant.ranges.search import search_symmetric_steps
 from quant.recipe import FLOAT_LAYERS, OPTIONAL_LAYERS, QuantRecipe
-from quant.reconstruction import fingerprint_of, reconstruct
-from quant.rounding import gptq
+from quant.rounding.learned import gptq
+from quant.rounding.reconstruction import fingerprint_of, reconstruct
+from quant.rounding.units import spread_samples, stacked
 from quant.sensitivity import choose_float_layers, layer_costs, sensitivity
-from quant.split import split_shortcuts
-from quant.temporal import TemporalTable, step_network, temporal_block, temporal_table
-from quant.tfmq import table_of
-from quant.tiar import quantized_table
-from quant.trajectory import CalibrationSet, network_hash
-from quant.units import spread_samples, stacked
+from quant.structure.equalize import apply_factors, groups, insert_scales, smooth_factors
+from quant.structure.split import split_shortcuts
+from quant.temporal.table import TemporalTable, step_network, temporal_block, temporal_table
+from quant.temporal.tfmq import table_of
+from quant.temporal.tiar import quantized_table
 
 TEMPORAL_PARTS = ("time_proj", "time_embedding", "time_emb_proj", "class_embedding", "add_embedding")
 
@@ -197,7 +197,7 @@ def quantize(
 
     Args:
         network: the float network that ``calibration`` was recorded with, in eval mode.
-        calibration: from :func:`quant.trajectory.record`.
+        calibration: from :func:`quant.calibration.trajectory.record`.
         recipe: W8A8 with the first and last convolution in float by default.
         state: folder in which learned rounding keeps its finished units, to go on after an interruption.
         progress: called with finished and total layers (gptq) or units (adaround, fbr).

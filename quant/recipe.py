@@ -16,7 +16,7 @@ OPTIONAL_LAYERS = (*FLOAT_LAYERS, "*downsamplers*")  # patterns that need not ma
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How learned rounding (``adaround``, ``fbr``) and GPTQ use the calibration set; see :mod:`quant.reconstruction`.
+    """How learned rounding (``adaround``, ``fbr``) and GPTQ use the calibration set; see :mod:`quant.rounding.reconstruction`.
 
     Args:
         iterations: Adam steps per unit (the papers take 5000 to 20 000; a few hundred reach most of it).
@@ -71,7 +71,7 @@ class QuantRecipe:
         weight_bits: 8 or 4, symmetric, per output channel, codes in ``[-(2^(b-1)-1), 2^(b-1)-1]``. 4-bit codes are stored in int8:
             no runtime multiplies 4-bit weights with 8-bit activations in a convolution, so they buy file size, not speed.
         act_bits: 8: symmetric, per tensor, at the layers' inputs.
-        range: how a range is read from the tables of amax and |x| per layer and timestep (:meth:`quant.ranges.Ranges.threshold`):
+        range: how a range is read from the tables of amax and |x| per layer and timestep (:meth:`quant.ranges.measure.Ranges.threshold`):
             ``percentile``, ``max``, ``mean`` or ``min`` over the timesteps' maxima, least squared error (``mse``), or least
             |error|^2.4 (``p2.4``, PTQ4DM and EDA-DM).
         percentile: in (50, 100], for ``range="percentile"``.
@@ -82,7 +82,7 @@ class QuantRecipe:
             layers by their effect on the output and puts their names into ``skip``.
         temporal: exported graphs hold a ``table`` of the calibrated timesteps' embeddings, exact, or the ``float`` layers. ``cache``,
             ``tiar`` and ``fsc`` fill the table as TFMQ's quantized features would be: stored in 8 bits, or computed with jointly rounded
-            weights, or with nearest rounding and activation scales per timestep (:mod:`quant.tfmq`).
+            weights, or with nearest rounding and activation scales per timestep (:mod:`quant.temporal.tfmq`).
         rounding: ``nearest``, ``gptq``, ``adaround`` (layer by layer) or ``fbr`` (EDA-DM's blocks).
         split_shortcut: quantize the two halves of a skip concatenation separately (Q-Diffusion): a convolution each, then a sum.
         equalize: SmoothQuant's alpha in [0, 1], or None: move the spread between input channels into the weights.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from quant.trajectory import CalibrationSet
+from quant.calibration.trajectory import CalibrationSet
 
 if TYPE_CHECKING:  # quantize asks here which layers to leave in float
     from quant.quantize import QuantizedNetwork

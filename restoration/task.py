@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from restoration.posterior import CORRECTIONS
-from restoration.symmetry import COUNTS
+from restoration.wrappers.symmetry import COUNTS
 from solvers.grid import GRIDS, Grid
 from solvers.process import Process
 from solvers.solver import Solver, Step, randn, solve

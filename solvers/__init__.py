@@ -13,23 +13,23 @@ from functools import partial
 
 from solvers.analytic import GaussianMixture
 from solvers.continuous import VE, ContinuousVP
-from solvers.ddcm import DDCM, Branches, edit
-from solvers.ddim import DDIM
-from solvers.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
 from solvers.denoiser import Denoiser
-from solvers.diffusers_solver import DiffusersSolver
-from solvers.evodiff import EVODiff
+from solvers.editing.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
+from solvers.editing.text_editing import edit_prompt
 from solvers.grid import GRIDS, Grid, consistency, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
-from solvers.pndm import PNDM
+from solvers.interop.diffusers_solver import DiffusersSolver
+from solvers.methods.ddcm import DDCM, Branches, edit
+from solvers.methods.ddim import DDIM
+from solvers.methods.evodiff import EVODiff
+from solvers.methods.pndm import PNDM
+from solvers.methods.probability_flow import ProbabilityFlow
+from solvers.methods.rddm import RDDM, RDDMSampler, rddm_nodes
+from solvers.methods.red_diff import REDDiff
+from solvers.methods.resampled import Resampled
+from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
-from solvers.probability_flow import ProbabilityFlow
 from solvers.process import CLEAN, VP, Process, StepIndexed
-from solvers.rddm import RDDM, RDDMSampler, rddm_nodes
-from solvers.red_diff import REDDiff
-from solvers.resampled import Resampled
-from solvers.resfusion import Resfusion, ResfusionSampler
 from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, as_solver, generators, randn, solve
-from solvers.text_editing import edit_prompt
 
 # Names for the command line and for scheduler configs; the value called without arguments is a solver.
 SOLVERS = {
@@ -70,7 +70,7 @@ def solver_by_name(name: str, **options):
 
 def __getattr__(name: str):
     if name in ("SolverScheduler", "as_scheduler"):
-        from solvers import scheduler
+        from solvers.interop import scheduler
 
         return getattr(scheduler, name)
     raise AttributeError(f"module 'solvers' has no attribute {name!r}")

@@ -195,7 +195,7 @@ class Denoiser:
         """Load a diffusers ``UNet2DModel`` or ``UNet2DConditionModel`` folder, or a pipeline folder with ``unet/`` and ``scheduler/``.
 
         ``denoiser.json`` holds fold, range and condition (defaults if there is none) and may hold ``process``
-        (:func:`solvers.description.from_description`: Resfusion, RDDM, a continuous process ...) and ``prediction_type``. Where it does
+        (:func:`solvers.interop.description.from_description`: Resfusion, RDDM, a continuous process ...) and ``prediction_type``. Where it does
         not, they come from ``scheduler_config.json`` (DDPM's linear schedule and ``epsilon`` if there is none).
         A ``UNet2DConditionModel`` is shown the one text embedding, ``(1, L, D)``, that ``encoder_hidden_states.safetensors`` beside
         ``denoiser.json`` holds under the key ``encoder_hidden_states``.
@@ -206,7 +206,7 @@ class Denoiser:
         """
         import diffusers
 
-        from solvers.description import from_description
+        from solvers.interop.description import from_description
 
         root = Path(folder)
         if not root.is_dir():
@@ -272,7 +272,7 @@ class Denoiser:
         Raises:
             ValueError: the network is no diffusers ``UNet2DModel``, or the process is of a class of your own.
         """
-        from solvers.description import describe
+        from solvers.interop.description import describe
 
         config = getattr(self.network, "config", None)
         if not hasattr(self.network, "save_pretrained") or type(self.network).__name__ != "UNet2DModel":

@@ -163,7 +163,7 @@ def as_solver(solver) -> Solver:
     if callable(getattr(solver, "run", None)):
         return solver
     if callable(getattr(solver, "set_timesteps", None)) and callable(getattr(solver, "step", None)):
-        from solvers.diffusers_solver import DiffusersSolver
+        from solvers.interop.diffusers_solver import DiffusersSolver
 
         return solver.solver if hasattr(solver, "solver") else DiffusersSolver.of(solver)
     raise TypeError(f"{solver!r} is no solver: give an object with run(problem, grid, x), or a diffusers scheduler")

@@ -71,8 +71,8 @@ def tiny_recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_recipe, pictures) -> Path:
     """The folder of a tiny photo model after four training steps."""
-    from toolbox.recipe import Recipe
-    from toolbox.training import train
+    from toolbox.training.loop import train
+    from toolbox.training.recipe import Recipe
 
     return train(Recipe.read(tiny_recipe), pictures, tmp_path_factory.mktemp("model") / "tiny")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from quant.trajectory import CalibrationSet, record
-from solvers.ddim import DDIM
+from quant.calibration.trajectory import CalibrationSet, record
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid, trailing
+from solvers.methods.ddim import DDIM
 from solvers.process import VP
 from solvers.solver import solve
 

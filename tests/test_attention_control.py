@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import golden
 
-from solvers.attention_control import LocalBlend, align, control_cross, control_self, link_gaps, refine, refinement
+from solvers.editing.attention_control import LocalBlend, align, control_cross, control_self, link_gaps, refine, refinement
 
 
 class Recorded(dict):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from restoration.io.images import Photo, read_image, write_image
-from restoration.linear import LinearTask
 from restoration.metrics import psnr
-from restoration.operators import Denoising
+from restoration.operators.linear import Denoising
+from restoration.photo.linear import LinearTask
 from toolbox.api import load
-from toolbox.bench_linear import Case, run_bench_linear
+from toolbox.bench.linear import Case, run_bench_linear
 
 
 @pytest.fixture(scope="module")

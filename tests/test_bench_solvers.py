@@ -10,7 +10,7 @@ from conftest import golden
 from mixtures import median_rmse
 
 from solvers import CLEAN, DDIM, PNDM, VE, VP, DiffusersSolver, EVODiff, GaussianMixture, Grid, explicit, karras, log_snr, solve
-from toolbox.bench_solvers import DEFAULT_SOLVERS, EXTRA, _named, bench_solvers, mixture, tables
+from toolbox.bench.solvers import DEFAULT_SOLVERS, EXTRA, _named, bench_solvers, mixture, tables
 from toolbox.cli import main
 
 

@@ -10,15 +10,15 @@ from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from quant_helpers import one_thread  # noqa: F401
 from safetensors.torch import save_file
 
-import toolbox.calibrate
+import toolbox.deploy.calibrate
+from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
-from quant.temporal import step_network, temporal_table
-from quant.trajectory import CalibrationSet
+from quant.temporal.table import step_network, temporal_table
 from restoration.io.images import Photo, write_image
 from solvers.denoiser import Denoiser
 from solvers.process import VP
-from toolbox.calibrate import run_calibrate
 from toolbox.cli import main
+from toolbox.deploy.calibrate import run_calibrate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -174,18 +174,18 @@ def test_selection_keeps_the_asked_number(colour, pictures, tmp_path, select):
 
 def test_an_interrupted_call_goes_on(colour, pictures, tmp_path, monkeypatch):
     whole = calibrate(colour, pictures, tmp_path / "whole", count=4, samples=6)
-    original = toolbox.calibrate.Restorations.__call__
+    original = toolbox.deploy.calibrate.Restorations.__call__
 
     def dies(self, k):
         if k == 2:
             raise KeyboardInterrupt
         original(self, k)
 
-    monkeypatch.setattr(toolbox.calibrate.Restorations, "__call__", dies)
+    monkeypatch.setattr(toolbox.deploy.calibrate.Restorations, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):
         calibrate(colour, pictures, tmp_path / "cut", count=4, samples=6)
     assert not (tmp_path / "cut").exists()
-    monkeypatch.setattr(toolbox.calibrate.Restorations, "__call__", original)
+    monkeypatch.setattr(toolbox.deploy.calibrate.Restorations, "__call__", original)
     done = []
     assert calibrate(colour, pictures, tmp_path / "cut", count=4, samples=6, progress=done.append)["hash"] == whole["hash"]
     assert done == [2, 3, 4]

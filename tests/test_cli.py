@@ -14,15 +14,15 @@ import torch
 from conftest import smooth_picture
 from PIL import Image
 
+from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
 from quant.sensitivity import layer_costs, trajectory_errors
-from quant.trajectory import CalibrationSet
 from restoration.io.images import Photo, read_image, write_image
 from solvers.denoiser import Denoiser
-from toolbox.bench_runtime import _compiled, verdict
+from toolbox.bench.runtime import _compiled, verdict
 from toolbox.cli import main
-from toolbox.doctor import mend, needed
-from toolbox.pictures import chart
+from toolbox.support.doctor import mend, needed
+from toolbox.support.pictures import chart
 
 ROOT = Path(__file__).parent.parent
 

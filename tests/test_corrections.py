@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from restoration.measurement import Measurement
-from restoration.operators import Denoising, Inpainting, LinearFunction, conjugate_gradient
+from restoration.operators.linear import Denoising, Inpainting, LinearFunction, conjugate_gradient
+from restoration.operators.measurement import Measurement
+from restoration.operators.separable import BlockMean, Blur, gaussian_kernel
 from restoration.posterior import CORRECTIONS, DDNM, DDRM, DPS, MMPS, DDNMPlus, DiffPIR, PiGDM, RePaint
-from restoration.separable import BlockMean, Blur, gaussian_kernel
-from restoration.tiling import TiledNetwork
-from solvers.ddim import DDIM
+from restoration.wrappers.tiling import TiledNetwork
 from solvers.denoiser import Denoiser
 from solvers.grid import explicit, leading, log_snr, trailing
-from solvers.pndm import PNDM
+from solvers.methods.ddim import DDIM
+from solvers.methods.pndm import PNDM
+from solvers.methods.resampled import Resampled, noise_up
 from solvers.prediction import Prediction
 from solvers.process import VP
-from solvers.resampled import Resampled, noise_up
 from solvers.solver import Problem, generators, randn, solve
 
 PROCESS = VP.linear()

@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from toolbox import cost
-from toolbox.cost import Cost
+from toolbox.support.cost import Cost
 
 HELD = """
 import json
 import numpy as np
-from toolbox.cost import Cost
+from toolbox.support.cost import Cost
 before = np.ones(30 << 20, np.uint8)
 with Cost() as large:
     held = np.ones(80 << 20, np.uint8)

@@ -8,7 +8,7 @@ from conftest import golden
 from mixtures import Guided, noise, small_mixture
 
 from solvers import CLEAN, VP, DDPMInversion, Prediction, Problem, explicit, invert, leading, regenerate, solve, trailing
-from solvers.ddpm_inversion import inverting, transition
+from solvers.editing.ddpm_inversion import inverting, transition
 
 
 class Case:

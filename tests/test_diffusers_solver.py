@@ -10,9 +10,9 @@ from exact_flow import exact_flow
 from mixtures import median_rmse, noise, small_mixture
 from test_denoiser import tiny_unet
 
-from restoration.inpainting import InpaintingTask
-from restoration.measurement import Measurement
-from restoration.operators import Inpainting
+from restoration.operators.linear import Inpainting
+from restoration.operators.measurement import Measurement
+from restoration.photo.inpainting import InpaintingTask
 from restoration.posterior import DDNM, DDRM
 from solvers import (
     CLEAN,

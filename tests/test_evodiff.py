@@ -26,7 +26,7 @@ from solvers import (
     log_snr,
     solve,
 )
-from solvers.evodiff import FINALS, INNERS, MODES
+from solvers.methods.evodiff import FINALS, INNERS, MODES
 
 EDM = VE(sigma_max=80.01)  # some grids in the file start a rounding above 80
 PROCESSES = {"edm": EDM, "vp": ContinuousVP()}

@@ -14,21 +14,21 @@ from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # n
 
 from export.bundle import MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
-from export.graph import export_graph
-from export.kernels import fuse_attention, shift_codes
+from export.graphs.kernels import fuse_attention, shift_codes
+from export.graphs.network import export_graph
+from export.graphs.qdq import insert_qdq, weighted_nodes
 from export.parity import Limits, verify
-from export.providers import Placement, count_kernels, fallen_back
-from export.qdq import insert_qdq, weighted_nodes
-from export.session import OnnxNetwork, Session
+from export.runtime.providers import Placement, count_kernels, fallen_back
+from export.runtime.session import OnnxNetwork, Session
 from quant.quantize import QuantLayer, quantize
 from quant.recipe import QuantRecipe
 from solvers.continuous import VE
-from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
-from solvers.description import describe
+from solvers.interop.description import describe
+from solvers.methods.ddim import DDIM
+from solvers.methods.rddm import RDDM
+from solvers.methods.resfusion import Resfusion
 from solvers.process import VP, Process, StepIndexed
-from solvers.rddm import RDDM
-from solvers.resfusion import Resfusion
 from solvers.solver import solve
 
 CPU = ["CPUExecutionProvider"]

@@ -10,9 +10,9 @@ from restoration.mri import column_mask, fft2c
 from restoration.mri.estimate import CONDITION_CHANNELS, condition
 from restoration.mri.simulation import ring_maps, smooth_phase
 from solvers.denoiser import Denoiser
-from toolbox.fastmri_training import FastMRI, MeasuredScans, rephased
-from toolbox.recipe import Recipe
-from toolbox.training import train
+from toolbox.training.examples.fastmri import FastMRI, MeasuredScans, rephased
+from toolbox.training.loop import train
+from toolbox.training.recipe import Recipe
 
 SIZE, UNIT, SIGMA, PADDING = (64, 72), 2e-5, 0.01, 4
 RECIPE = """
@@ -152,7 +152,7 @@ def test_sensitivities_are_estimated_once(tmp_path, folder, monkeypatch):
     for _ in range(2):
         got = MeasuredScans(folder, cached, 32, 0).simulate(rng(5))
         torch.testing.assert_close(got[:2], want[:2], rtol=0, atol=0)
-        monkeypatch.setattr("toolbox.fastmri_training.espirit", None)  # the second time it is not called
+        monkeypatch.setattr("toolbox.training.examples.fastmri.espirit", None)  # the second time it is not called
     kept = sorted((tmp_path / "maps").iterdir())
     assert len(kept) == 2  # from the full data, and from the centre
     kept[0].write_bytes(b"broken")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import minimum_filter
 
-from restoration.dark_channel import DarkChannelPrior, airlight, box_mean, dark_channel, guided_filter
-from restoration.haze import BETA, Scattering, follow_edges, procedural_depth, read_depth, srgb_decode, srgb_encode
 from restoration.metrics import psnr
+from restoration.paired.dark_channel import DarkChannelPrior, airlight, box_mean, dark_channel, guided_filter
+from restoration.paired.haze import BETA, Scattering, follow_edges, procedural_depth, read_depth, srgb_decode, srgb_encode
 
 
 def noise(*shape, seed=0):

@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
-from quant.trajectory import CalibrationSet
-from restoration.eigen_images import Counter, Sampling, Statistics, jointly
-from restoration.hsi_noise import add_noise
-from restoration.hsi_simulation import SENSORS, SpectralLibrary, abundances, bands_of, fields, simulate_cube
-from restoration.hyperspectral import HyperspectralTask
-from restoration.latent_field import CHANNELS, CONDITION_CHANNELS, groups, measured_features, shown, strengths
-from restoration.metrics_hsi import mpsnr
-from solvers.ddim import DDIM
+from restoration.hyperspectral.eigen_images import Counter, Sampling, Statistics, jointly
+from restoration.hyperspectral.joint import CHANNELS, CONDITION_CHANNELS, groups, measured_features, shown, strengths
+from restoration.hyperspectral.noise import add_noise
+from restoration.hyperspectral.quality import mpsnr
+from restoration.hyperspectral.simulation import SENSORS, SpectralLibrary, abundances, bands_of, fields, simulate_cube
+from restoration.hyperspectral.task import HyperspectralTask
 from solvers.denoiser import Denoiser
+from solvers.methods.ddim import DDIM
 from solvers.process import VP
-from toolbox.bench_hsi import run_bench_hsi
-from toolbox.calibrate import run_calibrate
-from toolbox.hsi_training import LatentExamples
-from toolbox.recipe import Recipe
-from toolbox.training import batches, train
+from toolbox.bench.hyperspectral import run_bench_hsi
+from toolbox.deploy.calibrate import run_calibrate
+from toolbox.training.examples.hyperspectral import LatentExamples
+from toolbox.training.loop import batches, train
+from toolbox.training.recipe import Recipe
 
 RECIPE = """
 name = "tiny"

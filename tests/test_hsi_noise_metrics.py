@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio
 
-from restoration.hsi_noise import CASES, RATIOS, SIGMAS, add_noise, band_sigma, dead_pixels
-from restoration.metrics_hsi import cube_quality, ergas, mpsnr, mssim, sam
+from restoration.hyperspectral.noise import CASES, RATIOS, SIGMAS, add_noise, band_sigma, dead_pixels
+from restoration.hyperspectral.quality import cube_quality, ergas, mpsnr, mssim, sam
 
 SHAPE = (31, 60, 80)
 

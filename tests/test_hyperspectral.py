@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from restoration.eigen_images import Statistics
-from restoration.hsi_noise import add_noise
-from restoration.hyperspectral import HyperspectralTask, fit_rows
+from restoration.hyperspectral.eigen_images import Statistics
+from restoration.hyperspectral.noise import add_noise
+from restoration.hyperspectral.quality import mpsnr, sam
+from restoration.hyperspectral.subspace import data_mask, fit_subspace, learn_bands, noise_edge, weighted_coefficients
+from restoration.hyperspectral.task import HyperspectralTask, fit_rows
 from restoration.io.cubes import Cube, read_cube, write_cube
-from restoration.metrics_hsi import mpsnr, sam
-from restoration.subspace import data_mask, fit_subspace, learn_bands, noise_edge, weighted_coefficients
-from solvers.ddim import DDIM
+from solvers.methods.ddim import DDIM
 from solvers.prediction import Prediction
 from solvers.process import VP
 
@@ -261,7 +261,7 @@ def test_strips_are_blended_into_the_same_cube(monkeypatch):
     noisy = add_noise(scene(height=200), "stripe", 8)
     task = HyperspectralTask(Pointwise(), symmetries=1, tile=4096, overlap=16)
     whole = task(noisy)
-    monkeypatch.setattr("restoration.hyperspectral.STRIP_PIXELS", 64 * 40)
+    monkeypatch.setattr("restoration.hyperspectral.task.STRIP_PIXELS", 64 * 40)
     parts = task(noisy)
     assert parts.nfe == 4 * whole.nfe
     assert (parts.dead, parts.outliers, parts.striped_rows) == (whole.dead, whole.outliers, whole.striped_rows)
@@ -270,7 +270,7 @@ def test_strips_are_blended_into_the_same_cube(monkeypatch):
 
 def test_memory_does_not_grow_with_the_cube(monkeypatch, tmp_path):
     for name, size in (("FIT_ENTRIES", 40 * 64 * 32), ("BLOCK_ENTRIES", 40 * 64 * 16), ("KEPT_ENTRIES", 1000), ("STRIP_PIXELS", 64 * 64)):
-        monkeypatch.setattr(f"restoration.hyperspectral.{name}", size)
+        monkeypatch.setattr(f"restoration.hyperspectral.task.{name}", size)
     task = HyperspectralTask(Pointwise(), symmetries=1, overlap=16, tile=4096)
     peaks = []
     for height in (256, 1024):

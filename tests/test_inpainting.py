@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import smooth_picture
 
-from restoration.inpainting import InpaintingTask
-from restoration.masks import make_mask
+from restoration.photo.inpainting import InpaintingTask
+from restoration.photo.masks import make_mask
 from restoration.posterior import CORRECTIONS
 from solvers import SOLVERS, solver_by_name
 from solvers.denoiser import Denoiser

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from restoration.io.images import read_image
-from restoration.lift import push_pull
-from restoration.measurement import Measurement
-from restoration.operators import Denoising, Inpainting
+from restoration.operators.linear import Denoising, Inpainting
+from restoration.operators.measurement import Measurement
+from restoration.operators.separable import BlockMean, Blur, gaussian_kernel
+from restoration.photo.lift import push_pull
 from restoration.posterior import CORRECTIONS
-from restoration.separable import BlockMean, Blur, gaussian_kernel
 from restoration.task import sample
 from solvers import GRIDS, SOLVERS, solver_by_name, trailing
 from toolbox import load

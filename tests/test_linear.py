@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import smooth_picture
 
-from restoration.inpainting import InpaintingTask
 from restoration.io.images import Photo, read_image, write_image
-from restoration.lift import enlarge, push_pull, thin_plate
-from restoration.linear import LinearTask, planewise
 from restoration.metrics import noise_level, psnr
-from restoration.operators import Denoising, Inpainting
-from restoration.separable import Bicubic, BlockMean, Blur, gaussian_kernel
-from restoration.symmetry import Symmetric, turn, turn_back
+from restoration.operators.linear import Denoising, Inpainting
+from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
+from restoration.photo.inpainting import InpaintingTask
+from restoration.photo.lift import enlarge, push_pull, thin_plate
+from restoration.photo.linear import LinearTask, planewise
+from restoration.wrappers.symmetry import Symmetric, turn, turn_back
 from solvers.denoiser import Denoiser
 from solvers.process import VP
 from toolbox.cli import main

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restoration import metrics
-from restoration.lift import push_pull
-from restoration.masks import KINDS, make_mask, parse_mask
+from restoration.photo.lift import push_pull
+from restoration.photo.masks import KINDS, make_mask, parse_mask
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restoration.measurement import Measurement
 from restoration.mri import (
     MRI,
     Sense,
@@ -33,6 +32,7 @@ from restoration.mri.estimate import condition, noise_level
 from restoration.mri.sampling import MASKS
 from restoration.mri.simulation import resize_maps, ring_maps, simulate_kspace, smooth_phase
 from restoration.mri.task import check_kspace
+from restoration.operators.measurement import Measurement
 from solvers import DDIM, SOLVERS, VP, Denoiser, solver_by_name
 
 

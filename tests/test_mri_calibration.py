@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restoration.mri.calibration import conformal_factor, floored, least_slices
+from restoration.mri.intervals import conformal_factor, floored, least_slices
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95])

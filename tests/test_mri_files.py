@@ -259,8 +259,8 @@ def test_bad_files(tmp_path, kspace):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny network after two training steps on two drawn heads."""
-    from toolbox.recipe import Recipe
-    from toolbox.training import train
+    from toolbox.training.loop import train
+    from toolbox.training.recipe import Recipe
 
     folder = tmp_path_factory.mktemp("mri")
     head = (255 * disc((72, 64)) / 1.5).numpy().astype(np.uint8)
@@ -383,7 +383,7 @@ def test_bad_commands(capsys, tmp_path, kspace, model):
 
 
 def test_bench(tmp_path, model):
-    from toolbox.mri_bench import run_mri_bench
+    from toolbox.bench.mri import run_mri_bench
 
     np.savez(tmp_path / "image.npz", image=disc((48, 40)).numpy()[None])
     rows = run_mri_bench(
@@ -432,7 +432,7 @@ def test_bench_tells_lpips_where_its_weights_are(tmp_path):
     from torchvision.models import alexnet
 
     from restoration.metrics import lpips
-    from toolbox.mri_bench import mean_lpips
+    from toolbox.bench.mri import mean_lpips
 
     truth = torch.stack([disc((64, 72)), disc((64, 72), 0.5)])
     found = truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))

@@ -5,8 +5,8 @@ import torch
 from conftest import golden
 from mixtures import small_mixture
 
-from restoration.measurement import Measurement
-from restoration.nonlinear import HighDynamicRange, PhaseRetrieval, Quantization
+from restoration.operators.measurement import Measurement
+from restoration.operators.nonlinear import HighDynamicRange, PhaseRetrieval, Quantization
 from solvers import VP, REDDiff, solve, trailing
 
 PROCESS = VP.linear()

@@ -12,14 +12,14 @@ from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # n
 
 from export.bundle import NETWORK, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
-from export.openvino_runtime import KEPT, OpenVinoGraph
 from export.parity import verify
-from export.providers import Placement, integer_convs
-from export.session import Restorer, Session
-from restoration.inpainting import InpaintingTask
+from export.runtime.openvino import KEPT, OpenVinoGraph
+from export.runtime.providers import Placement, integer_convs
+from export.runtime.session import Restorer, Session
 from restoration.metrics import psnr
-from solvers.ddim import DDIM
+from restoration.photo.inpainting import InpaintingTask
 from solvers.denoiser import Denoiser
+from solvers.methods.ddim import DDIM
 from solvers.solver import solve
 from toolbox.api import load
 from toolbox.cli import main

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from restoration.measurement import Measurement
 from restoration.mri.sense import Sense, SingleCoil
-from restoration.operators import (
+from restoration.operators.linear import (
     Denoising,
     Inpainting,
     LinearFunction,
@@ -14,8 +13,9 @@ from restoration.operators import (
     conjugate_gradient,
     spectral_filter,
 )
+from restoration.operators.measurement import Measurement
+from restoration.operators.separable import PADDINGS, Bicubic, BlockMean, Blur, Separable, gaussian_kernel
 from restoration.posterior import CORRECTIONS
-from restoration.separable import PADDINGS, Bicubic, BlockMean, Blur, Separable, gaussian_kernel
 from solvers import DDIM, VP, Denoiser, solve, trailing
 
 

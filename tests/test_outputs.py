@@ -279,7 +279,7 @@ def test_training_never_writes_over_a_model(tmp_path, tiny_recipe, pictures):
 SLOW = """
 import sys, time
 from pathlib import Path
-import toolbox.cli as cli
+import toolbox.cli.main as cli
 from solvers.files import replace_file, replace_marked_folder, together
 
 def work():

@@ -9,19 +9,19 @@ import pytest
 import torch
 from conftest import TINY_RECIPE, smooth_picture
 
-from restoration.haze import Scattering, procedural_depth
 from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import psnr
-from restoration.paired import LITTLE, SOFT, PairedRestoration, carry, default_process, haze_condition, reduced
+from restoration.paired.haze import Scattering, procedural_depth
+from restoration.paired.task import LITTLE, SOFT, PairedRestoration, carry, default_process, haze_condition, reduced
 from solvers import DDIM, PNDM, RDDM, VP, Denoiser, EVODiff, RDDMSampler, Resfusion, ResfusionSampler
-from toolbox.calibrate import run_calibrate
 from toolbox.cli import main
-from toolbox.dehaze import run_bench_dehaze
-from toolbox.examples import HazeExamples
-from toolbox.losses import denoising_loss, plain_loss, residual_loss
-from toolbox.paired_training import Haze, PairExamples, find_pairs, make_hazy
-from toolbox.recipe import Recipe
-from toolbox.training import batches, build, train
+from toolbox.deploy.calibrate import run_calibrate
+from toolbox.tasks.paired import run_bench_dehaze
+from toolbox.training.examples.paired import Haze, PairExamples, find_pairs, make_hazy
+from toolbox.training.examples.photo import HazeExamples
+from toolbox.training.loop import batches, build, train
+from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
+from toolbox.training.recipe import Recipe
 
 SOLVERS = [DDIM(), PNDM(), EVODiff(), RDDMSampler(), RDDMSampler("res"), ResfusionSampler(), ResfusionSampler(0.0)]
 

@@ -7,10 +7,10 @@ import torch
 from conftest import golden
 from mixtures import Guided, replay
 
-from restoration.measurement import Measurement
-from restoration.operators import Inpainting
+from restoration.operators.linear import Inpainting
+from restoration.operators.measurement import Measurement
+from restoration.operators.separable import BlockMean
 from restoration.posterior import DDRM, DPS, PiGDM
-from restoration.separable import BlockMean
 from solvers import DDIM, VP, explicit
 
 

@@ -11,7 +11,7 @@ from exact_flow import exact_flow
 from mixtures import median_rmse, noise, small_mixture
 
 from solvers import CLEAN, DDIM, GRIDS, PNDM, VP, Denoiser, GaussianMixture, Grid, Prediction, StepIndexed, explicit, pndm_nodes, solve
-from solvers.pndm import ADAMS_BASHFORTH, VARIANTS, lagrange_weights
+from solvers.methods.pndm import ADAMS_BASHFORTH, VARIANTS, lagrange_weights
 
 
 def recorded(solver, denoiser, x, grid, **kwargs):

@@ -5,10 +5,10 @@ import torch
 from conftest import golden
 from mixtures import Patches
 
-from restoration.measurement import Measurement
-from restoration.operators import Inpainting
+from restoration.operators.linear import Inpainting
+from restoration.operators.measurement import Measurement
+from restoration.operators.separable import BlockMean, Separable
 from restoration.posterior import DDRM, DPS, MMPS, DDNMPlus, PiGDM
-from restoration.separable import BlockMean, Separable
 from solvers import DDIM, VP, REDDiff, generators, leading, randn, solve, trailing
 
 TASKS = ("inpaint_random", "inpaint_box", "sr4_meanpool", "deblur")

@@ -9,13 +9,13 @@ from quant_helpers import one_thread, recording, tiny_denoiser  # noqa: F401
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 from quant.files import load_quantized, save_quantized
 from quant.quantize import quantizable_layers, quantize, set_scales, weight_scales
 from quant.recipe import QuantRecipe
 from quant.sensitivity import sensitivity
-from quant.temporal import sinusoids, step_network, temporal_block, temporal_table
-from quant.tfmq import float_features, quantize_block, tiar_loss
-from quant.trajectory import CalibrationSet, Provenance, network_hash
+from quant.temporal.table import sinusoids, step_network, temporal_block, temporal_table
+from quant.temporal.tfmq import float_features, quantize_block, tiar_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

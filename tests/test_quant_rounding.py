@@ -14,14 +14,15 @@ from torch import nn
 
 from export.bundle import NETWORK
 from export.exporter import export_bundle
-from export.session import OnnxNetwork
-from quant.equalize import groups
+from export.runtime.session import OnnxNetwork
+from quant.calibration.trajectory import network_hash
 from quant.files import load_quantized, save_quantized
 from quant.packing import network_bytes, pack_nibbles, unpack_nibbles
 from quant.quantize import quantizable_layers, quantize, structured
-from quant.ranges import measure_ranges
+from quant.ranges.measure import measure_ranges
 from quant.recipe import PRESETS, QuantRecipe, Reconstruction
-from quant.reconstruction import LearnedLayer, fake_quantize
+from quant.rounding.reconstruction import LearnedLayer, fake_quantize
+from quant.rounding.units import UnitInputs, find_units, spread_samples
 from quant.sensitivity import (
     LayerCost,
     choose_float_layers,
@@ -31,9 +32,8 @@ from quant.sensitivity import (
     sensitivity,
     trajectory_errors,
 )
-from quant.split import SplitConv2d, skip_layers
-from quant.trajectory import network_hash
-from quant.units import UnitInputs, find_units, spread_samples
+from quant.structure.equalize import groups
+from quant.structure.split import SplitConv2d, skip_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -181,7 +181,7 @@ def test_cached_unit_inputs_stay_within_their_memory(monkeypatch, denoiser, cali
     name = "down_blocks.1.resnets.0"  # reads (16, 4, 4) of an input cut to 8 x 8, and an embedding of 64
     each = 4 * (2 * 16 * 4 * 4 + 64)
     for limit, kept in ((100 * each, 6), (3 * each, 3), (3 * each - 1, 2), (1, 1)):
-        monkeypatch.setattr("quant.units.MEMORY", limit)
+        monkeypatch.setattr("quant.rounding.units.MEMORY", limit)
         cache = UnitInputs(network, network, name, samples)
         assert len(cache.float) == len(cache.quantized) == len(cache.others) == kept
         assert cache.bytes == kept * each

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from quant_helpers import one_thread, recording, tiny_denoiser  # noqa: F401
 from torch import nn
 
-from quant.eda_dm import EDADM, Distances, features, measure_distances, middle, share, shuffled
-from quant.ptq4dm import PTQ4DM, pair
-from quant.selection import Uniform, take
-from quant.trajectory import CalibrationSet, Provenance, network_hash
+from quant.calibration.eda_dm import EDADM, Distances, features, measure_distances, middle, share, shuffled
+from quant.calibration.ptq4dm import PTQ4DM, pair
+from quant.calibration.selection import Uniform, take
+from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,9 +8,9 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from quant_helpers import one_thread, tiny_denoiser  # noqa: F401
 from torch import nn
 
-from quant.temporal import TemporalBlock, sinusoids, step_network, temporal_block, temporal_table
-from quant.tfmq import fit_grid, float_features, quantize_block, quantize_cache, select_features, table_of, tiar_loss
-from quant.tiar import TIAR, temperature
+from quant.temporal.table import TemporalBlock, sinusoids, step_network, temporal_block, temporal_table
+from quant.temporal.tfmq import fit_grid, float_features, quantize_block, quantize_cache, select_features, table_of, tiar_loss
+from quant.temporal.tiar import TIAR, temperature
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

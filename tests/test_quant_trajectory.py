@@ -5,7 +5,7 @@ import torch
 from quant_helpers import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 from torch import nn
 
-from quant.trajectory import CalibrationSet, Provenance, record
+from quant.calibration.trajectory import CalibrationSet, Provenance, record
 from solvers.denoiser import Denoiser
 from solvers.process import VP
 

@@ -26,7 +26,7 @@ from solvers import (
     solve,
     trailing,
 )
-from solvers.rddm import METHODS, weights
+from solvers.methods.rddm import METHODS, weights
 
 TYPE = {"pred_res_noise": "residual_noise", "pred_res": "residual", "pred_noise": "epsilon", "pred_x0_noise": "sample_noise"}
 METHOD = {"pred_res_noise": "res_noise", "pred_res": "res", "pred_noise": "noise", "pred_x0_noise": "res_noise"}

@@ -9,11 +9,11 @@ import torch
 from conftest import golden
 from mixtures import Guided, noise, replay, small_mixture
 
-from restoration.measurement import Measurement
-from restoration.operators import Denoising, Inpainting, NonlinearOperator
-from restoration.separable import BlockMean, Separable
+from restoration.operators.linear import Denoising, Inpainting, NonlinearOperator
+from restoration.operators.measurement import Measurement
+from restoration.operators.separable import BlockMean, Separable
 from solvers import VP, Denoiser, GaussianMixture, REDDiff, explicit, solve, trailing
-from solvers.red_diff import WEIGHTINGS, Adam, data_gradient
+from solvers.methods.red_diff import WEIGHTINGS, Adam, data_gradient
 
 PROCESS = VP.linear()
 

@@ -11,7 +11,7 @@ from driver import cases, drive
 from mixtures import noise
 
 from solvers import CLEAN, DDIM, VP, Denoiser, Grid, Prediction, Resfusion, ResfusionSampler, explicit, leading, solve, trailing
-from solvers.resfusion import TARGETS, truncated
+from solvers.methods.resfusion import TARGETS, truncated
 
 KIND = {"LinearPro": "linear", "CosinePro": "cosine"}
 TYPE = {"epsilon": "resnoise", "sample": "sample", "residual": "residual"}  # the authors' words for the three modes

@@ -11,7 +11,7 @@ from restoration.io.cubes import Cube, read_cube, write_cube
 from restoration.io.images import read_image
 from solvers.denoiser import Denoiser
 from solvers.process import VP
-from toolbox.bench_hsi import run_bench_hsi, simulated
+from toolbox.bench.hyperspectral import run_bench_hsi, simulated
 from toolbox.cli import main
 
 

@@ -10,17 +10,17 @@ from PIL import Image
 
 from restoration.io.ultrasound import read_clip
 from restoration.metrics import psnr
-from restoration.ultrasound.haze import simulate_haze
-from restoration.ultrasound.metrics import anatomical_regions, gcnr
+from restoration.ultrasound.contrast import anatomical_regions, gcnr
 from restoration.ultrasound.phantom import simulate_tissue
-from restoration.ultrasound.split import power_split
+from restoration.ultrasound.power_split import power_split
+from restoration.ultrasound.simulation import simulate_haze
 from restoration.ultrasound.task import UltrasoundTask
 from solvers.denoiser import Denoiser
 from toolbox.api import load
 from toolbox.cli import main
-from toolbox.recipe import Recipe
-from toolbox.training import batches, train
-from toolbox.ultrasound_training import UltrasoundExamples
+from toolbox.training.examples.ultrasound import UltrasoundExamples
+from toolbox.training.loop import batches, train
+from toolbox.training.recipe import Recipe
 
 RECIPE = """
 name = "tiny"

@@ -18,17 +18,17 @@ from quant_helpers import one_thread, tiny_denoiser  # noqa: F401
 
 from export.bundle import MANIFEST, RESTORER, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
-from export.jobs import InpaintingJob
-from export.providers import open_session, tensorrt_options
-from export.restorer import export_restorer
-from export.session import Restorer, Session
+from export.graphs.restorer import export_restorer
+from export.jobs.photo import InpaintingJob
+from export.runtime.providers import open_session, tensorrt_options
+from export.runtime.session import Restorer, Session
+from quant.calibration.trajectory import record
 from quant.quantize import quantize
-from quant.trajectory import record
-from restoration.inpainting import InpaintingTask
 from restoration.metrics import psnr
-from solvers.ddim import DDIM
-from solvers.evodiff import EVODiff
-from solvers.pndm import PNDM
+from restoration.photo.inpainting import InpaintingTask
+from solvers.methods.ddim import DDIM
+from solvers.methods.evodiff import EVODiff
+from solvers.methods.pndm import PNDM
 
 SIZE = (24, 32)
 CPU = ["CPUExecutionProvider"]

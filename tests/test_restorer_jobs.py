@@ -11,34 +11,34 @@ from diffusers import UNet2DModel
 from quant_helpers import one_thread, tiny_denoiser  # noqa: F401
 
 from export.exporter import export_restorer_bundle
-from export.jobs import LinearJob, PairedJob, ordered, quantile
-from export.jobs_hsi import EigenImageJob
-from export.jobs_mri import MRIJob
-from export.providers import open_session
-from export.restorer import export_restorer, run_job
-from export.session import Restorer
+from export.graphs.restorer import export_restorer, run_job
+from export.jobs.hyperspectral import EigenImageJob
+from export.jobs.mri import MRIJob
+from export.jobs.photo import LinearJob, PairedJob, ordered, quantile
+from export.runtime.providers import open_session
+from export.runtime.session import Restorer
+from quant.calibration.trajectory import record
 from quant.quantize import quantize
-from quant.trajectory import record
-from restoration.hyperspectral import HyperspectralTask
+from restoration.hyperspectral.task import HyperspectralTask
 from restoration.io.images import Photo, write_image
-from restoration.linear import LinearTask
-from restoration.measurement import Measurement
 from restoration.metrics import psnr
 from restoration.mri.consistency import agree
-from restoration.mri.real import RealSense, coil_pairs
+from restoration.mri.real_sense import RealSense, coil_pairs
 from restoration.mri.sense import Sense, SingleCoil, cartesian, to_channels
 from restoration.mri.simulation import ring_maps
 from restoration.mri.task import MRI
-from restoration.operators import Denoising
-from restoration.paired import PairedRestoration
-from restoration.separable import Bicubic, Blur, gaussian_kernel
-from solvers.ddim import DDIM
+from restoration.operators.linear import Denoising
+from restoration.operators.measurement import Measurement
+from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
+from restoration.paired.task import PairedRestoration
+from restoration.photo.linear import LinearTask
 from solvers.denoiser import Denoiser
-from solvers.evodiff import EVODiff
+from solvers.methods.ddim import DDIM
+from solvers.methods.evodiff import EVODiff
+from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.process import VP
-from solvers.resfusion import Resfusion, ResfusionSampler
 from solvers.solver import randn
-from toolbox.restorer_jobs import make_job, measurements
+from toolbox.deploy.jobs import make_job, measurements
 
 CPU = ["CPUExecutionProvider"]
 SIZE = (24, 32)

@@ -254,8 +254,8 @@ class Heun:
 
 def test_a_solver_of_ones_own_runs_everywhere():
     """In the loop (to second order), as a diffusers scheduler, with a correction, on a process with an image."""
-    from restoration.measurement import Measurement
-    from restoration.operators import Inpainting
+    from restoration.operators.linear import Inpainting
+    from restoration.operators.measurement import Measurement
     from restoration.posterior import DDNM
     from solvers import as_scheduler
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from solvers import VP, generators
-from solvers.attention_control import LocalBlend
-from solvers.attention_processor import AttentionControl
-from solvers.text_editing import PromptBranches, edit_prompt
+from solvers.editing.attention_control import LocalBlend
+from solvers.editing.attention_processor import AttentionControl
+from solvers.editing.text_editing import PromptBranches, edit_prompt
 
 PROCESS = VP.scaled_linear()
 TOKENS, FEATURES = 12, 8

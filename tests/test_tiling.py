@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from restoration.tiling import TiledNetwork, tile_starts, tile_weight, tiled
+from restoration.wrappers.tiling import TiledNetwork, tile_starts, tile_weight, tiled
 from solvers.denoiser import Denoiser
 from solvers.process import VP
 

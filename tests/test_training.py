@@ -10,15 +10,15 @@ import pytest
 import torch
 from conftest import TINY_RECIPE
 
-from restoration.lift import enlarge, thin_plate
-from restoration.separable import BlockMean
+from restoration.operators.separable import BlockMean
+from restoration.photo.lift import enlarge, thin_plate
 from solvers.denoiser import Denoiser
-from toolbox.examples import BLOCKS, GreyExamples, PhotoExamples, draw_known
-from toolbox.immiscible import immiscible_noise
-from toolbox.losses import denoising_loss
-from toolbox.recipe import Recipe
-from toolbox.training import batches, build, train
-from toolbox.training_log import Log
+from toolbox.training.examples.photo import BLOCKS, GreyExamples, PhotoExamples, draw_known
+from toolbox.training.immiscible import immiscible_noise
+from toolbox.training.log import Log
+from toolbox.training.loop import batches, build, train
+from toolbox.training.losses import denoising_loss
+from toolbox.training.recipe import Recipe
 
 
 def test_model_folder_loads(tiny_model):

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from scipy.ndimage import grey_dilation
 from torch import nn
 
-from restoration.measurement import Measurement
-from restoration.operators import spectral_filter
+from restoration.operators.linear import spectral_filter
+from restoration.operators.measurement import Measurement
 from restoration.posterior import CORRECTIONS, MMPS, DiffPIR
 from restoration.ultrasound.bmode import Sector, amplitude_of, envelope, find_sector, log_compress
 from restoration.ultrasound.clip import ask_together, enter, restore_clip, similar
 from restoration.ultrasound.companding import a_law, a_law_inverse, mu_law, mu_law_inverse
-from restoration.ultrasound.haze import simulate_haze
+from restoration.ultrasound.contrast import anatomical_regions, boxes_mask, cnr, contrast, gcnr, ks, read_regions
 from restoration.ultrasound.joint import JointDenoiser, Superposition
-from restoration.ultrasound.metrics import anatomical_regions, boxes_mask, cnr, contrast, gcnr, ks, read_regions
 from restoration.ultrasound.patches import cut, stitch
 from restoration.ultrasound.phantom import simulate_tissue
-from restoration.ultrasound.split import power_split
+from restoration.ultrasound.power_split import power_split
+from restoration.ultrasound.simulation import simulate_haze
 from restoration.ultrasound.task import UltrasoundTask
 from solvers import DDIM, PNDM, VP, GaussianMixture
 from solvers.continuous import ContinuousVP

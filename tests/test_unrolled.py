@@ -7,20 +7,20 @@ import pytest
 import torch
 from conftest import TINY_RECIPE
 
-from restoration.measurement import Measurement
 from restoration.mri.consistency import Alternation
 from restoration.mri.sampling import column_mask
 from restoration.mri.simulation import ring_maps, simulate_kspace
 from restoration.mri.task import MRI
-from restoration.operators import conjugate_gradient
-from solvers.ddim import DDIM
+from restoration.operators.linear import conjugate_gradient
+from restoration.operators.measurement import Measurement
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
+from solvers.methods.ddim import DDIM
 from solvers.solver import solve
-from toolbox.examples import MRIExamples, PhotoExamples
-from toolbox.recipe import Recipe
-from toolbox.training import build, measured_batches, train
-from toolbox.unrolled import unroll, unrolled_gain, unrolled_loss
+from toolbox.training.examples.photo import MRIExamples, PhotoExamples
+from toolbox.training.loop import build, measured_batches, train
+from toolbox.training.recipe import Recipe
+from toolbox.training.unrolled import unroll, unrolled_gain, unrolled_loss
 
 UNROLLED = "[unrolled]\nsteps = 3\n"
 MRI_RECIPE = (

@@ -13,22 +13,22 @@ import torch
 from skimage.data import shepp_logan_phantom
 from skimage.transform import resize
 
-from export.session import Session
-from restoration.haze import Scattering, procedural_depth
-from restoration.inpainting import InpaintingTask
+from export.runtime.session import Session
 from restoration.io.images import Photo, read_image, write_image
-from restoration.lift import enlarge, push_pull
-from restoration.linear import LinearTask
-from restoration.masks import make_mask
 from restoration.metrics import psnr
-from restoration.paired import PairedRestoration
-from restoration.separable import BlockMean
+from restoration.operators.separable import BlockMean
+from restoration.paired.haze import Scattering, procedural_depth
+from restoration.paired.task import PairedRestoration
+from restoration.photo.inpainting import InpaintingTask
+from restoration.photo.lift import enlarge, push_pull
+from restoration.photo.linear import LinearTask
+from restoration.photo.masks import make_mask
 from solvers import DDIM, EVODiff, RDDMSampler, ResfusionSampler
 from toolbox import load, models
 from toolbox.api import ZOO
-from toolbox.bench import run_bench
+from toolbox.bench.inpainting import run_bench
+from toolbox.bench.mri import run_mri_bench
 from toolbox.cli import main
-from toolbox.mri_bench import run_mri_bench
 
 ROOT = Path(__file__).parent.parent
 CROP = (slice(None), slice(40, 168), slice(100, 260))

@@ -39,7 +39,7 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
 
     Returns:
         A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime or OpenVINO for bundles; for a bundle of a whole restoration an
-        ``export.session.Restorer``.
+        ``export.runtime.session.Restorer``.
 
     Raises:
         ValueError: neither a known name nor a folder, a folder that holds no model, or a PyTorch model for ``openvino``.
@@ -50,7 +50,7 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
         raise ValueError(f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a folder")
     if (folder / "bundle.json").is_file():
         from export.bundle import read_bundle
-        from export.session import Restorer, Session
+        from export.runtime.session import Restorer, Session
 
         kind = Restorer if read_bundle(folder).graph == "restorer" else Session
         return kind(folder, device=device, threads=threads)

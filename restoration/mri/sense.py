@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from restoration.operators import LinearOperator, conjugate_gradient
+from restoration.operators.linear import LinearOperator, conjugate_gradient
 
 AXES = (-2, -1)
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from restoration.measurement import Measurement
 from restoration.mri.consistency import Alternation, Consistency, agree
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, condition, image_scale, lift, noise_level
 from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
+from restoration.operators.measurement import Measurement
 from restoration.posterior import CORRECTIONS, DiffPIR
 from restoration.task import sample
-from solvers.ddim import DDIM
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
-from solvers.red_diff import REDDiff
+from solvers.methods.ddim import DDIM
+from solvers.methods.red_diff import REDDiff
 from solvers.solver import Solver, Step
 
 METHODS = ("none", "consistency", "alternation", "red-diff", *CORRECTIONS)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from restoration.measurement import Measurement
+from restoration.operators.measurement import Measurement
 from solvers.prediction import Prediction
 from solvers.process import CLEAN
 from solvers.solver import randn

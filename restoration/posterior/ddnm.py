@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from restoration.measurement import Measurement
+from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import Correction
 from restoration.posterior.ddrm import DDRM
 

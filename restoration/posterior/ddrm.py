@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from restoration.measurement import Measurement
-from restoration.operators import spectral_filter
+from restoration.operators.linear import spectral_filter
+from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import Correction
 from solvers.prediction import Prediction
 

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from restoration.measurement import Measurement
+from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import Correction
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from restoration.measurement import Measurement
-from restoration.operators import conjugate_gradient
+from restoration.operators.linear import conjugate_gradient
+from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import GradientCorrection
 from solvers.prediction import Prediction
 

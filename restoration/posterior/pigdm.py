@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from restoration.measurement import Measurement
+from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import GradientCorrection
 from solvers.prediction import Prediction
 

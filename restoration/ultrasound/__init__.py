@@ -1,0 +1,1 @@
+"""Ultrasound: tissue and haze."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from restoration.operators import LinearOperator
+from restoration.operators.linear import LinearOperator
 from solvers.prediction import Prediction
 from solvers.solver import LevelMatched
 

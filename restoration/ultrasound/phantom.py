@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from restoration.ultrasound.bmode import Sector
-from restoration.ultrasound.haze import smooth_noise
+from restoration.ultrasound.simulation import smooth_noise
 
 
 def simulate_tissue(height: int, width: int, seed: int) -> np.ndarray:

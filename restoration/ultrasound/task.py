@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from restoration.measurement import Measurement
+from restoration.operators.measurement import Measurement
 from restoration.posterior import CORRECTIONS
-from restoration.tiling import tiled
 from restoration.ultrasound.joint import JointDenoiser, Superposition
-from restoration.ultrasound.split import power_split
-from solvers.ddim import DDIM
+from restoration.ultrasound.power_split import power_split
+from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid, explicit
+from solvers.methods.ddim import DDIM
 from solvers.solver import Solver, Step, randn, solve
 
 MINIMUM_SIDE = 32
@@ -52,7 +52,7 @@ class Dehazed:
 class UltrasoundTask:
     """Split a frame ``y = x + strength h + n`` into tissue x and haze h, each with a prior of its own.
 
-    A run starts from :func:`restoration.ultrasound.split.power_split`, noised to ``noisiest`` (Chung et al. 2022, "come closer, diffuse
+    A run starts from :func:`restoration.ultrasound.power_split.power_split`, noised to ``noisiest`` (Chung et al. 2022, "come closer, diffuse
     faster"): started from pure noise, small priors don't tell haze from faint even tissue, and share the frame out between them.
     ``start="noise"`` does that nevertheless.
 

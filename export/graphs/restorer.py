@@ -1,0 +1,146 @@
+"""A whole restoration as one graph: measurement and noise in, result out.
+
+Everything between is inside: lift, the solver's coefficients, the temporal table's rows, every network call (weights stored once),
+data consistency, range conversion and clamping. A device needs ONNX Runtime and nothing else. :mod:`export.jobs.photo` has the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from export.graphs.network import trace
+from export.jobs.photo import Job
+from quant.temporal.table import row_of, step_network, temporal_table
+from solvers.denoiser import Denoiser
+from solvers.solver import solve
+
+MOST_PIXELS = 2**24
+
+
+class RestorerNetwork(nn.Module):
+    """``(measurement ..., noise (draws, B, C, H, W)) -> result``, or also each step's estimate; no ``noise`` where a run takes none.
+
+    Args:
+        job: what to run.
+        estimates: also return the image estimate of every answer, ``(answers, B, C, H, W)``, not clamped.
+        tabulate: from the network and its timesteps to the temporal table.
+
+    Attributes:
+        timesteps: times that the network is asked at, in order.
+        calls: number of network calls.
+        draws: how many noise images a run takes; the first is the start, unless the run starts from the measurement.
+
+    Raises:
+        ValueError: a correction that differentiates the network, or a network without a temporal table.
+    """
+
+    def __init__(self, job: Job, estimates: bool = False, tabulate: Callable = temporal_table):
+        super().__init__()
+        job.check()
+        self.estimates = estimates
+        asked, self.draws = _dry_run(job)
+        self.calls, self.timesteps = len(asked), tuple(dict.fromkeys(asked))
+        traced = _Traced(job.denoiser, self.timesteps, tabulate)
+        self.network = traced.network
+        self.job = job.around(traced)
+        self.names = (*job.inputs, *(("noise",) if self.draws else ()))
+
+    def forward(self, *tensors: Tensor):
+        inputs = dict(zip(self.names, tensors, strict=True))
+        draws = iter(inputs.pop("noise").unbind(0) if self.draws else ())
+        seen = []
+        out = run_job(self.job, inputs, lambda shape: next(draws), lambda step: seen.append(step.prediction.x0))
+        return (out, torch.stack([self.job.denoiser.to_unit(x0) for x0 in seen])) if self.estimates else out
+
+
+@torch.no_grad()
+def run_job(job: Job, inputs: dict[str, Tensor], draw: Callable[..., Tensor], callback: Callable | None = None) -> Tensor:
+    """One run: the inputs' batch ``(B, ...)``, noise by ``draw(shape)``, and the result ``(B, ...)``."""
+    p = job.prepare(**inputs)
+    process = p.denoiser.process if p.process is None else p.process
+    x, first = p.start, next(iter(inputs.values()))
+    if x is None:
+        x = process.b(p.grid.times[0]) * draw((first.shape[0], *job.state))
+        if p.y is not None:
+            x = x + process.c(p.grid.times[0]) * p.y
+    run = solve(p.solver, p.denoiser, x, p.grid, process=p.process, y=p.y, generator=draw, callback=callback)
+    return p.finish(run.x0)
+
+
+class _Traced(Denoiser):
+    """A denoiser that asks its network for table rows: the number of a row is a constant of the graph, a time would need its layers."""
+
+    def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], tabulate: Callable):
+        self.__dict__ |= denoiser.__dict__
+        self.timesteps = timesteps
+        self.network = step_network(denoiser.network, tabulate(denoiser.network, timesteps))
+
+    def call_network(self, z: Tensor, t) -> Tensor:
+        # one row for the whole batch: it broadcasts, and folds into the graph's constants
+        out = self.network(z, torch.tensor([row_of(self.timesteps, t)]))
+        return out if isinstance(out, Tensor) else out.sample
+
+
+def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[float] | None = None, tabulate: Callable = temporal_table):
+    """The float ONNX graph of a whole run.
+
+    Inputs are the job's and ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up to 63. Sizes are fixed, as engines
+    want them and lifts need them; larger pictures go through in tiles.
+
+    Args:
+        job: task, solver, steps, grid, correction and size to bake in.
+        estimates: also return every answer's image estimate.
+        timesteps: the times that scales were calibrated at; a run that asks at another is refused.
+        tabulate: see :class:`RestorerNetwork`.
+
+    Returns:
+        ``(onnx_ir.Model, RestorerNetwork)``: the graph, and the module it was traced from.
+
+    Raises:
+        ValueError: a size that doesn't fit, or a run that can't be traced.
+    """
+    size, unit = job.state[1:], job.denoiser.fold * job.denoiser.multiple
+    if min(size) < unit or size[0] % unit or size[1] % unit or size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got {size[0]} x {size[1]}")
+    module = RestorerNetwork(job, estimates, tabulate).eval()
+    if timesteps is not None:
+        for t in module.timesteps:
+            row_of(timesteps, t)
+    tensors = [value.expand(2, *value.shape[1:]).clone() for value in job.example().values()]
+    batch = torch.export.Dim("batch", min=2, max=63)
+    shapes = [{0: batch} for _ in tensors]
+    if module.draws:
+        tensors.append(torch.zeros(module.draws, 2, *job.state))
+        shapes.append({1: batch})
+    model = trace(module, tuple(tensors), (tuple(shapes),), f"{job.name} with {type(job.denoiser.network).__name__}")
+    for value, name in zip(model.graph.inputs, module.names, strict=True):
+        value.name = name
+    for value, name in zip(model.graph.outputs, ("restored", "estimates"), strict=False):
+        value.name = name
+    return model, module
+
+
+@torch.no_grad()
+def _dry_run(job: Job) -> tuple[list[float], int]:
+    """The times of a run's network calls and the number of its noise draws, from a run with a network that says zero."""
+    times: list[float] = []
+    draws, outputs = 0, job.denoiser.network.config.out_channels
+
+    class Silent(Denoiser):
+        def __init__(self):
+            self.__dict__ |= job.denoiser.__dict__
+
+        def call_network(self, z: Tensor, t) -> Tensor:
+            times.append(float(t))
+            return torch.zeros(z.shape[0], outputs, *z.shape[2:])
+
+    def count(shape) -> Tensor:
+        nonlocal draws
+        draws += 1
+        return torch.zeros(tuple(shape))
+
+    run_job(job.around(Silent()), job.example(), count)
+    return times, draws

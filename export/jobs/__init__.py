@@ -1,0 +1,1 @@
+"""What a graph of a whole restoration does, task by task."""

@@ -1,0 +1,1 @@
+"""Activation ranges: measured, and searched for."""

@@ -1,0 +1,1 @@
+"""Rounding of weights: GPTQ, AdaRound, reconstruction of blocks."""

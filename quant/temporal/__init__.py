@@ -1,0 +1,1 @@
+"""The embedding of time: its table, and its quantization."""

@@ -1,0 +1,1 @@
+"""Measurement operators: linear, separable, non-linear."""

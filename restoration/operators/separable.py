@@ -1,0 +1,197 @@
+"""Operators that act on rows and columns apart: super-resolution and separable blur, with their exact singular values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from restoration.operators.linear import LinearOperator
+
+PADDINGS = ("zero", "circular", "reflect")
+
+
+class Separable(LinearOperator):
+    """``A X = R X C^T`` on every channel. Only the two 1-D factors and their SVDs are kept, in float64; any size and channel count.
+
+    With ``R = U_r S_r V_r^T`` and the same for C, the singular values are the products ``s_i s_j``. Those below ``rcond`` times the
+    largest are zero for ``A_dagger`` and :meth:`spectral_filter`: inverting them would only amplify rounding and noise.
+
+    Args:
+        rows: R, ``(M, H)``: acts on the height.
+        columns: C, ``(N, W)``: acts on the width.
+        rcond: relative cut-off of singular values, in [0, 1).
+
+    Raises:
+        ValueError: factors that are not matrices or not finite, ``rcond`` outside [0, 1).
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor, rcond: float = 1e-6):
+        self.rows, self.columns = (torch.as_tensor(v).double() for v in (rows, columns))
+        for name, factor in (("rows", self.rows), ("columns", self.columns)):
+            if factor.ndim != 2 or not torch.isfinite(factor).all():
+                raise ValueError(f"{name} must be a finite matrix; got shape {tuple(factor.shape)}")
+        if not 0 <= rcond < 1:
+            raise ValueError(f"rcond must lie in [0, 1); got {rcond}")
+        u_rows, s_rows, self.v_rows = _full_svd(self.rows)
+        u_columns, s_columns, self.v_columns = _full_svd(self.columns)
+        self.values = s_rows[:, None] * s_columns  # (H, W), zeros where nothing is measured
+        self.all_values = self.values
+        self.values = torch.where(self.values > rcond * self.values.max(), self.values, 0.0)
+        self.u_rows, self.u_columns = u_rows, u_columns
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` of the images."""
+        return self.rows.shape[1], self.columns.shape[1]
+
+    def A(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[-2:]) != self.size:
+            raise ValueError(f"this operator takes images of {self.size} pixels (H, W); got {tuple(x.shape[-2:])}")
+        return _both(self.rows, x, self.columns)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return _both(self.rows.T, y, self.columns.T)
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        coefficients = _both(self.u_rows.T, y, self.u_columns.T)
+        return self.synthesis(self.inverse.to(y) * coefficients)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        right = z + gamma * self.A_adjoint(y)
+        factor = 1 / (1 + gamma * self.all_values**2)  # nothing is inverted, so nothing is cut off
+        return self.spectral_filter(right, lambda s: factor.to(s))
+
+    def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """``V f(S) V^T x``; ``f`` sees the ``(H, W)`` singular values."""
+        return self.synthesis(f(self.values.to(x)) * _both(self.v_rows.T, x, self.v_columns.T))
+
+    def synthesis(self, coefficients: Tensor) -> Tensor:
+        return _both(self.v_rows, coefficients, self.v_columns)
+
+    @property
+    def inverse(self) -> Tensor:
+        return torch.where(self.values > 0, 1 / self.values, 0.0)
+
+
+class BlockMean(Separable):
+    """Super-resolution from means of ``factor x factor`` blocks; blocks at the lower and right edge may be smaller.
+
+    Args:
+        size: ``(H, W)`` of the full images.
+        factor: side of a block, >= 1.
+
+    Raises:
+        ValueError: a factor below 1 or larger than the image.
+    """
+
+    def __init__(self, size: tuple[int, int], factor: int = 4):
+        _check_factor(size, factor)
+        super().__init__(*(_block_means(length, factor) for length in size))
+        self.factor = factor
+
+
+class Bicubic(Separable):
+    """Super-resolution from an antialiased bicubic reduction (``a = -1/2``, kernel widened by the factor), as image libraries do it.
+
+    Args:
+        size: ``(H, W)`` of the full images; reduced images have ``ceil(H/factor)`` by ``ceil(W/factor)`` pixels.
+        factor: reduction, >= 1.
+
+    Raises:
+        ValueError: a factor below 1 or larger than the image.
+    """
+
+    def __init__(self, size: tuple[int, int], factor: int = 4):
+        _check_factor(size, factor)
+        super().__init__(*(_bicubic(length, factor) for length in size))
+        self.factor = factor
+
+
+class Blur(Separable):
+    """Blur with the same 1-D kernel along both axes.
+
+    Args:
+        size: ``(H, W)`` of the images; the result has the same size.
+        kernel: odd number of taps, not scaled; :func:`gaussian_kernel` makes one.
+        padding: what lies beyond the edge: ``zero``, ``circular`` or ``reflect`` (about the edge pixel).
+        rcond: see :class:`Separable`. Blurs have very small singular values.
+
+    Raises:
+        ValueError: an even number of taps, an unknown padding, or a kernel too long for its padding.
+    """
+
+    def __init__(self, size: tuple[int, int], kernel: Sequence[float], padding: str = "reflect", rcond: float = 1e-6):
+        taps = torch.as_tensor(kernel, dtype=torch.float64)
+        if taps.ndim != 1 or len(taps) % 2 == 0:
+            raise ValueError(f"kernel must have an odd number of taps; got shape {tuple(taps.shape)}")
+        if padding not in PADDINGS:
+            raise ValueError(f"padding {padding!r} is unknown; known: {', '.join(PADDINGS)}")
+        if padding != "zero" and len(taps) // 2 >= min(size):
+            raise ValueError(f"a kernel of {len(taps)} taps is too long for an image of {tuple(size)} pixels with {padding} padding")
+        super().__init__(*(_convolution(length, taps, padding) for length in size), rcond=rcond)
+
+
+def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
+    """Sampled Gaussian of ``2 radius + 1`` taps with sum 1; ``radius`` is three standard deviations by default.
+
+    Raises:
+        ValueError: a standard deviation that is not positive.
+    """
+    if not std > 0:
+        raise ValueError(f"std must be positive; got {std}")
+    radius = max(1, math.ceil(3 * std)) if radius is None else radius
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / std) ** 2)
+    return taps / taps.sum()
+
+
+def _both(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    return left.to(x) @ x @ right.to(x).T
+
+
+def _full_svd(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``U (M, n)``, ``s (n,)``, ``V (n, n)`` for a factor ``(M, n)``; padded with zeros where M < n, so that V is a whole basis."""
+    m, n = factor.shape
+    u, s, vt = torch.linalg.svd(factor, full_matrices=True)
+    k = min(m, n)
+    return F.pad(u[:, :k], (0, n - k)), F.pad(s, (0, n - k)), vt.T
+
+
+def _check_factor(size: tuple[int, int], factor: int) -> None:
+    if not 1 <= factor <= min(size):
+        raise ValueError(f"factor must lie between 1 and the image's smaller side; got {factor} for {tuple(size)} pixels")
+
+
+def _block_means(length: int, factor: int) -> Tensor:
+    owner = torch.arange(length) // factor
+    member = (owner[None] == torch.arange(owner[-1] + 1)[:, None]).double()
+    return member / member.sum(1, keepdim=True)
+
+
+def _bicubic(length: int, factor: int) -> Tensor:
+    """Each output pixel's kernel, centred on its block and cut at the image's edge, with sum 1."""
+    centers = (torch.arange(-(-length // factor), dtype=torch.float64) + 0.5) * factor
+    distance = ((torch.arange(length, dtype=torch.float64) + 0.5)[None] - centers[:, None]).abs() / factor
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weight = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    return weight / weight.sum(1, keepdim=True)
+
+
+def _convolution(length: int, taps: Tensor, padding: str) -> Tensor:
+    radius = len(taps) // 2
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    for offset, tap in zip(range(-radius, radius + 1), taps, strict=True):
+        to = torch.arange(length)
+        source = to + offset
+        if padding == "circular":
+            source = source % length
+        elif padding == "reflect":
+            source = source.abs()
+            source = torch.where(source >= length, 2 * (length - 1) - source, source)
+        inside = (source >= 0) & (source < length)
+        matrix.index_put_((to[inside], source[inside]), tap, accumulate=True)
+    return matrix

@@ -1,0 +1,1 @@
+"""Haze, and other degradations known by pairs of pictures."""

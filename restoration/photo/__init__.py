@@ -1,0 +1,1 @@
+"""Photographs: inpainting, denoising, super-resolution, deblurring."""

@@ -1,0 +1,262 @@
+"""Denoising, super-resolution, deblurring: pictures from any linear measurement of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from restoration.operators.linear import Denoising, Inpainting
+from restoration.operators.measurement import Measurement
+from restoration.operators.separable import Bicubic, BlockMean
+from restoration.photo.lift import enlarge, thin_plate
+from restoration.posterior import CORRECTIONS, DiffPIR
+from restoration.task import Restored, check_settings, sample
+from restoration.wrappers.symmetry import Symmetric
+from restoration.wrappers.tiling import tiled
+from solvers.denoiser import Denoiser
+from solvers.grid import GRIDS, Grid
+from solvers.methods.ddim import DDIM
+from solvers.process import CLEAN
+from solvers.solver import Solver, Step
+
+PRIOR_STD = 0.4  # how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust in noisy data
+
+
+@dataclass(frozen=True)
+class LinearTask:
+    """Pictures from ``y = A x + sigma n`` with any denoiser, solver and correction.
+
+    - ``Denoising`` without a correction starts where the process is as noisy as the picture: one step gives the posterior mean
+      (Tweedie's formula), more steps posterior samples.
+    - With ``start_level`` the run starts from the regularized inverse of the data at that noise level, without fresh noise: the path of
+      plug-and-play restoration (Zhang et al. 2021), closer to the mean than a sample is, and the same for every seed.
+    - Anything else starts from noise and is held to the data by the correction. A network that is shown a lifted picture and what is
+      known of each pixel (the model ``photo``) is shown the enlarged measurement of ``BlockMean`` and ``Bicubic``, and the filled one of
+      ``Inpainting``; for other operators nothing, and the correction alone steers it.
+
+    Args:
+        denoiser: PyTorch, fake-quantized or ONNX. One of single planes (the model ``grey``) restores colours one by one.
+        solver: any solver of this toolbox.
+        num_inference_steps: solver steps, from 1 to the number of levels of the process.
+        grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
+        correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: none for denoising, else DDNM for noiseless
+            data and DiffPIR for noisy.
+        tile: side of the tiles for larger pictures, in pixels; rounded down to what the network takes.
+        overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
+        symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a call more.
+        start_level: noise-to-signal ratio ``b/a`` in the denoiser's value range, or None. About 0.4 suits deblurring in five steps.
+        timesteps: for denoising without a correction: the times that the network may be asked at, such as those that its scales were
+            calibrated at; a run takes the nearest. Empty: all of them, or those that an exported network holds.
+
+    Raises:
+        ValueError: an unknown grid or correction, a number of symmetries other than these, a start level that is not positive.
+    """
+
+    denoiser: Denoiser
+    solver: Solver = field(default_factory=DDIM)
+    num_inference_steps: int = 5
+    grid: str = "trailing"
+    correction: str | None = None
+    tile: int = 512
+    overlap: int = 64
+    symmetries: int = 1
+    start_level: float | None = None
+    timesteps: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        check_settings(self)
+        if self.start_level is not None and not 0 < self.start_level < math.inf:
+            raise ValueError(f"start_level must be a positive number; got {self.start_level}")
+
+    def __call__(
+        self,
+        y: Tensor,
+        operator,
+        *,
+        sigma: float = 0.0,
+        num_samples: int = 1,
+        seed: int = 0,
+        callback: Callable[[int, Step], None] | None = None,
+    ) -> Restored:
+        """Restore one picture.
+
+        Args:
+            y: what was measured of a picture ``(C, H, W)`` in [0, 1], without the batch axis; C = 1 or 3.
+            operator: see ``restoration.operators.linear``.
+            sigma: standard deviation of the noise on ``y``, in units of [0, 1].
+            num_samples: posterior samples; their mean and standard deviation are returned too.
+            seed: sample k uses ``seed + k``.
+            callback: called after each network call with the sample's number and the step.
+
+        Raises:
+            ValueError: data that is not finite or does not fit the operator, pictures of other than 1 or 3 channels, a network of other
+                channels, denoising without noise, or an impossible step count.
+        """
+        measurement = Measurement(operator, y[None].float().to(self.denoiser.device), sigma)
+        shape = measurement.operator.A_adjoint(measurement.y).shape
+        if len(shape) != 4 or shape[1] not in (1, 3):
+            raise ValueError(f"the measurement must be of a picture (1 or 3, H, W); this operator makes {tuple(shape[1:])} of it")
+        asked, start, grid, finish = self.prepare(measurement, shape)
+        channels = _network_channels(self.denoiser, shape[1])
+        return sample(
+            asked,
+            (channels, *shape[2:]),
+            grid,
+            self.solver,
+            start=start,
+            num_samples=num_samples,
+            seed=seed,
+            finish=finish,
+            callback=callback,
+            calls=self.symmetries,
+        )
+
+    def prepare(self, measurement: Measurement, shape) -> tuple[object, Tensor | None, Grid, Callable[[Tensor], Tensor]]:
+        """What a run needs. Tensor operations only: it can be traced.
+
+        Args:
+            measurement: of pictures of ``shape (B, C, H, W)`` in [0, 1].
+
+        Returns:
+            The denoiser that is asked, the state to start from (None: noise), the grid, and a function from the end of a run to pictures
+            ``(B, C, H, W)`` in [0, 1].
+        """
+        d = self.denoiser
+        grey = shape[1] == 1
+        if _network_channels(d, shape[1]) != shape[1]:  # a network of colours is shown three equal planes
+            measurement = Measurement(measurement.operator, measurement.y.expand(-1, 3, *measurement.y.shape[2:]), measurement.sigma)
+        elif shape[1] == 3 and _image_channels(d) == 1:
+            d = planewise(d)
+        like = measurement.operator.A_adjoint(measurement.y)
+        m = measurement.in_range(*d.value_range, like=like)
+        if d.condition_channels:
+            condition = _condition(m, like.shape)
+            d = d if condition is None else d.conditioned(condition)
+        if max(like.shape[-2:]) > self.tile:
+            unit = d.fold * d.multiple
+            tile = max(self.tile // unit, 1) * unit
+            d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
+
+        def finish(x0: Tensor) -> Tensor:
+            unit = d.to_unit(x0)
+            return (unit.mean(1, keepdim=True) if grey else unit).clamp(0, 1)
+
+        asked = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
+        if isinstance(m.operator, Denoising) and self.correction is None:
+            start, grid, contrast = self._enter(m)
+            middle = sum(d.value_range) / 2
+            return asked, start, grid, lambda x0: finish(middle + (x0 - middle) / contrast)
+        if self.correction is None and m.sigma > 0:
+            asked = DiffPIR(asked, m, prior_std=math.inf if self.start_level else PRIOR_STD)
+        else:
+            asked = CORRECTIONS[self.correction or "ddnm"](asked, m)
+        if self.start_level is None:
+            return asked, None, GRIDS[self.grid](d.process, self.num_inference_steps), finish
+        t = d.process.time_at(-2 * math.log(self.start_level))
+        return asked, d.process.a(t) * _regularized(m), _grid_from(d.process, t, self.num_inference_steps), finish
+
+    def _enter(self, m: Measurement) -> tuple[Tensor, Grid, float]:
+        """The noisy picture as a state of the process, the times from there, and the contrast that the picture is shown with.
+
+        Where the network knows a few times only it is entered at the nearest of them, with the contrast that suits it.
+        """
+        if m.sigma == 0:
+            raise ValueError("denoising needs the noise level: give sigma > 0")
+        process, contrast = self.denoiser.process, 1.0
+        t = process.time_at(-2 * math.log(m.sigma))
+        known = [s for s in self.timesteps or getattr(self.denoiser.network, "timesteps", ()) if process.a(s) > 0]
+        if known:
+            t = min(known, key=lambda s: abs(process.log_snr(s) + 2 * math.log(m.sigma)))
+            contrast = process.kappa(t) / m.sigma
+        middle = sum(self.denoiser.value_range) / 2
+        start = process.a(t) * (middle + contrast * (m.y - middle))
+        return start, _grid_from(process, t, self.num_inference_steps, known), contrast
+
+
+def _regularized(m: Measurement) -> Tensor:
+    """``argmin |A x - y|^2 / sigma^2 + |x - A^H y|^2 / s^2`` with s = PRIOR_STD / 2; the pseudo-inverse of noiseless data."""
+    if m.sigma == 0:
+        return m.operator.A_dagger(m.y)
+    return m.operator.prox_l2(m.operator.A_adjoint(m.y), m.y, (PRIOR_STD / 2 / m.sigma) ** 2)
+
+
+def _grid_from(process, t: float, steps: int, known: Sequence[float] = ()) -> Grid:
+    """``steps`` times from ``t`` down, evenly spread in log-SNR, and the clean end; the nearest of the ``known`` ones, if there are any.
+
+    Raises:
+        ValueError: not as many known times.
+    """
+    top = process.log_snr(0.0)
+    levels = [process.log_snr(t) + (top - process.log_snr(t)) * k / steps for k in range(steps)]
+    times = sorted({t, *(process.time_at(level) for level in levels[1:])}, reverse=True)
+    if known:
+        times = sorted({min(known, key=lambda s, v=level: abs(process.log_snr(s) - v)) for level in levels}, reverse=True)
+        if len(times) < steps:
+            raise ValueError(
+                f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold: nearest to them are only "
+                f"{', '.join(f'{s:g}' for s in times)}; take at most {len(times)} of them, or calibrate at more times"
+            )
+    return Grid((*(s for s in times if s > CLEAN), CLEAN))
+
+
+def _condition(m: Measurement, shape) -> Tensor | None:
+    """The lifted picture and what is known of each pixel, ``(B, C + 1, H, W)``; None where there is no lift for the operator."""
+    size = tuple(shape[-2:])
+    if isinstance(m.operator, Inpainting):
+        known = m.operator.mask.to(m.y).expand(shape[0], 1, *size)
+        return torch.cat([thin_plate(m.y, known), known], dim=1)
+    if isinstance(m.operator, (BlockMean, Bicubic)) and m.operator.factor > 1:
+        share = m.y.new_full((shape[0], 1, *size), 1 / m.operator.factor**2)
+        return torch.cat([enlarge(m.y, m.operator.factor, size), share], dim=1)
+    return None
+
+
+class PlanewiseNetwork(nn.Module):
+    """``network(input (B, C n, h, w), t)``, where the network takes n channels: each group of n by itself."""
+
+    def __init__(self, network, channels: int):
+        super().__init__()
+        self.network, self.channels = network, channels
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        groups = z.shape[1] // self.channels
+        out = self.network(z.reshape(-1, self.channels, *z.shape[2:]), t.repeat_interleave(groups))
+        out = out if isinstance(out, Tensor) else out.sample
+        return out.reshape(len(z), -1, *out.shape[2:])
+
+    @property
+    def timesteps(self):
+        return getattr(self.network, "timesteps", ())
+
+
+def planewise(denoiser: Denoiser) -> Denoiser:
+    """A copy of a denoiser of single planes that takes pictures of any number of channels, one by one."""
+    other = copy.copy(denoiser)
+    other.network = PlanewiseNetwork(denoiser.network, denoiser.fold**2)
+    return other
+
+
+def _image_channels(denoiser: Denoiser) -> int:
+    """Of the state; 3 where the network doesn't tell."""
+    config = getattr(denoiser.network, "config", None)
+    if config is not None:
+        return config.in_channels // denoiser.fold**2 - denoiser.condition_channels
+    out = getattr(denoiser.network, "outputs", None)
+    return 3 if out is None else out // denoiser.fold**2
+
+
+def _network_channels(denoiser: Denoiser, channels: int) -> int:
+    """Channels of the state of a run on pictures of ``channels`` (1 or 3)."""
+    own = _image_channels(denoiser)
+    if own not in (1, 3):
+        raise ValueError(f"the network works on {own} channels, not on pictures (1 or 3)")
+    if denoiser.condition_channels not in (0, own + 1):
+        raise ValueError(
+            f"the network's condition has {denoiser.condition_channels} channels; pictures are restored with {own + 1} or none"
+        )
+    return max(own, channels)

@@ -1,0 +1,1 @@
+"""Denoisers that ask another one several times: tiles, flips and turns."""

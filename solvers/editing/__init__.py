@@ -1,0 +1,1 @@
+"""Editing of images: by prompts, and by inversion."""

@@ -1,0 +1,1 @@
+"""diffusers' schedulers, either way, and processes as plain data."""

@@ -1,0 +1,1 @@
+"""The samplers, one paper to a file."""

@@ -1,0 +1,1 @@
+"""Measured figures, each next to the classical methods."""

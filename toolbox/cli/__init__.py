@@ -1,0 +1,5 @@
+"""The command ``restobox``."""
+
+from toolbox.cli.main import app, main
+
+__all__ = ["app", "main"]

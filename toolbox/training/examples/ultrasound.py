@@ -1,0 +1,101 @@
+"""Training examples for ultrasound: clean B-mode pictures for the tissue prior, what haze adds to them for the haze prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from restoration.io.images import read_image
+from restoration.ultrasound.phantom import simulate_tissue
+from restoration.ultrasound.simulation import simulate_haze
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+
+
+class Echoes(BaseModel):
+    """Which pictures: simulated ones and a share of the folder's, and what is learned of them."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["tissue", "haze"]
+    pictures: int = Field(400, ge=1)
+    real: float = Field(0.35, ge=0, le=1)
+    sides: tuple[int, int] = (320, 480)
+    scales: tuple[float, float] = (0.6, 1.0)
+    strengths: tuple[float, float] = (0.25, 3.0)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Both priors are stretched by 2 from [0, 1], so that tissue and haze add in the networks' ranges too: tissue to [-0.5, 1.5], where
+        its mean is near 0; haze, which may be negative where it extinguishes, to twice its value."""
+        return (-0.5, 1.5) if self.kind == "tissue" else (0.0, 2.0)
+
+
+class UltrasoundExamples:
+    """Patches of simulated and real pictures; each picture is made once from its number and kept as bytes.
+
+    Raises:
+        ValueError: real pictures are asked for and the folder holds none of at least a patch's size.
+    """
+
+    channels, condition_channels = 1, 0
+
+    def __init__(self, recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.recipe, self.echoes, self.size = recipe, recipe.echoes, recipe.patch_size
+        paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.name not in exclude)
+        self.real = [] if self.echoes.real == 0 else [image for p in paths if min((image := read_grey(p)).shape) >= self.size]
+        if self.echoes.real > 0 and not self.real:
+            raise ValueError(f"{folder} holds no picture of at least {self.size} x {self.size} pixels (JPEG, PNG, WebP, TIFF)")
+        self.kept: dict[int, np.ndarray] = {}
+
+    def picture(self, number: int) -> np.ndarray:
+        """Picture ``number``: ``(H, W)`` in [0, 1] for tissue, in [-1, 1] for haze."""
+        if number not in self.kept:
+            self.kept[number] = np.rint(127 * self._make(np.random.default_rng([self.recipe.seed, 3, number]))).astype(np.int8)
+        return self.kept[number].astype(np.float32) / 127
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """``(count, 1, size, size)`` in [0, 1] (haze: [-1, 1]); mirrored half of the time, never turned: beams run down."""
+        out = np.empty((count, 1, self.size, self.size), np.float32)
+        for k in range(count):
+            picture = self.picture(int(rng.integers(self.echoes.pictures)))
+            for _ in range(4):  # rather not the black outside
+                top, left = (int(rng.integers(0, n - self.size + 1)) for n in picture.shape)
+                patch = picture[top : top + self.size, left : left + self.size]
+                if (np.abs(patch) > 0.02).mean() > 0.25:
+                    break
+            out[k, 0] = patch[:, ::-1] if rng.random() < 0.5 else patch
+        return (torch.from_numpy(out),)
+
+    def times(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Levels spread evenly in the logarithm of the noise."""
+        return self.recipe.noise.times(self.recipe.process.process(), count, rng)
+
+    def _make(self, rng: np.random.Generator) -> np.ndarray:
+        e = self.echoes
+        if rng.random() < e.real:
+            clean = rescaled(self.real[rng.integers(len(self.real))], float(rng.uniform(*e.scales)), self.size)
+            clean = np.clip(clean, 0, 1) ** rng.uniform(0.85, 1.2)
+        else:
+            height, width = (max(self.size, int(rng.integers(e.sides[0], e.sides[1] + 1))) for _ in range(2))
+            clean = simulate_tissue(height, width, int(rng.integers(2**31)))
+        if e.kind == "tissue":
+            return clean
+        strength = float(np.exp(rng.uniform(*np.log(e.strengths))))
+        return simulate_haze(clean, strength, int(rng.integers(2**31))) - clean
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """``(H, W)`` in [0, 1]; colours are averaged."""
+    return read_image(path).pixels.mean(0)
+
+
+def rescaled(image: np.ndarray, scale: float, least: int) -> np.ndarray:
+    """The picture at another scale, no side below ``least``."""
+    height, width = (max(least, round(n * scale)) for n in image.shape)
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,287 @@
+"""Training of the shipped networks from a recipe file: ``restobox train RECIPE --data FOLDER -o OUT``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from solvers.denoiser import Denoiser
+from solvers.files import check_folder, check_outputs, replace_file
+from solvers.interop.description import describe
+from solvers.prediction import HEADS
+from toolbox.api import load
+from toolbox.training.examples.hyperspectral import LatentExamples, latent_loss
+from toolbox.training.examples.paired import SHOWN
+from toolbox.training.examples.photo import EXAMPLES
+from toolbox.training.immiscible import immiscible_noise
+from toolbox.training.log import Log
+from toolbox.training.losses import denoising_loss, gain, plain_loss, residual_loss
+from toolbox.training.recipe import Recipe
+from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
+
+
+def build(recipe: Recipe) -> Denoiser:
+    """The untrained denoiser of a recipe."""
+    from diffusers import UNet2DModel
+
+    net, fold2, schedule = recipe.network, recipe.network.fold**2, recipe.process
+    channels, condition_channels = EXAMPLES[recipe.task].channels, shown_channels(recipe)
+    depth = len(net.block_out_channels)
+    torch.manual_seed(recipe.seed)
+    network = UNet2DModel(
+        in_channels=(channels + condition_channels) * fold2,
+        out_channels=channels * HEADS.get(schedule.prediction_type, 1) * fold2,
+        block_out_channels=tuple(net.block_out_channels),
+        layers_per_block=net.layers_per_block,
+        down_block_types=("DownBlock2D",) * depth,
+        up_block_types=("UpBlock2D",) * depth,
+        norm_num_groups=net.norm_num_groups,
+        add_attention=net.attention,
+        time_embedding_dim=net.time_embedding_dim,
+    )
+    native = schedule.kind == "vp"  # the others diffuse the residual by themselves
+    return Denoiser(
+        network,
+        schedule.process(),
+        schedule.prediction_type,
+        value_range=recipe.value_range,
+        fold=net.fold,
+        multiple=2 ** (depth - 1),
+        condition_channels=condition_channels,
+        residual=native and condition_channels > 0 and recipe.task != "hyperspectral",  # whose condition holds no lift
+        data_std=recipe.loss.data_std if native else 1.0,
+        unrolled_steps=None if recipe.unrolled is None else recipe.unrolled.steps,
+    )
+
+
+def shown_channels(recipe: Recipe) -> int:
+    """Channels of the condition that a recipe's network is shown."""
+    return SHOWN[recipe.pairs.shown] if recipe.pairs is not None else EXAMPLES[recipe.task].condition_channels
+
+
+def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
+    """Endless ``(*drawn, t, noise)``, what ``examples.draw`` gives before the times.
+
+    Batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut.
+    """
+    n, step = recipe.batch_size, start
+    while True:
+        rng = np.random.default_rng([recipe.seed, rank, step])
+        drawn = examples.draw(n, rng)
+        t = examples.times(n, rng) if callable(getattr(examples, "times", None)) else _times(recipe, n, rng)
+        noise = rng.standard_normal(drawn[0].shape, dtype=np.float32)
+        if recipe.loss.immiscible:
+            noise = immiscible_noise(drawn[0].numpy(), noise)
+        yield tuple(v.to(device) for v in (*drawn, t, torch.from_numpy(noise)))
+        step += 1
+
+
+def _times(recipe: Recipe, count: int, rng: np.random.Generator) -> Tensor:
+    """Training steps, all alike but the last, which gets ``terminal_share`` more."""
+    T = len(recipe.process.process())
+    t = torch.from_numpy(rng.integers(0, T, size=count))
+    t[torch.from_numpy(rng.random(count) < recipe.loss.terminal_share)] = T - 1
+    return t
+
+
+def measured_batches(
+    recipe: Recipe, examples, denoiser: Denoiser, start: int, rank: int
+) -> Iterator[list[tuple[Measured, Tensor, Tensor]]]:
+    """Endless batches ``[(example, t, noise)]`` for training through the sampler; drawn as :func:`batches` does."""
+    step = start
+    while True:
+        rng = np.random.default_rng([recipe.seed, rank, step])
+        batch = []
+        for example in examples.measured(denoiser, rng):
+            noise = torch.from_numpy(rng.standard_normal(example.x0.shape, dtype=np.float32))
+            batch.append((example, _times(recipe, len(noise), rng), noise.to(denoiser.device)))
+        yield batch
+        step += 1
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    exclude: tuple[str, ...] = (),
+    start_from: str | Path | None = None,
+    resume: bool = False,
+    mixed_precision: str = "no",
+    checkpoint_every: int = 500,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> Path:
+    """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule, ``denoiser.json``).
+
+    ``start_from`` is a shipped model's name or a model folder, of the same architecture, whose weights are trained further.
+    Checkpoints go to ``out/checkpoint``; ``resume`` continues from there with the same data order. Several GPUs: start it through
+    ``accelerate launch``.
+
+    Raises:
+        ValueError: no usable picture, a model to start from that has other weights, a ``vp`` recipe for ``epsilon`` (or ``sample``
+            without a condition), or nothing to resume.
+        FileNotFoundError: no such data folder.
+        FileExistsError: ``out`` holds something, and nothing is resumed.
+    """
+    from accelerate import Accelerator
+
+    known = ("v_prediction", "sample") if EXAMPLES[recipe.task].condition_channels else ("v_prediction",)
+    if recipe.process.kind == "vp" and recipe.process.prediction_type not in known:
+        raise ValueError(
+            f"{recipe.task} under a variance-preserving process is trained for {' or '.join(known)}; set process.prediction_type"
+        )
+    data, out = Path(data), Path(out)
+    if not data.is_dir():
+        raise FileNotFoundError(f"data folder {data} does not exist")
+    if not resume and (out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))):
+        raise FileExistsError(f"output {out} exists already: give --resume to go on with the run in it, or the name of a new folder")
+    check_folder(out)
+    check_outputs([out], [data, start_from])
+    examples = EXAMPLES[recipe.task](recipe, data, exclude)
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    denoiser = build(recipe)
+    if start_from is not None and not resume:
+        _load_weights(denoiser.network, start_from)
+    network = denoiser.network.to(memory_format=torch.channels_last)
+    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.optimizer.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    checkpoint = out / "checkpoint" / "state.pt"
+    start = 0
+    if resume:
+        if not checkpoint.is_file():
+            raise ValueError(f"nothing to resume: {checkpoint} does not exist")
+        try:
+            state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise ValueError(f"checkpoint {checkpoint} is damaged ({type(error).__name__}); train without --resume") from error
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, start = state["average"], state["step"]
+    network, optimizer = accelerator.prepare(network, optimizer)
+    average = {k: v.to(accelerator.device) for k, v in average.items()}
+    denoiser.network = network
+    log = Log(out / "train.csv", start) if accelerator.is_main_process else None
+    conditional = shown_channels(recipe) > 0 and not isinstance(examples, LatentExamples)
+    rng = np.random.default_rng([recipe.seed, 2])
+    if recipe.unrolled is not None:
+        source = measured_batches(recipe, examples, denoiser, start, accelerator.process_index)
+        held = [e for _ in range(6) for e in examples.measured(denoiser, rng) if e.correct is not None]
+    else:
+        source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
+        fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, rng))
+
+    def measure() -> float:
+        if recipe.unrolled is not None:
+            return unrolled_gain(denoiser, held, recipe.unrolled.steps)
+        return gain(denoiser, examples, *fixed) if conditional else math.nan
+
+    network.train()
+    for step in range(start, recipe.steps):
+        rate = _learning_rate(recipe, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        total, batch = 0.0, next(source)
+        for part in batch if recipe.unrolled is not None else [batch]:
+            with accelerator.autocast():
+                loss = _loss(recipe, denoiser, examples, part) / (len(batch) if recipe.unrolled is not None else 1)
+            accelerator.backward(loss)
+            total += float(loss.detach())
+        norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        _average(average, accelerator.unwrap_model(network), min(recipe.optimizer.ema, (1 + step) / (10 + step)))
+        progress(step + 1, total)
+        if log is not None:
+            with accelerator.autocast():
+                log.add(step + 1, total, float(norm), rate, measure)
+            last = step + 1 == recipe.steps
+            if last or (step + 1) % checkpoint_every == 0:
+                state = {
+                    "network": accelerator.unwrap_model(network).state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "step": step + 1,
+                }
+                _replace(checkpoint, lambda path, s=state: torch.save(s, path))
+                save_model(denoiser, recipe, average, out)
+    if log is not None:
+        log.close()
+    return out
+
+
+def _loss(recipe: Recipe, denoiser: Denoiser, examples, part) -> Tensor:
+    """The loss that the recipe asks for, of what its batches hold."""
+    if recipe.unrolled is not None:  # and the network stays a diffusion model
+        e, t, noise = part
+        diffusion = denoising_loss(denoiser, e.x0, e.condition, e.missing, t, noise, recipe.loss)
+        return diffusion if e.correct is None else diffusion + unrolled_loss(denoiser, e, recipe.unrolled.steps, recipe.loss)
+    *drawn, t, noise = part
+    if isinstance(examples, LatentExamples):
+        return latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")
+    if shown_channels(recipe) == 0:
+        return plain_loss(denoiser, *drawn, t, noise, recipe.loss.min_snr)
+    if denoiser.process.holds_image:
+        x0, condition, _ = examples.show(denoiser, *drawn)
+        return residual_loss(denoiser, x0, condition, t, noise, recipe.loss)
+    return denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
+
+
+def _load_weights(network: nn.Module, model: str | Path) -> None:
+    found = load(model).network
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"{model} is an exported bundle; training goes on from a model folder or a shipped float model")
+    try:
+        network.load_state_dict(found.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{model} can't be trained further with this recipe: its network has other weights ({error})") from error
+
+
+def save_model(denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], out: Path, dtype=torch.float32) -> None:
+    """Write a model folder that :meth:`Denoiser.from_pretrained` loads."""
+    from safetensors.torch import save_file
+
+    network = denoiser.network.module if isinstance(denoiser.network, nn.parallel.DistributedDataParallel) else denoiser.network
+    (out / "unet").mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
+    _replace(out / "unet" / "diffusion_pytorch_model.safetensors", lambda path: save_file(weights, path, {"format": "pt"}))
+    _write_json(out / "unet" / "config.json", {"_class_name": "UNet2DModel", **network.config})
+    if recipe.process.kind == "vp":
+        _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()})
+        _write_json(out / "denoiser.json", denoiser.settings)
+    else:  # diffusers has no words for these
+        native = {"prediction_type": denoiser.prediction_type, "process": describe(denoiser.process)}
+        _write_json(out / "denoiser.json", denoiser.settings | native)
+
+
+def _learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    opt = recipe.optimizer
+    if step < opt.warmup:
+        return opt.learning_rate * (step + 1) / opt.warmup
+    return opt.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - opt.warmup) / max(1, recipe.steps - opt.warmup)))
+
+
+@torch.no_grad()
+def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
+    for key, value in network.state_dict().items():
+        average[key].lerp_(value, 1 - decay)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    def readable(temporary: Path) -> None:
+        write(temporary)
+        temporary.chmod(0o644)  # safetensors makes its files private
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, readable)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    content = {k: v for k, v in content.items() if not k.startswith("_") or k == "_class_name"}
+    _replace(path, lambda p: p.write_text(json.dumps(content, indent=2, default=list) + "\n"))

@@ -1,0 +1,208 @@
+"""A training recipe: TOML in, checked values out."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from solvers.methods.rddm import RDDM
+from solvers.methods.resfusion import Resfusion
+from solvers.process import VP, Process
+from toolbox.training.examples.fastmri import FastMRI
+from toolbox.training.examples.hyperspectral import Scenes
+from toolbox.training.examples.mri import Simulation
+from toolbox.training.examples.paired import Haze, Pairs
+from toolbox.training.examples.ultrasound import Echoes
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+RESFUSION_TARGETS = ("resnoise", "sample", "residual")
+RDDM_TARGETS = ("residual_noise", "sample_noise", "residual", "epsilon", "sample")
+
+
+class Network(_Section):
+    block_out_channels: list[int] = Field(min_length=1)
+    layers_per_block: int = Field(2, ge=1)
+    norm_num_groups: int = Field(8, ge=1)
+    fold: int = Field(1, ge=1, le=8)
+    attention: bool = False  # one layer of it, in the middle of the network
+    time_embedding_dim: int | None = Field(None, ge=1)  # four times the first width where it is not given
+
+
+class Schedule(_Section):
+    """The process that a network is trained under, and what it predicts.
+
+    ``vp``: diffusers' words, for ``v_prediction``. ``resfusion``: the released schedule of ``num_train_timesteps`` (12 leave five levels),
+    ``linear`` or cosine, for ``resnoise``, ``sample`` or ``residual``. ``rddm``: the released schedule, ``sum_scale`` being the square of
+    its largest noise, for ``residual_noise`` and ``sample_noise`` (one network of two outputs), ``residual``, ``sample`` or ``epsilon``.
+    """
+
+    kind: Literal["vp", "resfusion", "rddm"] = "vp"
+    sum_scale: float = Field(1.0, gt=0)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    num_train_timesteps: int = Field(1000, ge=2)
+    rescale_betas_zero_snr: bool = True
+    prediction_type: Literal["v_prediction", "epsilon", "sample", "residual", "resnoise", "residual_noise", "sample_noise"] = "v_prediction"
+    timestep_spacing: str = "trailing"
+    noise_scale: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_kind(self):
+        known = {"vp": ("v_prediction", "epsilon", "sample"), "resfusion": RESFUSION_TARGETS, "rddm": RDDM_TARGETS}[self.kind]
+        if self.prediction_type not in known:
+            raise ValueError(f"prediction_type {self.prediction_type!r} is no target of process {self.kind!r}; known: {', '.join(known)}")
+        if self.kind == "resfusion" and self.beta_schedule == "scaled_linear":
+            raise ValueError("beta_schedule 'scaled_linear' is not one of Resfusion's; known: linear, squaredcos_cap_v2")
+        return self
+
+    def process(self) -> Process:
+        match self.kind:
+            case "resfusion":
+                schedule = "linear" if self.beta_schedule == "linear" else "cosine"
+                return Resfusion.scheduled(schedule, self.num_train_timesteps)
+            case "rddm":
+                return RDDM.scheduled(self.num_train_timesteps, self.sum_scale)
+        return VP.from_diffusers(self.scheduler_config())
+
+    def scheduler_config(self) -> dict:
+        """In diffusers' words. ``noise_scale`` multiplies every noise-to-signal ratio (a shift of log-SNR, Hoogeboom et al. 2023): a
+        schedule made for data of unit size then suits data of that standard deviation."""
+        config = self.model_dump(exclude={"noise_scale", "kind", "sum_scale"})
+        if self.noise_scale == 1:
+            return config
+        abar = VP.from_diffusers(config).alphas_cumprod
+        abar = abar / (abar + self.noise_scale**2 * (1 - abar))
+        betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+        return {**config, "beta_schedule": "linear", "trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+
+
+class Loss(_Section):
+    data_std: float = Field(0.12, gt=0)
+    floor: float = Field(0.05, gt=0)
+    known_weight: float = Field(0.1, ge=0, le=1)
+    terminal_share: float = Field(0.3, ge=0, le=1)
+    norm: Literal["l2", "l1"] = "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
+    immiscible: bool = False  # unconditional networks: each picture of a batch gets a near noise (:mod:`toolbox.training.immiscible`)
+    min_snr: float | None = Field(None, gt=0)  # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
+
+
+class Condition(_Section):
+    drop: float = Field(0.15, ge=0, le=1)
+    kinds: list[Literal["random", "strokes", "text", "box", "blocks"]] = Field(min_length=1)
+    factors: list[Literal[2, 3, 4]] = Field([2, 3, 4], min_length=1)  # sides of `blocks` in pixels
+
+
+class Optimizer(_Section):
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup: int = Field(300, ge=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+
+
+class Noise(_Section):
+    """What a denoiser is trained on: noise levels ``kappa = b/a`` in the network's range, and a share of piecewise constant patches."""
+
+    lowest: float = Field(0.01, gt=0)
+    highest: float = Field(3.0, gt=0)
+    cells: float = Field(0.25, ge=0, le=1)
+
+    def times(self, process: VP, count: int, rng: np.random.Generator) -> torch.Tensor:
+        """``(count,)`` times whose levels spread evenly in the logarithm of the noise."""
+        log_kappa = rng.uniform(*np.log([self.lowest, self.highest]), size=count)
+        return torch.tensor([process.time_at(-2 * k) for k in log_kappa], dtype=torch.float32)
+
+
+class Unrolled(_Section):
+    """Train through the whole sampler as well (:mod:`toolbox.training.unrolled`): ``steps`` of DDIM from zero noise, data consistency at each."""
+
+    steps: int = Field(3, ge=1, le=16)
+
+
+class Recipe(_Section):
+    """A training recipe; unknown or missing keys are refused with their names."""
+
+    name: str
+    task: Literal["inpainting", "mri", "denoising", "dehazing", "paired", "hyperspectral", "ultrasound"]
+    seed: int = 0
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    patch_size: int = Field(ge=8)
+    network: Network
+    process: Schedule = Schedule()
+    loss: Loss = Loss()
+    condition: Condition | None = None  # inpainting: which masks
+    simulation: Simulation | None = None  # mri: which scans are made of images
+    fastmri: FastMRI | None = None  # mri: how measured k-space is undersampled, instead
+    haze: Haze | None = None  # dehazing: what haze
+    pairs: Pairs | None = None  # paired: where the pairs lie
+    scenes: Scenes | None = None  # hyperspectral: which scenes, and what of them
+    echoes: Echoes | None = None  # ultrasound: which pictures
+    noise: Noise = Noise()  # denoising and ultrasound: which levels
+    unrolled: Unrolled | None = None  # inpainting and mri
+    optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="after")
+    def _check_task(self):
+        needed = {
+            "inpainting": "condition",
+            "mri": "simulation",
+            "dehazing": "haze",
+            "paired": "pairs",
+            "hyperspectral": "scenes",
+            "ultrasound": "echoes",
+        }
+        if self.fastmri is not None and self.task == "mri" and self.simulation is None:
+            del needed["mri"]
+        elif self.fastmri is not None:
+            raise ValueError("section [fastmri] is for task 'mri', in place of [simulation]")
+        for task, section in needed.items():
+            if (self.task == task) != (getattr(self, section) is not None):
+                raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
+        if self.process.kind != "vp" and self.task not in ("dehazing", "paired"):
+            raise ValueError(f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and paired have one")
+        if self.loss.immiscible and self.task not in ("denoising", "ultrasound"):
+            raise ValueError(
+                "loss.immiscible is for tasks denoising and ultrasound: samplers of conditional networks draw noise that knows nothing of "
+                "the picture"
+            )
+        sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
+        if sample and self.loss.min_snr is None:
+            raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
+        if self.loss.min_snr is not None and not sample and self.task != "denoising":
+            raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
+        if self.condition is not None and "blocks" in self.condition.kinds and self.patch_size % 12:
+            raise ValueError(
+                f"condition.kinds 'blocks' has blocks of 2, 3 and 4 pixels: patch_size must be a multiple of 12; got {self.patch_size}"
+            )
+        if self.unrolled is not None and (self.task not in ("inpainting", "mri") or self.process.kind != "vp"):
+            raise ValueError("section [unrolled] is for tasks inpainting and mri under process 'vp'")
+        if not self.noise.lowest < self.noise.highest:
+            raise ValueError("noise.lowest must be below noise.highest")
+        return self
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Where the network wants what is [0, 1] in the examples."""
+        return (-1.0, 1.0) if self.echoes is None else self.echoes.value_range
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read a TOML recipe.
+
+        Raises:
+            ValueError: not TOML, or it does not fit this model; the message names each wrong key.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a TOML recipe: {error}") from error
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"recipe {path}: {wrong}") from error
