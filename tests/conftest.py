@@ -1,11 +1,10 @@
-"""Shared fixtures: golden arrays, a tiny photo network, pictures."""
+"""Shared fixtures: pictures, a tiny photo network, its calibration."""
 
-import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from helpers.data import TINY_RECIPE, smooth_picture
 from hypothesis import settings
 
 torch.set_num_threads(1)  # test tensors are small: more threads only wait for each other
@@ -13,41 +12,6 @@ torch.set_num_threads(1)  # test tensors are small: more threads only wait for e
 # a busy machine is no failure
 settings.register_profile("default", deadline=None, max_examples=50)
 settings.load_profile("default")
-
-GOLDEN = Path(os.environ.get("RESTOBOX_GOLDEN", Path(__file__).parent / "golden"))
-
-TINY_RECIPE = """
-name = "tiny"
-task = "inpainting"
-steps = 4
-batch_size = 2
-patch_size = 32
-[network]
-block_out_channels = [8, 16]
-layers_per_block = 1
-norm_num_groups = 4
-fold = 2
-[condition]
-kinds = ["random", "strokes"]
-[optimizer]
-warmup = 2
-"""
-
-
-def golden(name: str) -> dict[str, np.ndarray]:
-    """All arrays of one golden file; skips where the file is not at hand."""
-    path = GOLDEN / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there (set RESTOBOX_GOLDEN)")
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def smooth_picture(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """``(C, H, W)`` float32 in [0, 1]: slopes, waves and one edge."""
-    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
-    planes = [0.5 + 0.3 * np.sin(6 * x + 4 * y + c) + 0.15 * (x > 0.6) for c in range(channels)]
-    return np.stack(planes).clip(0, 1).astype(np.float32)
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +44,7 @@ def tiny_model(tmp_path_factory, tiny_recipe, pictures) -> Path:
 @pytest.fixture(scope="module")
 def calibration(denoiser):
     """What the module's ``denoiser`` sees while it restores."""
-    from quant_helpers import recording
+    from helpers.quantized import recording
 
     return recording(denoiser)[0]
 

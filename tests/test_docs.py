@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from mixtures import noise, small_mixture
+from helpers.mixtures import noise, small_mixture
 
 import solvers
 from solvers import SOLVERS, VP, solve, trailing

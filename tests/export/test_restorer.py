@@ -1,0 +1,259 @@
+"""The whole restoration in one graph: it computes what the host's loop computes."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
+from PIL import Image
+
+from export.bundle import MANIFEST, RESTORER, read_bundle
+from export.exporter import export_bundle, export_restorer_bundle
+from export.graphs.restorer import export_restorer
+from export.jobs.photo import InpaintingJob
+from export.runtime.providers import open_session, tensorrt_options
+from export.runtime.session import Restorer, Session
+from quant.calibration.trajectory import record
+from quant.quantize import quantize
+from restoration.metrics import psnr
+from restoration.photo.inpainting import InpaintingTask
+from solvers.methods.ddim import DDIM
+from solvers.methods.evodiff import EVODiff
+from solvers.methods.pndm import PNDM
+
+SIZE = (24, 32)
+CPU = ["CPUExecutionProvider"]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "edge" / "restore.py"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def photo(height, width, seed=0, channels=3):
+    g = torch.Generator().manual_seed(seed)
+    image = torch.nn.functional.interpolate(torch.rand(1, channels, 5, 5, generator=g), size=(height, width), mode="bilinear")[0]
+    return image, (torch.rand(height, width, generator=g) > 0.5).float()
+
+
+@pytest.fixture(scope="module")
+def task():
+    return InpaintingTask(tiny_denoiser(), DDIM(), 3)
+
+
+@pytest.fixture(scope="module")
+def quantized(task):
+    with record(task.denoiser, seed=0, solver="ddim", task="inpainting") as recorder:
+        for k in range(3):
+            task(*photo(*SIZE, seed=k), seed=k)
+    return quantize(task.denoiser.network, recorder.result())
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, task, quantized):
+    root = tmp_path_factory.mktemp("restorers")
+    export_restorer_bundle(task, root / "float", size=SIZE)
+    export_restorer_bundle(task, root / "cpu", target="cpu", quantized=quantized, size=SIZE)
+    export_restorer_bundle(task, root / "tensorrt", target="tensorrt", quantized=quantized, size=SIZE)
+    return root
+
+
+def test_graph_is_the_host_loop(bundles, task):
+    restorer = Restorer(bundles / "float", threads=1)
+    image, mask = photo(*SIZE)
+    ours, host = restorer(image, mask, num_samples=2, seed=5), task(image, mask, num_samples=2, seed=5)
+    torch.testing.assert_close(ours.samples, host.samples, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours.std, host.std, atol=1e-4, rtol=0)
+    assert ours.nfe == host.nfe == 6
+    assert torch.equal(ours.mean[:, mask > 0], image[:, mask > 0])
+
+
+def test_graph_takes_batches(bundles):
+    restorer = Restorer(bundles / "float", threads=1)
+    (a, ka), (b, kb) = photo(*SIZE, seed=1), photo(*SIZE, seed=2)
+    noise = torch.randn(1, 2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    both = restorer.run_tile(torch.stack([a, b]), torch.stack([ka, kb])[:, None], noise)
+    for k, (image, mask) in enumerate(((a, ka), (b, kb))):
+        torch.testing.assert_close(both[k], restorer.run_tile(image[None], mask[None, None], noise[:, k : k + 1])[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sigma"),
+    [
+        ({"solver": DDIM(eta=1.0)}, 0.0),
+        ({"solver": PNDM()}, 0.0),
+        ({"solver": EVODiff(), "grid": "log-snr", "num_inference_steps": 4}, 0.0),
+        ({"correction": "diffpir"}, 0.1),
+        ({"correction": "repaint"}, 0.0),
+    ],
+)
+def test_solvers_and_corrections_trace(task, changes, sigma):
+    other = replace(task, **changes)
+    model, module = export_restorer(InpaintingJob(other, SIZE, sigma), estimates=True)
+    session = open_session(ir.to_proto(model).SerializeToString(), CPU, threads=1)
+    image, mask = photo(*SIZE)
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.stack([torch.randn(1, 3, *SIZE, generator=generator) for _ in range(module.draws)])
+    feed = {"image": image[None].numpy(), "mask": mask[None, None].numpy(), "noise": noise.numpy()}
+    restored, estimates = session.run(None, feed)
+    host = other(image, mask, sigma=sigma, seed=7)
+    np.testing.assert_allclose(restored[0], host.mean.numpy(), atol=1e-4)
+    assert estimates.shape == (host.nfe, 1, 3, *SIZE)
+    assert len(module.timesteps) <= module.calls == host.nfe
+
+
+def test_integer_restorer_matches_the_integer_loop(bundles, task, quantized, tmp_path):
+    """The same scales through the whole-run graph and through the host's loop around the network's graph."""
+    export_bundle(task.denoiser, tmp_path / "network", target="cpu", quantized=quantized)
+    host = replace(task, denoiser=Session(tmp_path / "network", threads=1))
+    restorer = Restorer(bundles / "cpu", threads=1)
+    assert restorer.integer_convs() == restorer.bundle.planned == 3 * len(quantized.names)
+    for seed in (0, 1):
+        image, mask = photo(*SIZE, seed=seed)
+        assert psnr(restorer(image, mask, seed=seed).mean.numpy(), host(image, mask, seed=seed).mean.numpy()) > 50
+
+
+def test_weights_are_stored_once(bundles, task):
+    export_restorer_bundle(replace(task, num_inference_steps=1), bundles / "one-step", size=SIZE)
+    one, three = ((bundles / name / RESTORER).stat().st_size for name in ("one-step", "float"))
+    weights = 4 * sum(p.numel() for p in task.denoiser.network.parameters())
+    assert three - one < 0.5 * weights
+    tensors = onnx.load(bundles / "cpu" / RESTORER).graph.initializer
+    assert sum(t.name.endswith("conv1.weight_codes") for t in tensors) == sum("conv1" in n for n in three_convs(task))
+
+
+def three_convs(task):
+    return [n for n, _ in task.denoiser.network.named_modules() if n.endswith("conv1")]
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(24, 32, 1), (37, 61, 3), (17, 9, 3), (60, 20, 1)])
+def test_any_picture_goes_through_in_tiles(bundles, height, width, channels):
+    image, mask = photo(height, width, channels=channels)
+    done = []
+    result = Restorer(bundles / "float", threads=1)(image, mask, overlap=8, callback=lambda k, n: done.append((k, n)))
+    assert result.mean.shape == image.shape
+    assert torch.isfinite(result.mean).all()
+    assert torch.equal(result.mean[:, mask > 0], image[:, mask > 0])
+    assert done[-1][0] == done[-1][1] == len(done) == result.nfe // 3
+
+
+def test_tensorrt_restorer_keeps_its_contract(bundles):
+    """Symmetric int8, half-precision network, everything around it in single precision, no Clip between weights and their DQ."""
+    model = onnx.load(bundles / "tensorrt" / RESTORER)
+    onnx.checker.check_model(model, full_check=True)
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            if node.input[0] in tensors:  # weights
+                assert tensors[node.input[0]].data_type == onnx.TensorProto.INT8
+                assert len(node.input) == 2  # zero point 0
+            else:
+                zero = tensors[node.input[2]]
+                assert zero.data_type == onnx.TensorProto.INT8
+                assert not onnx.numpy_helper.to_array(zero).any()
+            assert tensors[node.input[1]].data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT)
+    producers = {out: n.op_type for n in model.graph.node for out in n.output}
+    quantized = [n for n in model.graph.node if n.op_type == "Conv" and producers.get(n.input[1]) == "DequantizeLinear"]
+    assert len(quantized) == read_bundle(bundles / "tensorrt").planned
+    assert all(producers[n.input[0]] == "DequantizeLinear" for n in quantized)
+    inferred = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.value_info}
+    assert {inferred[n.output[0]] for n in quantized} == {onnx.TensorProto.FLOAT16}
+    assert {inferred[n.output[0]] for n in model.graph.node if n.op_type == "InstanceNormalization"} == {onnx.TensorProto.FLOAT}
+    assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {onnx.TensorProto.FLOAT}
+
+
+def test_half_precision_is_close(task, tmp_path):
+    export_restorer_bundle(task, tmp_path / "cuda", target="cuda", size=SIZE)
+    image, mask = photo(*SIZE)
+    half, full = Restorer(tmp_path / "cuda", threads=1)(image, mask), task(image, mask)
+    assert psnr(half.mean.numpy(), full.mean.numpy()) > 55
+    assert not torch.equal(half.mean, full.mean)
+    float_size = 4 * sum(p.numel() for p in task.denoiser.network.parameters())
+    weights = [t for t in onnx.load(tmp_path / "cuda" / RESTORER).graph.initializer if t.name.endswith(".weight.half")]
+    assert 0 < sum(len(t.raw_data) for t in weights) <= float_size / 2
+
+
+def test_engine_options_name_the_graph_and_its_shapes(bundles, tmp_path):
+    bundle = read_bundle(bundles / "tensorrt")
+    options = tensorrt_options(bundle, tmp_path)
+    assert options["trt_profile_min_shapes"] == "image:1x3x24x32,mask:1x1x24x32,noise:1x1x3x24x32"
+    assert options["trt_profile_max_shapes"] == "image:4x3x24x32,mask:4x1x24x32,noise:1x4x3x24x32"
+    folder = Path(options["trt_engine_cache_path"])
+    assert folder.parent == tmp_path
+    assert os.stat(folder).st_mode & 0o077 == 0
+    assert tensorrt_options(read_bundle(bundles / "cpu"), tmp_path)["trt_engine_cache_path"] != str(folder)
+
+
+def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
+    with pytest.raises(ValueError, match="differentiates the network"):
+        export_restorer(InpaintingJob(replace(task, correction="dps"), SIZE))
+    with pytest.raises(ValueError, match="multiples of 4"):
+        export_restorer(InpaintingJob(task, (24, 30)))
+    with pytest.raises(ValueError, match="not in the temporal table"):
+        export_restorer_bundle(replace(task, num_inference_steps=5), tmp_path / "x", target="cpu", quantized=quantized, size=SIZE)
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(ValueError, match=r"export\.session\.Restorer"):
+        Session(bundles / "float")
+    export_bundle(task.denoiser, tmp_path / "network")
+    with pytest.raises(ValueError, match=r"export\.session\.Session"):
+        Restorer(tmp_path / "network")
+    with pytest.raises(ValueError, match="CPU kernels"):
+        Restorer(bundles / "cpu", device="cuda")
+    restorer = Restorer(bundles / "float", threads=1)
+    image, mask = photo(*SIZE)
+    for bad in ((image[:2], mask), (image, mask[:3]), (image + 1, mask), (image, mask * 0)):
+        with pytest.raises(ValueError, match=r"image|mask|pixels"):
+            restorer(*bad)
+    with pytest.raises(ValueError, match="half a tile"):
+        restorer(image, mask, overlap=12)
+    manifest = bundles / "float" / MANIFEST
+    content = json.loads(manifest.read_text())
+    content["run"]["draws"] = -1
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / RESTORER).write_bytes((bundles / "float" / RESTORER).read_bytes())
+    (broken / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="draws"):
+        read_bundle(broken)
+
+
+def test_edge_runner_needs_no_torch(bundles, tmp_path):
+    """The example runs in an environment that holds ONNX Runtime, NumPy and Pillow and can't import torch or this package."""
+    image, mask = photo(40, 50)
+    Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(tmp_path / "photo.png")
+    Image.fromarray(((1 - mask) * 255).byte().numpy()).save(tmp_path / "mask.png")
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False)
+    site = next((home / "lib").glob("python*")) / "site-packages"
+    for name in (
+        "numpy",
+        "numpy.libs",
+        "PIL",
+        "pillow.libs",
+        "onnxruntime",
+        "onnxruntime_gpu",
+        "coloredlogs",
+        "flatbuffers",
+        "packaging",
+        "google",
+    ):
+        for path in {Path(p) / name for p in sys.path if p.endswith("site-packages")}:
+            if path.exists():
+                (site / name).symlink_to(path)
+    python = home / "bin" / "python"
+    missing = subprocess.run([python, "-c", "import torch"], capture_output=True, text=True, cwd=tmp_path)
+    assert "No module named 'torch'" in missing.stderr
+    command = [python, EXAMPLE, bundles / "cpu", tmp_path / "photo.png", tmp_path / "mask.png", tmp_path / "out.png"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
+    restored = np.asarray(Image.open(tmp_path / "out.png"), np.float32).transpose(2, 0, 1) / 255
+    assert np.abs(restored - image.numpy())[:, mask.numpy() > 0].max() < 1 / 255
+    assert psnr(restored, image.numpy()) > psnr((image * mask).numpy(), image.numpy())
+    assert len(EXAMPLE.read_text().splitlines()) <= 40

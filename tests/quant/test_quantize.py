@@ -1,0 +1,242 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.quantized import one_thread, recording, tiny_denoiser  # noqa: F401
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
+from quant.files import load_quantized, save_quantized
+from quant.quantize import quantizable_layers, quantize, set_scales, weight_scales
+from quant.recipe import QuantRecipe
+from quant.sensitivity import sensitivity
+from quant.temporal.table import sinusoids, step_network, temporal_block, temporal_table
+from quant.temporal.tfmq import float_features, quantize_block, tiar_loss
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return tiny_denoiser()
+
+
+def relative_error(network, denoiser, calibration):
+    pairs = [(network(x, t), denoiser.network(x, t).sample) for x, t in calibration.batches()]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def test_table_equals_timestep_network(denoiser):
+    timesteps = (99.0, 61.5, 30.0, 0.0)
+    step = step_network(denoiser.network, temporal_table(denoiser.network, timesteps))
+    x = torch.randn(4, 28, 12, 12, generator=torch.Generator().manual_seed(0))
+    for k, t in enumerate(timesteps):
+        expected = denoiser.network(x[k : k + 1], torch.tensor([t])).sample
+        torch.testing.assert_close(step(x[k : k + 1], torch.tensor([k])).sample, expected, atol=1e-6, rtol=0)
+    mixed = denoiser.network(x, torch.tensor(timesteps)).sample  # other matrix shapes round differently
+    torch.testing.assert_close(step(x, torch.arange(4)).sample, mixed, atol=1e-5, rtol=0)
+    assert not any("time_embedding" in name for name, _ in step.named_parameters())
+
+
+def test_table_refuses_what_it_cannot_hold(denoiser):
+    table = temporal_table(denoiser.network, (9.0, 3.0))
+    assert table.index(3.0) == 1
+    with pytest.raises(ValueError, match="holds 9, 3"):
+        table.index(4)
+    with pytest.raises(ValueError, match="none twice"):
+        temporal_table(denoiser.network, (3.0, 3.0))
+    with pytest.raises(ValueError, match="UNet2DModel"):
+        temporal_table(nn.Conv2d(1, 1, 1), (1.0,))
+    classes = tiny_denoiser().network
+    classes.class_embedding = nn.Embedding(2, 64)
+    with pytest.raises(ValueError, match="class-conditional"):
+        temporal_table(classes, (1.0,))
+
+
+def test_simulation_is_close_and_outputs_cost_a_little(quantized, denoiser, calibration):
+    plain = relative_error(quantized, denoiser, calibration)
+    cpu = relative_error(quantized.simulating("cpu"), denoiser, calibration)
+    assert 0 < plain < cpu < 0.06
+    assert not quantized.outputs
+
+
+def test_only_planned_layers_are_quantized(quantized, denoiser):
+    assert "conv_in" not in quantized.names
+    assert not any("time_" in n or "shortcut" in n for n in quantized.names)
+    everything = quantizable_layers(denoiser.network, ())
+    assert set(everything) - set(quantized.names) == {n for n in everything if "shortcut" in n or n in ("conv_in", "conv_out")}
+
+
+def test_same_data_gives_identical_scales_and_codes(quantized, denoiser):
+    again = quantize(denoiser.network, recording(denoiser)[0]).layers()
+    for name, layer in quantized.layers().items():
+        assert layer.input_scale == again[name].input_scale
+        for field in ("output_scale", "weight_scale", "codes"):
+            np.testing.assert_array_equal(getattr(layer, field), getattr(again[name], field))
+
+
+def test_codes_and_scales_are_the_layer(quantized, denoiser):
+    for name, layer in quantized.layers().items():
+        weight = denoiser.network.get_submodule(name).weight
+        scale = torch.from_numpy(layer.weight_scale).reshape(-1, *[1] * (weight.ndim - 1))
+        assert ((torch.from_numpy(layer.codes) * scale - weight).abs() <= 0.5001 * scale).all()
+        assert np.abs(layer.codes.astype(int)).max() == 127
+
+
+def test_the_float_network_is_left_alone(denoiser, calibration):
+    before = network_hash(denoiser.network)
+    quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4))
+    assert network_hash(denoiser.network) == before
+
+
+@pytest.mark.parametrize("recipe", [QuantRecipe(), QuantRecipe(weight_bits=4, range="mse", skip=("conv_in",)), QuantRecipe(range="max")])
+def test_file_round_trip(tmp_path, denoiser, calibration, recipe):
+    quantized = quantize(denoiser.network, calibration, recipe)
+    save_quantized(quantized, tmp_path / "q")
+    save_quantized(quantized, tmp_path / "q")  # replaces
+    loaded = load_quantized(tmp_path / "q", denoiser.network)
+    assert (loaded.recipe, loaded.timesteps, loaded.calibration_hash) == (recipe, calibration.grid, calibration.hash)
+    for name, layer in quantized.layers().items():
+        np.testing.assert_array_equal(layer.codes, loaded.layers()[name].codes)
+    x, t = next(calibration.batches())
+    torch.testing.assert_close(loaded.simulating("cpu")(x, t), quantized.simulating("cpu")(x, t))
+    assert [p.name for p in tmp_path.iterdir()] == ["q"]
+
+
+@pytest.mark.parametrize("method", ["cache", "tiar", "fsc"])
+def test_quantized_temporal_features_stand_for_the_exact_ones(tmp_path, denoiser, calibration, method):
+    """Same layers, same codes; the output differs from the exact table's by the features' error alone, also after a round trip."""
+    exact = quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4))
+    made = quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4, temporal=method))
+    assert made.names == exact.names
+    block = temporal_block(denoiser.network)
+    reference = torch.cat(float_features(block, calibration.grid), dim=1)
+    error = float((made.table.features - reference).norm() / reference.norm())
+    assert 0 < error < {"cache": 0.01, "tiar": 0.1, "fsc": 0.1}[method]
+    if method == "tiar":
+        nearest = quantize_block(block, sinusoids(block, calibration.grid), 4, 8).features
+        assert tiar_loss(made.table.features.split([e.shape[1] for e in nearest], 1), float_features(block, calibration.grid)) <= tiar_loss(
+            nearest, float_features(block, calibration.grid)
+        )
+    for x, t in calibration.batches():
+        index = torch.tensor([made.table.index(float(v)) for v in t])
+        want = step_network(exact.network, made.table)(x, index).sample
+        torch.testing.assert_close(made(x, t), want, rtol=0, atol=0)
+        assert not torch.equal(made(x, t), exact(x, t))
+    save_quantized(made, tmp_path / "q")
+    loaded = load_quantized(tmp_path / "q", denoiser.network)
+    torch.testing.assert_close(loaded.simulating("cpu")(x, t), made.simulating("cpu")(x, t), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="not in the temporal table"):
+        made(x[:1], torch.tensor([77.25]))
+    tensors = load_file(tmp_path / "q" / "quantized.safetensors")
+    save_file(tensors | {"temporal": tensors["temporal"][:1]}, tmp_path / "q" / "quantized.safetensors")
+    with pytest.raises(ValueError, match="temporal features"):
+        load_quantized(tmp_path / "q", denoiser.network)
+
+
+def test_quantized_time_needs_a_temporal_block(denoiser, calibration):
+    classes = tiny_denoiser().network
+    classes.class_embedding = nn.Embedding(2, 64)
+    with pytest.raises(ValueError, match="class-conditional"):
+        quantize(classes, calibration, QuantRecipe(temporal="tiar"))
+
+
+def test_damaged_files_are_refused(tmp_path, quantized, denoiser):
+    folder = tmp_path / "q"
+    save_quantized(quantized, folder)
+    with pytest.raises(ValueError, match="another model"):
+        load_quantized(folder, tiny_denoiser(seed=1).network)
+    recipe = folder / "recipe.json"
+    good = recipe.read_text()
+    for change in ({"format": 9}, {"layers": ["nope"]}, {"recipe": {"bits": 1}}, {"timesteps": ["x"]}):
+        recipe.write_text(json.dumps(json.loads(good) | change))
+        with pytest.raises(ValueError, match="quantize again"):
+            load_quantized(folder, denoiser.network)
+    recipe.write_text(good)
+    (folder / "quantized.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="quantize again"):
+        load_quantized(folder, denoiser.network)
+    with pytest.raises(FileNotFoundError):
+        load_quantized(tmp_path / "none", denoiser.network)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileExistsError):
+        save_quantized(quantized, tmp_path / "mine")
+
+
+def test_what_cannot_be_quantized_is_refused(denoiser, calibration):
+    with pytest.raises(ValueError, match="nothing to quantize"):
+        quantize(nn.Sequential(nn.SiLU()), calibration)
+    with pytest.raises(ValueError, match="nothing to quantize"):
+        quantize(denoiser.network, calibration, QuantRecipe(skip=("*",)))
+    with pytest.raises(ValueError, match="matches no layer"):
+        quantize(denoiser.network, calibration, QuantRecipe(skip=("conv_inn",)))
+    with pytest.raises(ValueError, match="another model"):
+        quantize(tiny_denoiser(seed=1).network, calibration)
+    zeros = CalibrationSet([torch.zeros(28, 12, 12)], [0.0], Provenance(network_hash(denoiser.network)))
+    quantize(denoiser.network, zeros)  # normalised layers still see something
+
+
+def test_recipe_round_trip_and_errors():
+    recipe = QuantRecipe(weight_bits=4, range="mse", skip=("a", "b.*"), float_macs=0.25, temporal="float")
+    assert QuantRecipe.from_json(recipe.to_json()) == recipe
+    for wrong in (
+        {"weight_bits": 3},
+        {"act_bits": 4},
+        {"range": "x"},
+        {"percentile": 0},
+        {"skip": "conv_in"},
+        {"float_macs": 1.0},
+        {"float_macs": "5 %"},
+        {"temporal": "q"},
+        {"bits": 8},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            QuantRecipe.from_dict(wrong)
+    for text in ("[]", "{", '{"weight_bits": "8"}', '{"percentile": true}'):
+        with pytest.raises(ValueError, match=r"recipe|weight_bits|percentile"):
+            QuantRecipe.from_json(text)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4).filter(lambda v: max(map(abs, v)) > 1e-6),
+    st.sampled_from((4, 8)),
+)
+def test_weight_grid_is_idempotent_symmetric_and_holds_zero(values, bits):
+    weight = torch.tensor([values])
+    top = 2 ** (bits - 1) - 1
+    scale = weight_scales(weight, bits)
+    codes = (weight / scale[:, None]).round().clamp(-top, top)
+    decoded = codes * scale[:, None]
+    assert codes.abs().max() <= top
+    assert (decoded[weight == 0] == 0).all()
+    torch.testing.assert_close((decoded / scale[:, None]).round(), codes)
+    torch.testing.assert_close(weight_scales(-weight, bits), scale)
+
+
+def test_activation_grid_of_brevitas(quantized):
+    layer = quantized.network.get_submodule(quantized.names[0])
+    scale = float(layer.input_quant.scale())
+    codes = torch.arange(-140, 141).float()
+    decoded = layer.input_quant(codes[None, None, None] * scale).value.flatten()
+    torch.testing.assert_close(decoded, codes.clamp(-128, 127) * scale)
+    torch.testing.assert_close(layer.input_quant(decoded[None, None, None]).value.flatten(), decoded)
+
+
+def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
+    quantized = quantize(denoiser.network, calibration)
+    bad = quantized.names[3]
+    layer = quantized.layers()[bad]
+    scales = [torch.from_numpy(s) for s in (layer.output_scale, layer.weight_scale)]
+    set_scales(quantized.network.get_submodule(bad), 40 * layer.input_scale, *scales)
+    errors = sensitivity(quantized, calibration)
+    assert next(iter(errors)) == bad
+    assert set(errors) == set(quantized.names)
+    clean = sensitivity(quantized, calibration, target="cpu")
+    assert sum(clean.values()) > sum(errors.values())
+    x, t = next(calibration.batches())
+    torch.testing.assert_close(quantized(x, t), quantized.simulating("tensorrt")(x, t))  # switched back, and only in a copy

@@ -1,0 +1,457 @@
+"""MRI files: what is written is read back; what is broken, hostile or of another kind is refused; the command on all of them."""
+
+import json
+from statistics import NormalDist
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from helpers.scans import disc, scan
+from scipy import io
+
+from restoration.io.mri import read_maps, read_sampling, read_scan
+from restoration.io.mri_output import check_output, write_reconstruction
+from restoration.mri import column_mask, normalise_maps
+from restoration.mri.simulation import ring_maps
+
+HEADER = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><encodedSpace><matrixSize><x>40</x><y>36</y>
+<z>1</z></matrixSize></encodedSpace><reconSpace><matrixSize><x>20</x><y>24</y><z>1</z></matrixSize><fieldOfView_mm><x>200</x><y>120</y>
+<z>5</z></fieldOfView_mm></reconSpace></encoding></ismrmrdHeader>"""
+
+
+@pytest.fixture(scope="module")
+def kspace():
+    return np.stack([scan(coils=3, seed=s, sigma=0.002)[3].numpy() for s in range(2)])
+
+
+def fastmri_file(path, kspace, **extra):
+    with h5py.File(path, "w") as file:
+        file["kspace"] = kspace
+        file["ismrmrd_header"] = HEADER
+        file.attrs["acquisition"] = "AXT2"
+        file.attrs["max"] = 1.5
+        for key, value in extra.items():
+            file[key] = value
+    return path
+
+
+def test_fastmri_files(tmp_path, kspace):
+    target = np.ones((2, 20, 24), np.float32)
+    mask = np.arange(36) % 2
+    read = read_scan(fastmri_file(tmp_path / "a.h5", kspace, reconstruction_rss=target, mask=mask))
+    np.testing.assert_array_equal(read.kspace, kspace)
+    np.testing.assert_array_equal(read.target, target)
+    np.testing.assert_array_equal(read.mask, mask)
+    assert (read.crop, read.spacing) == ((20, 24), (5.0, 10.0, 5.0))
+    assert read.attributes == {"acquisition": "AXT2", "max": 1.5}
+    single = read_scan(fastmri_file(tmp_path / "b.h5", kspace[:, 0].astype(np.complex128)))
+    assert single.kspace.shape == (2, 1, 40, 36)
+    assert single.kspace.dtype == np.complex64
+    pairs = read_scan(fastmri_file(tmp_path / "c.h5", np.stack([kspace.real, kspace.imag], -1)))
+    np.testing.assert_array_equal(pairs.kspace, kspace)
+
+
+def test_links_out_of_the_file_are_refused(tmp_path, kspace):
+    outside = fastmri_file(tmp_path / "outside.h5", kspace)
+    cases = {
+        "external": lambda file: file.__setitem__("kspace", h5py.ExternalLink(str(outside), "kspace")),
+        "soft": lambda file: file.__setitem__("kspace", h5py.SoftLink("/elsewhere")),
+        "stored": lambda file: file.create_dataset(
+            "kspace", (1, 8, 8), np.complex64, external=[(str(tmp_path / "raw.bin"), 0, h5py.h5f.UNLIMITED)]
+        ),
+    }
+
+    def virtual(file):
+        layout = h5py.VirtualLayout(kspace.shape, np.complex64)
+        layout[...] = h5py.VirtualSource(str(outside), "kspace", kspace.shape, np.complex64)
+        file.create_virtual_dataset("kspace", layout)
+
+    for name, make in (cases | {"virtual": virtual}).items():
+        path = tmp_path / f"{name}.h5"
+        with h5py.File(path, "w") as file:
+            make(file)
+        with pytest.raises(ValueError, match="only data inside the file"):
+            read_scan(path)
+    path = tmp_path / "ismrmrd.h5"
+    with h5py.File(path, "w") as file:
+        file["dataset"] = h5py.ExternalLink(str(outside), "/")
+    with pytest.raises(ValueError, match="only data inside the file"):
+        read_scan(path)
+
+
+def test_arrays(tmp_path, kspace):
+    mask, maps = np.ones((40, 36), np.uint8), kspace[0]
+    np.savez(tmp_path / "a.npz", kspace=kspace[0], mask=mask, smaps=maps)
+    read = read_scan(tmp_path / "a.npz")
+    np.testing.assert_array_equal(read.kspace, kspace[:1])
+    np.testing.assert_array_equal(read.maps, maps)
+    np.testing.assert_array_equal(read.mask, mask)
+    io.savemat(tmp_path / "b.mat", {"kspace": kspace.astype(np.complex128), "mask": np.ones((1, 36))})
+    read = read_scan(tmp_path / "b.mat")
+    np.testing.assert_array_equal(read.kspace, kspace)
+    assert read.mask.shape == (36,)
+    with h5py.File(tmp_path / "c.mat", "w", userblock_size=512) as file:  # MATLAB 7.3: HDF5 in Fortran's order
+        record = np.zeros(kspace.T.shape, [("real", "f8"), ("imag", "f8")])
+        record["real"], record["imag"] = kspace.T.real, kspace.T.imag
+        file["kspace"] = record
+    with (tmp_path / "c.mat").open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(128))
+    np.testing.assert_array_equal(read_scan(tmp_path / "c.mat").kspace, kspace)
+    np.savez(tmp_path / "d.npz", image=np.ones((3, 8, 9), np.uint8))
+    assert read_scan(tmp_path / "d.npz").magnitude.shape == (3, 8, 9)
+    np.savez(tmp_path / "m.npz", maps)
+    np.testing.assert_array_equal(read_maps(tmp_path / "m.npz"), maps)
+    np.save(tmp_path / "mask.npy", mask)
+    np.testing.assert_array_equal(read_sampling(tmp_path / "mask.npy", (40, 36)), mask)
+
+
+def test_nifti(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.random.default_rng(0).random((3, 20, 24)).astype(np.float32)
+    affine = np.diag([0.5, 0.7, 4.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(volume.transpose(2, 1, 0), affine), tmp_path / "a.nii.gz")
+    read = read_scan(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read.magnitude, volume)
+    np.testing.assert_allclose(read.spacing, (4.0, 0.7, 0.5), rtol=1e-6)
+    files = write_reconstruction(tmp_path / "b.nii.gz", volume * 1j, read, std=0.1 * volume)
+    assert [f.name for f in files] == ["b.nii.gz", "b-std.nii.gz"]
+    again = read_scan(files[0])
+    np.testing.assert_allclose(again.magnitude, volume, rtol=1e-6)
+    np.testing.assert_allclose(again.affine, affine)
+    (tmp_path / "broken.nii").write_bytes(b"\0" * 400)
+    with pytest.raises(ValueError, match="NIfTI"):
+        read_scan(tmp_path / "broken.nii")
+
+
+def test_dicom(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    volume = np.random.default_rng(0).integers(0, 1000, (3, 8, 9)).astype(np.uint16)
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for k, name in enumerate(["c", "a", "b"]):  # the position tells the order, not the name
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, MRImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 8, 9, 1, "MONOCHROME2"
+        ds.BitsAllocated = ds.BitsStored = 16
+        ds.HighBit, ds.PixelRepresentation = 15, 0
+        ds.PixelSpacing, ds.SliceThickness, ds.RescaleSlope, ds.RescaleIntercept = [0.8, 0.9], 5, 2, 1
+        ds.ImageOrientationPatient, ds.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 5.0 * k]
+        ds.PixelData = volume[k].tobytes()
+        ds.save_as(folder / name, enforce_file_format=True)
+    (folder / "notes.txt").write_text("not a picture")
+    read = read_scan(folder)
+    np.testing.assert_array_equal(read.magnitude, 2.0 * volume + 1)
+    assert read.spacing == (5.0, 0.8, 0.9)
+    assert pydicom is not None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no DICOM"):
+        read_scan(tmp_path / "empty")
+
+
+def test_ismrmrd(tmp_path, kspace):
+    ismrmrd = pytest.importorskip("ismrmrd")
+    from ismrmrd import xsd
+
+    path = tmp_path / "scan.h5"
+    conditions = xsd.experimentalConditionsType(H1resonanceFrequency_Hz=128_000_000)
+    header = xsd.ismrmrdHeader(experimentalConditions=conditions)
+    space = xsd.encodingSpaceType(matrixSize=xsd.matrixSizeType(x=40, y=36, z=1), fieldOfView_mm=xsd.fieldOfViewMm(x=400.0, y=360.0, z=5.0))
+    limits = xsd.encodingLimitsType(kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=35, center=18))
+    header.encoding.append(
+        xsd.encodingType(encodedSpace=space, reconSpace=space, encodingLimits=limits, trajectory=xsd.trajectoryType.CARTESIAN)
+    )
+    dataset = ismrmrd.Dataset(str(path), "dataset")
+    dataset.write_xml_header(header.toXML("utf-8"))
+    for part in range(2):
+        for line in range(0, 36, 2):
+            one = ismrmrd.Acquisition.from_array(np.ascontiguousarray(kspace[part, :, :, line]))
+            one.idx.kspace_encode_step_1, one.idx.slice, one.center_sample = line, part, 20
+            dataset.append_acquisition(one)
+    noise = ismrmrd.Acquisition.from_array(np.full((3, 40), 1e6, np.complex64))
+    noise.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    dataset.append_acquisition(noise)
+    dataset.close()
+    read = read_scan(path)
+    np.testing.assert_array_equal(read.mask, np.arange(36) % 2 == 0)
+    np.testing.assert_array_equal(read.kspace, kspace * read.mask)
+    assert (read.crop, read.spacing) == ((40, 36), (5.0, 10.0, 10.0))
+
+
+def test_reconstructions_are_written_whole(tmp_path):
+    image = np.stack([disc((20, 24)).numpy() * np.exp(0.3j), 0.5 * disc((20, 24)).numpy() + 0j])
+    scanned = read_scan(fastmri_file(tmp_path / "a.h5", image[:, None].astype(np.complex64)))
+    (out,) = write_reconstruction(tmp_path / "out.h5", image, scanned, std=np.abs(image))
+    with h5py.File(out) as file:
+        np.testing.assert_allclose(file["reconstruction"][()], np.abs(image), rtol=1e-6)
+        np.testing.assert_allclose(file["reconstruction_complex"][()], image, rtol=1e-6)
+        assert file.attrs["acquisition"] == "AXT2"
+        assert "std" in file
+    from restoration.io.images import read_image
+
+    files = write_reconstruction(tmp_path / "out.png", image)
+    assert [f.name for f in files] == ["out-000.png", "out-001.png"]
+    first, second = (read_image(f).pixels[0] for f in files)  # one scale for the volume
+    np.testing.assert_allclose(second, 0.5 * first, atol=0.01)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_bad_files(tmp_path, kspace):
+    def npz(**arrays):
+        np.savez(tmp_path / "x.npz", **arrays)
+        return read_scan(tmp_path / "x.npz")
+
+    def huge():
+        with h5py.File(tmp_path / "huge.h5", "w") as file:
+            file.create_dataset("kspace", (100, 64, 1024, 1024), np.complex64, chunks=(1, 1, 64, 64))
+        return read_scan(tmp_path / "huge.h5")
+
+    def text(name, content=b"no data"):
+        (tmp_path / name).write_bytes(content)
+        return read_scan(tmp_path / name)
+
+    one = kspace[0]
+    cases = [
+        (lambda: npz(kspace=one.real), "complex arrays"),
+        (lambda: npz(kspace=one[0]), "complex arrays"),
+        (lambda: npz(other=one), "neither kspace nor image"),
+        (lambda: npz(kspace=one, mask=np.ones(5)), "mask of shape"),
+        (lambda: npz(kspace=one, mask=np.full(36, 2)), "other than 0 and 1"),
+        (lambda: npz(kspace=one, mask=np.zeros(36)), "samples nothing"),
+        (lambda: npz(kspace=one[:, :0]), "million points"),
+        (lambda: npz(image=np.full((1, 8, 8), np.nan)), "NaN"),
+        (lambda: npz(kspace=np.array([{}], dtype=object)), "kspace|pickle|Object"),
+        (huge, "million points"),
+        (lambda: text("a.h5"), "HDF5"),
+        (lambda: text("a.npz"), "npz"),
+        (lambda: text("a.mat"), "MATLAB"),
+        (lambda: text("a.raw"), "known ending"),
+        (lambda: read_maps(tmp_path / "x.npz"), "Object arrays|axes"),
+        (lambda: check_output(tmp_path / "x.txt"), "ending"),
+    ]
+    np.savez(tmp_path / "two.npz", a=one, b=one)
+    cases.append((lambda: read_maps(tmp_path / "two.npz"), "one array maps"))
+    cases.append((lambda: read_sampling(tmp_path / "two.npz", (40, 36)), "one array mask"))
+    for run, says in cases:
+        with pytest.raises(ValueError, match=says):
+            run()
+    for run in (
+        lambda: read_scan(tmp_path / "none.h5"),
+        lambda: read_maps(tmp_path / "none"),
+        lambda: check_output(tmp_path / "no" / "x.png"),
+    ):
+        with pytest.raises(OSError, match=r"exist|folder"):
+            run()
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("kspace")
+    with pytest.raises(ValueError, match="group"):
+        read_scan(tmp_path / "group.h5")
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny network after two training steps on two drawn heads."""
+    from toolbox.training.loop import train
+    from toolbox.training.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("mri")
+    head = (255 * disc((72, 64)) / 1.5).numpy().astype(np.uint8)
+    np.savez(folder / "heads.npz", axial=np.stack([head, head[::-1]]))
+    (folder / "recipe.toml").write_text(
+        'name = "tiny"\ntask = "mri"\nsteps = 2\nbatch_size = 2\npatch_size = 32\n[network]\nblock_out_channels = [8, 16]\n'
+        "layers_per_block = 1\nnorm_num_groups = 4\nfold = 2\n[process]\nnoise_scale = 0.03\n[loss]\ndata_std = 0.03\n"
+        '[simulation]\nscans = 2\nsides = [48, 56]\nkinds = ["random", "poisson"]\n[optimizer]\nwarmup = 1\n'
+    )
+    return train(Recipe.read(folder / "recipe.toml"), folder, folder / "model")
+
+
+def run(capsys, *arguments, command=("restore", "mri")):
+    from toolbox.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["restobox", *command, *map(str, arguments), "--json"])
+        code = main()
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out) if code == 0 else captured.err
+
+
+def test_command_on_kspace(capsys, tmp_path, kspace, model):
+    full = fastmri_file(tmp_path / "full.h5", kspace)
+    code, figures = run(
+        capsys,
+        full,
+        "-o",
+        tmp_path / "out.h5",
+        "--mask",
+        "equispaced-fraction",
+        "--acceleration",
+        3,
+        "--center-fraction",
+        0.25,
+        "--model",
+        model,
+        "--steps",
+        2,
+        "-n",
+        2,
+        "--std",
+    )
+    assert code == 0
+    assert figures["size"] == [20, 24]
+    assert figures["acceleration"] == pytest.approx(3, rel=0.15)
+    assert figures["nfe"] == 8
+    assert figures["psnr"] > 15
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["std"].shape == (2, 20, 24)
+    # the same data, undersampled at the source
+    mask = column_mask("random", 36, 2, 0.25, 0).numpy()
+    np.savez(tmp_path / "under.npz", kspace=kspace * mask)
+    code, figures = run(capsys, tmp_path / "under.npz", "-o", tmp_path / "out.png", "--model", model, "--steps", 1)
+    assert code == 0
+    assert len(figures["out"]) == 2
+    assert figures["acceleration"] == pytest.approx(36 / mask.sum(), abs=0.01)
+    assert "psnr" not in figures
+    code, error = run(capsys, tmp_path / "under.npz", "-o", tmp_path / "no.png", "--mask", "random", "--model", model)
+    assert code == 2
+    assert "undersampled already" in error
+
+
+def test_command_says_where_its_maps_come_from(capsys, tmp_path, kspace, model):
+    """Those in the file, of whatever scale, unless ESPIRiT or another file is asked for."""
+    rng = np.random.default_rng(2)
+    maps = 5 * (1 + rng.random((1, 36))) * ring_maps(len(kspace[0]), kspace.shape[2:], rng).numpy()
+    np.savez(tmp_path / "own.npz", kspace=kspace[0], maps=maps)
+    np.savez(tmp_path / "norm.npz", maps=normalise_maps(torch.from_numpy(maps)).numpy())
+    settings = ("-m", "random", "--acceleration", 2, "--center-fraction", 0.25, "--model", model, "--steps", 1, "-o", tmp_path / "o.png")
+    found = {}
+    for coils in ("auto", "espirit", tmp_path / "norm.npz"):
+        code, found[coils] = run(capsys, tmp_path / "own.npz", "--coils", coils, *settings)
+        assert code == 0, found[coils]
+    own, estimated, other = found.values()
+    assert [own["maps"], estimated["maps"], other["maps"]] == ["file", "espirit", str(tmp_path / "norm.npz")]
+    assert own["psnr"] == pytest.approx(other["psnr"], abs=0.01)
+    assert "espirit" in own["note"]
+    assert "note" not in estimated
+    np.savez(tmp_path / "two.npz", maps=maps[:2])
+    code, error = run(capsys, tmp_path / "own.npz", "--coils", tmp_path / "two.npz", *settings)
+    assert code == 2
+    assert "same coils" in error
+
+
+def test_command_on_magnitudes(capsys, tmp_path, model):
+    image = disc((48, 40)).numpy()[None]
+    np.savez(tmp_path / "image.npz", image=image)
+    arguments = (tmp_path / "image.npz", "-o", tmp_path / "out.png", "--model", model, "--steps", 1)
+    code, figures = run(capsys, *arguments, "--mask", "random", "--acceleration", 2, "--coils", 4, "--sigma", 0.01)
+    assert code == 0
+    assert figures["coils"] == 4
+    assert figures["psnr"] > 20
+    code, error = run(capsys, *arguments)
+    assert code == 2
+    assert "--mask" in error
+
+
+def test_bad_commands(capsys, tmp_path, kspace, model):
+    full = fastmri_file(tmp_path / "full.h5", kspace)
+    np.savez(tmp_path / "maps.npz", maps=kspace[0, :2])
+    broken = kspace.copy()
+    broken[1, 0, :, 3] = np.nan
+    bad = fastmri_file(tmp_path / "nan.h5", broken)
+    for arguments, says in [
+        ((full, "-o", tmp_path / "x.txt"), "ending"),
+        ((full, "-o", tmp_path / "x.png", "--mask", "spiral"), "neither a file nor a kind"),
+        ((full, "-o", tmp_path / "x.png", "--coils", tmp_path / "maps.npz"), "same coils"),
+        ((full, "-o", tmp_path / "x.png", "--coils", "4"), "--coils takes"),
+        ((full, "-o", tmp_path / "x.png", "--std"), "two samples"),
+        ((bad, "-o", tmp_path / "x.png"), "slice 1: k-space holds NaN"),
+        ((full, "-o", tmp_path / "x.png", "--mask", "random", "--acceleration", "12"), "centre|calibration"),
+        ((tmp_path / "none.h5", "-o", tmp_path / "x.png"), "does not exist"),
+    ]:
+        code, error = run(capsys, *arguments, "--model", model, "--steps", 1)
+        assert code == 2
+        assert says.split("|")[0] in error or says.split("|")[-1] in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_bench(tmp_path, model):
+    from toolbox.bench.mri import run_mri_bench
+
+    np.savez(tmp_path / "image.npz", image=disc((48, 40)).numpy()[None])
+    rows = run_mri_bench(
+        tmp_path / "image.npz",
+        kinds=["poisson"],
+        accelerations=[2.0],
+        maps=None,
+        sigma=0.01,
+        models=["zero-filled", "cg-sense", str(model)],
+        steps=2,
+        num_samples=2,
+        limit=1,
+        seed=0,
+    )
+    zero, sense, mine = rows
+    assert all(isinstance(r["lpips"], str) or r["lpips"] > 0 for r in rows)
+    assert sense["psnr"] > zero["psnr"] + 3
+    assert sense["weight"] > 0
+    assert mine["nfe"] == 4
+    assert 0 <= mine["coverage_90"] <= 1
+    assert mine["residual_over_sigma"] <= 1.001
+
+
+def test_bench_of_coverage(capsys, tmp_path, model):
+    heads = np.stack([disc((60, 56), r).numpy() for r in (0.5, 0.55, 0.6, 0.65)])
+    np.savez(tmp_path / "known.npz", image=heads[:3])
+    np.savez(tmp_path / "new.npz", image=heads[3:])
+    files = [tmp_path / "new.npz", tmp_path / "known.npz", "--model", model]
+    settings = ["-m", "poisson", "--acceleration", 3, "--steps", 2, "-n", 3, "--level", 0.7]
+    code, rows = run(capsys, *files, *settings, command=("bench", "mri-coverage"))
+    assert code == 0
+    (row,) = rows
+    assert (row["mask"], row["acceleration"], row["calibration_slices"], row["test_slices"]) == ("poisson", 3.0, 3, 1)
+    gaussian = NormalDist().inv_cdf(0.85)
+    assert row["width"] == pytest.approx(row["width_gaussian"] * row["factor"] / gaussian, rel=1e-2)
+    assert 0 <= row["coverage_worst_slice"] <= row["coverage"] <= 1
+    order = np.sign(row["factor"] - gaussian)
+    assert order * row["coverage"] >= order * row["coverage_gaussian"]
+    code, error = run(capsys, *files, *settings, "--calibration-limit", 2, command=("bench", "mri-coverage"))
+    assert code != 0
+    assert "at least 3 slices; got 2" in error
+
+
+def test_bench_tells_lpips_where_its_weights_are(tmp_path):
+    """With the backbone's file at hand (features drawn here: what is measured then is the sum, not the perception)."""
+    from torchvision.models import alexnet
+
+    from restoration.metrics import lpips
+    from toolbox.bench.mri import mean_lpips
+
+    truth = torch.stack([disc((64, 72)), disc((64, 72), 0.5)])
+    found = truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path)
+    try:
+        assert "put torchvision's alexnet" in mean_lpips(found, truth)
+        with torch.device("meta"):
+            shapes = alexnet().state_dict()
+        g = torch.Generator().manual_seed(1)
+        drawn = {k: 0.05 * torch.randn(v.shape, generator=g) for k, v in shapes.items() if k.startswith("features")}
+        unused = {k: torch.zeros(1).expand(v.shape) for k, v in shapes.items() if k not in drawn}
+        (tmp_path / "checkpoints").mkdir()
+        torch.save(drawn | unused, tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth")
+        assert mean_lpips(truth, truth) == 0
+        near, far = mean_lpips(truth + 0.1 * (found - truth), truth), mean_lpips(found, truth)
+        assert 0 < near < far
+        scaled = [(v / truth.max()).clamp(0, 1)[:, None].repeat(1, 3, 1, 1) for v in (found, truth)]
+        assert far == pytest.approx(np.mean([lpips(*pair) for pair in zip(*scaled, strict=True)]), abs=1e-4)
+        assert mean_lpips(100 * found, 100 * truth) == pytest.approx(far, abs=1e-4)
+    finally:
+        torch.hub.set_dir(before)

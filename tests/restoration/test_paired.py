@@ -1,0 +1,562 @@
+"""Paired restoration: the task on networks whose answer is known, its training under every process, the commands."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.data import TINY_RECIPE, smooth_picture
+
+from restoration.io.images import Photo, read_image, write_image
+from restoration.metrics import psnr
+from restoration.paired.haze import Scattering, procedural_depth
+from restoration.paired.task import LITTLE, SOFT, PairedRestoration, carry, default_process, haze_condition, reduced
+from solvers import DDIM, PNDM, RDDM, VP, Denoiser, EVODiff, RDDMSampler, Resfusion, ResfusionSampler
+from toolbox.cli import main
+from toolbox.deploy.calibrate import run_calibrate
+from toolbox.tasks.paired import run_bench_dehaze
+from toolbox.training.examples.paired import Haze, PairExamples, find_pairs, make_hazy
+from toolbox.training.examples.photo import HazeExamples
+from toolbox.training.loop import batches, build, train
+from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
+from toolbox.training.recipe import Recipe
+
+SOLVERS = [DDIM(), PNDM(), EVODiff(), RDDMSampler(), RDDMSampler("res"), ResfusionSampler(), ResfusionSampler(0.0)]
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -- the task -----------------------------------------------------------------------------------------------------
+
+
+class Posterior:
+    """The exact answer for pixels that are independent given the degraded one: ``x0 ~ N(y/2, spread^2)``."""
+
+    def __init__(self, process, spread):
+        self.process, self.spread = process, spread
+
+    def __call__(self, z, t):
+        state, y = z[:, :3], z[:, 3:6]
+        a, b, c = (f(float(t[0])) for f in (self.process.a, self.process.b, self.process.c))
+        mean = 0.5 * y
+        return mean + a * self.spread**2 / (a**2 * self.spread**2 + b**2) * (state - c * y - a * mean)
+
+
+def posterior(process, spread=0.2):
+    return Denoiser(Posterior(process, spread), process, "sample", condition_channels=3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: f"{type(s).__name__}")
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_a_network_that_knows_the_answer_gives_it(solver, steps):
+    image = torch.from_numpy(smooth_picture(13, 18))
+    result = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True), 0.0), solver, steps)(image)
+    want = (0.5 * (2 * image - 1) + 1) / 2
+    torch.testing.assert_close(result.mean, want, atol=1e-5, rtol=0)
+    assert result.nfe >= steps
+    assert result.samples.shape == (1, 3, 13, 18)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: f"{type(s).__name__}")
+@pytest.mark.parametrize("process", [RDDM.scheduled(), Resfusion.scheduled()], ids=lambda p: type(p).__name__)
+def test_a_matched_network_answers_like_a_native_one(solver, process):
+    """A network of a variance-preserving process and one trained under the run's own, both exact, restore alike."""
+    image = torch.from_numpy(smooth_picture(9, 11))
+    matched = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True)), solver, process=process)(image)
+    native = PairedRestoration(posterior(process), solver)(image)
+    torch.testing.assert_close(matched.mean, native.mean, atol=2e-4, rtol=0)
+    assert (matched.mean - image).abs().max() > 0.05
+
+
+def test_restoration_starts_at_the_degraded_picture():
+    image = torch.from_numpy(smooth_picture(8, 8))
+    for solver, process in (
+        (RDDMSampler(), RDDM.scheduled(sum_scale=LITTLE**2)),
+        (ResfusionSampler(), Resfusion.scheduled(noise_scale=LITTLE)),
+    ):
+        seen = []
+        task = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True)), solver)
+        task(image, seed=7, callback=lambda k, step, seen=seen: seen.append(step))
+        g = torch.Generator().manual_seed(7)
+        start = process.start(2 * image[None] - 1, torch.randn(1, 3, 8, 8, generator=g))
+        torch.testing.assert_close(seen[0].query.x, start)
+        assert [s.index for s in seen] == [0, 1, 2, 3, 4]
+    assert [round(s.query.t) for s in seen] == [4, 3, 2, 1, 0]  # all five released levels
+
+
+def test_default_processes():
+    vp = posterior(VP.cosine(zero_terminal_snr=True))
+    assert default_process(vp, DDIM(), 5) == RDDM.scheduled(sum_scale=LITTLE**2)
+    assert default_process(vp, ResfusionSampler(), 5) == Resfusion.scheduled("linear", 12, LITTLE)
+    assert len(default_process(vp, ResfusionSampler(), 8)) >= 8
+    native = posterior(Resfusion.scheduled())
+    assert default_process(native, DDIM(), 5) == native.process
+
+
+def test_samples_spread_as_the_posterior_does():
+    """Pixels are independent for this network, so one run holds many samples: their mean and spread are the posterior's."""
+    image = torch.full((3, 40, 40), 0.6)
+    process = RDDM.scheduled()
+    result = PairedRestoration(posterior(process), DDIM(), 100, grid="log-snr")(image)
+    assert float(result.mean.mean()) == pytest.approx(0.55, abs=0.005)  # ((2 x 0.6 - 1)/2 + 1)/2
+    assert float(result.mean.std()) == pytest.approx(0.1, rel=0.05)  # 0.2 in [-1, 1]
+
+
+def test_haze_networks_are_shown_the_prior_the_picture_and_its_transmission():
+    image = torch.from_numpy(smooth_picture(30, 40))
+    seen = []
+
+    class Spy:
+        def __call__(self, z, t):
+            seen.append(z)
+            return torch.zeros_like(z[:, :3])
+
+    d = Denoiser(Spy(), VP.cosine(zero_terminal_snr=True), "v_prediction", condition_channels=7, residual=True, data_std=0.2)
+    result = PairedRestoration(d, num_inference_steps=1)(image)
+    prior = SOFT(image[None])
+    shown = torch.cat([prior.image, image[None], prior.transmission], 1)
+    torch.testing.assert_close(haze_condition(image[None]), shown)
+    torch.testing.assert_close(seen[0][:, 3:], 2 * shown - 1)
+    torch.testing.assert_close(result.mean, prior.image[0], atol=1e-5, rtol=0)  # a network that adds nothing leaves the prior's picture
+
+
+def test_large_pictures_are_judged_by_a_view():
+    """Haze of one transmission: what a perfect network does to the view is carried to every pixel."""
+    clear = torch.from_numpy(smooth_picture(80, 120)) + 0.05 * noise(3, 80, 120)
+    clear = clear.clamp(0, 1)
+    hazy = Scattering(0.7, 0.9)(clear, torch.ones(80, 120))
+    sizes, t = [], np.exp(-0.7)
+
+    class Perfect:
+        def __call__(self, z, t_):
+            sizes.append(z.shape[-2:])
+            return (z[:, 3:6] - 0.8 * (1 - t)) / t  # of y in [-1, 1], where the airlight is 0.8
+
+    d = Denoiser(Perfect(), VP.cosine(zero_terminal_snr=True), "sample", condition_channels=3)
+    result = PairedRestoration(d, view=20)(hazy)
+    assert set(sizes) == {(20, 30)}
+    assert psnr(result.mean, clear) > psnr(hazy, clear) + 15
+    same = PairedRestoration(d, view=80)(hazy)
+    torch.testing.assert_close(same.mean, clear, atol=1e-4, rtol=0)
+
+
+def test_carry_is_exact_for_linear_changes():
+    image = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    small = reduced(image, 20)
+    assert small.shape == (1, 3, 20, 30)
+    out = carry(image, small, 1.7 * small - 0.3, eps=1e-9)
+    torch.testing.assert_close(out, 1.7 * image - 0.3, atol=1e-4, rtol=0)
+    assert reduced(image, 50) is image
+
+
+def test_grey_pictures_and_tiles():
+    grey = torch.from_numpy(smooth_picture(20, 30, 1))
+    d = posterior(VP.cosine(zero_terminal_snr=True), 0.1)
+    one = PairedRestoration(d)(grey)
+    assert one.mean.shape == (1, 20, 30)
+    tiles = PairedRestoration(d, tile=16, overlap=2)(grey)
+    torch.testing.assert_close(one.mean, tiles.mean, atol=1e-5, rtol=0)  # pixels are independent for this network
+
+
+def test_masks_reach_the_network():
+    seen = []
+
+    class Spy:
+        def __call__(self, z, t):
+            seen.append(z)
+            return torch.zeros_like(z[:, :3])
+
+    d = Denoiser(Spy(), VP.cosine(zero_terminal_snr=True), "sample", condition_channels=4)
+    mask = torch.zeros(6, 6)
+    mask[:3] = 1
+    PairedRestoration(d, num_inference_steps=1)(torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)), mask)
+    torch.testing.assert_close(seen[0][0, 6], 2 * mask - 1)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "channels", "says"),
+    [
+        (torch.zeros(2, 8, 8), None, 3, "image must be"),
+        (torch.full((3, 8, 8), float("nan")), None, 3, "NaN"),
+        (torch.full((3, 8, 8), 2.0), None, 3, "lie in"),
+        (torch.zeros(3, 8, 8), torch.zeros(8, 8), 3, "not shown any mask"),
+        (torch.zeros(3, 8, 8), None, 4, "give one"),
+        (torch.zeros(3, 8, 8), torch.zeros(8, 9), 4, "mask is"),
+        (torch.zeros(3, 8, 8), torch.full((8, 8), 0.5), 4, "only 0"),
+    ],
+)
+def test_bad_input(image, mask, channels, says):
+    d = Denoiser(lambda z, t: z[:, :3], VP.cosine(zero_terminal_snr=True), "sample", condition_channels=channels)
+    with pytest.raises(ValueError, match=says):
+        PairedRestoration(d)(image, mask)
+
+
+def test_bad_tasks():
+    d = Denoiser(lambda z, t: z[:, :3], VP.cosine(), "sample")
+    with pytest.raises(ValueError, match="condition has 0"):
+        PairedRestoration(d)
+    with pytest.raises(ValueError, match="grid"):
+        PairedRestoration(posterior(VP.cosine()), grid="none")
+    with pytest.raises(ValueError, match="tile"):
+        PairedRestoration(posterior(VP.cosine()), tile=4)
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        PairedRestoration(posterior(VP.cosine()), num_inference_steps=0)(torch.zeros(3, 8, 8))
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+PAIRS = TINY_RECIPE.replace("inpainting", "paired").replace('[condition]\nkinds = ["random", "strokes"]', "[pairs]")
+HAZE = TINY_RECIPE.replace("inpainting", "dehazing").replace('[condition]\nkinds = ["random", "strokes"]', "[haze]")
+SAMPLE = '[process]\nprediction_type = "sample"\n[loss]\nmin_snr = 3.0\n'
+PROCESSES = [
+    *(("resfusion", target) for target in ("resnoise", "sample", "residual")),
+    *(("rddm", target) for target in ("residual_noise", "sample_noise", "residual", "epsilon", "sample")),
+]
+
+
+def recipe_of(tmp_path, text, **changes) -> Recipe:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return Recipe.read(path).model_copy(update=changes)
+
+
+def under(kind, target, text=PAIRS):
+    extra = 'beta_schedule = "linear"\nnum_train_timesteps = 12\n' if kind == "resfusion" else ""
+    return text + f'[process]\nkind = "{kind}"\nprediction_type = "{target}"\n{extra}'
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two scenes, the first degraded twice, with masks; names as in RESIDE."""
+    root = tmp_path / "pairs"
+    for k, names in enumerate((("a_1", "a_2"), ("b",))):
+        clean = smooth_picture(40, 44 + 8 * k)
+        for folder in ("degraded", "clean", "mask"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        write_image(root / "clean" / f"{names[0].split('_')[0]}.png", Photo(clean))
+        for j, name in enumerate(names):
+            write_image(root / "degraded" / f"{name}.png", Photo(clean * (0.6 - 0.2 * j)))
+            write_image(root / "mask" / f"{name}.png", Photo((clean[:1] > 0.5).astype(np.float32)))
+    return root
+
+
+@pytest.mark.parametrize(("kind", "target"), PROCESSES)
+def test_networks_are_trained_under_residual_processes(tmp_path, pairs, kind, target):
+    recipe = recipe_of(tmp_path, under(kind, target))
+    folder = train(recipe, pairs, tmp_path / "m")
+    d = Denoiser.from_pretrained(folder)
+    assert d.process == recipe.process.process()
+    assert (d.prediction_type, d.condition_channels, d.residual) == (target, 3, False)
+    assert not (folder / "scheduler").exists()
+    solver = ResfusionSampler() if kind == "resfusion" else RDDMSampler()
+    image = torch.from_numpy(smooth_picture(21, 18))
+    result = PairedRestoration(d, solver)(image)
+    assert result.nfe == 5
+    assert torch.isfinite(result.mean).all()
+
+
+@pytest.mark.parametrize(("kind", "target"), PROCESSES)
+def test_residual_losses_are_the_papers(tmp_path, kind, target):
+    """A network of zeros: the loss is the size of the target, which other tests compare with the authors'."""
+    recipe = recipe_of(tmp_path, under(kind, target))
+    d = build(recipe)
+    heads = 2 if target in ("residual_noise", "sample_noise") else 1
+    d.network = lambda z, t: z.new_zeros(z.shape[0], 3 * heads * 4, *z.shape[-2:])
+    x0, y, eps = noise(4, 3, 8, 8), noise(4, 3, 8, 8, seed=1), noise(4, 3, 8, 8, seed=2)
+    t = torch.tensor([0, 1, 3, 4])
+    want = d.process.training_pair(x0, y, eps, t, target)[1]
+    for norm, size in (("l2", want**2), ("l1", want.abs())):
+        got = residual_loss(d, x0, y, t, eps, recipe.loss.model_copy(update={"norm": norm}))
+        assert float(got) == pytest.approx(heads * float(size.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("text", [under("resfusion", "residual"), under("rddm", "sample"), PAIRS + SAMPLE])
+def test_training_lowers_the_loss(tmp_path, pairs, text):
+    """On one fixed batch, before and after."""
+    recipe = recipe_of(tmp_path, text, steps=50, batch_size=4)
+    examples = PairExamples(recipe, pairs)
+    *drawn, t, eps = next(batches(recipe.model_copy(update={"batch_size": 32}), examples, 1000, 0, "cpu"))
+
+    @torch.no_grad()
+    def loss(d):
+        x0, condition, missing = examples.show(d, *drawn)
+        if d.process.holds_image:
+            return float(residual_loss(d, x0, condition, t, eps, recipe.loss))
+        return float(denoising_loss(d, x0, condition, missing, t, eps, recipe.loss))
+
+    before = loss(build(recipe))
+    after = loss(Denoiser.from_pretrained(train(recipe, pairs, tmp_path / "m")))
+    assert after < 0.8 * before
+
+
+def test_sample_loss_is_the_error_relative_to_the_best_linear_estimate(tmp_path):
+    """Up to the limit ``min(p SNR, min_snr)``; one sample at a time, since each is divided by its own scale."""
+    recipe = recipe_of(tmp_path, PAIRS + SAMPLE)
+    d, limit = build(recipe), recipe.loss.min_snr
+    image, degraded, eps = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), noise(1, 3, 16, 16)
+    for t in (999, 600, 100):
+        shown = PairExamples.show(d, image, degraded, torch.ones(1, 1, 1, 1))
+        with torch.no_grad():
+            got = denoising_loss(d, *shown, torch.tensor([t]), eps, recipe.loss)
+            x0, lift = 2 * image - 1, 2 * degraded - 1
+            a, b = d.process.a(float(t)), d.process.b(float(t))
+            error = (d.conditioned(lift)(a * x0 + b * eps, float(t)).x0 - x0).square().mean()
+        power = (x0 - lift).square().mean()
+        want = float(error * (1 + min(power * a**2 / b**2, limit)) / power)
+        assert float(got) == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("text", [under("rddm", "residual_noise"), HAZE], ids=["rddm", "haze"])
+def test_resumed_run_equals_an_uncut_one(tmp_path, pairs, pictures, text):
+    recipe, data = recipe_of(tmp_path, text), pictures if "dehazing" in text else pairs
+    whole = train(recipe, data, tmp_path / "whole", checkpoint_every=2)
+
+    def cut(step, loss):
+        if step == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(recipe, data, tmp_path / "cut", checkpoint_every=2, progress=cut)
+    resumed = train(recipe, data, tmp_path / "cut", resume=True)
+    a, b = (Denoiser.from_pretrained(p).network.state_dict() for p in (whole, resumed))
+    for key, value in a.items():
+        torch.testing.assert_close(value, b[key], rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_are_cut_alike_and_dropped_as_asked(tmp_path, pairs):
+    text = PAIRS + 'shown = "mask"\ndrop = 0.5\nscales = [1.0, 0.8]\n'
+    recipe = recipe_of(tmp_path, text.replace("[pairs]", "").replace("[optimizer]\nwarmup = 2\n", "[pairs]\n"))
+    examples = PairExamples(recipe, pairs)
+    rng = np.random.default_rng(0)
+    kept = []
+    for _ in range(10):
+        clean, shown, keep = examples.draw(8, rng)
+        assert clean.shape == (8, 3, 32, 32)
+        assert shown.shape == (8, 4, 32, 32)
+        ratio = (shown[:, :3].mean((1, 2, 3)) / clean.mean((1, 2, 3))).numpy()
+        assert np.minimum(np.abs(ratio - 0.6), np.abs(ratio - 0.4)).max() < 0.02
+        agree = ((clean[:, 0] > 0.5) == (shown[:, 3] > 0.5)).float().mean()
+        assert agree > 0.97  # the rest is where resizing blurs the mask's edge
+        kept += keep.flatten().tolist()
+    assert 0.3 < np.mean(kept) < 0.7
+    d = build(recipe)
+    assert d.condition_channels == 4
+    _, condition, _ = examples.show(d, clean, shown, keep)
+    for one, flag, degraded in zip(condition, keep.flatten(), shown, strict=True):
+        torch.testing.assert_close(one, flag * (2 * degraded - 1))
+
+
+def test_haze_examples_hold_the_model(tmp_path, pictures):
+    recipe = recipe_of(tmp_path, HAZE, patch_size=16)
+    examples = HazeExamples(recipe, pictures)
+    clear, hazy, keep = examples.draw(6, np.random.default_rng(0))
+    assert clear.shape == hazy.shape == (6, 3, 16, 16)
+    assert (keep == 1).all()
+    assert 0 <= min(clear.min(), hazy.min()) <= max(clear.max(), hazy.max()) <= 1
+    again = examples.draw(6, np.random.default_rng(0))
+    assert torch.equal(hazy, again[1])
+    # I - A = (J - A) t: haze only ever pulls towards one colour, by less than all of it
+    clear, hazy = make_hazy(clear[0], clear, Haze(beta=(1, 1), airlight=(1, 1), tint=0, paste=0), np.random.default_rng(1))
+    ratio = ((1 - hazy) / (1 - clear))[:, (clear < 0.9).all(0)]
+    torch.testing.assert_close(ratio[0], ratio[1], atol=1e-4, rtol=0)
+    assert np.exp(-1) - 1e-4 <= ratio.min() <= ratio.max() <= 1
+    source = batches(recipe, examples, 0, 0, "cpu")
+    assert len(next(source)) == 5
+
+
+def test_min_snr_weighs_the_image_error(tmp_path):
+    """The loss in v, weighted, equals ``min(SNR, gamma)`` times the error of the image."""
+    text = TINY_RECIPE.replace("inpainting", "denoising").replace('[condition]\nkinds = ["random", "strokes"]\n', "")
+    d = build(recipe_of(tmp_path, text))
+    image, eps = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)), noise(1, 1, 16, 16)
+    for t in (50, 400, 900):
+        x0 = d.from_unit(image)
+        a, b = d.process.a(float(t)), d.process.b(float(t))
+        with torch.no_grad():
+            error = (d(a * x0 + b * eps, float(t)).x0 - x0).square().mean() / d.data_std**2
+            got = plain_loss(d, image, torch.tensor([t]), eps, 5.0)
+        snr = (d.data_std * a / b) ** 2
+        assert float(got) == pytest.approx(float(min(snr, 5.0) * error), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (under("resfusion", "v_prediction"), "no target of process 'resfusion'"),
+        (under("rddm", "resnoise"), "no target of process 'rddm'"),
+        (PAIRS + '[process]\nprediction_type = "residual"\n', "no target of process 'vp'"),
+        (under("rddm", "residual", TINY_RECIPE), "starts from a degraded picture"),
+        (PAIRS.replace("[pairs]", "[haze]"), "belongs to task"),
+        (HAZE.replace("[haze]", "[haze]\nbeta = [2.0, 1.0]"), "beta"),
+        (HAZE.replace("[haze]", "[haze]\nairlight = [0.5, 1.5]"), "airlight"),
+        (PAIRS + "[loss]\nmin_snr = 5.0\n", "min_snr is for"),
+        (PAIRS + SAMPLE.replace("min_snr = 3.0", ""), "needs loss.min_snr"),
+    ],
+)
+def test_bad_recipes(tmp_path, text, says):
+    with pytest.raises(ValueError, match=says):
+        recipe_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "toolbox" / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_accepted_and_survive_json(path):
+    recipe = Recipe.read(path)
+    assert recipe.name == path.stem
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_bad_pairs(tmp_path, pairs):
+    recipe = recipe_of(tmp_path, PAIRS)
+    with pytest.raises(ValueError, match="at least 32"):
+        PairExamples(recipe.model_copy(update={"patch_size": 32, "pairs": recipe.pairs.model_copy(update={"scales": [0.1]})}), pairs)
+    with pytest.raises(FileNotFoundError, match="'hazy'"):
+        find_pairs(pairs, "hazy", "clean")
+    write_image(pairs / "degraded" / "c.png", Photo(smooth_picture(40, 40)))
+    with pytest.raises(ValueError, match=r"c\.png has no partner"):
+        find_pairs(pairs)
+    write_image(pairs / "clean" / "c.png", Photo(smooth_picture(40, 41)))
+    with pytest.raises(ValueError, match=r"differ in size \(40 x 40 and 41 x 40\)"):
+        PairExamples(recipe, pairs)
+    write_image(pairs / "clean" / "c.png", Photo(smooth_picture(40, 40, 1)))
+    with pytest.raises(ValueError, match="colour and grey"):
+        PairExamples(recipe, pairs)
+    for path in (pairs / "degraded").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="holds no picture"):
+        find_pairs(pairs)
+
+
+# -- the commands -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_haze(tmp_path_factory, pictures):
+    """A haze model after four steps."""
+    folder = tmp_path_factory.mktemp("haze")
+    return train(recipe_of(folder, HAZE), pictures, folder / "m")
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["restobox", *map(str, arguments)])
+    code = main()
+    return code, capsys.readouterr()
+
+
+@pytest.fixture
+def hazy(tmp_path):
+    """``hazy/`` and ``clear/`` with one pair."""
+    clear = smooth_picture(40, 52)
+    depth, _ = procedural_depth(40, 52, np.random.default_rng(0))
+    write_image(tmp_path / "clear.png", Photo(clear))
+    write_image(tmp_path / "hazy.png", Photo(Scattering(1.2, 0.95)(torch.from_numpy(clear), depth).numpy()))
+    for name in ("hazy", "clear"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.png").rename(tmp_path / name / "one.png")
+    return tmp_path
+
+
+def test_dehaze_restores_a_file(hazy, tiny_haze, monkeypatch, capsys):
+    source, out = hazy / "hazy" / "one.png", hazy / "out.png"
+    options = ("--model", tiny_haze, "--reference", hazy / "clear" / "one.png")
+    code, text = run(monkeypatch, capsys, "restore", "dehaze", source, "-o", out, *options, "--json")
+    assert code == 0, text.err
+    figures = json.loads(text.out)
+    assert (figures["nfe"], figures["size"]) == (5, [52, 40])
+    truth = read_image(hazy / "clear" / "one.png").pixels
+    assert figures["psnr"] == pytest.approx(psnr(read_image(out).pixels, truth), abs=0.05)
+    assert figures["psnr_input"] == pytest.approx(psnr(read_image(source).pixels, truth), abs=1e-3)
+    code, text = run(monkeypatch, capsys, "restore", "dehaze", source, "-o", out, *options, "--solver", "evodiff", "--steps", "3")
+    assert code == 0
+    assert "3 network calls" in text.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (("missing.png",), "does not exist"),
+        (("hazy/one.png", "--reference", "grey.png"), "colour and grey"),
+        (("hazy/one.png", "--reference", "small.png"), "differ in size"),
+        (("hazy/one.png", "--solver", "none"), "unknown"),
+        (("hazy/one.png", "--steps", "0"), "num_inference_steps"),
+        (("hazy/one.png", "--model", "photo"), "shown a mask"),
+        (("hazy/one.png", "--model", "grey"), "condition has 0"),
+        (("broken.png",), "can't be read"),
+    ],
+)
+def test_dehaze_says_what_is_wrong(hazy, tiny_haze, monkeypatch, capsys, changes, says):
+    write_image(hazy / "grey.png", Photo(smooth_picture(40, 52, 1)))
+    write_image(hazy / "small.png", Photo(smooth_picture(30, 52)))
+    (hazy / "broken.png").write_bytes(b"no picture")
+    monkeypatch.chdir(hazy)
+    model = () if "--model" in changes else ("--model", tiny_haze)
+    code, text = run(monkeypatch, capsys, "restore", "dehaze", *changes, "-o", "out.png", *model)
+    assert code == 2
+    assert says in text.err
+    assert not (hazy / "out.png").exists()
+
+
+def test_paired_command_takes_a_mask(tmp_path, pairs, monkeypatch, capsys):
+    text = under("rddm", "residual").replace("[pairs]", '[pairs]\nshown = "mask"')
+    model = train(recipe_of(tmp_path, text), pairs, tmp_path / "m")
+    source, out = pairs / "degraded" / "b.png", tmp_path / "out.png"
+    code, said = run(monkeypatch, capsys, "restore", "paired", source, "-o", out, "--model", model, "--mask", pairs / "mask" / "b.png")
+    assert code == 0, said.err
+    assert read_image(out).pixels.shape == read_image(source).pixels.shape
+    code, said = run(monkeypatch, capsys, "restore", "paired", source, "-o", out, "--model", model)
+    assert (code, "give one" in said.err) == (2, True)
+    code, said = run(monkeypatch, capsys, "restore", "paired", source, "-o", out, "--model", model, "--mask", pairs / "mask" / "a_1.png")
+    assert (code, "mask" in said.err and "pixels" in said.err) == (2, True)
+
+
+def test_bench_measures_methods(hazy, tiny_haze, monkeypatch, capsys):
+    arguments = ("bench", "dehaze", hazy, "--model", "input", "--model", "dark-channel", "--model", tiny_haze, "--solver", "ddim", "--json")
+    code, text = run(monkeypatch, capsys, *arguments)
+    assert code == 0, text.err
+    rows = json.loads(text.out)
+    assert [(r["model"], r["nfe"], r["pictures"]) for r in rows] == [("input", 0, 1), ("dark-channel", 0, 1), (str(tiny_haze), 5, 1)]
+    image, truth = (read_image(hazy / name / "one.png").pixels for name in ("hazy", "clear"))
+    assert rows[0]["psnr"] == pytest.approx(psnr(image, truth), abs=1e-3)
+    code, text = run(monkeypatch, capsys, *arguments[:-1])
+    assert (code, "dark-channel" in text.out) == (0, True)
+    for folder, says in ((hazy / "hazy", "holds no folder 'hazy'"), (hazy / "none", "holds no folder")):
+        code, text = run(monkeypatch, capsys, "bench", "dehaze", folder, "--model", "input")
+        assert (code, says in text.err) == (2, True), text.err
+
+
+def test_calibration_records_the_levels_of_all_solvers(tmp_path, tiny_haze, pictures):
+    options = {"task": "dehaze", "solver": "rddm,resfusion", "count": 2, "side": 32, "per_timestep": 2}
+    figures = run_calibrate(str(tiny_haze), pictures, tmp_path / "c.safetensors", **options)
+    d = Denoiser.from_pretrained(tiny_haze)
+    wanted = {d.process.end}
+    for process, times in (
+        (RDDM.scheduled(sum_scale=LITTLE**2), (799, 599, 399, 199)),
+        (Resfusion.scheduled(noise_scale=LITTLE), (3, 2, 1, 0)),
+    ):
+        wanted |= {d.process.time_at(process.log_snr(float(t))) for t in times}
+    np.testing.assert_allclose(sorted(figures["timesteps"]), sorted(wanted), atol=1e-3)
+    with pytest.raises(ValueError, match="dehaze"):
+        run_calibrate(str(tiny_haze), pictures, tmp_path / "d.safetensors", task="inpaint")
+
+
+def test_calibration_of_pairs(tmp_path, pairs):
+    model = train(recipe_of(tmp_path, under("rddm", "residual_noise")), pairs, tmp_path / "m")
+    figures = run_calibrate(str(model), pairs / "degraded", tmp_path / "c.safetensors", task="paired", solver="rddm", count=1, side=32)
+    assert sorted(figures["timesteps"]) == [199, 399, 599, 799, 999]
+    assert (
+        run_bench_dehaze(
+            pairs,
+            hazy="degraded",
+            clear="clean",
+            models=[str(model)],
+            solvers=["rddm"],
+            steps=2,
+            num_samples=1,
+            limit=1,
+            seed=0,
+        )[0]["nfe"]
+        == 2
+    )
