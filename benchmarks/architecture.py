@@ -1,10 +1,13 @@
-"""Which U-Net for an edge device: PSNR of the 8-bit network against its time on one CPU thread, all trained for the same processor time.
+"""Which U-Net for an edge device: PSNR of the 8-bit network against its time on one CPU thread, all
+trained for the same processor time.
 
-    python benchmarks/architecture.py --data TRAINING_PICTURES --test TEST_PICTURES [--minutes 5] [--json]
+    python benchmarks/architecture.py --data TRAINING_PICTURES --test TEST_PICTURES [--minutes 5]
+    [--json]
 
-Each architecture starts from random weights and trains the denoising recipe `grey`, at noise around sigma 25, for so many minutes of one
-core's processor time, cosine to zero; then 8 bits (preset best-w8a8), the CPU graph, and one call of it on grey pictures with that noise.
-Time is the processor time of one call on 256 x 256 pixels, interleaved over all architectures, median.
+Each architecture starts from random weights and trains the denoising recipe `grey`, at noise around
+sigma 25, for so many minutes of one core's processor time, cosine to zero; then 8 bits (preset
+best-w8a8), the CPU graph, and one call of it on grey pictures with that noise. Time is the
+processor time of one call on 256 x 256 pixels, interleaved over all architectures, median.
 """
 
 import argparse
@@ -55,7 +58,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    base = Recipe.read(RECIPES / "grey.toml").model_copy(update={"noise": Noise(lowest=0.1, highest=0.4, cells=0.0)})
+    base = Recipe.read(RECIPES / "grey.toml").model_copy(
+        update={"noise": Noise(lowest=0.1, highest=0.4, cells=0.0)}
+    )
     rows, sessions = [], {}
     with tempfile.TemporaryDirectory() as place:
         for name, changes in VARIANTS.items():
@@ -67,7 +72,12 @@ def main() -> None:
             sessions[name] = quantized(folder, options.data)
             denoiser = Denoiser.from_pretrained(folder / "model")
             parameters = sum(p.numel() for p in denoiser.network.parameters())
-            row = {"architecture": name, "parameters": parameters, "steps": steps, "psnr": round(quality(denoiser, options.test), 3)}
+            row = {
+                "architecture": name,
+                "parameters": parameters,
+                "steps": steps,
+                "psnr": round(quality(denoiser, options.test), 3),
+            }
             rows.append(row | {"psnr_int8": round(quality(sessions[name], options.test), 3)})
             print(rows[-1], flush=True) if not options.json else None
         for row, times in zip(rows, interleaved(list(sessions.values())), strict=True):
@@ -75,29 +85,60 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows, indent=2))
         return
-    print("| architecture | parameters | steps | PSNR dB float | int8 | ms int8 |\n|---|---|---|---|---|---|")
+    print(
+        "| architecture | parameters | steps | PSNR dB float | int8 | ms int8"
+        " |\n|---|---|---|---|---|---|"
+    )
     for r in rows:
-        print(f"| {r['architecture']} | {r['parameters'] / 1e6:.2f} M | {r['steps']} | {r['psnr']} | {r['psnr_int8']} | {r['ms_int8']} |")
+        print(
+            f"| {r['architecture']} | {r['parameters'] / 1e6:.2f} M | {r['steps']} | {r['psnr']} |"
+            f" {r['psnr_int8']} | {r['ms_int8']} |"
+        )
 
 
 def trained(recipe: Recipe, data: Path, out: Path, seconds: float) -> int:
     """Train for so much processor time; the number of steps comes from a short run first."""
     began = []
     probe = recipe.model_copy(update={"steps": PROBE})
-    train(probe, data, out.with_name("probe"), mixed_precision="bf16", progress=lambda step, loss: began.append(time.process_time()))
+    train(
+        probe,
+        data,
+        out.with_name("probe"),
+        mixed_precision="bf16",
+        progress=lambda step, loss: began.append(time.process_time()),
+    )
     half = PROBE // 2  # the first steps compile
     steps = max(PROBE, round(seconds / ((began[-1] - began[half]) / (PROBE - 1 - half))))
     warm = recipe.optimizer.model_copy(update={"warmup": min(recipe.optimizer.warmup, steps // 10)})
-    train(recipe.model_copy(update={"steps": steps, "optimizer": warm}), data, out, mixed_precision="bf16")
+    train(
+        recipe.model_copy(update={"steps": steps, "optimizer": warm}),
+        data,
+        out,
+        mixed_precision="bf16",
+    )
     return steps
 
 
 def quantized(folder: Path, data: Path) -> Session:
     """The 8-bit CPU bundle of the trained model."""
     calibration = folder / "c.safetensors"
-    run_calibrate(str(folder / "model"), data, calibration, task="denoise", sigma=SIGMA, steps=(16,), count=4, side=96, per_timestep=4)
+    run_calibrate(
+        str(folder / "model"),
+        data,
+        calibration,
+        task="denoise",
+        sigma=SIGMA,
+        steps=(16,),
+        count=4,
+        side=96,
+        per_timestep=4,
+    )
     denoiser = Denoiser.from_pretrained(folder / "model")
-    made = quantize(denoiser.network, CalibrationSet.load(calibration, denoiser.network), QuantRecipe.preset("best-w8a8"))
+    made = quantize(
+        denoiser.network,
+        CalibrationSet.load(calibration, denoiser.network),
+        QuantRecipe.preset("best-w8a8"),
+    )
     export_bundle(denoiser, folder / "int8", target="cpu", quantized=made, seed=0, card="# a trial")
     return Session(folder / "int8", threads=1)
 
@@ -108,7 +149,9 @@ def quality(denoiser, test: Path, count: int = 12, side: int = 128) -> float:
     for k, (_, image) in enumerate(pictures(test, count, side, 0)):
         clean = torch.from_numpy(image).mean(0, keepdim=True)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(k))
-        values.append(psnr(task(clean + SIGMA * noise, Denoising(), sigma=SIGMA).mean.numpy(), clean.numpy()))
+        values.append(
+            psnr(task(clean + SIGMA * noise, Denoising(), sigma=SIGMA).mean.numpy(), clean.numpy())
+        )
     return float(np.mean(values))
 
 

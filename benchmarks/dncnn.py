@@ -1,9 +1,11 @@
-"""DnCNN (Zhang et al. 2017, arXiv 1608.03981) on the pictures and the noise of `restobox bench linear --grey`.
+"""DnCNN (Zhang et al. 2017, arXiv 1608.03981) on the pictures and the noise of `restobox bench
+linear --grey`.
 
     python benchmarks/dncnn.py PICTURES --weights dncnn_gray_sigma25.pth --sigma 25
     restobox bench linear PICTURES --grey --case denoise:25 --model plain --model grey
 
-The weights are a file of KAIR's: convolutions of 3 x 3 with ReLU between them, batch normalisation folded in, which tell the noise.
+The weights are a file of KAIR's: convolutions of 3 x 3 with ReLU between them, batch normalisation
+folded in, which tell the noise.
 """
 
 import argparse
@@ -23,20 +25,30 @@ from toolbox.bench.linear import Case
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--weights", type=Path, required=True, help="state dict (.pth), read as tensors only")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="state dict (.pth), read as tensors only"
+    )
     parser.add_argument("--sigma", type=float, default=25, help="noise, of 255")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     state = torch.load(options.weights, map_location="cpu", weights_only=True)
-    names = sorted((key for key in state if key.endswith(".weight")), key=lambda key: int(key.split(".")[1]))
+    names = sorted(
+        (key for key in state if key.endswith(".weight")), key=lambda key: int(key.split(".")[1])
+    )
     layers = [(state[name], state[name.replace("weight", "bias")]) for name in names]
     case, figures = Case(f"denoise:{options.sigma:g}"), []
     for k, path in enumerate(find_pictures(options.data, options.limit)):
-        truth, y, _ = case.measure(read_image(path).pixels.astype(np.float32).mean(0, keepdims=True), options.seed + k)
+        truth, y, _ = case.measure(
+            read_image(path).pixels.astype(np.float32).mean(0, keepdims=True), options.seed + k
+        )
         restored = denoise(layers, y[None])[0].clamp(0, 1).numpy()
         figures.append((psnr(restored, truth), ssim(restored, truth)))
-    print("{} pictures, sigma {:g}: DnCNN {:.2f} dB, SSIM {:.4f}".format(len(figures), options.sigma, *np.mean(figures, 0)))
+    print(
+        "{} pictures, sigma {:g}: DnCNN {:.2f} dB, SSIM {:.4f}".format(
+            len(figures), options.sigma, *np.mean(figures, 0)
+        )
+    )
 
 
 @torch.no_grad()

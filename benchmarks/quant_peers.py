@@ -1,10 +1,12 @@
-"""Error of a diffusion U-Net in 8 bits along its trajectory: ours, ONNX Runtime's quantize_static and OpenVINO's NNCF in one table.
+"""Error of a diffusion U-Net in 8 bits along its trajectory: ours, ONNX Runtime's quantize_static
+and OpenVINO's NNCF in one table.
 
     pip install nncf openvino
     python benchmarks/quant_peers.py photo --calibration c.safetensors --test t.safetensors
 
-Every tool gets the same calibration inputs; the error ``|y_q - y| / |y|`` is measured on ``--test``, a file of other pictures, and its
-mean, first (noisiest) and last value over the timesteps are printed.
+Every tool gets the same calibration inputs; the error ``|y_q - y| / |y|`` is measured on
+``--test``, a file of other pictures, and its mean, first (noisiest) and last value over the
+timesteps are printed.
 """
 
 import argparse
@@ -28,19 +30,33 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--test", required=True)
-    parser.add_argument("--preset", action="append", help="ours; default: best-w8a8 and the default recipe")
+    parser.add_argument(
+        "--preset", action="append", help="ours; default: best-w8a8 and the default recipe"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     denoiser = load(options.model)
     network = denoiser.network
-    calibration, test = (CalibrationSet.load(path, network) for path in (options.calibration, options.test))
+    calibration, test = (
+        CalibrationSet.load(path, network) for path in (options.calibration, options.test)
+    )
     inputs = [(x.numpy(), t.numpy()) for x, t in calibration.batches(1)]
-    print(f"{len(calibration)} calibration and {len(test)} test inputs\n| tool | mean | first | last |\n|---|---|---|---|")
+    print(
+        f"{len(calibration)} calibration and {len(test)} test inputs\n| tool | mean | first | last"
+        " |\n|---|---|---|---|"
+    )
     for name in options.preset or ["best-w8a8", None]:
-        quantized = quantize(network, calibration, QuantRecipe() if name is None else QuantRecipe.preset(name))
+        quantized = quantize(
+            network, calibration, QuantRecipe() if name is None else QuantRecipe.preset(name)
+        )
         for target in ("tensorrt", "cpu"):
             simulated = quantized.simulating(target)
-            _row(f"ours, {name or 'default'}, {target} placement", lambda x, t, q=simulated: _numpy(q, x, t), network, test)
+            _row(
+                f"ours, {name or 'default'}, {target} placement",
+                lambda x, t, q=simulated: _numpy(q, x, t),
+                network,
+                test,
+            )
     with tempfile.TemporaryDirectory() as place:
         plain = Path(place) / "plain.onnx"
         onnx.save(export_model(denoiser), plain)

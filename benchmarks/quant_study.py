@@ -1,6 +1,8 @@
-"""The table of docs/quantization.md: what each part of a recipe gains on inputs that were not calibrated on.
+"""The table of docs/quantization.md: what each part of a recipe gains on inputs that were not
+calibrated on.
 
-python benchmarks/quant_study.py MODEL --calibration c.safetensors --test t.safetensors [--data PICTURES] [--only NAME ...]
+python benchmarks/quant_study.py MODEL --calibration c.safetensors --test t.safetensors [--data
+PICTURES] [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ RECIPES: dict[str, QuantRecipe] = {
     "w8a8 max, equalize 0.7": replace(W8, range="max", equalize=0.7),
     "w8a8 max, equalize 0.5, split": replace(W8, range="max", equalize=0.5, split_shortcut=True),
     "w8a8 int shortcuts": replace(W8, skip=IO),
-    "w8a8 int shortcuts, max, equalize 0.7, split": replace(W8, skip=IO, range="max", equalize=0.7, split_shortcut=True),
+    "w8a8 int shortcuts, max, equalize 0.7, split": replace(
+        W8, skip=IO, range="max", equalize=0.7, split_shortcut=True
+    ),
     "w4a8 nearest": W4,
     "w4a8 gptq": replace(W4, rounding="gptq"),
     "w4a8 max, equalize 0.7": replace(W4, range="max", equalize=0.7),
@@ -52,7 +56,9 @@ RECIPES: dict[str, QuantRecipe] = {
     "w4a8 max, equalize 0.7, gptq": replace(W4, range="max", equalize=0.7, rounding="gptq"),
     "w4a8 p2.4, adaround": replace(E4, rounding="adaround", reconstruction=LEARNED),
     "w4a8 p2.4, fbr": replace(E4, rounding="fbr", reconstruction=LEARNED),
-    "w4a8 p2.4, fbr, steps": replace(E4, rounding="fbr", reconstruction=replace(LEARNED, lr_step=5e-4)),
+    "w4a8 p2.4, fbr, steps": replace(
+        E4, rounding="fbr", reconstruction=replace(LEARNED, lr_step=5e-4)
+    ),
     **{f"preset {name}": recipe for name, recipe in PRESETS.items()},
 }
 
@@ -75,8 +81,10 @@ def study(
         seen: called with each row as it is done.
 
     Returns:
-        Rows: ``name``; relative output error ``mean``, ``first``, ``last`` over the timesteps; ``psnr``; ``cpu_seconds`` and
-        ``peak_mb`` to quantize (:class:`toolbox.support.cost.Cost`; a later row reuses memory that an earlier one freed, so ask for one alone).
+        Rows: ``name``; relative output error ``mean``, ``first``, ``last`` over the timesteps;
+            ``psnr``; ``cpu_seconds`` and
+        ``peak_mb`` to quantize (:class:`toolbox.support.cost.Cost`; a later row reuses memory that
+            an earlier one freed, so ask for one alone).
 
     Raises:
         ValueError: ``test`` was recorded with another network.
@@ -87,7 +95,12 @@ def study(
         with Cost() as cost:
             quantized = quantize(network, calibration, recipe)
         errors = list(trajectory_errors(quantized, network, test).values())
-        row = {"name": name, "mean": sum(errors) / len(errors), "first": errors[0], "last": errors[-1]} | cost.to_dict()
+        row = {
+            "name": name,
+            "mean": sum(errors) / len(errors),
+            "first": errors[0],
+            "last": errors[-1],
+        } | cost.to_dict()
         row["psnr"] = None if restored is None else restored(quantized)
         rows.append(row)
         seen(row)
@@ -95,33 +108,60 @@ def study(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/quant_study.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/quant_study.py", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("model")
-    parser.add_argument("--calibration", type=Path, required=True, help="file of `restobox calibrate`")
+    parser.add_argument(
+        "--calibration", type=Path, required=True, help="file of `restobox calibrate`"
+    )
     parser.add_argument("--test", type=Path, required=True, help="another one, of other pictures")
     parser.add_argument("--data", type=Path, help="pictures to restore")
     parser.add_argument("--count", type=int, default=4, help="how many of them")
     parser.add_argument("--side", type=int, default=192, help="side of the crops, in pixels")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--only", action="append", help="rows; all by default: " + "; ".join(RECIPES))
+    parser.add_argument(
+        "--only", action="append", help="rows; all by default: " + "; ".join(RECIPES)
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.only or ()) - set(RECIPES):
         parser.error(f"unknown rows {', '.join(sorted(unknown))}; known: {'; '.join(RECIPES)}")
     denoiser = load(options.model)
-    calibration, test = (CalibrationSet.load(path, denoiser.network) for path in (options.calibration, options.test))
+    calibration, test = (
+        CalibrationSet.load(path, denoiser.network) for path in (options.calibration, options.test)
+    )
     restored, reference = None, ""
     if options.data is not None:
         restored = _restorer(denoiser, options)
         reference = f"; float: {restored(denoiser.network):.3f} dB"
-    print(f"{len(calibration)} calibration, {len(test)} test inputs at {len(test.grid)} timesteps{reference}", flush=True)
-    print("| recipe | mean | first | last | PSNR dB | CPU s | peak MB |\n|---|---|---|---|---|---|---|", flush=True)
+    print(
+        f"{len(calibration)} calibration, {len(test)} test inputs at {len(test.grid)}"
+        f" timesteps{reference}",
+        flush=True,
+    )
+    print(
+        "| recipe | mean | first | last | PSNR dB | CPU s | peak MB"
+        " |\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
 
     def show(row: dict) -> None:
         quality = "" if row["psnr"] is None else f"{row['psnr']:.3f}"
         figures = " | ".join(f"{row[key]:.4f}" for key in ("mean", "first", "last"))
-        print(f"| {row['name']} | {figures} | {quality} | {row['cpu_seconds']:.0f} | {row['peak_mb'] or 0:.0f} |", flush=True)
+        print(
+            f"| {row['name']} | {figures} | {quality} | {row['cpu_seconds']:.0f} |"
+            f" {row['peak_mb'] or 0:.0f} |",
+            flush=True,
+        )
 
-    study(denoiser.network, calibration, test, {name: RECIPES[name] for name in options.only or RECIPES}, restored, show)
+    study(
+        denoiser.network,
+        calibration,
+        test,
+        {name: RECIPES[name] for name in options.only or RECIPES},
+        restored,
+        show,
+    )
 
 
 def _restorer(denoiser, options) -> Callable[[nn.Module], float]:
@@ -135,7 +175,10 @@ def _restorer(denoiser, options) -> Callable[[nn.Module], float]:
         denoiser.network = network
         try:
             task = InpaintingTask(denoiser, solver_by_name("ddim"), options.steps)
-            results = [task(torch.from_numpy(i), torch.from_numpy(m), seed=k).mean.numpy() for k, (i, m) in enumerate(cases)]
+            results = [
+                task(torch.from_numpy(i), torch.from_numpy(m), seed=k).mean.numpy()
+                for k, (i, m) in enumerate(cases)
+            ]
         finally:
             denoiser.network = float_network
         return float(np.mean([psnr(r, i) for r, (i, _) in zip(results, cases, strict=True)]))

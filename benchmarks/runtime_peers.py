@@ -1,11 +1,13 @@
-"""One call of a diffusion U-Net in 8 bits: ours, ONNX Runtime's quantize_static and OpenVINO's NNCF, interleaved on one CPU thread.
+"""One call of a diffusion U-Net in 8 bits: ours, ONNX Runtime's quantize_static and OpenVINO's
+NNCF, interleaved on one CPU thread.
 
     pip install nncf openvino
     python benchmarks/runtime_peers.py [small|large] [--repeats 9] [--json]
 
-``large`` is DDPM's CIFAR-10 architecture (36 M parameters, random weights), ``small`` one of 0.7 M. Processor time: medians of the
-second of two calls in a row, turn by turn; gains are medians of the turns' ratios.
-Errors are relative to the float network on the calibration inputs; weights are random, so they compare tools, not models.
+``large`` is DDPM's CIFAR-10 architecture (36 M parameters, random weights), ``small`` one of 0.7 M.
+Processor time: medians of the second of two calls in a row, turn by turn; gains are medians of the
+turns' ratios. Errors are relative to the float network on the calibration inputs; weights are
+random, so they compare tools, not models.
 """
 
 import argparse
@@ -60,21 +62,32 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = UNet2DModel(sample_size=32, **ARCHITECTURES[arguments.size]).eval().requires_grad_(False)
-    denoiser = Denoiser(network, VP.linear(1000), "epsilon", multiple=2 ** (len(network.config.block_out_channels) - 1))
+    network = (
+        UNet2DModel(sample_size=32, **ARCHITECTURES[arguments.size]).eval().requires_grad_(False)
+    )
+    denoiser = Denoiser(
+        network,
+        VP.linear(1000),
+        "epsilon",
+        multiple=2 ** (len(network.config.block_out_channels) - 1),
+    )
     with record(denoiser, seed=0, solver="ddim", task="generate") as recorder:
         for k in range(2):
             x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(k))
             solve(DDIM(), denoiser, x, trailing(denoiser.process, 3))
     calibration = recorder.result()
     inputs = [(x.numpy(), t.numpy()) for x, t in calibration.batches(1)]
-    references = [network(torch.from_numpy(x), torch.from_numpy(t)).sample.numpy() for x, t in inputs]
+    references = [
+        network(torch.from_numpy(x), torch.from_numpy(t)).sample.numpy() for x, t in inputs
+    ]
     with tempfile.TemporaryDirectory() as place:
         runs = dict(_runs(denoiser, calibration, inputs, Path(place)))
         times = {name: [] for name in runs}
         for turn in range(arguments.repeats + 1):
             for name, (run, _) in runs.items():
-                run(*inputs[0])  # its weights are in the cache afterwards, as in a run of many steps
+                run(
+                    *inputs[0]
+                )  # its weights are in the cache afterwards, as in a run of many steps
                 began = time.process_time()
                 run(*inputs[0])
                 if turn:  # the first call allocates
@@ -82,15 +95,29 @@ def main() -> None:
         plain, bytes_plain = times["ONNX Runtime fp32"], runs["ONNX Runtime fp32"][1]
         rows = []
         for name, (run, size) in runs.items():
-            error = np.mean([np.linalg.norm(run(*i) - r) / np.linalg.norm(r) for i, r in zip(inputs, references, strict=True)])
+            error = np.mean(
+                [
+                    np.linalg.norm(run(*i) - r) / np.linalg.norm(r)
+                    for i, r in zip(inputs, references, strict=True)
+                ]
+            )
             gain = statistics.median(p / t for p, t in zip(plain, times[name], strict=True))
-            row = {"name": name, "ms": round(statistics.median(times[name]), 2), "speedup": round(gain, 2)}
-            rows.append(row | {"size_ratio": round(size / bytes_plain, 3), "error": round(float(error), 4)})
+            row = {
+                "name": name,
+                "ms": round(statistics.median(times[name]), 2),
+                "speedup": round(gain, 2),
+            }
+            rows.append(
+                row | {"size_ratio": round(size / bytes_plain, 3), "error": round(float(error), 4)}
+            )
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return
     for row in rows:
-        print(f"{row['name']:44} {row['ms']:8.2f} ms {row['speedup']:6.2f} x  size {row['size_ratio']:.3f}  error {row['error']:.4f}")
+        print(
+            f"{row['name']:44} {row['ms']:8.2f} ms {row['speedup']:6.2f} x  size"
+            f" {row['size_ratio']:.3f}  error {row['error']:.4f}"
+        )
 
 
 def _runs(denoiser, calibration, inputs, place: Path):
@@ -100,8 +127,14 @@ def _runs(denoiser, calibration, inputs, place: Path):
     yield "ONNX Runtime fp32", _session(plain, ("x", "t"))
     quantized = quantize(denoiser.network, calibration)
     ours = place / "ours.onnx"
-    onnx.save(export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps), ours)
-    yield "ours, target cpu, ONNX Runtime", _session(ours, ("x", "index"), quantized.timesteps, integer=True)
+    onnx.save(
+        export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps),
+        ours,
+    )
+    yield (
+        "ours, target cpu, ONNX Runtime",
+        _session(ours, ("x", "index"), quantized.timesteps, integer=True),
+    )
 
     yield from static_graphs(plain, inputs, place)
     yield from openvino_graphs(plain, inputs, place)
@@ -109,7 +142,9 @@ def _runs(denoiser, calibration, inputs, place: Path):
 
 
 def static_graphs(plain: Path, inputs, place: Path):
-    """ONNX Runtime's quantize_static with several settings, calibrated on ``inputs`` (pairs of arrays x, t)."""
+    """ONNX Runtime's quantize_static with several settings, calibrated on ``inputs`` (pairs of
+    arrays x, t).
+    """
 
     class Reader(CalibrationDataReader):
         def __init__(self):
@@ -121,11 +156,22 @@ def static_graphs(plain: Path, inputs, place: Path):
     prepared = place / "prepared.onnx"
     quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
     common = {"quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt8}
-    weighted, symmetric = ["Conv", "MatMul", "Gemm"], {"ActivationSymmetric": True, "WeightSymmetric": True}
+    weighted, symmetric = (
+        ["Conv", "MatMul", "Gemm"],
+        {"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
     settings = {
         "quantize_static, default": {},
-        "quantize_static, per channel, uint8": {"per_channel": True, "activation_type": QuantType.QUInt8, "op_types_to_quantize": weighted},
-        "quantize_static, per channel, Conv only": {"per_channel": True, "op_types_to_quantize": ["Conv"], "extra_options": symmetric},
+        "quantize_static, per channel, uint8": {
+            "per_channel": True,
+            "activation_type": QuantType.QUInt8,
+            "op_types_to_quantize": weighted,
+        },
+        "quantize_static, per channel, Conv only": {
+            "per_channel": True,
+            "op_types_to_quantize": ["Conv"],
+            "extra_options": symmetric,
+        },
     }
     for k, (name, options) in enumerate(settings.items()):
         made = place / f"static{k}.onnx"
@@ -152,7 +198,9 @@ def _session(path: Path, names, timesteps=(), integer: bool = False):
 
 
 def openvino_graphs(plain: Path, inputs, place: Path):
-    """OpenVINO in float32 and bfloat16, and quantized by NNCF on ``inputs``; compiled for each input size, as our sessions do."""
+    """OpenVINO in float32 and bfloat16, and quantized by NNCF on ``inputs``; compiled for each
+    input size, as our sessions do.
+    """
     try:
         import nncf
         import openvino
@@ -172,13 +220,23 @@ def openvino_graphs(plain: Path, inputs, place: Path):
             def compiled(shape, one=one, hint=hint):
                 fixed = one.clone()
                 fixed.reshape({"x": list(shape), "t": [shape[0]]})
-                return core.compile_model(fixed, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": hint})
+                return core.compile_model(
+                    fixed, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": hint}
+                )
 
-            yield f"{name}, {hint}", (lambda x, t, c=compiled: c(x.shape)({"x": x, "t": t})[0], path.with_suffix(".bin").stat().st_size)
+            yield (
+                f"{name}, {hint}",
+                (
+                    lambda x, t, c=compiled: c(x.shape)({"x": x, "t": t})[0],
+                    path.with_suffix(".bin").stat().st_size,
+                ),
+            )
 
 
 def ours_on_openvino(denoiser, quantized, place: Path):
-    """Our graphs as ``Session(device="openvino")`` runs them, and in the other precision of what isn't quantized."""
+    """Our graphs as ``Session(device="openvino")`` runs them, and in the other precision of what
+    isn't quantized.
+    """
     try:
         import openvino  # noqa: F401
     except ImportError:
@@ -187,12 +245,20 @@ def ours_on_openvino(denoiser, quantized, place: Path):
 
     for target in ("cpu", "tensorrt"):
         path = place / f"{target}.onnx"
-        onnx.save(export_model(denoiser, target=target, quantized=quantized, timesteps=quantized.timesteps), path)
+        onnx.save(
+            export_model(
+                denoiser, target=target, quantized=quantized, timesteps=quantized.timesteps
+            ),
+            path,
+        )
         for hint in ("f32", "bf16"):
             graph = OpenVinoGraph(path, target, 1, precision=hint)
 
             def run(x, t, graph=graph):
-                return graph.run(["output"], {"x": x, "index": np.array([quantized.timesteps.index(float(v)) for v in t])})[0]
+                return graph.run(
+                    ["output"],
+                    {"x": x, "index": np.array([quantized.timesteps.index(float(v)) for v in t])},
+                )[0]
 
             yield f"ours, target {target}, OpenVINO, rest {hint}", (run, path.stat().st_size)
 

@@ -1,4 +1,6 @@
-"""Writes ``docs/solvers/`` and ``docs/corrections.md`` from the docstrings: ``python docs/build.py`` (a test compares them)."""
+"""Writes ``docs/solvers/`` and ``docs/corrections.md`` from the docstrings: ``python
+docs/build.py`` (a test compares them).
+"""
 
 from __future__ import annotations
 
@@ -29,28 +31,75 @@ SECTIONS = ("When to use it", "NFE", "Reference", "Where the authors' code diffe
 # page: class, order, network calls for N steps, stochastic, starts from, paper
 TABLE = {
     "ddim": (DDIM, "1", "N", "with `eta`", "noise", "Song et al. 2021"),
-    "pndm": (PNDM, "up to 4 (2 with fixed weights)", "N; `plms`, `s-pndm` N+1; `f-pndm`, `fon` N+9", "no", "noise", "Liu et al. 2022"),
+    "pndm": (
+        PNDM,
+        "up to 4 (2 with fixed weights)",
+        "N; `plms`, `s-pndm` N+1; `f-pndm`, `fon` N+9",
+        "no",
+        "noise",
+        "Liu et al. 2022",
+    ),
     "evodiff": (EVODiff, "2 (`paper` mode 1)", "N", "no", "noise", "Li et al. 2025"),
-    "probability-flow": (ProbabilityFlow, "5, adaptive", "as the error asks, about 60 to 200", "no", "noise", "Song et al. 2021"),
+    "probability-flow": (
+        ProbabilityFlow,
+        "5, adaptive",
+        "as the error asks, about 60 to 200",
+        "no",
+        "noise",
+        "Song et al. 2021",
+    ),
     "resfusion": (ResfusionSampler, "1", "N", "yes (`eta=0`: no)", "y", "Shi et al. 2024"),
-    "rddm": (RDDMSampler, "1", "N; `separate` 2N", "with `eta`, `ancestral`", "y", "Liu et al. 2024"),
+    "rddm": (
+        RDDMSampler,
+        "1",
+        "N; `separate` 2N",
+        "with `eta`, `ancestral`",
+        "y",
+        "Liu et al. 2024",
+    ),
     "ddcm": (DDCM, "1", "N", "yes (`eta=0`: no)", "noise, or an image to edit", "Xu et al. 2024"),
-    "ddpm-inversion": (DDPMInversion, "1", "N", "replays stored noise", "an inverted image", "Huberman-Spiegelglas et al. 2024"),
+    "ddpm-inversion": (
+        DDPMInversion,
+        "1",
+        "N",
+        "replays stored noise",
+        "an inverted image",
+        "Huberman-Spiegelglas et al. 2024",
+    ),
     "red-diff": (REDDiff, "optimisation", "N", "yes", "an estimate from y", "Mardani et al. 2023"),
-    "diffusers": (DiffusersSolver, "the scheduler's", "N; PLMS N+1, Heun 2N-1", "the scheduler's", "noise", "diffusers"),
-    "resampled": (Resampled, "the inner solver's", "`repeats` x the inner solver's", "yes", "noise", "Lugmayr et al. 2022"),
+    "diffusers": (
+        DiffusersSolver,
+        "the scheduler's",
+        "N; PLMS N+1, Heun 2N-1",
+        "the scheduler's",
+        "noise",
+        "diffusers",
+    ),
+    "resampled": (
+        Resampled,
+        "the inner solver's",
+        "`repeats` x the inner solver's",
+        "yes",
+        "noise",
+        "Lugmayr et al. 2022",
+    ),
 }
 
 
 def markdown(text: str) -> str:
-    """The docstring dialect as Markdown: literals, cross-references, blocks of formulas, tables of equal signs."""
+    """The docstring dialect as Markdown: literals, cross-references, blocks of formulas, tables of
+    equal signs.
+    """
     out, rows = [], []
     for block in re.split(r"\n\s*\n", text):
         if re.match(r"=+ +=", block):
             rows = block.splitlines()
             spans = [m.span() for m in re.finditer("=+", rows[0])]
             ends = [start for start, _ in spans[1:]] + [None]
-            cells = [[row[start:end].strip() for (start, _), end in zip(spans, ends, strict=True)] for row in rows[1:-1]]
+            cells = [
+                [row[start:end].strip() for (start, _), end in zip(spans, ends, strict=True)]
+                for row in rows[1:-1]
+            ]
             cells[1] = ["---"] * len(spans)
             out.append("\n".join("| " + " | ".join(row) + " |" for row in cells))
         elif block.startswith("    "):
@@ -60,7 +109,9 @@ def markdown(text: str) -> str:
         else:
             out.append(block)
     text = "\n\n".join(out)
-    return re.sub(r":\w+:`~?([\w.]+)`", lambda m: f"`{m[1].split('.')[-1]}`", text).replace("``", "`")
+    return re.sub(r":\w+:`~?([\w.]+)`", lambda m: f"`{m[1].split('.')[-1]}`", text).replace(
+        "``", "`"
+    )
 
 
 def signature(cls: type) -> str:
@@ -85,7 +136,9 @@ def parts(cls: type) -> dict[str, str]:
     for name, text in zip(rest[::2], rest[1::2], strict=True):
         items = re.split(r"\n(?=\S)", textwrap.dedent(text).strip())
         lines = [" ".join(line.strip() for line in item.splitlines()) for item in items]
-        found[{"Args": "Options"}.get(name, name)] = "\n".join(re.sub(r"^([\w, ]+):", r"- `\1`:", line) for line in lines)
+        found[{"Args": "Options"}.get(name, name)] = "\n".join(
+            re.sub(r"^([\w, ]+):", r"- `\1`:", line) for line in lines
+        )
     order = (
         "Idea",
         "Update rule",
@@ -114,25 +167,51 @@ def names_of(cls: type) -> list[str]:
 
 
 def index() -> str:
-    lines = [NOTE, "# Solvers", "", "N is the number of steps; y the degraded image. Every solver runs on every process.", ""]
-    lines += ["| solver | names | order | network calls | stochastic | starts from | keeps history | paper |", "|" + "---|" * 8]
+    lines = [
+        NOTE,
+        "# Solvers",
+        "",
+        "N is the number of steps; y the degraded image. Every solver runs on every process.",
+        "",
+    ]
+    lines += [
+        (
+            "| solver | names | order | network calls | stochastic | starts from | keeps history |"
+            " paper |"
+        ),
+        "|" + "---|" * 8,
+    ]
     for name, (cls, order, calls, stochastic, start, paper) in TABLE.items():
         history = getattr(cls, "keeps_history", False)
         called = ", ".join(f"`{n}`" for n in names_of(cls)) or "in Python"
         kept = "the inner solver's" if cls is Resampled else "yes" if history else "no"
-        lines.append(f"| [{cls.__name__}]({name}.md) | {called} | {order} | {calls} | {stochastic} | {start} | {kept} | {paper} |")
+        lines.append(
+            f"| [{cls.__name__}]({name}.md) | {called} | {order} | {calls} | {stochastic} | {start}"
+            f" | {kept} | {paper} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def corrections() -> str:
-    lines = [NOTE, "# Posterior corrections", "", "Each wraps a denoiser and a measurement, and is a denoiser: any solver runs on it.", ""]
+    lines = [
+        NOTE,
+        "# Posterior corrections",
+        "",
+        "Each wraps a denoiser and a measurement, and is a denoiser: any solver runs on it.",
+        "",
+    ]
     lines += ["| name | class | gradient through the network |", "|---|---|---|"]
     for name, cls in posterior.CORRECTIONS.items():
-        lines.append(f"| `{name}` | `{cls.__name__}` | {'yes: not on exported models' if cls.needs_gradient else 'no'} |")
+        lines.append(
+            f"| `{name}` | `{cls.__name__}` |"
+            f" {'yes: not on exported models' if cls.needs_gradient else 'no'} |"
+        )
     for cls in dict.fromkeys(posterior.CORRECTIONS.values()):
         lines += ["", f"## {cls.__name__}"]
         for title, text in parts(cls).items():
-            heading = [] if title == "Idea" else ["", f"### {title}"] if title != "Update rule" else []
+            heading = (
+                [] if title == "Idea" else ["", f"### {title}"] if title != "Update rule" else []
+            )
             lines += [*heading, "", markdown(text)]
     return "\n".join(lines) + "\n"
 

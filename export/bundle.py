@@ -1,8 +1,10 @@
 """A bundle: one folder with an ONNX graph and everything needed to ask it a question.
 
-``bundle.json`` holds the process as :mod:`solvers.interop.description` writes it, the denoiser's settings, the table's timesteps and the
-provenance; every other file is listed there with its size and SHA-256. There is no pickle and no code. A bundle is data from somewhere
-else, so all of it is checked on reading: names, links, sizes, hashes, versions, and that the graph refers to no other file.
+``bundle.json`` holds the process as :mod:`solvers.interop.description` writes it, the denoiser's
+settings, the table's timesteps and the provenance; every other file is listed there with its size
+and SHA-256. There is no pickle and no code. A bundle is data from somewhere else, so all of it is
+checked on reading: names, links, sizes, hashes, versions, and that the graph refers to no other
+file.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from solvers.process import Process
 
 FORMAT, READABLE = 2, (1, 2)
 MANIFEST, NETWORK, RESTORER, CARD = "bundle.json", "network.onnx", "restorer.onnx", "README.md"
-MOST_BYTES = 2**31 - 1  # protobuf's limit: a larger graph needs external data, which bundles don't have
+MOST_BYTES = (
+    2**31 - 1
+)  # protobuf's limit: a larger graph needs external data, which bundles don't have
 MOST_MANIFEST_BYTES = 2**24
 
 
@@ -49,7 +53,8 @@ class Settings(_Part):
 
 
 class Run(_Part):
-    """What a restorer graph does: measurement and ``noise (draws, B, *state)`` in, ``restored`` and perhaps ``estimates`` out.
+    """What a restorer graph does: measurement and ``noise (draws, B, *state)`` in, ``restored`` and
+    perhaps ``estimates`` out.
 
     Attributes:
         inputs: shapes of the measurement's inputs, without the batch, in the graph's order.
@@ -86,7 +91,8 @@ class Bundle(_Part):
 
     Attributes:
         target: the kernels the graph is laid out for; ``cuda``: the network in float16.
-        graph: ``timestep``: inputs ``x, t``; ``step``: inputs ``x, index`` into ``timesteps``; ``restorer``: the whole of ``run``.
+        graph: ``timestep``: inputs ``x, t``; ``step``: inputs ``x, index`` into ``timesteps``;
+            ``restorer``: the whole of ``run``.
         run: of a restorer graph.
         planned: number of convolutions that shall run on integers.
         recipe, calibration, model, seed, versions, parity: provenance.
@@ -136,25 +142,35 @@ class Bundle(_Part):
     @model_validator(mode="after")
     def _consistent(self):
         if (self.graph == "timestep") == bool(self.timesteps):
-            raise ValueError("a step or restorer graph lists its timesteps, a timestep graph lists none")
+            raise ValueError(
+                "a step or restorer graph lists its timesteps, a timestep graph lists none"
+            )
         if (self.graph == "restorer") != (self.run is not None):
             raise ValueError("a restorer graph, and no other, says what it runs")
         if self.model_file not in self.files:
             raise ValueError(f"files must list {self.model_file}")
         for name in self.files:
-            if name in (MANIFEST, "", ".", "..") or Path(name).name != name or "\\" in name or ":" in name or "\0" in name:
+            if (
+                name in (MANIFEST, "", ".", "..")
+                or Path(name).name != name
+                or "\\" in name
+                or ":" in name
+                or "\0" in name
+            ):
                 raise ValueError(f"file name {name!r} leaves the folder")
         return self
 
 
 def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any) -> Bundle:
-    """Write a bundle under a temporary name and rename it; a bundle that is already there is replaced.
+    """Write a bundle under a temporary name and rename it; a bundle that is already there is
+    replaced.
 
     Args:
         folder: the bundle.
         onnx_model: a serialised ONNX model without external data.
         card: the model card, Markdown.
-        **fields: the other fields of :class:`Bundle` (``format``, ``files`` and ``versions`` are filled in).
+        **fields: the other fields of :class:`Bundle` (``format``, ``files`` and ``versions`` are
+            filled in).
 
     Raises:
         OSError: ``folder`` exists and is no bundle, or holds something else too.
@@ -162,9 +178,17 @@ def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any
     """
     check_bundle_free(folder)
     if len(onnx_model) > MOST_BYTES:
-        raise ValueError(f"the graph has {len(onnx_model)} bytes; a bundle holds at most {MOST_BYTES}")
-    contents = {RESTORER if fields["graph"] == "restorer" else NETWORK: onnx_model, CARD: card.encode()}
-    files = {name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in contents.items()}
+        raise ValueError(
+            f"the graph has {len(onnx_model)} bytes; a bundle holds at most {MOST_BYTES}"
+        )
+    contents = {
+        RESTORER if fields["graph"] == "restorer" else NETWORK: onnx_model,
+        CARD: card.encode(),
+    }
+    files = {
+        name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        for name, data in contents.items()
+    }
     bundle = Bundle(format=FORMAT, files=files, versions=_versions(), **fields)
 
     def write(place: Path) -> None:
@@ -185,7 +209,11 @@ def _ours(folder: Path) -> list[str] | None:
     """The files that a bundle's manifest names; None if there is no such manifest."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        ours = content["format"] in READABLE and {NETWORK, RESTORER} & set(content["files"]) and "process" in content
+        ours = (
+            content["format"] in READABLE
+            and {NETWORK, RESTORER} & set(content["files"])
+            and "process" in content
+        )
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return [MANIFEST, *content["files"]] if ours else None
@@ -195,7 +223,10 @@ def set_parity(folder: str | Path, parity: dict[str, Any]) -> None:
     """Put verification figures into an existing bundle's manifest."""
     bundle = read_bundle(folder).model_copy(update={"parity": parity})
     bundle = bundle.model_copy(update={"format": FORMAT})
-    replace_file(Path(folder) / MANIFEST, lambda part: part.write_text(bundle.model_dump_json(indent=1), encoding="utf-8"))
+    replace_file(
+        Path(folder) / MANIFEST,
+        lambda part: part.write_text(bundle.model_dump_json(indent=1), encoding="utf-8"),
+    )
 
 
 def read_bundle(folder: str | Path) -> Bundle:
@@ -208,21 +239,31 @@ def read_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise FileNotFoundError(f"{folder} is no bundle: it has no {MANIFEST}; make one with `restobox export`")
+        raise FileNotFoundError(
+            f"{folder} is no bundle: it has no {MANIFEST}; make one with `restobox export`"
+        )
     if manifest.is_symlink():
         raise ValueError(f"{manifest} is a link; bundles hold plain files only")
     if manifest.stat().st_size > MOST_MANIFEST_BYTES:
-        raise ValueError(f"{manifest} has {manifest.stat().st_size} bytes; at most {MOST_MANIFEST_BYTES} are accepted")
+        raise ValueError(
+            f"{manifest} has {manifest.stat().st_size} bytes; at most {MOST_MANIFEST_BYTES} are"
+            " accepted"
+        )
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         found = content.get("format") if isinstance(content, dict) else None
         if found not in READABLE or isinstance(found, bool):
             known = " and ".join(map(str, READABLE))
-            raise ValueError(f"format {found!r} is unknown; this version reads {known}: update it, or export again")
+            raise ValueError(
+                f"format {found!r} is unknown; this version reads {known}: update it, or export"
+                " again"
+            )
         bundle = Bundle.model_validate(content)
         bundle.make_process()
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in error.errors()[:5])
+        wrong = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in error.errors()[:5]
+        )
         raise ValueError(f"{manifest} is damaged: {wrong}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{manifest} can't be used: {error}") from error
@@ -236,10 +277,16 @@ def _check_file(path: Path, entry: File) -> None:
     if path.is_symlink() or not path.is_file():
         raise ValueError(f"{path} is missing or no plain file; export the bundle again")
     if path.stat().st_size != entry.size:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes but {MANIFEST} says {entry.size}: the bundle was changed or cut short")
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes but {MANIFEST} says {entry.size}: the bundle"
+            " was changed or cut short"
+        )
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-            raise ValueError(f"{path} doesn't match its SHA-256 in {MANIFEST}: the bundle was changed after it was made")
+            raise ValueError(
+                f"{path} doesn't match its SHA-256 in {MANIFEST}: the bundle was changed after it"
+                " was made"
+            )
 
 
 def _check_graph(path: Path) -> None:
@@ -257,12 +304,21 @@ def _check_graph(path: Path) -> None:
         for node in graph.node:
             for attribute in node.attribute:
                 tensors += [attribute.t, *attribute.tensors]
-                graphs += [attribute.g, *attribute.graphs] if attribute.HasField("g") or attribute.graphs else []
+                graphs += (
+                    [attribute.g, *attribute.graphs]
+                    if attribute.HasField("g") or attribute.graphs
+                    else []
+                )
         for tensor in tensors:
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-                raise ValueError(f"{path} keeps {tensor.name!r} in another file; a bundle's graph must be complete in itself")
+                raise ValueError(
+                    f"{path} keeps {tensor.name!r} in another file; a bundle's graph must be"
+                    " complete in itself"
+                )
             if min(tensor.dims, default=1) < 0 or math.prod(tensor.dims) > MOST_BYTES:
-                raise ValueError(f"{path} declares {tensor.name!r} with the impossible shape {list(tensor.dims)}")
+                raise ValueError(
+                    f"{path} declares {tensor.name!r} with the impossible shape {list(tensor.dims)}"
+                )
 
 
 def _versions() -> dict[str, str]:

@@ -26,13 +26,20 @@ TARGETS = ("float", "cuda", "cpu", "tensorrt")
 INTEGER, HALF = ("cpu", "tensorrt"), ("cuda", "tensorrt")
 
 
-def export_model(denoiser: Denoiser, *, target: str = "float", quantized: QuantizedNetwork | None = None, timesteps: Sequence[float] = ()):
+def export_model(
+    denoiser: Denoiser,
+    *,
+    target: str = "float",
+    quantized: QuantizedNetwork | None = None,
+    timesteps: Sequence[float] = (),
+):
     """The ONNX graph of a denoiser's network.
 
     Args:
         denoiser: around the float network.
-        target: ``float``; ``cuda`` (float16, since that provider has no integer convolution); ``cpu`` or ``tensorrt`` (8 bits, the latter
-            with the rest in float16), which need ``quantized``.
+        target: ``float``; ``cuda`` (float16, since that provider has no integer convolution);
+            ``cpu`` or ``tensorrt`` (8 bits, the latter with the rest in float16), which need
+            ``quantized``.
         quantized: scales and codes made from that network.
         timesteps: rows of the temporal table inside a step graph; empty for a timestep graph.
 
@@ -40,29 +47,47 @@ def export_model(denoiser: Denoiser, *, target: str = "float", quantized: Quanti
         ``onnx.ModelProto``, checked.
 
     Raises:
-        ValueError: target and ``quantized`` don't go together, or ``quantized`` was made from another network.
+        ValueError: target and ``quantized`` don't go together, or ``quantized`` was made from
+            another network.
     """
     check_target(denoiser, target, quantized)
     kind, network = "timestep", _structure(denoiser, quantized)
     if timesteps:
-        table = temporal_table(network, timesteps) if quantized is None else quantized.tabulate(timesteps)
+        table = (
+            temporal_table(network, timesteps)
+            if quantized is None
+            else quantized.tabulate(timesteps)
+        )
         kind, network = "step", step_network(network, table)
-    return finish(export_graph(network, input_channels(denoiser), kind=kind, multiple=denoiser.multiple), target, quantized)
+    return finish(
+        export_graph(network, input_channels(denoiser), kind=kind, multiple=denoiser.multiple),
+        target,
+        quantized,
+    )
 
 
 def _structure(denoiser: Denoiser, quantized: QuantizedNetwork | None):
-    """The float modules of the graph; the same function with the recipe's split and equalised layers where it asks for such."""
+    """The float modules of the graph; the same function with the recipe's split and equalised
+    layers where it asks for such.
+    """
     return denoiser.network if quantized is None else quantized.structure
 
 
 def check_target(denoiser: Denoiser, target: str, quantized: QuantizedNetwork | None) -> None:
-    """Refuse an unknown target, one that ``quantized`` doesn't go with, and scales of another network."""
+    """Refuse an unknown target, one that ``quantized`` doesn't go with, and scales of another
+    network.
+    """
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; known: {', '.join(TARGETS)}")
     if (target in INTEGER) != (quantized is not None):
-        raise ValueError(f"give quantized=... for the targets {' and '.join(INTEGER)}, and only for those; the target is {target}")
+        raise ValueError(
+            f"give quantized=... for the targets {' and '.join(INTEGER)}, and only for those; the"
+            f" target is {target}"
+        )
     if quantized is not None and quantized.model_hash != network_hash(denoiser.network):
-        raise ValueError("the quantized network was made from another model than this denoiser holds")
+        raise ValueError(
+            "the quantized network was made from another model than this denoiser holds"
+        )
 
 
 def finish(model, target: str, quantized: QuantizedNetwork | None):
@@ -91,11 +116,12 @@ def export_bundle(
     seed: int | None = None,
     card: str = "",
 ) -> Bundle:
-    """Export a denoiser's network and write the bundle that :class:`export.runtime.session.Session` runs.
+    """Export a denoiser's network and write the bundle that :class:`export.runtime.session.Session`
+    runs.
 
     Args:
-        timesteps: for a step graph; an empty list asks for a timestep graph. None: the calibrated timesteps where the recipe puts
-            them into a table, a timestep graph otherwise.
+        timesteps: for a step graph; an empty list asks for a timestep graph. None: the calibrated
+            timesteps where the recipe puts them into a table, a timestep graph otherwise.
         seed: of the calibration, for the provenance.
         card: text put at the head of the model card.
 
@@ -104,9 +130,16 @@ def export_bundle(
         FileExistsError: ``folder`` exists and is no bundle.
     """
     if timesteps is None:
-        timesteps = quantized.timesteps if quantized is not None and quantized.recipe.temporal != "float" else ()
+        timesteps = (
+            quantized.timesteps
+            if quantized is not None and quantized.recipe.temporal != "float"
+            else ()
+        )
     proto = export_model(denoiser, target=target, quantized=quantized, timesteps=timesteps)
-    graph = {"graph": "step" if timesteps else "timestep", "timesteps": [float(t) for t in timesteps]}
+    graph = {
+        "graph": "step" if timesteps else "timestep",
+        "timesteps": [float(t) for t in timesteps],
+    }
     return _write(denoiser, folder, proto, target, quantized, seed, card, graph)
 
 
@@ -122,10 +155,12 @@ def export_restorer_bundle(
     seed: int | None = None,
     card: str = "",
 ) -> Bundle:
-    """Export a whole restoration (:func:`export.graphs.restorer.export_restorer`) and write the bundle that :class:`export.runtime.session.Restorer` runs.
+    """Export a whole restoration (:func:`export.graphs.restorer.export_restorer`) and write the
+    bundle that :class:`export.runtime.session.Restorer` runs.
 
     Args:
-        job: one of :mod:`export.jobs.photo`; of an inpainting task a job is made with ``sigma`` and ``size``.
+        job: one of :mod:`export.jobs.photo`; of an inpainting task a job is made with ``sigma`` and
+            ``size``.
 
     Raises:
         ValueError: as :func:`export_model` and :func:`export.graphs.restorer.export_restorer`.
@@ -137,8 +172,14 @@ def export_restorer_bundle(
     calibrated = None if quantized is None else quantized.timesteps
     shown = copy.copy(denoiser)
     shown.network = _structure(denoiser, quantized)
-    tabulate = temporal_table if quantized is None else lambda network, timesteps: quantized.tabulate(timesteps)
-    model, module = export_restorer(job.around(shown), estimates=estimates, timesteps=calibrated, tabulate=tabulate)
+    tabulate = (
+        temporal_table
+        if quantized is None
+        else lambda network, timesteps: quantized.tabulate(timesteps)
+    )
+    model, module = export_restorer(
+        job.around(shown), estimates=estimates, timesteps=calibrated, tabulate=tabulate
+    )
     task = getattr(job, "task", job)
     run = Run(
         task=job.name,
@@ -157,20 +198,31 @@ def export_restorer_bundle(
         operator=job.operator_record,
     )
     graph = {"graph": "restorer", "timesteps": list(module.timesteps), "run": run}
-    return _write(denoiser, folder, finish(model, target, quantized), target, quantized, seed, card, graph)
+    return _write(
+        denoiser, folder, finish(model, target, quantized), target, quantized, seed, card, graph
+    )
 
 
 def _solver_name(solver) -> str:
-    """The name that ``solver_by_name`` makes an equal solver of; its text form where there is none."""
+    """The name that ``solver_by_name`` makes an equal solver of; its text form where there is
+    none.
+    """
     return next((name for name, make in SOLVERS.items() if make() == solver), repr(solver))
 
 
 def _write(denoiser, folder, proto, target, quantized, seed, card, graph: dict) -> Bundle:
-    convs = [] if quantized is None else [n for n, layer in quantized.layers().items() if layer.codes.ndim == 4]
+    convs = (
+        []
+        if quantized is None
+        else [n for n, layer in quantized.layers().items() if layer.codes.ndim == 4]
+    )
     fields = graph | {
         "target": target,
         "channels": input_channels(denoiser),
-        "settings": denoiser.settings | {"prediction_type": denoiser.prediction_type, "multiple": denoiser.multiple},
+        "settings": (
+            denoiser.settings
+            | {"prediction_type": denoiser.prediction_type, "multiple": denoiser.multiple}
+        ),
         "process": describe(denoiser.process),
         "opset": next(entry.version for entry in proto.opset_import if entry.domain == ""),
         "planned": len(convs) * (graph["run"].calls if "run" in graph else 1),
@@ -189,27 +241,53 @@ def input_channels(denoiser: Denoiser) -> int:
         ValueError: the network doesn't tell.
     """
     config = getattr(denoiser.network, "config", None)
-    channels = getattr(config, "in_channels", None) or getattr(denoiser.network, "in_channels", None)
+    channels = getattr(config, "in_channels", None) or getattr(
+        denoiser.network, "in_channels", None
+    )
     if not channels:
-        raise ValueError(f"{type(denoiser.network).__name__} has no config.in_channels or in_channels; set one")
+        raise ValueError(
+            f"{type(denoiser.network).__name__} has no config.in_channels or in_channels; set one"
+        )
     return int(channels)
 
 
 def _card(head: str, fields: dict) -> str:
     recipe = fields["recipe"]
-    lines = [head or "# Restoration bundle", "", "| | |", "|---|---|", f"| target | {fields['target']} |", f"| graph | {fields['graph']} |"]
+    lines = [
+        head or "# Restoration bundle",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| target | {fields['target']} |",
+        f"| graph | {fields['graph']} |",
+    ]
     if fields["timesteps"]:
         lines.append(f"| timesteps | {', '.join(f'{t:g}' for t in fields['timesteps'])} |")
     if "run" in fields:
         r = fields["run"]
-        lines.append(f"| task | {r.task}: {r.solver}, {r.steps} steps ({r.calls} network calls), {r.correction}, sigma {r.sigma:g} |")
+        lines.append(
+            f"| task | {r.task}: {r.solver}, {r.steps} steps ({r.calls} network calls),"
+            f" {r.correction}, sigma {r.sigma:g} |"
+        )
         lines.append(f"| size | {r.width} x {r.height} pixels |")
-        lines.append(f"| inputs | {', '.join(f'{name} {tuple(shape)}' for name, shape in r.inputs.items())} |")
+        lines.append(
+            "| inputs |"
+            f" {', '.join(f'{name} {tuple(shape)}' for name, shape in r.inputs.items())} |"
+        )
     lines.append(f"| prediction | {fields['settings']['prediction_type']} |")
     if recipe is not None:
-        lines.append(f"| weights / activations | {recipe['weight_bits']} / {recipe['act_bits']} bits |")
+        lines.append(
+            f"| weights / activations | {recipe['weight_bits']} / {recipe['act_bits']} bits |"
+        )
         lines.append(f"| integer convolutions | {fields['planned']} |")
         lines.append(f"| in float | {', '.join(recipe['skip'])}, temporal path |")
     runner = "Restorer" if "run" in fields else "Session"
-    lines += ["", f"Run it with `export.runtime.session.{runner}(folder)`; the graph itself needs only ONNX Runtime.", ""]
+    lines += [
+        "",
+        (
+            f"Run it with `export.runtime.session.{runner}(folder)`; the graph itself needs only"
+            " ONNX Runtime."
+        ),
+        "",
+    ]
     return "\n".join(lines)

@@ -34,13 +34,17 @@ class Parity:
 
     Attributes:
         device: what ran the bundle, ``cpu`` (ONNX Runtime) or ``openvino``.
-        planned, fused: convolutions meant to run, and really running, on integers (fused is None where the runtime has no such kernels).
+        planned, fused: convolutions meant to run, and really running, on integers (fused is None
+            where the runtime has no such kernels).
         timesteps: noisiest first; the next two have one entry each.
-        simulated, onnx: relative error ``|y - y_float| / |y_float|`` of the simulated and of the exported network.
+        simulated, onnx: relative error ``|y - y_float| / |y_float|`` of the simulated and of the
+            exported network.
         agreement: largest ``|onnx/simulated - 1|`` over the timesteps.
         size_ratio: bytes of the graph over those of the float graph.
-        float_ms, ms: one call, one CPU thread, best of an interleaved run; float is always ONNX Runtime's.
-        quality: the caller's figure of merit (dB) for the float denoiser and for the session; None without ``restore``.
+        float_ms, ms: one call, one CPU thread, best of an interleaved run; float is always ONNX
+            Runtime's.
+        quality: the caller's figure of merit (dB) for the float denoiser and for the session; None
+            without ``restore``.
         failures: what exceeded its limit, in words.
     """
 
@@ -82,7 +86,8 @@ def verify(
     size: tuple[int, int] = (64, 96),
     repeats: int = 5,
 ) -> Parity:
-    """Compare a bundle with the float and the simulated network on recorded trajectory inputs, on the CPU.
+    """Compare a bundle with the float and the simulated network on recorded trajectory inputs, on
+    the CPU.
 
     Args:
         denoiser: the float denoiser that the bundle was exported from.
@@ -90,14 +95,16 @@ def verify(
         quantized: the network whose scales it holds.
         calibration: inputs to compare on.
         device: what runs the bundle, ``cpu`` (ONNX Runtime) or ``openvino``.
-        restore: restores the caller's images with a denoiser and returns a figure of merit in dB (a mean PSNR, say); it is called
-            with the float denoiser, then with the bundle's session.
-        limits: by default only that errors agree within 10 % and that every planned convolution runs on integers.
+        restore: restores the caller's images with a denoiser and returns a figure of merit in dB (a
+            mean PSNR, say); it is called with the float denoiser, then with the bundle's session.
+        limits: by default only that errors agree within 10 % and that every planned convolution
+            runs on integers.
         size: height and width of the network's input in the timing.
         repeats: timed calls of each graph, interleaved.
 
     Raises:
-        ValueError: the bundle is damaged or was made from another model or calibration, or another device is asked for.
+        ValueError: the bundle is damaged or was made from another model or calibration, or another
+            device is asked for.
         ImportError: device ``openvino`` without that package.
     """
     limits = limits or Limits()
@@ -113,13 +120,20 @@ def verify(
     for x, t in calibration.batches():
         out = denoiser.network(x, t)
         reference = out if isinstance(out, torch.Tensor) else out.sample
-        errors = [float((network(x, t) - reference).square().sum()) for network in (simulated, session.network)]
-        sums[float(t[0])] = sums.get(float(t[0]), 0) + np.array([*errors, float(reference.square().sum())])
+        errors = [
+            float((network(x, t) - reference).square().sum())
+            for network in (simulated, session.network)
+        ]
+        sums[float(t[0])] = sums.get(float(t[0]), 0) + np.array(
+            [*errors, float(reference.square().sum())]
+        )
     times = tuple(sorted(sums, reverse=True))
     ratios = np.array([np.sqrt(sums[t][:2] / sums[t][2]) for t in times])
     plain = export_model(denoiser, timesteps=bundle.timesteps).SerializeToString()
     reference = OnnxNetwork(plain, None, [PROVIDERS["cpu"]], 1, timesteps=bundle.timesteps)
-    float_ms, ms = _interleaved([reference, session.network], bundle.channels, size, times[0], repeats)
+    float_ms, ms = _interleaved(
+        [reference, session.network], bundle.channels, size, times[0], repeats
+    )
     counted = bundle.target == "cpu" or (device == "openvino" and bundle.target in INTEGER)
     figures = {
         "device": device,
@@ -142,17 +156,31 @@ def _failures(f: dict, limits: Limits):
         yield f"{f['fused']} convolutions run on integers; {f['planned']} were planned"
     worst, speedup = max(f["onnx"]), f["float_ms"] / f["ms"]
     if limits.agreement is not None and f["agreement"] > limits.agreement:
-        yield f"simulated and exported errors differ by {f['agreement']:.1%}; limit {limits.agreement:.1%}"
+        yield (
+            f"simulated and exported errors differ by {f['agreement']:.1%}; limit"
+            f" {limits.agreement:.1%}"
+        )
     if limits.error is not None and worst > limits.error:
         yield f"relative error {worst:.4f} at the worst timestep; limit {limits.error:g}"
     if limits.speedup is not None and speedup < limits.speedup:
         yield f"{speedup:.2f} times the float graph's speed; limit {limits.speedup:g}"
-    if limits.quality_drop is not None and f["quality"] is not None and f["quality"][0] - f["quality"][1] > limits.quality_drop:
-        yield f"restored images lose {f['quality'][0] - f['quality'][1]:.3f} dB; limit {limits.quality_drop:g} dB"
+    if (
+        limits.quality_drop is not None
+        and f["quality"] is not None
+        and f["quality"][0] - f["quality"][1] > limits.quality_drop
+    ):
+        yield (
+            f"restored images lose {f['quality'][0] - f['quality'][1]:.3f} dB; limit"
+            f" {limits.quality_drop:g} dB"
+        )
 
 
-def _interleaved(networks: list[Callable], channels: int, size: tuple[int, int], t: float, repeats: int) -> list[float]:
-    """Milliseconds of CPU time per call (a busy machine doesn't count), the least of ``repeats``, turn by turn."""
+def _interleaved(
+    networks: list[Callable], channels: int, size: tuple[int, int], t: float, repeats: int
+) -> list[float]:
+    """Milliseconds of CPU time per call (a busy machine doesn't count), the least of ``repeats``,
+    turn by turn.
+    """
     x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     best = [float("inf")] * len(networks)
     for turn in range(repeats + 1):

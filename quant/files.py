@@ -1,4 +1,6 @@
-"""A quantized network on disk: ``quantized.safetensors`` (scales, integer codes) and ``recipe.json`` (recipe, provenance)."""
+"""A quantized network on disk: ``quantized.safetensors`` (scales, integer codes) and
+``recipe.json`` (recipe, provenance).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from quant.calibration.trajectory import network_hash
-from quant.quantize import QuantizedNetwork, QuantLayer, quantizable_layers, quantizes_time, rebuild, structured
+from quant.quantize import (
+    QuantizedNetwork,
+    QuantLayer,
+    quantizable_layers,
+    quantizes_time,
+    rebuild,
+    structured,
+)
 from quant.recipe import QuantRecipe
 from quant.temporal.table import temporal_block
 from solvers.files import check_free, replace_folder
@@ -23,21 +32,28 @@ KIND = "quantized network"
 
 
 def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
-    """Write the folder under a temporary name, then rename it; an existing folder of this kind is replaced.
+    """Write the folder under a temporary name, then rename it; an existing folder of this kind is
+    replaced.
 
     Raises:
-        OSError: ``folder`` exists and is no folder written by this function, or holds something else too.
+        OSError: ``folder`` exists and is no folder written by this function, or holds something
+            else too.
     """
     tensors = {}
     for name, layer in quantized.layers().items():
         tensors[f"{name}/codes"], tensors[f"{name}/weight_scale"] = layer.codes, layer.weight_scale
-        tensors[f"{name}/input_scale"], tensors[f"{name}/output_scale"] = np.float32([layer.input_scale]), layer.output_scale
+        tensors[f"{name}/input_scale"], tensors[f"{name}/output_scale"] = (
+            np.float32([layer.input_scale]),
+            layer.output_scale,
+        )
         if layer.bias is not None:
             tensors[f"{name}/bias"] = layer.bias
     for place, factor in quantized.factors.items():
         tensors[f"equalize/{place}"] = np.ascontiguousarray(factor.cpu().numpy())
     if quantized.ranges is not None:
-        tensors["amax.inputs"], tensors["amax.outputs"] = (np.ascontiguousarray(r.amax) for r in quantized.ranges)
+        tensors["amax.inputs"], tensors["amax.outputs"] = (
+            np.ascontiguousarray(r.amax) for r in quantized.ranges
+        )
     if quantized.table is not None:
         tensors["temporal"] = np.ascontiguousarray(quantized.table.features.cpu().numpy())
     content = {
@@ -62,10 +78,14 @@ def check_quantized_free(folder: str | Path) -> None:
 
 
 def _ours(folder: Path) -> list[str] | None:
-    """The files of a folder that :func:`save_quantized` wrote; None if it didn't. A recipe that lies there alone is a user's."""
+    """The files of a folder that :func:`save_quantized` wrote; None if it didn't. A recipe that
+    lies there alone is a user's.
+    """
     try:
         content = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-        ours = {"format", "recipe", "layers", "calibration", "model"} <= set(content) and (folder / TENSORS).is_file()
+        ours = {"format", "recipe", "layers", "calibration", "model"} <= set(content) and (
+            folder / TENSORS
+        ).is_file()
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     return [TENSORS, RECIPE] if ours else None
@@ -81,39 +101,68 @@ def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
     folder = Path(folder)
     for name in (TENSORS, RECIPE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} does not exist; make it with `restobox quantize`")
+            raise FileNotFoundError(
+                f"{folder / name} does not exist; make it with `restobox quantize`"
+            )
     try:
         content = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}; this version reads {FORMAT}")
         tensors = load_file(folder / TENSORS)
         recipe = QuantRecipe.from_dict(content["recipe"])
-        names, timesteps = [str(n) for n in content["layers"]], [float(t) for t in content["timesteps"]]
+        names, timesteps = (
+            [str(n) for n in content["layers"]],
+            [float(t) for t in content["timesteps"]],
+        )
         layers = {name: _layer(tensors, name) for name in names}
         calibration, model = str(content["calibration"]), str(content["model"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} is not a readable quantized network ({error}); quantize again") from error
+        raise ValueError(
+            f"{folder} is not a readable quantized network ({error}); quantize again"
+        ) from error
     if model != network_hash(network):
-        raise ValueError(f"{folder} was made from another model ({model[:12]}...); load it with that one, or quantize again")
+        raise ValueError(
+            f"{folder} was made from another model ({model[:12]}...); load it with that one, or"
+            " quantize again"
+        )
     structure = structured(network, recipe)
     if names != quantizable_layers(structure, recipe.skip):
-        raise ValueError(f"{folder} is damaged: its layers are not those its recipe quantizes; quantize again")
+        raise ValueError(
+            f"{folder} is damaged: its layers are not those its recipe quantizes; quantize again"
+        )
     for name, layer in layers.items():
         if layer.codes.shape != tuple(structure.get_submodule(name).weight.shape):
-            raise ValueError(f"{folder} is damaged: {name} has codes of shape {layer.codes.shape}; quantize again")
-    factors = {key.removeprefix("equalize/"): torch.from_numpy(t) for key, t in tensors.items() if key.startswith("equalize/")}
+            raise ValueError(
+                f"{folder} is damaged: {name} has codes of shape {layer.codes.shape}; quantize"
+                " again"
+            )
+    factors = {
+        key.removeprefix("equalize/"): torch.from_numpy(t)
+        for key, t in tensors.items()
+        if key.startswith("equalize/")
+    }
     features = None
     if quantizes_time(recipe):
         features = torch.from_numpy(tensors.get("temporal", np.zeros((0, 0), np.float32)))
         widths = sum(layer.out_features for layer in temporal_block(network).projections.values())
         if tuple(features.shape) != (len(timesteps), widths) or not torch.isfinite(features).all():
-            raise ValueError(f"{folder} is damaged: its temporal features have shape {tuple(features.shape)}; quantize again")
+            raise ValueError(
+                f"{folder} is damaged: its temporal features have shape {tuple(features.shape)};"
+                " quantize again"
+            )
     return rebuild(network, recipe, layers, timesteps, calibration, factors, features)
 
 
 def _layer(tensors: dict[str, np.ndarray], name: str) -> QuantLayer:
-    codes, scales = tensors[f"{name}/codes"], [tensors[f"{name}/{kind}_scale"] for kind in ("input", "output", "weight")]
-    if codes.dtype != np.int8 or [s.shape for s in scales] != [(1,), codes.shape[:1], codes.shape[:1]]:
+    codes, scales = (
+        tensors[f"{name}/codes"],
+        [tensors[f"{name}/{kind}_scale"] for kind in ("input", "output", "weight")],
+    )
+    if codes.dtype != np.int8 or [s.shape for s in scales] != [
+        (1,),
+        codes.shape[:1],
+        codes.shape[:1],
+    ]:
         raise ValueError(f"layer {name} has arrays of the wrong type or shape")
     if not all(np.isfinite(s).all() and (s > 0).all() for s in scales):
         raise ValueError(f"layer {name} has scales that are not positive numbers")

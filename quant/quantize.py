@@ -1,8 +1,11 @@
-"""Quantize a U-Net with brevitas: symmetric integer weights and activations at the inputs of Conv2d and Linear.
+"""Quantize a U-Net with brevitas: symmetric integer weights and activations at the inputs of Conv2d
+and Linear.
 
-    x ~ s_x q_x, q_x in [-128, 127];   W_c ~ s_c q_c, q_c in [-127, 127] (weight_bits 8);   s_x = threshold/127
+    x ~ s_x q_x, q_x in [-128, 127];   W_c ~ s_c q_c, q_c in [-127, 127] (weight_bits 8);   s_x =
+    threshold/127
 
-brevitas supplies the quantizers (rounding to even, clamping, fixed scales); the thresholds come from :mod:`quant.ranges.measure`.
+brevitas supplies the quantizers (rounding to even, clamping, fixed scales); the thresholds come
+from :mod:`quant.ranges.measure`.
 """
 
 from __future__ import annotations
@@ -31,16 +34,24 @@ from quant.temporal.table import TemporalTable, step_network, temporal_block, te
 from quant.temporal.tfmq import table_of
 from quant.temporal.tiar import quantized_table
 
-TEMPORAL_PARTS = ("time_proj", "time_embedding", "time_emb_proj", "class_embedding", "add_embedding")
+TEMPORAL_PARTS = (
+    "time_proj",
+    "time_embedding",
+    "time_emb_proj",
+    "class_embedding",
+    "add_embedding",
+)
 
 
 @dataclass(frozen=True)
 class QuantLayer:
-    """One quantized layer: ``x ~ input_scale q``, ``W_c ~ weight_scale_c codes_c``, output ``y_c ~ output_scale_c q_c``.
+    """One quantized layer: ``x ~ input_scale q``, ``W_c ~ weight_scale_c codes_c``, output ``y_c ~
+    output_scale_c q_c``.
 
     Args:
         input_scale: step of the input activations, positive.
-        output_scale: float32 ``(C_out,)``: steps of the layer's output (bias included); only targets that quantize outputs use them.
+        output_scale: float32 ``(C_out,)``: steps of the layer's output (bias included); only
+            targets that quantize outputs use them.
         weight_scale: float32 ``(C_out,)``.
         codes: int8 ``(C_out, ...)``.
         bias: float32 ``(C_out,)`` or None.
@@ -54,26 +65,42 @@ class QuantLayer:
 
 
 class QuantizedNetwork(nn.Module):
-    """A network with brevitas layers, called like the float one: ``network(x, t) -> (B, C_out, h, w)``.
+    """A network with brevitas layers, called like the float one: ``network(x, t) -> (B, C_out, h,
+    w)``.
 
     ``Denoiser``'s network can be replaced by it; it then samples with simulated 8-bit arithmetic.
 
     Attributes:
         float_network: the network that was quantized (shared, not copied, and left as it is).
-        structure: the float network with the recipe's splits and equalisation: same function, the modules of this one. It is what
-            gets exported; ``float_network`` itself where the recipe asks for neither.
+        structure: the float network with the recipe's splits and equalisation: same function, the
+            modules of this one. It is what gets exported; ``float_network`` itself where the recipe
+            asks for neither.
         factors: equalisation factors ``(C,)`` by place.
         losses: learned rounding: unit -> loss before and after.
         recipe, calibration_hash, model_hash: provenance.
         timesteps: the calibrated timesteps, noisiest first (the rows of an exported table).
-        table: the quantized temporal features, where the recipe asks for such; the network then knows the calibrated timesteps only.
-        outputs: also quantize the outputs of convolutions, as ONNX Runtime's CPU kernels do. Off by default.
+        table: the quantized temporal features, where the recipe asks for such; the network then
+            knows the calibrated timesteps only.
+        outputs: also quantize the outputs of convolutions, as ONNX Runtime's CPU kernels do. Off by
+            default.
     """
 
-    def __init__(self, network, structure, float_network, names, recipe: QuantRecipe, timesteps, calibration_hash: str, model_hash: str):
+    def __init__(
+        self,
+        network,
+        structure,
+        float_network,
+        names,
+        recipe: QuantRecipe,
+        timesteps,
+        calibration_hash: str,
+        model_hash: str,
+    ):
         super().__init__()
         self.network = network
-        object.__setattr__(self, "float_network", float_network)  # not a part: neither moved nor saved with this one
+        object.__setattr__(
+            self, "float_network", float_network
+        )  # not a part: neither moved nor saved with this one
         object.__setattr__(self, "structure", structure)
         self.factors: dict[str, Tensor] = {}
         self.losses: dict[str, tuple[float, float]] = {}
@@ -120,8 +147,13 @@ class QuantizedNetwork(nn.Module):
                 layer.output_quant.disable_quant = not on
 
     def simulating(self, target: str) -> QuantizedNetwork:
-        """A copy (weights shared) that quantizes what an exported graph for ``target`` (``cpu``, ``tensorrt``) quantizes."""
-        shared = {id(p): p for p in [*self.parameters(), *self.buffers(), self.float_network, self.structure]}
+        """A copy (weights shared) that quantizes what an exported graph for ``target`` (``cpu``,
+        ``tensorrt``) quantizes.
+        """
+        shared = {
+            id(p): p
+            for p in [*self.parameters(), *self.buffers(), self.float_network, self.structure]
+        }
         twin = copy.deepcopy(self, memo=shared)
         twin.outputs = target == "cpu"
         return twin
@@ -144,7 +176,8 @@ class QuantizedNetwork(nn.Module):
 
 
 def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -> list[str]:
-    """Names of the Conv2d and Linear layers that a recipe with this ``skip`` quantizes, in network order.
+    """Names of the Conv2d and Linear layers that a recipe with this ``skip`` quantizes, in network
+    order.
 
     Raises:
         ValueError: none is left, or an entry of ``skip`` (beyond the defaults) matches no layer.
@@ -152,19 +185,25 @@ def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -
     every = [name for name, m in network.named_modules() if type(m) in (nn.Conv2d, nn.Linear)]
     for pattern in skip:
         if pattern not in OPTIONAL_LAYERS and not any(fnmatchcase(name, pattern) for name in every):
-            raise ValueError(f"skip names {pattern!r}, which matches no layer; layers: {', '.join(every)}")
+            raise ValueError(
+                f"skip names {pattern!r}, which matches no layer; layers: {', '.join(every)}"
+            )
     spatial = [name for name in every if not set(name.split(".")) & set(TEMPORAL_PARTS)]
     chosen = [name for name in spatial if not any(fnmatchcase(name, pattern) for pattern in skip)]
     if not chosen:
         raise ValueError(
-            f"{type(network).__name__} has nothing to quantize: {len(every)} Conv2d/Linear layers, of which {len(every) - len(spatial)} "
-            f"are temporal (always float) and the rest are skipped ({', '.join(skip) or 'nothing'})"
+            f"{type(network).__name__} has nothing to quantize: {len(every)} Conv2d/Linear layers,"
+            f" of which {len(every) - len(spatial)} are temporal (always float) and the rest are"
+            f" skipped ({', '.join(skip) or 'nothing'})"
         )
     return chosen
 
 
-def structured(network: nn.Module, recipe: QuantRecipe, factors: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """The float modules that a recipe quantizes: ``network`` itself, or a copy with split shortcuts and equalisation.
+def structured(
+    network: nn.Module, recipe: QuantRecipe, factors: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """The float modules that a recipe quantizes: ``network`` itself, or a copy with split shortcuts
+    and equalisation.
 
     Raises:
         ValueError: the recipe splits shortcuts and there are none, or ``factors`` don't fit.
@@ -179,7 +218,9 @@ def structured(network: nn.Module, recipe: QuantRecipe, factors: Mapping[str, Te
     if factors:
         names = quantizable_layers(structure, recipe.skip)
         if set(factors) - set(groups(structure, names)):
-            raise ValueError(f"there is no place for the equalisation factors of {', '.join(sorted(factors))}")
+            raise ValueError(
+                f"there is no place for the equalisation factors of {', '.join(sorted(factors))}"
+            )
         apply_factors(structure, factors, names)
     return structure
 
@@ -193,17 +234,20 @@ def quantize(
     state: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> QuantizedNetwork:
-    """Calibrate and quantize ``network`` (which is left as it is). The same seed, data and machine give the same bytes.
+    """Calibrate and quantize ``network`` (which is left as it is). The same seed, data and machine
+    give the same bytes.
 
     Args:
         network: the float network that ``calibration`` was recorded with, in eval mode.
         calibration: from :func:`quant.calibration.trajectory.record`.
         recipe: W8A8 with the first and last convolution in float by default.
-        state: folder in which learned rounding keeps its finished units, to go on after an interruption.
+        state: folder in which learned rounding keeps its finished units, to go on after an
+            interruption.
         progress: called with finished and total layers (gptq) or units (adaround, fbr).
 
     Raises:
-        ValueError: another model's calibration set, a network without quantizable layers, or an option that it has no place for.
+        ValueError: another model's calibration set, a network without quantizable layers, or an
+            option that it has no place for.
     """
     recipe = recipe or QuantRecipe()
     if recipe.float_macs:
@@ -216,16 +260,32 @@ def quantize(
     inputs, outputs = measure_ranges(structure, names, calibration.batches(batch_size))
     factors: dict[str, Tensor] = {}
     if recipe.equalize is not None:
-        channels = {name: torch.from_numpy(seen) for name, seen in zip(names, inputs.channels, strict=True)}
+        channels = {
+            name: torch.from_numpy(seen) for name, seen in zip(names, inputs.channels, strict=True)
+        }
         factors = smooth_factors(structure, names, channels, recipe.equalize)
         if not factors:
-            raise ValueError(f"{type(network).__name__} has nothing to equalize: no quantized layer reads a normalisation or residuals")
+            raise ValueError(
+                f"{type(network).__name__} has nothing to equalize: no quantized layer reads a"
+                " normalisation or residuals"
+            )
         apply_factors(structure, factors, names)
         inputs, outputs = measure_ranges(structure, names, calibration.batches(batch_size))
     silent = [name for k, name in enumerate(names) if inputs.amax[k].max() == 0]
     if silent:
-        raise ValueError(f"calibration never reached (or only showed zeros to) {', '.join(silent)}; add them to skip or record other data")
-    quantized = _build(structure, network, names, recipe, calibration.grid, calibration.hash, calibration.provenance.model)
+        raise ValueError(
+            f"calibration never reached (or only showed zeros to) {', '.join(silent)}; add them to"
+            " skip or record other data"
+        )
+    quantized = _build(
+        structure,
+        network,
+        names,
+        recipe,
+        calibration.grid,
+        calibration.hash,
+        calibration.provenance.model,
+    )
     for k, name in enumerate(names):
         layer = quantized.network.get_submodule(name)
         threshold = inputs.threshold(name, recipe.range, recipe.percentile)
@@ -240,16 +300,28 @@ def quantize(
         _round(quantized, calibration, recipe, state, progress)
     if quantizes_time(recipe):
         options = {"act_bits": recipe.act_bits, "seed": recipe.reconstruction.seed}
-        quantized.use_table(quantized_table(network, calibration.grid, recipe.temporal, recipe.weight_bits, **options))
+        quantized.use_table(
+            quantized_table(
+                network, calibration.grid, recipe.temporal, recipe.weight_bits, **options
+            )
+        )
     return quantized
 
 
-def with_float_layers(network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe, *, batch_size: int = 8) -> QuantRecipe:
-    """The recipe with the layers of its budget ``float_macs`` in ``skip``, judged whole and with nearest rounding."""
-    plain = replace(recipe, float_macs=0.0, rounding="nearest", split_shortcut=False, temporal="table")
+def with_float_layers(
+    network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe, *, batch_size: int = 8
+) -> QuantRecipe:
+    """The recipe with the layers of its budget ``float_macs`` in ``skip``, judged whole and with
+    nearest rounding.
+    """
+    plain = replace(
+        recipe, float_macs=0.0, rounding="nearest", split_shortcut=False, temporal="table"
+    )
     trial = quantize(network, calibration, plain, batch_size=batch_size)
     x, t = next(iter(calibration.batches(1)))
-    chosen = choose_float_layers(sensitivity(trial, calibration), layer_costs(trial, x, t), float_macs=recipe.float_macs)
+    chosen = choose_float_layers(
+        sensitivity(trial, calibration), layer_costs(trial, x, t), float_macs=recipe.float_macs
+    )
     return replace(recipe, float_macs=0.0, skip=(*recipe.skip, *chosen))
 
 
@@ -258,14 +330,20 @@ def quantizes_time(recipe: QuantRecipe) -> bool:
     return recipe.temporal not in ("table", "float")
 
 
-def _round(quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: QuantRecipe, state, progress) -> None:
+def _round(
+    quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: QuantRecipe, state, progress
+) -> None:
     settings = recipe.reconstruction
     samples = spread_samples(calibration, settings.samples, settings.crop, settings.seed)
     if recipe.rounding == "gptq":
-        # sums over samples, whatever the batch; a convolution's unfolded inputs take nine times the memory of its inputs
+        # sums over samples, whatever the batch; a convolution's unfolded inputs take nine times the
+        # memory of its inputs
         gptq(quantized.network, stacked(samples, min(4, settings.batch_size)), progress)
         return
-    layers = {n: (torch.from_numpy(layer.weight_scale), layer.input_scale) for n, layer in quantized.layers().items()}
+    layers = {
+        n: (torch.from_numpy(layer.weight_scale), layer.input_scale)
+        for n, layer in quantized.layers().items()
+    }
 
     @torch.no_grad()
     def write(name: str, codes: Tensor, input_step: float) -> None:
@@ -283,14 +361,18 @@ def _round(quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: Qua
         bits=recipe.weight_bits,
         blocks=recipe.rounding == "fbr",
         state=None if state is None else Path(state),
-        fingerprint=fingerprint_of(recipe.to_dict(), quantized.calibration_hash, quantized.model_hash),
+        fingerprint=fingerprint_of(
+            recipe.to_dict(), quantized.calibration_hash, quantized.model_hash
+        ),
         progress=progress,
     )
 
 
 @torch.no_grad()
 def weight_scales(weight: Tensor, bits: int) -> Tensor:
-    """Per output channel ``(C_out,)``: max |W| at 8 bits; at 4, the largest of 80 shrunken maxima with least squared error."""
+    """Per output channel ``(C_out,)``: max |W| at 8 bits; at 4, the largest of 80 shrunken maxima
+    with least squared error.
+    """
     top = 2 ** (bits - 1) - 1
     flat = weight.detach().flatten(1)
     best = flat.abs().amax(1).clamp(min=1e-12) / top
@@ -305,8 +387,12 @@ def weight_scales(weight: Tensor, bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def set_scales(layer: nn.Module, input_scale: float, output_scale: Tensor, weight_scale: Tensor) -> None:
-    """Write fixed scales into a brevitas layer made here. brevitas stores the magnitude of the lowest code: 128 (or 127, 7) steps."""
+def set_scales(
+    layer: nn.Module, input_scale: float, output_scale: Tensor, weight_scale: Tensor
+) -> None:
+    """Write fixed scales into a brevitas layer made here. brevitas stores the magnitude of the
+    lowest code: 128 (or 127, 7) steps.
+    """
     _scaling(layer.input_quant.fused_activation_quant_proxy).value.fill_(input_scale * 128)
     if isinstance(layer, nn.Conv2d):
         value = _scaling(layer.output_quant.fused_activation_quant_proxy).value
@@ -323,11 +409,24 @@ def _scaling(proxy: nn.Module) -> nn.Module:
 def _output_scale(layer: nn.Module) -> np.ndarray:
     if not isinstance(layer, nn.Conv2d):
         return np.ones(layer.out_features, np.float32)
-    return (_scaling(layer.output_quant.fused_activation_quant_proxy).value / 128).reshape(-1).cpu().numpy()
+    return (
+        (_scaling(layer.output_quant.fused_activation_quant_proxy).value / 128)
+        .reshape(-1)
+        .cpu()
+        .numpy()
+    )
 
 
 @torch.no_grad()
-def _build(structure, network, names, recipe: QuantRecipe, timesteps, calibration_hash: str, model_hash: str) -> QuantizedNetwork:
+def _build(
+    structure,
+    network,
+    names,
+    recipe: QuantRecipe,
+    timesteps,
+    calibration_hash: str,
+    model_hash: str,
+) -> QuantizedNetwork:
     """Swap the named layers of a copy for brevitas layers whose scales are plain parameters."""
     import brevitas.nn as qnn
     from brevitas.graph.quantize import layerwise_quantize
@@ -346,18 +445,29 @@ def _build(structure, network, names, recipe: QuantRecipe, timesteps, calibratio
         scaling_per_output_channel = True
 
     linear = {"input_quant": Activation, "weight_quant": Weight, "return_quant_tensor": False}
-    conv = linear | {"output_quant": Output, "output_per_channel_broadcastable_shape": lambda m: (1, m.out_channels, 1, 1)}
+    conv = linear | {
+        "output_quant": Output,
+        "output_per_channel_broadcastable_shape": lambda m: (1, m.out_channels, 1, 1),
+    }
     kept = set(names)
-    others = [name for name, m in structure.named_modules() if type(m) in (nn.Conv2d, nn.Linear) and name not in kept]
+    others = [
+        name
+        for name, m in structure.named_modules()
+        if type(m) in (nn.Conv2d, nn.Linear) and name not in kept
+    ]
     swapped = layerwise_quantize(
         copy.deepcopy(structure).eval(),
         {nn.Conv2d: (qnn.QuantConv2d, conv), nn.Linear: (qnn.QuantLinear, linear)},
         name_blacklist=others,
     )
     for name in names:
-        swapped.get_submodule(name).quant_weight()  # initialises the scale parameter from the weights
+        swapped.get_submodule(
+            name
+        ).quant_weight()  # initialises the scale parameter from the weights
     swapped.eval().requires_grad_(False)
-    return QuantizedNetwork(swapped, structure, network, names, recipe, timesteps, calibration_hash, model_hash)
+    return QuantizedNetwork(
+        swapped, structure, network, names, recipe, timesteps, calibration_hash, model_hash
+    )
 
 
 def rebuild(
@@ -369,9 +479,13 @@ def rebuild(
     factors: Mapping[str, Tensor] | None = None,
     features: Tensor | None = None,
 ) -> QuantizedNetwork:
-    """The quantized network that these scales and codes describe, on top of the float ``network`` they were made from."""
+    """The quantized network that these scales and codes describe, on top of the float ``network``
+    they were made from.
+    """
     structure = structured(network, recipe, factors)
-    quantized = _build(structure, network, list(layers), recipe, timesteps, calibration_hash, network_hash(network))
+    quantized = _build(
+        structure, network, list(layers), recipe, timesteps, calibration_hash, network_hash(network)
+    )
     quantized.factors = dict(factors or {})
     with torch.no_grad():
         for name, made in layers.items():
@@ -382,5 +496,11 @@ def rebuild(
             set_scales(layer, made.input_scale, torch.from_numpy(made.output_scale), scale)
     if features is not None:
         block = temporal_block(network)
-        quantized.use_table(table_of(block, timesteps, features.split([e.out_features for e in block.projections.values()], dim=1)))
+        quantized.use_table(
+            table_of(
+                block,
+                timesteps,
+                features.split([e.out_features for e in block.projections.values()], dim=1),
+            )
+        )
     return quantized

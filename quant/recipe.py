@@ -11,23 +11,31 @@ ROUNDING = ("nearest", "gptq", "adaround", "fbr")
 SELECTION = ("uniform", "ptq4dm", "eda-dm")
 TEMPORAL = ("table", "cache", "tiar", "fsc", "float")
 FLOAT_LAYERS = ("conv_in", "conv_out", "*conv_shortcut")
-OPTIONAL_LAYERS = (*FLOAT_LAYERS, "*downsamplers*")  # patterns that need not match: not every network has such layers
+OPTIONAL_LAYERS = (
+    *FLOAT_LAYERS,
+    "*downsamplers*",
+)  # patterns that need not match: not every network has such layers
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How learned rounding (``adaround``, ``fbr``) and GPTQ use the calibration set; see :mod:`quant.rounding.reconstruction`.
+    """How learned rounding (``adaround``, ``fbr``) and GPTQ use the calibration set; see
+    :mod:`quant.rounding.reconstruction`.
 
     Args:
-        iterations: Adam steps per unit (the papers take 5000 to 20 000; a few hundred reach most of it).
+        iterations: Adam steps per unit (the papers take 5000 to 20 000; a few hundred reach most of
+            it).
         batch_size: samples per step.
         samples: calibration samples used, spread over the timesteps.
-        crop: side of the network input they are cropped to (the network sees a smaller picture); None: whole samples.
+        crop: side of the network input they are cropped to (the network sees a smaller picture);
+            None: whole samples.
         lr_weight: Adam's rate for the rounding logits, annealed to 0 by a cosine.
         lr_step: the same for the activation step sizes; 0 leaves them as calibrated.
-        lambda_round: weight of the rounding regulariser; 0 as in EDA-DM's release, which trains soft and then hardens at 0.
+        lambda_round: weight of the rounding regulariser; 0 as in EDA-DM's release, which trains
+            soft and then hardens at 0.
         layer_weight: weight of the inner layers' terms, EDA-DM's xi.
-        drop: QDrop's probability: of a float element in the unit's input, and of a float element at every activation quantizer.
+        drop: QDrop's probability: of a float element in the unit's input, and of a float element at
+            every activation quantizer.
         seed: of batches and drops.
     """
 
@@ -54,10 +62,23 @@ class Reconstruction:
             if name == "crop" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"reconstruction.{name} must be a whole number in [{low}, {high}]; got {value!r}")
-        for name, high in (("lr_weight", 10), ("lr_step", 10), ("lambda_round", 1e6), ("layer_weight", 1e6), ("drop", 1)):
+                raise ValueError(
+                    f"reconstruction.{name} must be a whole number in [{low}, {high}]; got"
+                    f" {value!r}"
+                )
+        for name, high in (
+            ("lr_weight", 10),
+            ("lr_step", 10),
+            ("lambda_round", 1e6),
+            ("layer_weight", 1e6),
+            ("drop", 1),
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 <= value <= high
+            ):
                 raise ValueError(f"reconstruction.{name} must lie in [0, {high:g}]; got {value!r}")
 
 
@@ -65,27 +86,36 @@ class Reconstruction:
 class QuantRecipe:
     """8-bit activations and 8- or 4-bit weights for a U-Net's convolutions and linear layers.
 
-    The temporal path (``time_embedding``, ``time_emb_proj``) is not quantized: it depends on t alone.
+    The temporal path (``time_embedding``, ``time_emb_proj``) is not quantized: it depends on t
+    alone.
 
     Args:
-        weight_bits: 8 or 4, symmetric, per output channel, codes in ``[-(2^(b-1)-1), 2^(b-1)-1]``. 4-bit codes are stored in int8:
-            no runtime multiplies 4-bit weights with 8-bit activations in a convolution, so they buy file size, not speed.
+        weight_bits: 8 or 4, symmetric, per output channel, codes in ``[-(2^(b-1)-1), 2^(b-1)-1]``.
+            4-bit codes are stored in int8: no runtime multiplies 4-bit weights with 8-bit
+            activations in a convolution, so they buy file size, not speed.
         act_bits: 8: symmetric, per tensor, at the layers' inputs.
-        range: how a range is read from the tables of amax and |x| per layer and timestep (:meth:`quant.ranges.measure.Ranges.threshold`):
-            ``percentile``, ``max``, ``mean`` or ``min`` over the timesteps' maxima, least squared error (``mse``), or least
-            |error|^2.4 (``p2.4``, PTQ4DM and EDA-DM).
+        range: how a range is read from the tables of amax and |x| per layer and timestep
+            (:meth:`quant.ranges.measure.Ranges.threshold`): ``percentile``, ``max``, ``mean`` or
+            ``min`` over the timesteps' maxima, least squared error (``mse``), or least |error|^2.4
+            (``p2.4``, PTQ4DM and EDA-DM).
         percentile: in (50, 100], for ``range="percentile"``.
-        skip: names of layers kept in float; ``*`` matches any characters. By default the first and last convolution and the
-            1x1 convolutions around residual blocks: they hold most of the 8-bit error (a shortcut sees the un-normalised
-            residual stream, whose outliers set the scale) and little of the work.
-        float_macs: share of the multiplications, in [0, 1), that may stay in float as well: :func:`quant.quantize.quantize` chooses the
-            layers by their effect on the output and puts their names into ``skip``.
-        temporal: exported graphs hold a ``table`` of the calibrated timesteps' embeddings, exact, or the ``float`` layers. ``cache``,
-            ``tiar`` and ``fsc`` fill the table as TFMQ's quantized features would be: stored in 8 bits, or computed with jointly rounded
-            weights, or with nearest rounding and activation scales per timestep (:mod:`quant.temporal.tfmq`).
+        skip: names of layers kept in float; ``*`` matches any characters. By default the first and
+            last convolution and the 1x1 convolutions around residual blocks: they hold most of the
+            8-bit error (a shortcut sees the un-normalised residual stream, whose outliers set the
+            scale) and little of the work.
+        float_macs: share of the multiplications, in [0, 1), that may stay in float as well:
+            :func:`quant.quantize.quantize` chooses the layers by their effect on the output and
+            puts their names into ``skip``.
+        temporal: exported graphs hold a ``table`` of the calibrated timesteps' embeddings, exact,
+            or the ``float`` layers. ``cache``, ``tiar`` and ``fsc`` fill the table as TFMQ's
+            quantized features would be: stored in 8 bits, or computed with jointly rounded weights,
+            or with nearest rounding and activation scales per timestep
+            (:mod:`quant.temporal.tfmq`).
         rounding: ``nearest``, ``gptq``, ``adaround`` (layer by layer) or ``fbr`` (EDA-DM's blocks).
-        split_shortcut: quantize the two halves of a skip concatenation separately (Q-Diffusion): a convolution each, then a sum.
-        equalize: SmoothQuant's alpha in [0, 1], or None: move the spread between input channels into the weights.
+        split_shortcut: quantize the two halves of a skip concatenation separately (Q-Diffusion): a
+            convolution each, then a sum.
+        equalize: SmoothQuant's alpha in [0, 1], or None: move the spread between input channels
+            into the weights.
         selection: how the calibration samples are chosen when they are recorded.
         reconstruction: settings of gptq, adaround and fbr.
 
@@ -110,23 +140,47 @@ class QuantRecipe:
         if self.weight_bits not in (4, 8) or isinstance(self.weight_bits, bool):
             raise ValueError(f"weight_bits must be 8 or 4; got {self.weight_bits!r}")
         if self.act_bits != 8:
-            raise ValueError(f"act_bits must be 8 (the runtimes' integer kernels take no other); got {self.act_bits!r}")
-        for name, known in (("range", RANGES), ("temporal", TEMPORAL), ("rounding", ROUNDING), ("selection", SELECTION)):
+            raise ValueError(
+                "act_bits must be 8 (the runtimes' integer kernels take no other); got"
+                f" {self.act_bits!r}"
+            )
+        for name, known in (
+            ("range", RANGES),
+            ("temporal", TEMPORAL),
+            ("rounding", ROUNDING),
+            ("selection", SELECTION),
+        ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
-        if isinstance(self.percentile, bool) or not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}"
+                )
+        if (
+            isinstance(self.percentile, bool)
+            or not isinstance(self.percentile, (int, float))
+            or not 50 < self.percentile <= 100
+        ):
             raise ValueError(f"percentile must lie in (50, 100]; got {self.percentile!r}")
-        if isinstance(self.float_macs, bool) or not isinstance(self.float_macs, (int, float)) or not 0 <= self.float_macs < 1:
-            raise ValueError(f"float_macs is a share of the multiplications in [0, 1); got {self.float_macs!r}")
+        if (
+            isinstance(self.float_macs, bool)
+            or not isinstance(self.float_macs, (int, float))
+            or not 0 <= self.float_macs < 1
+        ):
+            raise ValueError(
+                f"float_macs is a share of the multiplications in [0, 1); got {self.float_macs!r}"
+            )
         if isinstance(self.skip, str) or not all(isinstance(name, str) for name in self.skip):
             raise ValueError(f"skip must be a list of layer names; got {self.skip!r}")
         if not isinstance(self.split_shortcut, bool):
             raise ValueError(f"split_shortcut must be true or false; got {self.split_shortcut!r}")
         alpha = self.equalize
-        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1):
+        if alpha is not None and (
+            isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1
+        ):
             raise ValueError(f"equalize must be an alpha in [0, 1] or null; got {alpha!r}")
         if not isinstance(self.reconstruction, Reconstruction):
-            raise ValueError(f"reconstruction must be a Reconstruction; got {type(self.reconstruction).__name__}")
+            raise ValueError(
+                f"reconstruction must be a Reconstruction; got {type(self.reconstruction).__name__}"
+            )
         object.__setattr__(self, "skip", tuple(self.skip))
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,12 +201,15 @@ class QuantRecipe:
         """Missing keys take their defaults, so recipes written by older versions stay readable.
 
         Raises:
-            ValueError: ``content`` is no mapping, names an unknown key or holds a value that isn't accepted.
+            ValueError: ``content`` is no mapping, names an unknown key or holds a value that isn't
+                accepted.
         """
         _check_keys(cls, content, "a quantization recipe")
         if "skip" in content and not isinstance(content["skip"], (list, tuple)):
             raise ValueError(f"skip must be a list of layer names; got {content['skip']!r}")
-        if "reconstruction" in content and not isinstance(content["reconstruction"], Reconstruction):
+        if "reconstruction" in content and not isinstance(
+            content["reconstruction"], Reconstruction
+        ):
             _check_keys(Reconstruction, content["reconstruction"], "reconstruction")
             content = content | {"reconstruction": Reconstruction(**content["reconstruction"])}
         return cls(**content)
@@ -168,19 +225,34 @@ class QuantRecipe:
 def _check_keys(kind: type, content: Any, what: str) -> None:
     known = [f.name for f in fields(kind)]
     if not isinstance(content, dict):
-        raise ValueError(f"{what} is a JSON object with keys {', '.join(known)}; got {type(content).__name__}")
+        raise ValueError(
+            f"{what} is a JSON object with keys {', '.join(known)}; got {type(content).__name__}"
+        )
     unknown = sorted(set(content) - set(known))
     if unknown:
-        raise ValueError(f"{what} has no key {', '.join(map(str, unknown))}; known: {', '.join(known)}")
+        raise ValueError(
+            f"{what} has no key {', '.join(map(str, unknown))}; known: {', '.join(known)}"
+        )
 
 
-# The papers' methods on this library's deployable grid (symmetric, activations at the layers' inputs, constant scales). Iterations are
-# hundreds, not the papers' thousands: see docs/quantization.md for what that costs.
-_EDADM = {"range": "p2.4", "skip": ("conv_in", "conv_out"), "rounding": "fbr", "split_shortcut": True, "selection": "eda-dm"}
+# The papers' methods on this library's deployable grid (symmetric, activations at the layers'
+# inputs, constant scales). Iterations are hundreds, not the papers' thousands: see
+# docs/quantization.md for what that costs.
+_EDADM = {
+    "range": "p2.4",
+    "skip": ("conv_in", "conv_out"),
+    "rounding": "fbr",
+    "split_shortcut": True,
+    "selection": "eda-dm",
+}
 PRESETS = {
     "ptq4dm-w8a8": QuantRecipe(range="p2.4", skip=(), selection="ptq4dm"),
-    "eda-dm-w8a8": QuantRecipe(**_EDADM, reconstruction=Reconstruction(lr_weight=5e-2, lr_step=1e-3)),
-    "eda-dm-w4a8": QuantRecipe(4, **_EDADM, reconstruction=Reconstruction(lr_weight=5e-1, lr_step=5e-4)),
+    "eda-dm-w8a8": QuantRecipe(
+        **_EDADM, reconstruction=Reconstruction(lr_weight=5e-2, lr_step=1e-3)
+    ),
+    "eda-dm-w4a8": QuantRecipe(
+        4, **_EDADM, reconstruction=Reconstruction(lr_weight=5e-1, lr_step=5e-4)
+    ),
     "tfmq-w8a8": QuantRecipe(
         range="p2.4",
         skip=OPTIONAL_LAYERS,
@@ -189,5 +261,7 @@ PRESETS = {
         reconstruction=Reconstruction(lr_weight=1e-2, layer_weight=0.0, drop=0.0),
     ),
     "best-w8a8": QuantRecipe(range="mse", float_macs=0.05),
-    "best-w4a8": QuantRecipe(4, range="p2.4", rounding="gptq"),  # equalisation spreads the weights, which 4 bits can't hold
+    "best-w4a8": QuantRecipe(
+        4, range="p2.4", rounding="gptq"
+    ),  # equalisation spreads the weights, which 4 bits can't hold
 }

@@ -1,4 +1,6 @@
-"""Which layers the error comes from (each one quantized alone) and which to keep in float under a budget."""
+"""Which layers the error comes from (each one quantized alone) and which to keep in float under a
+budget.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:  # quantize asks here which layers to leave in float
 
 
 @torch.no_grad()
-def trajectory_errors(quantized: nn.Module, network: nn.Module, calibration: CalibrationSet) -> dict[float, float]:
+def trajectory_errors(
+    quantized: nn.Module, network: nn.Module, calibration: CalibrationSet
+) -> dict[float, float]:
     """``|y_q - y| / |y|`` of the networks' outputs at every recorded timestep, noisiest first.
 
     Take inputs that the quantized network was not calibrated on.
@@ -33,8 +37,14 @@ def trajectory_errors(quantized: nn.Module, network: nn.Module, calibration: Cal
 
 
 @torch.no_grad()
-def sensitivity(quantized: QuantizedNetwork, calibration: CalibrationSet, target: str = "tensorrt", samples: int = 1) -> dict[str, float]:
-    """Relative error of the network's output when one layer alone is quantized, mean over the timesteps, worst layer first.
+def sensitivity(
+    quantized: QuantizedNetwork,
+    calibration: CalibrationSet,
+    target: str = "tensorrt",
+    samples: int = 1,
+) -> dict[str, float]:
+    """Relative error of the network's output when one layer alone is quantized, mean over the
+    timesteps, worst layer first.
 
     A few layers usually dominate; put them into the recipe's ``skip`` if they are cheap in float.
 
@@ -53,15 +63,21 @@ def sensitivity(quantized: QuantizedNetwork, calibration: CalibrationSet, target
     errors = {}
     for name, layer in layers.items():
         _switch(layer, True, twin.outputs)
-        ratios = [float((twin(*pair) - references[t]).norm() / references[t].norm()) for t, pair in inputs.items()]
+        ratios = [
+            float((twin(*pair) - references[t]).norm() / references[t].norm())
+            for t, pair in inputs.items()
+        ]
         _switch(layer, False, False)
         errors[name] = sum(ratios) / len(ratios)
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
 @torch.no_grad()
-def layer_sqnr(quantized: QuantizedNetwork, calibration: CalibrationSet, samples: int = 1) -> dict[str, float]:
-    """Signal to quantization noise of each layer's output in dB, its input being the float network's; lowest first.
+def layer_sqnr(
+    quantized: QuantizedNetwork, calibration: CalibrationSet, samples: int = 1
+) -> dict[str, float]:
+    """Signal to quantization noise of each layer's output in dB, its input being the float
+    network's; lowest first.
 
     Args:
         samples: inputs used per timestep.
@@ -79,27 +95,37 @@ def layer_sqnr(quantized: QuantizedNetwork, calibration: CalibrationSet, samples
 
         return see
 
-    handles = [quantized.structure.get_submodule(name).register_forward_hook(hook(name)) for name in twin.names]
+    handles = [
+        quantized.structure.get_submodule(name).register_forward_hook(hook(name))
+        for name in twin.names
+    ]
     try:
         for x, t in _first_inputs(calibration, samples).values():
             quantized.structure(x, t)
     finally:
         for handle in handles:
             handle.remove()
-    found = {name: 10 * math.log10(power[name] / noise[name]) if noise[name] else math.inf for name in twin.names}
+    found = {
+        name: 10 * math.log10(power[name] / noise[name]) if noise[name] else math.inf
+        for name in twin.names
+    }
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 @torch.no_grad()
-def image_sensitivity(quantized: QuantizedNetwork, restore: Callable[[nn.Module], Tensor], target: str = "tensorrt") -> dict[str, float]:
-    """Root mean squared change of the *restored* image when one layer alone is quantized, worst layer first.
+def image_sensitivity(
+    quantized: QuantizedNetwork, restore: Callable[[nn.Module], Tensor], target: str = "tensorrt"
+) -> dict[str, float]:
+    """Root mean squared change of the *restored* image when one layer alone is quantized, worst
+    layer first.
 
-    What a layer does to one network call and to the end of the chain can differ: errors of early steps are partly repaired later.
+    What a layer does to one network call and to the end of the chain can differ: errors of early
+    steps are partly repaired later.
 
     Args:
         quantized: from :func:`quant.quantize.quantize`.
-        restore: restores images with the given network in place of the denoiser's own and returns them, in [0, 1]; it has to draw
-            the same noise every time.
+        restore: restores images with the given network in place of the denoiser's own and returns
+            them, in [0, 1]; it has to draw the same noise every time.
         target: what is quantized: ``cpu`` includes the convolutions' outputs.
 
     Raises:
@@ -111,7 +137,10 @@ def image_sensitivity(quantized: QuantizedNetwork, restore: Callable[[nn.Module]
         _switch(layer, False, False)
     reference = restore(twin)
     if not torch.equal(restore(twin), reference):
-        raise ValueError("restore gives different images for the same network; let it draw its noise from a fixed seed")
+        raise ValueError(
+            "restore gives different images for the same network; let it draw its noise from a"
+            " fixed seed"
+        )
     errors = {}
     for name, layer in layers.items():
         _switch(layer, True, twin.outputs)
@@ -122,14 +151,18 @@ def image_sensitivity(quantized: QuantizedNetwork, restore: Callable[[nn.Module]
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What keeping a layer in float costs: ``bytes`` more in the file, ``macs`` multiplications per call not done on integers."""
+    """What keeping a layer in float costs: ``bytes`` more in the file, ``macs`` multiplications per
+    call not done on integers.
+    """
 
     bytes: int
     macs: int
 
 
 @torch.no_grad()
-def layer_costs(quantized: QuantizedNetwork, x: Tensor, t: Tensor, *, packed: bool = False) -> dict[str, LayerCost]:
+def layer_costs(
+    quantized: QuantizedNetwork, x: Tensor, t: Tensor, *, packed: bool = False
+) -> dict[str, LayerCost]:
     """Costs of every quantized layer; multiplications are those of the call ``(x, t)``, per sample.
 
     Args:
@@ -145,41 +178,62 @@ def layer_costs(quantized: QuantizedNetwork, x: Tensor, t: Tensor, *, packed: bo
 
         return see
 
-    handles = [quantized.structure.get_submodule(name).register_forward_hook(hook(name)) for name in quantized.names]
+    handles = [
+        quantized.structure.get_submodule(name).register_forward_hook(hook(name))
+        for name in quantized.names
+    ]
     try:
         quantized.structure(x, t)
     finally:
         for handle in handles:
             handle.remove()
-    sizes = {name: quantized.structure.get_submodule(name).weight.numel() for name in quantized.names}
-    return {name: LayerCost(sizes[name] * (32 - bits) // 8, macs.get(name, 0)) for name in quantized.names}
+    sizes = {
+        name: quantized.structure.get_submodule(name).weight.numel() for name in quantized.names
+    }
+    return {
+        name: LayerCost(sizes[name] * (32 - bits) // 8, macs.get(name, 0))
+        for name in quantized.names
+    }
 
 
 def choose_float_layers(
-    errors: Mapping[str, float], costs: Mapping[str, LayerCost], *, extra_bytes: int | None = None, float_macs: float | None = None
+    errors: Mapping[str, float],
+    costs: Mapping[str, LayerCost],
+    *,
+    extra_bytes: int | None = None,
+    float_macs: float | None = None,
 ) -> list[str]:
-    """Layers to keep in float (for the recipe's ``skip``): greedy by squared error removed per cost, within one budget.
+    """Layers to keep in float (for the recipe's ``skip``): greedy by squared error removed per
+    cost, within one budget.
 
-    Squared errors of layers quantized alone add up nearly, which is what makes greedy choice sound; a layer that no longer fits is
-    passed over for cheaper ones.
+    Squared errors of layers quantized alone add up nearly, which is what makes greedy choice sound;
+    a layer that no longer fits is passed over for cheaper ones.
 
     Args:
         errors: from :func:`sensitivity` or :func:`image_sensitivity`.
         costs: from :func:`layer_costs`.
         extra_bytes: size budget: how much the file may grow.
-        float_macs: latency budget: the share of the quantized layers' multiplications that may go back to float, in [0, 1].
+        float_macs: latency budget: the share of the quantized layers' multiplications that may go
+            back to float, in [0, 1].
 
     Raises:
         ValueError: not exactly one budget, one out of range, or a layer without a cost.
     """
     if (extra_bytes is None) == (float_macs is None):
         raise ValueError("give one budget: extra_bytes or float_macs")
-    if (extra_bytes is not None and extra_bytes < 0) or (float_macs is not None and not 0 <= float_macs <= 1):
-        raise ValueError(f"a budget must be 0 or more bytes, or a share in [0, 1]; got {extra_bytes if float_macs is None else float_macs}")
+    if (extra_bytes is not None and extra_bytes < 0) or (
+        float_macs is not None and not 0 <= float_macs <= 1
+    ):
+        raise ValueError(
+            "a budget must be 0 or more bytes, or a share in [0, 1]; got"
+            f" {extra_bytes if float_macs is None else float_macs}"
+        )
     if missing := sorted(set(errors) - set(costs)):
         raise ValueError(f"no cost is given for {', '.join(missing)}")
     price = {name: costs[name].bytes if float_macs is None else costs[name].macs for name in errors}
-    left = extra_bytes if float_macs is None else float_macs * sum(costs[name].macs for name in costs)
+    left = (
+        extra_bytes if float_macs is None else float_macs * sum(costs[name].macs for name in costs)
+    )
     chosen = []
     for name in sorted(errors, key=lambda n: (-(errors[n] ** 2) / max(price[n], 1), n)):
         if errors[name] > 0 and price[name] <= left:

@@ -1,4 +1,6 @@
-"""What all tasks share: sample the posterior of a measurement, one sample after the other, in bounded memory."""
+"""What all tasks share: sample the posterior of a measurement, one sample after the other, in
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,24 @@ from solvers.solver import Solver, Step, randn, solve
 
 
 def check_settings(task) -> None:
-    """Raises ValueError where the grid, tiles, symmetries or correction of a picture task can't be."""
+    """Raises ValueError where the grid, tiles, symmetries or correction of a picture task can't
+    be.
+    """
     if task.grid not in GRIDS:
         raise ValueError(f"grid {task.grid!r} is unknown; known: {', '.join(GRIDS)}")
     if task.tile < 16 or task.overlap < 0:
-        raise ValueError(f"tile must be at least 16 pixels and overlap at least 0; got {task.tile} and {task.overlap}")
+        raise ValueError(
+            f"tile must be at least 16 pixels and overlap at least 0; got {task.tile} and"
+            f" {task.overlap}"
+        )
     if task.symmetries not in COUNTS:
-        raise ValueError(f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {task.symmetries}")
+        raise ValueError(
+            f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {task.symmetries}"
+        )
     if task.correction is not None and task.correction not in CORRECTIONS:
-        raise ValueError(f"correction {task.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
+        raise ValueError(
+            f"correction {task.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,10 @@ class Restored:
 
     Attributes:
         samples: ``(n, C, H, W)`` in [0, 1], on the CPU, one per seed.
-        mean: ``(C, H, W)``, their mean: the estimate with the smallest squared error (equal to the sample for n = 1).
-        std: ``(C, H, W)``, their standard deviation (zeros for n = 1): where the samples disagree, the picture is guessed.
+        mean: ``(C, H, W)``, their mean: the estimate with the smallest squared error (equal to the
+            sample for n = 1).
+        std: ``(C, H, W)``, their standard deviation (zeros for n = 1): where the samples disagree,
+            the picture is guessed.
         nfe: network calls, all samples together.
         seconds: wall-clock time of the sampling.
     """
@@ -83,11 +96,17 @@ def sample(
         generator = torch.Generator().manual_seed(seed + k)
         x = start
         if start is None:
-            x = process.b(grid.times[0]) * randn((1, *shape), generator, device=getattr(denoiser, "device", "cpu"))
+            x = process.b(grid.times[0]) * randn(
+                (1, *shape), generator, device=getattr(denoiser, "device", "cpu")
+            )
         if y is not None:
-            x = x + (process.a(grid.times[0]) + process.c(grid.times[0])) * y  # y stands in for the image, as in Process.start
+            x = (
+                x + (process.a(grid.times[0]) + process.c(grid.times[0])) * y
+            )  # y stands in for the image, as in Process.start
         watch = None if callback is None else lambda step, k=k: callback(k, step)
-        run = solve(solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch)
+        run = solve(
+            solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch
+        )
         samples.append(finish(run.x0)[0].cpu())
         nfe += calls * run.nfe
     stack = torch.stack(samples)

@@ -6,7 +6,8 @@
     x = randn((1, 3, 64, 64), generators(0, 1))
     image = solve(PNDM(), denoiser, x, trailing(denoiser.process, 20)).x0
 
-The diffusers adapter (``as_scheduler``, ``SolverScheduler``) is imported on first use, and diffusers with it.
+The diffusers adapter (``as_scheduler``, ``SolverScheduler``) is imported on first use, and
+diffusers with it.
 """
 
 from functools import partial
@@ -16,7 +17,18 @@ from solvers.continuous import VE, ContinuousVP
 from solvers.denoiser import Denoiser
 from solvers.editing.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
 from solvers.editing.text_editing import edit_prompt
-from solvers.grid import GRIDS, Grid, consistency, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
+from solvers.grid import (
+    GRIDS,
+    Grid,
+    consistency,
+    explicit,
+    karras,
+    leading,
+    linspace,
+    log_snr,
+    pndm_nodes,
+    trailing,
+)
 from solvers.interop.diffusers_solver import DiffusersSolver
 from solvers.methods.ddcm import DDCM, Branches, edit
 from solvers.methods.ddim import DDIM
@@ -29,9 +41,21 @@ from solvers.methods.resampled import Resampled
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
 from solvers.process import CLEAN, VP, Process, StepIndexed
-from solvers.solver import LevelMatched, Problem, Query, Solution, Solver, Step, as_solver, generators, randn, solve
+from solvers.solver import (
+    LevelMatched,
+    Problem,
+    Query,
+    Solution,
+    Solver,
+    Step,
+    as_solver,
+    generators,
+    randn,
+    solve,
+)
 
-# Names for the command line and for scheduler configs; the value called without arguments is a solver.
+# Names for the command line and for scheduler configs; the value called without arguments is a
+# solver.
 SOLVERS = {
     "ddim": DDIM,
     "ddpm": partial(DDIM, eta=1.0),
@@ -58,14 +82,17 @@ def solver_by_name(name: str, **options):
     """The solver of this name, with its fields set from ``options``.
 
     Raises:
-        ValueError: an unknown name (the message lists the known ones), or options that the solver does not have.
+        ValueError: an unknown name (the message lists the known ones), or options that the solver
+            does not have.
     """
     if name not in SOLVERS:
         raise ValueError(f"solver {name!r} is unknown; known: {', '.join(SOLVERS)}")
     try:
         return SOLVERS[name](**options)
     except TypeError as error:
-        raise ValueError(f"solver {name!r} can't be made with options {options}: {error}") from error
+        raise ValueError(
+            f"solver {name!r} can't be made with options {options}: {error}"
+        ) from error
 
 
 def __getattr__(name: str):

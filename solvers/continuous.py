@@ -1,4 +1,6 @@
-"""Processes with a real clock in place of a table: EDM's variance-exploding one and the VP diffusion of score-based models."""
+"""Processes with a real clock in place of a table: EDM's variance-exploding one and the VP
+diffusion of score-based models.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ from solvers.process import Process
 
 
 class Continuous(Process):
-    """A process given by formulas on ``[0, end]``; every time in ``[-1, 0]`` is the clean image, so ``CLEAN`` ends its runs too.
+    """A process given by formulas on ``[0, end]``; every time in ``[-1, 0]`` is the clean image, so
+    ``CLEAN`` ends its runs too.
 
-    Grids by level or real time serve it (``log_snr``, ``karras``, ``linspace``, ``explicit``); those that count whole levels do not.
+    Grids by level or real time serve it (``log_snr``, ``karras``, ``linspace``, ``explicit``);
+    those that count whole levels do not.
 
     Args:
         first: least noisy time that networks are asked at.
@@ -29,7 +33,10 @@ class Continuous(Process):
 
     def __init__(self, first: float, end: float):
         if not (0 < first < end < math.inf):
-            raise ValueError(f"the least and the most noisy time must satisfy 0 < first < end; got {first} and {end}")
+            raise ValueError(
+                f"the least and the most noisy time must satisfy 0 < first < end; got {first} and"
+                f" {end}"
+            )
         self.first, self.end = float(first), float(end)
 
     def __len__(self) -> int:
@@ -64,7 +71,8 @@ class VE(Continuous):
 
 
 class ContinuousVP(Continuous):
-    """``log a(t) = -(beta_max - beta_min) t^2/4 - beta_min t/2``, ``b^2 = 1 - a^2`` (Song et al. 2021, eq. 33), ``t`` up to 1.
+    """``log a(t) = -(beta_max - beta_min) t^2/4 - beta_min t/2``, ``b^2 = 1 - a^2`` (Song et al.
+    2021, eq. 33), ``t`` up to 1.
 
     Args:
         beta_min, beta_max: the noise rates at times 0 and 1, ``0 < beta_min <= beta_max``.
@@ -77,7 +85,9 @@ class ContinuousVP(Continuous):
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, first: float = 1e-3):
         super().__init__(first, 1.0)
         if not 0 < beta_min <= beta_max < math.inf:
-            raise ValueError(f"the rates must satisfy 0 < beta_min <= beta_max; got {beta_min} and {beta_max}")
+            raise ValueError(
+                f"the rates must satisfy 0 < beta_min <= beta_max; got {beta_min} and {beta_max}"
+            )
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
 
     def _log_a(self, t: np.ndarray) -> np.ndarray:
@@ -91,9 +101,13 @@ class ContinuousVP(Continuous):
         return np.sqrt(-np.expm1(2 * self._log_a(t)))
 
     def time_at(self, log_snr: float) -> float:
-        """The root of the quadratic in ``t`` whose right side is ``log a``, at most ``end``; 0 at the clean level."""
+        """The root of the quadratic in ``t`` whose right side is ``log a``, at most ``end``; 0 at
+        the clean level.
+        """
         if log_snr < self.log_snr(self.end):
             return self.end
         decay = np.logaddexp(0, -log_snr)  # -2 log a
         half = 0.5 * self.beta_min
-        return float(decay / (half + math.sqrt(half**2 + 0.5 * (self.beta_max - self.beta_min) * decay)))
+        return float(
+            decay / (half + math.sqrt(half**2 + 0.5 * (self.beta_max - self.beta_min) * decay))
+        )

@@ -1,4 +1,6 @@
-"""A network with everything needed to ask it a question: process, prediction type, value range, fold, condition."""
+"""A network with everything needed to ask it a question: process, prediction type, value range,
+fold, condition.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +23,35 @@ class Denoiser:
     """``denoiser(x, t) -> Prediction`` around any network.
 
     Args:
-        network: ``network(input, t)`` with ``input (B, C_in, H/fold, W/fold)`` and ``t (B,)`` float; returns the output tensor, or an
-            object with ``.sample`` (diffusers). Any ``nn.Module`` or callable.
+        network: ``network(input, t)`` with ``input (B, C_in, H/fold, W/fold)`` and ``t (B,)``
+            float; returns the output tensor, or an object with ``.sample`` (diffusers). Any
+            ``nn.Module`` or callable.
         process: the process the network was trained under.
-        prediction_type: one of the process's ``prediction_types``: ``epsilon``, ``sample``, ``v_prediction``; ``residual``, ``resnoise``
-            (Resfusion); ``residual``, ``residual_noise``, ``sample_noise`` (RDDM).
+        prediction_type: one of the process's ``prediction_types``: ``epsilon``, ``sample``,
+            ``v_prediction``; ``residual``, ``resnoise`` (Resfusion); ``residual``,
+            ``residual_noise``, ``sample_noise`` (RDDM).
         value_range: lowest and highest value of the images the network was trained on.
-        fold: space-to-depth factor: the network sees ``fold^2`` times the channels at ``1/fold`` of the size.
-        multiple: height and width of the network's input must be multiples of this; states are edge-padded to fit.
-        condition_channels: channels appended to the state (0: unconditional). Without a condition they are zeros.
-        residual: the condition's first C channels are an image estimate (the lift) and the network predicts the diffusion of
-            ``x0 - lift``, and its image estimate is added to the lift (DESIGN 3.5). Instead of the state it sees the best linear estimate
-            of the residual, ``a' z`` below: at few steps states are mostly noise, of which this leaves as much as is of use.
-        data_std: standard deviation s of what is diffused. The network works on ``u = x0/s``, with the state
-            ``z = x/sqrt(s^2 a^2 + b^2) = a' u + b' eps`` (``x - a lift`` for a residual), so that input and target have about unit size
-            at every level (Karras et al. 2022, table 1, for ``v_prediction``).
-        unrolled_steps: number of trailing steps that the network was trained through as a whole, from zero noise, with a task's data
-            consistency at each; None: it was not.
+        fold: space-to-depth factor: the network sees ``fold^2`` times the channels at ``1/fold`` of
+            the size.
+        multiple: height and width of the network's input must be multiples of this; states are
+            edge-padded to fit.
+        condition_channels: channels appended to the state (0: unconditional). Without a condition
+            they are zeros.
+        residual: the condition's first C channels are an image estimate (the lift) and the network
+            predicts the diffusion of ``x0 - lift``, and its image estimate is added to the lift
+            (DESIGN 3.5). Instead of the state it sees the best linear estimate of the residual,
+            ``a' z`` below: at few steps states are mostly noise, of which this leaves as much as is
+            of use.
+        data_std: standard deviation s of what is diffused. The network works on ``u = x0/s``, with
+            the state ``z = x/sqrt(s^2 a^2 + b^2) = a' u + b' eps`` (``x - a lift`` for a residual),
+            so that input and target have about unit size at every level (Karras et al. 2022, table
+            1, for ``v_prediction``).
+        unrolled_steps: number of trailing steps that the network was trained through as a whole,
+            from zero noise, with a task's data consistency at each; None: it was not.
 
-    A network trained under a process that holds the degraded image ``y`` sees the state with its share of ``y``. ``y`` is the condition's
-    first C channels, or what :meth:`with_degraded` was given.
+    A network trained under a process that holds the degraded image ``y`` sees the state with its
+    share of ``y``. ``y`` is the condition's first C channels, or what :meth:`with_degraded` was
+    given.
 
     Attributes:
         device: where states must live (the device of the network's first parameter, else CPU).
@@ -61,9 +72,15 @@ class Denoiser:
         unrolled_steps: int | None = None,
     ):
         if prediction_type not in process.prediction_types:
-            raise ValueError(f"prediction_type {prediction_type!r} is unknown; known: {', '.join(process.prediction_types)}")
+            raise ValueError(
+                f"prediction_type {prediction_type!r} is unknown; known:"
+                f" {', '.join(process.prediction_types)}"
+            )
         if residual and process.holds_image:
-            raise ValueError("residual=True is for processes without the degraded image; this one diffuses the residual itself")
+            raise ValueError(
+                "residual=True is for processes without the degraded image; this one diffuses the"
+                " residual itself"
+            )
         if not value_range[0] < value_range[1]:
             raise ValueError(f"value_range must be (low, high) with low < high; got {value_range}")
         if not 0 < data_std < float("inf"):
@@ -85,7 +102,7 @@ class Denoiser:
         self.condition: Tensor | None = None
         self.degraded: Tensor | None = None
 
-    # -- asking ---------------------------------------------------------------------------------------------------
+    # -- asking ------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -94,39 +111,49 @@ class Denoiser:
         return torch.device("cpu")
 
     def conditioned(self, condition: Tensor) -> Denoiser:
-        """A copy that shows ``condition (1 or B, condition_channels, H, W)`` to the network (which is shared, not copied).
+        """A copy that shows ``condition (1 or B, condition_channels, H, W)`` to the network (which
+        is shared, not copied).
 
         Raises:
             ValueError: the network takes no condition, or one with other channels.
         """
         if condition.ndim != 4 or condition.shape[1] != self.condition_channels:
             raise ValueError(
-                f"the network takes a condition of {self.condition_channels} channels; got a tensor of shape {tuple(condition.shape)}"
+                f"the network takes a condition of {self.condition_channels} channels; got a tensor"
+                f" of shape {tuple(condition.shape)}"
             )
         other = copy.copy(self)
         other.condition = condition
         return other
 
     def with_degraded(self, y: Tensor) -> Denoiser:
-        """A copy whose process holds the image ``y (1 or B, C, H, W)``, for networks that are not shown it (zeros: generation)."""
+        """A copy whose process holds the image ``y (1 or B, C, H, W)``, for networks that are not
+        shown it (zeros: generation).
+        """
         other = copy.copy(self)
         other.degraded = y
         return other
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         if self.process.holds_image:
-            return self.process.predict(self.output(x, t), x, t, self.prediction_type, self._degraded(x))
+            return self.process.predict(
+                self.output(x, t), x, t, self.prediction_type, self._degraded(x)
+            )
         a, b = self.process.a(t), self.process.b(t)
         lift = self.lift(x)
         z = x if lift is None else x - a * lift
         scale, a, b = self.unit_levels(a, b)
         z = z / scale
-        p = Prediction.from_output(self.output(a * z if self.residual else z, t), z, a, b, self.prediction_type)
+        p = Prediction.from_output(
+            self.output(a * z if self.residual else z, t), z, a, b, self.prediction_type
+        )
         x0 = self.data_std * p.x0
         return Prediction(x0 if lift is None else x0 + lift, p.eps)
 
     def unit_levels(self, a, b):
-        """``sqrt(s^2 a^2 + b^2)`` and the coefficients ``a', b'`` of the state divided by it, from ``a, b`` (numbers or tensors)."""
+        """``sqrt(s^2 a^2 + b^2)`` and the coefficients ``a', b'`` of the state divided by it, from
+        ``a, b`` (numbers or tensors).
+        """
         scale = (self.data_std**2 * a**2 + b**2) ** 0.5
         return scale, self.data_std * a / scale, b / scale
 
@@ -144,7 +171,9 @@ class Denoiser:
         return self.condition[:, : x.shape[1]].to(x)
 
     def output(self, z: Tensor, t) -> Tensor:
-        """The network's raw output for ``z (B, C, H, W)`` at time ``t`` (a number, or one per sample); two heads give 2C channels."""
+        """The network's raw output for ``z (B, C, H, W)`` at time ``t`` (a number, or one per
+        sample); two heads give 2C channels.
+        """
         height, width = z.shape[-2:]
         out = self.call_network(self.network_input(z).to(self._dtype(z)), t).to(z.dtype)
         if self.fold > 1:
@@ -153,22 +182,31 @@ class Denoiser:
 
     def call_network(self, z: Tensor, t) -> Tensor:
         """The network itself, on its own (folded, padded) input."""
-        out = self.network(z, torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0]))
+        out = self.network(
+            z, torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
+        )
         return out if isinstance(out, Tensor) else out.sample
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         # a half-precision network still gets a single-precision state to sample with
-        first = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
+        first = (
+            next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
+        )
         return z.dtype if first is None or not first.is_floating_point() else first.dtype
 
     def network_input(self, z: Tensor) -> Tensor:
-        """State and condition stacked, padded to fit and folded: what the network is called with."""
+        """State and condition stacked, padded to fit and folded: what the network is called
+        with.
+        """
         if self.condition_channels:
             condition = self.condition
             if condition is None:
                 condition = z.new_zeros(1, self.condition_channels, *z.shape[-2:])
             if condition.shape[-2:] != z.shape[-2:]:
-                raise ValueError(f"state is {tuple(z.shape[-2:])} but its condition is {tuple(condition.shape[-2:])} pixels")
+                raise ValueError(
+                    f"state is {tuple(z.shape[-2:])} but its condition is"
+                    f" {tuple(condition.shape[-2:])} pixels"
+                )
             z = torch.cat([z, condition.to(z).expand(z.shape[0], -1, -1, -1)], dim=1)
         unit = self.fold * self.multiple
         pad = (-z.shape[-1] % unit, -z.shape[-2] % unit)
@@ -176,7 +214,7 @@ class Denoiser:
             z = F.pad(z, (0, pad[0], 0, pad[1]), mode="replicate")
         return F.pixel_unshuffle(z, self.fold) if self.fold > 1 else z
 
-    # -- value range ----------------------------------------------------------------------------------------------
+    # -- value range -------------------------------------------------------------------------------
 
     def from_unit(self, image: Tensor) -> Tensor:
         """Images in [0, 1] to the network's value range."""
@@ -188,17 +226,20 @@ class Denoiser:
         low, high = self.value_range
         return (image - low) / (high - low)
 
-    # -- files ----------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
-        """Load a diffusers ``UNet2DModel`` or ``UNet2DConditionModel`` folder, or a pipeline folder with ``unet/`` and ``scheduler/``.
+        """Load a diffusers ``UNet2DModel`` or ``UNet2DConditionModel`` folder, or a pipeline folder
+        with ``unet/`` and ``scheduler/``.
 
-        ``denoiser.json`` holds fold, range and condition (defaults if there is none) and may hold ``process``
-        (:func:`solvers.interop.description.from_description`: Resfusion, RDDM, a continuous process ...) and ``prediction_type``. Where it does
-        not, they come from ``scheduler_config.json`` (DDPM's linear schedule and ``epsilon`` if there is none).
-        A ``UNet2DConditionModel`` is shown the one text embedding, ``(1, L, D)``, that ``encoder_hidden_states.safetensors`` beside
-        ``denoiser.json`` holds under the key ``encoder_hidden_states``.
+        ``denoiser.json`` holds fold, range and condition (defaults if there is none) and may hold
+        ``process`` (:func:`solvers.interop.description.from_description`: Resfusion, RDDM, a
+        continuous process ...) and ``prediction_type``. Where it does not, they come from
+        ``scheduler_config.json`` (DDPM's linear schedule and ``epsilon`` if there is none). A
+        ``UNet2DConditionModel`` is shown the one text embedding, ``(1, L, D)``, that
+        ``encoder_hidden_states.safetensors`` beside ``denoiser.json`` holds under the key
+        ``encoder_hidden_states``.
 
         Raises:
             FileNotFoundError: no such folder.
@@ -214,20 +255,34 @@ class Denoiser:
         unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
         weights = unet / "diffusion_pytorch_model.safetensors"
         if not (unet / "config.json").is_file() or not weights.is_file():
-            raise ValueError(f"{root} is no model folder: it needs config.json and {weights.name} (in it or in unet/)")
+            raise ValueError(
+                f"{root} is no model folder: it needs config.json and {weights.name} (in it or in"
+                " unet/)"
+            )
         config = _read_json(unet / "config.json")
         kind = config.get("_class_name")
         if kind not in ("UNet2DModel", "UNet2DConditionModel"):
-            raise ValueError(f"{unet / 'config.json'} describes {kind!r}; UNet2DModel and UNet2DConditionModel are accepted")
+            raise ValueError(
+                f"{unet / 'config.json'} describes {kind!r}; UNet2DModel and UNet2DConditionModel"
+                " are accepted"
+            )
         try:
             network, report = getattr(diffusers, kind).from_pretrained(
-                unet, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, output_loading_info=True
+                unet,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                torch_dtype=torch.float32,
+                output_loading_info=True,
             )
         except Exception as error:
             raise ValueError(f"{unet} can't be loaded as a {kind}: {_first_line(error)}") from error
         if missing := sorted(report["missing_keys"]):  # diffusers would leave them random
-            raise ValueError(f"{weights} lacks {len(missing)} of the network's tensors, such as {missing[0]}")
-        for weight in network.parameters():  # those of a mapped file lie at its odd addresses, where some processors round otherwise
+            raise ValueError(
+                f"{weights} lacks {len(missing)} of the network's tensors, such as {missing[0]}"
+            )
+        for weight in (
+            network.parameters()
+        ):  # those of a mapped file lie at its odd addresses, where some processors round otherwise
             weight.data = weight.data.clone()
         if kind == "UNet2DConditionModel":
             _show_text(network, root / "encoder_hidden_states.safetensors")
@@ -235,23 +290,34 @@ class Denoiser:
         schedule = next((_read_json(p) for p in places if p.is_file()), {})
         extra = _read_json(root / "denoiser.json") if (root / "denoiser.json").is_file() else {}
         try:
-            fold, condition_channels = int(extra.get("fold", 1)), int(extra.get("condition_channels", 0))
+            fold, condition_channels = (
+                int(extra.get("fold", 1)),
+                int(extra.get("condition_channels", 0)),
+            )
             low, high = (float(v) for v in extra.get("value_range", (-1.0, 1.0)))
             data_std = float(extra.get("data_std", 1.0))
-            unrolled_steps = None if extra.get("unrolled_steps") is None else int(extra["unrolled_steps"])
+            unrolled_steps = (
+                None if extra.get("unrolled_steps") is None else int(extra["unrolled_steps"])
+            )
             process = from_description(extra["process"]) if "process" in extra else None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{root / 'denoiser.json'} is damaged: {error}") from error
         process = VP.from_diffusers(schedule) if process is None else process
         prediction_type = extra.get("prediction_type", schedule.get("prediction_type", "epsilon"))
         if prediction_type not in process.prediction_types:
-            raise ValueError(f"{root}: prediction_type {prediction_type!r} is unknown; known: {', '.join(process.prediction_types)}")
+            raise ValueError(
+                f"{root}: prediction_type {prediction_type!r} is unknown; known:"
+                f" {', '.join(process.prediction_types)}"
+            )
         ins, outs = network.config.in_channels, network.config.out_channels
         # half: a second head, or a learned variance after the prediction
-        if ins - fold**2 * condition_channels not in ((outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)):
+        if ins - fold**2 * condition_channels not in (
+            (outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)
+        ):
             raise ValueError(
-                f"{root}: a network of {ins} input and {outs} output channels can't have fold {fold} and {condition_channels} "
-                f"condition channels for {prediction_type!r}; see denoiser.json"
+                f"{root}: a network of {ins} input and {outs} output channels can't have fold"
+                f" {fold} and {condition_channels} condition channels for {prediction_type!r}; see"
+                " denoiser.json"
             )
         return cls(
             network.eval().requires_grad_(False).to(device),
@@ -267,20 +333,34 @@ class Denoiser:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what :meth:`from_pretrained` loads: ``unet/``, ``denoiser.json`` and, for a VP process, ``scheduler/`` for diffusers.
+        """Write what :meth:`from_pretrained` loads: ``unet/``, ``denoiser.json`` and, for a VP
+        process, ``scheduler/`` for diffusers.
 
         Raises:
-            ValueError: the network is no diffusers ``UNet2DModel``, or the process is of a class of your own.
+            ValueError: the network is no diffusers ``UNet2DModel``, or the process is of a class of
+                your own.
         """
         from solvers.interop.description import describe
 
         config = getattr(self.network, "config", None)
-        if not hasattr(self.network, "save_pretrained") or type(self.network).__name__ != "UNet2DModel":
-            raise ValueError(f"model folders hold a diffusers UNet2DModel; this network is a {type(self.network).__name__}")
+        if (
+            not hasattr(self.network, "save_pretrained")
+            or type(self.network).__name__ != "UNet2DModel"
+        ):
+            raise ValueError(
+                "model folders hold a diffusers UNet2DModel; this network is a"
+                f" {type(self.network).__name__}"
+            )
         if self.multiple != 2 ** (len(config.block_out_channels) - 1):
-            raise ValueError(f"a model folder's multiple follows from its network's depth; {self.multiple} can't be kept")
+            raise ValueError(
+                f"a model folder's multiple follows from its network's depth; {self.multiple} can't"
+                " be kept"
+            )
         root = Path(folder)
-        content = self.settings | {"prediction_type": self.prediction_type, "process": describe(self.process)}
+        content = self.settings | {
+            "prediction_type": self.prediction_type,
+            "process": describe(self.process),
+        }
         (root / "unet").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as temporary:
             self.network.save_pretrained(temporary, safe_serialization=True)
@@ -289,15 +369,25 @@ class Denoiser:
         if type(self.process) is VP:
             abar = self.process.alphas_cumprod
             betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
-            schedule = {"_class_name": "DDIMScheduler", "num_train_timesteps": len(abar), "trained_betas": betas.tolist()}
+            schedule = {
+                "_class_name": "DDIMScheduler",
+                "num_train_timesteps": len(abar),
+                "trained_betas": betas.tolist(),
+            }
             (root / "scheduler").mkdir(exist_ok=True)
-            spacing = {"prediction_type": self.prediction_type, "timestep_spacing": "trailing", "clip_sample": False}
+            spacing = {
+                "prediction_type": self.prediction_type,
+                "timestep_spacing": "trailing",
+                "clip_sample": False,
+            }
             _write_json(root / "scheduler" / "scheduler_config.json", schedule | spacing)
         _write_json(root / "denoiser.json", content)
 
     @property
     def settings(self) -> dict:
-        """The part of the description that diffusers has no place for (the content of ``denoiser.json``)."""
+        """The part of the description that diffusers has no place for (the content of
+        ``denoiser.json``).
+        """
         found = {
             "value_range": list(self.value_range),
             "fold": self.fold,
@@ -305,38 +395,63 @@ class Denoiser:
             "residual": self.residual,
             "data_std": self.data_std,
         }
-        return found if self.unrolled_steps is None else found | {"unrolled_steps": self.unrolled_steps}
+        return (
+            found
+            if self.unrolled_steps is None
+            else found | {"unrolled_steps": self.unrolled_steps}
+        )
 
 
 def _with_text(network: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
     """Forward hook: the stored text embedding for a network that is called without one."""
     x = inputs[0]
-    return inputs, {"encoder_hidden_states": network.encoder_hidden_states.to(x).expand(x.shape[0], -1, -1)} | named
+    return (
+        inputs,
+        {"encoder_hidden_states": network.encoder_hidden_states.to(x).expand(x.shape[0], -1, -1)}
+        | named,
+    )
 
 
 def _show_text(network: nn.Module, path: Path) -> None:
-    """Let ``network(x, t)`` run on the stored text embedding: a buffer, so that it counts as a part of the model."""
+    """Let ``network(x, t)`` run on the stored text embedding: a buffer, so that it counts as a part
+    of the model.
+    """
     from safetensors import SafetensorError, safe_open
 
     config = network.config
-    if config.class_embed_type or config.num_class_embeds or config.addition_embed_type or config.encoder_hid_dim_type:
+    if (
+        config.class_embed_type
+        or config.num_class_embeds
+        or config.addition_embed_type
+        or config.encoder_hid_dim_type
+    ):
         raise ValueError(
-            "this UNet2DConditionModel takes class labels, image sizes or pooled embeddings with every call; only one that takes a text "
-            "embedding alone is accepted"
+            "this UNet2DConditionModel takes class labels, image sizes or pooled embeddings with"
+            " every call; only one that takes a text embedding alone is accepted"
         )
     if not path.is_file():
         raise ValueError(
-            f"a UNet2DConditionModel needs a text embedding: write the prompt's encoder_hidden_states (1, L, D) to {path} under the key "
-            "encoder_hidden_states"
+            "a UNet2DConditionModel needs a text embedding: write the prompt's"
+            f" encoder_hidden_states (1, L, D) to {path} under the key encoder_hidden_states"
         )
     try:
         with safe_open(path, framework="pt") as file:
             states = file.get_tensor("encoder_hidden_states").float()
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} holds no tensor encoder_hidden_states: {_first_line(error)}") from error
+        raise ValueError(
+            f"{path} holds no tensor encoder_hidden_states: {_first_line(error)}"
+        ) from error
     width = config.cross_attention_dim
-    if states.ndim != 3 or states.shape[0] != 1 or states.shape[2] != width or not torch.isfinite(states).all():
-        raise ValueError(f"{path}: encoder_hidden_states must be finite and (1, L, {width}), one prompt; got {tuple(states.shape)}")
+    if (
+        states.ndim != 3
+        or states.shape[0] != 1
+        or states.shape[2] != width
+        or not torch.isfinite(states).all()
+    ):
+        raise ValueError(
+            f"{path}: encoder_hidden_states must be finite and (1, L, {width}), one prompt; got"
+            f" {tuple(states.shape)}"
+        )
     network.register_buffer("encoder_hidden_states", states)
     network.register_forward_pre_hook(_with_text, with_kwargs=True)
 
@@ -352,7 +467,9 @@ def _read_json(path: Path) -> dict:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    replace_file(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+    replace_file(
+        path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    )
 
 
 def _first_line(error: Exception) -> str:

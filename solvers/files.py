@@ -1,7 +1,8 @@
 """Outputs that are whole or not there, and that never take anything of the user's with them.
 
-Everything is written under a hidden name beside its place and renamed when it is complete. Inside :func:`together` the renames wait for
-the end of the block, so that files that belong together appear together.
+Everything is written under a hidden name beside its place and renamed when it is complete. Inside
+:func:`together` the renames wait for the end of the block, so that files that belong together
+appear together.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from pathlib import Path
 
 MARK = ".restobox.json"  # says which files of a folder are ours, where its own format doesn't
 
-_UMASK = os.umask(0o077)  # the only way to ask for it, and only here: other threads may be making files later
+_UMASK = os.umask(
+    0o077
+)  # the only way to ask for it, and only here: other threads may be making files later
 os.umask(_UMASK)
 
 _waiting: ContextVar[list[_Swap] | None] = ContextVar("_waiting", default=None)
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path`` and rename it: readers see the old file or the new one, never half of one.
+    """Let ``write`` fill a file beside ``path`` and rename it: readers see the old file or the new
+    one, never half of one.
 
-    A file that is replaced hands on its permissions; a link stays, and what it points to is replaced.
+    A file that is replaced hands on its permissions; a link stays, and what it points to is
+    replaced.
 
     Raises:
         OSError: the place can't be written, or holds something that is no file.
@@ -46,12 +51,19 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     _commit(_Swap(temporary, target))
 
 
-def replace_folder(folder: str | Path, write: Callable[[Path], object], kind: str, ours: Callable[[Path], Iterable[str] | None]) -> None:
-    """Let ``write`` fill a folder beside ``folder`` and rename it; a folder of the same kind that is already there is replaced.
+def replace_folder(
+    folder: str | Path,
+    write: Callable[[Path], object],
+    kind: str,
+    ours: Callable[[Path], Iterable[str] | None],
+) -> None:
+    """Let ``write`` fill a folder beside ``folder`` and rename it; a folder of the same kind that
+    is already there is replaced.
 
     Args:
         kind: what it is, in words.
-        ours: names the files that a folder of this kind consists of, or says None of any other folder.
+        ours: names the files that a folder of this kind consists of, or says None of any other
+            folder.
 
     Raises:
         OSError: the place can't be written, or is not free (:func:`check_free`).
@@ -75,11 +87,15 @@ def replace_folder(folder: str | Path, write: Callable[[Path], object], kind: st
 
 
 def replace_marked_folder(folder: str | Path, write: Callable[[Path], object], kind: str) -> None:
-    """:func:`replace_folder` for folders of pictures and the like: a list of the files, kept in the folder, says that it is ours."""
+    """:func:`replace_folder` for folders of pictures and the like: a list of the files, kept in the
+    folder, says that it is ours.
+    """
 
     def write_marked(place: Path) -> None:
         write(place)
-        files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+        files = sorted(
+            path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()
+        )
         (place / MARK).write_text(json.dumps({"kind": kind, "files": files}), encoding="utf-8")
 
     replace_folder(folder, write_marked, kind, _marked(kind))
@@ -87,7 +103,9 @@ def replace_marked_folder(folder: str | Path, write: Callable[[Path], object], k
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What :func:`replace_file` and :func:`replace_folder` write in this block appears at its end: everything, or nothing."""
+    """What :func:`replace_file` and :func:`replace_folder` write in this block appears at its end:
+    everything, or nothing.
+    """
     if _waiting.get() is not None:  # an outer block does it
         yield
         return
@@ -102,11 +120,12 @@ def together() -> Iterator[None]:
             swap.drop()
 
 
-# -- checks before any work is done ----------------------------------------------------------------------------------
+# -- checks before any work is done ----------------------------------------------------------------
 
 
 def check_folder(path: str | Path) -> None:
-    """Raise before any work is done if files can't be written into the folder ``path`` (which need not exist yet).
+    """Raise before any work is done if files can't be written into the folder ``path`` (which need
+    not exist yet).
 
     Raises:
         OSError: ``path`` or a parent is a file, or the nearest existing folder is not writable.
@@ -120,7 +139,8 @@ def check_folder(path: str | Path) -> None:
 
 
 def check_file(path: str | Path) -> None:
-    """Raise before any work is done if a file can't be written to ``path``, whose folder need not exist yet.
+    """Raise before any work is done if a file can't be written to ``path``, whose folder need not
+    exist yet.
 
     Raises:
         OSError: ``path`` is a folder or a device, or its folder can't be made or written.
@@ -133,13 +153,17 @@ def check_file(path: str | Path) -> None:
     check_folder(path.absolute().parent)
 
 
-def check_free(folder: str | Path, kind: str, ours: Callable[[Path], Iterable[str] | None]) -> tuple[str, ...]:
-    """Raise before any work is done if a ``kind`` can't become ``folder``; the names of the files that it would replace.
+def check_free(
+    folder: str | Path, kind: str, ours: Callable[[Path], Iterable[str] | None]
+) -> tuple[str, ...]:
+    """Raise before any work is done if a ``kind`` can't become ``folder``; the names of the files
+    that it would replace.
 
     Free is what doesn't exist, is empty, or holds a folder of this kind and nothing else.
 
     Raises:
-        OSError: ``folder`` is a file, a link, the current folder or a parent of it, or holds anything else.
+        OSError: ``folder`` is a file, a link, the current folder or a parent of it, or holds
+            anything else.
     """
     folder = Path(folder)
     check_folder(folder.absolute().parent)
@@ -151,16 +175,28 @@ def check_free(folder: str | Path, kind: str, ours: Callable[[Path], Iterable[st
         raise NotADirectoryError(f"output {folder} is a file; give the name of a folder")
     here = Path.cwd().resolve()
     if folder.resolve() in (here, *here.parents):
-        raise FileExistsError(f"output {folder} is the current folder or holds it; give the name of a new folder")
+        raise FileExistsError(
+            f"output {folder} is the current folder or holds it; give the name of a new folder"
+        )
     top = sorted(path.name for path in folder.iterdir())
     if not top:
         return ()
     names = ours(folder)
     if names is None:
-        raise FileExistsError(f"output {folder} exists and is no {kind} (it holds {_listed(top)}); give the name of a new folder")
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+        raise FileExistsError(
+            f"output {folder} exists and is no {kind} (it holds {_listed(top)}); give the name of a"
+            " new folder"
+        )
+    found = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
     if others := sorted(set(found) - set(names)):
-        raise FileExistsError(f"output {folder} holds {_listed(others)} beside a {kind}; move that away, or give the name of a new folder")
+        raise FileExistsError(
+            f"output {folder} holds {_listed(others)} beside a {kind}; move that away, or give the"
+            " name of a new folder"
+        )
     return tuple(found)
 
 
@@ -169,11 +205,15 @@ def check_marked(folder: str | Path, kind: str) -> None:
     check_free(folder, kind, _marked(kind))
 
 
-def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
-    """Raise before any work is done if an output would take the place of an input or of another output. None and names are skipped.
+def check_outputs(
+    outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None] = ()
+) -> None:
+    """Raise before any work is done if an output would take the place of an input or of another
+    output. None and names are skipped.
 
     Raises:
-        ValueError: an output is an input, a file of an input folder, a folder that an input lies in, or another output.
+        ValueError: an output is an input, a file of an input folder, a folder that an input lies
+            in, or another output.
     """
     places = [Path(output) for output in outputs if output is not None]
     given = [Path(name) for name in inputs if name is not None and os.path.lexists(name)]
@@ -183,18 +223,25 @@ def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | P
             real = Path(os.path.realpath(source))
             same = out == real or (out.exists() and os.path.samefile(out, real))
             if same or out in real.parents or (real in out.parents and out.exists()):
-                where = "is the same as" if same else "holds" if out in real.parents else "is a file of"
-                raise ValueError(f"output {place} {where} the input {source}, which would be lost; give another name")
+                where = (
+                    "is the same as" if same else "holds" if out in real.parents else "is a file of"
+                )
+                raise ValueError(
+                    f"output {place} {where} the input {source}, which would be lost; give another"
+                    " name"
+                )
         if any(out == Path(os.path.realpath(other)) for other in places[:k]):
             raise ValueError(f"two outputs have the name {place}; give each its own")
 
 
-# -- how it is done --------------------------------------------------------------------------------------------------
+# -- how it is done --------------------------------------------------------------------------------
 
 
 @dataclass
 class _Swap:
-    """A complete file or folder and the place it goes to; ``names`` are the files of the folder it replaces."""
+    """A complete file or folder and the place it goes to; ``names`` are the files of the folder it
+    replaces.
+    """
 
     temporary: Path
     target: Path
@@ -220,7 +267,9 @@ class _Swap:
         if self.old is not None and self.old.exists():
             os.replace(self.old, self.target)
             if not self.target.is_dir():
-                self.old.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+                self.old.unlink(
+                    missing_ok=True
+                )  # a rename between two names of one file does nothing
 
     def end(self) -> None:
         """Remove what was replaced: the files that are ours, and folders that are empty then."""
@@ -274,7 +323,9 @@ def _beside(target: Path) -> Path:
 
 
 def _mode(replaced: Path | None, default: int) -> int:
-    """Permissions of what is replaced, else those that the process gives new files (libraries make some of them private)."""
+    """Permissions of what is replaced, else those that the process gives new files (libraries make
+    some of them private).
+    """
     if replaced is not None and replaced.exists():
         return replaced.stat().st_mode & 0o7777
     return default & ~_UMASK

@@ -41,13 +41,20 @@ class Grid:
         return zip(self.times, self.times[1:], strict=False)
 
     def start_at(self, t: float) -> Grid:
-        """The same grid entered at ``t``: nodes above it are dropped and ``t`` becomes the first node."""
+        """The same grid entered at ``t``: nodes above it are dropped and ``t`` becomes the first
+        node.
+        """
         return Grid((t, *(s for s in self.times if s < t)))
 
 
 def _check_steps(process: Process, num_inference_steps: int) -> int:
     n, T = num_inference_steps, process.levels
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 or (T is not None and n > T):
+    if (
+        isinstance(n, bool)
+        or not isinstance(n, (int, np.integer))
+        or n < 1
+        or (T is not None and n > T)
+    ):
         most = "1 up" if T is None else f"1 to {T} (the process's levels)"
         raise ValueError(f"num_inference_steps must be a whole number from {most}; got {n!r}")
     return int(n)
@@ -55,24 +62,32 @@ def _check_steps(process: Process, num_inference_steps: int) -> int:
 
 def _check_whole_steps(process: Process, num_inference_steps: int) -> tuple[int, int]:
     if process.levels is None:
-        raise ValueError("this grid counts whole levels and the process is continuous; use log_snr, karras, linspace or explicit")
+        raise ValueError(
+            "this grid counts whole levels and the process is continuous; use log_snr, karras,"
+            " linspace or explicit"
+        )
     return _check_steps(process, num_inference_steps), process.levels
 
 
 def trailing(process: Process, num_inference_steps: int) -> Grid:
-    """``T-1`` down in equal strides ``T/N`` (rounded), then clean: starts at the noisiest level (Lin et al. 2024, table 2)."""
+    """``T-1`` down in equal strides ``T/N`` (rounded), then clean: starts at the noisiest level
+    (Lin et al. 2024, table 2).
+    """
     n, T = _check_whole_steps(process, num_inference_steps)
     return Grid((*(float(np.rint(T - k * T / n)) - 1 for k in range(n)), CLEAN))
 
 
 def leading(process: Process, num_inference_steps: int) -> Grid:
-    """``N`` multiples of ``floor(T/N)``, from ``(N-1) floor(T/N)`` down to 0, then clean (DDIM's grid)."""
+    """``N`` multiples of ``floor(T/N)``, from ``(N-1) floor(T/N)`` down to 0, then clean (DDIM's
+    grid).
+    """
     n, T = _check_whole_steps(process, num_inference_steps)
     return Grid((*(float(k * (T // n)) for k in reversed(range(n))), CLEAN))
 
 
 def pndm_nodes(process: Process, num_inference_steps: int) -> Grid:
-    """Every multiple of ``floor(T/N)`` below ``T``: ``ceil(T/floor(T/N))`` nodes, one more than ``N`` where N does not divide T.
+    """Every multiple of ``floor(T/N)`` below ``T``: ``ceil(T/floor(T/N))`` nodes, one more than
+    ``N`` where N does not divide T.
 
     The grid of PNDM's released code.
     """
@@ -83,16 +98,22 @@ def pndm_nodes(process: Process, num_inference_steps: int) -> Grid:
 def linspace(process: Process, num_inference_steps: int) -> Grid:
     """``N`` equally spaced real times from the noisiest to the first, then clean."""
     n = _check_steps(process, num_inference_steps)
-    return Grid((*np.linspace(process.end, process.first, n), CLEAN) if n > 1 else (process.end, CLEAN))
+    return Grid(
+        (*np.linspace(process.end, process.first, n), CLEAN) if n > 1 else (process.end, CLEAN)
+    )
 
 
 def log_snr(process: Process, num_inference_steps: int) -> Grid:
-    """``N`` real times equally spaced in log-SNR between the noisiest level and the first, then clean.
+    """``N`` real times equally spaced in log-SNR between the noisiest level and the first, then
+    clean.
 
-    At zero terminal SNR the first node, ``T-1``, counts as log-SNR -10 for the spacing (about where DDPM's schedules end).
+    At zero terminal SNR the first node, ``T-1``, counts as log-SNR -10 for the spacing (about where
+    DDPM's schedules end).
     """
     n = _check_steps(process, num_inference_steps)
-    return _at_levels(process, np.linspace(_start_level(process), process.log_snr(process.first), n))
+    return _at_levels(
+        process, np.linspace(_start_level(process), process.log_snr(process.first), n)
+    )
 
 
 def karras(process: Process, num_inference_steps: int, rho: float = 7.0) -> Grid:
@@ -101,21 +122,34 @@ def karras(process: Process, num_inference_steps: int, rho: float = 7.0) -> Grid
     Zero terminal SNR as in :func:`log_snr`.
     """
     n = _check_steps(process, num_inference_steps)
-    ends = [math.exp(-level / (2 * rho)) for level in (_start_level(process), process.log_snr(process.first))]
+    ends = [
+        math.exp(-level / (2 * rho))
+        for level in (_start_level(process), process.log_snr(process.first))
+    ]
     return _at_levels(process, -2 * rho * np.log(np.linspace(*ends, n)))
 
 
-def consistency(process: Process, num_inference_steps: int, original_inference_steps: int = 50) -> Grid:
-    """Times that a latent consistency model was distilled at: some of ``k-1, 2k-1, ..., T-1`` with ``k = T // original``, then clean.
+def consistency(
+    process: Process, num_inference_steps: int, original_inference_steps: int = 50
+) -> Grid:
+    """Times that a latent consistency model was distilled at: some of ``k-1, 2k-1, ..., T-1`` with
+    ``k = T // original``, then clean.
 
-    The step indices are ``floor(i original/N)`` from the noisiest down. Older releases of diffusers chose others: store the times.
+    The step indices are ``floor(i original/N)`` from the noisiest down. Older releases of diffusers
+    chose others: store the times.
 
     Raises:
         ValueError: more steps than original ones, or more of those than levels.
     """
-    n, count = _check_steps(process, num_inference_steps), _check_steps(process, original_inference_steps)
+    n, count = (
+        _check_steps(process, num_inference_steps),
+        _check_steps(process, original_inference_steps),
+    )
     if n > count:
-        raise ValueError(f"a consistency grid of {count} original steps has no {n} steps; raise original_inference_steps")
+        raise ValueError(
+            f"a consistency grid of {count} original steps has no {n} steps; raise"
+            " original_inference_steps"
+        )
     k = len(process) // count
     return Grid((*(float(k * (count - i * count // n) - 1) for i in range(n)), CLEAN))
 
@@ -135,4 +169,11 @@ def _at_levels(process: Process, levels: np.ndarray) -> Grid:
     return Grid((process.end, *times, CLEAN))
 
 
-GRIDS = {"trailing": trailing, "leading": leading, "pndm": pndm_nodes, "linspace": linspace, "log-snr": log_snr, "karras": karras}
+GRIDS = {
+    "trailing": trailing,
+    "leading": leading,
+    "pndm": pndm_nodes,
+    "linspace": linspace,
+    "log-snr": log_snr,
+    "karras": karras,
+}

@@ -1,7 +1,8 @@
 """Forward processes ``x_t = a(t) x0 + c(t) y + b(t) eps``.
 
-Time is the network's own index: ``t = 0 .. T-1`` (real numbers in between are allowed) and ``t = -1`` is the clean image.
-Tables are float64 and live on the CPU; every coefficient a solver needs is a Python float.
+Time is the network's own index: ``t = 0 .. T-1`` (real numbers in between are allowed) and ``t =
+-1`` is the clean image. Tables are float64 and live on the CPU; every coefficient a solver needs is
+a Python float.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ class Process:
     Args:
         a_table: signal coefficients, shape ``(T,)``, not negative, decreasing.
         b_table: noise coefficients, shape ``(T,)``, not negative, increasing.
-        c_table: coefficients of the degraded image ``y``, shape ``(T,)``; zeros when ``y`` is not part of the process.
+        c_table: coefficients of the degraded image ``y``, shape ``(T,)``; zeros when ``y`` is not
+            part of the process.
 
-    Between table entries ``b^2`` and ``c`` are linear in ``t`` and ``a`` is log-linear (linear next to ``a = 0``).
+    Between table entries ``b^2`` and ``c`` are linear in ``t`` and ``a`` is log-linear (linear next
+    to ``a = 0``).
 
     Attributes:
         origin: the time where noise begins (the clean level of the process's own clock).
@@ -41,9 +44,14 @@ class Process:
 
     def __init__(self, a_table, b_table, c_table=None):
         self.a_table, self.b_table = _table("a_table", a_table), _table("b_table", b_table)
-        self.c_table = _table("c_table", np.zeros_like(self.a_table) if c_table is None else c_table)
+        self.c_table = _table(
+            "c_table", np.zeros_like(self.a_table) if c_table is None else c_table
+        )
         if not self.a_table.shape == self.b_table.shape == self.c_table.shape:
-            raise ValueError(f"process tables differ in length: {len(self.a_table)}, {len(self.b_table)}, {len(self.c_table)}")
+            raise ValueError(
+                f"process tables differ in length: {len(self.a_table)}, {len(self.b_table)},"
+                f" {len(self.c_table)}"
+            )
         if (self.a_table < 0).any() or (self.b_table < 0).any():
             raise ValueError("process tables a and b must not be negative")
 
@@ -75,8 +83,8 @@ class Process:
     def __hash__(self) -> int:
         return hash((type(self), *self._key()))
 
-    # -- coefficients ---------------------------------------------------------------------------------------------
-    # Each takes a float and returns a float, or takes a tensor of times and returns a float64 CPU tensor of its shape.
+    # -- coefficients ------------------------------------------------------------------------------
+    # Each takes a float and returns a float, or takes a tensor of times and returns a float64 CPU t
 
     def a(self, t):
         """Signal coefficient at time ``t`` in ``[-1, end]``."""
@@ -112,7 +120,8 @@ class Process:
         return -math.inf if math.isinf(kappa) else -2 * math.log(kappa)
 
     def time_at(self, log_snr: float) -> float:
-        """The (real) time in ``[-1, end]`` with this log-SNR; the nearest end of the process where it has none.
+        """The (real) time in ``[-1, end]`` with this log-SNR; the nearest end of the process where
+        it has none.
 
         This is how a network trained under one process answers a query of another (DESIGN 3.1).
         """
@@ -121,17 +130,23 @@ class Process:
             return lo
         if log_snr <= self.log_snr(hi):
             return hi
-        for _ in range(9):  # log-SNR decreases with t; each round keeps one 64th, down to the spacing of floats
+        for _ in range(
+            9
+        ):  # log-SNR decreases with t; each round keeps one 64th, down to the spacing of floats
             t = np.linspace(lo, hi, 65)
             with np.errstate(divide="ignore"):
-                k = int(np.argmax(2 * (np.log(np.maximum(self._a(t), 0)) - np.log(self._b(t))) < log_snr))
+                k = int(
+                    np.argmax(
+                        2 * (np.log(np.maximum(self._a(t), 0)) - np.log(self._b(t))) < log_snr
+                    )
+                )
             if k == 0:  # rounding left no point below
                 break
             lo, hi = float(t[k - 1]), float(t[k])
         t = 0.5 * (lo + hi)
         return float(round(t)) if abs(t - round(t)) < 1e-9 else t
 
-    # -- states ---------------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     def add_noise(self, x0, eps, t: float, y=None):
         """``a x0 + c y + b eps`` at one time for the whole batch; all tensors share one shape."""
@@ -143,21 +158,27 @@ class Process:
         return x + c * y
 
     def start(self, y, eps):
-        """The noisiest state that can be built from the degraded image alone: ``(a + c) y + b eps`` at ``end``.
+        """The noisiest state that can be built from the degraded image alone: ``(a + c) y + b eps``
+        at ``end``.
 
         The image's part is filled with ``y``, which is exact where ``a = 0``.
         """
         return self.add_noise(y, eps, self.end, y)
 
     def predict(self, output, x, t: float, prediction_type: str, y=None) -> Prediction:
-        """What a network's ``output`` says about the state ``x = a x0 + c y + b eps`` it saw at time ``t``.
+        """What a network's ``output`` says about the state ``x = a x0 + c y + b eps`` it saw at
+        time ``t``.
 
-        Residual processes read more forms than the three common ones; ``prediction_types`` lists them.
+        Residual processes read more forms than the three common ones; ``prediction_types`` lists
+        them.
 
         Raises:
-            ValueError: a form that this process does not have, or no ``y`` where the state holds it.
+            ValueError: a form that this process does not have, or no ``y`` where the state holds
+                it.
         """
-        return Prediction.from_output(output, self.unshifted(x, t, y), self.a(t), self.b(t), prediction_type)
+        return Prediction.from_output(
+            output, self.unshifted(x, t, y), self.a(t), self.b(t), prediction_type
+        )
 
     def unshifted(self, x, t: float, y=None):
         """``x - c y``."""
@@ -169,17 +190,21 @@ class Process:
         return x - c * y
 
     def transfer(self, x, eps, t: float, s: float, y=None):
-        """Move ``x`` from ``t`` to ``s`` along a fixed noise ``eps`` without forming ``x0`` (PNDM's phi).
+        """Move ``x`` from ``t`` to ``s`` along a fixed noise ``eps`` without forming ``x0`` (PNDM's
+        phi).
 
-        ``(a_s/a_t) x + a_s (kappa_s - kappa_t) eps`` for the state with the shift ``c y`` taken off: no
-        nearly equal numbers are subtracted (Liu et al. 2022, eq. 11).
+        ``(a_s/a_t) x + a_s (kappa_s - kappa_t) eps`` for the state with the shift ``c y`` taken
+        off: no nearly equal numbers are subtracted (Liu et al. 2022, eq. 11).
 
         Raises:
-            ValueError: ``a(t) = 0``: from pure noise there is no such move; use the predicted image (``add_noise``).
+            ValueError: ``a(t) = 0``: from pure noise there is no such move; use the predicted image
+                (``add_noise``).
         """
         a_t, a_s = self.a(t), self.a(s)
         if a_t == 0:
-            raise ValueError(f"level t={t} has no signal left; the first move must use the predicted image")
+            raise ValueError(
+                f"level t={t} has no signal left; the first move must use the predicted image"
+            )
         shifted = y is not None and (self.c(t) != 0 or self.c(s) != 0)
         if shifted:
             x = x - self.c(t) * y
@@ -191,7 +216,8 @@ class VP(Process):
     """Variance-preserving process (Ho et al. 2020): ``a^2 + b^2 = 1``, ``a^2 = abar``.
 
     Args:
-        alphas_cumprod: ``abar``, shape ``(T,)``, strictly decreasing in ``[0, 1)``; a last entry of 0 means zero terminal SNR.
+        alphas_cumprod: ``abar``, shape ``(T,)``, strictly decreasing in ``[0, 1)``; a last entry of
+            0 means zero terminal SNR.
     """
 
     def __init__(self, alphas_cumprod):
@@ -208,13 +234,21 @@ class VP(Process):
 
     @classmethod
     def from_betas(cls, betas, zero_terminal_snr: bool = False) -> VP:
-        """From ``beta_t``, shape ``(T,)``, each in ``(0, 1)``; optionally rescaled to zero terminal SNR (Lin et al. 2024, alg. 1).
+        """From ``beta_t``, shape ``(T,)``, each in ``(0, 1)``; optionally rescaled to zero terminal
+        SNR (Lin et al. 2024, alg. 1).
 
         The last ``beta`` may be 1: zero terminal SNR as it stands.
         """
         betas = np.asarray(betas, dtype=np.float64)
-        if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
-            raise ValueError("betas must be a table (T,) with values in (0, 1); only the last may be 1")
+        if (
+            betas.ndim != 1
+            or betas.size == 0
+            or not ((betas > 0) & (betas <= 1)).all()
+            or (betas[:-1] == 1).any()
+        ):
+            raise ValueError(
+                "betas must be a table (T,) with values in (0, 1); only the last may be 1"
+            )
         abar = np.cumprod(1 - betas)
         if zero_terminal_snr:
             root = np.sqrt(abar)
@@ -227,19 +261,24 @@ class VP(Process):
         return cls.from_betas(np.linspace(start, end, T), **kwargs)
 
     @classmethod
-    def scaled_linear(cls, T: int = 1000, start: float = 8.5e-4, end: float = 0.012, **kwargs) -> VP:
+    def scaled_linear(
+        cls, T: int = 1000, start: float = 8.5e-4, end: float = 0.012, **kwargs
+    ) -> VP:
         """Latent diffusion's schedule: ``sqrt(beta)`` linear."""
         return cls.from_betas(np.linspace(start**0.5, end**0.5, T) ** 2, **kwargs)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999, **kwargs) -> VP:
-        """Improved DDPM's schedule: ``abar = cos^2`` with offset ``s`` and betas capped at ``max_beta``."""
+        """Improved DDPM's schedule: ``abar = cos^2`` with offset ``s`` and betas capped at
+        ``max_beta``.
+        """
         f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * math.pi / 2) ** 2
         return cls.from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), **kwargs)
 
     @classmethod
     def from_diffusers(cls, config: dict) -> VP:
-        """From a diffusers scheduler config (``beta_schedule``, ``beta_start``, ``trained_betas``, ``rescale_betas_zero_snr`` ...).
+        """From a diffusers scheduler config (``beta_schedule``, ``beta_start``, ``trained_betas``,
+        ``rescale_betas_zero_snr`` ...).
 
         Raises:
             ValueError: an unknown ``beta_schedule``.
@@ -257,13 +296,18 @@ class VP(Process):
             case "squaredcos_cap_v2":
                 return cls.cosine(T, zero_terminal_snr=zero)
             case other:
-                raise ValueError(f"beta_schedule {other!r} is unknown; known: linear, scaled_linear, squaredcos_cap_v2")
+                raise ValueError(
+                    f"beta_schedule {other!r} is unknown; known: linear, scaled_linear,"
+                    " squaredcos_cap_v2"
+                )
 
 
 class StepIndexed(VP):
-    """The level indexing of PNDM's released code: time ``t`` uses ``abar[floor(t) + 1]`` and ``-1`` uses ``abar[0]``.
+    """The level indexing of PNDM's released code: time ``t`` uses ``abar[floor(t) + 1]`` and ``-1``
+    uses ``abar[0]``.
 
-    Kept for reproducing published runs; the network is still called with the unshifted ``t``. Valid for ``t`` in ``[-1, T-2]``.
+    Kept for reproducing published runs; the network is still called with the unshifted ``t``. Valid
+    for ``t`` in ``[-1, T-2]``.
     """
 
     def _a(self, t: np.ndarray) -> np.ndarray:
@@ -282,7 +326,9 @@ class StepIndexed(VP):
 def _table(name: str, values) -> np.ndarray:
     table = np.array(values, dtype=np.float64)
     if table.ndim != 1 or table.size == 0 or not np.isfinite(table).all():
-        raise ValueError(f"{name} must be a finite table of shape (T,), T >= 1; got shape {table.shape}")
+        raise ValueError(
+            f"{name} must be a finite table of shape (T,), T >= 1; got shape {table.shape}"
+        )
     table.setflags(write=False)
     return table
 
@@ -292,7 +338,11 @@ def evaluate(f, t, end: float):
     if not ((values >= CLEAN) & (values <= end)).all():
         raise ValueError(f"time must lie in [-1, {end:g}]; got {t}")
     out = f(np.atleast_1d(values))
-    return torch.from_numpy(out.reshape(values.shape)) if isinstance(t, torch.Tensor) else float(out[0])
+    return (
+        torch.from_numpy(out.reshape(values.shape))
+        if isinstance(t, torch.Tensor)
+        else float(out[0])
+    )
 
 
 def _linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:

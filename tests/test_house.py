@@ -26,7 +26,9 @@ def imported(tree: ast.AST):
 def test_imports_go_down(path):
     mine = FLOORS[path.relative_to(ROOT).parts[0]]
     for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
-        assert FLOORS.get(module.split(".")[0], 0) <= mine, f"{path} imports {module} from a floor above"
+        assert FLOORS.get(module.split(".")[0], 0) <= mine, (
+            f"{path} imports {module} from a floor above"
+        )
 
 
 @pytest.mark.parametrize("floor", FLOORS)
@@ -37,9 +39,19 @@ def test_packages_are_typed(floor):
 @pytest.mark.parametrize("floor", FLOORS)
 def test_importing_a_floor_pulls_in_nothing_heavy(floor):
     code = f"import {floor}, sys, json; print(json.dumps(sorted(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     loaded = set(json.loads(out.stdout))
-    assert not loaded & {"diffusers", "brevitas", "onnx", "onnxruntime", "skimage", "lpips", "accelerate"}
+    assert not loaded & {
+        "diffusers",
+        "brevitas",
+        "onnx",
+        "onnxruntime",
+        "skimage",
+        "lpips",
+        "accelerate",
+    }
 
 
 def test_help_imports_no_torch():
@@ -52,9 +64,21 @@ try:
     main()
 except SystemExit:
     pass
-print("HEAVY", sorted({"torch", "numpy", "diffusers", "onnxruntime", "PIL", "pydantic"} & set(sys.modules)))
+heavy = {"torch", "numpy", "diffusers", "onnxruntime", "PIL", "pydantic"}
+print("HEAVY", sorted(heavy & set(sys.modules)))
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert "HEAVY []" in out.stdout
-    for command in ("demo", "restore", "train", "calibrate", "quantize", "export", "verify", "models"):
+    for command in (
+        "demo",
+        "restore",
+        "train",
+        "calibrate",
+        "quantize",
+        "export",
+        "verify",
+        "models",
+    ):
         assert command in out.stdout

@@ -11,7 +11,9 @@ ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A shipped model: name, place, precision (``fp32`` or ``int8``), a sentence about it, and the SHA-256 of its weights."""
+    """A shipped model: name, place, precision (``fp32`` or ``int8``), a sentence about it, and the
+    SHA-256 of its weights.
+    """
 
     name: str
     folder: Path
@@ -25,7 +27,15 @@ def models() -> list[ModelInfo]:
     found = []
     for card in sorted(ZOO.glob("*/model.json")):
         content = json.loads(card.read_text(encoding="utf-8"))
-        found.append(ModelInfo(card.parent.name, card.parent, content["precision"], content["summary"], content["sha256"]))
+        found.append(
+            ModelInfo(
+                card.parent.name,
+                card.parent,
+                content["precision"],
+                content["summary"],
+                content["sha256"],
+            )
+        )
     return found
 
 
@@ -33,21 +43,26 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
     """A denoiser by the name of a shipped model, or from a folder.
 
     Args:
-        model: a name that :func:`models` lists, a diffusers ``UNet2DModel`` folder, or an exported bundle (with ``bundle.json``).
+        model: a name that :func:`models` lists, a diffusers ``UNet2DModel`` folder, or an exported
+            bundle (with ``bundle.json``).
         device: ``cpu``, ``cuda``, or for bundles ``openvino``.
         threads: threads of an exported graph's session; all cores by default.
 
     Returns:
-        A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime or OpenVINO for bundles; for a bundle of a whole restoration an
+        A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime or OpenVINO for bundles; for
+            a bundle of a whole restoration an
         ``export.runtime.session.Restorer``.
 
     Raises:
-        ValueError: neither a known name nor a folder, a folder that holds no model, or a PyTorch model for ``openvino``.
+        ValueError: neither a known name nor a folder, a folder that holds no model, or a PyTorch
+            model for ``openvino``.
     """
     known = {info.name: info.folder for info in models()}
     folder = known.get(str(model), Path(model))
     if not folder.is_dir():
-        raise ValueError(f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a folder")
+        raise ValueError(
+            f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a folder"
+        )
     if (folder / "bundle.json").is_file():
         from export.bundle import read_bundle
         from export.runtime.session import Restorer, Session
@@ -57,5 +72,8 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
     from solvers.denoiser import Denoiser
 
     if device == "openvino":
-        raise ValueError(f"device openvino runs exported bundles; {str(model)!r} is a PyTorch model: export it first")
+        raise ValueError(
+            f"device openvino runs exported bundles; {str(model)!r} is a PyTorch model: export it"
+            " first"
+        )
     return Denoiser.from_pretrained(folder, device=device)

@@ -1,7 +1,8 @@
 """The same graph in fewer bytes: what only the exporter needed goes, and most names become short.
 
-Inputs, outputs, weights, biases and codes keep their names (``<module>.weight``, ``<module>.weight_codes``); nodes with weights are called
-after their module. The other nodes have no name, which ONNX allows, the other tensors and the values between nodes have a number.
+Inputs, outputs, weights, biases and codes keep their names (``<module>.weight``,
+``<module>.weight_codes``); nodes with weights are called after their module. The other nodes have
+no name, which ONNX allows, the other tensors and the values between nodes have a number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ KEPT = (".weight", ".weight_codes", ".bias", ".weight.half", ".bias.half")
 
 
 def name_layers(model: ir.Model) -> set[str]:
-    """Call nodes with weights after the module that owns them, ``<module>.<call>`` where it is called several times.
+    """Call nodes with weights after the module that owns them, ``<module>.<call>`` where it is
+    called several times.
 
     Returns:
         Their names.
@@ -32,15 +34,22 @@ def name_layers(model: ir.Model) -> set[str]:
 def compact(model: ir.Model, layers: set[str]):
     """``onnx.ModelProto`` of ``model``, which is changed in place.
 
-    Types and shapes of the values between nodes are left out, runtimes infer them; so is where each node and value came from in the
-    source, which is as long as the graph itself.
+    Types and shapes of the values between nodes are left out, runtimes infer them; so is where each
+    node and value came from in the source, which is as long as the graph itself.
 
     Args:
         layers: names of the nodes that keep theirs.
     """
     graph = model.graph
-    tensors, between = list(graph.initializers.values()), [value for node in graph for value in node.outputs]
-    kept = {*graph.inputs, *graph.outputs, *(value for value in tensors if value.name.endswith(KEPT))}
+    tensors, between = (
+        list(graph.initializers.values()),
+        [value for node in graph for value in node.outputs],
+    )
+    kept = {
+        *graph.inputs,
+        *graph.outputs,
+        *(value for value in tensors if value.name.endswith(KEPT)),
+    }
     taken = {value.name for value in (*kept, *tensors, *between)}
     names = (name for k in count() if (name := f"v{k}") not in taken)
     graph.metadata_props.clear()

@@ -1,11 +1,13 @@
 """What ONNX Runtime's x86 kernels are fastest with; the results stay what they were.
 
-Attention in one operator: scores, softmax and the product with the values run tile by tile in the cache (flash attention), and the
-transposes around the heads go. Measured on one thread: 1.1 to 1.25 times the whole network's speed.
+Attention in one operator: scores, softmax and the product with the values run tile by tile in the
+cache (flash attention), and the transposes around the heads go. Measured on one thread: 1.1 to 1.25
+times the whole network's speed.
 
-Codes shifted by one: ONNX Runtime sends convolutions whose weights have zero point 0 to a kernel of its own that doesn't know AMX;
-with zero point -1 and codes one less, which is the same weight, they go through its matrix product, which does. Measured: 1.3 to 2.1
-times the speed of a convolution of 128 channels and more, so the session does it on loading where the processor has AMX.
+Codes shifted by one: ONNX Runtime sends convolutions whose weights have zero point 0 to a kernel of
+its own that doesn't know AMX; with zero point -1 and codes one less, which is the same weight, they
+go through its matrix product, which does. Measured: 1.3 to 2.1 times the speed of a convolution of
+128 channels and more, so the session does it on loading where the processor has AMX.
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-LEAST_INNER, LEAST_OUT = 512, 64  # inner dimension and output channels from which the matrix product pays
+LEAST_INNER, LEAST_OUT = (
+    512,
+    64,
+)  # inner dimension and output channels from which the matrix product pays
 HEADS_FIRST = [0, 2, 1, 3]
 
 
 def fuse_attention(model: ir.Model) -> int:
-    """Replace the attentions of ``model`` (changed in place) by ``com.microsoft.MultiHeadAttention``; returns how many.
+    """Replace the attentions of ``model`` (changed in place) by
+    ``com.microsoft.MultiHeadAttention``; returns how many.
 
-    An attention is softmax(scale q k^T) v with heads split off ``(B, S, heads * d)`` and put together again, without mask; whatever
-    else looks like one is left alone.
+    An attention is softmax(scale q k^T) v with heads split off ``(B, S, heads * d)`` and put
+    together again, without mask; whatever else looks like one is left alone.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -41,16 +47,36 @@ def fuse_attention(model: ir.Model) -> int:
 def _fuse(graph: ir.Graph, softmax: ir.Node, name: str) -> bool:
     scores, mixed = _producer(softmax.inputs[0], "MatMul"), _only_user(softmax, "MatMul")
     axis = softmax.attributes["axis"].as_int() if "axis" in softmax.attributes else -1
-    if scores is None or mixed is None or mixed.inputs[0] is not softmax.outputs[0] or axis not in (-1, 3):
+    if (
+        scores is None
+        or mixed is None
+        or mixed.inputs[0] is not softmax.outputs[0]
+        or axis not in (-1, 3)
+    ):
         return False
-    found = [_heads(scores.inputs[0]), _heads(scores.inputs[1], transposed=True), _heads(mixed.inputs[1])]
+    found = [
+        _heads(scores.inputs[0]),
+        _heads(scores.inputs[1], transposed=True),
+        _heads(mixed.inputs[1]),
+    ]
     joined = _only_user(mixed, "Transpose")
     out = None if joined is None or _perm(joined) != HEADS_FIRST else _only_user(joined, "Reshape")
-    if out is None or None in found or len({heads for _, heads, _ in found}) != 1 or found[2][2] != 1:
+    if (
+        out is None
+        or None in found
+        or len({heads for _, heads, _ in found}) != 1
+        or found[2][2] != 1
+    ):
         return False
     (_, heads, q_scale), (_, _, k_scale), _ = found
     attributes = {"num_heads": heads, "scale": q_scale * k_scale}
-    fused = ir.node("MultiHeadAttention", [value for value, *_ in found], attributes=attributes, domain="com.microsoft", name=name)
+    fused = ir.node(
+        "MultiHeadAttention",
+        [value for value, *_ in found],
+        attributes=attributes,
+        domain="com.microsoft",
+        name=name,
+    )
     value, old = fused.outputs[0], out.outputs[0]
     value.name, value.shape, value.dtype = name, old.shape, old.dtype
     graph.insert_before(out, fused)
@@ -60,10 +86,16 @@ def _fuse(graph: ir.Graph, softmax: ir.Node, name: str) -> bool:
 
 
 def _heads(value: ir.Value, transposed: bool = False) -> tuple[ir.Value, int, float] | None:
-    """Of ``(B, heads, S, d)``, or with its last two axes exchanged: what it was split from ``(B, S, heads * d)``, heads, factor."""
+    """Of ``(B, heads, S, d)``, or with its last two axes exchanged: what it was split from ``(B, S,
+    heads * d)``, heads, factor.
+    """
     scale = 1.0
     while (node := value.producer()) is not None:
-        if node.op_type == "Mul" and node.inputs[1].const_value is not None and node.inputs[1].const_value.size == 1:
+        if (
+            node.op_type == "Mul"
+            and node.inputs[1].const_value is not None
+            and node.inputs[1].const_value.size == 1
+        ):
             scale *= float(node.inputs[1].const_value.numpy().item())
         elif transposed and node.op_type == "Transpose" and _perm(node) == [0, 1, 3, 2]:
             transposed = False
@@ -73,7 +105,11 @@ def _heads(value: ir.Value, transposed: bool = False) -> tuple[ir.Value, int, fl
             break
         value = node.inputs[0]
     split = _producer(value, "Transpose")
-    split = None if split is None or transposed or _perm(split) != HEADS_FIRST else _producer(split.inputs[0], "Reshape")
+    split = (
+        None
+        if split is None or transposed or _perm(split) != HEADS_FIRST
+        else _producer(split.inputs[0], "Reshape")
+    )
     if split is None or split.inputs[0].shape is None or len(split.inputs[0].shape) != 3:
         return None
     heads = _entry(split.inputs[1], 2)
@@ -81,9 +117,15 @@ def _heads(value: ir.Value, transposed: bool = False) -> tuple[ir.Value, int, fl
 
 
 def _flat_transpose(reshape: ir.Node) -> ir.Node | None:
-    """The first of Reshape, Transpose (0, 2, 1), Reshape: the exporter's way of exchanging the last two of four axes."""
+    """The first of Reshape, Transpose (0, 2, 1), Reshape: the exporter's way of exchanging the last
+    two of four axes.
+    """
     middle = _producer(reshape.inputs[0], "Transpose")
-    return None if middle is None or _perm(middle) != [0, 2, 1] else _producer(middle.inputs[0], "Reshape")
+    return (
+        None
+        if middle is None or _perm(middle) != [0, 2, 1]
+        else _producer(middle.inputs[0], "Reshape")
+    )
 
 
 def _entry(shape: ir.Value, k: int) -> int | None:
@@ -91,7 +133,11 @@ def _entry(shape: ir.Value, k: int) -> int | None:
     joined = _producer(shape, "Concat")
     if joined is not None and len(joined.inputs) > k:
         shape, k = joined.inputs[k], 0
-    return None if shape.const_value is None or shape.const_value.size <= k else int(shape.const_value.numpy()[k])
+    return (
+        None
+        if shape.const_value is None or shape.const_value.size <= k
+        else int(shape.const_value.numpy()[k])
+    )
 
 
 def _producer(value: ir.Value, op: str) -> ir.Node | None:
@@ -116,7 +162,8 @@ def has_amx() -> bool:
 
 
 def shift_codes(model: str | Path | bytes) -> bytes:
-    """A CPU graph with the codes of its larger convolutions, and their zero points, one less: the same weights, by another kernel.
+    """A CPU graph with the codes of its larger convolutions, and their zero points, one less: the
+    same weights, by another kernel.
 
     Args:
         model: file or content of a graph of the ``cpu`` target.
@@ -126,17 +173,36 @@ def shift_codes(model: str | Path | bytes) -> bytes:
     """
     import onnx
 
-    proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load_model(model, load_external_data=False)
+    proto = (
+        onnx.load_from_string(model)
+        if isinstance(model, bytes)
+        else onnx.load_model(model, load_external_data=False)
+    )
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    makers = {node.output[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"}
-    weights = {node.input[1]: makers[node.input[1]] for node in proto.graph.node if node.op_type == "Conv" and node.input[1] in makers}
+    makers = {
+        node.output[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"
+    }
+    weights = {
+        node.input[1]: makers[node.input[1]]
+        for node in proto.graph.node
+        if node.op_type == "Conv" and node.input[1] in makers
+    }
     for maker in weights.values():
         codes = onnx.numpy_helper.to_array(tensors[maker.input[0]])
         shifted = len(maker.input) > 2 and onnx.numpy_helper.to_array(tensors[maker.input[2]]).any()
-        if shifted or codes[0].size < LEAST_INNER or len(codes) < LEAST_OUT or codes.min() == np.iinfo(np.int8).min:
+        if (
+            shifted
+            or codes[0].size < LEAST_INNER
+            or len(codes) < LEAST_OUT
+            or codes.min() == np.iinfo(np.int8).min
+        ):
             continue
-        tensors[maker.input[0]].CopyFrom(onnx.numpy_helper.from_array(codes - np.int8(1), maker.input[0]))
-        zero = onnx.numpy_helper.from_array(np.full(len(codes), -1, np.int8), f"{maker.input[0]}_zero")
+        tensors[maker.input[0]].CopyFrom(
+            onnx.numpy_helper.from_array(codes - np.int8(1), maker.input[0])
+        )
+        zero = onnx.numpy_helper.from_array(
+            np.full(len(codes), -1, np.int8), f"{maker.input[0]}_zero"
+        )
         del maker.input[2:]
         maker.input.append(zero.name)
         proto.graph.initializer.append(zero)

@@ -37,13 +37,15 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     """Trace ``network`` to a float32 ONNX model with free batch (up to 63), height and width.
 
     Args:
-        network: ``network(x (B, channels, h, w), t (B,) float)``, or ``(x, index (B,) int64)`` for ``kind="step"``.
+        network: ``network(x (B, channels, h, w), t (B,) float)``, or ``(x, index (B,) int64)`` for
+            ``kind="step"``.
         channels: input channels.
         kind: ``timestep`` or ``step``: how the second input is called and typed.
         multiple: height and width are multiples of this.
 
     Returns:
-        ``onnx_ir.Model``, opset 18. Weights keep the names of their parameters (``down_blocks.0....weight``; those of
+        ``onnx_ir.Model``, opset 18. Weights keep the names of their parameters
+            (``down_blocks.0....weight``; those of
         MatMul nodes are transposed).
 
     Raises:
@@ -57,7 +59,11 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     second = torch.zeros(2) if kind == "timestep" else torch.zeros(2, dtype=torch.int64)
     dim = torch.export.Dim
     # 63: diffusers' upsampling takes another path from 64 on
-    batch, height, width = dim("batch", min=2, max=63), dim("height", min=2, max=4096), dim("width", min=2, max=4096)
+    batch, height, width = (
+        dim("batch", min=2, max=63),
+        dim("height", min=2, max=4096),
+        dim("width", min=2, max=4096),
+    )
     shapes = ({0: batch, 2: multiple * height, 3: multiple * width}, {0: batch})
     model = trace(wrapper, (x, second), shapes, type(network).__name__)
     model.graph.outputs[0].name = "output"
@@ -65,18 +71,25 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
 
 
 def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes, what: str):
-    """``module`` as an ``onnx_ir.Model``; the parameters of its attribute ``network`` keep their own names.
+    """``module`` as an ``onnx_ir.Model``; the parameters of its attribute ``network`` keep their
+    own names.
 
     Raises:
         ValueError: torch.export can't trace it.
     """
     with torch.no_grad(), _quiet():
         try:
-            program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
-            model = torch.onnx.export(program, opset_version=OPSET, dynamo=True, optimize=True, verbose=False).model
+            program = torch.export.export(
+                module, inputs, dynamic_shapes=dynamic_shapes, strict=False
+            )
+            model = torch.onnx.export(
+                program, opset_version=OPSET, dynamo=True, optimize=True, verbose=False
+            ).model
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
-            raise ValueError(f"{what} can't be traced by torch.export: {type(error).__name__}: {first}") from error
+            raise ValueError(
+                f"{what} can't be traced by torch.export: {type(error).__name__}: {first}"
+            ) from error
     for name, value in list(model.graph.initializers.items()):
         if name.startswith("network."):
             value.name = name.removeprefix("network.")
@@ -85,9 +98,15 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes, what: s
 
 
 def _name_transposed(model) -> None:
-    """A linear layer's weight is folded to a nameless transposed constant: give it its name back from the node's module path."""
+    """A linear layer's weight is folded to a nameless transposed constant: give it its name back
+    from the node's module path.
+    """
     for node in model.graph:
-        if node.op_type != "MatMul" or node.inputs[1] is None or not node.inputs[1].is_initializer():
+        if (
+            node.op_type != "MatMul"
+            or node.inputs[1] is None
+            or not node.inputs[1].is_initializer()
+        ):
             continue
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         name = f"{scopes[-2].removeprefix('network.')}.weight" if len(scopes) > 1 else ""

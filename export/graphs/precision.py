@@ -1,8 +1,10 @@
-"""Half precision, typed in the graph: the network in float16, everything that needs more in float32.
+"""Half precision, typed in the graph: the network in float16, everything that needs more in
+float32.
 
-Strongly typed engines (TensorRT 10 and 11) and the CUDA provider compute in the types that a graph says. Normalisations, softmax,
-reductions and the temporal path (an angle of 999 radians has no third digit in half precision) stay in float32, so do a restorer
-graph's lift, solver and data consistency; inputs and outputs are float32 as before.
+Strongly typed engines (TensorRT 10 and 11) and the CUDA provider compute in the types that a graph
+says. Normalisations, softmax, reductions and the temporal path (an angle of 999 radians has no
+third digit in half precision) stay in float32, so do a restorer graph's lift, solver and data
+consistency; inputs and outputs are float32 as before.
 """
 
 from __future__ import annotations
@@ -13,8 +15,27 @@ import numpy as np
 import onnx_ir as ir
 
 SINGLE = {
-    *("InstanceNormalization", "GroupNormalization", "LayerNormalization", "BatchNormalization", "Softmax", "LogSoftmax"),
-    *("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd", "CumSum", "Exp", "Log", "Pow", "Sqrt"),
+    *(
+        "InstanceNormalization",
+        "GroupNormalization",
+        "LayerNormalization",
+        "BatchNormalization",
+        "Softmax",
+        "LogSoftmax",
+    ),
+    *(
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceL2",
+        "ReduceProd",
+        "CumSum",
+        "Exp",
+        "Log",
+        "Pow",
+        "Sqrt",
+    ),
     *("Range", "Sin", "Cos", "Erf", "DFT"),
 }
 QDQ = {"QuantizeLinear", "DequantizeLinear"}
@@ -26,7 +47,8 @@ def to_half(model: ir.Model) -> ir.Model:
     """The same graph with its network in float16.
 
     Args:
-        model: float32 or Q/DQ graph from :mod:`export.graphs.network` or :mod:`export.graphs.restorer`; left as it is.
+        model: float32 or Q/DQ graph from :mod:`export.graphs.network` or
+            :mod:`export.graphs.restorer`; left as it is.
 
     Returns:
         A new model of opset 19 or more.
@@ -51,17 +73,32 @@ class _Halver:
     def run(self) -> None:
         temporal = _from_time_only(self.graph)
         for node in list(self.graph):
-            single = node in temporal or node.op_type in SINGLE or not (node.op_type in QDQ or _in_network(node)) or _tiny_scales(node)
+            single = (
+                node in temporal
+                or node.op_type in SINGLE
+                or not (node.op_type in QDQ or _in_network(node))
+                or _tiny_scales(node)
+            )
             for k, value in enumerate(node.inputs):
-                if value is None or not _is_float(value) or (node.op_type == "Resize" and k in (1, 2)):
+                if (
+                    value is None
+                    or not _is_float(value)
+                    or (node.op_type == "Resize" and k in (1, 2))
+                ):
                     continue
                 if single == (value in self.half):
-                    node.replace_input_with(k, self._cast(value, ir.DataType.FLOAT if single else ir.DataType.FLOAT16))
+                    node.replace_input_with(
+                        k, self._cast(value, ir.DataType.FLOAT if single else ir.DataType.FLOAT16)
+                    )
             if single:
                 continue
             if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
                 node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
-            if node.op_type in ("Constant", "ConstantOfShape") and "value" in node.attributes and _is_float(node.outputs[0]):
+            if (
+                node.op_type in ("Constant", "ConstantOfShape")
+                and "value" in node.attributes
+                and _is_float(node.outputs[0])
+            ):
                 array = node.attributes["value"].as_tensor().numpy().astype(np.float16)
                 node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
             for out in node.outputs:
@@ -83,10 +120,15 @@ class _Halver:
         short = "half" if dtype == ir.DataType.FLOAT16 else "single"
         if value.is_initializer():
             array = value.const_value.numpy().astype(dtype.numpy())
-            cast = ir.Value(name=f"{value.name}.{short}", const_value=ir.tensor(array, name=f"{value.name}.{short}"))
+            cast = ir.Value(
+                name=f"{value.name}.{short}",
+                const_value=ir.tensor(array, name=f"{value.name}.{short}"),
+            )
             self.graph.register_initializer(cast)
         else:
-            node = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=f"{value.name}.{short}")
+            node = ir.node(
+                "Cast", [value], attributes={"to": int(dtype)}, name=f"{value.name}.{short}"
+            )
             cast = node.outputs[0]
             cast.name = node.name
             producer = value.producer()
@@ -122,7 +164,9 @@ def _from_time_only(graph: ir.Graph) -> set[ir.Node]:
     time = {value for value in graph.inputs if value.name == "t"}
     found = set()
     for node in graph:
-        varying = [v for v in node.inputs if v is not None and not v.is_initializer() and not _constant(v)]
+        varying = [
+            v for v in node.inputs if v is not None and not v.is_initializer() and not _constant(v)
+        ]
         if varying and all(v in time for v in varying):
             found.add(node)
             time |= set(node.outputs)

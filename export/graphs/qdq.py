@@ -1,15 +1,18 @@
 """Q/DQ placement in a float ONNX graph from calibrated scales, for one target.
 
-``cpu``: ONNX Runtime's x86 kernels. Activations are uint8 with zero point 128 (the symmetric int8 grid, shifted), every planned
-convolution also has its output quantized, and its bias is int32: only DQ -> Conv -> Q fuses to ``QLinearConv``. The output's
-quantizer has to be per tensor; dividing the weights' scales by per-channel output steps makes it per channel all the same: the
-convolution's result is already in codes (``Q`` has scale 1) and the DQ after it multiplies each channel by its own step.
+``cpu``: ONNX Runtime's x86 kernels. Activations are uint8 with zero point 128 (the symmetric int8
+grid, shifted), every planned convolution also has its output quantized, and its bias is int32: only
+DQ -> Conv -> Q fuses to ``QLinearConv``. The output's quantizer has to be per tensor; dividing the
+weights' scales by per-channel output steps makes it per channel all the same: the convolution's
+result is already in codes (``Q`` has scale 1) and the DQ after it multiplies each channel by its
+own step.
 
-``tensorrt``: int8 with zero point 0 at the inputs of planned layers only, float bias: TensorRT has kernels with int8 input and
-half-precision output, and residual sums stay out of 8 bits.
+``tensorrt``: int8 with zero point 0 at the inputs of planned layers only, float bias: TensorRT has
+kernels with int8 input and half-precision output, and residual sums stay out of 8 bits.
 
-In both, weights are int8 initializers followed by a per-channel DequantizeLinear; no weight Q node, no Clip. Their zero point is 0 and left
-out: one that several layers share would keep OpenVINO from running them on integers.
+In both, weights are int8 initializers followed by a per-channel DequantizeLinear; no weight Q node,
+no Clip. Their zero point is 0 and left out: one that several layers share would keep OpenVINO from
+running them on integers.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ TARGETS = ("cpu", "tensorrt")
 
 
 def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -> ir.Model:
-    """Quantize the Conv, Gemm and MatMul nodes of ``layers`` (by module name: their weight initializer is ``<name>.weight``).
+    """Quantize the Conv, Gemm and MatMul nodes of ``layers`` (by module name: their weight
+    initializer is ``<name>.weight``).
 
     Args:
         model: float graph, changed in place.
@@ -43,7 +47,10 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
     nodes = weighted_nodes(model)
     missing = sorted(set(layers) - set(nodes))
     if missing:
-        raise ValueError(f"the graph has no Conv/Gemm/MatMul node for {', '.join(missing)}; was it exported from another network?")
+        raise ValueError(
+            f"the graph has no Conv/Gemm/MatMul node for {', '.join(missing)}; was it exported from"
+            " another network?"
+        )
     editor = _Editor(model, target)
     for name, layer in layers.items():
         editor.quantize(name, nodes[name], layer)
@@ -54,13 +61,19 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
 
 
 def weighted_nodes(model: ir.Model) -> dict[str, list[ir.Node]]:
-    """Conv, Gemm and MatMul nodes with a constant weight, by the module that owns it (several where a graph calls it several times)."""
+    """Conv, Gemm and MatMul nodes with a constant weight, by the module that owns it (several where
+    a graph calls it several times).
+    """
     found = {}
     for node in model.graph:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
             continue
         weight = node.inputs[1]
-        if node.op_type == "MatMul" and weight.producer() is not None and weight.producer().op_type == "Transpose":
+        if (
+            node.op_type == "MatMul"
+            and weight.producer() is not None
+            and weight.producer().op_type == "Transpose"
+        ):
             weight = weight.producer().inputs[0]
         if weight.is_initializer() and weight.name.endswith(".weight"):
             found.setdefault(weight.name.removesuffix(".weight"), []).append(node)
@@ -76,14 +89,26 @@ class _Editor:
 
     def quantize(self, name: str, nodes: list[ir.Node], layer: QuantLayer) -> None:
         scale = np.float32(layer.input_scale)
-        step, weight = self._constant(f"{name}.input_scale", scale), self._weight(name, nodes[0], layer)
-        conv = self.cpu and nodes[0].op_type == "Conv"  # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
-        has_bias = conv and layer.bias is not None and len(nodes[0].inputs) > 2 and nodes[0].inputs[2] is not None
+        step, weight = (
+            self._constant(f"{name}.input_scale", scale),
+            self._weight(name, nodes[0], layer),
+        )
+        conv = (
+            self.cpu and nodes[0].op_type == "Conv"
+        )  # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
+        has_bias = (
+            conv
+            and layer.bias is not None
+            and len(nodes[0].inputs) > 2
+            and nodes[0].inputs[2] is not None
+        )
         bias = self._bias(name, nodes[0], layer, scale) if has_bias else None
         steps = layer.output_scale.astype(np.float32)
         for k, node in enumerate(nodes):
             call = name if len(nodes) == 1 else f"{name}.{k}"
-            node.replace_input_with(0, self._round_trip(node.inputs[0], f"{call}.input", step, before=node))
+            node.replace_input_with(
+                0, self._round_trip(node.inputs[0], f"{call}.input", step, before=node)
+            )
             node.replace_input_with(1, weight)
             if bias is not None:
                 node.replace_input_with(2, bias)
@@ -98,13 +123,24 @@ class _Editor:
             codes, axis = codes.T, 1
         q = self._constant(f"{name}.weight_codes", np.ascontiguousarray(codes))
         scale = self._constant(f"{name}.weight_scale", steps)
-        return self._insert("DequantizeLinear", [q, scale], f"{name}.weight_dq", before=node, axis=axis)
+        return self._insert(
+            "DequantizeLinear", [q, scale], f"{name}.weight_dq", before=node, axis=axis
+        )
 
-    def _bias(self, name: str, node: ir.Node, layer: QuantLayer, input_scale: np.float32) -> ir.Value:
+    def _bias(
+        self, name: str, node: ir.Node, layer: QuantLayer, input_scale: np.float32
+    ) -> ir.Value:
         step = input_scale * layer.weight_scale.astype(np.float32)
-        codes = np.clip(np.rint(layer.bias.astype(np.float64) / step), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-        step = input_scale * (layer.weight_scale.astype(np.float32) / layer.output_scale.astype(np.float32))
-        inputs = [self._constant(f"{name}.bias_codes", codes), self._constant(f"{name}.bias_scale", step)]
+        codes = np.clip(
+            np.rint(layer.bias.astype(np.float64) / step), -(2**31) + 1, 2**31 - 1
+        ).astype(np.int32)
+        step = input_scale * (
+            layer.weight_scale.astype(np.float32) / layer.output_scale.astype(np.float32)
+        )
+        inputs = [
+            self._constant(f"{name}.bias_codes", codes),
+            self._constant(f"{name}.bias_scale", step),
+        ]
         return self._insert("DequantizeLinear", inputs, f"{name}.bias_dq", before=node, axis=0)
 
     def _quantize_output(self, name: str, call: str, node: ir.Node, steps: np.ndarray) -> None:
@@ -113,7 +149,12 @@ class _Editor:
         q = ir.node("QuantizeLinear", [out, self.one, self.zero], name=f"{call}.output_q")
         zeros = self._constant(f"qdq.zeros.{len(steps)}", np.full(len(steps), 128, np.uint8))
         steps = self._constant(f"{name}.output_scale", steps)
-        dq = ir.node("DequantizeLinear", [q.outputs[0], steps, zeros], attributes={"axis": 1}, name=f"{call}.output_dq")
+        dq = ir.node(
+            "DequantizeLinear",
+            [q.outputs[0], steps, zeros],
+            attributes={"axis": 1},
+            name=f"{call}.output_dq",
+        )
         q.outputs[0].name, dq.outputs[0].name = q.name, dq.name
         self.graph.insert_after(node, [q, dq])
         for user, index in users:
@@ -121,7 +162,12 @@ class _Editor:
         for k, value in enumerate(self.graph.outputs):
             if value is out:  # the last convolution: its own result is in codes
                 steady = dq.outputs[0]
-                out.name, steady.name, steady.dtype, steady.shape = f"{call}.output_codes", out.name, out.dtype, out.shape
+                out.name, steady.name, steady.dtype, steady.shape = (
+                    f"{call}.output_codes",
+                    out.name,
+                    out.dtype,
+                    out.shape,
+                )
                 self.graph.outputs[k] = steady
 
     def _round_trip(self, value: ir.Value, name: str, step: ir.Value, before: ir.Node) -> ir.Value:
@@ -136,7 +182,9 @@ class _Editor:
         self.graph.register_initializer(value)
         return value
 
-    def _insert(self, op: str, inputs: list[ir.Value], name: str, before: ir.Node, **attributes) -> ir.Value:
+    def _insert(
+        self, op: str, inputs: list[ir.Value], name: str, before: ir.Node, **attributes
+    ) -> ir.Value:
         node = ir.node(op, inputs, attributes=attributes or None, name=name)
         node.outputs[0].name = name
         self.graph.insert_before(before, node)

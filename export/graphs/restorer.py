@@ -1,7 +1,8 @@
 """A whole restoration as one graph: measurement and noise in, result out.
 
-Everything between is inside: lift, the solver's coefficients, the temporal table's rows, every network call (weights stored once),
-data consistency, range conversion and clamping. A device needs ONNX Runtime and nothing else. :mod:`export.jobs.photo` has the tasks.
+Everything between is inside: lift, the solver's coefficients, the temporal table's rows, every
+network call (weights stored once), data consistency, range conversion and clamping. A device needs
+ONNX Runtime and nothing else. :mod:`export.jobs.photo` has the tasks.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ MOST_PIXELS = 2**24
 
 
 class RestorerNetwork(nn.Module):
-    """``(measurement ..., noise (draws, B, C, H, W)) -> result``, or also each step's estimate; no ``noise`` where a run takes none.
+    """``(measurement ..., noise (draws, B, C, H, W)) -> result``, or also each step's estimate; no
+    ``noise`` where a run takes none.
 
     Args:
         job: what to run.
-        estimates: also return the image estimate of every answer, ``(answers, B, C, H, W)``, not clamped.
+        estimates: also return the image estimate of every answer, ``(answers, B, C, H, W)``, not
+            clamped.
         tabulate: from the network and its timesteps to the temporal table.
 
     Attributes:
         timesteps: times that the network is asked at, in order.
         calls: number of network calls.
-        draws: how many noise images a run takes; the first is the start, unless the run starts from the measurement.
+        draws: how many noise images a run takes; the first is the start, unless the run starts from
+            the measurement.
 
     Raises:
-        ValueError: a correction that differentiates the network, or a network without a temporal table.
+        ValueError: a correction that differentiates the network, or a network without a temporal
+            table.
     """
 
     def __init__(self, job: Job, estimates: bool = False, tabulate: Callable = temporal_table):
@@ -52,13 +57,29 @@ class RestorerNetwork(nn.Module):
         inputs = dict(zip(self.names, tensors, strict=True))
         draws = iter(inputs.pop("noise").unbind(0) if self.draws else ())
         seen = []
-        out = run_job(self.job, inputs, lambda shape: next(draws), lambda step: seen.append(step.prediction.x0))
-        return (out, torch.stack([self.job.denoiser.to_unit(x0) for x0 in seen])) if self.estimates else out
+        out = run_job(
+            self.job,
+            inputs,
+            lambda shape: next(draws),
+            lambda step: seen.append(step.prediction.x0),
+        )
+        return (
+            (out, torch.stack([self.job.denoiser.to_unit(x0) for x0 in seen]))
+            if self.estimates
+            else out
+        )
 
 
 @torch.no_grad()
-def run_job(job: Job, inputs: dict[str, Tensor], draw: Callable[..., Tensor], callback: Callable | None = None) -> Tensor:
-    """One run: the inputs' batch ``(B, ...)``, noise by ``draw(shape)``, and the result ``(B, ...)``."""
+def run_job(
+    job: Job,
+    inputs: dict[str, Tensor],
+    draw: Callable[..., Tensor],
+    callback: Callable | None = None,
+) -> Tensor:
+    """One run: the inputs' batch ``(B, ...)``, noise by ``draw(shape)``, and the result ``(B,
+    ...)``.
+    """
     p = job.prepare(**inputs)
     process = p.denoiser.process if p.process is None else p.process
     x, first = p.start, next(iter(inputs.values()))
@@ -66,12 +87,16 @@ def run_job(job: Job, inputs: dict[str, Tensor], draw: Callable[..., Tensor], ca
         x = process.b(p.grid.times[0]) * draw((first.shape[0], *job.state))
         if p.y is not None:
             x = x + process.c(p.grid.times[0]) * p.y
-    run = solve(p.solver, p.denoiser, x, p.grid, process=p.process, y=p.y, generator=draw, callback=callback)
+    run = solve(
+        p.solver, p.denoiser, x, p.grid, process=p.process, y=p.y, generator=draw, callback=callback
+    )
     return p.finish(run.x0)
 
 
 class _Traced(Denoiser):
-    """A denoiser that asks its network for table rows: the number of a row is a constant of the graph, a time would need its layers."""
+    """A denoiser that asks its network for table rows: the number of a row is a constant of the
+    graph, a time would need its layers.
+    """
 
     def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], tabulate: Callable):
         self.__dict__ |= denoiser.__dict__
@@ -84,11 +109,18 @@ class _Traced(Denoiser):
         return out if isinstance(out, Tensor) else out.sample
 
 
-def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[float] | None = None, tabulate: Callable = temporal_table):
+def export_restorer(
+    job: Job,
+    *,
+    estimates: bool = False,
+    timesteps: Sequence[float] | None = None,
+    tabulate: Callable = temporal_table,
+):
     """The float ONNX graph of a whole run.
 
-    Inputs are the job's and ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up to 63. Sizes are fixed, as engines
-    want them and lifts need them; larger pictures go through in tiles.
+    Inputs are the job's and ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up
+    to 63. Sizes are fixed, as engines want them and lifts need them; larger pictures go through in
+    tiles.
 
     Args:
         job: task, solver, steps, grid, correction and size to bake in.
@@ -104,7 +136,10 @@ def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[fl
     """
     size, unit = job.state[1:], job.denoiser.fold * job.denoiser.multiple
     if min(size) < unit or size[0] % unit or size[1] % unit or size[0] * size[1] > MOST_PIXELS:
-        raise ValueError(f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got {size[0]} x {size[1]}")
+        raise ValueError(
+            f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got"
+            f" {size[0]} x {size[1]}"
+        )
     module = RestorerNetwork(job, estimates, tabulate).eval()
     if timesteps is not None:
         for t in module.timesteps:
@@ -115,7 +150,12 @@ def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[fl
     if module.draws:
         tensors.append(torch.zeros(module.draws, 2, *job.state))
         shapes.append({1: batch})
-    model = trace(module, tuple(tensors), (tuple(shapes),), f"{job.name} with {type(job.denoiser.network).__name__}")
+    model = trace(
+        module,
+        tuple(tensors),
+        (tuple(shapes),),
+        f"{job.name} with {type(job.denoiser.network).__name__}",
+    )
     for value, name in zip(model.graph.inputs, module.names, strict=True):
         value.name = name
     for value, name in zip(model.graph.outputs, ("restored", "estimates"), strict=False):
@@ -125,7 +165,9 @@ def export_restorer(job: Job, *, estimates: bool = False, timesteps: Sequence[fl
 
 @torch.no_grad()
 def _dry_run(job: Job) -> tuple[list[float], int]:
-    """The times of a run's network calls and the number of its noise draws, from a run with a network that says zero."""
+    """The times of a run's network calls and the number of its noise draws, from a run with a
+    network that says zero.
+    """
     times: list[float] = []
     draws, outputs = 0, job.denoiser.network.config.out_channels
 

@@ -18,13 +18,16 @@ from solvers.process import CLEAN
 
 @dataclass(frozen=True)
 class EigenImageJob(Job):
-    """``image (B, 1, H, W)``: eigen-images of a cube, any number of them as the batch, and ``level (B, 1, 1, 1)``, their noise.
+    """``image (B, 1, H, W)``: eigen-images of a cube, any number of them as the batch, and ``level
+    (B, 1, 1, 1)``, their noise.
 
-    The network is asked at one time; planes with more or less noise are shown to it with less or more contrast, as
-    :class:`restoration.hyperspectral.task.HyperspectralTask` does with an exported network.
+    The network is asked at one time; planes with more or less noise are shown to it with less or
+    more contrast, as :class:`restoration.hyperspectral.task.HyperspectralTask` does with an
+    exported network.
 
     Args:
-        task: of single planes, one step. Its second set of axes, if any, is a second run, on turned eigen-images.
+        task: of single planes, one step. Its second set of axes, if any, is a second run, on turned
+            eigen-images.
         time: where the network is asked.
     """
 
@@ -43,8 +46,16 @@ class EigenImageJob(Job):
 
     def check(self) -> None:
         t = self.task
-        if t.num_inference_steps != 1 or t.correction is not None or t.channels != 1 or self.denoiser.process.a(self.time) <= 0:
-            raise ValueError("eigen-image graphs ask a network of single planes once, without correction, at a time with some signal")
+        if (
+            t.num_inference_steps != 1
+            or t.correction is not None
+            or t.channels != 1
+            or self.denoiser.process.a(self.time) <= 0
+        ):
+            raise ValueError(
+                "eigen-image graphs ask a network of single planes once, without correction, at a"
+                " time with some signal"
+            )
 
     def prepare(self, image: Tensor, level: Tensor) -> Prepared:
         d = self.denoiser
@@ -52,7 +63,9 @@ class EigenImageJob(Job):
         count = pixels.shape[1]
         centre = ordered(pixels, (count - 1) // 2)[:, None, None, None]  # torch's median
         power = (image - centre).square().mean((1, 2, 3), keepdim=True) - level**2
-        reach = (quantile((image - centre).abs().flatten(1), 0.995)[:, None, None, None] - 2.5 * level).clamp(min=0)
+        reach = (
+            quantile((image - centre).abs().flatten(1), 0.995)[:, None, None, None] - 2.5 * level
+        ).clamp(min=0)
         scale = torch.maximum(power.clamp(min=0).sqrt() / SPREAD, reach / 1.2)
         scale = torch.maximum(scale, level / 2.5).clamp(min=1e-30)
         low, high = d.value_range
@@ -65,4 +78,6 @@ class EigenImageJob(Job):
         def finish(x0: Tensor) -> Tensor:
             return centre + scale * (x0 - middle) / (contrast * half)
 
-        return Prepared(Symmetric(d, self.task.symmetries), Grid((self.time, CLEAN)), DDIM(), finish, start)
+        return Prepared(
+            Symmetric(d, self.task.symmetries), Grid((self.time, CLEAN)), DDIM(), finish, start
+        )

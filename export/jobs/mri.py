@@ -18,14 +18,16 @@ from solvers.process import CLEAN
 
 @dataclass(frozen=True)
 class MRIJob(Job):
-    """``kspace (B, 2 coils, H, W)``, real parts first; ``mask (B, 1, H, W)``; ``maps`` like k-space for more than one coil, of norm 1 over
-    the coils (:func:`restoration.mri.normalise_maps`); the result is the complex image ``(B, 2, H, W)`` in the units of the data.
+    """``kspace (B, 2 coils, H, W)``, real parts first; ``mask (B, 1, H, W)``; ``maps`` like k-space
+    for more than one coil, of norm 1 over the coils (:func:`restoration.mri.normalise_maps`); the
+    result is the complex image ``(B, 2, H, W)`` in the units of the data.
 
     Args:
         task: of a conditional network, with its default correction or none.
-        exact: the data are without noise (one coil only); otherwise the standard deviation of their real part is an input,
-            ``sigma (B, 1, 1, 1)``.
-        iterations: of conjugate gradients per data consistency (:class:`restoration.mri.real_sense.RealSense`).
+        exact: the data are without noise (one coil only); otherwise the standard deviation of their
+            real part is an input, ``sigma (B, 1, 1, 1)``.
+        iterations: of conjugate gradients per data consistency
+            (:class:`restoration.mri.real_sense.RealSense`).
     """
 
     task: MRI
@@ -58,25 +60,34 @@ class MRIJob(Job):
         known = ("consistency", "alternation", "none")
         if self.denoiser.condition_channels != CONDITION_CHANNELS or self.correction not in known:
             raise ValueError(
-                f"MRI graphs hold networks that are shown {CONDITION_CHANNELS} condition channels, with the correction {', '.join(known)}; "
-                f"got {self.denoiser.condition_channels} channels and {self.correction!r}"
+                f"MRI graphs hold networks that are shown {CONDITION_CHANNELS} condition channels,"
+                f" with the correction {', '.join(known)}; got {self.denoiser.condition_channels}"
+                f" channels and {self.correction!r}"
             )
         if self.exact and self.coils > 1:
             raise ValueError(
-                "exact data of several coils make a singular system, whose conjugate gradients a graph can't run to convergence: give "
-                "exact=False and the noise as an input, however small"
+                "exact data of several coils make a singular system, whose conjugate gradients a"
+                " graph can't run to convergence: give exact=False and the noise as an input,"
+                " however small"
             )
 
     def example(self) -> dict[str, Tensor]:
         return super().example() | {"mask": torch.ones(1, 1, *self.size)}
 
-    def prepare(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None, sigma: Tensor | None = None) -> Prepared:
+    def prepare(
+        self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None, sigma: Tensor | None = None
+    ) -> Prepared:
         operator, y = RealSense(mask, maps, self.iterations), coil_pairs(kspace * mask)
         noise = torch.zeros_like(kspace[:, :1, :1, :1]) if sigma is None else sigma
         zero_filled = operator.A_adjoint(y)
         first = zero_filled
         if maps is not None:
-            power = zero_filled.square().sum(1, keepdim=True).mean((2, 3), keepdim=True).clamp(min=1e-12)
+            power = (
+                zero_filled.square()
+                .sum(1, keepdim=True)
+                .mean((2, 3), keepdim=True)
+                .clamp(min=1e-12)
+            )
             first = operator.solve(zero_filled, (noise**2 / power).clamp(min=1e-4), ITERATIONS)
         magnitude = first.square().sum(1).sqrt().flatten(1)
         scale = quantile(magnitude, QUANTILE)[:, None, None, None].clamp(min=1e-30)
@@ -97,10 +108,18 @@ class MRIJob(Job):
         def prox(x: Tensor, variance: float) -> Tensor:
             if self.exact:
                 return agree(x)
-            return operator.prox_l2(x, y / scale[:, None], variance * (scale / noise.clamp(min=1e-12)) ** 2)
+            return operator.prox_l2(
+                x, y / scale[:, None], variance * (scale / noise.clamp(min=1e-12)) ** 2
+            )
 
         start = torch.zeros_like(first)
-        return Prepared(_Alternating(d, agree, prox, width), grid, solver, lambda x: scale * seen * agree(x), start)
+        return Prepared(
+            _Alternating(d, agree, prox, width),
+            grid,
+            solver,
+            lambda x: scale * seen * agree(x),
+            start,
+        )
 
 
 class _Agreeing(Consistency):
@@ -113,7 +132,13 @@ class _Agreeing(Consistency):
 
 
 class _Alternating(Alternation):
-    def __init__(self, denoiser, agree: Callable[[Tensor], Tensor], prox: Callable[[Tensor, float], Tensor], width: float):
+    def __init__(
+        self,
+        denoiser,
+        agree: Callable[[Tensor], Tensor],
+        prox: Callable[[Tensor, float], Tensor],
+        width: float,
+    ):
         super().__init__(denoiser, None, prior_std=width)
         self.agree, self.prox = agree, prox
 

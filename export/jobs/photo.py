@@ -1,4 +1,6 @@
-"""What a restorer graph can do: for each task, its inputs, its noise, and how a run starts and ends, in traceable tensor operations."""
+"""What a restorer graph can do: for each task, its inputs, its noise, and how a run starts and
+ends, in traceable tensor operations.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Prepared:
     Attributes:
         denoiser: what the solver asks, conditioned and corrected.
         finish: from the end of a run to the result.
-        start: the state to start from; None: noise at the first level, and the process's share of ``y``.
+        start: the state to start from; None: noise at the first level, and the process's share of
+            ``y``.
         process, y: as for :func:`solvers.solver.solve`.
     """
 
@@ -44,7 +47,8 @@ class Prepared:
 
 
 class Job:
-    """A task with everything fixed but the measurement. Subclasses are frozen dataclasses with these attributes and :meth:`prepare`.
+    """A task with everything fixed but the measurement. Subclasses are frozen dataclasses with
+    these attributes and :meth:`prepare`.
 
     Attributes:
         name: of the task, as the command line calls it.
@@ -84,7 +88,10 @@ class Job:
             ValueError: a correction that differentiates the network.
         """
         if self.correction in CORRECTIONS and CORRECTIONS[self.correction].needs_gradient:
-            raise ValueError(f"{self.correction} differentiates the network, which a graph can't; use ddnm, diffpir, ddrm or repaint")
+            raise ValueError(
+                f"{self.correction} differentiates the network, which a graph can't; use ddnm,"
+                " diffpir, ddrm or repaint"
+            )
 
     def example(self) -> dict[str, Tensor]:
         """Inputs ``(1, ...)`` that mean something, for a dry run."""
@@ -129,10 +136,12 @@ class InpaintingJob(Job):
 
 @dataclass(frozen=True)
 class LinearJob(Job):
-    """``image``: what a fixed linear operator (denoising, super-resolution, deblurring) measured of pictures in [0, 1].
+    """``image``: what a fixed linear operator (denoising, super-resolution, deblurring) measured of
+    pictures in [0, 1].
 
     Args:
-        task: has ``denoiser``, ``solver``, ``correction`` and ``prepare(measurement, shape) -> (denoiser, start or None, grid, finish)``.
+        task: has ``denoiser``, ``solver``, ``correction`` and ``prepare(measurement, shape) ->
+            (denoiser, start or None, grid, finish)``.
         operator: of :mod:`restoration.operators.linear` or :mod:`restoration.operators.separable`.
         size: ``(H, W)`` of the restored pictures.
         name: ``denoise``, ``superresolve`` or ``deblur``.
@@ -153,7 +162,13 @@ class LinearJob(Job):
     def correction(self) -> str:
         if self.task.correction is not None:
             return self.task.correction
-        return "none" if isinstance(self.operator, Denoising) else "diffpir" if self.sigma > 0 else "ddnm"
+        return (
+            "none"
+            if isinstance(self.operator, Denoising)
+            else "diffpir"
+            if self.sigma > 0
+            else "ddnm"
+        )
 
     @property
     def operator_record(self) -> dict[str, str | float]:
@@ -169,15 +184,19 @@ class LinearJob(Job):
 
     def prepare(self, image: Tensor) -> Prepared:
         shape = (image.shape[0], 3, *self.size)
-        denoiser, start, grid, finish = self.task.prepare(Measurement(self.operator, image, self.sigma), shape)
+        denoiser, start, grid, finish = self.task.prepare(
+            Measurement(self.operator, image, self.sigma), shape
+        )
         return Prepared(denoiser, grid, self.task.solver, finish, start)
 
 
 @dataclass(frozen=True)
 class PairedJob(Job):
-    """``image (B, 3, H, W)`` in [0, 1]: degraded pictures; and ``mask (B, 1, H, W)``, 1 where degraded, for networks that are shown one.
+    """``image (B, 3, H, W)`` in [0, 1]: degraded pictures; and ``mask (B, 1, H, W)``, 1 where
+    degraded, for networks that are shown one.
 
-    Reduction to the task's view, the haze prior, the run and the way back to the whole picture are inside.
+    Reduction to the task's view, the haze prior, the run and the way back to the whole picture are
+    inside.
 
     Args:
         task: with any solver and process.
@@ -204,14 +223,21 @@ class PairedJob(Job):
 
     @property
     def state(self) -> Shape:
-        return (3, *(self.size if self.task.side is None else reduced_size(self.size, self.task.side)))
+        return (
+            3,
+            *(self.size if self.task.side is None else reduced_size(self.size, self.task.side)),
+        )
 
     def prepare(self, image: Tensor, mask: Tensor | None = None) -> Prepared:
         run = self.task.prepare(image, mask, self._reduced)
-        return Prepared(run.denoiser, run.grid, self.task.solver, run.finish, None, run.process, run.y)
+        return Prepared(
+            run.denoiser, run.grid, self.task.solver, run.finish, None, run.process, run.y
+        )
 
     def _reduced(self, image: Tensor, _: int) -> Tensor:
-        """What ``restoration.paired.task.reduced`` does, as two matrix products: TensorRT resizes with aliasing only."""
+        """What ``restoration.paired.task.reduced`` does, as two matrix products: TensorRT resizes
+        with aliasing only.
+        """
         if self.state[1:] == self.size:
             return image
         rows, columns = self.products
@@ -227,7 +253,11 @@ def _reduction(size: int, smaller: int) -> Tensor:
 def ordered(values: Tensor, k: int) -> Tensor:
     """The k-th smallest (from 0) of each row of ``(B, n)``."""
     n = values.shape[1]
-    return values.topk(n - k, dim=1).values[:, -1] if k >= n // 2 else -(-values).topk(k + 1, dim=1).values[:, -1]
+    return (
+        values.topk(n - k, dim=1).values[:, -1]
+        if k >= n // 2
+        else -(-values).topk(k + 1, dim=1).values[:, -1]
+    )
 
 
 def quantile(values: Tensor, q: float) -> Tensor:

@@ -1,11 +1,14 @@
-"""A graph on OpenVINO's CPU plugin, with the calls that :mod:`export.runtime.session` makes of an ONNX Runtime session.
+"""A graph on OpenVINO's CPU plugin, with the calls that :mod:`export.runtime.session` makes of an
+ONNX Runtime session.
 
-OpenVINO compiles for known sizes far better than for free ones (measured on U-Nets: 1.2 to 1.3 times the speed), so a graph is compiled
-when an input size is first met, and the last :data:`KEPT` sizes stay.
+OpenVINO compiles for known sizes far better than for free ones (measured on U-Nets: 1.2 to 1.3
+times the speed), so a graph is compiled when an input size is first met, and the last :data:`KEPT`
+sizes stay.
 
-It runs a convolution or a matrix product on integers where Q/DQ stand at its inputs, and keeps everything between in the layout of its
-kernels. What isn't quantized runs in float32, but in bfloat16 for graphs of the target ``tensorrt``, whose rest is half precision
-anyway, on processors that multiply bfloat16: the codes' own error is several times larger.
+It runs a convolution or a matrix product on integers where Q/DQ stand at its inputs, and keeps
+everything between in the layout of its kernels. What isn't quantized runs in float32, but in
+bfloat16 for graphs of the target ``tensorrt``, whose rest is half precision anyway, on processors
+that multiply bfloat16: the codes' own error is several times larger.
 """
 
 from __future__ import annotations
@@ -35,7 +38,13 @@ class OpenVinoGraph:
         ImportError: OpenVINO isn't installed.
     """
 
-    def __init__(self, path: str | Path, target: str, threads: int | None = None, precision: str | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        target: str,
+        threads: int | None = None,
+        precision: str | None = None,
+    ):
         self._core = _openvino().Core()
         self._model = self._core.read_model(str(path))
         capable = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -62,18 +71,30 @@ class OpenVinoGraph:
         return _shapes(self._model.outputs)
 
     def placement(self, feed: Mapping[str, np.ndarray]) -> list[Placement]:
-        """Operators that the compiled graph holds for inputs of these sizes, and the types they compute in (``u8``, ``i8``: integers)."""
+        """Operators that the compiled graph holds for inputs of these sizes, and the types they
+        compute in (``u8``, ``i8``: integers).
+        """
         operators = self._request(feed).get_compiled_model().get_runtime_model().get_ops()
-        told = [{key: op.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision")} for op in operators]
-        counts = Counter((t["layerType"], t["runtimePrecision"]) for t in told if t["layerType"] not in NO_WORK)
-        return [Placement(op, PROVIDERS["openvino"], count, dtype) for (op, dtype), count in counts.most_common()]
+        told = [
+            {key: op.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision")}
+            for op in operators
+        ]
+        counts = Counter(
+            (t["layerType"], t["runtimePrecision"]) for t in told if t["layerType"] not in NO_WORK
+        )
+        return [
+            Placement(op, PROVIDERS["openvino"], count, dtype)
+            for (op, dtype), count in counts.most_common()
+        ]
 
     def _request(self, feed: Mapping[str, np.ndarray]):
         key = tuple((name, value.shape) for name, value in sorted(feed.items()))
         if key not in self._compiled:
             model = self._model.clone()
             model.reshape({name: list(value.shape) for name, value in feed.items()})
-            self._compiled[key] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+            self._compiled[key] = self._core.compile_model(
+                model, "CPU", self._settings
+            ).create_infer_request()
             while len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
@@ -81,12 +102,17 @@ class OpenVinoGraph:
 
 
 def _shapes(ports) -> dict[str, list[int]]:
-    return {port.any_name: [d.get_length() if d.is_static else 1 for d in port.get_partial_shape()] for port in ports}
+    return {
+        port.any_name: [d.get_length() if d.is_static else 1 for d in port.get_partial_shape()]
+        for port in ports
+    }
 
 
 def _openvino():
     try:
         import openvino
     except ImportError as error:
-        raise ImportError("device openvino needs the package openvino: pip install 'restobox[openvino]'") from error
+        raise ImportError(
+            "device openvino needs the package openvino: pip install 'restobox[openvino]'"
+        ) from error
     return openvino

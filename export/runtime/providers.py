@@ -23,18 +23,30 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINO",  # a runtime of its own (export.runtime.openvino), not a provider of ONNX Runtime
+    "openvino": (
+        "OpenVINO"
+    ),  # a runtime of its own (export.runtime.openvino), not a provider of ONNX Runtime
 }
 DEVICES = ("cpu", "cuda", "openvino")
 INTEGER_CONVS = ("QLinearConv", "ConvInteger")
-WEIGHTED = {*INTEGER_CONVS, "Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "MatMulIntegerToFloat", "MultiHeadAttention"}
+WEIGHTED = {
+    *INTEGER_CONVS,
+    "Conv",
+    "FusedConv",
+    "MatMul",
+    "FusedMatMul",
+    "Gemm",
+    "MatMulIntegerToFloat",
+    "MultiHeadAttention",
+}
 
 
 @dataclass(frozen=True)
 class Placement:
     """How many nodes of one operator ran on one provider, and a type.
 
-    ONNX Runtime: the type of the result (``float``, ``uint8``, ...). OpenVINO: the type computed in (``f32``, ``bf16``, ``u8``, ``i8``).
+    ONNX Runtime: the type of the result (``float``, ``uint8``, ...). OpenVINO: the type computed in
+    (``f32``, ``bf16``, ``u8``, ``i8``).
     """
 
     op: str
@@ -44,14 +56,23 @@ class Placement:
 
 
 def open_session(
-    model: str | Path | bytes, providers: list, *, threads: int | None = None, integer: bool = False, profile: str | None = None
+    model: str | Path | bytes,
+    providers: list,
+    *,
+    threads: int | None = None,
+    integer: bool = False,
+    profile: str | None = None,
 ):
-    """An ``onnxruntime.InferenceSession``; providers that this build of ONNX Runtime doesn't have are left out."""
+    """An ``onnxruntime.InferenceSession``; providers that this build of ONNX Runtime doesn't have
+    are left out.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if integer:  # the layout pass of the next level adds more transposes than it saves around integer convolutions
+    # the layout pass of the next level adds more transposes than it saves around integer
+    # convolutions
+    if integer:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         model = shift_codes(model) if has_amx() else model
     if threads is not None:
@@ -62,41 +83,68 @@ def open_session(
         onnxruntime.preload_dlls()  # finds the CUDA libraries that torch installed
     known = onnxruntime.get_available_providers()
     wanted = [p for p in providers if _name(p) in known]
-    return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=wanted)
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=wanted
+    )
 
 
-def count_kernels(model, providers: list, feed: dict[str, np.ndarray], **options) -> list[Placement]:
-    """Operators by provider and type in one profiled run; warns where weighted ones fell back to the CPU."""
+def count_kernels(
+    model, providers: list, feed: dict[str, np.ndarray], **options
+) -> list[Placement]:
+    """Operators by provider and type in one profiled run; warns where weighted ones fell back to
+    the CPU.
+    """
     with tempfile.TemporaryDirectory() as place:
         session = open_session(model, providers, profile=str(Path(place) / "run"), **options)
         session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    nodes = [e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    nodes = [
+        e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+    ]
     counts = Counter((n["op_name"], n["provider"], _dtype(n)) for n in nodes)
-    rows = [Placement(op, provider, count, dtype) for (op, provider, dtype), count in counts.most_common()]
+    rows = [
+        Placement(op, provider, count, dtype)
+        for (op, provider, dtype), count in counts.most_common()
+    ]
     fell = fallen_back(rows, _name(providers[0]))
     if fell:
-        warnings.warn(f"{fell} ran on {PROVIDERS['cpu']}, not on {_name(providers[0])}: each costs copies to and fro", stacklevel=2)
+        warnings.warn(
+            f"{fell} ran on {PROVIDERS['cpu']}, not on {_name(providers[0])}: each costs copies to"
+            " and fro",
+            stacklevel=2,
+        )
     return rows
 
 
 def integer_convs(rows: list[Placement]) -> int:
     """Number of convolutions that run on integers."""
-    return sum(row.count for row in rows if row.op in INTEGER_CONVS or (row.op == "Convolution" and row.dtype in ("u8", "i8")))
+    return sum(
+        row.count
+        for row in rows
+        if row.op in INTEGER_CONVS or (row.op == "Convolution" and row.dtype in ("u8", "i8"))
+    )
 
 
 def second_input(timesteps: Sequence[float], t: torch.Tensor) -> dict[str, np.ndarray]:
-    """A network graph's second input for the times ``t (B,)``: themselves, or the numbers of their rows in ``timesteps``."""
+    """A network graph's second input for the times ``t (B,)``: themselves, or the numbers of their
+    rows in ``timesteps``.
+    """
     if not timesteps:
         return {"t": t.detach().to("cpu", torch.float32).contiguous().numpy()}
     return {"index": np.array([row_of(timesteps, value) for value in t.tolist()], np.int64)}
 
 
 def fallen_back(rows: list[Placement], wanted: str) -> str:
-    """The operators with weights that ran on the CPU though another provider was wanted, in words; empty for none."""
+    """The operators with weights that ran on the CPU though another provider was wanted, in words;
+    empty for none.
+    """
     if wanted == PROVIDERS["cpu"]:
         return ""
-    return ", ".join(f"{row.count} {row.op}" for row in rows if row.provider == PROVIDERS["cpu"] and row.op in WEIGHTED)
+    return ", ".join(
+        f"{row.count} {row.op}"
+        for row in rows
+        if row.provider == PROVIDERS["cpu"] and row.op in WEIGHTED
+    )
 
 
 def _dtype(node: dict) -> str:
@@ -104,7 +152,9 @@ def _dtype(node: dict) -> str:
     return types[0] if types else "unknown"
 
 
-def wanted_providers(folder, bundle: Bundle, device: str, require: str | None, threads: int | None, cache) -> list:
+def wanted_providers(
+    folder, bundle: Bundle, device: str, require: str | None, threads: int | None, cache
+) -> list:
     """Providers to ask for, most special first.
 
     Raises:
@@ -117,11 +167,18 @@ def wanted_providers(folder, bundle: Bundle, device: str, require: str | None, t
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1; got {threads}")
     if device == "cuda" and bundle.target == "cpu":
-        raise ValueError(f"{folder} was exported for CPU kernels (uint8); export it with target tensorrt to run it on a GPU")
+        raise ValueError(
+            f"{folder} was exported for CPU kernels (uint8); export it with target tensorrt to run"
+            " it on a GPU"
+        )
     if device in ("cpu", "openvino"):
         return [PROVIDERS[device]]
     gpu = [PROVIDERS["cuda"], PROVIDERS["cpu"]]
-    return [(PROVIDERS["tensorrt"], tensorrt_options(bundle, cache)), *gpu] if bundle.target == "tensorrt" else gpu
+    return (
+        [(PROVIDERS["tensorrt"], tensorrt_options(bundle, cache)), *gpu]
+        if bundle.target == "tensorrt"
+        else gpu
+    )
 
 
 def check_found(found: list[str], wanted: list, needed: str) -> None:
@@ -132,21 +189,30 @@ def check_found(found: list[str], wanted: list, needed: str) -> None:
     """
     if PROVIDERS[needed] not in found:
         if "openvino" in (needed, *(k for k, v in PROVIDERS.items() if v in found)):
-            raise RuntimeError(f"{PROVIDERS[needed]} is required but {', '.join(found)} was asked for; choose the device that has it")
+            raise RuntimeError(
+                f"{PROVIDERS[needed]} is required but {', '.join(found)} was asked for; choose the"
+                " device that has it"
+            )
         raise RuntimeError(
-            f"{PROVIDERS[needed]} could not be set up (running: {', '.join(found)}); install the matching onnxruntime build and its "
-            "CUDA/TensorRT libraries (`restobox doctor` tells which), or ask for another device"
+            f"{PROVIDERS[needed]} could not be set up (running: {', '.join(found)}); install the"
+            " matching onnxruntime build and its CUDA/TensorRT libraries (`restobox doctor` tells"
+            " which), or ask for another device"
         )
     missing = [_name(p) for p in wanted if _name(p) not in found]
     if missing:
-        warnings.warn(f"{', '.join(missing)} could not be set up; running on {', '.join(found)}", stacklevel=3)
+        warnings.warn(
+            f"{', '.join(missing)} could not be set up; running on {', '.join(found)}", stacklevel=3
+        )
 
 
-def tensorrt_options(bundle: Bundle, cache: str | Path | None = None, largest: tuple[int, int, int] = (4, 512, 512)) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT provider: cached engines and timings, and shape profiles from the bundle.
+def tensorrt_options(
+    bundle: Bundle, cache: str | Path | None = None, largest: tuple[int, int, int] = (4, 512, 512)
+) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT provider: cached engines and timings, and shape profiles
+    from the bundle.
 
-    An engine holds for one graph, GPU and runtime: the folder is named after the graph's SHA-256, the GPU and ONNX Runtime's version.
-    Engines are programs, so it belongs to its owner alone.
+    An engine holds for one graph, GPU and runtime: the folder is named after the graph's SHA-256,
+    the GPU and ONNX Runtime's version. Engines are programs, so it belongs to its owner alone.
 
     Args:
         cache: parent folder; None: ``$XDG_CACHE_HOME/restobox`` or ``~/.cache/restobox``.
@@ -157,25 +223,39 @@ def tensorrt_options(bundle: Bundle, cache: str | Path | None = None, largest: t
     digest = bundle.files[bundle.model_file].sha256
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     key = hashlib.sha256(f"{digest} {gpu} {onnxruntime.__version__}".encode()).hexdigest()[:24]
-    base = Path(cache) if cache is not None else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restobox"
+    base = (
+        Path(cache)
+        if cache is not None
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restobox"
+    )
     folder = base / f"engine-{key}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
-    options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder), "trt_timing_cache_enable": "1"}
+    options = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+    }
     options["trt_timing_cache_path"] = str(folder)
     if bundle.graph == "restorer":
         r = bundle.run
         sides = (("min", 1), ("opt", 1), ("max", largest[0]))
         shapes = {}
         for k, b in sides:
-            names = [f"{name}:{'x'.join(map(str, (b, *shape)))}" for name, shape in r.inputs.items()]
+            names = [
+                f"{name}:{'x'.join(map(str, (b, *shape)))}" for name, shape in r.inputs.items()
+            ]
             names += [f"noise:{'x'.join(map(str, (r.draws, b, *r.state)))}"] if r.draws else []
             shapes[k] = ",".join(names)
     else:
         m, c = bundle.settings.multiple, bundle.channels
         batch, height, width = largest[0], *(-(-n // m) * m for n in largest[1:])
         second = "t" if bundle.graph == "timestep" else "index"
-        sizes = {"min": (1, 2 * m, 2 * m), "opt": (1, height // 2 // m * m or m, width // 2 // m * m or m), "max": (batch, height, width)}
+        sizes = {
+            "min": (1, 2 * m, 2 * m),
+            "opt": (1, height // 2 // m * m or m, width // 2 // m * m or m),
+            "max": (batch, height, width),
+        }
         shapes = {k: f"x:{b}x{c}x{h}x{w},{second}:{b}" for k, (b, h, w) in sizes.items()}
     return options | {f"trt_profile_{k}_shapes": v for k, v in shapes.items()}
 

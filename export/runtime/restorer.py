@@ -13,7 +13,14 @@ from torch import Tensor
 
 from export.bundle import read_bundle
 from export.runtime.openvino import OpenVinoGraph
-from export.runtime.providers import Placement, check_found, count_kernels, integer_convs, open_session, wanted_providers
+from export.runtime.providers import (
+    Placement,
+    check_found,
+    count_kernels,
+    integer_convs,
+    open_session,
+    wanted_providers,
+)
 from restoration.photo.inpainting import check_inpainting
 from restoration.task import Restored
 from restoration.wrappers.tiling import tile_starts, tile_weight
@@ -21,7 +28,8 @@ from solvers.solver import randn
 
 
 class Restorer:
-    """``Restorer(folder)(image, mask) -> Restored``: a whole restoration per call of the runtime, in tiles where the image is larger.
+    """``Restorer(folder)(image, mask) -> Restored``: a whole restoration per call of the runtime,
+    in tiles where the image is larger.
 
     Other tasks than inpainting go through :meth:`restore`.
 
@@ -32,17 +40,28 @@ class Restorer:
         ValueError, RuntimeError, ImportError: as for :class:`Session`.
     """
 
-    def __init__(self, folder: str | Path, device: str = "cpu", threads: int | None = None, require: str | None = None, cache=None):
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        require: str | None = None,
+        cache=None,
+    ):
         self.folder, self.bundle = Path(folder), read_bundle(folder)
         if self.bundle.graph != "restorer":
-            raise ValueError(f"{folder} holds a network only; run it with export.runtime.session.Session")
+            raise ValueError(
+                f"{folder} holds a network only; run it with export.runtime.session.Session"
+            )
         self.run, self.device = self.bundle.run, device
         self.model, self.threads = self.folder / self.bundle.model_file, threads
         self.requested = wanted_providers(folder, self.bundle, device, require, threads, cache)
         if device == "openvino":
             self.session = OpenVinoGraph(self.model, self.bundle.target, threads)
         else:
-            self.session = open_session(self.model, self.requested, threads=threads, integer=self.bundle.target == "cpu")
+            self.session = open_session(
+                self.model, self.requested, threads=threads, integer=self.bundle.target == "cpu"
+            )
         self.providers: list[str] = self.session.get_providers()
         check_found(self.providers, self.requested, require or device)
 
@@ -56,32 +75,48 @@ class Restorer:
         overlap: int | None = None,
         callback: Callable[[int, int], None] | None = None,
     ) -> Restored:
-        """Restore one image; sample k uses ``seed + k``, with the same noise as :class:`restoration.photo.inpainting.InpaintingTask`.
+        """Restore one image; sample k uses ``seed + k``, with the same noise as
+        :class:`restoration.photo.inpainting.InpaintingTask`.
 
         Args:
             image: ``(C, H, W)`` in [0, 1], C = 1 or 3; missing pixels may hold anything.
             mask: ``(H, W)``; 1 = known, 0 = missing.
-            overlap: pixels shared by neighbouring tiles, less than half a side of the graph's size; None: an eighth of the shorter side.
+            overlap: pixels shared by neighbouring tiles, less than half a side of the graph's size;
+                None: an eighth of the shorter side.
             callback: called with the number of tiles done and their total.
 
         Raises:
             ValueError: shapes or values that don't fit.
         """
         if self.run.task != "inpaint":
-            raise ValueError(f"this bundle's task is {self.run.task}, not inpaint: call restore({{...}}) with {', '.join(self.run.inputs)}")
+            raise ValueError(
+                f"this bundle's task is {self.run.task}, not inpaint: call restore({{...}}) with"
+                f" {', '.join(self.run.inputs)}"
+            )
         image, mask = check_inpainting(image, mask)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1; got {num_samples}")
         tile = (self.run.height, self.run.width)
         overlap = min(tile) // 8 if overlap is None else overlap
         if not 0 <= 2 * overlap < min(tile):
-            raise ValueError(f"overlap must be less than half a tile of {tile[1]} x {tile[0]}; got {overlap}")
+            raise ValueError(
+                f"overlap must be less than half a tile of {tile[1]} x {tile[0]}; got {overlap}"
+            )
         began, (height, width) = time.perf_counter(), mask.shape
         grey = image.shape[0] == 1
-        missing = (0, max(0, tile[1] - width), 0, max(0, tile[0] - height))  # a small image lies in a corner of unknown pixels
+        missing = (
+            0,
+            max(0, tile[1] - width),
+            0,
+            max(0, tile[0] - height),
+        )  # a small image lies in a corner of unknown pixels
         x, known = F.pad(image.expand(3, -1, -1), missing), F.pad(mask[None], missing)
         size = x.shape[1:]
-        spots = [(top, left) for top in tile_starts(size[0], tile[0], overlap) for left in tile_starts(size[1], tile[1], overlap)]
+        spots = [
+            (top, left)
+            for top in tile_starts(size[0], tile[0], overlap)
+            for left in tile_starts(size[1], tile[1], overlap)
+        ]
         samples = []
         for k in range(num_samples):
             generator = torch.Generator().manual_seed(seed + k)
@@ -90,7 +125,9 @@ class Restorer:
             for done, (top, left) in enumerate(spots, 1):
                 window = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
                 out = self.run_tile(x[window][None], known[window][None], noise[window])
-                weight = tile_weight(top, tile[0], size[0], overlap)[:, None] * tile_weight(left, tile[1], size[1], overlap)
+                weight = tile_weight(top, tile[0], size[0], overlap)[:, None] * tile_weight(
+                    left, tile[1], size[1], overlap
+                )
                 total[window] += weight * out[0]
                 weights[window] += weight
                 if callback is not None:
@@ -101,26 +138,38 @@ class Restorer:
         stack = torch.stack(samples)
         std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
         nfe = num_samples * len(spots) * self.run.calls
-        return Restored(stack, stack.double().mean(0).float(), std, nfe, time.perf_counter() - began)
+        return Restored(
+            stack, stack.double().mean(0).float(), std, nfe, time.perf_counter() - began
+        )
 
-    def restore(self, inputs: Mapping[str, Tensor], *, num_samples: int = 1, seed: int = 0) -> Restored:
-        """One measurement of any task, of exactly the graph's size; sample k draws from ``seed + k`` what the host's loop draws.
+    def restore(
+        self, inputs: Mapping[str, Tensor], *, num_samples: int = 1, seed: int = 0
+    ) -> Restored:
+        """One measurement of any task, of exactly the graph's size; sample k draws from ``seed +
+        k`` what the host's loop draws.
 
         Args:
-            inputs: the tensors that ``bundle.run.inputs`` names, of the shapes that it gives, without the batch.
+            inputs: the tensors that ``bundle.run.inputs`` names, of the shapes that it gives,
+                without the batch.
 
         Returns:
-            Samples, mean and standard deviation of the graph's output: pictures in [0, 1], MRI's real and imaginary part in the units
+            Samples, mean and standard deviation of the graph's output: pictures in [0, 1], MRI's
+                real and imaginary part in the units
             of the data, eigen-images in theirs.
 
         Raises:
             ValueError: other names or shapes, or values that are not finite.
         """
         if set(inputs) != set(self.run.inputs):
-            raise ValueError(f"this graph takes {', '.join(self.run.inputs)}; got {', '.join(inputs) or 'nothing'}")
+            raise ValueError(
+                f"this graph takes {', '.join(self.run.inputs)}; got"
+                f" {', '.join(inputs) or 'nothing'}"
+            )
         for name, shape in self.run.inputs.items():
             if list(inputs[name].shape) != shape or not torch.isfinite(inputs[name]).all():
-                raise ValueError(f"{name} must be {tuple(shape)} and finite; got {tuple(inputs[name].shape)}")
+                raise ValueError(
+                    f"{name} must be {tuple(shape)} and finite; got {tuple(inputs[name].shape)}"
+                )
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1; got {num_samples}")
         began, samples = time.perf_counter(), []
@@ -137,17 +186,33 @@ class Restorer:
         return Restored(stack, mean, std, num_samples * self.run.calls, time.perf_counter() - began)
 
     def run_tile(self, image: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
-        """The graph itself: ``image (B, 3, h, w)``, ``mask (B, 1, h, w)`` and ``noise (draws, B, 3, h, w)`` of its size to an image."""
-        feed = {n: v.contiguous().numpy() for n, v in (("image", image), ("mask", mask), ("noise", noise))}
+        """The graph itself: ``image (B, 3, h, w)``, ``mask (B, 1, h, w)`` and ``noise (draws, B, 3,
+        h, w)`` of its size to an image.
+        """
+        feed = {
+            n: v.contiguous().numpy()
+            for n, v in (("image", image), ("mask", mask), ("noise", noise))
+        }
         return torch.from_numpy(self.session.run(["restored"], feed)[0])
 
     def placement(self) -> list[Placement]:
         """Which operators ran where, counted in one profiled run; OpenVINO tells it without one."""
         if isinstance(self.session, OpenVinoGraph):
-            return self.session.placement({name: np.ones(shape, np.float32) for name, shape in self.session.inputs().items()})
-        shapes = {i.name: [n if isinstance(n, int) else 1 for n in i.shape] for i in self.session.get_inputs()}
+            return self.session.placement(
+                {name: np.ones(shape, np.float32) for name, shape in self.session.inputs().items()}
+            )
+        shapes = {
+            i.name: [n if isinstance(n, int) else 1 for n in i.shape]
+            for i in self.session.get_inputs()
+        }
         feed = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-        return count_kernels(self.model, self.requested, feed, threads=self.threads, integer=self.bundle.target == "cpu")
+        return count_kernels(
+            self.model,
+            self.requested,
+            feed,
+            threads=self.threads,
+            integer=self.bundle.target == "cpu",
+        )
 
     def integer_convs(self) -> int:
         """Number of convolutions that really run on integers (CPU kernels)."""

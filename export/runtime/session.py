@@ -30,23 +30,37 @@ class Session(Denoiser):
     """``Session(folder)(x, t) -> Prediction``: restorations run on it as on any denoiser.
 
     Args:
-        folder: a bundle of a network's graph; it is verified first (:func:`export.bundle.read_bundle`).
-        device: ``cpu``; ``openvino``: the CPU by OpenVINO instead of ONNX Runtime (``pip install 'restobox[openvino]'``); or ``cuda``
-            (TensorRT for int8 bundles, CUDA otherwise and for what TensorRT doesn't take).
+        folder: a bundle of a network's graph; it is verified first
+            (:func:`export.bundle.read_bundle`).
+        device: ``cpu``; ``openvino``: the CPU by OpenVINO instead of ONNX Runtime (``pip install
+            'restobox[openvino]'``); or ``cuda`` (TensorRT for int8 bundles, CUDA otherwise and for
+            what TensorRT doesn't take).
         threads: CPU threads; None leaves the choice to the runtime.
-        require: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``: the provider that must have been set up.
-        cache: folder for TensorRT's engines; None: a folder of the user's cache that nobody else can write.
+        require: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``: the provider that must have been
+            set up.
+        cache: folder for TensorRT's engines; None: a folder of the user's cache that nobody else
+            can write.
 
     Raises:
-        ValueError: unknown device or provider, a damaged bundle, a restorer's bundle, or a CPU bundle on a GPU.
+        ValueError: unknown device or provider, a damaged bundle, a restorer's bundle, or a CPU
+            bundle on a GPU.
         RuntimeError: the provider that the device or ``require`` stands for could not be set up.
         ImportError: device ``openvino`` without that package.
     """
 
-    def __init__(self, folder: str | Path, device: str = "cpu", threads: int | None = None, require: str | None = None, cache=None):
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        require: str | None = None,
+        cache=None,
+    ):
         self.folder, self.bundle = Path(folder), read_bundle(folder)
         if self.bundle.graph == "restorer":
-            raise ValueError(f"{folder} holds a whole restoration; run it with export.runtime.session.Restorer")
+            raise ValueError(
+                f"{folder} holds a whole restoration; run it with export.runtime.session.Restorer"
+            )
         network = open_network(self.folder, self.bundle, device, threads, require, cache)
         s = self.bundle.settings
         super().__init__(
@@ -63,7 +77,8 @@ class Session(Denoiser):
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:
-        """Which operators ran where, counted in one profiled call of the network (default: a small input).
+        """Which operators ran where, counted in one profiled call of the network (default: a small
+        input).
 
         OpenVINO tells it of the compiled network, without a call.
         """
@@ -75,11 +90,22 @@ class Session(Denoiser):
         return integer_convs(self.placement())
 
 
-def open_network(folder: Path, bundle: Bundle, device: str, threads: int | None, require: str | None = None, cache=None):
+def open_network(
+    folder: Path,
+    bundle: Bundle,
+    device: str,
+    threads: int | None,
+    require: str | None = None,
+    cache=None,
+):
     """The network of a bundle that has been read, as for :class:`Session`: ``network(x, t)``."""
     wanted = wanted_providers(folder, bundle, device, require, threads, cache)
     path = folder / bundle.model_file
-    network = OpenVinoNetwork(path, bundle, threads) if device == "openvino" else OnnxNetwork(path, bundle, wanted, threads)
+    network = (
+        OpenVinoNetwork(path, bundle, threads)
+        if device == "openvino"
+        else OnnxNetwork(path, bundle, wanted, threads)
+    )
     check_found(network.providers, wanted, require or device)
     return network
 
@@ -87,10 +113,18 @@ def open_network(folder: Path, bundle: Bundle, device: str, threads: int | None,
 class OnnxNetwork:
     """``network(x (B, C, h, w), t (B,)) -> (B, C_out, h, w)`` by an ONNX Runtime session.
 
-    Tensors are bound where they lie: on a GPU nothing is copied to the host, and one binding with its output serves all calls of a size.
+    Tensors are bound where they lie: on a GPU nothing is copied to the host, and one binding with
+    its output serves all calls of a size.
     """
 
-    def __init__(self, path: str | Path | bytes, bundle: Bundle | None, providers: list, threads: int | None, timesteps=()):
+    def __init__(
+        self,
+        path: str | Path | bytes,
+        bundle: Bundle | None,
+        providers: list,
+        threads: int | None,
+        timesteps=(),
+    ):
         self.timesteps = tuple(bundle.timesteps) if bundle is not None else tuple(timesteps)
         self.integer = bundle is not None and bundle.target == "cpu"
         self.model, self.requested, self.threads = path, providers, threads
@@ -122,12 +156,18 @@ class OnnxNetwork:
     def placement(self, height: int, width: int) -> list[Placement]:
         channels = self.session.get_inputs()[0].shape[1]
         t = torch.tensor([self.timesteps[0] if self.timesteps else 0.0])
-        feed = {"x": np.zeros((1, channels, height, width), np.float32)} | second_input(self.timesteps, t)
-        return count_kernels(self.model, self.requested, feed, threads=self.threads, integer=self.integer)
+        feed = {"x": np.zeros((1, channels, height, width), np.float32)} | second_input(
+            self.timesteps, t
+        )
+        return count_kernels(
+            self.model, self.requested, feed, threads=self.threads, integer=self.integer
+        )
 
 
 class OpenVinoNetwork:
-    """The same by OpenVINO, on the CPU; a new size of ``x`` costs a compilation (:mod:`export.runtime.openvino`)."""
+    """The same by OpenVINO, on the CPU; a new size of ``x`` costs a compilation
+    (:mod:`export.runtime.openvino`).
+    """
 
     def __init__(self, path: str | Path, bundle: Bundle, threads: int | None):
         self.timesteps, self.channels = tuple(bundle.timesteps), bundle.channels
@@ -135,10 +175,14 @@ class OpenVinoNetwork:
         self.providers, self.outputs = self.graph.get_providers(), self.graph.outputs()["output"][1]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        feed = {"x": x.detach().to("cpu", torch.float32).contiguous().numpy()} | second_input(self.timesteps, t)
+        feed = {"x": x.detach().to("cpu", torch.float32).contiguous().numpy()} | second_input(
+            self.timesteps, t
+        )
         return torch.from_numpy(self.graph.run(["output"], feed)[0]).to(x.device)
 
     def placement(self, height: int, width: int) -> list[Placement]:
         t = torch.tensor([self.timesteps[0] if self.timesteps else 0.0])
-        feed = {"x": np.zeros((1, self.channels, height, width), np.float32)} | second_input(self.timesteps, t)
+        feed = {"x": np.zeros((1, self.channels, height, width), np.float32)} | second_input(
+            self.timesteps, t
+        )
         return self.graph.placement(feed)

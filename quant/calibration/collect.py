@@ -1,9 +1,12 @@
-"""Record calibration data into a file while measurements are restored: bounded memory, resumable, the same bytes for the same seed.
+"""Record calibration data into a file while measurements are restored: bounded memory, resumable,
+the same bytes for the same seed.
 
-Restoration ``k`` is a function of ``k`` alone, and so is everything drawn for it. Each network input gets a random number and the
-``per_timestep`` smallest of each timestep are kept: an equally likely subset, as a reservoir would give (Vitter 1985), that doesn't
-depend on the order or on interruptions. The number belongs to the restoration, not to the call: all timesteps keep the inputs of the
-same restorations, at the same crop, so that features of different timesteps can be compared sample by sample.
+Restoration ``k`` is a function of ``k`` alone, and so is everything drawn for it. Each network
+input gets a random number and the ``per_timestep`` smallest of each timestep are kept: an equally
+likely subset, as a reservoir would give (Vitter 1985), that doesn't depend on the order or on
+interruptions. The number belongs to the restoration, not to the call: all timesteps keep the inputs
+of the same restorations, at the same crop, so that features of different timesteps can be compared
+sample by sample.
 """
 
 from __future__ import annotations
@@ -44,39 +47,54 @@ def collect(
     data: Iterable[str] = (),
     progress: Callable[[int], None] = lambda done: None,
 ) -> CalibrationSet:
-    """Call ``restore(0) ... restore(count - 1)`` and keep what ``denoiser.network`` is shown, by timestep value, in the file ``out``.
+    """Call ``restore(0) ... restore(count - 1)`` and keep what ``denoiser.network`` is shown, by
+    timestep value, in the file ``out``.
 
-    Work in progress lies in the folder ``.NAME.parts`` beside ``out``; repeating an interrupted call goes on where it stopped and
-    writes the same bytes as an uninterrupted one. ``out`` appears complete or not at all.
+    Work in progress lies in the folder ``.NAME.parts`` beside ``out``; repeating an interrupted
+    call goes on where it stopped and writes the same bytes as an uninterrupted one. ``out`` appears
+    complete or not at all.
 
     Args:
         denoiser: a :class:`solvers.denoiser.Denoiser` around an ``nn.Module``.
-        restore: restores measurement k with the deployed solver, grid and correction; must do the same whenever it is called with k.
+        restore: restores measurement k with the deployed solver, grid and correction; must do the
+            same whenever it is called with k.
         count: number of restorations.
         per_timestep: most inputs kept per timestep.
-        crop: keep a random square of this side of each input (a multiple of the network's ``multiple``); None keeps all of it.
+        crop: keep a random square of this side of each input (a multiple of the network's
+            ``multiple``); None keeps all of it.
         seed: of the choice and the crops.
-        solver, steps, task, grid, correction, data: go to the provenance; an interrupted run only goes on if all agree.
+        solver, steps, task, grid, correction, data: go to the provenance; an interrupted run only
+            goes on if all agree.
         progress: called with the number of restorations done.
 
     Returns:
         The set, its samples mapped from ``out`` (read when they are used).
 
     Raises:
-        ValueError: a network, count or crop that can't be, an input with NaN or infinity, or an interrupted run with other settings.
+        ValueError: a network, count or crop that can't be, an input with NaN or infinity, or an
+            interrupted run with other settings.
     """
     check_recordable(denoiser, per_timestep, crop)
     if count < 1:
         raise ValueError(f"count must be at least 1; got {count}")
     network, out = denoiser.network, Path(out)
-    provenance = Provenance(network_hash(network), seed, solver, steps, task, tuple(data), grid, correction)
-    job = provenance.to_dict() | {"data": list(provenance.data), "count": count, "per_timestep": per_timestep, "crop": crop}
+    provenance = Provenance(
+        network_hash(network), seed, solver, steps, task, tuple(data), grid, correction
+    )
+    job = provenance.to_dict() | {
+        "data": list(provenance.data),
+        "count": count,
+        "per_timestep": per_timestep,
+        "crop": crop,
+    }
     store = _Store(out.parent / f".{out.name}.parts", job, per_timestep)
     try:
         for k in range(store.open(), count):
             progress(k)
             draws = _Draws(seed, k, crop)
-            handle = network.register_forward_pre_hook(lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1]))
+            handle = network.register_forward_pre_hook(
+                lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1])
+            )
             try:
                 restore(k)
             finally:
@@ -90,14 +108,18 @@ def collect(
         store.remove()
         raise ValueError("the calibration set is empty: no restoration called the network")
     names = sorted(store.kept, key=lambda name: (-name.t, name.item, name.occurrence))
-    CalibrationSet((store.read(name) for name in names), [name.t for name in names], provenance).save(out)
+    CalibrationSet(
+        (store.read(name) for name in names), [name.t for name in names], provenance
+    ).save(out)
     store.remove()
     return CalibrationSet.load(out)
 
 
 @dataclass
 class _Draws:
-    """The random numbers of restoration ``item``: input ``occurrence`` at any timestep has one priority and one crop."""
+    """The random numbers of restoration ``item``: input ``occurrence`` at any timestep has one
+    priority and one crop.
+    """
 
     seed: int
     item: int
@@ -111,7 +133,9 @@ class _Draws:
         if self.crop is None:
             return occurrence, priority, slice(None), slice(None)
         sides = (min(self.crop, height), min(self.crop, width))
-        top, left = (int(rng.integers(n - m + 1)) for n, m in zip((height, width), sides, strict=True))
+        top, left = (
+            int(rng.integers(n - m + 1)) for n, m in zip((height, width), sides, strict=True)
+        )
         return occurrence, priority, slice(top, top + sides[0]), slice(left, left + sides[1])
 
 
@@ -125,7 +149,9 @@ class _Name:
 
 
 class _Store:
-    """Kept inputs: the newest in memory, the others in safetensors shards, each written whole and renamed."""
+    """Kept inputs: the newest in memory, the others in safetensors shards, each written whole and
+    renamed.
+    """
 
     def __init__(self, folder: Path, job: dict, per_timestep: int):
         self.folder, self.job, self.per_timestep = folder, job, per_timestep
@@ -135,16 +161,22 @@ class _Store:
         self.shards = 0  # of the restoration that runs
 
     def open(self) -> int:
-        """Make the folder, or read an interrupted run from it; returns the number of restorations that are done."""
+        """Make the folder, or read an interrupted run from it; returns the number of restorations
+        that are done.
+        """
         file = self.folder / "job.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         if not file.is_file():
             replace_file(file, lambda part: part.write_text(json.dumps(self.job), encoding="utf-8"))
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            other = sorted(key for key in {*found, *self.job} if found.get(key) != self.job.get(key))
+            other = sorted(
+                key for key in {*found, *self.job} if found.get(key) != self.job.get(key)
+            )
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} is damaged ({error}); delete the folder {self.folder} to begin anew") from error
+            raise ValueError(
+                f"{file} is damaged ({error}); delete the folder {self.folder} to begin anew"
+            ) from error
         if other:
             raise ValueError(
                 f"{self.folder} holds an interrupted run with another {', '.join(other)}: "
@@ -159,7 +191,9 @@ class _Store:
                     header = json.loads(shard.metadata()["shard"])
                 items.setdefault(int(header["item"]), []).append((path, header))
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path} is damaged ({error}); delete the folder {self.folder} to begin anew") from error
+                raise ValueError(
+                    f"{path} is damaged ({error}); delete the folder {self.folder} to begin anew"
+                ) from error
         done = 0
         while done in items and items[done][-1][1]["last"]:
             for path, header in items.pop(done):
@@ -168,21 +202,34 @@ class _Store:
                     self.kept[name] = (path, key)
                     self._rank(name, priority)
             done += 1
-        for path, _ in (entry for entries in items.values() for entry in entries):  # of the restoration that was cut
+        for path, _ in (
+            entry for entries in items.values() for entry in entries
+        ):  # of the restoration that was cut
             path.unlink()
         return done
 
     def offer(self, draws: _Draws, x: Tensor, t: Tensor) -> None:
         """``x (B, C, h, w)`` at ``t``, one value or ``(B,)``."""
-        times = torch.as_tensor(t, dtype=torch.float64).detach().cpu().reshape(-1).expand(x.shape[0])
+        times = (
+            torch.as_tensor(t, dtype=torch.float64).detach().cpu().reshape(-1).expand(x.shape[0])
+        )
         for sample, value in zip(x.detach(), times.tolist(), strict=True):
             occurrence, priority, rows, columns = draws.next(value, *sample.shape[-2:])
             if not torch.isfinite(sample).all():
-                raise ValueError(f"the network's input at timestep {value:g} holds NaN or infinite values; nothing to calibrate on")
+                raise ValueError(
+                    f"the network's input at timestep {value:g} holds NaN or infinite values;"
+                    " nothing to calibrate on"
+                )
             heap = self.best.get(value, [])
             if len(heap) < self.per_timestep or priority < -heap[0][0]:
                 name = _Name(value, draws.item, occurrence)
-                self.fresh[name] = priority, sample[:, rows, columns].float().cpu().clone(memory_format=torch.contiguous_format)
+                self.fresh[name] = (
+                    priority,
+                    sample[:, rows, columns]
+                    .float()
+                    .cpu()
+                    .clone(memory_format=torch.contiguous_format),
+                )
                 self._rank(name, priority)
         if sum(v.numel() * 4 for _, v in self.fresh.values()) > SPILL:
             self._write(draws.item, last=False)
@@ -198,7 +245,11 @@ class _Store:
 
     def remove(self) -> None:
         """Delete the files of the run, and the folder if nothing else is in it."""
-        for path in (*self.folder.glob("*.safetensors"), *self.folder.glob(".*.part"), self.folder / "job.json"):
+        for path in (
+            *self.folder.glob("*.safetensors"),
+            *self.folder.glob(".*.part"),
+            self.folder / "job.json",
+        ):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
@@ -220,7 +271,10 @@ class _Store:
     def _write(self, item: int, last: bool) -> None:
         path = self.folder / f"{item:08d}-{self.shards:04d}.safetensors"
         self.shards += 1
-        entries = {str(k): (name.t, name.occurrence, priority) for k, (name, (priority, _)) in enumerate(self.fresh.items())}
+        entries = {
+            str(k): (name.t, name.occurrence, priority)
+            for k, (name, (priority, _)) in enumerate(self.fresh.items())
+        }
         tensors = {str(k): value for k, (_, value) in enumerate(self.fresh.values())}
         header = {"shard": json.dumps({"item": item, "last": last, "entries": entries})}
         replace_file(path, lambda part: save_file(tensors, part, header))

@@ -13,10 +13,14 @@ from quant.calibration.trajectory import CalibrationSet
 
 @dataclass(frozen=True)
 class Uniform:
-    """The same number of samples of every timestep (Q-Diffusion's choice; independent reruns find PTQ4DM's no better)."""
+    """The same number of samples of every timestep (Q-Diffusion's choice; independent reruns find
+    PTQ4DM's no better).
+    """
 
     def budgets(self, pool: CalibrationSet, count: int, seed: int = 0) -> dict[float, int]:
-        """``count`` spread evenly; a remainder goes to timesteps spread over the trajectory, the cleanest first."""
+        """``count`` spread evenly; a remainder goes to timesteps spread over the trajectory, the
+        cleanest first.
+        """
         steps = len(pool.grid)
         share, rest = divmod(count, steps)
         extra = {math.floor((k + 1) * steps / rest) - 1 for k in range(rest)}
@@ -31,8 +35,11 @@ class Uniform:
         return take(pool, self.budgets(pool, count, seed), seed, f"uniform(n={count}, seed={seed})")
 
 
-def take(pool: CalibrationSet, budgets: Mapping[float, int], seed: int, selection: str) -> CalibrationSet:
-    """``budgets[t]`` samples of each timestep, none twice, drawn with ``seed``; noisiest first, otherwise in the pool's order.
+def take(
+    pool: CalibrationSet, budgets: Mapping[float, int], seed: int, selection: str
+) -> CalibrationSet:
+    """``budgets[t]`` samples of each timestep, none twice, drawn with ``seed``; noisiest first,
+    otherwise in the pool's order.
 
     Raises:
         ValueError: no sample is asked for, or more of a timestep than the pool holds.
@@ -50,7 +57,11 @@ def check_budgets(pool: CalibrationSet, budgets: Mapping[float, int]) -> None:
     """Raises ValueError where no sample is asked for, or more of a timestep than the pool holds."""
     if sum(budgets.values()) < 1:
         raise ValueError(f"at least one sample must be selected; got {sum(budgets.values())}")
-    short = {t: (n, len(pool.positions().get(t, ()))) for t, n in budgets.items() if n > len(pool.positions().get(t, ()))}
+    short = {
+        t: (n, len(pool.positions().get(t, ())))
+        for t, n in budgets.items()
+        if n > len(pool.positions().get(t, ()))
+    }
     if short:
         t, (wanted, there) = max(short.items(), key=lambda item: item[1][0])
         raise ValueError(

@@ -1,7 +1,8 @@
 """Calibration data: what the network is really shown while measurements are restored.
 
-Samples are filed under the timestep *value* the network was called with, never under a call counter: correction loops,
-multi-stage solvers and tiles call the network any number of times per step.
+Samples are filed under the timestep *value* the network was called with, never under a call
+counter: correction loops, multi-stage solvers and tiles call the network any number of times per
+step.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def network_hash(network: nn.Module) -> str:
     for name, tensor in sorted(network.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(
+            tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
     return digest.hexdigest()
 
 
@@ -37,8 +40,9 @@ def network_hash(network: nn.Module) -> str:
 class Provenance:
     """Where a calibration set comes from.
 
-    ``data`` holds the SHA-256 of the measurements that were restored; ``grid`` and ``correction`` are names (empty: the default);
-    ``selection`` says how the samples were chosen from a larger set (empty: all that were recorded).
+    ``data`` holds the SHA-256 of the measurements that were restored; ``grid`` and ``correction``
+    are names (empty: the default); ``selection`` says how the samples were chosen from a larger set
+    (empty: all that were recorded).
     """
 
     model: str
@@ -52,8 +56,14 @@ class Provenance:
     selection: str = ""
 
     def to_dict(self) -> dict:
-        """Fields as plain values; those that are younger than the file format only where they are set."""
-        return {key: value for key, value in asdict(self).items() if value or key not in ("grid", "correction", "selection")}
+        """Fields as plain values; those that are younger than the file format only where they are
+        set.
+        """
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value or key not in ("grid", "correction", "selection")
+        }
 
 
 class CalibrationSet:
@@ -71,12 +81,16 @@ class CalibrationSet:
         ValueError: no samples, or not one timestep per sample.
     """
 
-    def __init__(self, samples: Iterable[Tensor], timesteps: Iterable[float], provenance: Provenance):
+    def __init__(
+        self, samples: Iterable[Tensor], timesteps: Iterable[float], provenance: Provenance
+    ):
         self.samples = [s.detach().float().contiguous() for s in samples]
         self.timesteps = [float(t) for t in timesteps]
         self.provenance = provenance
         if not self.samples:
-            raise ValueError("the calibration set is empty: restore at least one measurement inside record(...)")
+            raise ValueError(
+                "the calibration set is empty: restore at least one measurement inside record(...)"
+            )
         if len(self.samples) != len(self.timesteps):
             raise ValueError(f"{len(self.samples)} samples but {len(self.timesteps)} timesteps")
 
@@ -96,7 +110,9 @@ class CalibrationSet:
         return digest.hexdigest()
 
     def batches(self, size: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
-        """``(x (B, C, h, w), t (B,))`` with one timestep and one image size per batch, noisiest first."""
+        """``(x (B, C, h, w), t (B,))`` with one timestep and one image size per batch, noisiest
+        first.
+        """
         groups: dict[tuple, list[Tensor]] = {}
         for t, sample in zip(self.timesteps, self.samples, strict=True):
             groups.setdefault((-t, *sample.shape), []).append(sample)
@@ -119,32 +135,46 @@ class CalibrationSet:
         return found
 
     def check(self, network: nn.Module, solver: str | None = None) -> None:
-        """Raises ValueError where this set was recorded with another network, or (if named) another solver."""
+        """Raises ValueError where this set was recorded with another network, or (if named) another
+        solver.
+        """
         if solver is not None and self.provenance.solver != solver:
             raise ValueError(
-                f"this calibration set was recorded with solver {self.provenance.solver or '(unnamed)'}, not {solver}: "
-                f"a solver's trajectory is its own; calibrate again with {solver}, or use the recorded one"
+                "this calibration set was recorded with solver"
+                f" {self.provenance.solver or '(unnamed)'}, not {solver}: a solver's trajectory is"
+                f" its own; calibrate again with {solver}, or use the recorded one"
             )
         found = network_hash(network)
         if self.provenance.model != found:
             raise ValueError(
-                f"this calibration set belongs to another model ({self.provenance.model[:12]}..., yours is {found[:12]}...); "
-                "record one with the model you quantize"
+                f"this calibration set belongs to another model ({self.provenance.model[:12]}...,"
+                f" yours is {found[:12]}...); record one with the model you quantize"
             )
 
-    # -- files ----------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file with the provenance in its header; under a temporary name first, then renamed."""
+        """Write one safetensors file with the provenance in its header; under a temporary name
+        first, then renamed.
+        """
         path = Path(path)
-        header = {"format": FORMAT, "timesteps": self.timesteps, "provenance": self.provenance.to_dict(), "hash": self.hash}
+        header = {
+            "format": FORMAT,
+            "timesteps": self.timesteps,
+            "provenance": self.provenance.to_dict(),
+            "hash": self.hash,
+        }
         tensors = {f"{k:06d}": s.cpu() for k, s in enumerate(self.samples)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda part: save_file(tensors, part, metadata={"calibration": json.dumps(header)}))
+        replace_file(
+            path,
+            lambda part: save_file(tensors, part, metadata={"calibration": json.dumps(header)}),
+        )
 
     @classmethod
     def load(cls, path: str | Path, network: nn.Module | None = None) -> CalibrationSet:
-        """Read a set and verify its content hash; with ``network``, also that it was recorded with that network.
+        """Read a set and verify its content hash; with ``network``, also that it was recorded with
+        that network.
 
         Raises:
             FileNotFoundError: no such file.
@@ -158,15 +188,23 @@ class CalibrationSet:
                 version = header["format"]
                 if version == FORMAT:
                     samples = [file.get_tensor(key) for key in sorted(file.keys())]
-                    provenance = Provenance(**header["provenance"] | {"data": tuple(header["provenance"]["data"])})
+                    provenance = Provenance(
+                        **header["provenance"] | {"data": tuple(header["provenance"]["data"])}
+                    )
                     loaded = cls(samples, header["timesteps"], provenance)
                     intact = loaded.hash == header["hash"]
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise ValueError(f"{path} is not a readable calibration set ({error}); record it again") from error
+            raise ValueError(
+                f"{path} is not a readable calibration set ({error}); record it again"
+            ) from error
         if version != FORMAT:
-            raise ValueError(f"{path} has calibration format {version!r}; this version reads {FORMAT}")
+            raise ValueError(
+                f"{path} has calibration format {version!r}; this version reads {FORMAT}"
+            )
         if not intact:
-            raise ValueError(f"{path} is damaged: its content doesn't match its hash; record it again")
+            raise ValueError(
+                f"{path} is damaged: its content doesn't match its hash; record it again"
+            )
         if network is not None:
             loaded.check(network)
         return loaded
@@ -174,7 +212,9 @@ class CalibrationSet:
 
 @dataclass
 class Recorder:
-    """Keeps at most ``per_timestep`` samples of each timestep, each equally likely (reservoir sampling, Vitter 1985)."""
+    """Keeps at most ``per_timestep`` samples of each timestep, each equally likely (reservoir
+    sampling, Vitter 1985).
+    """
 
     per_timestep: int
     crop: int | None
@@ -185,11 +225,16 @@ class Recorder:
 
     def add(self, x: Tensor, t: Tensor) -> None:
         """``x (B, C, h, w)``, ``t`` one value or ``(B,)``."""
-        times = torch.as_tensor(t, dtype=torch.float64).detach().cpu().reshape(-1).expand(x.shape[0])
+        times = (
+            torch.as_tensor(t, dtype=torch.float64).detach().cpu().reshape(-1).expand(x.shape[0])
+        )
         for sample, value in zip(x.detach(), times.tolist(), strict=True):
             sample = self._crop(sample)
             if not torch.isfinite(sample).all():
-                raise ValueError(f"the network's input at timestep {value:g} holds NaN or infinite values; nothing to calibrate on")
+                raise ValueError(
+                    f"the network's input at timestep {value:g} holds NaN or infinite values;"
+                    " nothing to calibrate on"
+                )
             kept, count = self.kept.setdefault(value, []), self.seen.get(value, 0)
             self.seen[value] = count + 1
             if count < self.per_timestep:
@@ -212,7 +257,10 @@ class Recorder:
         if self.crop is None:
             return sample
         height, width = (min(self.crop, n) for n in sample.shape[-2:])
-        top, left = self._draw(sample.shape[-2] - height + 1), self._draw(sample.shape[-1] - width + 1)
+        top, left = (
+            self._draw(sample.shape[-2] - height + 1),
+            self._draw(sample.shape[-1] - width + 1),
+        )
         return sample[:, top : top + height, left : left + width]
 
     def _draw(self, count: int) -> int:
@@ -230,7 +278,8 @@ def record(
     task: str = "",
     data: Iterable[str] = (),
 ) -> Iterator[Recorder]:
-    """Record what ``denoiser.network`` is called with while restorations run inside the ``with`` block.
+    """Record what ``denoiser.network`` is called with while restorations run inside the ``with``
+    block.
 
     Corrections, tiling and conditioned copies share the network, so they are all seen::
 
@@ -241,7 +290,8 @@ def record(
     Args:
         denoiser: a :class:`solvers.denoiser.Denoiser` around an ``nn.Module``.
         per_timestep: most samples kept per timestep.
-        crop: keep a random square of this side of each input (a multiple of the network's ``multiple``); None keeps all of it.
+        crop: keep a random square of this side of each input (a multiple of the network's
+            ``multiple``); None keeps all of it.
         seed: of the reservoir and the crops.
         solver, task, data: go to the provenance.
 
@@ -257,15 +307,23 @@ def record(
         yield recorder
     finally:
         handle.remove()
-        recorder.provenance = Provenance(provenance.model, seed, solver, len(recorder.seen), task, provenance.data)
+        recorder.provenance = Provenance(
+            provenance.model, seed, solver, len(recorder.seen), task, provenance.data
+        )
 
 
 def check_recordable(denoiser, per_timestep: int, crop: int | None) -> None:
     """Raises ValueError where the network is no ``nn.Module``, or a count or crop can't be."""
     if not isinstance(denoiser.network, nn.Module):
-        raise ValueError(f"only an nn.Module can be recorded; the denoiser holds a {type(denoiser.network).__name__}")
+        raise ValueError(
+            "only an nn.Module can be recorded; the denoiser holds a"
+            f" {type(denoiser.network).__name__}"
+        )
     if per_timestep < 1:
         raise ValueError(f"per_timestep must be at least 1; got {per_timestep}")
     multiple = getattr(denoiser, "multiple", 1)
     if crop is not None and (crop < multiple or crop % multiple):
-        raise ValueError(f"crop must be a multiple of {multiple} (of the network's input, after folding); got {crop}")
+        raise ValueError(
+            f"crop must be a multiple of {multiple} (of the network's input, after folding); got"
+            f" {crop}"
+        )

@@ -1,7 +1,8 @@
 """Activation ranges of every layer at every timestep, in one pass over the calibration set.
 
-Each layer keeps a histogram of log2 |x| (32 bins per octave: thresholds are good to 2 %), which needs no range in advance,
-adds up over batches and timesteps, and answers all estimators afterwards.
+Each layer keeps a histogram of log2 |x| (32 bins per octave: thresholds are good to 2 %), which
+needs no range in advance, adds up over batches and timesteps, and answers all estimators
+afterwards.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class Ranges:
         """The largest |x| that layer's 8-bit grid shall hold, over all timesteps.
 
         Args:
-            method: ``max``; ``mean`` or ``min`` of the timesteps' maxima (``min`` is ModelOpt's step-aware calibrator: it clips the
-                noisy steps on purpose); ``percentile`` of |x|; or the threshold with the least expected |error|^p of an 8-bit
-                symmetric grid: ``mse`` (p = 2) or ``p2.4`` (PTQ4DM, EDA-DM).
+            method: ``max``; ``mean`` or ``min`` of the timesteps' maxima (``min`` is ModelOpt's
+                step-aware calibrator: it clips the noisy steps on purpose); ``percentile`` of |x|;
+                or the threshold with the least expected |error|^p of an 8-bit symmetric grid:
+                ``mse`` (p = 2) or ``p2.4`` (PTQ4DM, EDA-DM).
         """
         k = self.layers.index(layer)
         steps = self.amax[k][self.amax[k] > 0]
@@ -53,17 +55,26 @@ class Ranges:
             return top
         edges = 2.0 ** (LOW + np.arange(1, BINS + 1) / PER_OCTAVE)
         if method == "percentile":
-            return min(top, float(edges[np.searchsorted(np.cumsum(counts), counts.sum() * percentile / 100)]))
+            return min(
+                top,
+                float(edges[np.searchsorted(np.cumsum(counts), counts.sum() * percentile / 100)]),
+            )
         power = {"mse": 2.0, "p2.4": 2.4}.get(method)
         if power is None:
-            raise ValueError(f"range {method!r} is unknown; known: max, mean, min, percentile, mse, p2.4")
+            raise ValueError(
+                f"range {method!r} is unknown; known: max, mean, min, percentile, mse, p2.4"
+            )
         centers = edges * 2.0 ** (-0.5 / PER_OCTAVE)
         candidates = top * np.linspace(0.01, 1.0, 100)
         return float(min(candidates, key=lambda thr: _expected_error(thr, centers, counts, power)))
 
 
-def _expected_error(threshold: float, values: np.ndarray, counts: np.ndarray, power: float = 2.0) -> float:
-    """|error|^p of a grid of step threshold/127: (step/2)^p/(p+1) inside, |x|^p below half a step, the excess^p above the end."""
+def _expected_error(
+    threshold: float, values: np.ndarray, counts: np.ndarray, power: float = 2.0
+) -> float:
+    """|error|^p of a grid of step threshold/127: (step/2)^p/(p+1) inside, |x|^p below half a step,
+    the excess^p above the end.
+    """
     step = threshold / 127
     error = np.where(values < step / 2, values**power, (step / 2) ** power / (power + 1))
     error = np.where(values > threshold, np.abs(values - threshold) ** power, error)
@@ -71,8 +82,11 @@ def _expected_error(threshold: float, values: np.ndarray, counts: np.ndarray, po
 
 
 @torch.no_grad()
-def measure_ranges(network: nn.Module, layers: Iterable[str], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Ranges, Ranges]:
-    """Run ``network`` over ``(x (B, C, h, w), t (B,))`` batches and return the ranges of the layers' inputs and outputs.
+def measure_ranges(
+    network: nn.Module, layers: Iterable[str], batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Ranges, Ranges]:
+    """Run ``network`` over ``(x (B, C, h, w), t (B,))`` batches and return the ranges of the
+    layers' inputs and outputs.
 
     Each batch holds one timestep.
     """
@@ -89,13 +103,18 @@ def measure_ranges(network: nn.Module, layers: Iterable[str], batches: Iterable[
                 value = value.detach().abs()
                 top = value.movedim(1 if value.ndim == 4 else -1, 0).flatten(1).amax(1).cpu()
                 amax[row, side] = max(amax[row, side], float(top.max()))
-                channels[row][side] = top if channels[row][side] is None else torch.maximum(channels[row][side], top)
+                channels[row][side] = (
+                    top if channels[row][side] is None else torch.maximum(channels[row][side], top)
+                )
                 logs = value[value > 0].log2().clamp(LOW, HIGH - 1e-3)
                 histogram[row, side] += torch.histc(logs, BINS, LOW, HIGH).cpu().numpy()
 
         return see
 
-    handles = [network.get_submodule(name).register_forward_hook(hook(row)) for row, name in enumerate(layers)]
+    handles = [
+        network.get_submodule(name).register_forward_hook(hook(row))
+        for row, name in enumerate(layers)
+    ]
     try:
         for x, t in batches:
             current[0] = float(t[0])
@@ -108,5 +127,10 @@ def measure_ranges(network: nn.Module, layers: Iterable[str], batches: Iterable[
     times = tuple(sorted(tables, reverse=True))
     amax = np.stack([tables[t][0] for t in times], axis=-1)
     histogram = np.stack([tables[t][1] for t in times], axis=-2)
-    tops = [tuple(np.zeros(0) if row[side] is None else row[side].numpy() for row in channels) for side in (0, 1)]
-    return tuple(Ranges(layers, times, amax[:, side], histogram[:, side], tops[side]) for side in (0, 1))
+    tops = [
+        tuple(np.zeros(0) if row[side] is None else row[side].numpy() for row in channels)
+        for side in (0, 1)
+    ]
+    return tuple(
+        Ranges(layers, times, amax[:, side], histogram[:, side], tops[side]) for side in (0, 1)
+    )

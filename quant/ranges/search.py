@@ -1,8 +1,9 @@
 """The range searches of PTQ4DM and EDA-DM: the clipping range with the least mean |error|^2.4.
 
-Two grids. Ours is symmetric and deployable: codes ``[-q, q]`` (weights) or ``[-q-1, q]`` (activations), ``q = 2^(b-1)-1``, zero
-point 0. The released code's (``compat="released"``) has unsigned codes ``0..2^b-1``, step ``(hi - lo)/(2^b - 1)`` and zero point
-``round(-lo/step)``, which for a symmetric range is ``round(127.5)``: 127 or 128 by float error. TensorRT accepts no such grid.
+Two grids. Ours is symmetric and deployable: codes ``[-q, q]`` (weights) or ``[-q-1, q]``
+(activations), ``q = 2^(b-1)-1``, zero point 0. The released code's (``compat="released"``) has
+unsigned codes ``0..2^b-1``, step ``(hi - lo)/(2^b - 1)`` and zero point ``round(-lo/step)``, which
+for a symmetric range is ``round(127.5)``: 127 or 128 by float error. TensorRT accepts no such grid.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ CANDIDATES, POWER, LEAST_STEP = 100, 2.4, 1e-8
 
 @dataclass(frozen=True)
 class AffineGrid:
-    """``x ~ (clip(round(x/step) + zero_point, 0, 2^bits - 1) - zero_point) step``: one entry, or one per channel (axis 0)."""
+    """``x ~ (clip(round(x/step) + zero_point, 0, 2^bits - 1) - zero_point) step``: one entry, or
+    one per channel (axis 0).
+    """
 
     step: Tensor
     zero_point: Tensor
@@ -36,8 +39,11 @@ class AffineGrid:
         return ((torch.round(x / step) + zero).clamp(0, 2**self.bits - 1) - zero) * step
 
 
-def search_symmetric_steps(x: Tensor, bits: int, *, per_channel: bool = False, narrow: bool = True, power: float = POWER) -> Tensor:
-    """Steps ``thr/q`` of the symmetric signed grid with the least mean ``|x_hat - x|^power``, of 100 thresholds ``i/100 max|x|``.
+def search_symmetric_steps(
+    x: Tensor, bits: int, *, per_channel: bool = False, narrow: bool = True, power: float = POWER
+) -> Tensor:
+    """Steps ``thr/q`` of the symmetric signed grid with the least mean ``|x_hat - x|^power``, of
+    100 thresholds ``i/100 max|x|``.
 
     Args:
         x: any shape; channels on axis 0.
@@ -52,16 +58,24 @@ def search_symmetric_steps(x: Tensor, bits: int, *, per_channel: bool = False, n
     for i in range(1, CANDIDATES + 1):
         step = peak / CANDIDATES * i / top
         grid = _spread(step, x)
-        error = _score(torch.round(x / grid).clamp(-top if narrow else -top - 1, top) * grid, x, per_channel, power)
+        error = _score(
+            torch.round(x / grid).clamp(-top if narrow else -top - 1, top) * grid,
+            x,
+            per_channel,
+            power,
+        )
         best, least = torch.where(error < least, step, best), torch.minimum(error, least)
     return best
 
 
-def search_range(x: Tensor, bits: int, *, per_channel: bool = False, symmetric: bool = True) -> tuple[Tensor, Tensor]:
+def search_range(
+    x: Tensor, bits: int, *, per_channel: bool = False, symmetric: bool = True
+) -> tuple[Tensor, Tensor]:
     """The released search: ``(low, high)`` of the unsigned grid.
 
-    One parameter for ``symmetric`` or one-sided data: ``[-thr, thr]``, ``[0, thr]`` where no value is negative, ``[-thr, 0]`` where
-    none is positive. Otherwise two: 100 widths of the whole range times ``2^bits`` zero points.
+    One parameter for ``symmetric`` or one-sided data: ``[-thr, thr]``, ``[0, thr]`` where no value
+    is negative, ``[-thr, 0]`` where none is positive. Otherwise two: 100 widths of the whole range
+    times ``2^bits`` zero points.
 
     Raises:
         ValueError: ``bits`` outside 2..16.
@@ -86,16 +100,22 @@ def search_range(x: Tensor, bits: int, *, per_channel: bool = False, symmetric: 
     return best_low, best_high
 
 
-def released_grid(x: Tensor, bits: int, *, per_channel: bool = False, symmetric: bool = True) -> AffineGrid:
+def released_grid(
+    x: Tensor, bits: int, *, per_channel: bool = False, symmetric: bool = True
+) -> AffineGrid:
     """The authors' grid for ``x``: :func:`search_range`, then step and zero point."""
-    return AffineGrid.of_range(*search_range(x, bits, per_channel=per_channel, symmetric=symmetric), bits)
+    return AffineGrid.of_range(
+        *search_range(x, bits, per_channel=per_channel, symmetric=symmetric), bits
+    )
 
 
 @dataclass
 class RunningRange:
-    """The released activation observer: each batch's searched range enters with weight 0.1, so the order of batches matters.
+    """The released activation observer: each batch's searched range enters with weight 0.1, so the
+    order of batches matters.
 
-    Our own calibration reads all batches' histograms at once (:mod:`quant.ranges.measure`); this is for comparison with the papers.
+    Our own calibration reads all batches' histograms at once (:mod:`quant.ranges.measure`); this is
+    for comparison with the papers.
     """
 
     bits: int

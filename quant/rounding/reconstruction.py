@@ -1,17 +1,21 @@
-"""Learned rounding by reconstruction: AdaRound layer by layer, or EDA-DM's fine-grained block reconstruction (FBR).
+"""Learned rounding by reconstruction: AdaRound layer by layer, or EDA-DM's fine-grained block
+reconstruction (FBR).
 
-Liu et al. 2024, arXiv 2401.04585, section 3.3. Units are residual blocks and attention (transformer) blocks, every other quantized
-layer alone, in the order the network runs them. Each is trained to give the float unit's output from the input that the already
-quantized part of the network produces:
+Liu et al. 2024, arXiv 2401.04585, section 3.3. Units are residual blocks and attention
+(transformer) blocks, every other quantized layer alone, in the order the network runs them. Each is
+trained to give the float unit's output from the input that the already quantized part of the
+network produces:
 
     L = ||y_q - y||^2 + xi sum_{inner layers} ||z_q - z||^2 + lambda sum(1 - |2h - 1|^b)
 
-with ``||.||^2`` summed over channels, averaged over batch and space. Float elements replace quantized ones at random in the unit's
-input and at every activation quantizer (QDrop). Trained are the rounding logits and, if wanted, the activations' step sizes (LSQ
-gradient). After training the unit is hardened; the best of the snapshots taken on the way, the starting point among them, is kept,
-so a unit never ends worse than nearest rounding on the samples it was trained on.
+with ``||.||^2`` summed over channels, averaged over batch and space. Float elements replace
+quantized ones at random in the unit's input and at every activation quantizer (QDrop). Trained are
+the rounding logits and, if wanted, the activations' step sizes (LSQ gradient). After training the
+unit is hardened; the best of the snapshots taken on the way, the starting point among them, is
+kept, so a unit never ends worse than nearest rounding on the samples it was trained on.
 
-The release never applies the regulariser (``lambda_round=0`` mimics it); with it off, soft and hard weights differ at the end.
+The release never applies the regulariser (``lambda_round=0`` mimics it); with it off, soft and hard
+weights differ at the end.
 """
 
 from __future__ import annotations
@@ -49,7 +53,9 @@ class LearnedLayer(nn.Module):
         self.hard, self.drop, self.generator = True, 0.0, None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = rounded(self.layer.weight, self.weight_step, self.logits, -self.top, self.top, hard=self.hard)
+        weight = rounded(
+            self.layer.weight, self.weight_step, self.logits, -self.top, self.top, hard=self.hard
+        )
         quantized = fake_quantize(x, self.step)
         if self.drop:
             keep = torch.rand(x.shape, generator=self.generator) < self.drop
@@ -60,12 +66,16 @@ class LearnedLayer(nn.Module):
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        weight = rounded(self.layer.weight, self.weight_step, self.logits, -self.top, self.top, hard=True)
+        weight = rounded(
+            self.layer.weight, self.weight_step, self.logits, -self.top, self.top, hard=True
+        )
         return torch.round(weight / self.weight_step).to(torch.int8)
 
 
 def fake_quantize(x: Tensor, step: Tensor) -> Tensor:
-    """8-bit symmetric activations; straight through the rounding, LSQ's scaled gradient for the step (Esser et al. 2020, eq. 3)."""
+    """8-bit symmetric activations; straight through the rounding, LSQ's scaled gradient for the
+    step (Esser et al. 2020, eq. 3).
+    """
     scale = 1 / (127 * x.numel()) ** 0.5
     step = step.clamp(min=1e-8)
     step = step * scale + (step - step * scale).detach()
@@ -91,25 +101,29 @@ def reconstruct(
 
     Args:
         network: float, ``network(x (B, C, h, w), t (B,))``.
-        quantized: the same modules with quantizers; its layers are updated unit by unit through ``write``.
+        quantized: the same modules with quantizers; its layers are updated unit by unit through
+            ``write``.
         layers: name -> weight steps ``(C_out,)`` and input step.
         write: ``write(name, codes, input_step)`` puts a result into ``quantized``.
         samples: ``(x (1, C, h, w), t (1,))``.
         settings: iterations, rates and so on.
         bits: of the weights.
         blocks: EDA-DM's units; False: single layers (AdaRound).
-        state: folder with one file per finished unit; an interrupted run given the same folder goes on where it stopped, to the
-            same bytes. None keeps no state.
+        state: folder with one file per finished unit; an interrupted run given the same folder goes
+            on where it stopped, to the same bytes. None keeps no state.
         fingerprint: of everything the result depends on; state with another one is refused.
         progress: called with finished units and their total.
 
     Returns:
-        unit -> loss before and after (mean squared error summed over channels, on the training samples, hard rounding).
+        unit -> loss before and after (mean squared error summed over channels, on the training
+            samples, hard rounding).
 
     Raises:
         ValueError: state of another run, or damaged state.
     """
-    if not blocks:  # AdaRound as published: the layer's own output, nothing dropped, activations as calibrated
+    if (
+        not blocks
+    ):  # AdaRound as published: the layer's own output, nothing dropped, activations as calibrated
         settings = replace(settings, layer_weight=0.0, drop=0.0, lr_step=0.0)
     units = find_units(network, list(layers), *samples[0], blocks=blocks)
     losses = {}
@@ -118,7 +132,16 @@ def reconstruct(
         found = None if path is None else _load(path, fingerprint, name, members)
         if found is None:
             cache = UnitInputs(network, quantized, name, samples)
-            found = _train(network.get_submodule(name), name, members, layers, cache, settings, bits, settings.seed + k)
+            found = _train(
+                network.get_submodule(name),
+                name,
+                members,
+                layers,
+                cache,
+                settings,
+                bits,
+                settings.seed + k,
+            )
             if path is not None:
                 _save(path, fingerprint, name, *found)
         results, losses[name] = found
@@ -128,7 +151,9 @@ def reconstruct(
     return losses
 
 
-def _train(float_unit, name, members, layers, cache: UnitInputs, s: Reconstruction, bits: int, seed: int):
+def _train(
+    float_unit, name, members, layers, cache: UnitInputs, s: Reconstruction, bits: int, seed: int
+):
     generator = torch.Generator().manual_seed(seed)
     unit, learned = _learnable(float_unit, name, members, layers, bits)
     for layer in learned.values():
@@ -161,7 +186,10 @@ def _train(float_unit, name, members, layers, cache: UnitInputs, s: Reconstructi
             loss.backward()
         optimizer.step()
         schedule.step()
-        if count == s.iterations or (count * SNAPSHOTS) // s.iterations > ((count - 1) * SNAPSHOTS) // s.iterations:
+        if (
+            count == s.iterations
+            or (count * SNAPSHOTS) // s.iterations > ((count - 1) * SNAPSHOTS) // s.iterations
+        ):
             current = _hard_loss(float_unit, unit, learned, cache, s.batch_size)
             if current < best:
                 best, kept = current, _result(learned)
@@ -192,14 +220,19 @@ def _hard_loss(float_unit, unit, learned, cache: UnitInputs, size: int) -> float
         for k in range(0, len(group), size):
             indices = group[k : k + size]
             x, x_q, rest, keywords = cache.batch(indices)
-            pair = _channels(_tensor(unit(x_q, *rest, **keywords)), _tensor(float_unit(x, *rest, **keywords)))
+            pair = _channels(
+                _tensor(unit(x_q, *rest, **keywords)), _tensor(float_unit(x, *rest, **keywords))
+            )
             total += float(squared_error(*pair)) * len(indices)
             count += len(indices)
     return total / count
 
 
 def _result(learned: dict[str, LearnedLayer]) -> dict[str, tuple[Tensor, float]]:
-    return {name: (layer.codes(), float(layer.step.detach().clamp(min=1e-8))) for name, layer in learned.items()}
+    return {
+        name: (layer.codes(), float(layer.step.detach().clamp(min=1e-8)))
+        for name, layer in learned.items()
+    }
 
 
 class _watch:
@@ -209,7 +242,10 @@ class _watch:
         self.modules, self.outputs = modules, {}
 
     def __enter__(self) -> dict[str, Tensor]:
-        self.handles = [m.register_forward_hook(lambda _m, _i, out, n=n: self.outputs.__setitem__(n, out)) for n, m in self.modules.items()]
+        self.handles = [
+            m.register_forward_hook(lambda _m, _i, out, n=n: self.outputs.__setitem__(n, out))
+            for n, m in self.modules.items()
+        ]
         return self.outputs
 
     def __exit__(self, *_):
@@ -230,7 +266,7 @@ def _channels(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.movedim(-1, 1) if t.ndim == 3 else t for t in tensors)
 
 
-# -- state ------------------------------------------------------------------------------------------------------------
+# -- state -----------------------------------------------------------------------------------------
 
 
 def fingerprint_of(*parts) -> str:
@@ -238,11 +274,20 @@ def fingerprint_of(*parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _save(path: Path, fingerprint: str, name: str, results: dict, losses: tuple[float, float]) -> None:
+def _save(
+    path: Path, fingerprint: str, name: str, results: dict, losses: tuple[float, float]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{member}/codes": codes for member, (codes, _) in results.items()}
-    header = {"fingerprint": fingerprint, "unit": name, "steps": {m: step for m, (_, step) in results.items()}, "losses": losses}
-    replace_file(path, lambda part: save_file(tensors, part, metadata={"reconstruction": json.dumps(header)}))
+    header = {
+        "fingerprint": fingerprint,
+        "unit": name,
+        "steps": {m: step for m, (_, step) in results.items()},
+        "losses": losses,
+    }
+    replace_file(
+        path, lambda part: save_file(tensors, part, metadata={"reconstruction": json.dumps(header)})
+    )
 
 
 def _load(path: Path, fingerprint: str, name: str, members: list[str]):
@@ -253,7 +298,11 @@ def _load(path: Path, fingerprint: str, name: str, members: list[str]):
             header = json.loads((file.metadata() or {})["reconstruction"])
             if header["fingerprint"] != fingerprint or header["unit"] != name:
                 raise ValueError("it belongs to another model, calibration set or recipe")
-            results = {m: (file.get_tensor(f"{m}/codes"), float(header["steps"][m])) for m in members}
+            results = {
+                m: (file.get_tensor(f"{m}/codes"), float(header["steps"][m])) for m in members
+            }
         return results, tuple(float(v) for v in header["losses"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} can't be resumed from ({error}); give another state folder, or empty this one") from error
+        raise ValueError(
+            f"{path} can't be resumed from ({error}); give another state folder, or empty this one"
+        ) from error

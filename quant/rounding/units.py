@@ -1,4 +1,6 @@
-"""The parts of a network that are rounded together, and what calibration samples show each of them."""
+"""The parts of a network that are rounded together, and what calibration samples show each of
+them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,16 @@ from torch import Tensor, nn
 from quant.calibration.trajectory import CalibrationSet
 
 BLOCKS = ("ResnetBlock2D", "ResnetBlockCondNorm2D", "Attention", "BasicTransformerBlock")
-MEMORY = 256 * 2**20  # bytes of cached unit inputs; fewer samples are used where a unit's are larger
+MEMORY = (
+    256 * 2**20
+)  # bytes of cached unit inputs; fewer samples are used where a unit's are larger
 
 
-def find_units(network: nn.Module, names: list[str], x: Tensor, t: Tensor, *, blocks: bool = True) -> list[tuple[str, list[str]]]:
-    """``(unit, its quantized layers)``, both in the order in which one call of the network reaches them.
+def find_units(
+    network: nn.Module, names: list[str], x: Tensor, t: Tensor, *, blocks: bool = True
+) -> list[tuple[str, list[str]]]:
+    """``(unit, its quantized layers)``, both in the order in which one call of the network reaches
+    them.
 
     Args:
         network: the float network.
@@ -24,7 +31,10 @@ def find_units(network: nn.Module, names: list[str], x: Tensor, t: Tensor, *, bl
         ValueError: a layer is not reached by the call.
     """
     order: list[str] = []
-    handles = [network.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: order.append(n)) for n in names]
+    handles = [
+        network.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: order.append(n))
+        for n in names
+    ]
     try:
         with torch.no_grad():
             network(x, t)
@@ -33,32 +43,50 @@ def find_units(network: nn.Module, names: list[str], x: Tensor, t: Tensor, *, bl
             handle.remove()
     order = list(dict.fromkeys(order))
     if missed := [n for n in names if n not in order]:
-        raise ValueError(f"a call of the network never reaches {', '.join(missed)}; add them to skip")
+        raise ValueError(
+            f"a call of the network never reaches {', '.join(missed)}; add them to skip"
+        )
     known = [n for n, m in network.named_modules() if blocks and type(m).__name__ in BLOCKS]
     known = [n for n in known if not any(n.startswith(f"{other}.") for other in known)]
     units: dict[str, list[str]] = {}
     for name in order:
-        units.setdefault(next((u for u in known if name.startswith(f"{u}.")), name), []).append(name)
+        units.setdefault(next((u for u in known if name.startswith(f"{u}.")), name), []).append(
+            name
+        )
     return list(units.items())
 
 
 class UnitInputs:
-    """A unit's inputs in the float and in the partly quantized network, one entry per sample, as many as fit into ``MEMORY`` (but one).
+    """A unit's inputs in the float and in the partly quantized network, one entry per sample, as
+    many as fit into ``MEMORY`` (but one).
 
     Attributes:
         bytes: that are held.
     """
 
-    def __init__(self, network: nn.Module, quantized: nn.Module, name: str, samples: list[tuple[Tensor, Tensor]]):
+    def __init__(
+        self,
+        network: nn.Module,
+        quantized: nn.Module,
+        name: str,
+        samples: list[tuple[Tensor, Tensor]],
+    ):
         self.float, self.quantized, self.others = [], [], []
         self.bytes = 0
         for x, t in _chunks(samples):
             (a, *rest), keywords = _inputs_of(network, name, x, t)
             (b, *_), _ = _inputs_of(quantized, name, x, t)
             for k in range(len(x)):
-                others = [_row(v, k, len(x)) for v in rest], {key: _row(v, k, len(x)) for key, v in keywords.items()}
+                others = (
+                    [_row(v, k, len(x)) for v in rest],
+                    {key: _row(v, k, len(x)) for key, v in keywords.items()},
+                )
                 row = a[k : k + 1].clone(), b[k : k + 1].clone()
-                size = sum(v.numel() * v.element_size() for v in (*row, *others[0], *others[1].values()) if isinstance(v, Tensor))
+                size = sum(
+                    v.numel() * v.element_size()
+                    for v in (*row, *others[0], *others[1].values())
+                    if isinstance(v, Tensor)
+                )
                 if self.float and self.bytes + size > MEMORY:
                     break
                 self.float.append(row[0])
@@ -77,12 +105,23 @@ class UnitInputs:
         """Float input, quantized input, other arguments, keyword arguments."""
         rest, keywords = self.others[indices[0]]
         rest = [self._stack(indices, lambda k, j=j: self.others[k][0][j]) for j in range(len(rest))]
-        keywords = {key: self._stack(indices, lambda k, key=key: self.others[k][1][key]) for key in keywords}
-        return torch.cat([self.float[k] for k in indices]), torch.cat([self.quantized[k] for k in indices]), rest, keywords
+        keywords = {
+            key: self._stack(indices, lambda k, key=key: self.others[k][1][key]) for key in keywords
+        }
+        return (
+            torch.cat([self.float[k] for k in indices]),
+            torch.cat([self.quantized[k] for k in indices]),
+            rest,
+            keywords,
+        )
 
     def _stack(self, indices, get):
         first = get(indices[0])
-        return torch.cat([get(k) for k in indices]) if isinstance(first, Tensor) and first.ndim else first
+        return (
+            torch.cat([get(k) for k in indices])
+            if isinstance(first, Tensor) and first.ndim
+            else first
+        )
 
     def draw(self, count: int, generator: torch.Generator) -> list[int]:
         """``count`` samples of one size (all of them where there are fewer), without repetition."""
@@ -102,7 +141,11 @@ def _chunks(samples: list[tuple[Tensor, Tensor]], size: int = 8):
 
 
 def _row(value, k: int, count: int):
-    return value[k : k + 1].clone() if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+    return (
+        value[k : k + 1].clone()
+        if isinstance(value, Tensor) and value.ndim and len(value) == count
+        else value
+    )
 
 
 class _Reached(Exception):
@@ -114,7 +157,9 @@ def _inputs_of(network: nn.Module, name: str, x: Tensor, t: Tensor):
     seen = []
 
     def stop(_, args, kwargs):
-        seen.append(([a.detach().clone() if isinstance(a, Tensor) else a for a in args], dict(kwargs)))
+        seen.append(
+            ([a.detach().clone() if isinstance(a, Tensor) else a for a in args], dict(kwargs))
+        )
         raise _Reached
 
     handle = network.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
@@ -131,8 +176,11 @@ def _inputs_of(network: nn.Module, name: str, x: Tensor, t: Tensor):
     return args, kwargs
 
 
-def spread_samples(calibration: CalibrationSet, count: int, crop: int | None, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """``(x (1, C, h, w), t (1,))``: at most ``count`` samples, as evenly over the timesteps as they come, cropped at random places.
+def spread_samples(
+    calibration: CalibrationSet, count: int, crop: int | None, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """``(x (1, C, h, w), t (1,))``: at most ``count`` samples, as evenly over the timesteps as they
+    come, cropped at random places.
 
     A crop starts at a multiple of 8 where it can, so that the network's strides see whole cells.
     """
@@ -153,7 +201,9 @@ def spread_samples(calibration: CalibrationSet, count: int, crop: int | None, se
             if room > 0:
                 start = 8 * int(torch.randint(room // 8 + 1, (1,), generator=generator))
                 x = x.narrow(axis, start, crop)
-        samples.append((x[None].contiguous(), torch.tensor([calibration.timesteps[k]], dtype=torch.float32)))
+        samples.append(
+            (x[None].contiguous(), torch.tensor([calibration.timesteps[k]], dtype=torch.float32))
+        )
     return samples
 
 

@@ -1,7 +1,9 @@
-"""Split shortcuts (Q-Diffusion, Li et al. 2023, section 4.2): the two halves of a skip concatenation on grids of their own.
+"""Split shortcuts (Q-Diffusion, Li et al. 2023, section 4.2): the two halves of a skip
+concatenation on grids of their own.
 
-An up-block's residual block reads ``cat(h, skip)``, whose halves differ in range. ``W x = W_1 h + W_2 skip`` is computed as two
-convolutions, each with its own input scale and weight scales, and a sum, which every runtime can execute on integers.
+An up-block's residual block reads ``cat(h, skip)``, whose halves differ in range. ``W x = W_1 h +
+W_2 skip`` is computed as two convolutions, each with its own input scale and weight scales, and a
+sum, which every runtime can execute on integers.
 """
 
 from __future__ import annotations
@@ -14,18 +16,40 @@ from torch import Tensor, nn
 
 
 class SplitConv2d(nn.Module):
-    """``first(x[:, :C1]) + second(x[:, C1:])``: in float the convolution it was made from. The bias belongs to ``first``."""
+    """``first(x[:, :C1]) + second(x[:, C1:])``: in float the convolution it was made from. The bias
+    belongs to ``first``.
+    """
 
     def __init__(self, conv: nn.Conv2d, channels: int):
         super().__init__()
         if conv.groups != 1 or not 0 < channels < conv.in_channels:
-            raise ValueError(f"a convolution of {conv.in_channels} channels, {conv.groups} groups can't be split at {channels}")
+            raise ValueError(
+                f"a convolution of {conv.in_channels} channels, {conv.groups} groups can't be split"
+                f" at {channels}"
+            )
         self.channels = channels
         parts = []
-        for start, stop, bias in ((0, channels, conv.bias is not None), (channels, conv.in_channels, False)):
-            options = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "padding_mode": conv.padding_mode}
-            part = nn.Conv2d(stop - start, conv.out_channels, conv.kernel_size, bias=bias, **options, device=conv.weight.device)
-            part.weight = nn.Parameter(conv.weight.detach()[:, start:stop].clone(), requires_grad=False)
+        for start, stop, bias in (
+            (0, channels, conv.bias is not None),
+            (channels, conv.in_channels, False),
+        ):
+            options = {
+                "stride": conv.stride,
+                "padding": conv.padding,
+                "dilation": conv.dilation,
+                "padding_mode": conv.padding_mode,
+            }
+            part = nn.Conv2d(
+                stop - start,
+                conv.out_channels,
+                conv.kernel_size,
+                bias=bias,
+                **options,
+                device=conv.weight.device,
+            )
+            part.weight = nn.Parameter(
+                conv.weight.detach()[:, start:stop].clone(), requires_grad=False
+            )
             if bias:
                 part.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
             parts.append(part)
@@ -38,10 +62,13 @@ class SplitConv2d(nn.Module):
 def skip_layers(network: nn.Module) -> dict[str, int]:
     """The convolutions that read a skip concatenation, with the number of channels before the skip.
 
-    diffusers' up-blocks concatenate ``[hidden, skip]`` in front of every residual block; ``hidden`` comes from the block before.
+    diffusers' up-blocks concatenate ``[hidden, skip]`` in front of every residual block; ``hidden``
+    comes from the block before.
     """
     found: dict[str, int] = {}
-    hidden = _width(getattr(network, "mid_block", None)) or _width(next(iter(reversed(getattr(network, "down_blocks", []))), None))
+    hidden = _width(getattr(network, "mid_block", None)) or _width(
+        next(iter(reversed(getattr(network, "down_blocks", []))), None)
+    )
     for k, block in enumerate(getattr(network, "up_blocks", [])):
         for j, resnet in enumerate(getattr(block, "resnets", [])):
             for part in ("conv1", "conv_shortcut"):
@@ -54,18 +81,26 @@ def skip_layers(network: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def split_shortcuts(network: nn.Module, skip: Iterable[str] = ()) -> list[str]:
-    """Replace those convolutions of ``network`` (changed in place) that ``skip`` doesn't keep in float; returns their names.
+    """Replace those convolutions of ``network`` (changed in place) that ``skip`` doesn't keep in
+    float; returns their names.
 
     Raises:
         ValueError: the network has no skip concatenation.
     """
     layers = skip_layers(network)
     if not layers:
-        raise ValueError(f"{type(network).__name__} has no up_blocks with skip concatenations; use split_shortcut=False")
+        raise ValueError(
+            f"{type(network).__name__} has no up_blocks with skip concatenations; use"
+            " split_shortcut=False"
+        )
     chosen = [name for name in layers if not any(fnmatchcase(name, pattern) for pattern in skip)]
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, SplitConv2d(network.get_submodule(name), layers[name]))
+        setattr(
+            network.get_submodule(parent),
+            leaf,
+            SplitConv2d(network.get_submodule(name), layers[name]),
+        )
     return chosen
 
 

@@ -1,8 +1,10 @@
-"""The temporal-feature table: each residual block's time embedding, stored once per timestep of the grid.
+"""The temporal-feature table: each residual block's time embedding, stored once per timestep of the
+grid.
 
-Everything a diffusion U-Net computes from ``t`` alone, ``e_i(t) = W_i SiLU(MLP(sinusoid(t))) + c_i`` for every residual block
-``i``, has finitely many inputs: the timesteps the solver visits. Stored in float the table is exact, deletes all time layers
-from the graph and leaves nothing temporal to quantize ("cache-based maintenance", Huang et al. 2025, Temporal Feature Matters).
+Everything a diffusion U-Net computes from ``t`` alone, ``e_i(t) = W_i SiLU(MLP(sinusoid(t))) +
+c_i`` for every residual block ``i``, has finitely many inputs: the timesteps the solver visits.
+Stored in float the table is exact, deletes all time layers from the graph and leaves nothing
+temporal to quantize ("cache-based maintenance", Huang et al. 2025, Temporal Feature Matters).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ class TemporalTable(nn.Module):
         slices: module name of each projection -> ``(start, stop)`` columns.
     """
 
-    def __init__(self, timesteps: Sequence[float], features: Tensor, slices: dict[str, tuple[int, int]]):
+    def __init__(
+        self, timesteps: Sequence[float], features: Tensor, slices: dict[str, tuple[int, int]]
+    ):
         super().__init__()
         self.timesteps = tuple(float(t) for t in timesteps)
         self.slices = dict(slices)
@@ -44,7 +48,8 @@ class TemporalTable(nn.Module):
 
 
 def row_of(timesteps: Sequence[float], t: float) -> int:
-    """Position of ``t`` in ``timesteps`` (to 1e-3: half a float32 ulp of any real grid is far below that).
+    """Position of ``t`` in ``timesteps`` (to 1e-3: half a float32 ulp of any real grid is far below
+    that).
 
     Raises:
         ValueError: there is none; the message lists what there is.
@@ -55,8 +60,8 @@ def row_of(timesteps: Sequence[float], t: float) -> int:
             return nearest
     known = ", ".join(f"{s:g}" for s in timesteps)
     raise ValueError(
-        f"timestep {t:g} is not in the temporal table, which holds {known}; "
-        "run the solver on that grid, or build the table (or a timestep graph) for the grid you want"
+        f"timestep {t:g} is not in the temporal table, which holds {known}; run the solver on that"
+        " grid, or build the table (or a timestep graph) for the grid you want"
     )
 
 
@@ -95,50 +100,91 @@ class TemporalBlock:
         """All linear layers, in the order they are computed."""
         return (*self.mlp, *self.projections.values())
 
-    def features(self, sinusoid: Tensor, layer: Callable[[int, Tensor], Tensor] | None = None) -> list[Tensor]:
-        """``[e_i (B, C_i)]``; ``layer(k, x)`` computes the k-th of :attr:`layers` in its own way (quantized, say)."""
+    def features(
+        self, sinusoid: Tensor, layer: Callable[[int, Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """``[e_i (B, C_i)]``; ``layer(k, x)`` computes the k-th of :attr:`layers` in its own way
+        (quantized, say).
+        """
         layer = layer or (lambda k, x: self.layers[k](x))
         h = self.out_act(layer(1, self.act(layer(0, sinusoid))))
         return [layer(2 + k, h) for k in range(len(self.projections))]
 
 
 def temporal_block(unet: nn.Module) -> TemporalBlock:
-    """Find the temporal information block of a diffusers ``UNet2DModel`` or ``UNet2DConditionModel``.
+    """Find the temporal information block of a diffusers ``UNet2DModel`` or
+    ``UNet2DConditionModel``.
 
     Raises:
-        ValueError: there is none, or its output depends on more than the timestep; the message says on what.
+        ValueError: there is none, or its output depends on more than the timestep; the message says
+            on what.
     """
     name, config = type(unet).__name__, getattr(unet, "config", {})
     if not hasattr(unet, "time_embedding") or not hasattr(unet, "time_proj"):
         raise ValueError(
-            f"{name} has no time_proj/time_embedding; the temporal table is made for diffusers' UNet2DModel and UNet2DConditionModel "
-            "(use temporal='float')"
+            f"{name} has no time_proj/time_embedding; the temporal table is made for diffusers'"
+            " UNet2DModel and UNet2DConditionModel (use temporal='float')"
         )
     if getattr(unet, "class_embedding", None) is not None:
-        raise ValueError("the network is class-conditional: its embedding depends on more than the timestep; use temporal='float'")
+        raise ValueError(
+            "the network is class-conditional: its embedding depends on more than the timestep; use"
+            " temporal='float'"
+        )
     added = config.get("addition_embed_type")
     if added is not None:
-        what = {"text_time": "pooled text and image sizes", "text": "pooled text", "image": "image embeddings"}.get(added, added)
-        raise ValueError(f"the network adds {what} to its time embedding (addition_embed_type={added!r}); use temporal='float'")
+        what = {
+            "text_time": "pooled text and image sizes",
+            "text": "pooled text",
+            "image": "image embeddings",
+        }.get(added, added)
+        raise ValueError(
+            f"the network adds {what} to its time embedding (addition_embed_type={added!r}); use"
+            " temporal='float'"
+        )
     if config.get("time_cond_proj_dim") is not None:
-        raise ValueError("the network's time embedding takes a condition (time_cond_proj_dim: a guidance scale); use temporal='float'")
+        raise ValueError(
+            "the network's time embedding takes a condition (time_cond_proj_dim: a guidance scale);"
+            " use temporal='float'"
+        )
     if name == "UNet2DModel" and config.get("time_embedding_type") == "fourier":
-        raise ValueError("the network divides its output by the timestep (time_embedding_type='fourier'); use temporal='float'")
+        raise ValueError(
+            "the network divides its output by the timestep (time_embedding_type='fourier'); use"
+            " temporal='float'"
+        )
     mlp = unet.time_embedding
-    if getattr(mlp, "post_act", None) is not None or not isinstance(getattr(mlp, "linear_2", None), nn.Linear):
-        raise ValueError(f"{name}'s time embedding is not two linear layers with an activation between; use temporal='float'")
-    normed = [n for n, m in unet.named_modules() if type(m).__name__ in ("AdaGroupNorm", "SpatialNorm")]
+    if getattr(mlp, "post_act", None) is not None or not isinstance(
+        getattr(mlp, "linear_2", None), nn.Linear
+    ):
+        raise ValueError(
+            f"{name}'s time embedding is not two linear layers with an activation between; use"
+            " temporal='float'"
+        )
+    normed = [
+        n for n, m in unet.named_modules() if type(m).__name__ in ("AdaGroupNorm", "SpatialNorm")
+    ]
     if normed:
-        raise ValueError(f"{name} feeds the time embedding to a norm ({normed[0]}), which a table can't replace; use temporal='float'")
-    found = {n: m for n, m in unet.named_modules() if n.endswith("time_emb_proj") and isinstance(m, nn.Linear)}
+        raise ValueError(
+            f"{name} feeds the time embedding to a norm ({normed[0]}), which a table can't replace;"
+            " use temporal='float'"
+        )
+    found = {
+        n: m
+        for n, m in unet.named_modules()
+        if n.endswith("time_emb_proj") and isinstance(m, nn.Linear)
+    }
     if not found:
         raise ValueError(f"{name} has no time_emb_proj layers; use temporal='float'")
     shared = getattr(unet, "time_embed_act", None)
     acts = [_activation(unet, n) for n in found]
     if len({type(act) for act in acts}) > 1 or (shared is not None and acts[0] is not None):
-        raise ValueError(f"{name}'s residual blocks apply different activations to the time embedding; use temporal='float'")
+        raise ValueError(
+            f"{name}'s residual blocks apply different activations to the time embedding; use"
+            " temporal='float'"
+        )
     out_act = acts[0] or shared or nn.Identity()
-    return TemporalBlock(unet.time_proj, (mlp.linear_1, mlp.linear_2), mlp.act or nn.Identity(), out_act, found)
+    return TemporalBlock(
+        unet.time_proj, (mlp.linear_1, mlp.linear_2), mlp.act or nn.Identity(), out_act, found
+    )
 
 
 @torch.no_grad()
@@ -150,7 +196,9 @@ def temporal_table(unet: nn.Module, timesteps: Sequence[float]) -> TemporalTable
     """
     timesteps = [float(t) for t in timesteps]
     if not timesteps or len(set(timesteps)) != len(timesteps):
-        raise ValueError(f"a temporal table needs at least one timestep and none twice; got {timesteps}")
+        raise ValueError(
+            f"a temporal table needs at least one timestep and none twice; got {timesteps}"
+        )
     block = temporal_block(unet)
     # one at a time, as at inference: batched matrix products round differently
     rows = [torch.cat(block.features(sinusoids(block, [t])), dim=1) for t in timesteps]
@@ -160,7 +208,9 @@ def temporal_table(unet: nn.Module, timesteps: Sequence[float]) -> TemporalTable
 def sinusoids(block: TemporalBlock, timesteps: Sequence[float]) -> Tensor:
     """The block's input for each timestep, ``(len(timesteps), C)``."""
     weight = block.mlp[0].weight
-    return block.embed(torch.tensor(list(timesteps), dtype=torch.float32, device=weight.device)).to(weight.dtype)
+    return block.embed(torch.tensor(list(timesteps), dtype=torch.float32, device=weight.device)).to(
+        weight.dtype
+    )
 
 
 def slices(block: TemporalBlock) -> dict[str, tuple[int, int]]:
@@ -173,7 +223,8 @@ def slices(block: TemporalBlock) -> dict[str, tuple[int, int]]:
 
 
 def step_network(unet: nn.Module, table: TemporalTable) -> nn.Module:
-    """A copy of ``unet`` that is called with a table index in place of the timestep: ``network(input, index (B,))``.
+    """A copy of ``unet`` that is called with a table index in place of the timestep:
+    ``network(input, index (B,))``.
 
     The weights outside the temporal path are shared with ``unet``.
     """
@@ -190,13 +241,17 @@ def step_network(unet: nn.Module, table: TemporalTable) -> nn.Module:
 
 
 class _Pass(nn.Module):
-    """Stands where the time embedding stood: the rows are its result. (UNet2DConditionModel hands it a condition too, None here.)"""
+    """Stands where the time embedding stood: the rows are its result. (UNet2DConditionModel hands
+    it a condition too, None here.)
+    """
 
     def forward(self, rows: Tensor, condition: Tensor | None = None) -> Tensor:
         return rows
 
 
 def _activation(unet: nn.Module, name: str) -> nn.Module | None:
-    """What the residual block of this projection applies to the time embedding before it; None for nothing."""
+    """What the residual block of this projection applies to the time embedding before it; None for
+    nothing.
+    """
     block = unet.get_submodule(name.rpartition(".")[0])
     return None if getattr(block, "skip_time_act", False) else block.nonlinearity

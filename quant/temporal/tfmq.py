@@ -1,15 +1,19 @@
 """Quantized temporal features (TFMQ): what to do where the temporal path must not stay in float.
 
-Everything here works on the temporal information block (:func:`quant.temporal.table.temporal_block`), whose inputs are finitely many: the
-solver's timesteps.
+Everything here works on the temporal information block
+(:func:`quant.temporal.table.temporal_block`), whose inputs are finitely many: the solver's
+timesteps.
 
-* finite-set calibration (FSC): activations get one scale per layer and timestep instead of one per layer;
-* cache maintenance: the features themselves are quantized, once per (timestep, block), and the layers deleted;
+* finite-set calibration (FSC): activations get one scale per layer and timestep instead of one per
+  layer;
+* cache maintenance: the features themselves are quantized, once per (timestep, block), and the
+  layers deleted;
 * selection: per (timestep, block), whichever of the two disturbs the feature less.
 
-Huang et al. 2024, TFMQ-DM, sec. 4; Huang et al. 2025, Temporal Feature Matters, sec. 4. Joint rounding of the block's weights (TIAR) is in
-:mod:`quant.temporal.tiar`. A float table (:func:`quant.temporal.table.temporal_table`) has no error at all and is what recipes use; these methods serve
-targets where its memory counts (4-bit entries), or that must keep the layers.
+Huang et al. 2024, TFMQ-DM, sec. 4; Huang et al. 2025, Temporal Feature Matters, sec. 4. Joint
+rounding of the block's weights (TIAR) is in :mod:`quant.temporal.tiar`. A float table
+(:func:`quant.temporal.table.temporal_table`) has no error at all and is what recipes use; these
+methods serve targets where its memory counts (4-bit entries), or that must keep the layers.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ class AffineGrid:
 
     Args:
         delta: step, positive; of a shape that broadcasts with x: ``()`` or ``(rows, 1)``.
-        zero_point: whole numbers, like ``delta``. Beyond the codes' range where a one-sided range does not hold zero (method ``mse``).
+        zero_point: whole numbers, like ``delta``. Beyond the codes' range where a one-sided range
+            does not hold zero (method ``mse``).
         bits: 2 to 8.
     """
 
@@ -56,8 +61,8 @@ class AffineGrid:
 def fit_grid(x: Tensor, bits: int, method: str = "minmax", *, per_row: bool = False) -> AffineGrid:
     """The asymmetric grid for values ``x``: one, or one per row of ``(rows, n)``.
 
-    ``minmax`` holds all values and zero. ``mse`` shrinks the range [min, max] by 0 to 79 % and takes the least mean ``|error|^2.4``
-    (TFMQ's weight quantizer).
+    ``minmax`` holds all values and zero. ``mse`` shrinks the range [min, max] by 0 to 79 % and
+    takes the least mean ``|error|^2.4`` (TFMQ's weight quantizer).
 
     Raises:
         ValueError: bits outside 2 to 8, an unknown method, or values that are empty or not finite.
@@ -70,12 +75,20 @@ def fit_grid(x: Tensor, bits: int, method: str = "minmax", *, per_row: bool = Fa
         raise ValueError("there is nothing to fit a grid to: the values are empty, NaN or infinite")
     rows = x.detach().flatten(1) if per_row else x.detach().reshape(1, -1)
     top = 2**bits - 1
-    low, high = rows.amin(1, keepdim=True).double(), rows.amax(1, keepdim=True).double()  # float64 as the released code's numbers
+    low, high = (
+        rows.amin(1, keepdim=True).double(),
+        rows.amax(1, keepdim=True).double(),
+    )  # float64 as the released code's numbers
     if method == "minmax":
         low, high = low.clamp(max=0), high.clamp(min=0)
-    shrink = torch.tensor([1.0 - 0.01 * k for k in range(SHRINKS if method == "mse" else 1)], dtype=torch.float64)[:, None, None]
+    shrink = torch.tensor(
+        [1.0 - 0.01 * k for k in range(SHRINKS if method == "mse" else 1)], dtype=torch.float64
+    )[:, None, None]
     parts = []
-    for some, lo, hi in zip(*(v.split(max(1, CHUNK // (len(shrink) * rows.shape[1]))) for v in (rows, low, high)), strict=True):
+    for some, lo, hi in zip(
+        *(v.split(max(1, CHUNK // (len(shrink) * rows.shape[1]))) for v in (rows, low, high)),
+        strict=True,
+    ):
         lo, hi = lo * shrink.to(lo), hi * shrink.to(hi)  # (shrinks, rows, 1)
         delta = ((hi - lo) / top).float().clamp(min=1e-8)
         grid = AffineGrid(delta, (-lo.float() / delta).round(), bits)
@@ -93,7 +106,8 @@ class QuantizedBlock:
     Attributes:
         features: ``[e_i (T, C_i)]``.
         weights: the grid of each layer's weights, per output channel (TFMQ's ``mse``).
-        activations: the grid of each layer's input; ``delta`` is ``(T, 1)`` for FSC. Empty for float activations.
+        activations: the grid of each layer's input; ``delta`` is ``(T, 1)`` for FSC. Empty for
+            float activations.
     """
 
     features: list[Tensor]
@@ -122,15 +136,21 @@ def quantize_block(
 
     Args:
         weight_bits, act_bits: 2 to 8; ``act_bits=None`` leaves activations in float.
-        act_method: how activation grids are fitted, as in :func:`fit_grid`. (The paper finds ``minmax`` sufficient; the released default
-            is ``mse``.)
-        finite_set: activation scales per layer *and timestep* (FSC). Runtimes with constant scales can't run it; the released code loads
-            another set of scales into the model before each step.
+        act_method: how activation grids are fitted, as in :func:`fit_grid`. (The paper finds
+            ``minmax`` sufficient; the released default is ``mse``.)
+        finite_set: activation scales per layer *and timestep* (FSC). Runtimes with constant scales
+            can't run it; the released code loads another set of scales into the model before each
+            step.
         grids: of the weights, where they were fitted before.
-        weights: already quantized weights in place of nearest rounding, one per layer (from :func:`quant.temporal.tiar.reconstruct`).
+        weights: already quantized weights in place of nearest rounding, one per layer (from
+            :func:`quant.temporal.tiar.reconstruct`).
     """
     grids = grids or weight_grids(block, weight_bits)
-    rounded = [grid(layer.weight) for grid, layer in zip(grids, block.layers, strict=True)] if weights is None else weights
+    rounded = (
+        [grid(layer.weight) for grid, layer in zip(grids, block.layers, strict=True)]
+        if weights is None
+        else weights
+    )
     fitted: list[list[AffineGrid]] = [[] for _ in block.layers]
 
     def compute(k: int, x: Tensor) -> Tensor:
@@ -139,20 +159,29 @@ def quantize_block(
             x = fitted[k][-1](x)
         return F.linear(x, rounded[k], block.layers[k].bias)
 
-    # one timestep at a time for FSC, as the network will be called: batched matrix products round differently
-    parts = [block.features(rows, compute) for rows in (sinusoid.split(1) if finite_set else [sinusoid])]
+    # one timestep at a time for FSC, as the network will be called: batched matrix products round
+    # differently
+    parts = [
+        block.features(rows, compute) for rows in (sinusoid.split(1) if finite_set else [sinusoid])
+    ]
     features = [torch.cat(rows) for rows in zip(*parts, strict=True)]
-    return QuantizedBlock(features, grids, [_stacked(g) if finite_set else g[0] for g in fitted if g])
+    return QuantizedBlock(
+        features, grids, [_stacked(g) if finite_set else g[0] for g in fitted if g]
+    )
 
 
 def _stacked(grids: list[AffineGrid]) -> AffineGrid:
-    delta, zero_point = (torch.stack([getattr(g, name) for g in grids])[:, None] for name in ("delta", "zero_point"))
+    delta, zero_point = (
+        torch.stack([getattr(g, name) for g in grids])[:, None] for name in ("delta", "zero_point")
+    )
     return AffineGrid(delta, zero_point, grids[0].bits)
 
 
 def tiar_loss(features: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
     """``sum_i mean_t sum_c (e_i^q - e_i)^2``: TIAR's reconstruction loss."""
-    return torch.stack([(q - e).square().sum(1).mean() for q, e in zip(features, reference, strict=True)]).sum()
+    return torch.stack(
+        [(q - e).square().sum(1).mean() for q, e in zip(features, reference, strict=True)]
+    ).sum()
 
 
 @dataclass(frozen=True)
@@ -169,36 +198,54 @@ class QuantizedCache:
 
     @property
     def features(self) -> list[Tensor]:
-        return [grid.values(codes.float()) for grid, codes in zip(self.grids, self.codes, strict=True)]
+        return [
+            grid.values(codes.float()) for grid, codes in zip(self.grids, self.codes, strict=True)
+        ]
 
     @property
     def bits(self) -> int:
         """Size of the codes and of a float32 scale and a zero point of code size each, in bits."""
-        return sum(g.bits * codes.numel() + (32 + g.bits) * len(codes) for g, codes in zip(self.grids, self.codes, strict=True))
+        return sum(
+            g.bits * codes.numel() + (32 + g.bits) * len(codes)
+            for g, codes in zip(self.grids, self.codes, strict=True)
+        )
 
 
 @torch.no_grad()
-def quantize_cache(features: Sequence[Tensor], bits: int = 8, method: str = "minmax") -> QuantizedCache:
-    """Quantize float features ``[e_i (T, C_i)]``, each row by itself ("cache-based maintenance")."""
+def quantize_cache(
+    features: Sequence[Tensor], bits: int = 8, method: str = "minmax"
+) -> QuantizedCache:
+    """Quantize float features ``[e_i (T, C_i)]``, each row by itself ("cache-based
+    maintenance").
+    """
     grids = [fit_grid(e, bits, method, per_row=True) for e in features]
-    return QuantizedCache([grid.codes(e).to(torch.uint8) for grid, e in zip(grids, features, strict=True)], grids)
+    return QuantizedCache(
+        [grid.codes(e).to(torch.uint8) for grid, e in zip(grids, features, strict=True)], grids
+    )
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Features chosen per (timestep, block): ``from_cache (T, blocks)`` says which, ``features`` are the chosen ones."""
+    """Features chosen per (timestep, block): ``from_cache (T, blocks)`` says which, ``features``
+    are the chosen ones.
+    """
 
     from_cache: Tensor
     features: list[Tensor]
 
 
-def select_features(reference: Sequence[Tensor], block: Sequence[Tensor], cache: Sequence[Tensor]) -> Selection:
-    """Per (timestep, block) the less disturbed of two quantized features, ``|e_block - e|`` against ``|e_cache - e|`` (ties: the cache).
+def select_features(
+    reference: Sequence[Tensor], block: Sequence[Tensor], cache: Sequence[Tensor]
+) -> Selection:
+    """Per (timestep, block) the less disturbed of two quantized features, ``|e_block - e|`` against
+    ``|e_cache - e|`` (ties: the cache).
 
-    With 8-bit or float cache entries the cache nearly always wins; the choice matters where they are as coarse as the block's output.
+    With 8-bit or float cache entries the cache nearly always wins; the choice matters where they
+    are as coarse as the block's output.
 
     Args:
-        reference, block, cache: ``[(T, C_i)]``: float features, those of the quantized block, those of the cache.
+        reference, block, cache: ``[(T, C_i)]``: float features, those of the quantized block, those
+            of the cache.
     """
     wins, chosen = [], []
     for e, b, c in zip(reference, block, cache, strict=True):
@@ -208,8 +255,11 @@ def select_features(reference: Sequence[Tensor], block: Sequence[Tensor], cache:
     return Selection(torch.stack(wins, 1), chosen)
 
 
-def table_of(block: TemporalBlock, timesteps: Sequence[float], features: Sequence[Tensor]) -> TemporalTable:
-    """A table with these features in place of the exact ones, for :func:`quant.temporal.table.step_network`.
+def table_of(
+    block: TemporalBlock, timesteps: Sequence[float], features: Sequence[Tensor]
+) -> TemporalTable:
+    """A table with these features in place of the exact ones, for
+    :func:`quant.temporal.table.step_network`.
 
     Raises:
         ValueError: not one row per timestep, or not one feature per projection.
@@ -217,7 +267,8 @@ def table_of(block: TemporalBlock, timesteps: Sequence[float], features: Sequenc
     widths = [layer.out_features for layer in block.projections.values()]
     if [tuple(e.shape) for e in features] != [(len(timesteps), width) for width in widths]:
         raise ValueError(
-            f"the table needs {len(widths)} features of {len(timesteps)} rows; got shapes {[tuple(e.shape) for e in features]}"
+            f"the table needs {len(widths)} features of {len(timesteps)} rows; got shapes"
+            f" {[tuple(e.shape) for e in features]}"
         )
     return TemporalTable(timesteps, torch.cat(list(features), dim=1).float(), slices(block))
 

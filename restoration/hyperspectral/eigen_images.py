@@ -1,8 +1,9 @@
 """Eigen-images restored by a diffusion prior, each on its own or a few as the colours of a picture.
 
-``y = x0 + sigma eps`` is the state of the process at the time whose noise-to-signal ratio ``b/a`` is sigma, so one call there estimates the
-posterior mean, and a stochastic solver started there (``DDIM(eta=1)``) samples the posterior without any further correction; a
-deterministic one returns one image, with the texture that the prior expects.
+``y = x0 + sigma eps`` is the state of the process at the time whose noise-to-signal ratio ``b/a``
+is sigma, so one call there estimates the posterior mean, and a stochastic solver started there
+(``DDIM(eta=1)``) samples the posterior without any further correction; a deterministic one returns
+one image, with the texture that the prior expects.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.hyperspectral.joint import WEAKEST, groups, measured_features, pad_channels, shown, strengths
+from restoration.hyperspectral.joint import (
+    WEAKEST,
+    groups,
+    measured_features,
+    pad_channels,
+    shown,
+    strengths,
+)
 from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import push_pull
@@ -31,7 +39,9 @@ SPREAD = 0.4  # standard deviation of planes shown to the network, in units of h
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a denoiser is asked: see :class:`restoration.hyperspectral.task.HyperspectralTask` for the fields."""
+    """How a denoiser is asked: see :class:`restoration.hyperspectral.task.HyperspectralTask` for
+    the fields.
+    """
 
     solver: Solver
     num_inference_steps: int
@@ -50,8 +60,12 @@ class Sampling:
         if self.correction is None and self.num_inference_steps == 1:
             if not d.timesteps:
                 return d(process.a(t) * y, t).x0
-            # an exported network holds a few times only: at the nearest one, the plane is shown with more or less contrast
-            t = min((s for s in d.timesteps if process.a(s) > 0), key=lambda s: abs(process.log_snr(s) + 2 * math.log(kappa)))
+            # an exported network holds a few times only: at the nearest one, the plane is shown
+            # with more or less contrast
+            t = min(
+                (s for s in d.timesteps if process.a(s) > 0),
+                key=lambda s: abs(process.log_snr(s) + 2 * math.log(kappa)),
+            )
             middle, contrast = sum(d.value_range) / 2, process.kappa(t) / kappa
             x0 = d.scaled(contrast)(process.a(t) * (middle + contrast * (y - middle)), t).x0
             return middle + (x0 - middle) / contrast
@@ -59,18 +73,26 @@ class Sampling:
         for k in range(self.num_samples):
             generator = torch.Generator().manual_seed(seed + 100_003 * k)
             if self.correction is None:
-                levels = np.linspace(process.log_snr(t), max(process.log_snr(0.0), process.log_snr(t)) + 1e-9, self.num_inference_steps)
+                levels = np.linspace(
+                    process.log_snr(t),
+                    max(process.log_snr(0.0), process.log_snr(t)) + 1e-9,
+                    self.num_inference_steps,
+                )
                 nodes = sorted({process.time_at(float(v)) for v in levels}, reverse=True)
                 start, asked, grid = process.a(t) * y, d, explicit([n for n in nodes if n > CLEAN])
             else:
                 asked = CORRECTIONS[self.correction](d, Measurement(Denoising(), y, kappa))
                 grid = GRIDS["log-snr"](process, self.num_inference_steps)
                 start = process.b(grid.times[0]) * randn(y.shape, generator)
-            samples.append(solve(self.solver, asked, start, grid, process=process, generator=[generator]).x0)
+            samples.append(
+                solve(self.solver, asked, start, grid, process=process, generator=[generator]).x0
+            )
         return torch.stack(samples).mean(0)
 
     def over_symmetries(self, restore: Callable[[int], Tensor]) -> Tensor:
-        """Mean of ``restore(k)``, which returns an image turned by :func:`turn`, over flips and turns k."""
+        """Mean of ``restore(k)``, which returns an image turned by :func:`turn`, over flips and
+        turns k.
+        """
         return sum(turn_back(restore(k), k) for k in range(self.symmetries)) / self.symmetries
 
 
@@ -90,7 +112,9 @@ class Statistics:
     @classmethod
     def of(cls, images: np.ndarray, variance: np.ndarray) -> Statistics:
         level = torch.from_numpy(np.sqrt(np.median(variance, axis=(1, 2)))).float()
-        return cls(filled(images, variance, level), torch.from_numpy(np.asarray(variance)).float(), level)
+        return cls(
+            filled(images, variance, level), torch.from_numpy(np.asarray(variance)).float(), level
+        )
 
     def axes(self) -> Tensor:
         """``(r, r)`` orthonormal columns: principal axes about the mean."""
@@ -102,51 +126,84 @@ class Statistics:
         """The same of ``axes^T images``; noise is taken to be independent between the images."""
         share = axes.T.square()
         level = (share @ self.level.square()).sqrt()
-        return Statistics(torch.tensordot(axes.T, self.images, 1), torch.tensordot(share, self.variance, 1), level)
+        return Statistics(
+            torch.tensordot(axes.T, self.images, 1), torch.tensordot(share, self.variance, 1), level
+        )
 
 
 def filled(images: np.ndarray, variance: np.ndarray, level: Tensor) -> Tensor:
-    """Eigen-images ``(r, H, W)``; pixels with more than a hundred times the usual variance (too few entries were valid there) are filled
-    from around."""
+    """Eigen-images ``(r, H, W)``; pixels with more than a hundred times the usual variance (too few
+    entries were valid there) are filled from around."""
     bad = (variance > (10 * level.numpy()[:, None, None]) ** 2).any(0)
     x = torch.from_numpy(np.asarray(images)).float()
-    return push_pull(x[None], torch.from_numpy(~bad)[None, None].float())[0] if bad.any() and not bad.all() else x
+    return (
+        push_pull(x[None], torch.from_numpy(~bad)[None, None].float())[0]
+        if bad.any() and not bad.all()
+        else x
+    )
 
 
 def separately(
-    d: Counter, x: Tensor, like: Statistics, channels: int, sampling: Sampling, callback: Callable[[int], None] = lambda done: None
+    d: Counter,
+    x: Tensor,
+    like: Statistics,
+    channels: int,
+    sampling: Sampling,
+    callback: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Eigen-images ``x (r, H, W)`` by a denoiser of ``channels``, that many at a time; ``callback`` hears how many are done."""
+    """Eigen-images ``x (r, H, W)`` by a denoiser of ``channels``, that many at a time; ``callback``
+    hears how many are done.
+    """
     out = torch.empty_like(x)
     for first in range(0, len(x), channels):
         part = [min(k, len(x) - 1) for k in range(first, first + channels)]
-        out[part] = _planes(d, x[part], like.images[part], like.level[part], sampling, sampling.seed + 1000 * first)
+        out[part] = _planes(
+            d, x[part], like.images[part], like.level[part], sampling, sampling.seed + 1000 * first
+        )
         callback(min(first + channels, len(x)))
     return out
 
 
-def _planes(d: Counter, x: Tensor, like: Tensor, level: Tensor, sampling: Sampling, seed: int) -> Tensor:
-    """Planes ``(C, H, W)`` of noise ``level (C,)``, restored together at the largest of their levels."""
+def _planes(
+    d: Counter, x: Tensor, like: Tensor, level: Tensor, sampling: Sampling, seed: int
+) -> Tensor:
+    """Planes ``(C, H, W)`` of noise ``level (C,)``, restored together at the largest of their
+    levels.
+    """
     centre = like.median() if len(x) == 1 else like.flatten(1).median(1).values[:, None, None]
     noise = level[:, None, None]
     # one scale per plane, so that each is shown with the contrast of a picture
     power = (like - centre).square().mean((1, 2), keepdim=True) - noise**2
-    reach = ((like - centre).abs().flatten(1)[:, : 2**24].quantile(0.995, dim=1)[:, None, None] - 2.5 * noise).clamp(min=0)
+    reach = (
+        (like - centre).abs().flatten(1)[:, : 2**24].quantile(0.995, dim=1)[:, None, None]
+        - 2.5 * noise
+    ).clamp(min=0)
     scale = torch.maximum(power.clamp(min=0).sqrt() / SPREAD, reach / 1.2)
-    scale = torch.maximum(scale, noise / 2.5)  # a plane of noise alone: stays within the levels of the training
+    scale = torch.maximum(
+        scale, noise / 2.5
+    )  # a plane of noise alone: stays within the levels of the training
     low, high = d.value_range
     half = (high - low) / 2
     kappa = float((noise / scale).max()) * half
     kappa = kappa * (1 + sampling.caution * kappa)
     y = (high + low) / 2 + half * (x - centre) / scale
-    mean = sampling.over_symmetries(lambda k: sampling.from_level(d, turn(y, k)[None], kappa, seed + k)[0])
+    mean = sampling.over_symmetries(
+        lambda k: sampling.from_level(d, turn(y, k)[None], kappa, seed + k)[0]
+    )
     return centre + scale * (mean - (high + low) / 2) / half
 
 
 def jointly(
-    d: Counter, x: Tensor, variance: Tensor, like: Statistics, sampling: Sampling, callback: Callable[[int], None] = lambda done: None
+    d: Counter,
+    x: Tensor,
+    variance: Tensor,
+    like: Statistics,
+    sampling: Sampling,
+    callback: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Eigen-images ``x (r, H, W)``, in units of noise, as one latent: see :mod:`restoration.hyperspectral.joint`."""
+    """Eigen-images ``x (r, H, W)``, in units of noise, as one latent: see
+    :mod:`restoration.hyperspectral.joint`.
+    """
     std = strengths(like.images, like.variance)
     centre = like.images.flatten(1).median(1).values[:, None, None]
     out, done = torch.empty_like(x), 0
@@ -187,13 +244,17 @@ class Counter:
         return self.denoiser(x, t)
 
     def shown(self, condition: Tensor, std: Tensor) -> Counter:
-        """A copy that asks a joint denoiser about channels of the strengths ``std``; calls of all copies are counted together."""
+        """A copy that asks a joint denoiser about channels of the strengths ``std``; calls of all
+        copies are counted together.
+        """
         other = copy.copy(self)
         other.denoiser = shown(self.denoiser, condition, std)
         return other
 
     def scaled(self, contrast: float) -> Counter:
-        """A copy for images of ``contrast`` times the size, where the denoiser is told the size of each channel."""
+        """A copy for images of ``contrast`` times the size, where the denoiser is told the size of
+        each channel.
+        """
         if not isinstance(getattr(self.denoiser, "data_std", None), Tensor):
             return self
         other = copy.copy(self)

@@ -12,15 +12,19 @@ RATIOS = (0.1, 0.3, 0.5, 0.7)
 
 
 def add_noise(cube: np.ndarray, case: str, seed: int, sigma: float | None = None) -> np.ndarray:
-    """A noisy copy of ``cube (B, H, W)`` in [0, 1], by the cases of the QRNN3D benchmark (Wei et al. 2020) and its successors.
+    """A noisy copy of ``cube (B, H, W)`` in [0, 1], by the cases of the QRNN3D benchmark (Wei et
+    al. 2020) and its successors.
 
-    ``iid``: Gaussian noise of ``sigma``. All others begin with Gaussian noise whose sigma is drawn per band from 10, 30, 50, 70 of 255
-    (``non-iid``); then, on a third of the bands (10 of the benchmark's 31), ``stripe`` subtracts an offset in [-0.25, 0.25] from 5 to 15 %
-    of the columns, ``deadline`` sets as many columns to 0, ``impulse`` turns 10, 30, 50 or 70 % of the pixels to salt or pepper and clips
-    the band to [0, 1]. ``mixture`` does all three on disjoint thirds. Nothing else is clipped.
+    ``iid``: Gaussian noise of ``sigma``. All others begin with Gaussian noise whose sigma is drawn
+    per band from 10, 30, 50, 70 of 255 (``non-iid``); then, on a third of the bands (10 of the
+    benchmark's 31), ``stripe`` subtracts an offset in [-0.25, 0.25] from 5 to 15 % of the columns,
+    ``deadline`` sets as many columns to 0, ``impulse`` turns 10, 30, 50 or 70 % of the pixels to
+    salt or pepper and clips the band to [0, 1]. ``mixture`` does all three on disjoint thirds.
+    Nothing else is clipped.
 
     Raises:
-        ValueError: another case, a cube that is not (B, H, W), or ``sigma`` missing (``iid``) or given (the others).
+        ValueError: another case, a cube that is not (B, H, W), or ``sigma`` missing (``iid``) or
+            given (the others).
     """
     cube = np.asarray(cube)
     if cube.ndim != 3:
@@ -28,7 +32,9 @@ def add_noise(cube: np.ndarray, case: str, seed: int, sigma: float | None = None
     if case not in CASES:
         raise ValueError(f"noise case {case!r} is unknown; known: {', '.join(CASES)}")
     if (case == "iid") != (sigma is not None) or (sigma is not None and not 0 <= sigma < math.inf):
-        raise ValueError(f"sigma is the standard deviation of case iid and of no other; got {sigma} for {case}")
+        raise ValueError(
+            f"sigma is the standard deviation of case iid and of no other; got {sigma} for {case}"
+        )
     rng = np.random.default_rng(seed)
     bands, _, width = cube.shape
     level = np.full(bands, sigma) if case == "iid" else rng.choice(SIGMAS, bands)
@@ -41,7 +47,9 @@ def add_noise(cube: np.ndarray, case: str, seed: int, sigma: float | None = None
             if part == "impulse":
                 _salt_and_pepper(noisy[band], rng.choice(RATIOS), rng)
             elif part in ("stripe", "deadline"):
-                count = rng.integers(math.ceil(0.05 * width), math.ceil(0.15 * width), endpoint=True)
+                count = rng.integers(
+                    math.ceil(0.05 * width), math.ceil(0.15 * width), endpoint=True
+                )
                 columns = rng.choice(width, count, replace=False)
                 if part == "stripe":
                     noisy[band][:, columns] -= rng.uniform(-0.25, 0.25, count)
@@ -55,12 +63,16 @@ def _salt_and_pepper(band: np.ndarray, ratio: float, rng: np.random.Generator) -
     band[...] = np.where(hit, salt, band.clip(0, 1))
 
 
-def dead_pixels(cube: np.ndarray, valid: np.ndarray | None = None, share: float = 0.005) -> np.ndarray:
+def dead_pixels(
+    cube: np.ndarray, valid: np.ndarray | None = None, share: float = 0.005
+) -> np.ndarray:
     """Bool ``(B, H, W)``: entries that can't be measurements.
 
-    A column of a band that holds one value throughout is dead. So are a band's entries at its lowest or highest value where more
-    than ``share`` of the band is exactly there and no other value is as frequent nearby: saturation, salt and pepper. Noise of any size
-    puts next to nothing on a single value; integers of few levels do, so extremes must hold ten times the share of the next value.
+    A column of a band that holds one value throughout is dead. So are a band's entries at its
+    lowest or highest value where more than ``share`` of the band is exactly there and no other
+    value is as frequent nearby: saturation, salt and pepper. Noise of any size puts next to nothing
+    on a single value; integers of few levels do, so extremes must hold ten times the share of the
+    next value.
 
     Args:
         valid: bool ``(B, H, W)``; entries outside are ignored (and not called dead).
@@ -84,13 +96,15 @@ def dead_pixels(cube: np.ndarray, valid: np.ndarray | None = None, share: float 
 
 
 def band_sigma(cube: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Blind noise level per band ``(B,)``: the median of the diagonal differences of each 2 x 2 block, over 0.6745 (Donoho 1995).
+    """Blind noise level per band ``(B,)``: the median of the diagonal differences of each 2 x 2
+    block, over 0.6745 (Donoho 1995).
 
-    Robust to edges, lines and few outliers; fine texture is taken for noise, which :func:`restoration.hyperspectral.task.fit_subspace` then
-    corrects from the other bands.
+    Robust to edges, lines and few outliers; fine texture is taken for noise, which
+    :func:`restoration.hyperspectral.task.fit_subspace` then corrects from the other bands.
 
     Args:
-        valid: bool ``(B, H, W)``; blocks with an entry outside are left out. NaN where a band has no block at all.
+        valid: bool ``(B, H, W)``; blocks with an entry outside are left out. NaN where a band has
+            no block at all.
     """
     valid = np.isfinite(cube) if valid is None else valid
     sigma = np.full(len(cube), np.nan)

@@ -1,4 +1,6 @@
-"""Quality of hyperspectral cubes ``(B, H, W)`` against a reference, values in [0, 1]; entries that are not finite count nowhere."""
+"""Quality of hyperspectral cubes ``(B, H, W)`` against a reference, values in [0, 1]; entries that
+are not finite count nowhere.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,14 @@ from torch import Tensor
 
 
 def _cubes(cube, reference) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    cube, reference = (np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, dtype=np.float64) for v in (cube, reference))
+    cube, reference = (
+        np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, dtype=np.float64)
+        for v in (cube, reference)
+    )
     if cube.shape != reference.shape or cube.ndim != 3 or cube.size == 0:
-        raise ValueError(f"both cubes must be (B, H, W) of one shape; got {cube.shape} and {reference.shape}")
+        raise ValueError(
+            f"both cubes must be (B, H, W) of one shape; got {cube.shape} and {reference.shape}"
+        )
     valid = np.isfinite(cube) & np.isfinite(reference)
     if not valid.any():
         raise ValueError("the cubes have no finite entries in common")
@@ -17,7 +24,9 @@ def _cubes(cube, reference) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mpsnr(cube, reference, highest: float = 100.0) -> float:
-    """Mean over bands of the PSNR with peak 1, in dB. A band without error would make the mean infinite: none counts above ``highest``."""
+    """Mean over bands of the PSNR with peak 1, in dB. A band without error would make the mean
+    infinite: none counts above ``highest``.
+    """
     cube, reference, valid = _cubes(cube, reference)
     used = valid.any((1, 2))
     mse = ((cube - reference) ** 2).sum((1, 2))[used] / valid.sum((1, 2))[used]
@@ -25,7 +34,8 @@ def mpsnr(cube, reference, highest: float = 100.0) -> float:
 
 
 def mssim(cube, reference) -> float:
-    """Mean over bands of the SSIM with peak 1 (Wang et al. 2004: Gaussian window, 1.5); constant bands are defined by its constants.
+    """Mean over bands of the SSIM with peak 1 (Wang et al. 2004: Gaussian window, 1.5); constant
+    bands are defined by its constants.
 
     Entries that are missing count as equal.
 
@@ -47,14 +57,16 @@ def sam(cube, reference) -> float:
     norms = np.linalg.norm(cube, axis=0), np.linalg.norm(reference, axis=0)
     zero = (norms[0] == 0, norms[1] == 0)
     u, v = (c / np.where(z, 1, n) for c, n, z in zip((cube, reference), norms, zero, strict=True))
-    # the arc cosine loses half the digits near 0, where angles of restored spectra lie; this form does not (Kahan)
+    # the arc cosine loses half the digits near 0, where angles of restored spectra lie; this form
+    # does not (Kahan)
     angle = 2 * np.arctan2(np.linalg.norm(u - v, axis=0), np.linalg.norm(u + v, axis=0))
     angle = np.where(zero[0] & zero[1], 0, np.where(zero[0] | zero[1], np.pi / 2, angle))
     return float(angle[valid.any(0)].mean())
 
 
 def ergas(cube, reference, ratio: float = 1.0) -> float:
-    """``100 ratio sqrt(mean_b (RMSE_b / mean_b)^2)`` (Wald 2000); ``ratio`` of resolutions is 1 for denoising.
+    """``100 ratio sqrt(mean_b (RMSE_b / mean_b)^2)`` (Wald 2000); ``ratio`` of resolutions is 1 for
+    denoising.
 
     Bands whose reference has the mean 0 have no relative error and are left out.
 
@@ -73,4 +85,7 @@ def ergas(cube, reference, ratio: float = 1.0) -> float:
 
 def cube_quality(cube, reference) -> dict[str, float]:
     """All four: ``mpsnr`` (dB), ``mssim``, ``sam`` (radians), ``ergas``."""
-    return {name: f(cube, reference) for name, f in (("mpsnr", mpsnr), ("mssim", mssim), ("sam", sam), ("ergas", ergas))}
+    return {
+        name: f(cube, reference)
+        for name, f in (("mpsnr", mpsnr), ("mssim", mssim), ("sam", sam), ("ergas", ergas))
+    }

@@ -1,7 +1,9 @@
-"""Hyperspectral denoising: a low-rank spectral subspace, its eigen-images restored by a diffusion prior.
+"""Hyperspectral denoising: a low-rank spectral subspace, its eigen-images restored by a diffusion
+prior.
 
-Any number of bands, no retraining: whitening makes the noise of every eigen-image white and of known size, which is what a diffusion
-network removes. A denoiser of single planes restores eigen-images one by one (:func:`restoration.hyperspectral.eigen_images.separately`); a joint one
+Any number of bands, no retraining: whitening makes the noise of every eigen-image white and of
+known size, which is what a diffusion network removes. A denoiser of single planes restores
+eigen-images one by one (:func:`restoration.hyperspectral.eigen_images.separately`); a joint one
 takes all of them as one latent (:mod:`restoration.hyperspectral.joint`).
 """
 
@@ -16,7 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.hyperspectral.eigen_images import Counter, Sampling, Statistics, filled, jointly, separately
+from restoration.hyperspectral.eigen_images import (
+    Counter,
+    Sampling,
+    Statistics,
+    filled,
+    jointly,
+    separately,
+)
 from restoration.hyperspectral.joint import CONDITION_CHANNELS
 from restoration.hyperspectral.subspace import Subspace, data_mask, fit_subspace, learn_bands
 from restoration.io.cubes import Cube
@@ -29,7 +38,9 @@ from solvers.solver import Solver
 
 FIT_ENTRIES = 4_000_000  # entries that the subspace is fitted to
 BLOCK_ENTRIES = 4_000_000  # entries of the cube in memory at a time
-KEPT_ENTRIES = 50_000_000  # entries of eigen-images that are kept in memory; more lie in a temporary file
+KEPT_ENTRIES = (
+    50_000_000  # entries of eigen-images that are kept in memory; more lie in a temporary file
+)
 STRIP_PIXELS = 400_000  # pixels of eigen-images that are restored at a time
 
 
@@ -41,8 +52,10 @@ class RestoredCube:
         model: subspace, noise levels and stripes.
         images: ``(r, H, W)`` restored eigen-images.
         noisy_images: ``(r, H, W)`` as measured.
-        dead: share of entries found dead; outliers: share of the remaining ones that the subspace contradicts.
-        striped_rows: number of rows of single bands whose offset was found and removed (columns: ``model.stripes``).
+        dead: share of entries found dead; outliers: share of the remaining ones that the subspace
+            contradicts.
+        striped_rows: number of rows of single bands whose offset was found and removed (columns:
+            ``model.stripes``).
         nfe: network calls.
         seconds: wall-clock time.
     """
@@ -67,28 +80,36 @@ class RestoredCube:
 
 @dataclass(frozen=True)
 class HyperspectralTask:
-    """Denoise cubes with any denoiser of single planes, of three channels, or of joint latents, and any solver.
+    """Denoise cubes with any denoiser of single planes, of three channels, or of joint latents, and
+    any solver.
 
     Args:
-        denoiser: of one channel (the shipped ``grey``), or of three (``photo``): then three eigen-images at a time are its colours, and a
-            condition is left empty. Or a joint one (recipe ``hsi``), which is known by its condition.
+        denoiser: of one channel (the shipped ``grey``), or of three (``photo``): then three
+            eigen-images at a time are its colours, and a condition is left empty. Or a joint one
+            (recipe ``hsi``), which is known by its condition.
         solver: used for more than one step.
-        num_inference_steps: 1: one call at the level of the noise, the posterior mean. More: the solver's steps from that
-            level down.
-        correction: None, or a name in ``restoration.posterior.CORRECTIONS``: then the solver runs from pure noise, and the correction
-            (``diffpir``, ``ddnm+``) holds it to the eigen-image.
+        num_inference_steps: 1: one call at the level of the noise, the posterior mean. More: the
+            solver's steps from that level down.
+        correction: None, or a name in ``restoration.posterior.CORRECTIONS``: then the solver runs
+            from pure noise, and the correction (``diffpir``, ``ddnm+``) holds it to the
+            eigen-image.
         symmetries: 1, 2, 4 or 8 flips and turns whose results are averaged.
-        axes: 1: eigen-images along the axes principal about zero light; 2: once more along those about the mean, and averaged. Which of the
-            two gives plainer images depends on the scene. A joint denoiser takes all at once, along the first.
-        caution: planes whose noise is ``kappa`` times their contrast are taken to hold ``1 + caution kappa`` times as much: a small network
-            leaves some of the noise where there is little else, which costs little in dB but turns dark spectra. 0.3 lowers the
-            angle of Jasper Ridge, Moffett and a simulated scene by 2 % at the same MPSNR; 0 for a denoiser that is exact.
+        axes: 1: eigen-images along the axes principal about zero light; 2: once more along those
+            about the mean, and averaged. Which of the two gives plainer images depends on the
+            scene. A joint denoiser takes all at once, along the first.
+        caution: planes whose noise is ``kappa`` times their contrast are taken to hold ``1 +
+            caution kappa`` times as much: a small network leaves some of the noise where there is
+            little else, which costs little in dB but turns dark spectra. 0.3 lowers the angle of
+            Jasper Ridge, Moffett and a simulated scene by 2 % at the same MPSNR; 0 for a denoiser
+            that is exact.
         channels: of the denoiser's images; eigen-images are restored by that many at a time.
-        tile: side of the tiles for larger eigen-images, in pixels; strips of rows share an overlap that is blended.
+        tile: side of the tiles for larger eigen-images, in pixels; strips of rows share an overlap
+            that is blended.
         block: most rows of the cube in memory at a time.
 
     Raises:
-        ValueError: a number or name that is not accepted, or a correction of a joint denoiser, which is shown the data already.
+        ValueError: a number or name that is not accepted, or a correction of a joint denoiser,
+            which is shown the data already.
     """
 
     denoiser: Denoiser
@@ -113,13 +134,23 @@ class HyperspectralTask:
         if self.channels < 1:
             raise ValueError(f"channels must be at least 1; got {self.channels}")
         if self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1; got {self.num_inference_steps}")
+            raise ValueError(
+                f"num_inference_steps must be at least 1; got {self.num_inference_steps}"
+            )
         if self.correction is not None and self.correction not in CORRECTIONS:
-            raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
+            raise ValueError(
+                f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"
+            )
         if self.correction is not None and self.joint:
-            raise ValueError(f"a joint denoiser is shown what was measured and takes no correction; got {self.correction!r}")
+            raise ValueError(
+                "a joint denoiser is shown what was measured and takes no correction; got"
+                f" {self.correction!r}"
+            )
         if self.tile < 64 or not 0 <= self.overlap <= self.tile // 4 or self.block < 16:
-            raise ValueError(f"tile must be at least 64, overlap at most a quarter of it, block at least 16; got {self}")
+            raise ValueError(
+                "tile must be at least 64, overlap at most a quarter of it, block at least 16; got"
+                f" {self}"
+            )
 
     @property
     def joint(self) -> bool:
@@ -139,14 +170,17 @@ class HyperspectralTask:
     ) -> RestoredCube:
         """Restore one cube.
 
-        Memory-mapped cubes may be larger than memory: a block of rows is read at a time, eigen-images are restored in strips of rows and
-        kept in a temporary file where they are many.
+        Memory-mapped cubes may be larger than memory: a block of rows is read at a time,
+        eigen-images are restored in strips of rows and kept in a temporary file where they are
+        many.
 
         Args:
             cube: ``(B, H, W)`` in any units; NaN, infinite and no-data entries are missing.
-            sigma: standard deviation of the noise, one number or one per band, in the cube's units; None: estimated.
+            sigma: standard deviation of the noise, one number or one per band, in the cube's units;
+                None: estimated.
             rank: dimensions of the subspace; None: chosen.
-            dead: broadcastable to ``(B, H, W)``, not 0 at entries known to be dead, beside those that are found.
+            dead: broadcastable to ``(B, H, W)``, not 0 at entries known to be dead, beside those
+                that are found.
             num_samples: samples to average, for more than one step.
             callback: called with the number of eigen-images done (of a cube in one strip).
 
@@ -160,7 +194,9 @@ class HyperspectralTask:
         try:
             dead = np.broadcast_to(False if dead is None else dead, cube.values.shape)
         except ValueError as error:
-            raise ValueError(f"dead has shape {np.shape(dead)}; it must fit the cube {cube.values.shape}") from error
+            raise ValueError(
+                f"dead has shape {np.shape(dead)}; it must fit the cube {cube.values.shape}"
+            ) from error
 
         def read(rows) -> tuple[np.ndarray, np.ndarray]:
             return np.asarray(cube.values[:, rows]), cube.valid(rows) & (dead[:, rows] == 0)
@@ -184,7 +220,9 @@ class HyperspectralTask:
                 here, gone = data_mask(block, here)
                 noisy[:, rows], part, used, offsets = model.project_lines(block, here)
                 variance[:, top - start : rows.stop - start] = part
-                new = slice(max(0, done - top), None)  # rows that the last strip had as well count once
+                new = slice(
+                    max(0, done - top), None
+                )  # rows that the last strip had as well count once
                 found += int(gone[:, new].sum())
                 lines += int((offsets[:, new] != 0).sum())
                 outliers += int((here & model.trusted[:, None, None] & ~used)[:, new].sum())
@@ -195,11 +233,20 @@ class HyperspectralTask:
             images[:, start:stop] += weight * restored
             nfe += calls
         if not model.trusted.all():
-            columns = held & (np.where(held, values, np.inf).min(1) == np.where(held, values, -np.inf).max(1))[:, None, :]
-            model = learn_bands(model, np.where(held, values, 0), held & ~columns, images[:, sample])  # with the extremes
+            columns = (
+                held
+                & (np.where(held, values, np.inf).min(1) == np.where(held, values, -np.inf).max(1))[
+                    :, None, :
+                ]
+            )
+            model = learn_bands(
+                model, np.where(held, values, 0), held & ~columns, images[:, sample]
+            )  # with the extremes
         size = cube.values.size
         seconds = time.perf_counter() - began
-        return RestoredCube(model, images, noisy, found / size, outliers / size, lines, nfe, seconds)
+        return RestoredCube(
+            model, images, noisy, found / size, outliers / size, lines, nfe, seconds
+        )
 
     @torch.no_grad()
     def denoise(
@@ -211,9 +258,11 @@ class HyperspectralTask:
         callback: Callable[[int], None] | None = None,
         like: Statistics | None = None,
     ) -> tuple[np.ndarray, int]:
-        """Restore eigen-images ``(r, H, W)`` with noise of ``variance (r, H, W)``; returns them and the number of network calls.
+        """Restore eigen-images ``(r, H, W)`` with noise of ``variance (r, H, W)``; returns them and
+        the number of network calls.
 
-        Pixels with more than a hundred times the usual variance (too few entries were valid there) are filled from around first.
+        Pixels with more than a hundred times the usual variance (too few entries were valid there)
+        are filled from around first.
 
         Args:
             like: what contrasts and noise levels are told from; None: these images.
@@ -226,7 +275,15 @@ class HyperspectralTask:
         calls = Counter(d, timesteps)
         like = Statistics.of(images, variance) if like is None else like
         x = filled(images, variance, like.level)
-        sampling = Sampling(self.solver, self.num_inference_steps, self.correction, self.symmetries, num_samples, seed, self.caution)
+        sampling = Sampling(
+            self.solver,
+            self.num_inference_steps,
+            self.correction,
+            self.symmetries,
+            num_samples,
+            seed,
+            self.caution,
+        )
         callback = (lambda done: None) if callback is None else callback
         if self.joint:
             out = jointly(calls, x, torch.from_numpy(variance).float(), like, sampling, callback)
@@ -234,13 +291,17 @@ class HyperspectralTask:
             out = separately(calls, x, like, self.channels, sampling, callback)
             if self.axes == 2 and len(x) > 1:
                 axes = like.axes()
-                turned = separately(calls, torch.tensordot(axes.T, x, 1), like.along(axes), self.channels, sampling)
+                turned = separately(
+                    calls, torch.tensordot(axes.T, x, 1), like.along(axes), self.channels, sampling
+                )
                 out = (out + torch.tensordot(axes, turned, 1)) / 2
         return out.numpy(), calls.count
 
 
 def fit_rows(height: int, width: int, bands: int) -> np.ndarray:
-    """Numbers of the rows that the subspace is fitted to: all, or blocks of 16 spread over the height."""
+    """Numbers of the rows that the subspace is fitted to: all, or blocks of 16 spread over the
+    height.
+    """
     wanted = max(16, FIT_ENTRIES // (width * bands))
     if height <= wanted:
         return np.arange(height)
@@ -249,7 +310,9 @@ def fit_rows(height: int, width: int, bands: int) -> np.ndarray:
 
 
 def _strips(height: int, width: int, overlap: int) -> tuple[list[tuple[int, int]], int]:
-    """Strips of rows to restore one after the other, and how much neighbours overlap; each row of an overlap lies in two of them."""
+    """Strips of rows to restore one after the other, and how much neighbours overlap; each row of
+    an overlap lies in two of them.
+    """
     rows = max(4 * overlap, STRIP_PIXELS // width, 64)
     if height <= rows:
         return [(0, height)], 0
@@ -272,12 +335,22 @@ def _check(values: np.ndarray, sigma, rank: int | None) -> tuple[np.ndarray | No
     if values.dtype.kind not in "iuf":
         raise ValueError(f"a cube must hold integers or real numbers; got {values.dtype}")
     if min(values.shape[1:]) < 8:
-        raise ValueError(f"a cube must have at least 8 x 8 pixels; got {values.shape[2]} x {values.shape[1]}")
+        raise ValueError(
+            f"a cube must have at least 8 x 8 pixels; got {values.shape[2]} x {values.shape[1]}"
+        )
     if rank is not None and not 1 <= rank <= values.shape[0]:
-        raise ValueError(f"rank must lie between 1 and the number of bands, {values.shape[0]}; got {rank}")
+        raise ValueError(
+            f"rank must lie between 1 and the number of bands, {values.shape[0]}; got {rank}"
+        )
     if sigma is None:
         return None, rank
     sigma = np.asarray(sigma, np.float64)
-    if sigma.shape not in ((), (values.shape[0],)) or not np.isfinite(sigma).all() or (sigma <= 0).any():
-        raise ValueError(f"sigma must be one positive number, or one per band ({values.shape[0]}); got {sigma}")
+    if (
+        sigma.shape not in ((), (values.shape[0],))
+        or not np.isfinite(sigma).all()
+        or (sigma <= 0).any()
+    ):
+        raise ValueError(
+            f"sigma must be one positive number, or one per band ({values.shape[0]}); got {sigma}"
+        )
     return np.broadcast_to(sigma, values.shape[:1]), rank

@@ -14,8 +14,10 @@ class Cube:
 
     Attributes:
         values: ``(B, H, W)`` in the file's own units; a read-only memory map for ENVI.
-        wavelengths: ``(B,)`` in nanometres in the order of the bands (which need not be sorted), or None.
-        no_data: the value that marks missing entries, or None. NaN and infinite entries are missing too.
+        wavelengths: ``(B,)`` in nanometres in the order of the bands (which need not be sorted), or
+            None.
+        no_data: the value that marks missing entries, or None. NaN and infinite entries are missing
+            too.
         key: name of the array in the file (.mat, .npz, .h5), else "".
         header: fields of an ENVI header, else empty.
     """
@@ -40,6 +42,10 @@ def numbers(path: Path, name: str, text: str) -> np.ndarray:
         ValueError: something else between them, or none.
     """
     try:
-        return np.array([float(v) for v in text.replace("\n", " ").split(",") if v.strip()] or [float("x")])
+        return np.array(
+            [float(v) for v in text.replace("\n", " ").split(",") if v.strip()] or [float("x")]
+        )
     except ValueError as error:
-        raise ValueError(f"{path}: {name} must be numbers separated by commas; got {text[:60]!r}") from error
+        raise ValueError(
+            f"{path}: {name} must be numbers separated by commas; got {text[:60]!r}"
+        ) from error

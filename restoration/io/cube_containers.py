@@ -1,4 +1,6 @@
-"""Cubes in .mat (v5, v7.3), .npz, HDF5 and TIFF files: arrays among others, sizes checked before they are read."""
+"""Cubes in .mat (v5, v7.3), .npz, HDF5 and TIFF files: arrays among others, sizes checked before
+they are read.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ import numpy as np
 from restoration.io.cube import Cube, numbers
 from solvers.files import replace_file
 
-_WAVELENGTHS = ("wavelength_nm", "wavelengths", "wavelength", "wavelength_nm_approx", "lambda", "wl", "wvl")
+_WAVELENGTHS = (
+    "wavelength_nm",
+    "wavelengths",
+    "wavelength",
+    "wavelength_nm_approx",
+    "lambda",
+    "wl",
+    "wvl",
+)
 
 
 def read_container(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]:
@@ -23,11 +33,24 @@ def read_container(path: Path, key: str | None, max_values: int) -> tuple[Cube, 
     Raises:
         ValueError: damaged, too large, or no cube in it.
     """
-    reader = {".mat": _read_mat, ".npz": _read_npz, ".h5": _read_hdf5, ".hdf5": _read_hdf5}.get(path.suffix.lower(), _read_tiff)
+    reader = {".mat": _read_mat, ".npz": _read_npz, ".h5": _read_hdf5, ".hdf5": _read_hdf5}.get(
+        path.suffix.lower(), _read_tiff
+    )
     try:
         return reader(path, key, max_values)
-    except (OSError, KeyError, EOFError, struct.error, zipfile.BadZipFile, TypeError, NotImplementedError, IndexError) as error:
-        raise ValueError(f"{path} can't be read: {(str(error).splitlines() or ['damaged'])[0]}") from error
+    except (
+        OSError,
+        KeyError,
+        EOFError,
+        struct.error,
+        zipfile.BadZipFile,
+        TypeError,
+        NotImplementedError,
+        IndexError,
+    ) as error:
+        raise ValueError(
+            f"{path} can't be read: {(str(error).splitlines() or ['damaged'])[0]}"
+        ) from error
 
 
 def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
@@ -45,7 +68,9 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
 
         if last.nbytes >= 2**31:
             raise ValueError("MATLAB v5 files hold arrays of less than 2 GiB; write .h5 or .hdr")
-        replace_file(path, lambda p: savemat(p, {key: last, **extra}, appendmat=False, do_compression=True))
+        replace_file(
+            path, lambda p: savemat(p, {key: last, **extra}, appendmat=False, do_compression=True)
+        )
     elif suffix == ".npz":
 
         def save(temporary: Path) -> None:
@@ -65,13 +90,26 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
     else:
         import tifffile
 
-        note = {} if like.wavelengths is None else {"wavelength_nm": [float(v) for v in like.wavelengths]}
+        note = (
+            {}
+            if like.wavelengths is None
+            else {"wavelength_nm": [float(v) for v in like.wavelengths]}
+        )
         note |= {} if like.no_data is None else {"no_data": float(like.no_data)}
-        options = {"photometric": "minisblack", "metadata": None, "description": json.dumps(note), "bigtiff": out.nbytes > 2**31}
-        replace_file(path, lambda p: tifffile.imwrite(p, out[:, None] if len(out) == 1 else out, **options))
+        options = {
+            "photometric": "minisblack",
+            "metadata": None,
+            "description": json.dumps(note),
+            "bigtiff": out.nbytes > 2**31,
+        }
+        replace_file(
+            path, lambda p: tifffile.imwrite(p, out[:, None] if len(out) == 1 else out, **options)
+        )
 
 
-def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]], max_values: int) -> str:
+def _choose(
+    path: Path, key: str | None, shapes: dict[str, tuple[int, ...]], max_values: int
+) -> str:
     """The name of the cube among the arrays of a file, checked by its shape alone."""
     cubes = [name for name, shape in shapes.items() if len(shape) == 3]
     if key is None:
@@ -83,23 +121,36 @@ def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]], max
             )
         key = cubes[0] if len(cubes) == 1 else named[0]
     if key not in cubes:
-        raise ValueError(f"{path} has no three-dimensional array {key!r}; it has {', '.join(cubes) or 'none'}")
+        raise ValueError(
+            f"{path} has no three-dimensional array {key!r}; it has {', '.join(cubes) or 'none'}"
+        )
     _check_size(path, shapes[key], max_values)
     return key
 
 
 def _check_size(path: Path, shape: tuple[int, ...], max_values: int) -> None:
     if min(shape) < 1 or math.prod(shape) > max_values:
-        raise ValueError(f"{path} has shape {shape}; from 1 to {max_values:,} values are accepted (memory-map larger cubes as ENVI)")
+        raise ValueError(
+            f"{path} has shape {shape}; from 1 to {max_values:,} values are accepted (memory-map"
+            " larger cubes as ENVI)"
+        )
 
 
-def _cube(path: Path, values: np.ndarray, key: str, shapes: dict, read: Callable[[str], np.ndarray]) -> tuple[Cube, int]:
+def _cube(
+    path: Path, values: np.ndarray, key: str, shapes: dict, read: Callable[[str], np.ndarray]
+) -> tuple[Cube, int]:
     name = next((n for wanted in _WAVELENGTHS for n in shapes if n.lower() == wanted), None)
     wavelengths = None
     if name is not None and math.prod(shapes[name]) <= 100_000:
         wavelengths = np.asarray(read(name), np.float64).ravel()
-        wavelengths = wavelengths * 1e3 if wavelengths.size and wavelengths.max() < 50 else wavelengths
-    no_data = float(np.asarray(read("no_data")).ravel()[0]) if math.prod(shapes.get("no_data", (0,))) == 1 else None
+        wavelengths = (
+            wavelengths * 1e3 if wavelengths.size and wavelengths.max() < 50 else wavelengths
+        )
+    no_data = (
+        float(np.asarray(read("no_data")).ravel()[0])
+        if math.prod(shapes.get("no_data", (0,))) == 1
+        else None
+    )
     return Cube(values, wavelengths, no_data, key), 2
 
 
@@ -114,14 +165,22 @@ def _read_mat(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]:
     try:
         shapes = {name: shape for name, shape, _ in whosmat(path)}
         key = _choose(path, key, shapes, max_values)
-        return _cube(path, loadmat(path, variable_names=[key])[key], key, shapes, lambda n: loadmat(path, variable_names=[n])[n])
+        return _cube(
+            path,
+            loadmat(path, variable_names=[key])[key],
+            key,
+            shapes,
+            lambda n: loadmat(path, variable_names=[n])[n],
+        )
     except (MatReadError, ValueError, OSError) as error:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path} is no readable MATLAB file: {error}") from error
 
 
-def _read_hdf5(path: Path, key: str | None, max_values: int, turned: bool = False) -> tuple[Cube, int]:
+def _read_hdf5(
+    path: Path, key: str | None, max_values: int, turned: bool = False
+) -> tuple[Cube, int]:
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -134,7 +193,9 @@ def _read_hdf5(path: Path, key: str | None, max_values: int, turned: bool = Fals
         file.visititems(note)
         key = _choose(path, key, shapes, max_values)
         values = file[key][()]
-        return _cube(path, values.transpose() if turned else values, key, shapes, lambda n: file[n][()])
+        return _cube(
+            path, values.transpose() if turned else values, key, shapes, lambda n: file[n][()]
+        )
 
 
 def _read_npz(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]:
@@ -144,7 +205,11 @@ def _read_npz(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]:
             if name.endswith(".npy"):
                 with archive.open(name) as file:
                     version = np.lib.format.read_magic(file)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
                     shapes[name[:-4]] = read(file)[0]
     key = _choose(path, key, shapes, max_values)
     with np.load(path, allow_pickle=False) as file:
@@ -162,8 +227,12 @@ def _read_tiff(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]
                 raise ValueError(f"{path}: its pages differ in size or type; bands must be alike")
             _check_size(path, (len(pages), *first.shape), max_values)
             if len(first.shape) == 3 and len(pages) > 1:
-                raise ValueError(f"{path}: several pages of several channels each; save one band per page")
-            values = np.stack([p.asarray() for p in pages]) if len(first.shape) == 2 else first.asarray()
+                raise ValueError(
+                    f"{path}: several pages of several channels each; save one band per page"
+                )
+            values = (
+                np.stack([p.asarray() for p in pages]) if len(first.shape) == 2 else first.asarray()
+            )
             planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
             note = _note(first.description)
             bad = file.pages[0].tags.get(42113)  # GDAL_NODATA
@@ -173,7 +242,9 @@ def _read_tiff(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]
     no_data = note.get("no_data")
     if no_data is None and bad is not None:
         no_data = numbers(path, "GDAL_NODATA", str(bad.value).strip("\0 "))[0]
-    return Cube(values, wavelengths, None if no_data is None or math.isnan(no_data) else float(no_data)), 0 if planar else 2
+    return Cube(
+        values, wavelengths, None if no_data is None or math.isnan(no_data) else float(no_data)
+    ), (0 if planar else 2)
 
 
 def _note(description: str) -> dict:

@@ -1,4 +1,6 @@
-"""Hyperspectral cubes: ENVI, MATLAB (v5, v7.3), NumPy, HDF5 and multi-page TIFF; wavelengths kept, sizes checked before reading."""
+"""Hyperspectral cubes: ENVI, MATLAB (v5, v7.3), NumPy, HDF5 and multi-page TIFF; wavelengths kept,
+sizes checked before reading.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +16,54 @@ from restoration.io.envi import interleave_of, open_raw, read_header, write_envi
 
 SUFFIXES = (".hdr", ".mat", ".npz", ".h5", ".hdf5", ".tif", ".tiff")
 MAX_VALUES = 2_000_000_000  # of formats that are read whole
-_UNITS = {"nanometers": 1.0, "nanometer": 1.0, "nm": 1.0, "micrometers": 1e3, "micrometer": 1e3, "microns": 1e3, "um": 1e3}
+_UNITS = {
+    "nanometers": 1.0,
+    "nanometer": 1.0,
+    "nm": 1.0,
+    "micrometers": 1e3,
+    "micrometer": 1e3,
+    "microns": 1e3,
+    "um": 1e3,
+}
 
 
-def read_cube(path: str | Path, key: str | None = None, band_axis: int | None = None, max_values: int = MAX_VALUES) -> Cube:
+def read_cube(
+    path: str | Path,
+    key: str | None = None,
+    band_axis: int | None = None,
+    max_values: int = MAX_VALUES,
+) -> Cube:
     """Read a cube by its file's suffix (``.hdr`` for ENVI).
 
     Args:
-        key: which array of a .mat, .npz or .h5 file; needed where it holds several three-dimensional ones.
-        band_axis: which axis of that array (as MATLAB shows it, for .mat) holds the bands. By default the only one as long as the file's
-            wavelengths, else the last one; pages of a TIFF are bands.
+        key: which array of a .mat, .npz or .h5 file; needed where it holds several
+            three-dimensional ones.
+        band_axis: which axis of that array (as MATLAB shows it, for .mat) holds the bands. By
+            default the only one as long as the file's wavelengths, else the last one; pages of a
+            TIFF are bands.
         max_values: most entries that are read into memory.
 
     Raises:
         FileNotFoundError: no such file, or no raw file beside an ENVI header.
-        ValueError: another format, damaged, too large, no cube in it, or wavelengths that don't fit the bands.
+        ValueError: another format, damaged, too large, no cube in it, or wavelengths that don't fit
+            the bands.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: cubes end in one of {', '.join(SUFFIXES)} (for ENVI give the .hdr file)")
+        raise ValueError(
+            f"{path}: cubes end in one of {', '.join(SUFFIXES)} (for ENVI give the .hdr file)"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"cube {path} does not exist")
     if suffix == ".hdr":
         return _read_envi(path)
     cube, axis = read_container(path, key, max_values)
     if cube.values.dtype.kind not in "iuf":
-        raise ValueError(f"{path} holds values of type {cube.values.dtype}; integers and real numbers are accepted")
+        raise ValueError(
+            f"{path} holds values of type {cube.values.dtype}; integers and real numbers are"
+            " accepted"
+        )
     if band_axis is not None:
         if not -3 <= band_axis < 3:
             raise ValueError(f"band_axis must be 0, 1 or 2; got {band_axis}")
@@ -49,20 +72,28 @@ def read_cube(path: str | Path, key: str | None = None, band_axis: int | None = 
         axis = cube.values.shape.index(len(cube.wavelengths))
     values = np.moveaxis(cube.values, axis, 0)
     if cube.wavelengths is not None and len(cube.wavelengths) != values.shape[0]:
-        raise ValueError(f"{path} has {values.shape[0]} bands but {len(cube.wavelengths)} wavelengths")
+        raise ValueError(
+            f"{path} has {values.shape[0]} bands but {len(cube.wavelengths)} wavelengths"
+        )
     return Cube(values, cube.wavelengths, cube.no_data, cube.key)
 
 
-def write_cube(path: str | Path, like: Cube, rows: Callable[[slice], np.ndarray], block: int = 64) -> None:
-    """Write a cube of the shape, type, wavelengths and missing entries of ``like``; the suffix gives the format.
+def write_cube(
+    path: str | Path, like: Cube, rows: Callable[[slice], np.ndarray], block: int = 64
+) -> None:
+    """Write a cube of the shape, type, wavelengths and missing entries of ``like``; the suffix
+    gives the format.
 
     Args:
-        like: what the new values replace. Entries that it lacks keep what they hold there, to the bit.
-        rows: called with slices of rows, gives the new ``(B, h, W)`` values of them. Integer types are rounded and clipped to the type.
+        like: what the new values replace. Entries that it lacks keep what they hold there, to the
+            bit.
+        rows: called with slices of rows, gives the new ``(B, h, W)`` values of them. Integer types
+            are rounded and clipped to the type.
         block: rows at a time.
 
     Raises:
-        ValueError: unknown suffix, or ENVI would overwrite the raw file that ``like`` is mapped from.
+        ValueError: unknown suffix, or ENVI would overwrite the raw file that ``like`` is mapped
+            from.
     """
     path = Path(path)
     check_cube_writable(path, like)
@@ -75,7 +106,9 @@ def write_cube(path: str | Path, like: Cube, rows: Callable[[slice], np.ndarray]
             if dtype.kind in "iu":
                 limits = np.iinfo(dtype)
                 new = np.clip(np.rint(new.astype(np.float64)), limits.min, limits.max)
-                top_value = np.nextafter(float(limits.max), 0) if dtype.itemsize == 8 else limits.max
+                top_value = (
+                    np.nextafter(float(limits.max), 0) if dtype.itemsize == 8 else limits.max
+                )
                 new = np.minimum(new, top_value)
             out[:, part] = np.where(like.valid(part), new.astype(dtype), like.values[:, part])
 
@@ -101,7 +134,11 @@ def check_cube_writable(path: str | Path, like: Cube) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} of the output does not exist")
     mapped = getattr(_base(like.values), "filename", None)
-    if mapped is not None and path.suffix.lower() == ".hdr" and path.with_suffix(".raw").absolute() == Path(mapped).absolute():
+    if (
+        mapped is not None
+        and path.suffix.lower() == ".hdr"
+        and path.with_suffix(".raw").absolute() == Path(mapped).absolute()
+    ):
         raise ValueError(f"output {path} would overwrite the cube that is read; give another name")
 
 
@@ -111,7 +148,7 @@ def _base(values: np.ndarray):
     return values
 
 
-# -- ENVI -----------------------------------------------------------------------------------------------------------
+# -- ENVI ------------------------------------------------------------------------------------------
 
 
 def _read_envi(path: Path) -> Cube:
@@ -127,13 +164,21 @@ def _read_envi(path: Path) -> Cube:
         wavelengths = wavelengths * (scale if scale else 1e3 if wavelengths.max() < 50 else 1.0)
     text = header.get("data ignore value")
     no_data = None if text in (None, "") else float(numbers(path, "data ignore value", text)[0])
-    return Cube(values, wavelengths, None if no_data is not None and math.isnan(no_data) else no_data, header=header)
+    return Cube(
+        values,
+        wavelengths,
+        None if no_data is not None and math.isnan(no_data) else no_data,
+        header=header,
+    )
 
 
 def _header(like: Cube) -> dict[str, str]:
     header = dict(like.header)
     if like.wavelengths is not None and "wavelength" not in header:
-        header |= {"wavelength": ", ".join(f"{v:g}" for v in like.wavelengths), "wavelength units": "Nanometers"}
+        header |= {
+            "wavelength": ", ".join(f"{v:g}" for v in like.wavelengths),
+            "wavelength units": "Nanometers",
+        }
     if like.no_data is not None and "data ignore value" not in header:
         header["data ignore value"] = f"{like.no_data:.17g}"
     if header:

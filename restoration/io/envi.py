@@ -27,7 +27,9 @@ def read_header(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"header {path} does not exist")
     if path.stat().st_size > 64_000_000:
-        raise ValueError(f"{path} is too large for an ENVI header; give the .hdr file, not the raw one")
+        raise ValueError(
+            f"{path} is too large for an ENVI header; give the .hdr file, not the raw one"
+        )
     text = path.read_text(encoding="utf-8", errors="replace")
     if not text.lstrip("\ufeff").startswith("ENVI"):
         raise ValueError(f"{path} is no ENVI header: its first line must be ENVI")
@@ -45,24 +47,42 @@ def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
         FileNotFoundError: no raw file beside the header.
         ValueError: fields that are missing or wrong, or a size that does not match the file.
     """
-    samples, lines, bands = (_integer(path, header, name, 1) for name in ("samples", "lines", "bands"))
+    samples, lines, bands = (
+        _integer(path, header, name, 1) for name in ("samples", "lines", "bands")
+    )
     offset = _integer(path, header, "header offset", 0, "0")
     code = _integer(path, header, "data type", 0)
     if code not in TYPES:
-        raise ValueError(f"{path}: data type {code} is not accepted; known: {', '.join(map(str, TYPES))}")
+        raise ValueError(
+            f"{path}: data type {code} is not accepted; known: {', '.join(map(str, TYPES))}"
+        )
     interleave = interleave_of(path, header)
     order = _integer(path, header, "byte order", 0, "0")
     if order > 1:
-        raise ValueError(f"{path}: byte order must be 0 (little-endian) or 1 (big-endian); got {order}")
+        raise ValueError(
+            f"{path}: byte order must be 0 (little-endian) or 1 (big-endian); got {order}"
+        )
     if header.get("file compression", "0") not in ("0", ""):
-        raise ValueError(f"{path}: compressed raw files are not accepted; save it without compression")
+        raise ValueError(
+            f"{path}: compressed raw files are not accepted; save it without compression"
+        )
     raw = _raw_file(path)
     dtype = np.dtype(("<", ">")[order] + TYPES[code])
     wanted, found = offset + samples * lines * bands * dtype.itemsize, raw.stat().st_size
     if wanted != found:
-        size = f"{samples} samples x {lines} lines x {bands} bands of {dtype.itemsize} bytes after {offset}"
-        raise ValueError(f"{path} says {size}, which is {wanted} bytes, but {raw.name} has {found}; correct the header or the raw file")
-    stored = {"bsq": (bands, lines, samples), "bil": (lines, bands, samples), "bip": (lines, samples, bands)}[interleave]
+        size = (
+            f"{samples} samples x {lines} lines x {bands} bands of {dtype.itemsize} bytes after"
+            f" {offset}"
+        )
+        raise ValueError(
+            f"{path} says {size}, which is {wanted} bytes, but {raw.name} has {found}; correct the"
+            " header or the raw file"
+        )
+    stored = {
+        "bsq": (bands, lines, samples),
+        "bil": (lines, bands, samples),
+        "bip": (lines, samples, bands),
+    }[interleave]
     return np.memmap(raw, dtype, "r", offset, stored).transpose(ORDERS[interleave])
 
 
@@ -70,12 +90,17 @@ def interleave_of(path: Path, header: dict[str, str]) -> str:
     """``bsq``, ``bil`` or ``bip``."""
     interleave = header.get("interleave", "").lower()
     if interleave not in ORDERS:
-        raise ValueError(f"{path}: interleave {interleave!r} is unknown; known: {', '.join(ORDERS)}")
+        raise ValueError(
+            f"{path}: interleave {interleave!r} is unknown; known: {', '.join(ORDERS)}"
+        )
     return interleave
 
 
-def write_envi(path: Path, header: dict[str, str], shape: tuple[int, int, int], dtype: np.dtype, fill) -> None:
-    """Write a header and, beside it, a ``.raw`` file; never more than a block of lines is held in memory.
+def write_envi(
+    path: Path, header: dict[str, str], shape: tuple[int, int, int], dtype: np.dtype, fill
+) -> None:
+    """Write a header and, beside it, a ``.raw`` file; never more than a block of lines is held in
+    memory.
 
     Args:
         path: ends in ``.hdr``.
@@ -89,8 +114,18 @@ def write_envi(path: Path, header: dict[str, str], shape: tuple[int, int, int], 
     if code is None:
         raise ValueError(f"ENVI files can't hold values of type {dtype}")
     interleave = header.get("interleave", "bsq").lower()
-    fields = header | {"samples": shape[2], "lines": shape[1], "bands": shape[0], "header offset": 0, "data type": code}
-    fields |= {"interleave": interleave, "byte order": 0, "file type": header.get("file type", "ENVI Standard")}
+    fields = header | {
+        "samples": shape[2],
+        "lines": shape[1],
+        "bands": shape[0],
+        "header offset": 0,
+        "data type": code,
+    }
+    fields |= {
+        "interleave": interleave,
+        "byte order": 0,
+        "file type": header.get("file type", "ENVI Standard"),
+    }
     stored = tuple(shape[k] for k in _BACK[interleave])
 
     def write_raw(temporary: Path) -> None:
@@ -98,14 +133,20 @@ def write_envi(path: Path, header: dict[str, str], shape: tuple[int, int, int], 
         fill(values.transpose(ORDERS[interleave]))
         values.flush()
 
-    text = "ENVI\n" + "".join(f"{name} = {_braced(name, str(value))}\n" for name, value in fields.items())
+    text = "ENVI\n" + "".join(
+        f"{name} = {_braced(name, str(value))}\n" for name, value in fields.items()
+    )
     with together():
         replace_file(path.with_suffix(".raw"), write_raw)
         replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def _braced(name: str, value: str) -> str:
-    plain = "," not in value and "\n" not in value and name not in ("description", "wavelength", "band names", "fwhm", "bbl")
+    plain = (
+        "," not in value
+        and "\n" not in value
+        and name not in ("description", "wavelength", "band names", "fwhm", "bbl")
+    )
     return value if plain else f"{{{value}}}"
 
 
@@ -128,10 +169,14 @@ def _raw_file(path: Path) -> Path:
     raise FileNotFoundError(f"no raw file beside {path}; looked for {', '.join(names)}")
 
 
-def _integer(path: Path, header: dict[str, str], name: str, lowest: int, default: str | None = None) -> int:
+def _integer(
+    path: Path, header: dict[str, str], name: str, lowest: int, default: str | None = None
+) -> int:
     text = header.get(name, default)
     if text is None:
         raise ValueError(f"{path} lacks the field {name!r}")
     if not re.fullmatch(r"\+?\d{1,12}", text) or int(text) < lowest:
-        raise ValueError(f"{path}: {name} must be a whole number of at least {lowest}; got {text!r}")
+        raise ValueError(
+            f"{path}: {name} must be a whole number of at least {lowest}; got {text!r}"
+        )
     return int(text)

@@ -1,4 +1,6 @@
-"""Photo files: 8 and 16 bits, grey, colour, alpha, any orientation; sizes are checked before decoding."""
+"""Photo files: 8 and 16 bits, grey, colour, alpha, any orientation; sizes are checked before
+decoding.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,19 @@ from solvers.files import replace_file
 MAX_PIXELS = 100_000_000
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# what Pillow, tifffile (ValueError, IndexError, KeyError) and torchvision (RuntimeError) raise on damaged files
-_DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, EOFError, zlib.error, struct.error, ValueError, RuntimeError, LookupError)
+# what Pillow, tifffile (ValueError, IndexError, KeyError) and torchvision (RuntimeError) raise on
+# damaged files
+_DAMAGED = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    EOFError,
+    zlib.error,
+    struct.error,
+    ValueError,
+    RuntimeError,
+    LookupError,
+)
 
 
 class _BadSize(ValueError):
@@ -45,7 +58,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Photo:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture, damaged, more than ``max_pixels`` pixels, or a pixel type that is not 8 or 16 bits.
+        ValueError: not a picture, damaged, more than ``max_pixels`` pixels, or a pixel type that is
+            not 8 or 16 bits.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,14 +78,21 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Photo:
     except _BadSize:
         raise
     except Image.DecompressionBombError as error:
-        raise _BadSize(f"{path} has too many pixels; at most {max_pixels / 1e6:.0f} megapixels are accepted") from error
+        raise _BadSize(
+            f"{path} has too many pixels; at most {max_pixels / 1e6:.0f} megapixels are accepted"
+        ) from error
     except _DAMAGED as error:
         raise ValueError(f"{path} can't be read as an image: {_first_line(error)}") from error
     if array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path} has pixels of type {array.dtype}; 8- and 16-bit integers are accepted")
+        raise ValueError(
+            f"{path} has pixels of type {array.dtype}; 8- and 16-bit integers are accepted"
+        )
     array = _upright(array, orientation)
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
-        raise ValueError(f"{path} has shape {array.shape}; grey or RGB pictures with or without alpha are accepted")
+        raise ValueError(
+            f"{path} has shape {array.shape}; grey or RGB pictures with or without alpha are"
+            " accepted"
+        )
     bits = 8 * array.dtype.itemsize
     values = array.astype(np.float32) / (2**bits - 1)
     channels = 1 if values.shape[2] <= 2 else 3
@@ -80,16 +101,21 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Photo:
 
 
 def read_mask(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Read an inpainting mask: white = missing. Returns float32 ``(H, W)`` with 1 = known, 0 = missing.
+    """Read an inpainting mask: white = missing. Returns float32 ``(H, W)`` with 1 = known, 0 =
+    missing.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture, another size than the image, or nothing (or everything) marked as missing.
+        ValueError: not a picture, another size than the image, or nothing (or everything) marked as
+            missing.
     """
     photo = read_image(path)
     if photo.pixels.shape[1:] != (height, width):
         size = f"{photo.pixels.shape[2]} x {photo.pixels.shape[1]}"
-        raise ValueError(f"mask {path} is {size} pixels but the image is {width} x {height}; they must be the same size")
+        raise ValueError(
+            f"mask {path} is {size} pixels but the image is {width} x {height}; they must be the"
+            " same size"
+        )
     mask = (photo.pixels.mean(0) < 0.5).astype(np.float32)
     if mask.all():
         raise ValueError(f"mask {path} marks nothing as missing; paint the missing pixels white")
@@ -99,7 +125,8 @@ def read_mask(path: str | Path, height: int, width: int) -> np.ndarray:
 
 
 def write_image(path: str | Path, photo: Photo) -> None:
-    """Write PNG, JPEG, WebP or TIFF by suffix, with the photo's depth where the format has it (PNG, TIFF) and 8 bits elsewhere.
+    """Write PNG, JPEG, WebP or TIFF by suffix, with the photo's depth where the format has it (PNG,
+    TIFF) and 8 bits elsewhere.
 
     Raises:
         ValueError: a suffix that is not known, or alpha in a JPEG.
@@ -111,14 +138,21 @@ def write_image(path: str | Path, photo: Photo) -> None:
     bits = photo.bits if suffix in (".png", ".tif", ".tiff") else 8
     parts = [photo.pixels] if photo.alpha is None else [photo.pixels, photo.alpha[None]]
     values = np.concatenate(parts).transpose(1, 2, 0)
-    array = np.rint(np.clip(values, 0, 1) * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    array = np.rint(np.clip(values, 0, 1) * (2**bits - 1)).astype(
+        np.uint8 if bits == 8 else np.uint16
+    )
     array = array[..., 0] if array.shape[2] == 1 else array
     if suffix in (".tif", ".tiff"):
         import tifffile
 
         extra = ["unassalpha"] if photo.alpha is not None else None
         kind = "rgb" if photo.pixels.shape[0] == 3 else "minisblack"
-        replace_file(path, lambda p: tifffile.imwrite(p, array, photometric=kind, extrasamples=extra, compression="zlib"))
+        replace_file(
+            path,
+            lambda p: tifffile.imwrite(
+                p, array, photometric=kind, extrasamples=extra, compression="zlib"
+            ),
+        )
     elif bits == 16:
         replace_file(path, lambda p: p.write_bytes(_png16(array)))
     else:
@@ -151,16 +185,25 @@ def _check_size(path: Path, width: int, height: int, limit: int) -> None:
     if width < 1 or height < 1:
         raise _BadSize(f"{path} is empty ({width} x {height} pixels)")
     if width * height > limit:
-        raise _BadSize(f"{path} has {width} x {height} pixels; at most {limit / 1e6:.0f} megapixels are accepted")
+        raise _BadSize(
+            f"{path} has {width} x {height} pixels; at most {limit / 1e6:.0f} megapixels are"
+            " accepted"
+        )
 
 
 def _decode_tiff16(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]:
-    """Pixels ``(H, W, C)`` and orientation of a grey or RGB TIFF with 16 bits per channel (Pillow cuts colour to 8), else None."""
+    """Pixels ``(H, W, C)`` and orientation of a grey or RGB TIFF with 16 bits per channel (Pillow
+    cuts colour to 8), else None.
+    """
     import tifffile
 
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
-        if page.bitspersample != 16 or page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB"):
+        if page.bitspersample != 16 or page.photometric.name not in (
+            "MINISBLACK",
+            "MINISWHITE",
+            "RGB",
+        ):
             return None, 1
         _check_size(path, page.imagewidth, page.imagelength, max_pixels)
         try:
@@ -168,19 +211,27 @@ def _decode_tiff16(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
-            raise ValueError(f"compression {page.compression.name} needs the package imagecodecs; save it with ZIP or none") from error
+            raise ValueError(
+                f"compression {page.compression.name} needs the package imagecodecs; save it with"
+                " ZIP or none"
+            ) from error
         if array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             array = np.moveaxis(array, 0, -1)
         if page.photometric.name == "MINISWHITE" and array.dtype == np.uint16:
             array = 65535 - array
         tag = page.tags.get(274)
-        return array.reshape(page.imagelength, page.imagewidth, -1), 1 if tag is None else int(tag.value)
+        return array.reshape(page.imagelength, page.imagewidth, -1), (
+            1 if tag is None else int(tag.value)
+        )
 
 
 def _decode(path: Path, image: Image.Image, head: bytes) -> np.ndarray:
     """Pixels ``(H, W, C)`` as stored, before turning upright."""
     if image.format == "PNG" and len(head) == 26 and head[24] == 16 and head[25] != 0:
-        from torchvision.io import ImageReadMode, decode_image  # Pillow cuts 16-bit colour down to 8
+        from torchvision.io import (
+            ImageReadMode,
+            decode_image,
+        )  # Pillow cuts 16-bit colour down to 8
 
         with Image.open(path) as check:
             check.verify()  # checksums: the decoder below does not survive a wrong one
@@ -188,9 +239,19 @@ def _decode(path: Path, image: Image.Image, head: bytes) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]
     if image.mode in ("I", "F"):
-        raise ValueError(f"{path} has {image.mode!r} pixels (32 bits); 8- and 16-bit pictures are accepted")
+        raise ValueError(
+            f"{path} has {image.mode!r} pixels (32 bits); 8- and 16-bit pictures are accepted"
+        )
     transparent = "transparency" in image.info
-    plain = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "La": "LA", "RGBa": "RGBA"}.get(image.mode)
+    plain = {
+        "1": "L",
+        "L": "L",
+        "LA": "LA",
+        "RGB": "RGB",
+        "RGBA": "RGBA",
+        "La": "LA",
+        "RGBa": "RGBA",
+    }.get(image.mode)
     if plain is None or transparent:
         plain = "RGBA" if transparent or image.mode == "PA" else "RGB"
     array = np.asarray(image.convert(plain))
@@ -199,7 +260,15 @@ def _decode(path: Path, image: Image.Image, head: bytes) -> np.ndarray:
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     """Apply the EXIF orientation (1 to 8) to ``(H, W, C)``."""
-    turns = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+    turns = {
+        2: (0, True),
+        3: (2, False),
+        4: (2, True),
+        5: (3, True),
+        6: (3, False),
+        7: (1, True),
+        8: (1, False),
+    }
     if orientation not in turns:
         return array
     quarter, mirror = turns[orientation]
@@ -208,18 +277,26 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _png16(array: np.ndarray) -> bytes:
-    """A 16-bit PNG of ``(H, W)`` or ``(H, W, 2..4)`` uint16; none of the image libraries here writes one in colour."""
+    """A 16-bit PNG of ``(H, W)`` or ``(H, W, 2..4)`` uint16; none of the image libraries here
+    writes one in colour.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     array = array[..., None] if array.ndim == 2 else array
     height, width, channels = array.shape
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
     rows = np.frombuffer(array.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
-    data = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes(), 6)  # each row begins with filter type 0
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    data = zlib.compress(
+        np.pad(rows, ((0, 0), (1, 0))).tobytes(), 6
+    )  # each row begins with filter type 0
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """MRI files: k-space from fastMRI HDF5, ISMRMRD, .npz and .mat; magnitudes from NIfTI and DICOM.
 
-Sizes and types are checked from headers before anything is decoded; HDF5 links that leave the file are refused.
+Sizes and types are checked from headers before anything is decoded; HDF5 links that leave the file
+are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.io.mri_scan import Scan, check_points, complex_array, magnitude_array, mask_array, need, pairs, real_array
+from restoration.io.mri_scan import (
+    Scan,
+    check_points,
+    complex_array,
+    magnitude_array,
+    mask_array,
+    need,
+    pairs,
+    real_array,
+)
 
 HDF5 = (".h5", ".hdf5", ".mrd")
 KSPACE = (*HDF5, ".npz", ".mat")
@@ -29,13 +39,16 @@ def suffix(path: Path) -> str:
 def read_scan(path: str | Path) -> Scan:
     """Read k-space or magnitude images; the ending tells the format, a folder is a DICOM series.
 
-    HDF5 follows fastMRI: ``kspace (slices, coils, H, W)`` or single-coil ``(slices, H, W)``. In ``.npz`` and ``.mat`` files ``kspace`` is
-    ``(coils, H, W)`` or ``(slices, coils, H, W)``; ``mask`` and ``maps`` (or ``smaps``) may stand beside it. Values are complex64,
-    complex128, or real pairs in a last axis of length 2. An ``.npz`` without ``kspace`` but with ``image (slices, H, W)`` holds magnitudes.
+    HDF5 follows fastMRI: ``kspace (slices, coils, H, W)`` or single-coil ``(slices, H, W)``. In
+    ``.npz`` and ``.mat`` files ``kspace`` is ``(coils, H, W)`` or ``(slices, coils, H, W)``;
+    ``mask`` and ``maps`` (or ``smaps``) may stand beside it. Values are complex64, complex128, or
+    real pairs in a last axis of length 2. An ``.npz`` without ``kspace`` but with ``image (slices,
+    H, W)`` holds magnitudes.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, a damaged file, a wrong shape or type, more than 500 million points, a link out of the file.
+        ValueError: another format, a damaged file, a wrong shape or type, more than 500 million
+            points, a link out of the file.
         ImportError: the format needs the extra ``mri``.
     """
     path = Path(path)
@@ -44,14 +57,20 @@ def read_scan(path: str | Path) -> Scan:
     if not path.is_file():
         raise FileNotFoundError(f"scan {path} does not exist")
     ending = suffix(path)
-    readers = dict.fromkeys(HDF5, _read_hdf5) | {".npz": _read_npz, ".mat": _read_mat, ".dcm": _read_dicom}
+    readers = dict.fromkeys(HDF5, _read_hdf5) | {
+        ".npz": _read_npz,
+        ".mat": _read_mat,
+        ".dcm": _read_dicom,
+    }
     readers |= dict.fromkeys(NIFTI, _read_nifti)
     if ending not in readers:
-        raise ValueError(f"{path} has no known ending; known: {', '.join(readers)}, or a folder of DICOM files")
+        raise ValueError(
+            f"{path} has no known ending; known: {', '.join(readers)}, or a folder of DICOM files"
+        )
     return readers[ending](path)
 
 
-# -- k-space ------------------------------------------------------------------------------------------------------
+# -- k-space ---------------------------------------------------------------------------------------
 
 
 def _read_hdf5(path: Path) -> Scan:
@@ -65,19 +84,42 @@ def _read_hdf5(path: Path) -> Scan:
         if "ismrmrd_header" in file:
             raw = _dataset(file, "ismrmrd_header", path)[()]
             header = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
-        target = next((file_key for file_key in ("reconstruction_rss", "reconstruction_esc") if file_key in file), None)
+        target = next(
+            (
+                file_key
+                for file_key in ("reconstruction_rss", "reconstruction_esc")
+                if file_key in file
+            ),
+            None,
+        )
         target = None if target is None else real_array(_dataset(file, target, path), path)
-        mask = mask_array(_dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
-        attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items() if np.size(value) == 1}
+        mask = (
+            mask_array(_dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
+        )
+        attributes = {
+            key: value.item() if hasattr(value, "item") else value
+            for key, value in file.attrs.items()
+            if np.size(value) == 1
+        }
     crop, spacing = (None, (1.0, 1.0, 1.0)) if header is None else _recon_space(header)
-    return Scan(kspace, mask=mask, target=target, attributes=attributes, header=header, crop=crop, spacing=spacing)
+    return Scan(
+        kspace,
+        mask=mask,
+        target=target,
+        attributes=attributes,
+        header=header,
+        crop=crop,
+        spacing=spacing,
+    )
 
 
 def volume_shape(path: str | Path) -> tuple[int, int, int, int]:
-    """``(slices, coils, H, W)`` of the ``kspace`` in a fastMRI HDF5 file, from its header: no value is read.
+    """``(slices, coils, H, W)`` of the ``kspace`` in a fastMRI HDF5 file, from its header: no value
+    is read.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, no HDF5, one of a single coil or of another shape, a link out of the file.
+        FileNotFoundError, ValueError: no such file, no HDF5, one of a single coil or of another
+            shape, a link out of the file.
     """
     return _volume(Path(path), lambda kspace, shape: shape)
 
@@ -105,16 +147,21 @@ def _volume(path: Path, use):
         kspace = _dataset(file, "kspace", path)
         records = kspace.dtype.names and set(kspace.dtype.names) == {"real", "imag"}
         paired = kspace.dtype.kind == "f" and kspace.ndim == 5 and kspace.shape[-1] == 2
-        if not (paired or ((kspace.dtype.kind == "c" or records) and kspace.ndim == 4)) or kspace.shape[1] < 2:
+        if (
+            not (paired or ((kspace.dtype.kind == "c" or records) and kspace.ndim == 4))
+            or kspace.shape[1] < 2
+        ):
             raise ValueError(
-                f"{path} has k-space of shape {kspace.shape} and type {kspace.dtype}; complex (slices, coils, H, W) with several coils is "
-                "accepted"
+                f"{path} has k-space of shape {kspace.shape} and type {kspace.dtype}; complex"
+                " (slices, coils, H, W) with several coils is accepted"
             )
         return use(kspace, tuple(kspace.shape[:4]))
 
 
 def _read_ismrmrd(path: Path, file) -> Scan:
-    """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix; repetitions are averaged; noise scans left out."""
+    """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix; repetitions
+    are averaged; noise scans left out.
+    """
     group = file["dataset"]
     records, xml = _dataset(group, "data", path), _dataset(group, "xml", path)
     text = np.ravel(xml[()])[0]
@@ -124,33 +171,60 @@ def _read_ismrmrd(path: Path, file) -> Scan:
     if None in size or trajectory is None:
         raise ValueError(f"{path} has a header without encoded matrix size or trajectory")
     if trajectory.group(1).lower() != "cartesian":
-        raise ValueError(f"{path} has a {trajectory.group(1)} trajectory; Cartesian scans are accepted")
+        raise ValueError(
+            f"{path} has a {trajectory.group(1)} trajectory; Cartesian scans are accepted"
+        )
     x, y, z = (int(n) for n in size)
     if z > 1:
-        raise ValueError(f"{path} is encoded in 3D ({z} partitions); 2D scans are accepted: transform the third axis first")
+        raise ValueError(
+            f"{path} is encoded in 3D ({z} partitions); 2D scans are accepted: transform the third"
+            " axis first"
+        )
     centre = _number(text, "encodingLimits", "kspace_encoding_step_1", "center")
     centre = y // 2 if centre is None else int(centre)
-    lines = [(h, d) for h, d in ((r["head"], r["data"]) for r in records) if not int(h["flags"]) & NOISE_SCAN]
+    lines = [
+        (h, d)
+        for h, d in ((r["head"], r["data"]) for r in records)
+        if not int(h["flags"]) & NOISE_SCAN
+    ]
     if not lines:
         raise ValueError(f"{path} holds no image lines")
     slices, coils = (
-        max(int(n) for n in column) for column in zip(*((h["idx"]["slice"] + 1, h["active_channels"]) for h, _ in lines), strict=True)
+        max(int(n) for n in column)
+        for column in zip(
+            *((h["idx"]["slice"] + 1, h["active_channels"]) for h, _ in lines), strict=True
+        )
     )
     check_points(path, (slices, coils, x, y))
     kspace, hits = np.zeros((slices, coils, x, y), np.complex64), np.zeros((slices, y), np.int64)
     for head, data in lines:
         step, part, channels, samples = (
-            int(n) for n in (head["idx"]["kspace_encode_step_1"], head["idx"]["slice"], head["active_channels"], head["number_of_samples"])
+            int(n)
+            for n in (
+                head["idx"]["kspace_encode_step_1"],
+                head["idx"]["slice"],
+                head["active_channels"],
+                head["number_of_samples"],
+            )
         )
         column, first = step - centre + y // 2, x // 2 - int(head["center_sample"])
-        if not 0 <= column < y or first < 0 or first + samples > x or data.size != 2 * channels * samples:
+        if (
+            not 0 <= column < y
+            or first < 0
+            or first + samples > x
+            or data.size != 2 * channels * samples
+        ):
             raise ValueError(f"{path}: line {step} does not fit the encoded matrix {x} x {y}")
-        values = np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(channels, samples)
+        values = (
+            np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(channels, samples)
+        )
         kspace[part, :channels, first : first + samples, column] += values
         hits[part, column] += 1
     kspace /= np.maximum(hits, 1)[:, None, None, :]
     crop, spacing = _recon_space(text)
-    return Scan(kspace, mask=(hits.sum(0) > 0).astype(np.float32), header=text, crop=crop, spacing=spacing)
+    return Scan(
+        kspace, mask=(hits.sum(0) > 0).astype(np.float32), header=text, crop=crop, spacing=spacing
+    )
 
 
 def _read_npz(path: Path) -> Scan:
@@ -160,7 +234,11 @@ def _read_npz(path: Path) -> Scan:
             for key in names:
                 with archive.open(names[key]) as member:
                     version = np.lib.format.read_magic(member)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
                     check_points(path, read(member)[0])
         with np.load(path, allow_pickle=False) as file:
             wanted = ("kspace", "mask", "maps", "smaps", "smaps_espirit", "image")
@@ -191,9 +269,20 @@ def _read_mat(path: Path) -> Scan:
             listing = io.whosmat(path)
             for _, shape, _ in listing:
                 check_points(path, shape)
-            arrays = {k: v for k, v in io.loadmat(path, variable_names=wanted).items() if not k.startswith("__")}
+            arrays = {
+                k: v
+                for k, v in io.loadmat(path, variable_names=wanted).items()
+                if not k.startswith("__")
+            }
             found = ", ".join(name for name, _, _ in listing)
-        except (ValueError, TypeError, NotImplementedError, OSError, KeyError, io.matlab.MatReadError) as error:
+        except (
+            ValueError,
+            TypeError,
+            NotImplementedError,
+            OSError,
+            KeyError,
+            io.matlab.MatReadError,
+        ) as error:
             raise ValueError(f"{path} can't be read as a MATLAB file: {error}") from error
     if "mask" in arrays and 1 in arrays["mask"].shape and arrays["mask"].ndim == 2:
         arrays["mask"] = arrays["mask"].ravel()  # MATLAB knows no vectors
@@ -203,7 +292,9 @@ def _read_mat(path: Path) -> Scan:
 def _from_arrays(path: Path, arrays: dict[str, np.ndarray], found: str) -> Scan:
     if "kspace" not in arrays:
         if "image" not in arrays:
-            raise ValueError(f"{path} holds neither kspace nor image; it holds {found or 'nothing'}")
+            raise ValueError(
+                f"{path} holds neither kspace nor image; it holds {found or 'nothing'}"
+            )
         return Scan(magnitude=magnitude_array(arrays["image"], path))
     kspace = complex_array(arrays["kspace"], path, ranks=(3, 4))
     kspace = kspace[None] if kspace.ndim == 3 else kspace
@@ -214,7 +305,8 @@ def _from_arrays(path: Path, arrays: dict[str, np.ndarray], found: str) -> Scan:
 
 
 def read_maps(path: str | Path) -> np.ndarray:
-    """Coil sensitivities complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)``: ``maps``, ``smaps``, or the only array of an ``.npz``.
+    """Coil sensitivities complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)``: ``maps``,
+    ``smaps``, or the only array of an ``.npz``.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or one without such an array.
@@ -226,7 +318,9 @@ def read_maps(path: str | Path) -> np.ndarray:
         with np.load(path, allow_pickle=False) as file:
             keys = [k for k in ("maps", "smaps", "smaps_espirit") if k in file.files] or file.files
             if len(keys) != 1:
-                raise ValueError(f"{path} should hold one array maps; it holds {', '.join(file.files)}")
+                raise ValueError(
+                    f"{path} should hold one array maps; it holds {', '.join(file.files)}"
+                )
             maps = file[keys[0]]
     except (OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} can't be read as .npz: {error}") from error
@@ -234,7 +328,8 @@ def read_maps(path: str | Path) -> np.ndarray:
 
 
 def read_sampling(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """A sampling mask ``(H, W)`` or ``(W,)`` from an ``.npy`` file, or from an ``.npz`` file with one array or one named ``mask``.
+    """A sampling mask ``(H, W)`` or ``(W,)`` from an ``.npy`` file, or from an ``.npz`` file with
+    one array or one named ``mask``.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a mask, or of another size.
@@ -248,14 +343,16 @@ def read_sampling(path: str | Path, size: tuple[int, int]) -> np.ndarray:
             with loaded:
                 keys = ["mask"] if "mask" in loaded.files else loaded.files
                 if len(keys) != 1:
-                    raise ValueError(f"{path} should hold one array mask; it holds {', '.join(loaded.files)}")
+                    raise ValueError(
+                        f"{path} should hold one array mask; it holds {', '.join(loaded.files)}"
+                    )
                 loaded = loaded[keys[0]]
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} can't be read as a mask (.npy or .npz): {error}") from error
     return mask_array(loaded, (1, 1, *size), path)
 
 
-# -- magnitudes ---------------------------------------------------------------------------------------------------
+# -- magnitudes ------------------------------------------------------------------------------------
 
 
 def _read_nifti(path: Path) -> Scan:
@@ -271,27 +368,46 @@ def _read_nifti(path: Path) -> Scan:
         check_points(path, shape)
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:2], -1)
         zooms = tuple(float(z) for z in image.header.get_zooms()[:3]) + (1.0,) * (3 - len(shape))
-    except (ValueError, OSError, EOFError, TypeError, nibabel.filebasedimages.ImageFileError) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        TypeError,
+        nibabel.filebasedimages.ImageFileError,
+    ) as error:
         raise ValueError(f"{path} can't be read as NIfTI: {error}") from error
     magnitude = magnitude_array(data.transpose(2, 1, 0), path)
-    return Scan(magnitude=magnitude, spacing=(zooms[2], zooms[1], zooms[0]), affine=np.asarray(image.affine))
+    return Scan(
+        magnitude=magnitude, spacing=(zooms[2], zooms[1], zooms[0]), affine=np.asarray(image.affine)
+    )
 
 
 def _read_dicom(path: Path) -> Scan:
-    """One file, or a folder: its slices in order of position along the slice normal (instance number where that is missing)."""
+    """One file, or a folder: its slices in order of position along the slice normal (instance
+    number where that is missing).
+    """
     pydicom = need("pydicom", "DICOM files")
-    files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    files = (
+        sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        if path.is_dir()
+        else [path]
+    )
     found = []
     for file in files:
         try:
             head = pydicom.dcmread(file, stop_before_pixels=True)
             if "Rows" not in head or "Columns" not in head:
                 continue
-            check_points(file, (len(files), int(head.get("NumberOfFrames", 1)), int(head.Rows), int(head.Columns)))
+            check_points(
+                file,
+                (len(files), int(head.get("NumberOfFrames", 1)), int(head.Rows), int(head.Columns)),
+            )
             if int(head.get("SamplesPerPixel", 1)) != 1:
                 raise ValueError(f"{file} is a colour image; grey magnitudes are accepted")
             data = pydicom.dcmread(file)
-            pixels = data.pixel_array.astype(np.float32) * float(head.get("RescaleSlope", 1)) + float(head.get("RescaleIntercept", 0))
+            pixels = data.pixel_array.astype(np.float32) * float(
+                head.get("RescaleSlope", 1)
+            ) + float(head.get("RescaleIntercept", 0))
         except pydicom.errors.InvalidDicomError:
             if path.is_dir():
                 continue
@@ -307,7 +423,10 @@ def _read_dicom(path: Path) -> Scan:
     head = found[0][2]
     row, column = (float(v) for v in head.get("PixelSpacing", (1, 1)))
     depth = float(head.get("SpacingBetweenSlices", head.get("SliceThickness", 1)) or 1)
-    return Scan(magnitude=magnitude_array(np.concatenate([p for _, p, _ in found]), path), spacing=(depth, row, column))
+    return Scan(
+        magnitude=magnitude_array(np.concatenate([p for _, p, _ in found]), path),
+        spacing=(depth, row, column),
+    )
 
 
 def _position(head) -> float:
@@ -317,7 +436,7 @@ def _position(head) -> float:
     return float(head.get("InstanceNumber", 0) or 0)
 
 
-# -- checks -------------------------------------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -340,7 +459,10 @@ def _inside(group, name: str, path: Path) -> None:
 
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{path}: {name} is {'missing' if link is None else 'a link'}; only data inside the file are read")
+        raise ValueError(
+            f"{path}: {name} is {'missing' if link is None else 'a link'}; only data inside the"
+            " file are read"
+        )
 
 
 def _dataset(file, name: str, path: Path):
@@ -352,22 +474,31 @@ def _dataset(file, name: str, path: Path):
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{path}: {name} is a group, not an array")
     if dataset.external or dataset.is_virtual:
-        raise ValueError(f"{path}: {name} keeps its values in another file; only data inside the file are read")
+        raise ValueError(
+            f"{path}: {name} keeps its values in another file; only data inside the file are read"
+        )
     check_points(path, dataset.shape or ())
     return dataset
 
 
 def _recon_space(header: str) -> tuple[tuple[int, int] | None, tuple[float, float, float]]:
-    """Size ``(h, w)`` and spacing of the reconstructed image by an ISMRMRD header: x is along the readout, fastMRI's rows."""
+    """Size ``(h, w)`` and spacing of the reconstructed image by an ISMRMRD header: x is along the
+    readout, fastMRI's rows.
+    """
     size = [_number(header, "reconSpace", "matrixSize", axis) for axis in "xyz"]
     if None in size or min(size) < 1:
         return None, (1.0, 1.0, 1.0)
-    spacing = [(_number(header, "reconSpace", "fieldOfView_mm", axis) or n) / n for axis, n in zip("xyz", size, strict=True)]
+    spacing = [
+        (_number(header, "reconSpace", "fieldOfView_mm", axis) or n) / n
+        for axis, n in zip("xyz", size, strict=True)
+    ]
     return (int(size[0]), int(size[1])), (spacing[2], spacing[0], spacing[1])
 
 
 def _number(header: str, *path: str) -> float | None:
-    """The first number under a path of element names. No XML parser: a header may be hostile, and this knows no entities."""
+    """The first number under a path of element names. No XML parser: a header may be hostile, and
+    this knows no entities.
+    """
     for name in path[:-1]:
         found = re.search(rf"<(?:\w+:)?{name}>(.*?)</(?:\w+:)?{name}>", header, re.DOTALL)
         if found is None:

@@ -23,7 +23,9 @@ def check_output(path: str | Path) -> None:
     """
     path = Path(path)
     if suffix(path) not in OUTPUT:
-        raise ValueError(f"{path} has no ending that reconstructions are written to; known: {', '.join(OUTPUT)}")
+        raise ValueError(
+            f"{path} has no ending that reconstructions are written to; known: {', '.join(OUTPUT)}"
+        )
     if suffix(path) in NIFTI:
         need("nibabel", "NIfTI files")
     check_writable(path.with_name("x.png"))
@@ -33,18 +35,24 @@ def check_output(path: str | Path) -> None:
 
 def std_file(path: Path) -> Path:
     """Where the standard deviation goes (HDF5 holds it beside the image)."""
-    return path if suffix(path) in HDF5 else path.with_name(f"{path.name[: -len(suffix(path))]}-std{suffix(path)}")
+    return (
+        path
+        if suffix(path) in HDF5
+        else path.with_name(f"{path.name[: -len(suffix(path))]}-std{suffix(path)}")
+    )
 
 
-def write_reconstruction(path: str | Path, image: np.ndarray, scan: Scan | None = None, std: np.ndarray | None = None) -> list[Path]:
+def write_reconstruction(
+    path: str | Path, image: np.ndarray, scan: Scan | None = None, std: np.ndarray | None = None
+) -> list[Path]:
     """Write ``(slices, H, W)`` complex images; returns the files.
 
-    - ``.h5``: ``reconstruction`` (magnitude float32, fastMRI's name), ``reconstruction_complex``, ``std`` if given, the scan's attributes
-      and header.
-    - ``.nii``, ``.nii.gz``: magnitude float32 ``(columns, rows, slices)``, with the scan's affine matrix or its spacing; ``std`` goes to
-      ``NAME-std.nii.gz``.
-    - ``.png``: 16-bit magnitude, white = the 99.9 % quantile of the volume; ``NAME-000.png`` ... for several slices. ``std`` at the same
-      scale to ``NAME-std.png``.
+    - ``.h5``: ``reconstruction`` (magnitude float32, fastMRI's name), ``reconstruction_complex``,
+      ``std`` if given, the scan's attributes and header.
+    - ``.nii``, ``.nii.gz``: magnitude float32 ``(columns, rows, slices)``, with the scan's affine
+      matrix or its spacing; ``std`` goes to ``NAME-std.nii.gz``.
+    - ``.png``: 16-bit magnitude, white = the 99.9 % quantile of the volume; ``NAME-000.png`` ...
+      for several slices. ``std`` at the same scale to ``NAME-std.png``.
 
     Files appear whole or not at all.
     """
@@ -54,7 +62,9 @@ def write_reconstruction(path: str | Path, image: np.ndarray, scan: Scan | None 
     if ending in HDF5:
         replace_file(path, lambda p: _write_hdf5(p, image, magnitude, std, scan))
         return [path]
-    pairs = [(path, magnitude)] + ([] if std is None else [(std_file(path), np.asarray(std, np.float32))])
+    pairs = [(path, magnitude)] + (
+        [] if std is None else [(std_file(path), np.asarray(std, np.float32))]
+    )
     files = []
     with together():
         for target, values in pairs:
@@ -64,13 +74,17 @@ def write_reconstruction(path: str | Path, image: np.ndarray, scan: Scan | None 
                 continue
             top = float(np.quantile(magnitude, 0.999)) or 1.0
             for k, one in enumerate(values):
-                name = target if len(values) == 1 else target.with_name(f"{target.stem}-{k:03d}.png")
+                name = (
+                    target if len(values) == 1 else target.with_name(f"{target.stem}-{k:03d}.png")
+                )
                 write_image(name, Photo(np.clip(one / top, 0, 1)[None], bits=16))
                 files.append(name)
     return files
 
 
-def _write_hdf5(path: Path, image: np.ndarray, magnitude: np.ndarray, std: np.ndarray | None, scan: Scan) -> None:
+def _write_hdf5(
+    path: Path, image: np.ndarray, magnitude: np.ndarray, std: np.ndarray | None, scan: Scan
+) -> None:
     import h5py
 
     with h5py.File(path, "w") as file:

@@ -15,12 +15,16 @@ class Scan:
     """What a file holds.
 
     Attributes:
-        kspace: complex64 ``(slices, coils, H, W)``, zero frequency in the centre; None for magnitudes.
+        kspace: complex64 ``(slices, coils, H, W)``, zero frequency in the centre; None for
+            magnitudes.
         magnitude: float32 ``(slices, H, W)`` for files of images; None for k-space.
         mask: ``(H, W)`` or ``(W,)`` float32 that the file brings, or None.
-        maps: complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)`` that the file brings, or None.
-        target: float32 ``(slices, h, w)``: the fully sampled reconstruction of fastMRI files, or None.
-        attributes: fastMRI's (``max``, ``norm``, ``acquisition``, ``patient_id`` ...), as plain values.
+        maps: complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)`` that the file brings, or
+            None.
+        target: float32 ``(slices, h, w)``: the fully sampled reconstruction of fastMRI files, or
+            None.
+        attributes: fastMRI's (``max``, ``norm``, ``acquisition``, ``patient_id`` ...), as plain
+            values.
         header: the ISMRMRD XML header, or None.
         crop: ``(h, w)`` of the reconstructed image by the header, or None.
         spacing: millimetres per voxel ``(slice, row, column)``, 1 where unknown.
@@ -44,7 +48,10 @@ def check_points(path: Path, shape) -> None:
     for n in shape:
         points *= int(n)
     if points == 0 or points > MAX_POINTS:
-        raise ValueError(f"{path} has an array of shape {tuple(shape)}; 1 to {MAX_POINTS // 10**6} million points are accepted")
+        raise ValueError(
+            f"{path} has an array of shape {tuple(shape)}; 1 to {MAX_POINTS // 10**6} million"
+            " points are accepted"
+        )
 
 
 def pairs(array: np.ndarray) -> np.ndarray:
@@ -55,13 +62,18 @@ def pairs(array: np.ndarray) -> np.ndarray:
 
 
 def complex_array(array, path: Path, ranks: tuple[int, ...]) -> np.ndarray:
-    """complex64 from complex numbers of any width or real pairs in a last axis of length 2; the type is checked before reading."""
+    """complex64 from complex numbers of any width or real pairs in a last axis of length 2; the
+    type is checked before reading.
+    """
     records = array.dtype.names and set(array.dtype.names) == {"real", "imag"}
     paired = array.dtype.kind == "f" and array.ndim - 1 in ranks and array.shape[-1] == 2
-    if not (array.dtype.kind == "c" or records or paired) or (not paired and array.ndim not in ranks):
+    if not (array.dtype.kind == "c" or records or paired) or (
+        not paired and array.ndim not in ranks
+    ):
         raise ValueError(
-            f"{path} has k-space or maps of shape {tuple(array.shape)} and type {array.dtype}; complex arrays with "
-            f"{' or '.join(map(str, ranks))} axes are accepted, or real ones with (real, imaginary) pairs in a last axis of length 2"
+            f"{path} has k-space or maps of shape {tuple(array.shape)} and type {array.dtype};"
+            f" complex arrays with {' or '.join(map(str, ranks))} axes are accepted, or real ones"
+            " with (real, imaginary) pairs in a last axis of length 2"
         )
     values = pairs(np.asarray(array[()]))
     values = values[..., 0] + 1j * values[..., 1] if paired else values
@@ -70,14 +82,20 @@ def complex_array(array, path: Path, ranks: tuple[int, ...]) -> np.ndarray:
 
 def real_array(array, path: Path) -> np.ndarray:
     if array.ndim != 3 or array.dtype.kind != "f":
-        raise ValueError(f"{path} has a reconstruction of shape {tuple(array.shape)} and type {array.dtype}; (slices, H, W) is accepted")
+        raise ValueError(
+            f"{path} has a reconstruction of shape {tuple(array.shape)} and type {array.dtype};"
+            " (slices, H, W) is accepted"
+        )
     return np.asarray(array[()], dtype=np.float32)
 
 
 def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.dtype.kind not in "uif":
-        raise ValueError(f"{path} has images of shape {array.shape} and type {array.dtype}; real (slices, H, W) is accepted")
+        raise ValueError(
+            f"{path} has images of shape {array.shape} and type {array.dtype}; real (slices, H, W)"
+            " is accepted"
+        )
     array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
         raise ValueError(f"{path} holds NaN or infinite values")
@@ -87,7 +105,10 @@ def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
 def mask_array(array, shape, path: Path) -> np.ndarray:
     mask = np.asarray(array[()])
     if mask.shape not in (tuple(shape[-2:]), tuple(shape[-1:])):
-        raise ValueError(f"{path} has a mask of shape {mask.shape}; (H, W) = {tuple(shape[-2:])} or (W,) is accepted")
+        raise ValueError(
+            f"{path} has a mask of shape {mask.shape}; (H, W) = {tuple(shape[-2:])} or (W,) is"
+            " accepted"
+        )
     if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
         raise ValueError(f"{path} has a mask with values other than 0 and 1")
     if not mask.any():
@@ -96,10 +117,14 @@ def mask_array(array, shape, path: Path) -> np.ndarray:
 
 
 def need(module: str, what: str):
-    """Import an optional package; the ImportError says that ``what`` (a plural) need it, and the pip line."""
+    """Import an optional package; the ImportError says that ``what`` (a plural) need it, and the
+    pip line.
+    """
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{what} need the package {module}: pip install 'restobox[mri]'") from error
+        raise ImportError(
+            f"{what} need the package {module}: pip install 'restobox[mri]'"
+        ) from error

@@ -1,4 +1,6 @@
-"""Ultrasound clips: pictures, folders of pictures, zea-style HDF5, channel data in ``.mat``, DICOM. Frames are read one at a time."""
+"""Ultrasound clips: pictures, folders of pictures, zea-style HDF5, channel data in ``.mat``, DICOM.
+Frames are read one at a time.
+"""
 
 from __future__ import annotations
 
@@ -49,17 +51,26 @@ class Clip:
         return (self.frame(k) for k in range(self.count))
 
 
-def read_clip(path: str | Path, *, dynamic_range: float = DYNAMIC_RANGE, grey: bool = False, sampling_rate: float | None = None) -> Clip:
+def read_clip(
+    path: str | Path,
+    *,
+    dynamic_range: float = DYNAMIC_RANGE,
+    grey: bool = False,
+    sampling_rate: float | None = None,
+) -> Clip:
     """Open a clip; sizes are checked before anything is decoded.
 
     Accepted are
 
     - a picture, or a folder of pictures of one size (in the order of the numbers in their names);
-    - HDF5 as zea writes it: ``data/image`` (grey values, or dB below the brightest), else ``data/envelope_data``, else
-      ``data/beamformed_data`` (RF, or IQ in two channels); ``(n_frames, H, W)``, also with a last axis of 1 or 2 channels;
-    - ``.mat`` with channel data ``RF`` or ``RF2`` ``(samples, elements, acquisitions)`` and a struct ``param`` or ``param2`` (``fs``,
-      ``pitch``, ``c``, ``t0``; ``TXangle``: the acquisitions are compounded into one frame, else each is a frame);
-    - DICOM files of one or several frames, or a folder of them (needs pydicom, in the extra ``mri``).
+    - HDF5 as zea writes it: ``data/image`` (grey values, or dB below the brightest), else
+      ``data/envelope_data``, else ``data/beamformed_data`` (RF, or IQ in two channels);
+      ``(n_frames, H, W)``, also with a last axis of 1 or 2 channels;
+    - ``.mat`` with channel data ``RF`` or ``RF2`` ``(samples, elements, acquisitions)`` and a
+      struct ``param`` or ``param2`` (``fs``, ``pitch``, ``c``, ``t0``; ``TXangle``: the
+      acquisitions are compounded into one frame, else each is a frame);
+    - DICOM files of one or several frames, or a folder of them (needs pydicom, in the extra
+      ``mri``).
 
     Args:
         dynamic_range: dB that are shown of amplitudes.
@@ -68,8 +79,8 @@ def read_clip(path: str | Path, *, dynamic_range: float = DYNAMIC_RANGE, grey: b
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown kind of file, a damaged one, an empty clip, frames of several sizes, colour, axes in another order, or
-            channel data without a sampling rate.
+        ValueError: an unknown kind of file, a damaged one, an empty clip, frames of several sizes,
+            colour, axes in another order, or channel data without a sampling rate.
     """
     path = Path(path)
     if not path.exists():
@@ -90,8 +101,8 @@ def read_clip(path: str | Path, *, dynamic_range: float = DYNAMIC_RANGE, grey: b
 
 
 def check_clip_writable(path: str | Path, count: int) -> None:
-    """Raise before any work is done if ``count`` frames can't be written to ``path``: a folder (a new one, or one that holds restored
-    frames and nothing else), HDF5, or a picture for one frame.
+    """Raise before any work is done if ``count`` frames can't be written to ``path``: a folder (a
+    new one, or one that holds restored frames and nothing else), HDF5, or a picture for one frame.
 
     Raises:
         ValueError: a picture for several frames, or an unknown suffix.
@@ -108,11 +119,14 @@ def check_clip_writable(path: str | Path, count: int) -> None:
     else:
         check_writable(path)
         if count > 1:
-            raise ValueError(f"{count} frames do not go into one picture: give a folder or a file ending in .h5")
+            raise ValueError(
+                f"{count} frames do not go into one picture: give a folder or a file ending in .h5"
+            )
 
 
 def write_clip(path: str | Path, frames: Iterator[np.ndarray], count: int) -> list[str]:
-    """Write frames ``(H, W)`` in [0, 1] as they come: PNG files in a folder, ``data/image`` (8 bits) of an HDF5 file, or one picture.
+    """Write frames ``(H, W)`` in [0, 1] as they come: PNG files in a folder, ``data/image`` (8
+    bits) of an HDF5 file, or one picture.
 
     Returns the paths of the files, which appear when all of them are complete.
 
@@ -151,33 +165,49 @@ def _write_hdf5(path: Path, frames: Iterator[np.ndarray], count: int) -> None:
         stored = None
         for k, frame in enumerate(frames):
             if stored is None:
-                stored = file.create_dataset("data/image", (count, *frame.shape), np.uint8, chunks=(1, *frame.shape), compression="gzip")
+                stored = file.create_dataset(
+                    "data/image",
+                    (count, *frame.shape),
+                    np.uint8,
+                    chunks=(1, *frame.shape),
+                    compression="gzip",
+                )
             stored[k] = np.rint(255 * np.clip(frame, 0, 1)).astype(np.uint8)
 
 
-# -- pictures -----------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def _folder(path: Path, grey: bool) -> Clip:
-    files = sorted((p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), key=_natural)
+    files = sorted(
+        (p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), key=_natural
+    )
     pictures = [p for p in files if p.suffix.lower() in PICTURES]
     if pictures:
         return _pictures(pictures, grey)
     dicom = [p for p in files if p.suffix.lower() in (*DICOM, "")]
     if dicom:
         return _dicom(dicom, grey)
-    raise ValueError(f"folder {path} holds no frame: pictures ({', '.join(PICTURES)}) and DICOM files are accepted")
+    raise ValueError(
+        f"folder {path} holds no frame: pictures ({', '.join(PICTURES)}) and DICOM files are"
+        " accepted"
+    )
 
 
 def _pictures(paths: list[Path], grey: bool) -> Clip:
     if len(paths) > MAX_FRAMES:
-        raise ValueError(f"{paths[0].parent} holds {len(paths)} pictures; at most {MAX_FRAMES} are accepted")
+        raise ValueError(
+            f"{paths[0].parent} holds {len(paths)} pictures; at most {MAX_FRAMES} are accepted"
+        )
     size = _grey_frame(read_image(paths[0]).pixels, paths[0], grey).shape
 
     def frame(k: int) -> np.ndarray:
         pixels = _grey_frame(read_image(paths[k]).pixels, paths[k], grey)
         if pixels.shape != size:
-            raise ValueError(f"{paths[k]} has {pixels.shape} pixels (H, W) but the clip's first frame has {size}; all must be equal")
+            raise ValueError(
+                f"{paths[k]} has {pixels.shape} pixels (H, W) but the clip's first frame has"
+                f" {size}; all must be equal"
+            )
         return pixels
 
     return Clip(len(paths), size, frame, "pictures")
@@ -185,16 +215,24 @@ def _pictures(paths: list[Path], grey: bool) -> Clip:
 
 def _grey_frame(pixels: np.ndarray, path: Path, grey: bool) -> np.ndarray:
     """``(C, H, W)`` to ``(H, W)``."""
-    if not grey and np.abs(pixels - pixels[:1]).max() > 8 / 255:  # JPEG moves the channels of a grey picture apart a little
-        raise ValueError(f"{path} is in colour; ultrasound frames are grey. To average the channels, pass grey=True (--grey)")
+    if (
+        not grey and np.abs(pixels - pixels[:1]).max() > 8 / 255
+    ):  # JPEG moves the channels of a grey picture apart a little
+        raise ValueError(
+            f"{path} is in colour; ultrasound frames are grey. To average the channels, pass"
+            " grey=True (--grey)"
+        )
     return pixels.mean(0, dtype=np.float32)
 
 
 def _natural(path: Path) -> list:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name.lower())]
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in re.split(r"(\d+)", path.name.lower())
+    ]
 
 
-# -- HDF5 ---------------------------------------------------------------------------------------------------------
+# -- HDF5 ------------------------------------------------------------------------------------------
 
 
 def _hdf5(path: Path, dynamic_range: float) -> Clip:
@@ -203,14 +241,33 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
     try:
         with h5py.File(path, "r") as file:
             found = next(
-                (k for k in ("data/image", "data/envelope_data", "data/beamformed_data") if isinstance(file.get(k), h5py.Dataset)), None
+                (
+                    k
+                    for k in ("data/image", "data/envelope_data", "data/beamformed_data")
+                    if isinstance(file.get(k), h5py.Dataset)
+                ),
+                None,
             )
             if found is None:
-                raw = " (it holds data/raw_data: beamform it first)" if "data/raw_data" in file else ""
-                raise ValueError(f"{path} holds none of data/image, data/envelope_data, data/beamformed_data{raw}")
+                raw = (
+                    " (it holds data/raw_data: beamform it first)"
+                    if "data/raw_data" in file
+                    else ""
+                )
+                raise ValueError(
+                    f"{path} holds none of data/image, data/envelope_data,"
+                    f" data/beamformed_data{raw}"
+                )
             links = [file.get(name, getlink=True) for name in ("data", found)]
-            if not all(isinstance(link, h5py.HardLink) for link in links) or file[found].external or file[found].is_virtual:
-                raise ValueError(f"{path}: {found} keeps its values in another file; only data inside the file are read")
+            if (
+                not all(isinstance(link, h5py.HardLink) for link in links)
+                or file[found].external
+                or file[found].is_virtual
+            ):
+                raise ValueError(
+                    f"{path}: {found} keeps its values in another file; only data inside the file"
+                    " are read"
+                )
             shape, kind = file[found].shape, file[found].dtype
     except OSError as error:
         raise ValueError(f"{path} can't be read as HDF5: {_first_line(error)}") from error
@@ -218,16 +275,23 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
     channels = shape[3] if len(shape) == 4 else 1
     most = 2 if name == "beamformed_data" else 1
     if len(shape) not in (3, 4) or channels > most:
-        raise ValueError(f"{path}: {found} must be (n_frames, H, W){' or (n_frames, H, W, 1 or 2)' if most == 2 else ''}; got {shape}")
+        raise ValueError(
+            f"{path}: {found} must be (n_frames, H,"
+            f" W){' or (n_frames, H, W, 1 or 2)' if most == 2 else ''}; got {shape}"
+        )
     count, height, width = shape[:3]
     if count == 0:
         raise ValueError(f"{path}: the clip is empty ({found} has shape {shape})")
     if min(height, width) < MINIMUM_SIDE:
         raise ValueError(
-            f"{path}: {found} has shape {shape}, which would be frames of {height} x {width} pixels; its axes must be (n_frames, H, W)"
+            f"{path}: {found} has shape {shape}, which would be frames of {height} x {width}"
+            " pixels; its axes must be (n_frames, H, W)"
         )
     if height * width * channels > MAX_PIXELS or count > MAX_FRAMES:
-        raise ValueError(f"{path}: {found} of shape {shape} is too large; at most {MAX_PIXELS} pixels a frame and {MAX_FRAMES} frames")
+        raise ValueError(
+            f"{path}: {found} of shape {shape} is too large; at most {MAX_PIXELS} pixels a frame"
+            f" and {MAX_FRAMES} frames"
+        )
     if kind.kind not in "uifc":
         raise ValueError(f"{path}: {found} holds {kind}; numbers are needed")
 
@@ -236,8 +300,14 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
             with h5py.File(path, "r") as file:
                 values = np.asarray(file[found][k])
         except OSError as error:
-            advice = "; Blosc-compressed files need hdf5plugin: rewrite the file with gzip" if "filter" in str(error).lower() else ""
-            raise ValueError(f"{path}: frame {k} can't be read: {_first_line(error)}{advice}") from error
+            advice = (
+                "; Blosc-compressed files need hdf5plugin: rewrite the file with gzip"
+                if "filter" in str(error).lower()
+                else ""
+            )
+            raise ValueError(
+                f"{path}: frame {k} can't be read: {_first_line(error)}{advice}"
+            ) from error
         if not np.isfinite(values).all():
             raise ValueError(f"{path}: frame {k} holds NaN or infinite values")
         return values
@@ -246,7 +316,11 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
     some = [load(k) for k in sorted({round(i) for i in np.linspace(0, count - 1, min(count, 8))})]
     if name == "image":
         low, span = _grey_scale(some, path, dynamic_range)
-        scaled = lambda k: np.clip((load(k).reshape(height, width) - low) / span, 0, 1).astype(np.float32)  # noqa: E731
+
+        def scaled(k: int) -> np.ndarray:
+            frame = (load(k).reshape(height, width) - low) / span
+            return np.clip(frame, 0, 1).astype(np.float32)
+
         return Clip(count, (height, width), scaled, "HDF5 pictures")
     reference = max(float(_amplitude(values).max()) for values in some)
     return Clip(
@@ -258,7 +332,9 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
 
 
 def _amplitude(values: np.ndarray) -> np.ndarray:
-    """Envelope of one frame ``(H, W)``, ``(H, W, 1)`` (RF along H, or an envelope, which has no negative value) or ``(H, W, 2)`` (IQ)."""
+    """Envelope of one frame ``(H, W)``, ``(H, W, 1)`` (RF along H, or an envelope, which has no
+    negative value) or ``(H, W, 2)`` (IQ).
+    """
     if values.ndim == 3 and values.shape[2] == 2:
         return np.hypot(values[..., 0].astype(np.float64), values[..., 1])
     values = values.reshape(values.shape[:2])
@@ -278,10 +354,13 @@ def _grey_scale(frames: list[np.ndarray], path: Path, dynamic_range: float) -> t
         return -dynamic_range, dynamic_range
     if low >= 0 and high <= 255:
         return 0.0, 255.0
-    raise ValueError(f"{path}: grey values from {low:.4g} to {high:.4g} are neither in [0, 1], in [0, 255] nor in dB (at most 0)")
+    raise ValueError(
+        f"{path}: grey values from {low:.4g} to {high:.4g} are neither in [0, 1], in [0, 255] nor"
+        " in dB (at most 0)"
+    )
 
 
-# -- channel data -------------------------------------------------------------------------------------------------
+# -- channel data ----------------------------------------------------------------------------------
 
 
 def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
@@ -291,11 +370,19 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
         shapes = {name: shape for name, shape, _ in whosmat(path)}
         key = next((k for k in ("RF2", "RF") if k in shapes), None)
         if key is None:
-            raise _Refused(f"{path} holds no channel data: RF or RF2 (samples, elements, acquisitions) is needed; found {list(shapes)}")
+            raise _Refused(
+                f"{path} holds no channel data: RF or RF2 (samples, elements, acquisitions) is"
+                f" needed; found {list(shapes)}"
+            )
         if int(np.prod(shapes[key])) > MAX_PIXELS:
-            raise _Refused(f"{path}: {key} of shape {shapes[key]} is too large; at most {MAX_PIXELS} samples are accepted")
+            raise _Refused(
+                f"{path}: {key} of shape {shapes[key]} is too large; at most {MAX_PIXELS} samples"
+                " are accepted"
+            )
         names = [n for n in (key.replace("RF", "param"), "param", "params") if n in shapes]
-        content = loadmat(path, variable_names=[key, *names], squeeze_me=True, chars_as_strings=True)
+        content = loadmat(
+            path, variable_names=[key, *names], squeeze_me=True, chars_as_strings=True
+        )
     except NotImplementedError as error:  # MATLAB 7.3
         raise ValueError(f"{path} is a MATLAB 7.3 file; save it with -v7") from error
     except _Refused:
@@ -313,21 +400,37 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
 
     rate = sampling_rate or value("fs")
     if rate is None:
-        raise ValueError(f"{path} does not say its sampling rate (field fs of param): give sampling_rate (--sampling-rate) in Hz")
+        raise ValueError(
+            f"{path} does not say its sampling rate (field fs of param): give sampling_rate"
+            " (--sampling-rate) in Hz"
+        )
     pitch = value("pitch")
     if pitch is None:
-        raise ValueError(f"{path} does not say the distance of its elements (field pitch of param, in m)")
+        raise ValueError(
+            f"{path} does not say the distance of its elements (field pitch of param, in m)"
+        )
     if rf.ndim != 3 or rf.dtype.kind not in "uif" or not rf.shape[0] >= rf.shape[1] >= 8:
-        raise ValueError(f"{path}: {key} must be (samples, elements, acquisitions), real, with more samples than elements; got {rf.shape}")
+        raise ValueError(
+            f"{path}: {key} must be (samples, elements, acquisitions), real, with more samples than"
+            f" elements; got {rf.shape}"
+        )
     angles = value("TXangle")
     compounded = angles is not None and angles.size == rf.shape[2]
     waves = PlaneWaves(
-        float(rate), float(pitch), float(value("c", 1540.0)), float(value("t0", 0.0)), tuple(map(float, angles)) if compounded else (0.0,)
+        float(rate),
+        float(pitch),
+        float(value("c", 1540.0)),
+        float(value("t0", 0.0)),
+        tuple(map(float, angles)) if compounded else (0.0,),
     )
     frames = [rf] if compounded else [rf[..., k : k + 1] for k in range(rf.shape[2])]
     first, last = waves.depths(rf.shape[0])
     width = min(1024, max(MINIMUM_SIDE, 2 * rf.shape[1]))
-    height = int(np.clip(round((last - first) / (waves.pitch * (rf.shape[1] - 1)) * width), MINIMUM_SIDE, 4096))  # square pixels
+    height = int(
+        np.clip(
+            round((last - first) / (waves.pitch * (rf.shape[1] - 1)) * width), MINIMUM_SIDE, 4096
+        )
+    )  # square pixels
 
     references: list[float] = []
 
@@ -340,7 +443,7 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
     return Clip(len(frames), (height, width), frame, "channel data")
 
 
-# -- DICOM --------------------------------------------------------------------------------------------------------
+# -- DICOM -----------------------------------------------------------------------------------------
 
 
 def _dicom(paths: list[Path], grey: bool) -> Clip:
@@ -359,8 +462,13 @@ def _dicom(paths: list[Path], grey: bool) -> Clip:
         if "Rows" not in head or "Columns" not in head:
             continue
         count, size = int(head.get("NumberOfFrames", 1) or 1), (int(head.Rows), int(head.Columns))
-        if size[0] * size[1] * int(head.get("SamplesPerPixel", 1)) * count > 20 * MAX_PIXELS or count > MAX_FRAMES:
-            raise ValueError(f"{path} has {count} frames of {size[1]} x {size[0]} pixels, which is too many")
+        if (
+            size[0] * size[1] * int(head.get("SamplesPerPixel", 1)) * count > 20 * MAX_PIXELS
+            or count > MAX_FRAMES
+        ):
+            raise ValueError(
+                f"{path} has {count} frames of {size[1]} x {size[0]} pixels, which is too many"
+            )
         sizes.add(size)
         places += [(path, k) for k in range(count)]
     if not places:
@@ -387,8 +495,17 @@ def _dicom_pixels(pydicom, path: Path, grey: bool) -> np.ndarray:
         colour = int(data.get("SamplesPerPixel", 1)) == 3
         kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
         if colour and kind.startswith("YBR"):
-            pixels = pydicom.pixels.convert_color_space(pixels.astype(np.uint8), kind, "RGB").astype(np.float32)
-    except (AttributeError, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
+            pixels = pydicom.pixels.convert_color_space(
+                pixels.astype(np.uint8), kind, "RGB"
+            ).astype(np.float32)
+    except (
+        AttributeError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+    ) as error:
         raise ValueError(f"{path} can't be decoded: {_first_line(error)}") from error
     top = 2 ** int(data.get("BitsStored", 8)) - 1
     shape = (int(data.Rows), int(data.Columns))

@@ -1,11 +1,22 @@
-"""Accelerated Cartesian MRI: physics, sampling masks, sensitivities, the task, and fastMRI's evaluation."""
+"""Accelerated Cartesian MRI: physics, sampling masks, sensitivities, the task, and fastMRI's
+evaluation.
+"""
 
 from restoration.mri.consistency import Consistency
 from restoration.mri.espirit import calibration_region, espirit, mvue, rss
 from restoration.mri.evaluation import Quality, coverage, slice_quality, volume_quality
 from restoration.mri.intervals import conformal_factor
 from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed
-from restoration.mri.sense import Sense, SingleCoil, cartesian, fft2c, ifft2c, normalise_maps, to_channels, to_complex
+from restoration.mri.sense import (
+    Sense,
+    SingleCoil,
+    cartesian,
+    fft2c,
+    ifft2c,
+    normalise_maps,
+    to_channels,
+    to_complex,
+)
 from restoration.mri.task import MRI, Reconstruction
 
 __all__ = [

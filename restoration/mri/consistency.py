@@ -1,4 +1,6 @@
-"""Data consistency for networks that have seen the data: no closer to the measurement than its noise."""
+"""Data consistency for networks that have seen the data: no closer to the measurement than its
+noise.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ DOUBLINGS, STALLED = 10, 0.02
 
 
 class Consistency(Correction):
-    """Moves the image estimate, where its residual exceeds the noise, just until it does not (:func:`agree`).
+    """Moves the image estimate, where its residual exceeds the noise, just until it does not
+    (:func:`agree`).
 
-    A conditional network's image is already a posterior mean. Weighing it against the data once more, as DiffPIR rightly does with an
-    unconditional one, counts the data twice and brings their noise back.
+    A conditional network's image is already a posterior mean. Weighing it against the data once
+    more, as DiffPIR rightly does with an unconditional one, counts the data twice and brings their
+    noise back.
     """
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
@@ -23,10 +27,12 @@ class Consistency(Correction):
 
 
 class Alternation(DiffPIR):
-    """Network and data take turns: a proximal step of width ``prior_std`` after each answer but the last, which is only made consistent.
+    """Network and data take turns: a proximal step of width ``prior_std`` after each answer but the
+    last, which is only made consistent.
 
-    For networks that were trained through these very steps (Aggarwal et al. 2019, "MoDL"): each answer sees what the data said to the
-    one before it. The last answer is the estimate; weighing it against the data again would bring their noise back.
+    For networks that were trained through these very steps (Aggarwal et al. 2019, "MoDL"): each
+    answer sees what the data said to the one before it. The last answer is the estimate; weighing
+    it against the data again would bring their noise back.
     """
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
@@ -34,10 +40,12 @@ class Alternation(DiffPIR):
 
 
 def agree(x: Tensor, measurement: Measurement) -> Tensor:
-    """``x`` moved as little as needed for a residual of at most the noise level (Morozov's discrepancy principle), by proximal steps.
+    """``x`` moved as little as needed for a residual of at most the noise level (Morozov's
+    discrepancy principle), by proximal steps.
 
-    Where the sensitivities are off by more than the noise no image explains the data, and insisting would only copy their error into the
-    image: the data's weight stops growing once a doubling takes less than STALLED of the squared residual off.
+    Where the sensitivities are off by more than the noise no image explains the data, and insisting
+    would only copy their error into the image: the data's weight stops growing once a doubling
+    takes less than STALLED of the squared residual off.
     """
     operator, sigma = measurement.operator, measurement.sigma
     if sigma == 0:

@@ -1,4 +1,6 @@
-"""Coil sensitivities from the fully sampled centre of k-space: ESPIRiT. Uecker et al. 2014 (MRM 71:990)."""
+"""Coil sensitivities from the fully sampled centre of k-space: ESPIRiT. Uecker et al. 2014 (MRM
+71:990).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ MINIMUM_REGION = 6
 
 
 def calibration_region(mask: Tensor) -> tuple[slice, slice]:
-    """The largest centred rectangle of a sampling mask ``(H, W)`` that is fully sampled; empty slices if the centre is not sampled.
+    """The largest centred rectangle of a sampling mask ``(H, W)`` that is fully sampled; empty
+    slices if the centre is not sampled.
 
-    Grown from the centre by whole rows and columns in turn, so it is maximal, not the largest of all.
+    Grown from the centre by whole rows and columns in turn, so it is maximal, not the largest of
+    all.
     """
     height, width = mask.shape
     sampled = mask > 0
@@ -41,8 +45,9 @@ def _calibration(kspace: Tensor, mask: Tensor, width: int) -> Tensor:
     found = (rows.stop - rows.start, columns.stop - columns.start)
     if min(found) < MINIMUM_REGION:
         raise ValueError(
-            f"k-space has no calibration region: its fully sampled centre is {found[0]} x {found[1]} points (rows, columns) and "
-            f"sensitivities need at least {MINIMUM_REGION} x {MINIMUM_REGION}; give the coil maps"
+            f"k-space has no calibration region: its fully sampled centre is {found[0]} x"
+            f" {found[1]} points (rows, columns) and sensitivities need at least {MINIMUM_REGION} x"
+            f" {MINIMUM_REGION}; give the coil maps"
         )
 
     def middle(part: slice, size: int) -> slice:
@@ -64,19 +69,23 @@ def espirit(
     crop: float = 0.95,
     max_iterations: int = 100,
 ) -> Tensor:
-    """One set of sensitivities ``(coils, H, W)`` with ``sum_j |S_j|^2 = 1`` inside the object and 0 outside.
+    """One set of sensitivities ``(coils, H, W)`` with ``sum_j |S_j|^2 = 1`` inside the object and 0
+    outside.
 
-    The calibration matrix holds every kernel-sized patch of the centre as a row; its dominant right singular vectors span the signals
-    that coils can give. Per pixel, the projection on that span is a coils x coils matrix, whose eigenvector of eigenvalue 1 is the
-    sensitivity. Parameters and thresholds are those of sigpy and BART. The phase that is left free is set so that the strongest
-    combination of coils (first singular vector over the centre) sees a real positive sensitivity: it is then smooth wherever there is
-    signal, which the phase of the first coil, sigpy's choice, is not.
+    The calibration matrix holds every kernel-sized patch of the centre as a row; its dominant right
+    singular vectors span the signals that coils can give. Per pixel, the projection on that span is
+    a coils x coils matrix, whose eigenvector of eigenvalue 1 is the sensitivity. Parameters and
+    thresholds are those of sigpy and BART. The phase that is left free is set so that the strongest
+    combination of coils (first singular vector over the centre) sees a real positive sensitivity:
+    it is then smooth wherever there is signal, which the phase of the first coil, sigpy's choice,
+    is not.
 
     Args:
         kspace: complex ``(coils, H, W)``, zero frequency in the centre.
         mask: ``(H, W)``, 1 = sampled.
         calibration_width: largest side of the centre that is used.
-        kernel_width: side of the patches; at most half of the region's shorter side is used, so that there are enough of them.
+        kernel_width: side of the patches; at most half of the region's shorter side is used, so
+            that there are enough of them.
         threshold: singular values below this share of the largest count as noise.
         crop: pixels with a smaller eigenvalue have no signal.
         max_iterations: of the power method.
@@ -87,11 +96,14 @@ def espirit(
     calibration = _calibration(kspace, mask, calibration_width)
     kernel_width = min(kernel_width, min(calibration.shape[1:]) // 2)
     coils, (height, width) = len(kspace), kspace.shape[1:]
-    patches = calibration.unfold(1, kernel_width, 1).unfold(2, kernel_width, 1)  # (coils, a, b, k, k)
+    patches = calibration.unfold(1, kernel_width, 1).unfold(
+        2, kernel_width, 1
+    )  # (coils, a, b, k, k)
     rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel_width**2)
     if not rows.abs().any():
         raise ValueError("the calibration region holds only zeros")
-    # right singular vectors through the smaller normal matrix; double precision makes up for the squared condition number
+    # right singular vectors through the smaller normal matrix; double precision makes up for the
+    # squared condition number
     values, vectors = torch.linalg.eigh(rows.to(torch.complex128).mH @ rows.to(torch.complex128))
     keep = values.clamp(min=0).sqrt() > threshold * values[-1].clamp(min=0).sqrt()
     kernels = vectors[:, keep].mH.reshape(-1, coils, kernel_width, kernel_width).to(kspace.dtype)
@@ -99,18 +111,25 @@ def espirit(
     reference = torch.linalg.svd(calibration.reshape(coils, -1), full_matrices=False).U[:, 0]
     maps, eigenvalue = _dominant(projection, reference, max_iterations)
     phase = torch.einsum("c,chw->hw", reference.conj(), maps)
-    maps = maps * torch.where(phase.abs() > 0, phase.conj() / phase.abs().clamp(min=1e-30), torch.ones_like(phase))
+    maps = maps * torch.where(
+        phase.abs() > 0, phase.conj() / phase.abs().clamp(min=1e-30), torch.ones_like(phase)
+    )
     return maps * (eigenvalue > crop)
 
 
 def _projection(kernels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Per pixel ``sum_k g_k g_k^H`` of the kernels' images: ``(H, W, coils, coils)``, eigenvalues in [0, 1]."""
+    """Per pixel ``sum_k g_k g_k^H`` of the kernels' images: ``(H, W, coils, coils)``, eigenvalues
+    in [0, 1].
+    """
     coils, side = kernels.shape[1], kernels.shape[-1]
-    # the product of two kernels' images is the image of their correlation: 2k - 1 points, however many kernels there are
+    # the product of two kernels' images is the image of their correlation: 2k - 1 points, however
+    # many kernels there are
     small = (2 * side - 1,) * 2
     spectra = torch.fft.fft2(kernels, s=small)
     pairs = torch.einsum("kahw,kbhw->abhw", spectra, spectra.conj())
-    correlation = torch.fft.fftshift(torch.fft.ifft2(pairs), AXES)  # lags -(k-1) .. k-1, zero lag in the middle
+    correlation = torch.fft.fftshift(
+        torch.fft.ifft2(pairs), AXES
+    )  # lags -(k-1) .. k-1, zero lag in the middle
     out = torch.empty(*size, coils, coils, dtype=kernels.dtype)
     for a in range(coils):
         padded = correlation.new_zeros(coils - a, *size)
@@ -122,7 +141,9 @@ def _projection(kernels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _add_centred(target: Tensor, block: Tensor) -> None:
-    """Add ``block (n, h, w)``, whose middle is lag zero, around the zero frequency of ``target``; lags wrap where it is smaller."""
+    """Add ``block (n, h, w)``, whose middle is lag zero, around the zero frequency of ``target``;
+    lags wrap where it is smaller.
+    """
     height, width = target.shape[1:]
     middle = block.shape[-1] // 2
     rows = (torch.arange(block.shape[1]) - middle + height // 2) % height
@@ -132,7 +153,9 @@ def _add_centred(target: Tensor, block: Tensor) -> None:
 
 
 def _dominant(matrix: Tensor, start: Tensor, max_iterations: int) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalue ``(H, W)`` and its unit eigenvector ``(n, H, W)`` of Hermitian matrices ``(H, W, n, n)``: power method."""
+    """Largest eigenvalue ``(H, W)`` and its unit eigenvector ``(n, H, W)`` of Hermitian matrices
+    ``(H, W, n, n)``: power method.
+    """
     matrix = matrix.permute(2, 3, 0, 1).contiguous()
     v = start[:, None, None].expand(-1, *matrix.shape[2:])
     # a start orthogonal to the wanted vector would never leave: mix in a little of everything
@@ -149,12 +172,15 @@ def _dominant(matrix: Tensor, start: Tensor, max_iterations: int) -> tuple[Tenso
 
 
 def rss(images: Tensor) -> Tensor:
-    """Root of the sum of squares over coils ``(..., coils, H, W)``: a magnitude image ``(..., H, W)``."""
+    """Root of the sum of squares over coils ``(..., coils, H, W)``: a magnitude image ``(..., H,
+    W)``.
+    """
     return images.abs().square().sum(-3).sqrt()
 
 
 def mvue(kspace: Tensor, maps: Tensor) -> Tensor:
-    """``S^H F^H y / |S|^2`` for fully sampled data: the complex image of least variance under white noise; 0 outside the maps.
+    """``S^H F^H y / |S|^2`` for fully sampled data: the complex image of least variance under white
+    noise; 0 outside the maps.
 
     Args:
         kspace, maps: complex ``(coils, H, W)``.

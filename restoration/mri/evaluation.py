@@ -1,4 +1,5 @@
-"""Image quality of reconstructed magnitudes: fastMRI's volume-level figures, and slice-level ones under their own names.
+"""Image quality of reconstructed magnitudes: fastMRI's volume-level figures, and slice-level ones
+under their own names.
 
 The two are not comparable: a slice's own maximum as data range raises or lowers PSNR by several dB.
 """
@@ -22,14 +23,16 @@ class Quality:
 def volume_quality(reconstruction, truth) -> Quality:
     """fastMRI's evaluation of one volume (Zbontar et al. 2018, section 6.2, and ``evaluate.py``).
 
-    Both are cropped to a centred square of the truth's width; NMSE and PSNR run over the whole volume, SSIM is the mean over slices
-    (uniform 7 x 7 window, sample covariance); the data range is the maximum of the cropped true volume throughout.
+    Both are cropped to a centred square of the truth's width; NMSE and PSNR run over the whole
+    volume, SSIM is the mean over slices (uniform 7 x 7 window, sample covariance); the data range
+    is the maximum of the cropped true volume throughout.
 
     Args:
         reconstruction, truth: magnitudes ``(slices, H, W)``.
 
     Raises:
-        ValueError: shapes that differ or are too small for the window, values that are not finite, or a truth of zeros.
+        ValueError: shapes that differ or are too small for the window, values that are not finite,
+            or a truth of zeros.
     """
     x, y = _pair(reconstruction, truth)
     width = y.shape[-1]
@@ -37,7 +40,9 @@ def volume_quality(reconstruction, truth) -> Quality:
 
 
 def slice_quality(reconstruction, truth) -> list[Quality]:
-    """The same figures for each slice alone, with that slice's own maximum as data range; no cropping."""
+    """The same figures for each slice alone, with that slice's own maximum as data range; no
+    cropping.
+    """
     x, y = _pair(reconstruction, truth)
     return [_quality(a[None], b[None]) for a, b in zip(x, y, strict=True)]
 
@@ -49,7 +54,9 @@ def _quality(x: np.ndarray, y: np.ndarray) -> Quality:
     if peak <= 0:
         raise ValueError("the true image holds no signal: PSNR and SSIM are not defined")
     psnr = float("inf") if error == 0 else 10 * np.log10(peak**2 / error)
-    ssim = np.mean([structural_similarity(b, a, data_range=peak) for a, b in zip(x, y, strict=True)])
+    ssim = np.mean(
+        [structural_similarity(b, a, data_range=peak) for a, b in zip(x, y, strict=True)]
+    )
     return Quality(float(psnr), float(ssim), float(np.sum((x - y) ** 2) / np.sum(y**2)))
 
 
@@ -64,16 +71,21 @@ def _centre_crop(x: np.ndarray, side: int) -> np.ndarray:
 def _pair(reconstruction, truth) -> tuple[np.ndarray, np.ndarray]:
     x, y = (np.asarray(v, dtype=np.float64) for v in (reconstruction, truth))
     if x.shape != y.shape or x.ndim != 3 or x.size == 0:
-        raise ValueError(f"both volumes must be (slices, H, W) of one shape; got {x.shape} and {y.shape}")
+        raise ValueError(
+            f"both volumes must be (slices, H, W) of one shape; got {x.shape} and {y.shape}"
+        )
     if min(x.shape[1:]) < 7:
-        raise ValueError(f"SSIM needs slices of at least 7 x 7 pixels; got {x.shape[1]} x {x.shape[2]}")
+        raise ValueError(
+            f"SSIM needs slices of at least 7 x 7 pixels; got {x.shape[1]} x {x.shape[2]}"
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("the volumes hold NaN or infinite values")
     return x, y
 
 
 def coverage(mean, spread, truth, level: float = 0.9, where=None) -> float:
-    """Share of pixels whose true value lies in ``mean +- z spread``, z the Gaussian quantile of ``level``.
+    """Share of pixels whose true value lies in ``mean +- z spread``, z the Gaussian quantile of
+    ``level``.
 
     Args:
         where: pixels that count (bool); all by default.

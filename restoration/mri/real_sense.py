@@ -1,7 +1,9 @@
-"""SENSE in real numbers and matrix products, for graphs that know no complex type: ``y = M F S x`` with the DFT as two matrices.
+"""SENSE in real numbers and matrix products, for graphs that know no complex type: ``y = M F S x``
+with the DFT as two matrices.
 
-ONNX has an operator DFT, but TensorRT does not run it, and ONNX Runtime's, of 320 x 320 on a CPU, takes six times as long as the matrix
-products and errs by 7e-4 where they err by 2e-6. Nothing here depends on the values: iterations are counted, not stopped by tolerance.
+ONNX has an operator DFT, but TensorRT does not run it, and ONNX Runtime's, of 320 x 320 on a CPU,
+takes six times as long as the matrix products and errs by 7e-4 where they err by 2e-6. Nothing here
+depends on the values: iterations are counted, not stopped by tolerance.
 """
 
 from __future__ import annotations
@@ -11,15 +13,19 @@ from torch import Tensor
 
 from restoration.mri.consistency import DOUBLINGS, STALLED
 
-SHIFTS = tuple(2.0**-k for k in range(DOUBLINGS))  # 1 / gamma of the proximal steps of :func:`restoration.mri.consistency.agree`
+SHIFTS = tuple(
+    2.0**-k for k in range(DOUBLINGS)
+)  # 1 / gamma of the proximal steps of :func:`restoration.mri.consistency.agree`
 
 
 class RealSense:
-    """The measurement, tensors in and out; a batch of slices, each with its own mask, maps and noise.
+    """The measurement, tensors in and out; a batch of slices, each with its own mask, maps and
+    noise.
 
     Args:
         mask: ``(B, 1, H, W)``, 1 = sampled, zero frequency in the centre.
-        maps: ``(B, 2 coils, H, W)``, all real parts, then all imaginary parts; None: one coil that is equally sensitive everywhere.
+        maps: ``(B, 2 coils, H, W)``, all real parts, then all imaginary parts; None: one coil that
+            is equally sensitive everywhere.
         iterations: of conjugate gradients. One coil needs 2: its normal map is a projection.
     """
 
@@ -59,8 +65,8 @@ class RealSense:
         return x
 
     def agree(self, x: Tensor, y: Tensor, sigma: Tensor | None) -> Tensor:
-        """:func:`restoration.mri.consistency.agree`: exact data (``sigma`` None), or the first weight whose residual is the noise's or
-        hardly less than the one before.
+        """:func:`restoration.mri.consistency.agree`: exact data (``sigma`` None), or the first
+        weight whose residual is the noise's or hardly less than the one before.
 
         All weights share one Krylov space, so all their solutions come from the iterations of one.
         """
@@ -75,7 +81,9 @@ class RealSense:
         candidates = [torch.zeros_like(x), *moves]
         before = torch.full_like(limit, torch.inf)
         for k, move in enumerate(candidates):
-            left = (gap - self.A(move) if k else gap).square().sum((1, 2, 3, 4))[:, None, None, None]
+            left = (
+                (gap - self.A(move) if k else gap).square().sum((1, 2, 3, 4))[:, None, None, None]
+            )
             stops = ((left <= limit) | (left > (1 - STALLED) * before)).to(x)
             take = open_ * (stops if k < len(candidates) - 1 else torch.ones_like(stops))
             chosen, open_, before = chosen + take * move, open_ * (1 - take), left
@@ -86,7 +94,9 @@ class RealSense:
         return x + self.solve(self.A_adjoint(y - self.A(x)), 1 / gamma, self.iterations)
 
     def _shifted(self, b: Tensor) -> list[Tensor]:
-        """``(A^H A + s) x = b`` for each of SHIFTS: conjugate gradients for the last, recurrences for the others (Jegerlehner 1996)."""
+        """``(A^H A + s) x = b`` for each of SHIFTS: conjugate gradients for the last, recurrences
+        for the others (Jegerlehner 1996).
+        """
         deltas = torch.tensor([s - SHIFTS[-1] for s in SHIFTS], dtype=b.dtype).view(-1, 1, 1, 1, 1)
         x = torch.zeros_like(b).expand(len(SHIFTS), *b.shape)
         directions, r, p = b.expand_as(x), b, b
@@ -112,7 +122,9 @@ class RealSense:
 
 
 def dft(length: int) -> Tensor:
-    """The centred orthonormal DFT of pairs ``[real; imaginary]``: ``(2 length, 2 length)``, orthogonal."""
+    """The centred orthonormal DFT of pairs ``[real; imaginary]``: ``(2 length, 2 length)``,
+    orthogonal.
+    """
     n = torch.arange(length, dtype=torch.float64) - length // 2
     angle = 2 * torch.pi * torch.outer(n, n) / length
     cosine, sine = torch.cos(angle) / length**0.5, torch.sin(angle) / length**0.5
@@ -120,7 +132,9 @@ def dft(length: int) -> Tensor:
 
 
 def both(rows: Tensor, z: Tensor, columns: Tensor) -> Tensor:
-    """One matrix on the pairs of each column, the other on those of each row, of ``(B, coils, 2, H, W)``."""
+    """One matrix on the pairs of each column, the other on those of each row, of ``(B, coils, 2, H,
+    W)``.
+    """
     z = torch.cat((rows @ torch.cat((z[:, :, 0], z[:, :, 1]), -2)).chunk(2, -2), -1) @ columns.T
     return torch.stack(z.chunk(2, -1), 2)
 

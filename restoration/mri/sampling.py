@@ -1,4 +1,6 @@
-"""Sampling masks of accelerated Cartesian MRI: fastMRI's column masks to the draw, and Poisson discs for two phase-encoding axes."""
+"""Sampling masks of accelerated Cartesian MRI: fastMRI's column masks to the draw, and Poisson
+discs for two phase-encoding axes.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ MASKS = ("random", "equispaced", "equispaced-fraction", "poisson")
 
 
 def volume_seed(name: str) -> tuple[int, ...]:
-    """fastMRI's seed of a volume: the characters of its file name, so that all of its slices share one mask."""
+    """fastMRI's seed of a volume: the characters of its file name, so that all of its slices share
+    one mask.
+    """
     return tuple(map(ord, name))
 
 
 def centre_lines(width: int, center_fraction: float) -> tuple[int, int]:
-    """First column and number of columns of the fully sampled centre: ``round(W f)`` from ``(W - n + 1) // 2``."""
+    """First column and number of columns of the fully sampled centre: ``round(W f)`` from ``(W - n
+    + 1) // 2``.
+    """
     count = round(width * center_fraction)
     return (width - count + 1) // 2, count
 
@@ -23,28 +29,36 @@ def centre_lines(width: int, center_fraction: float) -> tuple[int, int]:
 def column_mask(kind: str, width: int, acceleration: float, center_fraction: float, seed) -> Tensor:
     """``(W,)``: one of fastMRI's masks, with its order of random draws.
 
-    - ``random``: each column with probability ``(W/R - n)/(W - n)``, joined with the n centre columns.
-    - ``equispaced``: every R-th column from a random offset, joined with the centre: more than ``W/R`` columns in all.
-    - ``equispaced-fraction``: a wider, fractional step, so that about ``W/R`` columns are sampled in all.
+    - ``random``: each column with probability ``(W/R - n)/(W - n)``, joined with the n centre
+      columns.
+    - ``equispaced``: every R-th column from a random offset, joined with the centre: more than
+      ``W/R`` columns in all.
+    - ``equispaced-fraction``: a wider, fractional step, so that about ``W/R`` columns are sampled
+      in all.
 
-    fastMRI first draws which of its (centre, acceleration) pairs to use; with one pair that draw is made too, and has no effect on the
-    choice.
+    fastMRI first draws which of its (centre, acceleration) pairs to use; with one pair that draw is
+    made too, and has no effect on the choice.
 
     Args:
         seed: an int or a tuple of ints (:func:`volume_seed`), for ``numpy.random.RandomState``.
 
     Raises:
-        ValueError: an unknown kind, acceleration below 1, or a centre that alone exceeds ``W/R`` columns.
+        ValueError: an unknown kind, acceleration below 1, or a centre that alone exceeds ``W/R``
+            columns.
     """
     if kind not in MASKS[:3]:
         raise ValueError(f"column mask {kind!r} is unknown; known: {', '.join(MASKS[:3])}")
     if not acceleration >= 1 or not 0 <= center_fraction < 1:
-        raise ValueError(f"acceleration must be at least 1 and center_fraction in [0, 1); got {acceleration} and {center_fraction}")
+        raise ValueError(
+            f"acceleration must be at least 1 and center_fraction in [0, 1); got {acceleration} and"
+            f" {center_fraction}"
+        )
     start, count = centre_lines(width, center_fraction)
     if kind != "equispaced" and count > width / acceleration:
         raise ValueError(
-            f"the centre alone has {count} of {width} columns, more than the {width / acceleration:.1f} that acceleration "
-            f"{acceleration:g} allows: lower center_fraction or the acceleration"
+            f"the centre alone has {count} of {width} columns, more than the"
+            f" {width / acceleration:.1f} that acceleration {acceleration:g} allows: lower"
+            " center_fraction or the acceleration"
         )
     rng = np.random.RandomState(seed)
     rng.randint(1)
@@ -65,21 +79,27 @@ def column_mask(kind: str, width: int, acceleration: float, center_fraction: flo
 
 
 def poisson_mask(height: int, width: int, acceleration: float, calibration: int, seed) -> Tensor:
-    """``(H, W)``: variable-density Poisson discs for two phase-encoding directions, density falling as ``1/(1 + s r)`` squared.
+    """``(H, W)``: variable-density Poisson discs for two phase-encoding directions, density falling
+    as ``1/(1 + s r)`` squared.
 
-    Points are visited in random order; one is kept if no kept point lies within its radius ``1 + s r`` (r: distance from the centre,
-    1 at the edge). The slope s is found by bisection, as in sigpy, whose draws differ. The corners beyond r = 1 are not sampled.
+    Points are visited in random order; one is kept if no kept point lies within its radius ``1 + s
+    r`` (r: distance from the centre, 1 at the edge). The slope s is found by bisection, as in
+    sigpy, whose draws differ. The corners beyond r = 1 are not sampled.
 
     Args:
         calibration: side of the fully sampled square in the centre.
 
     Raises:
-        ValueError: acceleration below 1, a calibration square beyond the image or alone more than ``H W / R`` points.
+        ValueError: acceleration below 1, a calibration square beyond the image or alone more than
+            ``H W / R`` points.
     """
     if not acceleration >= 1:
         raise ValueError(f"acceleration must be at least 1; got {acceleration}")
     if not 0 <= calibration <= min(height, width) or calibration**2 > height * width / acceleration:
-        raise ValueError(f"a calibration square of {calibration} does not fit {height} x {width} points at acceleration {acceleration:g}")
+        raise ValueError(
+            f"a calibration square of {calibration} does not fit {height} x {width} points at"
+            f" acceleration {acceleration:g}"
+        )
     rng = np.random.RandomState(seed)
     y, x = np.mgrid[:height, :width]
     r = np.hypot((y - height // 2) / max(1, height / 2), (x - width // 2) / max(1, width / 2))
@@ -93,7 +113,9 @@ def poisson_mask(height: int, width: int, acceleration: float, calibration: int,
     for _ in range(14):
         slope = (low + high) / 2
         mask = centre | _discs(order, (1 + slope * r) / 2 * 2, height, width)
-        if best is None or abs(mask.sum() - height * width / acceleration) < abs(best.sum() - height * width / acceleration):
+        if best is None or abs(mask.sum() - height * width / acceleration) < abs(
+            best.sum() - height * width / acceleration
+        ):
             best = mask
         if mask.size / mask.sum() < acceleration:
             low = slope
@@ -103,7 +125,9 @@ def poisson_mask(height: int, width: int, acceleration: float, calibration: int,
 
 
 def _discs(order: np.ndarray, radius: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Greedy dart throwing: keep a point unless a kept one forbids it; each kept point forbids the disc of its own radius."""
+    """Greedy dart throwing: keep a point unless a kept one forbids it; each kept point forbids the
+    disc of its own radius.
+    """
     free = np.ones((height, width), bool)
     kept = np.zeros((height, width), bool)
     for index in order:

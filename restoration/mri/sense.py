@@ -1,7 +1,7 @@
 """Cartesian MRI with one or many receive coils: ``y = M F S x`` (Pruessmann et al. 2001, "SENSE").
 
-Images and data are complex; networks and corrections see them as two real channels: ``(B, 2, H, W)`` real and imaginary part,
-``(B, 2 coils, H, W)`` all real parts, then all imaginary parts.
+Images and data are complex; networks and corrections see them as two real channels: ``(B, 2, H,
+W)`` real and imaginary part, ``(B, 2 coils, H, W)`` all real parts, then all imaginary parts.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ def fft2c(image: Tensor) -> Tensor:
 
 def ifft2c(kspace: Tensor) -> Tensor:
     """Inverse of :func:`fft2c`."""
-    return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(kspace, AXES), norm="ortho"), AXES)
+    return torch.fft.fftshift(
+        torch.fft.ifft2(torch.fft.ifftshift(kspace, AXES), norm="ortho"), AXES
+    )
 
 
 def normalise_maps(maps: Tensor) -> Tensor:
-    """Sensitivities ``(coils, H, W)`` scaled to ``sum_j |S_j|^2 = 1``; 0 where their norm is below a thousandth of its maximum. Maps that
-    are scaled already are left as they are, to the bit.
+    """Sensitivities ``(coils, H, W)`` scaled to ``sum_j |S_j|^2 = 1``; 0 where their norm is below
+    a thousandth of its maximum. Maps that are scaled already are left as they are, to the bit.
 
-    Only products of sensitivities and image are measured, so a scale of the maps is a shading of the image: with norm 1 the image is the
-    one that all coils see together, as with ESPIRiT.
+    Only products of sensitivities and image are measured, so a scale of the maps is a shading of
+    the image: with norm 1 the image is the one that all coils see together, as with ESPIRiT.
 
     Raises:
         ValueError: maps of another rank, real or not finite.
@@ -40,12 +42,17 @@ def normalise_maps(maps: Tensor) -> Tensor:
     norm = maps.abs().square().sum(0).sqrt()
     if torch.logical_or(norm == 0, (norm - 1).abs() < 1e-5).all():
         return maps
-    return torch.where(norm > 1e-3 * norm.max(), maps / norm.clamp(min=1e-30), torch.zeros_like(maps))
+    return torch.where(
+        norm > 1e-3 * norm.max(), maps / norm.clamp(min=1e-30), torch.zeros_like(maps)
+    )
 
 
 def _check_maps(maps: Tensor) -> None:
     if maps.ndim != 3 or not maps.is_complex() or not torch.isfinite(maps).all():
-        raise ValueError(f"maps must be complex, finite, (coils, H, W); got {maps.dtype} of shape {tuple(maps.shape)}")
+        raise ValueError(
+            f"maps must be complex, finite, (coils, H, W); got {maps.dtype} of shape"
+            f" {tuple(maps.shape)}"
+        )
 
 
 def to_channels(z: Tensor) -> Tensor:
@@ -59,16 +66,19 @@ def to_complex(x: Tensor) -> Tensor:
 
 
 class Sense(LinearOperator):
-    """``A x = M F (S_j x)_j``: sampled k-space of every coil; unsampled points are measured as zeros.
+    """``A x = M F (S_j x)_j``: sampled k-space of every coil; unsampled points are measured as
+    zeros.
 
     Args:
         mask: ``(H, W)``, or ``(W,)`` for whole columns; 1 = sampled. Zero frequency in the centre.
         maps: complex sensitivities ``(coils, H, W)``.
-        tolerance: relative residual at which conjugate gradients stop; ten times the machine epsilon by default.
+        tolerance: relative residual at which conjugate gradients stop; ten times the machine
+            epsilon by default.
         max_iterations: of conjugate gradients.
 
     Raises:
-        ValueError: shapes that don't fit, mask values other than 0 and 1, a mask that samples nothing, maps that are not finite.
+        ValueError: shapes that don't fit, mask values other than 0 and 1, a mask that samples
+            nothing, maps that are not finite.
     """
 
     def __init__(
@@ -103,7 +113,9 @@ class Sense(LinearOperator):
 
     def normal(self, x: Tensor) -> Tensor:
         """``A^H A x``."""
-        return to_channels(torch.fft.fftshift(self._normal(torch.fft.ifftshift(_complex(x), AXES)), AXES))
+        return to_channels(
+            torch.fft.fftshift(self._normal(torch.fft.ifftshift(_complex(x), AXES)), AXES)
+        )
 
     def A_dagger(self, y: Tensor) -> Tensor:
         return self._solve(self.A_adjoint(y), 0.0, None)
@@ -112,10 +124,14 @@ class Sense(LinearOperator):
         return self._solve(z / gamma + self.A_adjoint(y), 1 / gamma, z)
 
     def sense(self, y: Tensor, lam: float, iterations: int) -> Tensor:
-        """``argmin_x |A x - y|^2 + lam |x|^2``, at most ``iterations`` of conjugate gradients from zero ("CG-SENSE")."""
+        """``argmin_x |A x - y|^2 + lam |x|^2``, at most ``iterations`` of conjugate gradients from
+        zero ("CG-SENSE").
+        """
         return self._solve(self.A_adjoint(y), lam, None, iterations)
 
-    def _solve(self, b: Tensor, lam: float, start: Tensor | None, iterations: int | None = None) -> Tensor:
+    def _solve(
+        self, b: Tensor, lam: float, start: Tensor | None, iterations: int | None = None
+    ) -> Tensor:
         shift = torch.fft.ifftshift
         x = conjugate_gradient(
             lambda v: self._normal(v) + lam * v,
@@ -170,7 +186,9 @@ class SingleCoil(LinearOperator):
         return self.A_adjoint(y) / (1 + lam)
 
     def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """``V f(S) V^H x``: frequencies are the singular directions, the mask holds their values."""
+        """``V f(S) V^H x``: frequencies are the singular directions, the mask holds their
+        values.
+        """
         return to_channels(ifft2c(f(self.mask.to(x)) * fft2c(_complex(x))))
 
 
@@ -181,7 +199,9 @@ def sampling_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
         ValueError: another shape, values other than 0 and 1, a mask that samples nothing.
     """
     if len(size) != 2 or tuple(mask.shape) not in (size, size[1:]):
-        raise ValueError(f"mask must be (H, W) or (W,) for images of (H, W) = {size}; got {tuple(mask.shape)}")
+        raise ValueError(
+            f"mask must be (H, W) or (W,) for images of (H, W) = {size}; got {tuple(mask.shape)}"
+        )
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError("a sampling mask holds only 0 and 1")
     if not mask.any():
@@ -189,12 +209,18 @@ def sampling_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return mask.float().expand(size)
 
 
-def cartesian(mask: Tensor, maps: Tensor | None, size: tuple[int, int], **settings) -> Sense | SingleCoil:
-    """The operator for coil maps, or for one coil where there are none; ``settings`` are those of :class:`Sense`."""
+def cartesian(
+    mask: Tensor, maps: Tensor | None, size: tuple[int, int], **settings
+) -> Sense | SingleCoil:
+    """The operator for coil maps, or for one coil where there are none; ``settings`` are those of
+    :class:`Sense`.
+    """
     return SingleCoil(sampling_mask(mask, size)) if maps is None else Sense(mask, maps, **settings)
 
 
 def _complex(x: Tensor) -> Tensor:
     if x.ndim != 4 or x.shape[1] != 2:
-        raise ValueError(f"complex images are (B, 2, H, W), real and imaginary part; got {tuple(x.shape)}")
+        raise ValueError(
+            f"complex images are (B, 2, H, W), real and imaginary part; got {tuple(x.shape)}"
+        )
     return to_complex(x)

@@ -1,4 +1,6 @@
-"""What is needed to simulate multi-coil k-space from magnitude images: coil maps, smooth phase, noise."""
+"""What is needed to simulate multi-coil k-space from magnitude images: coil maps, smooth phase,
+noise.
+"""
 
 from __future__ import annotations
 
@@ -17,31 +19,44 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return normalise_maps(torch.complex(parts[0], parts[1]))
 
 
-def ring_maps(coils: int, size: tuple[int, int], rng: np.random.Generator, width: float = 1.0) -> Tensor:
-    """Coils on a ring around the field of view, normalised: ``1/(d^2 + w^2)`` profiles with a phase that turns across the image.
+def ring_maps(
+    coils: int, size: tuple[int, int], rng: np.random.Generator, width: float = 1.0
+) -> Tensor:
+    """Coils on a ring around the field of view, normalised: ``1/(d^2 + w^2)`` profiles with a phase
+    that turns across the image.
 
-    A simple stand-in for an array of surface loops (not a solution of Biot-Savart's law); the ring's radius, centre and start angle are
-    drawn.
+    A simple stand-in for an array of surface loops (not a solution of Biot-Savart's law); the
+    ring's radius, centre and start angle are drawn.
     """
     y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij")
-    radius, turn, shift = rng.uniform(1.1, 1.6), rng.uniform(0, 2 * np.pi), rng.uniform(-0.1, 0.1, 2)
+    radius, turn, shift = (
+        rng.uniform(1.1, 1.6),
+        rng.uniform(0, 2 * np.pi),
+        rng.uniform(-0.1, 0.1, 2),
+    )
     angle = turn + 2 * np.pi * np.arange(coils) / coils
     maps = []
     for a in angle:
         dy, dx = y - radius * np.sin(a) - shift[0], x - radius * np.cos(a) - shift[1]
         profile = 1 / (dx**2 + dy**2 + (width * rng.uniform(0.3, 0.8)) ** 2)
         slope = rng.uniform(-1.5, 1.5, 2)
-        maps.append(profile * np.exp(1j * (rng.uniform(0, 2 * np.pi) + slope[0] * y + slope[1] * x)))
+        maps.append(
+            profile * np.exp(1j * (rng.uniform(0, 2 * np.pi) + slope[0] * y + slope[1] * x))
+        )
     return normalise_maps(torch.from_numpy(np.stack(maps)).to(torch.complex64))
 
 
 def smooth_phase(size: tuple[int, int], rng: np.random.Generator, strength: float = 1.0) -> Tensor:
-    """``(H, W)`` in radians: a random constant and slope plus slow waves of about ``strength`` radians."""
+    """``(H, W)`` in radians: a random constant and slope plus slow waves of about ``strength``
+    radians.
+    """
     y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij")
     phase = rng.uniform(-np.pi, np.pi) + strength * (rng.normal() * y + rng.normal() * x)
     for _ in range(4):
         frequency = rng.normal(size=2) * 2.0
-        phase = phase + strength * 0.5 * rng.normal() * np.cos(frequency[0] * y + frequency[1] * x + rng.uniform(0, 2 * np.pi))
+        phase = phase + strength * 0.5 * rng.normal() * np.cos(
+            frequency[0] * y + frequency[1] * x + rng.uniform(0, 2 * np.pi)
+        )
     return torch.from_numpy(phase.astype(np.float32))
 
 

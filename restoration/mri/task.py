@@ -29,14 +29,17 @@ SAMPLING_STEPS = 4
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A reconstructed slice or volume, in the units of the measured data; everything lies on the CPU.
+    """A reconstructed slice or volume, in the units of the measured data; everything lies on the
+    CPU.
 
     Attributes:
         samples: complex ``(n, H, W)``, one per seed; of a volume ``(slices, n, H, W)``.
         mean: complex ``(H, W)`` or ``(slices, H, W)``, their mean.
         std: real, standard deviation of the samples' magnitudes (zeros for one sample).
-        residual: root mean square of ``y - A x`` over the measured points of the mean image, per real part.
-        sigma: the noise level that the reconstruction assumed, per real part: ``residual`` should not exceed it.
+        residual: root mean square of ``y - A x`` over the measured points of the mean image, per
+            real part.
+        sigma: the noise level that the reconstruction assumed, per real part: ``residual`` should
+            not exceed it.
         nfe: network calls.
         seconds: wall-clock time, sensitivities included.
     """
@@ -57,29 +60,35 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class MRI:
-    """Reconstruct undersampled Cartesian k-space with any denoiser of complex images (2 channels), solver and correction.
+    """Reconstruct undersampled Cartesian k-space with any denoiser of complex images (2 channels),
+    solver and correction.
 
-    A conditional denoiser (7 condition channels) is shown the CG-SENSE image and where it may be wrong (``condition``); an
-    unconditional one is steered by the correction alone. Images have their 0.99 quantile at 1 for the network; that scaling is undone.
+    A conditional denoiser (7 condition channels) is shown the CG-SENSE image and where it may be
+    wrong (``condition``); an unconditional one is steered by the correction alone. Images have
+    their 0.99 quantile at 1 for the network; that scaling is undone.
 
-    One sample is the estimate of ``E[x | y]``, the image of least squared error. A network that was trained through the steps of its run
-    (``denoiser.unrolled_steps``) takes turns with the data (:class:`Alternation`), from zero noise: the same for every seed. Any other
-    gives its estimate in one step from the noisiest level. Several samples are drawn of the posterior, from noise, in four steps or more;
-    they are sharper and further from the truth, and their spread is the uncertainty.
+    One sample is the estimate of ``E[x | y]``, the image of least squared error. A network that was
+    trained through the steps of its run (``denoiser.unrolled_steps``) takes turns with the data
+    (:class:`Alternation`), from zero noise: the same for every seed. Any other gives its estimate
+    in one step from the noisiest level. Several samples are drawn of the posterior, from noise, in
+    four steps or more; they are sharper and further from the truth, and their spread is the
+    uncertainty.
 
-    The default correction of samples is :class:`Consistency` at every step: the image is moved as little as needed for a residual of at
-    most the noise; without noise that is the projection on ``A x = y``. An unconditional network gets DiffPIR. The last image is made
-    consistent in either case.
+    The default correction of samples is :class:`Consistency` at every step: the image is moved as
+    little as needed for a residual of at most the noise; without noise that is the projection on
+    ``A x = y``. An unconditional network gets DiffPIR. The last image is made consistent in either
+    case.
 
     Args:
         denoiser: PyTorch, fake-quantized or ONNX.
         solver: any solver of this toolbox.
-        num_inference_steps: solver steps; by default those of the estimate for one sample (above), 4 for several.
+        num_inference_steps: solver steps; by default those of the estimate for one sample (above),
+            4 for several.
         grid: a name in ``solvers.grid.GRIDS``.
-        correction: ``none``, ``consistency``, ``alternation``, ``red-diff`` (which brings its own solver), a name in
-            ``restoration.posterior.CORRECTIONS``, or None for the default.
-        prior_std: DiffPIR's, in units of the scaled image: how far an unconditional network's image may be off; by default the
-            denoiser's ``data_std``.
+        correction: ``none``, ``consistency``, ``alternation``, ``red-diff`` (which brings its own
+            solver), a name in ``restoration.posterior.CORRECTIONS``, or None for the default.
+        prior_std: DiffPIR's, in units of the scaled image: how far an unconditional network's image
+            may be off; by default the denoiser's ``data_std``.
 
     Raises:
         ValueError: an unknown grid or correction, or a prior_std that is not positive.
@@ -96,7 +105,9 @@ class MRI:
         if self.grid not in GRIDS:
             raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
         if self.correction is not None and self.correction not in METHODS:
-            raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(METHODS)}")
+            raise ValueError(
+                f"correction {self.correction!r} is unknown; known: {', '.join(METHODS)}"
+            )
         if self.prior_std is not None and not self.prior_std > 0:
             raise ValueError(f"prior_std must be positive; got {self.prior_std}")
 
@@ -115,17 +126,22 @@ class MRI:
         """Reconstruct one slice.
 
         Args:
-            kspace: complex ``(coils, H, W)``, zero frequency in the centre; what the mask leaves out is ignored.
-            mask: ``(H, W)`` or ``(W,)``, 1 = sampled; by default the points where any coil is not zero.
-            maps: complex sensitivities like ``kspace``, used with norm 1 over the coils (``normalise_maps``); by default estimated from the
-                centre by ESPIRiT (several coils), or 1 (one coil).
-            sigma: noise of the real part of ``kspace`` in its units; estimated by default; 0: the data are exact.
+            kspace: complex ``(coils, H, W)``, zero frequency in the centre; what the mask leaves
+                out is ignored.
+            mask: ``(H, W)`` or ``(W,)``, 1 = sampled; by default the points where any coil is not
+                zero.
+            maps: complex sensitivities like ``kspace``, used with norm 1 over the coils
+                (``normalise_maps``); by default estimated from the centre by ESPIRiT (several
+                coils), or 1 (one coil).
+            sigma: noise of the real part of ``kspace`` in its units; estimated by default; 0: the
+                data are exact.
             num_samples: posterior samples.
             seed: sample k uses ``seed + k``.
             callback: called after each network call with the sample's number and the step.
 
         Raises:
-            ValueError: shapes that don't fit, values that are not finite, a mask that samples nothing, no calibration region.
+            ValueError: shapes that don't fit, values that are not finite, a mask that samples
+                nothing, no calibration region.
         """
         began = time.perf_counter()
         kspace, mask = check_kspace(kspace, mask)
@@ -135,8 +151,8 @@ class MRI:
             maps = espirit(kspace, mask)
         if maps is not None and tuple(maps.shape) != tuple(kspace.shape):
             raise ValueError(
-                f"the coil maps are {tuple(maps.shape)} but k-space is {tuple(kspace.shape)} (coils, H, W): they must have the same coils "
-                "and size"
+                f"the coil maps are {tuple(maps.shape)} but k-space is {tuple(kspace.shape)}"
+                " (coils, H, W): they must have the same coils and size"
             )
         if maps is not None:
             maps = normalise_maps(maps)
@@ -151,7 +167,9 @@ class MRI:
         d, scale = self._shown(operator, y, sigma)
         measurement = Measurement(operator, y / scale, sigma / scale)
         corrected, solver = self._corrected(d, measurement, correction)
-        start = torch.zeros(1, 2, *mask.shape, device=d.device) if correction == "alternation" else None
+        start = (
+            torch.zeros(1, 2, *mask.shape, device=d.device) if correction == "alternation" else None
+        )
 
         # where no coil is sensitive nothing is measured: there the image is zero, as in SENSE
         seen = 1.0 if maps is None else (maps.abs().sum(0) > 0).float()
@@ -159,14 +177,22 @@ class MRI:
         def finish(x0: Tensor) -> Tensor:
             return scale * seen * (x0 if correction == "none" else agree(x0, measurement))
 
-        options = {"num_samples": num_samples, "seed": seed, "start": start, "finish": finish, "callback": callback}
+        options = {
+            "num_samples": num_samples,
+            "seed": seed,
+            "start": start,
+            "finish": finish,
+            "callback": callback,
+        }
         result = sample(corrected, (2, *mask.shape), grid, solver, **options)
         samples = to_complex(result.samples)[:, 0]
         mean = to_complex(result.mean[None])[0, 0]
         std = samples.abs().std(0) if num_samples > 1 else torch.zeros_like(mean.real)
         error = y - operator.A(result.mean[None].to(d.device))
         residual = float((error.square().sum() / (2 * operator.coils * mask.sum())).sqrt())
-        return Reconstruction(samples, mean, std, residual, sigma, result.nfe, time.perf_counter() - began)
+        return Reconstruction(
+            samples, mean, std, residual, sigma, result.nfe, time.perf_counter() - began
+        )
 
     def volume(
         self,
@@ -177,11 +203,13 @@ class MRI:
         progress: Callable[[int, int], None] = lambda done, total: None,
         **settings,
     ) -> Reconstruction:
-        """Reconstruct ``(slices, coils, H, W)`` slice by slice; slice k uses seeds from ``seed + k num_samples`` on.
+        """Reconstruct ``(slices, coils, H, W)`` slice by slice; slice k uses seeds from ``seed + k
+        num_samples`` on.
 
         Args:
             mask: shared by all slices.
-            maps: ``(slices, coils, H, W)``, or ``(coils, H, W)`` for all slices; None: estimated per slice.
+            maps: ``(slices, coils, H, W)``, or ``(coils, H, W)`` for all slices; None: estimated
+                per slice.
             progress: called with the slices done and their number.
             settings: ``sigma``, ``num_samples``, ``seed`` as for one slice.
 
@@ -201,7 +229,10 @@ class MRI:
             except ValueError as error:
                 raise ValueError(f"slice {k}: {error}") from error
             progress(k + 1, len(kspace))
-        stack = {name: torch.stack([getattr(s, name) for s in slices]) for name in ("samples", "mean", "std")}
+        stack = {
+            name: torch.stack([getattr(s, name) for s in slices])
+            for name in ("samples", "mean", "std")
+        }
         worst = max(slices, key=lambda s: s.residual / max(s.sigma, 1e-30))
         return Reconstruction(
             **stack,
@@ -226,7 +257,9 @@ class MRI:
     def nodes(self, steps: int) -> Grid:
         """The times of a run."""
         grid = GRIDS[self.grid](self.denoiser.process, steps)
-        if self.correction == "red-diff" and self.denoiser.process.a(grid.times[0]) == 0:  # it needs levels with some signal
+        if (
+            self.correction == "red-diff" and self.denoiser.process.a(grid.times[0]) == 0
+        ):  # it needs levels with some signal
             grid = Grid(GRIDS[self.grid](self.denoiser.process, steps + 1).times[1:])
         return grid
 
@@ -237,7 +270,8 @@ class MRI:
             return d, image_scale(lift(operator, y, sigma))
         if d.condition_channels != CONDITION_CHANNELS:
             raise ValueError(
-                f"the network's condition has {d.condition_channels} channels; MRI shows it {CONDITION_CHANNELS} (see the recipe mri)"
+                f"the network's condition has {d.condition_channels} channels; MRI shows it"
+                f" {CONDITION_CHANNELS} (see the recipe mri)"
             )
         shown, scale = condition(operator, y, sigma)
         return d.conditioned(shown), scale
@@ -260,24 +294,31 @@ class MRI:
 
 
 def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``(coils, H, W)`` complex64 and ``(H, W)`` float mask, both checked; points that the mask leaves out are set to zero.
+    """``(coils, H, W)`` complex64 and ``(H, W)`` float mask, both checked; points that the mask
+    leaves out are set to zero.
 
     Raises:
-        ValueError: not complex, another rank, measured values that are not finite, a mask that doesn't fit or samples nothing.
+        ValueError: not complex, another rank, measured values that are not finite, a mask that
+            doesn't fit or samples nothing.
     """
     if kspace.ndim != 3 or not kspace.is_complex() or kspace.numel() == 0:
-        raise ValueError(f"k-space must be complex (coils, H, W); got {kspace.dtype} of shape {tuple(kspace.shape)}")
+        raise ValueError(
+            f"k-space must be complex (coils, H, W); got {kspace.dtype} of shape"
+            f" {tuple(kspace.shape)}"
+        )
     size = tuple(kspace.shape[1:])
     if mask is None:
         mask = torch.nan_to_num(kspace.abs(), nan=1.0).sum(0) > 0
     mask = sampling_mask(mask, size)
-    kspace = torch.where(mask > 0, kspace.to(torch.complex64), torch.zeros((), dtype=torch.complex64))
+    kspace = torch.where(
+        mask > 0, kspace.to(torch.complex64), torch.zeros((), dtype=torch.complex64)
+    )
     bad = ~torch.isfinite(kspace).all(0)
     if bad.any():
         rows, columns = (torch.nonzero(bad.any(axis))[:, 0].tolist() for axis in (1, 0))
         raise ValueError(
-            f"k-space holds NaN or infinite values in {len(columns)} columns (first {columns[0]}) and {len(rows)} rows (first {rows[0]}): "
-            "leave them out of the mask"
+            f"k-space holds NaN or infinite values in {len(columns)} columns (first {columns[0]})"
+            f" and {len(rows)} rows (first {rows[0]}): leave them out of the mask"
         )
     if not kspace.abs().any():
         raise ValueError("the measured k-space holds only zeros")

@@ -1,7 +1,9 @@
-"""Linear measurement operators with deepinv's words: ``A``, ``A_adjoint``, ``A_dagger``, ``prox_l2``.
+"""Linear measurement operators with deepinv's words: ``A``, ``A_adjoint``, ``A_dagger``,
+``prox_l2``.
 
-Any object with these four methods is accepted wherever an operator is; deriving from :class:`LinearOperator` gives the last two
-by conjugate gradients. Operators that know their singular values also have ``spectral_filter``; separable ones are in
+Any object with these four methods is accepted wherever an operator is; deriving from
+:class:`LinearOperator` gives the last two by conjugate gradients. Operators that know their
+singular values also have ``spectral_filter``; separable ones are in
 ``restoration.operators.separable``.
 """
 
@@ -33,7 +35,9 @@ class LinearOperator:
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         """``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2`` with ``gamma > 0``."""
-        return conjugate_gradient(lambda x: x + gamma * self.A_adjoint(self.A(x)), z + gamma * self.A_adjoint(y), start=z)
+        return conjugate_gradient(
+            lambda x: x + gamma * self.A_adjoint(self.A(x)), z + gamma * self.A_adjoint(y), start=z
+        )
 
 
 class Inpainting(LinearOperator):
@@ -93,10 +97,12 @@ class Denoising(LinearOperator):
 
 
 class LinearFunction(LinearOperator):
-    """Any linear callable; its adjoint is taken by automatic differentiation, the rest by conjugate gradients.
+    """Any linear callable; its adjoint is taken by automatic differentiation, the rest by conjugate
+    gradients.
 
     Args:
-        function: ``(B, C, H, W) -> (B, ...)``, linear, differentiable, and treating each image of a batch alone.
+        function: ``(B, C, H, W) -> (B, ...)``, linear, differentiable, and treating each image of a
+            batch alone.
         shape: ``(C, H, W)`` of the images.
 
     Raises:
@@ -116,14 +122,18 @@ class LinearFunction(LinearOperator):
     def A_adjoint(self, y: Tensor) -> Tensor:
         with torch.enable_grad():
             x = y.new_zeros(len(y), *self.shape, requires_grad=True)
-            return torch.autograd.grad(self.function(x), x, y, create_graph=torch.is_grad_enabled() and y.requires_grad)[0]
+            return torch.autograd.grad(
+                self.function(x), x, y, create_graph=torch.is_grad_enabled() and y.requires_grad
+            )[0]
 
 
 class NonlinearOperator:
-    """Any differentiable callable, for methods that only need ``A`` or its gradient (RED-Diff, DPS), in the denoiser's value range.
+    """Any differentiable callable, for methods that only need ``A`` or its gradient (RED-Diff,
+    DPS), in the denoiser's value range.
 
     Args:
-        function: ``(B, C, H, W) -> (B, ...)``, differentiable where it matters (rounding has no gradient: give a smooth stand-in).
+        function: ``(B, C, H, W) -> (B, ...)``, differentiable where it matters (rounding has no
+            gradient: give a smooth stand-in).
         start: from the data to an image to begin with, in place of a pseudo-inverse.
     """
 
@@ -145,30 +155,41 @@ class NonlinearOperator:
         return self.start(y)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        raise TypeError("a non-linear operator has no adjoint: use a method that takes one, such as REDDiff")
+        raise TypeError(
+            "a non-linear operator has no adjoint: use a method that takes one, such as REDDiff"
+        )
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
-        raise TypeError("a non-linear operator has no closed proximal map: use a method that needs none, such as REDDiff")
+        raise TypeError(
+            "a non-linear operator has no closed proximal map: use a method that needs none, such"
+            " as REDDiff"
+        )
 
 
 def spectral_filter(operator, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """``V f(S) V^T x`` for an operator ``U S V^T``: ``f`` maps singular values (0 where nothing is measured) to factors.
+    """``V f(S) V^T x`` for an operator ``U S V^T``: ``f`` maps singular values (0 where nothing is
+    measured) to factors.
 
-    Accepts operators with a method ``spectral_filter(x, f)`` and deepinv's decomposable physics (``V``, ``V_adjoint``, ``mask``).
+    Accepts operators with a method ``spectral_filter(x, f)`` and deepinv's decomposable physics
+    (``V``, ``V_adjoint``, ``mask``).
 
     Raises:
         TypeError: the operator knows no singular value decomposition.
     """
     if callable(getattr(operator, "spectral_filter", None)):
         return operator.spectral_filter(x, f)
-    if callable(getattr(operator, "V", None)) and callable(getattr(operator, "V_adjoint", None)) and hasattr(operator, "mask"):
+    if (
+        callable(getattr(operator, "V", None))
+        and callable(getattr(operator, "V_adjoint", None))
+        and hasattr(operator, "mask")
+    ):
         coefficients = operator.V_adjoint(x)
         values = torch.as_tensor(operator.mask, device=coefficients.device)
         values = values.abs() if values.is_complex() else values.to(x.dtype)
         return operator.V(f(values.to(x.dtype)) * coefficients)
     raise TypeError(
-        f"{type(operator).__name__} knows no singular value decomposition; DDRM and DDNM+ need one (inpainting, denoising, separable "
-        "operators have it): use DiffPIR"
+        f"{type(operator).__name__} knows no singular value decomposition; DDRM and DDNM+ need one"
+        " (inpainting, denoising, separable operators have it): use DiffPIR"
     )
 
 
@@ -179,16 +200,19 @@ def conjugate_gradient(
     max_iterations: int = 200,
     tolerance: float | None = None,
 ) -> Tensor:
-    """Solve ``apply(x) = b`` for a symmetric positive (semi)definite map, one system per sample of the batch.
+    """Solve ``apply(x) = b`` for a symmetric positive (semi)definite map, one system per sample of
+    the batch.
 
-    The gradient with respect to ``b`` is the solution of the same system for the incoming gradient, whatever number of iterations either
-    took; ``apply`` and ``start`` count as constants.
+    The gradient with respect to ``b`` is the solution of the same system for the incoming gradient,
+    whatever number of iterations either took; ``apply`` and ``start`` count as constants.
 
     Args:
         apply: linear map on tensors of ``b``'s shape.
         b: right-hand side ``(B, ...)``.
-        start: first guess; zeros by default (then the minimum-norm solution of a consistent singular system).
-        tolerance: relative residual to stop at; ten times the machine epsilon of ``b``'s dtype by default.
+        start: first guess; zeros by default (then the minimum-norm solution of a consistent
+            singular system).
+        tolerance: relative residual to stop at; ten times the machine epsilon of ``b``'s dtype by
+            default.
     """
     tolerance = 10 * torch.finfo(b.dtype).eps if tolerance is None else tolerance
     if torch.is_grad_enabled() and b.requires_grad:
@@ -207,7 +231,9 @@ def conjugate_gradient(
             break
         q = apply(p)
         curvature = dot(p, q)
-        step = torch.where(curvature > 0, rr / curvature.clamp(min=math.ulp(0.0)), torch.zeros_like(rr))
+        step = torch.where(
+            curvature > 0, rr / curvature.clamp(min=math.ulp(0.0)), torch.zeros_like(rr)
+        )
         # a finished sample must not divide 0 by 0
         step = torch.where(rr > goal, step, torch.zeros_like(step))
         x = x + step * p
@@ -219,7 +245,9 @@ def conjugate_gradient(
 
 
 class _Inverse(torch.autograd.Function):
-    """``apply^-1 b``, differentiated through the equation that it solves and not through the iterations."""
+    """``apply^-1 b``, differentiated through the equation that it solves and not through the
+    iterations.
+    """
 
     @staticmethod
     def forward(ctx, b, apply, start, max_iterations, tolerance):
@@ -229,11 +257,21 @@ class _Inverse(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         apply, max_iterations, tolerance = ctx.settings
-        return conjugate_gradient(apply, gradient, None, max_iterations, tolerance), None, None, None, None
+        return (
+            conjugate_gradient(apply, gradient, None, max_iterations, tolerance),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def check_operator(operator) -> None:
-    """Raise TypeError naming what is missing unless ``operator`` has the four methods of the contract."""
+    """Raise TypeError naming what is missing unless ``operator`` has the four methods of the
+    contract.
+    """
     missing = [name for name in METHODS if not callable(getattr(operator, name, None))]
     if missing:
-        raise TypeError(f"{type(operator).__name__} is no measurement operator: it lacks {', '.join(missing)}")
+        raise TypeError(
+            f"{type(operator).__name__} is no measurement operator: it lacks {', '.join(missing)}"
+        )

@@ -37,15 +37,20 @@ class Measurement:
             raise ValueError(f"sigma must be a finite number >= 0; got {self.sigma}")
 
     def in_range(self, low: float, high: float, like: Tensor) -> Measurement:
-        """The same measurement of an image whose [0, 1] is stretched to [low, high]; the one place where ranges are converted.
+        """The same measurement of an image whose [0, 1] is stretched to [low, high]; the one place
+        where ranges are converted.
 
-        For linear A: ``A(s x + low) = s A x + low A 1``. ``like`` is any image tensor ``(B, C, H, W)`` of the right shape.
+        For linear A: ``A(s x + low) = s A x + low A 1``. ``like`` is any image tensor ``(B, C, H,
+        W)`` of the right shape.
 
         Raises:
             TypeError: a non-linear operator, whose data can't be converted without knowing it.
         """
         if not getattr(self.operator, "linear", True):
-            raise TypeError("the data of a non-linear operator can't change their range: define it in the denoiser's value range")
+            raise TypeError(
+                "the data of a non-linear operator can't change their range: define it in the"
+                " denoiser's value range"
+            )
         scale = high - low
         offset = self.operator.A(torch.full_like(like, low))
         return Measurement(self.operator, scale * self.y + offset, scale * self.sigma)

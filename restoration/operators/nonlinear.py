@@ -1,4 +1,6 @@
-"""Non-linear measurements of images in [-1, 1], for methods that take them (RED-Diff, DPS): quantisation, clipping, lost phase."""
+"""Non-linear measurements of images in [-1, 1], for methods that take them (RED-Diff, DPS):
+quantisation, clipping, lost phase.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from restoration.operators.linear import NonlinearOperator
 
 
 class Quantization(NonlinearOperator):
-    """Rounding to ``2^bits`` levels from -1 to 1: ``A x = 2 round(n (x + 1)/2)/n - 1`` with ``n = 2^bits - 1``.
+    """Rounding to ``2^bits`` levels from -1 to 1: ``A x = 2 round(n (x + 1)/2)/n - 1`` with ``n =
+    2^bits - 1``.
 
-    Rounding has a zero gradient, with which a run would follow the prior alone. The gradient is passed straight through instead:
-    ``J_A^T v = v``, so pixels in their cell feel nothing and others are drawn to its middle.
+    Rounding has a zero gradient, with which a run would follow the prior alone. The gradient is
+    passed straight through instead: ``J_A^T v = v``, so pixels in their cell feel nothing and
+    others are drawn to its middle.
 
     Args:
         bits: 1 to 16.
@@ -50,9 +54,11 @@ class HighDynamicRange(NonlinearOperator):
 
 
 class PhaseRetrieval(NonlinearOperator):
-    """``A x = |F P x|``: magnitudes of the centred orthonormal Fourier transform of the image with ``pad`` zeros on every side.
+    """``A x = |F P x|``: magnitudes of the centred orthonormal Fourier transform of the image with
+    ``pad`` zeros on every side.
 
-    The start is ``|F^-1 y|`` without the border. (The authors' code pads 64 whatever the image's size.)
+    The start is ``|F^-1 y|`` without the border. (The authors' code pads 64 whatever the image's
+    size.)
 
     Args:
         pad: >= 0; a half of the side makes the data fourfold.
@@ -69,8 +75,12 @@ class PhaseRetrieval(NonlinearOperator):
 
     def _magnitudes(self, x: Tensor) -> Tensor:
         x = F.pad(x, (self.pad,) * 4)
-        return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(x, (-2, -1)), norm="ortho"), (-2, -1)).abs()
+        return torch.fft.fftshift(
+            torch.fft.fft2(torch.fft.ifftshift(x, (-2, -1)), norm="ortho"), (-2, -1)
+        ).abs()
 
     def _start(self, y: Tensor) -> Tensor:
-        x = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(y, (-2, -1)), norm="ortho"), (-2, -1)).abs()
+        x = torch.fft.fftshift(
+            torch.fft.ifft2(torch.fft.ifftshift(y, (-2, -1)), norm="ortho"), (-2, -1)
+        ).abs()
         return x[..., self.pad : x.shape[-2] - self.pad, self.pad : x.shape[-1] - self.pad]

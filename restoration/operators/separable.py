@@ -1,4 +1,6 @@
-"""Operators that act on rows and columns apart: super-resolution and separable blur, with their exact singular values."""
+"""Operators that act on rows and columns apart: super-resolution and separable blur, with their
+exact singular values.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ PADDINGS = ("zero", "circular", "reflect")
 
 
 class Separable(LinearOperator):
-    """``A X = R X C^T`` on every channel. Only the two 1-D factors and their SVDs are kept, in float64; any size and channel count.
+    """``A X = R X C^T`` on every channel. Only the two 1-D factors and their SVDs are kept, in
+    float64; any size and channel count.
 
-    With ``R = U_r S_r V_r^T`` and the same for C, the singular values are the products ``s_i s_j``. Those below ``rcond`` times the
-    largest are zero for ``A_dagger`` and :meth:`spectral_filter`: inverting them would only amplify rounding and noise.
+    With ``R = U_r S_r V_r^T`` and the same for C, the singular values are the products ``s_i s_j``.
+    Those below ``rcond`` times the largest are zero for ``A_dagger`` and :meth:`spectral_filter`:
+    inverting them would only amplify rounding and noise.
 
     Args:
         rows: R, ``(M, H)``: acts on the height.
@@ -50,7 +54,10 @@ class Separable(LinearOperator):
 
     def A(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) != self.size:
-            raise ValueError(f"this operator takes images of {self.size} pixels (H, W); got {tuple(x.shape[-2:])}")
+            raise ValueError(
+                f"this operator takes images of {self.size} pixels (H, W); got"
+                f" {tuple(x.shape[-2:])}"
+            )
         return _both(self.rows, x, self.columns)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
@@ -78,7 +85,8 @@ class Separable(LinearOperator):
 
 
 class BlockMean(Separable):
-    """Super-resolution from means of ``factor x factor`` blocks; blocks at the lower and right edge may be smaller.
+    """Super-resolution from means of ``factor x factor`` blocks; blocks at the lower and right edge
+    may be smaller.
 
     Args:
         size: ``(H, W)`` of the full images.
@@ -95,10 +103,12 @@ class BlockMean(Separable):
 
 
 class Bicubic(Separable):
-    """Super-resolution from an antialiased bicubic reduction (``a = -1/2``, kernel widened by the factor), as image libraries do it.
+    """Super-resolution from an antialiased bicubic reduction (``a = -1/2``, kernel widened by the
+    factor), as image libraries do it.
 
     Args:
-        size: ``(H, W)`` of the full images; reduced images have ``ceil(H/factor)`` by ``ceil(W/factor)`` pixels.
+        size: ``(H, W)`` of the full images; reduced images have ``ceil(H/factor)`` by
+            ``ceil(W/factor)`` pixels.
         factor: reduction, >= 1.
 
     Raises:
@@ -117,26 +127,40 @@ class Blur(Separable):
     Args:
         size: ``(H, W)`` of the images; the result has the same size.
         kernel: odd number of taps, not scaled; :func:`gaussian_kernel` makes one.
-        padding: what lies beyond the edge: ``zero``, ``circular`` or ``reflect`` (about the edge pixel).
+        padding: what lies beyond the edge: ``zero``, ``circular`` or ``reflect`` (about the edge
+            pixel).
         rcond: see :class:`Separable`. Blurs have very small singular values.
 
     Raises:
-        ValueError: an even number of taps, an unknown padding, or a kernel too long for its padding.
+        ValueError: an even number of taps, an unknown padding, or a kernel too long for its
+            padding.
     """
 
-    def __init__(self, size: tuple[int, int], kernel: Sequence[float], padding: str = "reflect", rcond: float = 1e-6):
+    def __init__(
+        self,
+        size: tuple[int, int],
+        kernel: Sequence[float],
+        padding: str = "reflect",
+        rcond: float = 1e-6,
+    ):
         taps = torch.as_tensor(kernel, dtype=torch.float64)
         if taps.ndim != 1 or len(taps) % 2 == 0:
-            raise ValueError(f"kernel must have an odd number of taps; got shape {tuple(taps.shape)}")
+            raise ValueError(
+                f"kernel must have an odd number of taps; got shape {tuple(taps.shape)}"
+            )
         if padding not in PADDINGS:
             raise ValueError(f"padding {padding!r} is unknown; known: {', '.join(PADDINGS)}")
         if padding != "zero" and len(taps) // 2 >= min(size):
-            raise ValueError(f"a kernel of {len(taps)} taps is too long for an image of {tuple(size)} pixels with {padding} padding")
+            raise ValueError(
+                f"a kernel of {len(taps)} taps is too long for an image of {tuple(size)} pixels"
+                f" with {padding} padding"
+            )
         super().__init__(*(_convolution(length, taps, padding) for length in size), rcond=rcond)
 
 
 def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
-    """Sampled Gaussian of ``2 radius + 1`` taps with sum 1; ``radius`` is three standard deviations by default.
+    """Sampled Gaussian of ``2 radius + 1`` taps with sum 1; ``radius`` is three standard deviations
+    by default.
 
     Raises:
         ValueError: a standard deviation that is not positive.
@@ -153,7 +177,9 @@ def _both(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
 
 
 def _full_svd(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``U (M, n)``, ``s (n,)``, ``V (n, n)`` for a factor ``(M, n)``; padded with zeros where M < n, so that V is a whole basis."""
+    """``U (M, n)``, ``s (n,)``, ``V (n, n)`` for a factor ``(M, n)``; padded with zeros where M <
+    n, so that V is a whole basis.
+    """
     m, n = factor.shape
     u, s, vt = torch.linalg.svd(factor, full_matrices=True)
     k = min(m, n)
@@ -162,7 +188,10 @@ def _full_svd(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _check_factor(size: tuple[int, int], factor: int) -> None:
     if not 1 <= factor <= min(size):
-        raise ValueError(f"factor must lie between 1 and the image's smaller side; got {factor} for {tuple(size)} pixels")
+        raise ValueError(
+            f"factor must lie between 1 and the image's smaller side; got {factor} for"
+            f" {tuple(size)} pixels"
+        )
 
 
 def _block_means(length: int, factor: int) -> Tensor:
@@ -174,7 +203,9 @@ def _block_means(length: int, factor: int) -> Tensor:
 def _bicubic(length: int, factor: int) -> Tensor:
     """Each output pixel's kernel, centred on its block and cut at the image's edge, with sum 1."""
     centers = (torch.arange(-(-length // factor), dtype=torch.float64) + 0.5) * factor
-    distance = ((torch.arange(length, dtype=torch.float64) + 0.5)[None] - centers[:, None]).abs() / factor
+    distance = (
+        (torch.arange(length, dtype=torch.float64) + 0.5)[None] - centers[:, None]
+    ).abs() / factor
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
     weight = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))

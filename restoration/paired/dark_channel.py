@@ -1,6 +1,8 @@
-"""Dark channel prior: single picture dehazing without learning. He, Sun & Tang 2011; guided filter: He, Sun & Tang 2013.
+"""Dark channel prior: single picture dehazing without learning. He, Sun & Tang 2011; guided filter:
+He, Sun & Tang 2013.
 
-Written in tensor operations for batches: the classical baseline, and what the dehazing network is shown beside the picture.
+Written in tensor operations for batches: the classical baseline, and what the dehazing network is
+shown beside the picture.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def dark_channel(image: Tensor, window: int = 15) -> Tensor:
-    """Smallest value of any channel in a ``window`` x ``window`` neighbourhood (eq. 5): ``(B, C, H, W)`` to ``(B, 1, H, W)``.
+    """Smallest value of any channel in a ``window`` x ``window`` neighbourhood (eq. 5): ``(B, C, H,
+    W)`` to ``(B, 1, H, W)``.
 
     Raises:
         ValueError: a window that is not odd and positive.
@@ -24,14 +27,18 @@ def dark_channel(image: Tensor, window: int = 15) -> Tensor:
         raise ValueError(f"window must be odd and positive; got {window}")
     darkest = -image.amin(1, keepdim=True)
     for kernel, pad in (((window, 1), (window // 2, 0)), ((1, window), (0, window // 2))):
-        darkest = F.max_pool2d(darkest, kernel, 1, pad)  # pads with -inf: the window is cut at the border
+        darkest = F.max_pool2d(
+            darkest, kernel, 1, pad
+        )  # pads with -inf: the window is cut at the border
     return -darkest
 
 
 def airlight(image: Tensor, dark: Tensor, share: float = 0.001) -> Tensor:
-    """Atmospheric light ``(B, C, 1, 1)``: the brightest pixel (mean of channels) among the ``share`` with the lightest dark channel.
+    """Atmospheric light ``(B, C, 1, 1)``: the brightest pixel (mean of channels) among the
+    ``share`` with the lightest dark channel.
 
-    Section 4.3. At least one pixel is looked at; the first one wins where several are equally bright.
+    Section 4.3. At least one pixel is looked at; the first one wins where several are equally
+    bright.
     """
     flat, dark = image.flatten(2), dark.flatten(1)
     count = max(1, int(share * dark.shape[1]))
@@ -55,19 +62,24 @@ def box_mean(x: Tensor, radius: int) -> Tensor:
 
 
 def guided_filter(image: Tensor, guide: Tensor, radius: int = 40, eps: float = 1e-3) -> Tensor:
-    """Smooth ``image (B, C, H, W)`` along the edges of ``guide (B, 1, H, W)``: in every window a linear function of the guide.
+    """Smooth ``image (B, C, H, W)`` along the edges of ``guide (B, 1, H, W)``: in every window a
+    linear function of the guide.
 
     He et al. 2013, algorithm 1. ``eps`` is in units of the guide's squared values.
     """
     mean_g, mean_i = box_mean(guide, radius), box_mean(image, radius)
-    slope = (box_mean(guide * image, radius) - mean_g * mean_i) / (box_mean(guide * guide, radius) - mean_g**2 + eps)
+    slope = (box_mean(guide * image, radius) - mean_g * mean_i) / (
+        box_mean(guide * guide, radius) - mean_g**2 + eps
+    )
     offset = mean_i - slope * mean_g
     return box_mean(slope, radius) * guide + box_mean(offset, radius)
 
 
 @dataclass(frozen=True)
 class Dehazed:
-    """The picture ``(B, 3, H, W)`` in [0, 1], its transmission ``(B, 1, H, W)`` and atmospheric light ``(B, 3, 1, 1)``."""
+    """The picture ``(B, 3, H, W)`` in [0, 1], its transmission ``(B, 1, H, W)`` and atmospheric
+    light ``(B, 3, 1, 1)``.
+    """
 
     image: Tensor
     transmission: Tensor
@@ -76,10 +88,12 @@ class Dehazed:
 
 @dataclass(frozen=True)
 class DarkChannelPrior:
-    """``t = 1 - omega dark(I/A)``, refined by the guided filter; ``J = (I - A)/max(t, floor) + A`` (eq. 11, 12, 16, 22).
+    """``t = 1 - omega dark(I/A)``, refined by the guided filter; ``J = (I - A)/max(t, floor) + A``
+    (eq. 11, 12, 16, 22).
 
-    Reference: He, Sun & Tang, "Single Image Haze Removal Using Dark Channel Prior", TPAMI 2011; the guided filter takes the place of its
-    soft matting, as the authors propose in "Guided Image Filtering" (TPAMI 2013).
+    Reference: He, Sun & Tang, "Single Image Haze Removal Using Dark Channel Prior", TPAMI 2011; the
+    guided filter takes the place of its soft matting, as the authors propose in "Guided Image
+    Filtering" (TPAMI 2013).
 
     Args:
         window: of the dark channel, in pixels (15 in the paper, on pictures of about 600 x 400).
@@ -101,9 +115,13 @@ class DarkChannelPrior:
         if self.window < 1 or self.window % 2 == 0:
             raise ValueError(f"window must be odd and positive; got {self.window}")
         if not (0 < self.omega <= 1 and 0 < self.floor <= 1):
-            raise ValueError(f"omega and floor must lie in (0, 1]; got {self.omega} and {self.floor}")
+            raise ValueError(
+                f"omega and floor must lie in (0, 1]; got {self.omega} and {self.floor}"
+            )
         if self.radius < 0 or not self.eps > 0:
-            raise ValueError(f"radius must be at least 0 and eps positive; got {self.radius} and {self.eps}")
+            raise ValueError(
+                f"radius must be at least 0 and eps positive; got {self.radius} and {self.eps}"
+            )
 
     def __call__(self, image: Tensor) -> Dehazed:
         """Dehaze pictures ``(B, 3, H, W)`` in [0, 1].
@@ -112,7 +130,10 @@ class DarkChannelPrior:
             ValueError: another shape.
         """
         if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(f"the dark channel prior needs colour pictures (B, 3, H, W); got {tuple(image.shape)}")
+            raise ValueError(
+                "the dark channel prior needs colour pictures (B, 3, H, W); got"
+                f" {tuple(image.shape)}"
+            )
         light = airlight(image, dark_channel(image, self.window)).clamp(min=1e-3)
         transmission = 1 - self.omega * dark_channel(image / light, self.window)
         if self.radius > 0:

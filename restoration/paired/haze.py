@@ -1,4 +1,6 @@
-"""Haze by the atmospheric scattering model, with depth that is given or made up. Koschmieder 1924; Narasimhan & Nayar 2002."""
+"""Haze by the atmospheric scattering model, with depth that is given or made up. Koschmieder 1924;
+Narasimhan & Nayar 2002.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from torch import Tensor
 
 from restoration.paired.dark_channel import LUMA, guided_filter
 
-BETA = (0.6, 1.8)  # RESIDE's indoor training set (Li et al. 2019): scattering of depth that is 1 at its largest
+BETA = (
+    0.6,
+    1.8,
+)  # RESIDE's indoor training set (Li et al. 2019): scattering of depth that is 1 at its largest
 AIRLIGHT = (0.7, 1.0)
 
 
@@ -24,8 +29,9 @@ class Scattering:
     Args:
         beta: scattering coefficient, in 1/(unit of depth).
         airlight: ``A``, one value or (R, G, B), in the units of the picture.
-        linear_light: False: the model acts on the picture's values as they are (gamma-coded), as RESIDE and most data sets make their
-            haze. True: on light, decoded by sRGB's curve and coded again, which is the physics; ``airlight`` is gamma-coded in both cases.
+        linear_light: False: the model acts on the picture's values as they are (gamma-coded), as
+            RESIDE and most data sets make their haze. True: on light, decoded by sRGB's curve and
+            coded again, which is the physics; ``airlight`` is gamma-coded in both cases.
 
     Raises:
         ValueError: ``beta`` negative, or an airlight outside [0, 1].
@@ -40,11 +46,17 @@ class Scattering:
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta must be a finite number >= 0; got {self.beta}")
         if light.shape not in ((1,), (3,)) or not ((light >= 0) & (light <= 1)).all():
-            raise ValueError(f"airlight must be one value or three (R, G, B) in [0, 1]; got {self.airlight}")
+            raise ValueError(
+                f"airlight must be one value or three (R, G, B) in [0, 1]; got {self.airlight}"
+            )
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, beta=BETA, airlight=AIRLIGHT, tint: float = 0.0) -> Scattering:
-        """Both uniform in their ranges; ``tint`` lowers each channel of the airlight by up to that, on its own."""
+    def draw(
+        cls, rng: np.random.Generator, beta=BETA, airlight=AIRLIGHT, tint: float = 0.0
+    ) -> Scattering:
+        """Both uniform in their ranges; ``tint`` lowers each channel of the airlight by up to that,
+        on its own.
+        """
         light = rng.uniform(*airlight) - tint * rng.random(3)
         return cls(float(rng.uniform(*beta)), tuple(float(v) for v in light.clip(0, 1)))
 
@@ -53,16 +65,26 @@ class Scattering:
         return torch.exp(-self.beta * depth)
 
     def __call__(self, image: Tensor, depth: Tensor) -> Tensor:
-        """Hazy pictures ``(..., C, H, W)`` from clear ones in [0, 1] and ``depth (H, W)`` or ``(..., 1, H, W)``.
+        """Hazy pictures ``(..., C, H, W)`` from clear ones in [0, 1] and ``depth (H, W)`` or
+        ``(..., 1, H, W)``.
 
         Raises:
             ValueError: sizes that differ, or depth that is negative or not finite.
         """
         if depth.shape[-2:] != image.shape[-2:]:
-            raise ValueError(f"depth is {tuple(depth.shape[-2:])} but the picture {tuple(image.shape[-2:])} pixels (H, W)")
+            raise ValueError(
+                f"depth is {tuple(depth.shape[-2:])} but the picture {tuple(image.shape[-2:])}"
+                " pixels (H, W)"
+            )
         if not torch.isfinite(depth).all() or depth.min() < 0:
-            raise ValueError("depth must be finite and not negative; fill unknown places first (read_depth does)")
-        light = torch.as_tensor(np.atleast_1d(self.airlight)[:, None, None].copy(), dtype=image.dtype, device=image.device)
+            raise ValueError(
+                "depth must be finite and not negative; fill unknown places first (read_depth does)"
+            )
+        light = torch.as_tensor(
+            np.atleast_1d(self.airlight)[:, None, None].copy(),
+            dtype=image.dtype,
+            device=image.device,
+        )
         t = self.transmission(depth).to(image)
         if not self.linear_light:
             return image * t + light * (1 - t)
@@ -76,11 +98,14 @@ def srgb_decode(value: Tensor) -> Tensor:
 
 def srgb_encode(light: Tensor) -> Tensor:
     """Light in [0, 1] to sRGB's coded values in [0, 1]."""
-    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    return torch.where(
+        light <= 0.0031308, light * 12.92, 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    )
 
 
 def read_depth(path: str | Path, height: int, width: int) -> Tensor:
-    """Depth ``(H, W)`` from ``.npy``, or ``.npz`` with one array; NaN (unknown) takes the value of the nearest known pixel.
+    """Depth ``(H, W)`` from ``.npy``, or ``.npz`` with one array; NaN (unknown) takes the value of
+    the nearest known pixel.
 
     Raises:
         FileNotFoundError: no such file.
@@ -100,10 +125,14 @@ def read_depth(path: str | Path, height: int, width: int) -> Tensor:
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no .npy or .npz file of depth: {error}") from error
     if depth.shape != (height, width):
-        raise ValueError(f"depth {path} has shape {depth.shape} but the picture is {(height, width)} (H, W)")
+        raise ValueError(
+            f"depth {path} has shape {depth.shape} but the picture is {(height, width)} (H, W)"
+        )
     unknown = ~np.isfinite(depth)
     if unknown.all() or (depth[~unknown] < 0).any():
-        raise ValueError(f"depth {path} holds {'nothing known' if unknown.all() else 'negative values'}")
+        raise ValueError(
+            f"depth {path} holds {'nothing known' if unknown.all() else 'negative values'}"
+        )
     if unknown.any():
         from scipy.ndimage import distance_transform_edt
 
@@ -112,19 +141,26 @@ def read_depth(path: str | Path, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(depth))
 
 
-def procedural_depth(height: int, width: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-    """Made-up depth for pictures that have none: a room or open ground, bumps, things in front, a far layer.
+def procedural_depth(
+    height: int, width: int, rng: np.random.Generator
+) -> tuple[Tensor, np.ndarray]:
+    """Made-up depth for pictures that have none: a room or open ground, bumps, things in front, a
+    far layer.
 
-    Rays of a pinhole camera meet a floor and, at random, walls, a ceiling and an end; the distance is multiplied by a smooth random
-    field; up to five ellipses and rectangles stand in front of what is behind them.
+    Rays of a pinhole camera meet a floor and, at random, walls, a ceiling and an end; the distance
+    is multiplied by a smooth random field; up to five ellipses and rectangles stand in front of
+    what is behind them.
 
     Returns:
-        Depth ``(H, W)``, 1 at its largest and at least 0.02, and what is seen ``(H, W)``: things from 1 up, surfaces (floor, walls, end,
+        Depth ``(H, W)``, 1 at its largest and at least 0.02, and what is seen ``(H, W)``: things
+            from 1 up, surfaces (floor, walls, end,
         ceiling) from -1 down, 0 the far layer.
     """
     view = rng.uniform(0.5, 1.2)
     x = np.linspace(-view, view, width, dtype=np.float32) + rng.uniform(-0.3, 0.3)
-    y = np.linspace(-view, view, height, dtype=np.float32)[:, None] * (height / width) + rng.uniform(-0.4, 0.4)
+    y = np.linspace(-view, view, height, dtype=np.float32)[:, None] * (
+        height / width
+    ) + rng.uniform(-0.4, 0.4)
     yaw = rng.uniform(-0.8, 0.8)
     right, ahead = x * np.cos(yaw) + np.sin(yaw), np.cos(yaw) - x * np.sin(yaw)
 
@@ -135,7 +171,11 @@ def procedural_depth(height: int, width: int, rng: np.random.Generator) -> tuple
     labels = np.zeros((height, width), np.int64)
     planes = [hit(y + 0 * x, rng.uniform(0.4, 1.5))]
     if rng.random() < 0.6:
-        sides = (right + 0 * y, rng.uniform(0.5, 3)), (-right + 0 * y, rng.uniform(0.5, 3)), (ahead + 0 * y, rng.uniform(1, 6))
+        sides = (
+            (right + 0 * y, rng.uniform(0.5, 3)),
+            (-right + 0 * y, rng.uniform(0.5, 3)),
+            (ahead + 0 * y, rng.uniform(1, 6)),
+        )
         planes += [hit(*side) for side in sides]
     if rng.random() < 0.5:
         planes.append(hit(-y + 0 * x, rng.uniform(0.6, 3)))
@@ -166,7 +206,9 @@ def smooth_field(height: int, width: int, rng: np.random.Generator) -> np.ndarra
 
 
 def follow_edges(depth: Tensor, image: Tensor, radius: int = 8, eps: float = 1e-3) -> Tensor:
-    """Depth ``(H, W)`` drawn to the edges of the picture ``(3, H, W)`` by a guided filter, as things' outlines are edges in both."""
+    """Depth ``(H, W)`` drawn to the edges of the picture ``(3, H, W)`` by a guided filter, as
+    things' outlines are edges in both.
+    """
     guide = (image * image.new_tensor(LUMA)[:, None, None]).sum(0)[None, None]
     low, high = depth.min(), depth.max()
     return guided_filter(depth[None, None], guide, radius, eps)[0, 0].clamp(low, high)

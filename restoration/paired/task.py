@@ -1,4 +1,6 @@
-"""Paired degradations (haze, rain drops, shadows, low light): from the degraded picture to the clean one in a few steps."""
+"""Paired degradations (haze, rain drops, shadows, low light): from the degraded picture to the
+clean one in a few steps.
+"""
 
 from __future__ import annotations
 
@@ -19,51 +21,75 @@ from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.process import Process
 from solvers.solver import Solver, Step
 
-PLAIN, MASKED, HAZE = 3, 4, 7  # condition channels: the degraded picture; and a mask; what haze_condition gives
-# Noise where a run of a matched network starts, in the network's range: one answer is right, and noise would leave blotches where it is
-# unsure.
+PLAIN, MASKED, HAZE = (
+    3,
+    4,
+    7,
+)  # condition channels: the degraded picture; and a mask; what haze_condition gives
+# Noise where a run of a matched network starts, in the network's range: one answer is right, and
+# noise would leave blotches where it is unsure.
 LITTLE = 0.01
 VIEW = 128  # short side at which haze is judged: the whole scene, whatever the picture's size
-SOFT = DarkChannelPrior(window=5, omega=0.8, radius=10)  # for that size; all of the haze would leave dark, coloured skies to be mended
+SOFT = DarkChannelPrior(
+    window=5, omega=0.8, radius=10
+)  # for that size; all of the haze would leave dark, coloured skies to be mended
 
 
 def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:
-    """What dehazing networks are shown, ``(B, 7, H, W)`` in [0, 1], of hazy pictures ``(B, 3, H, W)`` in [0, 1]: the picture dehazed by
-    the dark channel prior (the lift that the network corrects), the hazy one, and the prior's transmission."""
+    """What dehazing networks are shown, ``(B, 7, H, W)`` in [0, 1], of hazy pictures ``(B, 3, H,
+    W)`` in [0, 1]: the picture dehazed by the dark channel prior (the lift that the network
+    corrects), the hazy one, and the prior's transmission.
+    """
     found = prior(hazy)
     return torch.cat([found.image, hazy, found.transmission], dim=1)
 
 
 def reduced_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The size with ``side`` as its shorter one, in the same proportion; small sizes as they are."""
-    return tuple(max(1, round(n * side / min(size))) for n in size) if min(size) > side else tuple(size)
+    """The size with ``side`` as its shorter one, in the same proportion; small sizes as they
+    are.
+    """
+    return (
+        tuple(max(1, round(n * side / min(size))) for n in size)
+        if min(size) > side
+        else tuple(size)
+    )
 
 
 def reduced(image: Tensor, side: int) -> Tensor:
-    """Pictures ``(B, C, H, W)`` made smaller so that the short side is ``side`` pixels (without aliasing); small ones as they are."""
+    """Pictures ``(B, C, H, W)`` made smaller so that the short side is ``side`` pixels (without
+    aliasing); small ones as they are.
+    """
     size = reduced_size(tuple(image.shape[-2:]), side)
     if size == tuple(image.shape[-2:]):
         return image
     return F.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def carry(image: Tensor, small: Tensor, restored: Tensor, radius: int = 2, eps: float = 1e-4) -> Tensor:
-    """Apply to a picture ``(B, C, H, W)`` what a restoration did to its reduced copy: ``small`` to ``restored``, both ``(B, C, h, w)``.
+def carry(
+    image: Tensor, small: Tensor, restored: Tensor, radius: int = 2, eps: float = 1e-4
+) -> Tensor:
+    """Apply to a picture ``(B, C, H, W)`` what a restoration did to its reduced copy: ``small`` to
+    ``restored``, both ``(B, C, h, w)``.
 
-    In every window of the small pictures the restored one is taken as a linear function of the other, channel by channel; its slopes and
-    offsets are enlarged (the fast guided filter, He & Sun 2015). For haze that is exact where depth is constant:
-    ``J = I/t + A (1 - 1/t)``.
+    In every window of the small pictures the restored one is taken as a linear function of the
+    other, channel by channel; its slopes and offsets are enlarged (the fast guided filter, He & Sun
+    2015). For haze that is exact where depth is constant: ``J = I/t + A (1 - 1/t)``.
     """
     mean_s, mean_r = box_mean(small, radius), box_mean(restored, radius)
-    slope = (box_mean(small * restored, radius) - mean_s * mean_r) / (box_mean(small * small, radius) - mean_s**2 + eps)
+    slope = (box_mean(small * restored, radius) - mean_s * mean_r) / (
+        box_mean(small * small, radius) - mean_s**2 + eps
+    )
     fields = box_mean(torch.cat([slope, mean_r - slope * mean_s], dim=1), radius)
-    slope, offset = F.interpolate(fields, image.shape[-2:], mode="bilinear", align_corners=False).chunk(2, dim=1)
+    slope, offset = F.interpolate(
+        fields, image.shape[-2:], mode="bilinear", align_corners=False
+    ).chunk(2, dim=1)
     return slope * image + offset
 
 
 def default_process(denoiser, solver: Solver, num_inference_steps: int) -> Process:
-    """What a run follows from the degraded picture: the network's own process if that holds the picture, else, by level matching and with
-    little noise, Resfusion's for its own sampler (its schedule with at least that many levels; five as released) and RDDM's for any other.
+    """What a run follows from the degraded picture: the network's own process if that holds the
+    picture, else, by level matching and with little noise, Resfusion's for its own sampler (its
+    schedule with at least that many levels; five as released) and RDDM's for any other.
     """
     if denoiser.process.holds_image:
         return denoiser.process
@@ -77,29 +103,34 @@ def default_process(denoiser, solver: Solver, num_inference_steps: int) -> Proce
 
 @dataclass(frozen=True)
 class PairedRestoration:
-    """Clean pictures from degraded ones with a conditional denoiser; the run starts at the degraded picture (DESIGN 3.1, 3.5).
+    """Clean pictures from degraded ones with a conditional denoiser; the run starts at the degraded
+    picture (DESIGN 3.1, 3.5).
 
-    The network's condition tells what it is shown: 3 channels the degraded picture; 4 that and a mask (1 where it is degraded, such as a
-    shadow); 7 what :func:`haze_condition` makes of a hazy picture. Its first three channels are the process's ``y``, from which
-    restoration starts.
+    The network's condition tells what it is shown: 3 channels the degraded picture; 4 that and a
+    mask (1 where it is degraded, such as a shadow); 7 what :func:`haze_condition` makes of a hazy
+    picture. Its first three channels are the process's ``y``, from which restoration starts.
 
-    Networks trained under Resfusion's or RDDM's process run on their own levels. A variance-preserving one answers any of these processes
-    at the level with the same log-SNR, under any solver.
+    Networks trained under Resfusion's or RDDM's process run on their own levels. A
+    variance-preserving one answers any of these processes at the level with the same log-SNR, under
+    any solver.
 
     Args:
         denoiser: PyTorch, fake-quantized or ONNX, of 3-channel pictures.
         solver: :class:`~solvers.RDDMSampler`, :class:`~solvers.ResfusionSampler`, or any other.
         num_inference_steps: solver steps.
         process: what the run follows; by default :func:`default_process`.
-        grid: a name in ``solvers.grid.GRIDS``; ``trailing`` visits RDDM's released times, and all levels where the steps are as many.
-        view: short side, in pixels, of the reduced picture that the run works on; what it does there is carried to the whole one
-            (:func:`carry`). Right for haze, which varies slowly, and the same work for every size. None: 128 for haze networks, which
-            were trained on such views, and no reduction for others.
+        grid: a name in ``solvers.grid.GRIDS``; ``trailing`` visits RDDM's released times, and all
+            levels where the steps are as many.
+        view: short side, in pixels, of the reduced picture that the run works on; what it does
+            there is carried to the whole one (:func:`carry`). Right for haze, which varies slowly,
+            and the same work for every size. None: 128 for haze networks, which were trained on
+            such views, and no reduction for others.
         tile: side of the tiles for larger pictures, in pixels.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
 
     Raises:
-        ValueError: an unknown grid, tiles that are too small, or a denoiser that is shown something else.
+        ValueError: an unknown grid, tiles that are too small, or a denoiser that is shown something
+            else.
     """
 
     denoiser: Denoiser
@@ -117,11 +148,15 @@ class PairedRestoration:
         if self.view is not None and self.view < 16:
             raise ValueError(f"view must be at least 16 pixels; got {self.view}")
         if self.tile < 16 or self.overlap < 0:
-            raise ValueError(f"tile must be at least 16 pixels and overlap at least 0; got {self.tile} and {self.overlap}")
+            raise ValueError(
+                f"tile must be at least 16 pixels and overlap at least 0; got {self.tile} and"
+                f" {self.overlap}"
+            )
         if self.denoiser.condition_channels not in (PLAIN, MASKED, HAZE):
             raise ValueError(
-                f"the network's condition has {self.denoiser.condition_channels} channels; paired restoration shows it {PLAIN} (the "
-                f"degraded picture), {MASKED} (and a mask) or {HAZE} (haze: see the recipes paired and haze)"
+                f"the network's condition has {self.denoiser.condition_channels} channels; paired"
+                f" restoration shows it {PLAIN} (the degraded picture), {MASKED} (and a mask) or"
+                f" {HAZE} (haze: see the recipes paired and haze)"
             )
 
     def __call__(
@@ -137,21 +172,39 @@ class PairedRestoration:
 
         Args:
             image: ``(C, H, W)`` in [0, 1], C = 1 (the network sees three equal channels) or 3.
-            mask: ``(H, W)`` of 0 and 1, 1 where the picture is degraded; for networks that are shown one, and only for them.
+            mask: ``(H, W)`` of 0 and 1, 1 where the picture is degraded; for networks that are
+                shown one, and only for them.
             num_samples: samples; their mean and standard deviation are returned too.
             seed: sample k uses ``seed + k``.
             callback: called after each network call with the sample's number and the step.
 
         Raises:
-            ValueError: shapes that don't fit, values out of range or not finite, a mask too many or too few, an impossible step count.
+            ValueError: shapes that don't fit, values out of range or not finite, a mask too many or
+                too few, an impossible step count.
         """
-        image, mask = check_pair_input(image, mask, masked=self.denoiser.condition_channels == MASKED)
+        image, mask = check_pair_input(
+            image, mask, masked=self.denoiser.condition_channels == MASKED
+        )
         device = self.denoiser.device
-        run = self.prepare(image.to(device)[None], None if mask is None else mask.to(device)[None, None])
-        options = {"num_samples": num_samples, "seed": seed, "finish": run.finish, "callback": callback}
-        return sample(run.denoiser, run.shape, run.grid, self.solver, process=run.process, y=run.y, **options)
+        run = self.prepare(
+            image.to(device)[None], None if mask is None else mask.to(device)[None, None]
+        )
+        options = {
+            "num_samples": num_samples,
+            "seed": seed,
+            "finish": run.finish,
+            "callback": callback,
+        }
+        return sample(
+            run.denoiser, run.shape, run.grid, self.solver, process=run.process, y=run.y, **options
+        )
 
-    def prepare(self, image: Tensor, mask: Tensor | None = None, reduce: Callable[[Tensor, int], Tensor] | None = None) -> PairedRun:
+    def prepare(
+        self,
+        image: Tensor,
+        mask: Tensor | None = None,
+        reduce: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> PairedRun:
         """What a run needs. Tensor operations only: it can be traced.
 
         Args:
@@ -183,14 +236,17 @@ class PairedRestoration:
 
     @property
     def side(self) -> int | None:
-        """Short side of the reduced picture that a run works on; None: it works on the whole one."""
+        """Short side of the reduced picture that a run works on; None: it works on the whole
+        one.
+        """
         return self.view or (VIEW if self.denoiser.condition_channels == HAZE else None)
 
 
 @dataclass(frozen=True)
 class PairedRun:
-    """A run on some pictures: the conditioned denoiser, the state's ``(C, h, w)``, times of ``process``, its ``y`` if it holds one, and
-    from the end of the run to pictures ``(B, C, H, W)`` in [0, 1]."""
+    """A run on some pictures: the conditioned denoiser, the state's ``(C, h, w)``, times of
+    ``process``, its ``y`` if it holds one, and from the end of the run to pictures ``(B, C, H, W)``
+    in [0, 1]."""
 
     denoiser: Denoiser
     shape: tuple[int, int, int]
@@ -201,13 +257,19 @@ class PairedRun:
 
 
 def paired_condition(denoiser: Denoiser, image: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What the network is shown of degraded pictures ``(B, 3, H, W)`` in [0, 1] and masks ``(B, 1, H, W)``, in its value range."""
+    """What the network is shown of degraded pictures ``(B, 3, H, W)`` in [0, 1] and masks ``(B, 1,
+    H, W)``, in its value range.
+    """
     parts = {PLAIN: (image,), MASKED: (image, mask), HAZE: (image,)}[denoiser.condition_channels]
-    shown = haze_condition(image) if denoiser.condition_channels == HAZE else torch.cat(parts, dim=1)
+    shown = (
+        haze_condition(image) if denoiser.condition_channels == HAZE else torch.cat(parts, dim=1)
+    )
     return denoiser.from_unit(shown)
 
 
-def check_pair_input(image: Tensor, mask: Tensor | None, masked: bool) -> tuple[Tensor, Tensor | None]:
+def check_pair_input(
+    image: Tensor, mask: Tensor | None, masked: bool
+) -> tuple[Tensor, Tensor | None]:
     """``image (1 or 3, H, W)`` and ``mask (H, W)``, both float32.
 
     Raises:
@@ -219,13 +281,22 @@ def check_pair_input(image: Tensor, mask: Tensor | None, masked: bool) -> tuple[
     if not torch.isfinite(image).all():
         raise ValueError("the image holds NaN or infinite values")
     if image.min() < 0 or image.max() > 1:
-        raise ValueError(f"pixels must lie in [0, 1]; got {float(image.min()):.3g} to {float(image.max()):.3g}")
+        raise ValueError(
+            f"pixels must lie in [0, 1]; got {float(image.min()):.3g} to {float(image.max()):.3g}"
+        )
     if masked != (mask is not None):
-        raise ValueError("this network is shown a mask of what is degraded: give one" if masked else "this network is not shown any mask")
+        raise ValueError(
+            "this network is shown a mask of what is degraded: give one"
+            if masked
+            else "this network is not shown any mask"
+        )
     if mask is not None:
         mask = mask.float()
         if mask.shape != image.shape[1:]:
-            raise ValueError(f"mask is {tuple(mask.shape)} but the image is {tuple(image.shape[1:])} pixels (H, W)")
+            raise ValueError(
+                f"mask is {tuple(mask.shape)} but the image is {tuple(image.shape[1:])} pixels"
+                " (H, W)"
+            )
         if not ((mask == 0) | (mask == 1)).all():
             raise ValueError("mask must hold only 0 (as it should be) and 1 (degraded)")
     return image, mask

@@ -25,19 +25,21 @@ from solvers.solver import Solver, Step
 class InpaintingTask:
     """Fill missing pixels with any denoiser, solver and correction.
 
-    A conditional denoiser (``condition_channels = C + 1``) is shown the lifted image and the mask; an unconditional one is steered by
-    the correction alone.
+    A conditional denoiser (``condition_channels = C + 1``) is shown the lifted image and the mask;
+    an unconditional one is steered by the correction alone.
 
     Args:
         denoiser: PyTorch, fake-quantized or ONNX, of 3-channel images.
         solver: any solver of this toolbox.
         num_inference_steps: solver steps, from 1 to the number of levels of the process.
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
-        correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: DDNM for noiseless pixels, DiffPIR for
-            noisy ones.
-        tile: side of the tiles for images larger than that, in pixels; rounded down to what the network takes.
+        correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: DDNM
+            for noiseless pixels, DiffPIR for noisy ones.
+        tile: side of the tiles for images larger than that, in pixels; rounded down to what the
+            network takes.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
-        symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a call more.
+        symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a
+            call more.
 
     Raises:
         ValueError: an unknown grid or correction, a number of symmetries other than these.
@@ -68,7 +70,8 @@ class InpaintingTask:
         """Restore one image.
 
         Args:
-            image: ``(C, H, W)`` in [0, 1], C = 1 (the network sees three equal channels) or 3; missing pixels may hold anything.
+            image: ``(C, H, W)`` in [0, 1], C = 1 (the network sees three equal channels) or 3;
+                missing pixels may hold anything.
             mask: ``(H, W)``; 1 = known, 0 = missing.
             sigma: standard deviation of the noise on the known pixels, in units of [0, 1].
             num_samples: posterior samples; their mean and standard deviation are returned too.
@@ -76,11 +79,18 @@ class InpaintingTask:
             callback: called after each network call with the sample's number and the step.
 
         Raises:
-            ValueError: shapes that don't fit, values that are not finite, a mask that knows nothing, or an impossible step count.
+            ValueError: shapes that don't fit, values that are not finite, a mask that knows
+                nothing, or an impossible step count.
         """
         image, mask = (v.to(self.denoiser.device) for v in check_inpainting(image, mask))
         corrected, finish = self.prepare(image[None], mask[None, None], sigma)
-        options = {"num_samples": num_samples, "seed": seed, "finish": finish, "callback": callback, "calls": self.symmetries}
+        options = {
+            "num_samples": num_samples,
+            "seed": seed,
+            "finish": finish,
+            "callback": callback,
+            "calls": self.symmetries,
+        }
         return sample(corrected, (3, *mask.shape), self.nodes(), self.solver, **options)
 
     def nodes(self) -> Grid:
@@ -92,7 +102,8 @@ class InpaintingTask:
         return self.correction or ("diffpir" if sigma > 0 else "ddnm")
 
     def prepare(self, image: Tensor, known: Tensor, sigma: float = 0.0):
-        """The denoiser that a run asks, and what makes an image of its end. Tensor operations only: it can be traced.
+        """The denoiser that a run asks, and what makes an image of its end. Tensor operations only:
+        it can be traced.
 
         Args:
             image: ``(B, C, H, W)`` in [0, 1], C = 1 or 3; unknown pixels hold finite values.
@@ -100,21 +111,29 @@ class InpaintingTask:
             sigma: as in a call.
 
         Returns:
-            The corrected denoiser, and a function from the end of a run ``(B, 3, H, W)`` to ``(B, C, H, W)`` in [0, 1].
+            The corrected denoiser, and a function from the end of a run ``(B, 3, H, W)`` to ``(B,
+                C, H, W)`` in [0, 1].
         """
         d = self.denoiser
         grey = image.shape[1] == 1
         x = image.expand(-1, 3, -1, -1)
-        measurement = Measurement(Inpainting(known), x * known, sigma).in_range(*d.value_range, like=x)
+        measurement = Measurement(Inpainting(known), x * known, sigma).in_range(
+            *d.value_range, like=x
+        )
         if d.condition_channels:
             if d.condition_channels != x.shape[1] + 1:
-                raise ValueError(f"the network's condition has {d.condition_channels} channels; inpainting shows it {x.shape[1] + 1}")
+                raise ValueError(
+                    f"the network's condition has {d.condition_channels} channels; inpainting shows"
+                    f" it {x.shape[1] + 1}"
+                )
             d = d.conditioned(torch.cat([thin_plate(measurement.y, known), known], dim=1))
         if max(x.shape[-2:]) > self.tile:
             unit = d.fold * d.multiple
             tile = self.tile // unit * unit
             d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
-        corrected = CORRECTIONS[self.correction_for(sigma)](Symmetric(d, self.symmetries) if self.symmetries > 1 else d, measurement)
+        corrected = CORRECTIONS[self.correction_for(sigma)](
+            Symmetric(d, self.symmetries) if self.symmetries > 1 else d, measurement
+        )
 
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0)
@@ -130,13 +149,16 @@ def check_inpainting(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """``image (1 or 3, H, W)`` with zeros where the ``mask (H, W)`` is, both float32.
 
     Raises:
-        ValueError: shapes that don't fit, values that are not finite or leave [0, 1], or a mask that knows nothing.
+        ValueError: shapes that don't fit, values that are not finite or leave [0, 1], or a mask
+            that knows nothing.
     """
     image, mask = image.float(), mask.float()
     if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:
         raise ValueError(f"image must be (1 or 3, H, W); got {tuple(image.shape)}")
     if mask.shape != image.shape[1:]:
-        raise ValueError(f"mask is {tuple(mask.shape)} but the image is {tuple(image.shape[1:])} pixels (H, W)")
+        raise ValueError(
+            f"mask is {tuple(mask.shape)} but the image is {tuple(image.shape[1:])} pixels (H, W)"
+        )
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError("mask must hold only 0 (missing) and 1 (known)")
     if not mask.any():
@@ -145,5 +167,7 @@ def check_inpainting(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(image).all():
         raise ValueError("known pixels hold NaN or infinite values")
     if image.min() < 0 or image.max() > 1:
-        raise ValueError(f"pixels must lie in [0, 1]; got {float(image.min()):.3g} to {float(image.max()):.3g}")
+        raise ValueError(
+            f"pixels must lie in [0, 1]; got {float(image.min()):.3g} to {float(image.max()):.3g}"
+        )
     return image, mask

@@ -1,4 +1,6 @@
-"""Lifts: the cheapest good image that a measurement allows, where the diffusion then starts (DESIGN 3.5)."""
+"""Lifts: the cheapest good image that a measurement allows, where the diffusion then starts (DESIGN
+3.5).
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,22 @@ from torch import Tensor
 
 
 def thin_plate(image: Tensor, mask: Tensor, steps: int = 5) -> Tensor:
-    """Bend the filled pixels towards the smoothest surface through the known ones: ``min |Laplacian x|^2`` over the missing pixels.
+    """Bend the filled pixels towards the smoothest surface through the known ones: ``min |Laplacian
+    x|^2`` over the missing pixels.
 
-    A few conjugate gradient steps from :func:`push_pull`. They bring thin gaps to the biharmonic solution, and leave wide holes near the
-    push-pull fill, which is the better guess there (the biharmonic one overshoots).
+    A few conjugate gradient steps from :func:`push_pull`. They bring thin gaps to the biharmonic
+    solution, and leave wide holes near the push-pull fill, which is the better guess there (the
+    biharmonic one overshoots).
 
     Args:
         image: ``(B, C, H, W)``; values where the mask is 0 are ignored.
         mask: ``(B or 1, 1, H, W)``, 1 = known, 0 = missing.
-        steps: of conjugate gradients; a fixed number, so that the run can be part of an exported graph.
+        steps: of conjugate gradients; a fixed number, so that the run can be part of an exported
+            graph.
 
     Returns:
-        ``(B, C, H, W)``: known pixels unchanged, missing ones filled; all zeros where no pixel is known at all.
+        ``(B, C, H, W)``: known pixels unchanged, missing ones filled; all zeros where no pixel is
+            known at all.
     """
     x, hole = push_pull(image, mask), 1 - mask.to(image)
     residual = -hole * _laplacian(_laplacian(x))
@@ -44,12 +50,17 @@ def _mean_square(u: Tensor, v: Tensor) -> Tensor:
 
 
 def enlarge(means: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
-    """Bicubic interpolation of ``(B, C, h, w)`` means of ``factor x factor`` blocks to ``size (H, W)``."""
-    return F.interpolate(means, scale_factor=factor, mode="bicubic", align_corners=False)[..., : size[0], : size[1]]
+    """Bicubic interpolation of ``(B, C, h, w)`` means of ``factor x factor`` blocks to ``size (H,
+    W)``.
+    """
+    return F.interpolate(means, scale_factor=factor, mode="bicubic", align_corners=False)[
+        ..., : size[0], : size[1]
+    ]
 
 
 def push_pull(image: Tensor, mask: Tensor, sweeps: int = 2) -> Tensor:
-    """Fill missing pixels from a pyramid of averages of the known ones (Gortler et al. 1996), then smooth the filled ones.
+    """Fill missing pixels from a pyramid of averages of the known ones (Gortler et al. 1996), then
+    smooth the filled ones.
 
     Plain tensor operations only, so it can be part of an exported graph.
 
@@ -59,14 +70,17 @@ def push_pull(image: Tensor, mask: Tensor, sweeps: int = 2) -> Tensor:
         sweeps: smoothing passes per level over the filled pixels.
 
     Returns:
-        ``(B, C, H, W)``: known pixels unchanged, missing ones filled; all zeros where no pixel is known at all.
+        ``(B, C, H, W)``: known pixels unchanged, missing ones filled; all zeros where no pixel is
+            known at all.
     """
     mask = mask.to(image).expand(image.shape[0], -1, -1, -1)
     return _fill(image * mask, mask, sweeps)
 
 
 def _fill(image: Tensor, mask: Tensor, sweeps: int) -> Tensor:
-    """``image`` is zero wherever ``mask`` is; ``mask`` may be fractional (the weight of a coarse pixel)."""
+    """``image`` is zero wherever ``mask`` is; ``mask`` may be fractional (the weight of a coarse
+    pixel).
+    """
     height, width = image.shape[-2:]
     if min(height, width) <= 2:
         total = mask.sum((-2, -1), keepdim=True)
@@ -77,9 +91,15 @@ def _fill(image: Tensor, mask: Tensor, sweeps: int) -> Tensor:
         mean = F.avg_pool2d(F.pad(image * mask, pad), 2) / weight.clamp(min=1e-6)
         # one known pixel of four is enough evidence for a coarse pixel
         coarse = _fill(mean, (4 * weight).clamp(max=1), sweeps)
-        coarse = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
+        coarse = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[
+            ..., :height, :width
+        ]
     filled = mask * image + (1 - mask) * coarse
     for _ in range(sweeps):
-        smooth = F.avg_pool2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, stride=1) if min(height, width) > 1 else filled
+        smooth = (
+            F.avg_pool2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+            if min(height, width) > 1
+            else filled
+        )
         filled = mask * image + (1 - mask) * smooth
     return filled

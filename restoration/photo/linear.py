@@ -24,37 +24,47 @@ from solvers.methods.ddim import DDIM
 from solvers.process import CLEAN
 from solvers.solver import Solver, Step
 
-PRIOR_STD = 0.4  # how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust in noisy data
+# how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust
+# in noisy data
+PRIOR_STD = 0.4
 
 
 @dataclass(frozen=True)
 class LinearTask:
     """Pictures from ``y = A x + sigma n`` with any denoiser, solver and correction.
 
-    - ``Denoising`` without a correction starts where the process is as noisy as the picture: one step gives the posterior mean
-      (Tweedie's formula), more steps posterior samples.
-    - With ``start_level`` the run starts from the regularized inverse of the data at that noise level, without fresh noise: the path of
-      plug-and-play restoration (Zhang et al. 2021), closer to the mean than a sample is, and the same for every seed.
-    - Anything else starts from noise and is held to the data by the correction. A network that is shown a lifted picture and what is
-      known of each pixel (the model ``photo``) is shown the enlarged measurement of ``BlockMean`` and ``Bicubic``, and the filled one of
-      ``Inpainting``; for other operators nothing, and the correction alone steers it.
+    - ``Denoising`` without a correction starts where the process is as noisy as the picture: one
+      step gives the posterior mean (Tweedie's formula), more steps posterior samples.
+    - With ``start_level`` the run starts from the regularized inverse of the data at that noise
+      level, without fresh noise: the path of plug-and-play restoration (Zhang et al. 2021), closer
+      to the mean than a sample is, and the same for every seed.
+    - Anything else starts from noise and is held to the data by the correction. A network that is
+      shown a lifted picture and what is known of each pixel (the model ``photo``) is shown the
+      enlarged measurement of ``BlockMean`` and ``Bicubic``, and the filled one of ``Inpainting``;
+      for other operators nothing, and the correction alone steers it.
 
     Args:
-        denoiser: PyTorch, fake-quantized or ONNX. One of single planes (the model ``grey``) restores colours one by one.
+        denoiser: PyTorch, fake-quantized or ONNX. One of single planes (the model ``grey``)
+            restores colours one by one.
         solver: any solver of this toolbox.
         num_inference_steps: solver steps, from 1 to the number of levels of the process.
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
-        correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: none for denoising, else DDNM for noiseless
-            data and DiffPIR for noisy.
-        tile: side of the tiles for larger pictures, in pixels; rounded down to what the network takes.
+        correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: none
+            for denoising, else DDNM for noiseless data and DiffPIR for noisy.
+        tile: side of the tiles for larger pictures, in pixels; rounded down to what the network
+            takes.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
-        symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a call more.
-        start_level: noise-to-signal ratio ``b/a`` in the denoiser's value range, or None. About 0.4 suits deblurring in five steps.
-        timesteps: for denoising without a correction: the times that the network may be asked at, such as those that its scales were
-            calibrated at; a run takes the nearest. Empty: all of them, or those that an exported network holds.
+        symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a
+            call more.
+        start_level: noise-to-signal ratio ``b/a`` in the denoiser's value range, or None. About 0.4
+            suits deblurring in five steps.
+        timesteps: for denoising without a correction: the times that the network may be asked at,
+            such as those that its scales were calibrated at; a run takes the nearest. Empty: all of
+            them, or those that an exported network holds.
 
     Raises:
-        ValueError: an unknown grid or correction, a number of symmetries other than these, a start level that is not positive.
+        ValueError: an unknown grid or correction, a number of symmetries other than these, a start
+            level that is not positive.
     """
 
     denoiser: Denoiser
@@ -86,7 +96,8 @@ class LinearTask:
         """Restore one picture.
 
         Args:
-            y: what was measured of a picture ``(C, H, W)`` in [0, 1], without the batch axis; C = 1 or 3.
+            y: what was measured of a picture ``(C, H, W)`` in [0, 1], without the batch axis; C = 1
+                or 3.
             operator: see ``restoration.operators.linear``.
             sigma: standard deviation of the noise on ``y``, in units of [0, 1].
             num_samples: posterior samples; their mean and standard deviation are returned too.
@@ -94,13 +105,17 @@ class LinearTask:
             callback: called after each network call with the sample's number and the step.
 
         Raises:
-            ValueError: data that is not finite or does not fit the operator, pictures of other than 1 or 3 channels, a network of other
-                channels, denoising without noise, or an impossible step count.
+            ValueError: data that is not finite or does not fit the operator, pictures of other than
+                1 or 3 channels, a network of other channels, denoising without noise, or an
+                impossible step count.
         """
         measurement = Measurement(operator, y[None].float().to(self.denoiser.device), sigma)
         shape = measurement.operator.A_adjoint(measurement.y).shape
         if len(shape) != 4 or shape[1] not in (1, 3):
-            raise ValueError(f"the measurement must be of a picture (1 or 3, H, W); this operator makes {tuple(shape[1:])} of it")
+            raise ValueError(
+                "the measurement must be of a picture (1 or 3, H, W); this operator makes"
+                f" {tuple(shape[1:])} of it"
+            )
         asked, start, grid, finish = self.prepare(measurement, shape)
         channels = _network_channels(self.denoiser, shape[1])
         return sample(
@@ -116,20 +131,29 @@ class LinearTask:
             calls=self.symmetries,
         )
 
-    def prepare(self, measurement: Measurement, shape) -> tuple[object, Tensor | None, Grid, Callable[[Tensor], Tensor]]:
+    def prepare(
+        self, measurement: Measurement, shape
+    ) -> tuple[object, Tensor | None, Grid, Callable[[Tensor], Tensor]]:
         """What a run needs. Tensor operations only: it can be traced.
 
         Args:
             measurement: of pictures of ``shape (B, C, H, W)`` in [0, 1].
 
         Returns:
-            The denoiser that is asked, the state to start from (None: noise), the grid, and a function from the end of a run to pictures
+            The denoiser that is asked, the state to start from (None: noise), the grid, and a
+                function from the end of a run to pictures
             ``(B, C, H, W)`` in [0, 1].
         """
         d = self.denoiser
         grey = shape[1] == 1
-        if _network_channels(d, shape[1]) != shape[1]:  # a network of colours is shown three equal planes
-            measurement = Measurement(measurement.operator, measurement.y.expand(-1, 3, *measurement.y.shape[2:]), measurement.sigma)
+        if (
+            _network_channels(d, shape[1]) != shape[1]
+        ):  # a network of colours is shown three equal planes
+            measurement = Measurement(
+                measurement.operator,
+                measurement.y.expand(-1, 3, *measurement.y.shape[2:]),
+                measurement.sigma,
+            )
         elif shape[1] == 3 and _image_channels(d) == 1:
             d = planewise(d)
         like = measurement.operator.A_adjoint(measurement.y)
@@ -158,18 +182,29 @@ class LinearTask:
         if self.start_level is None:
             return asked, None, GRIDS[self.grid](d.process, self.num_inference_steps), finish
         t = d.process.time_at(-2 * math.log(self.start_level))
-        return asked, d.process.a(t) * _regularized(m), _grid_from(d.process, t, self.num_inference_steps), finish
+        return (
+            asked,
+            d.process.a(t) * _regularized(m),
+            _grid_from(d.process, t, self.num_inference_steps),
+            finish,
+        )
 
     def _enter(self, m: Measurement) -> tuple[Tensor, Grid, float]:
-        """The noisy picture as a state of the process, the times from there, and the contrast that the picture is shown with.
+        """The noisy picture as a state of the process, the times from there, and the contrast that
+        the picture is shown with.
 
-        Where the network knows a few times only it is entered at the nearest of them, with the contrast that suits it.
+        Where the network knows a few times only it is entered at the nearest of them, with the
+        contrast that suits it.
         """
         if m.sigma == 0:
             raise ValueError("denoising needs the noise level: give sigma > 0")
         process, contrast = self.denoiser.process, 1.0
         t = process.time_at(-2 * math.log(m.sigma))
-        known = [s for s in self.timesteps or getattr(self.denoiser.network, "timesteps", ()) if process.a(s) > 0]
+        known = [
+            s
+            for s in self.timesteps or getattr(self.denoiser.network, "timesteps", ())
+            if process.a(s) > 0
+        ]
         if known:
             t = min(known, key=lambda s: abs(process.log_snr(s) + 2 * math.log(m.sigma)))
             contrast = process.kappa(t) / m.sigma
@@ -179,14 +214,17 @@ class LinearTask:
 
 
 def _regularized(m: Measurement) -> Tensor:
-    """``argmin |A x - y|^2 / sigma^2 + |x - A^H y|^2 / s^2`` with s = PRIOR_STD / 2; the pseudo-inverse of noiseless data."""
+    """``argmin |A x - y|^2 / sigma^2 + |x - A^H y|^2 / s^2`` with s = PRIOR_STD / 2; the
+    pseudo-inverse of noiseless data.
+    """
     if m.sigma == 0:
         return m.operator.A_dagger(m.y)
     return m.operator.prox_l2(m.operator.A_adjoint(m.y), m.y, (PRIOR_STD / 2 / m.sigma) ** 2)
 
 
 def _grid_from(process, t: float, steps: int, known: Sequence[float] = ()) -> Grid:
-    """``steps`` times from ``t`` down, evenly spread in log-SNR, and the clean end; the nearest of the ``known`` ones, if there are any.
+    """``steps`` times from ``t`` down, evenly spread in log-SNR, and the clean end; the nearest of
+    the ``known`` ones, if there are any.
 
     Raises:
         ValueError: not as many known times.
@@ -195,17 +233,23 @@ def _grid_from(process, t: float, steps: int, known: Sequence[float] = ()) -> Gr
     levels = [process.log_snr(t) + (top - process.log_snr(t)) * k / steps for k in range(steps)]
     times = sorted({t, *(process.time_at(level) for level in levels[1:])}, reverse=True)
     if known:
-        times = sorted({min(known, key=lambda s, v=level: abs(process.log_snr(s) - v)) for level in levels}, reverse=True)
+        times = sorted(
+            {min(known, key=lambda s, v=level: abs(process.log_snr(s) - v)) for level in levels},
+            reverse=True,
+        )
         if len(times) < steps:
             raise ValueError(
-                f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold: nearest to them are only "
-                f"{', '.join(f'{s:g}' for s in times)}; take at most {len(times)} of them, or calibrate at more times"
+                f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold:"
+                f" nearest to them are only {', '.join(f'{s:g}' for s in times)}; take at most"
+                f" {len(times)} of them, or calibrate at more times"
             )
     return Grid((*(s for s in times if s > CLEAN), CLEAN))
 
 
 def _condition(m: Measurement, shape) -> Tensor | None:
-    """The lifted picture and what is known of each pixel, ``(B, C + 1, H, W)``; None where there is no lift for the operator."""
+    """The lifted picture and what is known of each pixel, ``(B, C + 1, H, W)``; None where there is
+    no lift for the operator.
+    """
     size = tuple(shape[-2:])
     if isinstance(m.operator, Inpainting):
         known = m.operator.mask.to(m.y).expand(shape[0], 1, *size)
@@ -217,7 +261,9 @@ def _condition(m: Measurement, shape) -> Tensor | None:
 
 
 class PlanewiseNetwork(nn.Module):
-    """``network(input (B, C n, h, w), t)``, where the network takes n channels: each group of n by itself."""
+    """``network(input (B, C n, h, w), t)``, where the network takes n channels: each group of n by
+    itself.
+    """
 
     def __init__(self, network, channels: int):
         super().__init__()
@@ -235,7 +281,9 @@ class PlanewiseNetwork(nn.Module):
 
 
 def planewise(denoiser: Denoiser) -> Denoiser:
-    """A copy of a denoiser of single planes that takes pictures of any number of channels, one by one."""
+    """A copy of a denoiser of single planes that takes pictures of any number of channels, one by
+    one.
+    """
     other = copy.copy(denoiser)
     other.network = PlanewiseNetwork(denoiser.network, denoiser.fold**2)
     return other
@@ -257,6 +305,7 @@ def _network_channels(denoiser: Denoiser, channels: int) -> int:
         raise ValueError(f"the network works on {own} channels, not on pictures (1 or 3)")
     if denoiser.condition_channels not in (0, own + 1):
         raise ValueError(
-            f"the network's condition has {denoiser.condition_channels} channels; pictures are restored with {own + 1} or none"
+            f"the network's condition has {denoiser.condition_channels} channels; pictures are"
+            f" restored with {own + 1} or none"
         )
     return max(own, channels)

@@ -14,7 +14,9 @@ def random_mask(height: int, width: int, missing: float, rng: np.random.Generato
 
 
 def stroke_mask(height: int, width: int, missing: float, rng: np.random.Generator) -> np.ndarray:
-    """Random brush strokes until at least the fraction ``missing`` of the pixels is covered. Returns float32 ``(H, W)``."""
+    """Random brush strokes until at least the fraction ``missing`` of the pixels is covered.
+    Returns float32 ``(H, W)``.
+    """
     canvas = Image.new("L", (width, height), 255)
     draw = ImageDraw.Draw(canvas)
     side = min(height, width)
@@ -36,7 +38,9 @@ def stroke_mask(height: int, width: int, missing: float, rng: np.random.Generato
 
 
 def text_mask(height: int, width: int, missing: float, rng: np.random.Generator) -> np.ndarray:
-    """Lines of random letters until at least the fraction ``missing`` of the pixels is covered. Returns float32 ``(H, W)``."""
+    """Lines of random letters until at least the fraction ``missing`` of the pixels is covered.
+    Returns float32 ``(H, W)``.
+    """
     canvas = Image.new("L", (width, height), 255)
     draw = ImageDraw.Draw(canvas)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789"))
@@ -44,13 +48,20 @@ def text_mask(height: int, width: int, missing: float, rng: np.random.Generator)
     while covered < missing and attempts < 1000:
         font = ImageFont.load_default(size=int(rng.uniform(10, max(11, min(40, height / 3)))))
         line = "".join(rng.choice(letters, size=int(rng.integers(6, 40))))
-        draw.text((rng.uniform(-width * 0.3, width * 0.9), rng.uniform(-8, height)), line, fill=0, font=font)
+        draw.text(
+            (rng.uniform(-width * 0.3, width * 0.9), rng.uniform(-8, height)),
+            line,
+            fill=0,
+            font=font,
+        )
         covered, attempts = 1 - np.asarray(canvas).mean() / 255, attempts + 1
     return (np.asarray(canvas) > 127).astype(np.float32)
 
 
 def box_mask(height: int, width: int, missing: float, rng: np.random.Generator) -> np.ndarray:
-    """One rectangle of about the fraction ``missing`` of the area at a random place. Returns float32 ``(H, W)``."""
+    """One rectangle of about the fraction ``missing`` of the area at a random place. Returns
+    float32 ``(H, W)``.
+    """
     aspect = np.exp(rng.uniform(-0.5, 0.5))
     h = int(np.clip(height * np.sqrt(missing) * aspect, 1, height))
     w = int(np.clip(width * np.sqrt(missing) / aspect, 1, width))
@@ -60,8 +71,11 @@ def box_mask(height: int, width: int, missing: float, rng: np.random.Generator) 
     return mask
 
 
-def make_mask(kind: str, height: int, width: int, missing: float, seed: int | np.random.Generator) -> np.ndarray:
-    """A mask by name (``random``, ``strokes``, ``text``, ``box``), float32 ``(H, W)`` with 1 = known.
+def make_mask(
+    kind: str, height: int, width: int, missing: float, seed: int | np.random.Generator
+) -> np.ndarray:
+    """A mask by name (``random``, ``strokes``, ``text``, ``box``), float32 ``(H, W)`` with 1 =
+    known.
 
     Raises:
         ValueError: unknown kind, or ``missing`` outside (0, 1).
@@ -85,4 +99,6 @@ def parse_mask(text: str) -> tuple[str, float]:
     try:
         return kind, float(fraction)
     except ValueError:
-        raise ValueError(f"mask {text!r} is neither a file nor KIND:FRACTION such as random:0.8") from None
+        raise ValueError(
+            f"mask {text!r} is neither a file nor KIND:FRACTION such as random:0.8"
+        ) from None

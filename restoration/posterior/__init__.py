@@ -20,4 +20,16 @@ CORRECTIONS = {
     "repaint": RePaint,
 }
 
-__all__ = ["CORRECTIONS", "DDNM", "DDRM", "DPS", "MMPS", "Correction", "DDNMPlus", "DiffPIR", "GradientCorrection", "PiGDM", "RePaint"]
+__all__ = [
+    "CORRECTIONS",
+    "DDNM",
+    "DDRM",
+    "DPS",
+    "MMPS",
+    "Correction",
+    "DDNMPlus",
+    "DiffPIR",
+    "GradientCorrection",
+    "PiGDM",
+    "RePaint",
+]

@@ -15,31 +15,39 @@ from solvers.solver import randn
 
 
 class Correction:
-    """A denoiser that wraps a denoiser: it replaces the image estimate by one that agrees with the measurement.
+    """A denoiser that wraps a denoiser: it replaces the image estimate by one that agrees with the
+    measurement.
 
-    Most subclasses define ``correct(x0, t)``. The noise estimate then follows the new image, so that ``x = a x0 + b eps`` still holds
-    and every solver can use the result. Those that move the state, or choose its noise, define ``__call__`` and say so.
+    Most subclasses define ``correct(x0, t)``. The noise estimate then follows the new image, so
+    that ``x = a x0 + b eps`` still holds and every solver can use the result. Those that move the
+    state, or choose its noise, define ``__call__`` and say so.
 
     Args:
         denoiser: anything with ``process`` that answers ``(x, t)`` with a ``Prediction``.
         measurement: in the denoiser's value range.
     """
 
-    needs_gradient = False  #: whether the network must be differentiable; False: works with an exported int8 model
-    draws_noise = False  #: whether its noise estimate holds fresh noise; ``solve`` refuses multi-step solvers then
+    # : whether the network must be differentiable; False: works with an exported int8 model
+    needs_gradient = False
+    # : whether its noise estimate holds fresh noise; ``solve`` refuses multi-step solvers then
+    draws_noise = False
 
     def __init__(self, denoiser, measurement: Measurement):
         self.denoiser = denoiser
         self.measurement = measurement
         self.times: tuple[float, ...] | None = None
-        self.noise: Callable[[Tensor], Tensor] = lambda like: randn(like.shape, device=like.device, dtype=like.dtype)
+        self.noise: Callable[[Tensor], Tensor] = lambda like: randn(
+            like.shape, device=like.device, dtype=like.dtype
+        )
 
     @property
     def process(self):
         return self.denoiser.process
 
     def bind(self, times: Sequence[float], noise: Callable[[Tensor], Tensor]) -> Correction:
-        """A copy that knows the run it serves: its node times (of this process) and its noise source. ``solve`` calls it."""
+        """A copy that knows the run it serves: its node times (of this process) and its noise
+        source. ``solve`` calls it.
+        """
         other = copy.copy(self)
         other.times, other.noise = tuple(times), noise
         if callable(getattr(self.denoiser, "bind", None)):
@@ -62,7 +70,8 @@ class Correction:
 
     def with_image(self, p: Prediction, x0: Tensor, t: float) -> Prediction:
         """``p`` with the image ``x0`` and the noise that explains the same state with it."""
-        # x = a x0 + b eps fixes the new noise; written as a change so that a shift c y of the process stays where it is
+        # x = a x0 + b eps fixes the new noise; written as a change so that a shift c y of the
+        # process stays where it is
         a, b = self.process.a(t), self.process.b(t)
         return Prediction(x0, p.eps + (a / b) * (p.x0 - x0) if b > 0 else p.eps)
 
@@ -72,10 +81,12 @@ class Correction:
 
 
 class GradientCorrection(Correction):
-    """A correction that differentiates the image estimate with respect to the state, one backward pass through the network or more.
+    """A correction that differentiates the image estimate with respect to the state, one backward
+    pass through the network or more.
 
     Raises:
-        TypeError: the network is not an ``nn.Module`` (an ONNX session, say), or its answer carries no gradient.
+        TypeError: the network is not an ``nn.Module`` (an ONNX session, say), or its answer carries
+            no gradient.
     """
 
     needs_gradient = True
@@ -85,17 +96,24 @@ class GradientCorrection(Correction):
         network = _innermost(denoiser)
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(
-                f"{type(self).__name__} needs the gradient of the network, which {type(network).__name__} can't give: use a PyTorch "
-                "network, or a correction without gradients such as DDNM, DDRM or DiffPIR"
+                f"{type(self).__name__} needs the gradient of the network, which"
+                f" {type(network).__name__} can't give: use a PyTorch network, or a correction"
+                " without gradients such as DDNM, DDRM or DiffPIR"
             )
 
     def ask(self, x: Tensor, t: float) -> tuple[Tensor, Prediction]:
-        """The state as a leaf of the graph and the denoiser's answer to it; call it where gradients are on."""
+        """The state as a leaf of the graph and the denoiser's answer to it; call it where gradients
+        are on.
+        """
         x = x.detach().requires_grad_()
         p = self.denoiser(x, t)
-        # one of the two is the network's own answer, unless it predicts v: then both also hold the state
+        # one of the two is the network's own answer, unless it predicts v: then both also hold the
+        # state
         if not (p.x0.requires_grad and p.eps.requires_grad):
-            raise TypeError(f"{type(self).__name__} needs the gradient of the network, but the denoiser's answer carries none")
+            raise TypeError(
+                f"{type(self).__name__} needs the gradient of the network, but the denoiser's"
+                " answer carries none"
+            )
         return x, p
 
     @staticmethod
@@ -105,7 +123,9 @@ class GradientCorrection(Correction):
 
 
 def _innermost(denoiser):
-    """The network at the core of nested denoisers; None for one without a network (a closed-form prior)."""
+    """The network at the core of nested denoisers; None for one without a network (a closed-form
+    prior).
+    """
     while hasattr(denoiser, "denoiser"):
         denoiser = denoiser.denoiser
     network = getattr(denoiser, "network", None)

@@ -11,11 +11,13 @@ from restoration.posterior.correction import Correction
 
 
 class DiffPIR(Correction):
-    """``x0 <- argmin_x |y - A x|^2 / (2 sigma^2) + lam |x - x0|^2 / (2 r_t^2)`` (Zhu et al. 2023, alg. 1, line 4).
+    """``x0 <- argmin_x |y - A x|^2 / (2 sigma^2) + lam |x - x0|^2 / (2 r_t^2)`` (Zhu et al. 2023,
+    alg. 1, line 4).
 
-    ``r_t`` is how far the estimate may be off. The paper takes ``r_t = kappa_t = b/a``, the noise level of the state; with images known to
-    vary by ``prior_std``, ``r_t^2 = kappa^2 s^2 / (kappa^2 + s^2)``, which makes the step exact for a Gaussian prior of that width (the
-    paper's is the limit of large s). Noiseless data are a limit too: projection on ``A x = y``. Needs no gradient.
+    ``r_t`` is how far the estimate may be off. The paper takes ``r_t = kappa_t = b/a``, the noise
+    level of the state; with images known to vary by ``prior_std``, ``r_t^2 = kappa^2 s^2 / (kappa^2
+    + s^2)``, which makes the step exact for a Gaussian prior of that width (the paper's is the
+    limit of large s). Noiseless data are a limit too: projection on ``A x = y``. Needs no gradient.
 
     Args:
         lam: trust in the denoiser, > 0; the paper uses values from 1 to 20.
@@ -25,7 +27,9 @@ class DiffPIR(Correction):
         ValueError: ``lam`` or ``prior_std`` is not positive.
     """
 
-    def __init__(self, denoiser, measurement: Measurement, lam: float = 1.0, prior_std: float = math.inf):
+    def __init__(
+        self, denoiser, measurement: Measurement, lam: float = 1.0, prior_std: float = math.inf
+    ):
         if not (lam > 0 and prior_std > 0):
             raise ValueError(f"lam and prior_std must be positive; got {lam} and {prior_std}")
         super().__init__(denoiser, measurement)

@@ -1,4 +1,6 @@
-"""DPS: a gradient step on the residual's norm after each sampling step. Chung et al. 2023 (arXiv 2209.14687)."""
+"""DPS: a gradient step on the residual's norm after each sampling step. Chung et al. 2023 (arXiv
+2209.14687).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,20 @@ from solvers.prediction import Prediction
 
 
 class DPS(GradientCorrection):
-    """``x_s <- x_s - zeta grad_{x_t} |y - A x0(x_t)|`` after each step t -> s (Chung et al. 2023, alg. 1, line 7).
+    """``x_s <- x_s - zeta grad_{x_t} |y - A x0(x_t)|`` after each step t -> s (Chung et al. 2023,
+    alg. 1, line 7).
 
-    The next state is ``a_s x0 + ...``, so the move is made by ``x0 - zeta/a_s grad`` while the noise estimate stays as it is: DDIM
-    (``eta=1`` in the paper) then takes the paper's step exactly. The norm is each image's own. One backward pass per call.
+    The next state is ``a_s x0 + ...``, so the move is made by ``x0 - zeta/a_s grad`` while the
+    noise estimate stays as it is: DDIM (``eta=1`` in the paper) then takes the paper's step
+    exactly. The norm is each image's own. One backward pass per call.
 
-    Where the authors' code differs: RED-diff's version of it differentiates the squared norm and divides by the norm, so its weight is
-    ``zeta/2``; another takes one norm over the batch, which couples the images.
+    Where the authors' code differs: RED-diff's version of it differentiates the squared norm and
+    divides by the norm, so its weight is ``zeta/2``; another takes one norm over the batch, which
+    couples the images.
 
     Args:
-        scale: zeta, >= 0, for images in [-1, 1]; 0.3 to 1, by task and step count. It has no unit-free default that fits all tasks.
+        scale: zeta, >= 0, for images in [-1, 1]; 0.3 to 1, by task and step count. It has no
+            unit-free default that fits all tasks.
 
     Raises:
         TypeError: the network is not differentiable.

@@ -1,4 +1,6 @@
-"""PiGDM: guidance by the measurement's likelihood under a Gaussian around the estimate. Song et al. 2023."""
+"""PiGDM: guidance by the measurement's likelihood under a Gaussian around the estimate. Song et al.
+2023.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +13,36 @@ from solvers.prediction import Prediction
 
 
 class PiGDM(GradientCorrection):
-    """``x0 <- x0 + a_t J^T v``, ``v = A^H (A A^H + sigma^2/r_t^2 I)^-1 (y - A x0)``, ``J = d x0/d x_t`` (Song et al. 2023, alg. 1).
+    """``x0 <- x0 + a_t J^T v``, ``v = A^H (A A^H + sigma^2/r_t^2 I)^-1 (y - A x0)``, ``J = d x0/d
+    x_t`` (Song et al. 2023, alg. 1).
 
-    ``p(x0 | x_t)`` is taken as ``N(x0, r_t^2 I)``; ``r_t^2 = kappa^2/(1 + kappa^2)`` with ``kappa = b/a`` is right for images of unit
-    variance (``1 - abar`` for VP). Noiseless data: ``v = A^+ y - A^+ A x0``. One backward pass per call.
+    ``p(x0 | x_t)`` is taken as ``N(x0, r_t^2 I)``; ``r_t^2 = kappa^2/(1 + kappa^2)`` with ``kappa =
+    b/a`` is right for images of unit variance (``1 - abar`` for VP). Noiseless data: ``v = A^+ y -
+    A^+ A x0``. One backward pass per call.
 
-    The paper adds ``a_s a_t r_t^2 grad log p`` to the next state: the noise estimate stays as it is (``keep_noise``). The authors' code
-    has an alternative that lets the noise follow the new image.
+    The paper adds ``a_s a_t r_t^2 grad log p`` to the next state: the noise estimate stays as it is
+    (``keep_noise``). The authors' code has an alternative that lets the noise follow the new image.
 
     Args:
         scale: factor on the guidance, >= 0; 1 in the paper.
         keep_noise: the paper's weighting (True), or a noise estimate with ``x = a x0 + b eps``.
-        paste: the authors' extra for inpainting: the part of the estimate that is measured is replaced by the measurement, and
-            only the rest is guided. For data with little noise.
+        paste: the authors' extra for inpainting: the part of the estimate that is measured is
+            replaced by the measurement, and only the rest is guided. For data with little noise.
 
     Raises:
         TypeError: the network is not differentiable.
         ValueError: a negative scale.
     """
 
-    def __init__(self, denoiser, measurement: Measurement, scale: float = 1.0, *, keep_noise: bool = True, paste: bool = False):
+    def __init__(
+        self,
+        denoiser,
+        measurement: Measurement,
+        scale: float = 1.0,
+        *,
+        keep_noise: bool = True,
+        paste: bool = False,
+    ):
         if not scale >= 0:
             raise ValueError(f"scale must not be negative; got {scale}")
         super().__init__(denoiser, measurement)
@@ -40,7 +52,9 @@ class PiGDM(GradientCorrection):
         m, a, kappa = self.measurement, self.process.a(t), self.process.kappa(t)
         with torch.enable_grad():
             x, p = self.ask(x, t)
-            guidance = self.scale * a * self.pull_back(x, p.x0, self.direction(p.x0.detach(), kappa))
+            guidance = (
+                self.scale * a * self.pull_back(x, p.x0, self.direction(p.x0.detach(), kappa))
+            )
         p = Prediction(p.x0.detach(), p.eps.detach())
         x0 = p.x0 + guidance
         if self.paste:
@@ -49,7 +63,9 @@ class PiGDM(GradientCorrection):
         return Prediction(x0, p.eps) if self.keep_noise else self.with_image(p, x0, t)
 
     def direction(self, x0: Tensor, kappa: float) -> Tensor:
-        """``v``, an image. The proximal point at ``x0`` is ``x0 + A^H (A A^H + I/gamma)^-1 (y - A x0)``."""
+        """``v``, an image. The proximal point at ``x0`` is ``x0 + A^H (A A^H + I/gamma)^-1 (y - A
+        x0)``.
+        """
         m = self.measurement
         r2 = kappa**2 / (1 + kappa**2) if kappa < float("inf") else 1.0
         if m.sigma == 0:

@@ -1,4 +1,6 @@
-"""RePaint: the measured part of each state is the measurement, noised to that state's level. Lugmayr et al. 2022."""
+"""RePaint: the measured part of each state is the measurement, noised to that state's level.
+Lugmayr et al. 2022.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,13 @@ from solvers.prediction import Prediction
 
 
 class RePaint(Correction):
-    """Measured part of the next state ``a_s A^+ y + b_s z``, the rest from the denoiser (Lugmayr et al. 2022, eq. 8).
+    """Measured part of the next state ``a_s A^+ y + b_s z``, the rest from the denoiser (Lugmayr et
+    al. 2022, eq. 8).
 
-    Written for any operator: both estimates lose their part in the range of ``A^H`` and get the measurement's, with fresh noise. The paper
-    makes holes and surroundings agree by going back up and down again, which is the solver's part: ``Resampled(DDIM(eta=1))``.
-    Noise on the data is copied, as by DDNM. The fresh noise is in the answer, so multi-step solvers don't fit.
+    Written for any operator: both estimates lose their part in the range of ``A^H`` and get the
+    measurement's, with fresh noise. The paper makes holes and surroundings agree by going back up
+    and down again, which is the solver's part: ``Resampled(DDIM(eta=1))``. Noise on the data is
+    copied, as by DDNM. The fresh noise is in the answer, so multi-step solvers don't fit.
     """
 
     draws_noise = True

@@ -1,4 +1,6 @@
-"""Clips, frame by frame as they come: warm starts, or several frames in one network call (stream batching)."""
+"""Clips, frame by frame as they come: warm starts, or several frames in one network call (stream
+batching).
+"""
 
 from __future__ import annotations
 
@@ -20,31 +22,46 @@ from solvers.solver import Problem, Query, as_solver
 
 @torch.no_grad()
 def restore_clip(
-    task: UltrasoundTask, frames: Iterable[Tensor], *, seed: int = 0, warm_start: float | None = None, stream: bool = False
+    task: UltrasoundTask,
+    frames: Iterable[Tensor],
+    *,
+    seed: int = 0,
+    warm_start: float | None = None,
+    stream: bool = False,
 ) -> Iterator[Dehazed]:
-    """Dehaze frames ``(H, W)`` in [0, 1] in their order, one sample each, holding no more of the clip than is being worked on.
+    """Dehaze frames ``(H, W)`` in [0, 1] in their order, one sample each, holding no more of the
+    clip than is being worked on.
 
     Every frame uses the same noise, so that what was not seen does not flicker.
 
     Args:
-        warm_start: noise level ``b/a`` to enter at from the previous frame's result: steps above it are left out. None: every frame from
-            noise. A frame that does not resemble the last one (a cut) starts from noise.
-        stream: frame k+1 enters while frame k is on its way; all frames under way share each network call (Kodaira et al. 2023). The
-            results equal those of one frame at a time; they come later by the number of steps less one.
+        warm_start: noise level ``b/a`` to enter at from the previous frame's result: steps above it
+            are left out. None: every frame from noise. A frame that does not resemble the last one
+            (a cut) starts from noise.
+        stream: frame k+1 enters while frame k is on its way; all frames under way share each
+            network call (Kodaira et al. 2023). The results equal those of one frame at a time; they
+            come later by the number of steps less one.
 
     Raises:
-        ValueError: both of them (a warm start waits for the previous frame), a level outside the task's, frames of several sizes, or
-            ``stream`` with priors whose networks can't be shared.
+        ValueError: both of them (a warm start waits for the previous frame), a level outside the
+            task's, frames of several sizes, or ``stream`` with priors whose networks can't be
+            shared.
         TypeError: ``stream`` with a correction that differentiates the network.
     """
     if warm_start is not None and stream:
-        raise ValueError("a warm start waits for the previous frame's result, which stream batching does not: choose one")
+        raise ValueError(
+            "a warm start waits for the previous frame's result, which stream batching does not:"
+            " choose one"
+        )
     if warm_start is not None and not task.cleanest <= warm_start <= task.noisiest:
         raise ValueError(
-            f"warm_start must lie between the task's cleanest and noisiest level, {task.cleanest} and {task.noisiest}; got {warm_start}"
+            f"warm_start must lie between the task's cleanest and noisiest level, {task.cleanest}"
+            f" and {task.noisiest}; got {warm_start}"
         )
     checked = _same_size(frames)
-    return _streamed(task, checked, seed) if stream else _one_by_one(task, checked, seed, warm_start)
+    return (
+        _streamed(task, checked, seed) if stream else _one_by_one(task, checked, seed, warm_start)
+    )
 
 
 def _same_size(frames: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -53,11 +70,16 @@ def _same_size(frames: Iterable[Tensor]) -> Iterator[Tensor]:
         frame = check_frame(frame)
         size = frame.shape if size is None else size
         if frame.shape != size:
-            raise ValueError(f"frame {k} is {tuple(frame.shape)} pixels (H, W) but the clip began with {tuple(size)}")
+            raise ValueError(
+                f"frame {k} is {tuple(frame.shape)} pixels (H, W) but the clip began with"
+                f" {tuple(size)}"
+            )
         yield frame
 
 
-def _one_by_one(task: UltrasoundTask, frames: Iterator[Tensor], seed: int, warm_start: float | None) -> Iterator[Dehazed]:
+def _one_by_one(
+    task: UltrasoundTask, frames: Iterator[Tensor], seed: int, warm_start: float | None
+) -> Iterator[Dehazed]:
     before, last = None, None
     for frame in frames:
         began = time.perf_counter()
@@ -65,7 +87,10 @@ def _one_by_one(task: UltrasoundTask, frames: Iterator[Tensor], seed: int, warm_
         if warm_start is not None and last is not None and similar(before, frame):
             grid, start = enter(grid, task, warm_start), last.state
         solution = task.sample(frame, grid, torch.Generator().manual_seed(seed), start)
-        last, before = task.finish(solution.x0, frame, solution.nfe, time.perf_counter() - began), frame
+        last, before = (
+            task.finish(solution.x0, frame, solution.nfe, time.perf_counter() - began),
+            frame,
+        )
         yield last
 
 
@@ -77,17 +102,21 @@ def enter(grid: Grid, task: UltrasoundTask, level: float) -> Grid:
 
 
 def similar(a: Tensor, b: Tensor, least: float = 0.7) -> bool:
-    """Whether two frames show the same view: correlation of their grey values (their mean taken off: dark pictures always resemble)."""
+    """Whether two frames show the same view: correlation of their grey values (their mean taken
+    off: dark pictures always resemble).
+    """
     a, b = a - a.mean(), b - b.mean()
     scale = a.norm() * b.norm()
     return bool(scale > 0 and (a * b).sum() >= least * scale)
 
 
-# -- stream batching ----------------------------------------------------------------------------------------------
+# -- stream batching -------------------------------------------------------------------------------
 
 
 class _Run:
-    """One frame on its way: the solver's coroutine with its history, and the correction for its measurement."""
+    """One frame on its way: the solver's coroutine with its history, and the correction for its
+    measurement.
+    """
 
     def __init__(self, task: UltrasoundTask, frame: Tensor, joint: JointDenoiser, seed: int):
         self.began, self.task, self.frame = time.perf_counter(), task, frame
@@ -106,7 +135,9 @@ class _Run:
         try:
             self.query = self.run.send(correction(self.query.x, self.query.t))
         except StopIteration as end:
-            self.result = self.task.finish(end.value, self.frame, self.nfe, time.perf_counter() - self.began)
+            self.result = self.task.finish(
+                end.value, self.frame, self.nfe, time.perf_counter() - self.began
+            )
 
 
 class _Answered:
@@ -145,15 +176,26 @@ def _streamed(task: UltrasoundTask, frames: Iterator[Tensor], seed: int) -> Iter
 
 def _check_stream(task: UltrasoundTask, frame: Tensor, joint: JointDenoiser) -> None:
     if task.corrected(frame).needs_gradient:
-        raise TypeError(f"stream batching shares network calls, which {task.correction} differentiates: use diffpir, ddnm+ or ddrm")
+        raise TypeError(
+            f"stream batching shares network calls, which {task.correction} differentiates: use"
+            " diffpir, ddnm+ or ddrm"
+        )
     if getattr(task.solver, "keeps_history", False) and task.corrected(frame).draws_noise:
-        raise ValueError(f"{task.correction} draws noise, which {type(task.solver).__name__} would combine over steps: use DDIM")
-    if not all(isinstance(d, Denoiser) for d in (joint.tissue, joint.haze)) or joint.haze.process != joint.tissue.process:
+        raise ValueError(
+            f"{task.correction} draws noise, which {type(task.solver).__name__} would combine over"
+            " steps: use DDIM"
+        )
+    if (
+        not all(isinstance(d, Denoiser) for d in (joint.tissue, joint.haze))
+        or joint.haze.process != joint.tissue.process
+    ):
         raise ValueError("stream batching needs two network denoisers of one process")
 
 
 def ask_together(denoiser: Denoiser, states: list[Tensor], times: list[float]) -> list[Prediction]:
-    """What ``denoiser(x, t)`` says of each state ``(1, C, H, W)`` at its own time, in one call of an unconditional network."""
+    """What ``denoiser(x, t)`` says of each state ``(1, C, H, W)`` at its own time, in one call of
+    an unconditional network.
+    """
     levels = [denoiser.unit_levels(denoiser.process.a(t), denoiser.process.b(t)) for t in times]
     z = [x / scale for x, (scale, _, _) in zip(states, levels, strict=True)]
     output = denoiser.output(torch.cat(z), torch.tensor(times, device=z[0].device))

@@ -1,4 +1,6 @@
-"""Companding of signals in [-1, 1] (ITU-T G.711): small echoes get more of the range before a network sees RF data."""
+"""Companding of signals in [-1, 1] (ITU-T G.711): small echoes get more of the range before a
+network sees RF data.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def mu_law_inverse(y: Tensor, mu: float = MU) -> Tensor:
 
 
 def a_law(x: Tensor, a: float = A) -> Tensor:
-    """Linear below ``1/A``, logarithmic above: ``(A |x|, 1 + ln(A |x|))/(1 + ln A)`` with the sign of ``x``, clipped to [-1, 1].
+    """Linear below ``1/A``, logarithmic above: ``(A |x|, 1 + ln(A |x|))/(1 + ln A)`` with the sign
+    of ``x``, clipped to [-1, 1].
 
     Raises:
         ValueError: ``a`` below 1.
@@ -50,4 +53,6 @@ def a_law_inverse(y: Tensor, a: float = A) -> Tensor:
 
 def _check(name: str, value: float, least: float) -> None:
     if not (least < value < math.inf or value == least > 0):
-        raise ValueError(f"{name} must be a finite number {'above 0' if least == 0 else '>= 1'}; got {value}")
+        raise ValueError(
+            f"{name} must be a finite number {'above 0' if least == 0 else '>= 1'}; got {value}"
+        )

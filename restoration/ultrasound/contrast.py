@@ -1,4 +1,6 @@
-"""Contrast of two regions and agreement of their grey values: gCNR, CNR, contrast, Kolmogorov-Smirnov."""
+"""Contrast of two regions and agreement of their grey values: gCNR, CNR, contrast,
+Kolmogorov-Smirnov.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ import numpy as np
 
 
 def gcnr(x, y, bins: int = 256) -> float:
-    """Generalised contrast-to-noise ratio (Rodriguez-Molares et al. 2020): ``1 - sum min(f, g)``, histograms over common bins.
+    """Generalised contrast-to-noise ratio (Rodriguez-Molares et al. 2020): ``1 - sum min(f, g)``,
+    histograms over common bins.
 
-    0: no threshold tells the regions apart; 1: one does without error. Does not change under monotonic grey curves but for the binning.
+    0: no threshold tells the regions apart; 1: one does without error. Does not change under
+    monotonic grey curves but for the binning.
 
     Args:
         x, y: grey values of the two regions, any shapes.
@@ -29,7 +33,9 @@ def gcnr(x, y, bins: int = 256) -> float:
 
 
 def cnr(x, y) -> float:
-    """``|mean x - mean y| / sqrt(var x + var y)``; infinite for different constants, 0 for equal ones."""
+    """``|mean x - mean y| / sqrt(var x + var y)``; infinite for different constants, 0 for equal
+    ones.
+    """
     x, y = _regions(x, y)
     gap, spread = abs(x.mean() - y.mean()), math.sqrt(x.var() + y.var())
     return float(gap / spread) if spread > 0 else (math.inf if gap > 0 else 0.0)
@@ -50,7 +56,8 @@ def contrast(x, y) -> float:
 def ks(x, y) -> tuple[float, float]:
     """Two-sample Kolmogorov-Smirnov statistic in [0, 1] and its p-value.
 
-    Between a region before and after a restoration: low in tissue (kept as it was), high where haze was removed.
+    Between a region before and after a restoration: low in tissue (kept as it was), high where haze
+    was removed.
     """
     from scipy.stats import ks_2samp
 
@@ -59,7 +66,8 @@ def ks(x, y) -> tuple[float, float]:
 
 
 def read_regions(path: str | Path, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Masks ``(H, W)`` by name from JSON ``{"tissue": [[top, left, bottom, right], ...], "blood": ...}``, boxes in pixels, ends exclusive.
+    """Masks ``(H, W)`` by name from JSON ``{"tissue": [[top, left, bottom, right], ...], "blood":
+    ...}``, boxes in pixels, ends exclusive.
 
     Raises:
         ValueError: no such JSON, or a box that is empty or leaves the picture.
@@ -69,7 +77,10 @@ def read_regions(path: str | Path, shape: tuple[int, int]) -> dict[str, np.ndarr
     except (OSError, ValueError) as error:
         raise ValueError(f"regions {path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict) or not content:
-        raise ValueError(f'regions {path} must be an object such as {{"tissue": [[top, left, bottom, right]], "blood": ...}}')
+        raise ValueError(
+            f'regions {path} must be an object such as {{"tissue": [[top, left, bottom, right]],'
+            ' "blood": ...}'
+        )
     return {name: boxes_mask(boxes, shape, f"{path}, {name}") for name, boxes in content.items()}
 
 
@@ -79,25 +90,40 @@ def boxes_mask(boxes, shape: tuple[int, int], name: str = "region") -> np.ndarra
     Raises:
         ValueError: not boxes of four whole numbers, or one that is empty or leaves the picture.
     """
-    boxes = [boxes] if isinstance(boxes, (list, tuple)) and boxes and not isinstance(boxes[0], (list, tuple)) else boxes
+    boxes = (
+        [boxes]
+        if isinstance(boxes, (list, tuple)) and boxes and not isinstance(boxes[0], (list, tuple))
+        else boxes
+    )
     mask = np.zeros(shape, bool)
     if not isinstance(boxes, (list, tuple)) or not boxes:
         raise ValueError(f"{name}: boxes [top, left, bottom, right] are needed; got {boxes!r}")
     for box in boxes:
-        if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(isinstance(v, int) and not isinstance(v, bool) for v in box):
-            raise ValueError(f"{name}: a box is [top, left, bottom, right] in whole pixels; got {box!r}")
+        if (
+            not isinstance(box, (list, tuple))
+            or len(box) != 4
+            or not all(isinstance(v, int) and not isinstance(v, bool) for v in box)
+        ):
+            raise ValueError(
+                f"{name}: a box is [top, left, bottom, right] in whole pixels; got {box!r}"
+            )
         top, left, bottom, right = box
         if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
-            raise ValueError(f"{name}: box {box} is empty or leaves the picture of {shape[0]} x {shape[1]} pixels (H, W)")
+            raise ValueError(
+                f"{name}: box {box} is empty or leaves the picture of {shape[0]} x {shape[1]}"
+                " pixels (H, W)"
+            )
         mask[top:bottom, left:right] = True
     return mask
 
 
 def anatomical_regions(image: np.ndarray, border: float = 0.12) -> dict[str, np.ndarray]:
-    """``tissue`` and ``blood`` of a clean B-mode picture ``(H, W)`` in [0, 1], by its smoothed brightness inside its sector.
+    """``tissue`` and ``blood`` of a clean B-mode picture ``(H, W)`` in [0, 1], by its smoothed
+    brightness inside its sector.
 
-    Blood: the darkest quarter of the sector's inner part, as far as it is darker than 0.08; tissue: the brightest quarter, as far as it
-    is brighter than 0.3. The smoothing is over 4 pixels. Without a sector the whole picture counts.
+    Blood: the darkest quarter of the sector's inner part, as far as it is darker than 0.08; tissue:
+    the brightest quarter, as far as it is brighter than 0.3. The smoothing is over 4 pixels.
+    Without a sector the whole picture counts.
 
     Raises:
         ValueError: a region has fewer than 200 pixels: give boxes.
@@ -112,10 +138,16 @@ def anatomical_regions(image: np.ndarray, border: float = 0.12) -> dict[str, np.
     inner = ndimage.binary_erosion(inside, iterations=max(1, round(border * min(image.shape) / 2)))
     smooth = ndimage.gaussian_filter(image, 4)
     low, high = np.quantile(smooth[inner], (0.25, 0.75)) if inner.any() else (0, 1)
-    regions = {"tissue": inner & (smooth >= max(high, 0.3)), "blood": inner & (smooth <= min(low, 0.08))}
+    regions = {
+        "tissue": inner & (smooth >= max(high, 0.3)),
+        "blood": inner & (smooth <= min(low, 0.08)),
+    }
     for name, mask in regions.items():
         if mask.sum() < 200:
-            raise ValueError(f"the picture shows too little {name} to measure ({int(mask.sum())} pixels): give boxes")
+            raise ValueError(
+                f"the picture shows too little {name} to measure ({int(mask.sum())} pixels): give"
+                " boxes"
+            )
     return regions
 
 

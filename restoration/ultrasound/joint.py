@@ -1,4 +1,6 @@
-"""Two priors as one: tissue and haze are separated by any correction and any solver. Stevens et al. 2024 (arXiv 2307.11204)."""
+"""Two priors as one: tissue and haze are separated by any correction and any solver. Stevens et al.
+2024 (arXiv 2307.11204).
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,26 @@ from solvers.solver import LevelMatched
 
 
 class JointDenoiser:
-    """A denoiser of stacked images ``[x, h]``, ``(B, 2C, H, W)``, that are independent before anything is measured.
+    """A denoiser of stacked images ``[x, h]``, ``(B, 2C, H, W)``, that are independent before
+    anything is measured.
 
-    Its estimate is the exact Tweedie mean of the product prior: each half is asked for its own state, at its own level where the two
-    networks were trained under different processes. Corrections then see one denoiser and one operator, :class:`Superposition`, and are
-    what the papers derive for ``p(x, h | y)``. With the corrections of ``restoration.posterior``:
+    Its estimate is the exact Tweedie mean of the product prior: each half is asked for its own
+    state, at its own level where the two networks were trained under different processes.
+    Corrections then see one denoiser and one operator, :class:`Superposition`, and are what the
+    papers derive for ``p(x, h | y)``. With the corrections of ``restoration.posterior``:
 
-    ==================  ================================================================================
-    guidance            correction
-    ==================  ================================================================================
-    projection          ``ddnm+``, ``ddrm`` (spectral), ``repaint`` (measurement noised to the level)
-    DPS                 ``dps``
-    PiGDM               ``pigdm``
-    no gradients        ``diffpir`` and those of the first row; they run on 8-bit ONNX networks
-    second moments      ``mmps``
-    ==================  ================================================================================
+    ==============  =============================================================================
+    guidance        correction
+    ==============  =============================================================================
+    projection      ``ddnm+``, ``ddrm`` (spectral), ``repaint`` (measurement noised to the level)
+    DPS             ``dps``
+    PiGDM           ``pigdm``
+    no gradients    ``diffpir`` and those of the first row; they run on 8-bit ONNX networks
+    second moments  ``mmps``
+    ==============  =============================================================================
 
-    The released code of the paper's companion (arXiv 2302.05290) differs from these; see :mod:`restoration.ultrasound.released`.
+    The released code of the paper's companion (arXiv 2302.05290) differs from these; see
+    :mod:`restoration.ultrasound.released`.
 
     Args:
         tissue, haze: unconditional denoisers of C channels; time is the tissue's.
@@ -44,7 +49,10 @@ class JointDenoiser:
                 raise ValueError(f"the {name} prior must be unconditional")
         self.tissue, self.haze = tissue, haze
         self.process = tissue.process
-        self._parts = (tissue, haze if haze.process == self.process else LevelMatched(haze, self.process, None))
+        self._parts = (
+            tissue,
+            haze if haze.process == self.process else LevelMatched(haze, self.process, None),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -52,12 +60,22 @@ class JointDenoiser:
 
     @property
     def network(self):
-        """A network that is no ``nn.Module``, if one of the two is; corrections ask whether they can differentiate."""
-        networks = [n for n in (getattr(d, "network", None) for d in (self.tissue, self.haze)) if n is not None]
-        return next((n for n in networks if not isinstance(n, nn.Module)), networks[0] if networks else None)
+        """A network that is no ``nn.Module``, if one of the two is; corrections ask whether they
+        can differentiate.
+        """
+        networks = [
+            n
+            for n in (getattr(d, "network", None) for d in (self.tissue, self.haze))
+            if n is not None
+        ]
+        return next(
+            (n for n in networks if not isinstance(n, nn.Module)), networks[0] if networks else None
+        )
 
     def __call__(self, state: Tensor, t: float) -> Prediction:
-        answers = [ask(part, t) for ask, part in zip(self._parts, state.chunk(2, dim=1), strict=True)]
+        answers = [
+            ask(part, t) for ask, part in zip(self._parts, state.chunk(2, dim=1), strict=True)
+        ]
         return stacked(answers)
 
 
@@ -69,10 +87,12 @@ def stacked(answers: list[Prediction]) -> Prediction:
 class Superposition(LinearOperator):
     """``A [x, h] = w_x x + w_h h`` of stacked images ``(B, 2C, H, W)``; the result has C channels.
 
-    ``A A^T = w_x^2 + w_h^2`` times the identity, so everything is in closed form, the singular value decomposition too.
+    ``A A^T = w_x^2 + w_h^2`` times the identity, so everything is in closed form, the singular
+    value decomposition too.
 
     Args:
-        tissue, haze: the weights ``w_x`` and ``w_h``, not both 0. The companion paper's blend is ``1 - alpha`` and ``alpha``.
+        tissue, haze: the weights ``w_x`` and ``w_h``, not both 0. The companion paper's blend is
+            ``1 - alpha`` and ``alpha``.
 
     Raises:
         ValueError: both weights are 0, or one is not finite.
@@ -98,7 +118,9 @@ class Superposition(LinearOperator):
         return z + self.A_adjoint(y - self.A(z)) * (gamma / (1 + gamma * self.power))
 
     def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """``V f(S) V^T x``: per pixel one measured direction, along the weights, and one that is not."""
+        """``V f(S) V^T x``: per pixel one measured direction, along the weights, and one that is
+        not.
+        """
         along = self.A_dagger(self.A(x))
         value = torch.full_like(along[:1, :1, :1, :1], self.power**0.5)
         return f(value) * along + f(torch.zeros_like(value)) * (x - along)

@@ -1,12 +1,16 @@
-"""Joint posterior sampling as in the released code of "Removing Structured Noise" (Stevens et al. 2025, arXiv 2302.05290).
+"""Joint posterior sampling as in the released code of "Removing Structured Noise" (Stevens et al.
+2025, arXiv 2302.05290).
 
-For reproducing published runs; :class:`restoration.ultrasound.task.UltrasoundTask` is the correct version. Where this code differs from
-what it stands for:
+For reproducing published runs; :class:`restoration.ultrasound.task.UltrasoundTask` is the correct
+version. Where this code differs from what it stands for:
 
-- guidance uses the *mean of the predictor's step* where the posterior mean ``E[x0 | x_t]`` (Tweedie) belongs;
+- guidance uses the *mean of the predictor's step* where the posterior mean ``E[x0 | x_t]``
+  (Tweedie) belongs;
 - the vector-Jacobian product is ``J^T 1``, multiplied elementwise, in place of ``J^T v``;
-- the measurement's likelihood in PiGDM has no noise and one variance for both priors; DPS takes one norm over the batch;
-- the VE diffusion starts from unit noise although its level is ``std(1) = 9.85``; the step is ``1/N``, not the grid's spacing.
+- the measurement's likelihood in PiGDM has no noise and one variance for both priors; DPS takes one
+  norm over the batch;
+- the VE diffusion starts from unit noise although its level is ``std(1) = 9.85``; the step is
+  ``1/N``, not the grid's spacing.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ GUIDANCE = ("projection", "dps", "pigdm")
 
 @dataclass(frozen=True)
 class SimpleVE:
-    """``dx = sigma^t dw``: no drift, mean coefficient 1, ``std^2 = (sigma^(2t) - 1)/(2 ln sigma)``."""
+    """``dx = sigma^t dw``: no drift, mean coefficient 1, ``std^2 = (sigma^(2t) - 1)/(2 ln
+    sigma)``.
+    """
 
     sigma: float = 25.0
 
@@ -67,15 +73,18 @@ class ReleasedVP:
 
 @dataclass(frozen=True)
 class ReleasedSampler:
-    """Predictor (reverse Euler-Maruyama), optional Langevin corrector, then one guidance step on ``y = b x + a h``, b = 1 - a.
+    """Predictor (reverse Euler-Maruyama), optional Langevin corrector, then one guidance step on
+    ``y = b x + a h``, b = 1 - a.
 
     Args:
         guidance: ``projection``, ``dps`` or ``pigdm``.
-        lam, kappa: guidance weights of tissue and haze. Published for 600 steps: 0.5/0.5, 12.7/16.7, 0.93/0.88.
+        lam, kappa: guidance weights of tissue and haze. Published for 600 steps: 0.5/0.5,
+            12.7/16.7, 0.93/0.88.
         blend: a.
         steps: N.
         eps: last time.
-        start: share of the diffusion to skip: x then starts from the diffused measurement; None starts from noise.
+        start: share of the diffusion to skip: x then starts from the diffused measurement; None
+            starts from noise.
         corrections: Langevin steps before each predictor, 0 for none; only with a VP diffusion.
         snr: of a Langevin step.
         noise_std: of the measurement, where there is no haze prior.
@@ -102,7 +111,9 @@ class ReleasedSampler:
         if self.steps < 1:
             raise ValueError(f"at least one step is needed; got {self.steps}")
         if self.corrections and not isinstance(self.sde, ReleasedVP):
-            raise ValueError("the Langevin corrector needs a VP diffusion: its step follows the levels' alphas")
+            raise ValueError(
+                "the Langevin corrector needs a VP diffusion: its step follows the levels' alphas"
+            )
 
     def times(self) -> Tensor:
         return torch.linspace(1.0 if self.start is None else 1 - self.start, self.eps, self.steps)
@@ -119,9 +130,10 @@ class ReleasedSampler:
 
         Args:
             y: measurement ``(B, ...)``.
-            score_x, score_h: ``score(state, t (B,))``; no ``score_h``: noise removal with the tissue prior alone.
-            noise: N(0, 1) of a shape; asked for h's start, x's start, then in each step for x's corrector and predictor, h's, and the
-                measurement's noise (projection).
+            score_x, score_h: ``score(state, t (B,))``; no ``score_h``: noise removal with the
+                tissue prior alone.
+            noise: N(0, 1) of a shape; asked for h's start, x's start, then in each step for x's
+                corrector and predictor, h's, and the measurement's noise (projection).
             callback: sees the start states, then the predictor's means of each step.
         """
         h = None if score_h is None else noise(y.shape)
@@ -142,11 +154,17 @@ class ReleasedSampler:
         return mean_x, mean_h
 
     def predict(self, x: Tensor, t: Tensor, score, noise) -> tuple[Tensor, Tensor, Tensor]:
-        """The state after corrector and predictor, the predictor's mean, and the gradient of that mean's sum."""
+        """The state after corrector and predictor, the predictor's mean, and the gradient of that
+        mean's sum.
+        """
         for _ in range(self.corrections):
             gradient, z = score(x, t), noise(x.shape)
             norms = (v.flatten(1).norm(dim=1).mean() for v in (z, gradient))
-            step = (self.snr * next(norms) / next(norms)) ** 2 * 2 * _wide(self.sde.alpha(t, self.steps), x)
+            step = (
+                (self.snr * next(norms) / next(norms)) ** 2
+                * 2
+                * _wide(self.sde.alpha(t, self.steps), x)
+            )
             x = x + step * gradient + (2 * step).sqrt() * z
         g = _wide(self.sde.g(t), x)
         with torch.enable_grad():
@@ -156,7 +174,9 @@ class ReleasedSampler:
         mean = mean.detach()
         return mean + g / self.steps**0.5 * noise(x.shape), mean, gradient
 
-    def guide(self, y, x, h, mean_x, mean_h, grad_x, grad_h, t: Tensor, noise) -> tuple[Tensor, Tensor | None]:
+    def guide(
+        self, y, x, h, mean_x, mean_h, grad_x, grad_h, t: Tensor, noise
+    ) -> tuple[Tensor, Tensor | None]:
         """One guidance step on the states after both predictors."""
         a, b, std = self.blend, 1 - self.blend, _wide(self.sde.std(t), y)
         r2 = std**2 / (1 + std**2)
@@ -164,14 +184,21 @@ class ReleasedSampler:
             y_t = _wide(self.sde.mean(t), y) * y + std * noise(y.shape)
             if h is None:
                 return x + self.lam * (y_t - x), None
-            return x - self.lam * (b * b * x - b * y_t + a * b * h), h - self.kappa * (a * a * h - a * y_t + a * b * x)
+            return x - self.lam * (b * b * x - b * y_t + a * b * h), h - self.kappa * (
+                a * a * h - a * y_t + a * b * x
+            )
         if h is None:
             residual = y - mean_x
-            weight = 1 / residual.norm() if self.guidance == "dps" else r2 / (self.noise_std**2 + r2)
+            weight = (
+                1 / residual.norm() if self.guidance == "dps" else r2 / (self.noise_std**2 + r2)
+            )
             return x + self.lam * weight * grad_x * residual, None
         residual = y - b * mean_x - a * mean_h
         weight = 1 / residual.norm() if self.guidance == "dps" else 0.5  # r2/(2 r2)
-        return x + self.lam * weight * b * grad_x * residual, h + self.kappa * weight * a * grad_h * residual
+        return (
+            x + self.lam * weight * b * grad_x * residual,
+            h + self.kappa * weight * a * grad_h * residual,
+        )
 
     def _time(self, y: Tensor, t) -> Tensor:
         return torch.full((len(y),), float(t), dtype=y.dtype)

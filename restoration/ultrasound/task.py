@@ -33,8 +33,10 @@ class Dehazed:
         samples: ``(n, H, W)`` in [0, 1], tissue, one per seed.
         image: ``(H, W)``, their mean.
         std: ``(H, W)``, their standard deviation (zeros for n = 1).
-        haze: ``(H, W)``, mean of what haze adds at strength 1; negative where it extinguishes. Both as :meth:`UltrasoundTask.finish` says.
-        state: ``(1, 2, H, W)``, the last sample in the networks' range: the warm start of the next frame.
+        haze: ``(H, W)``, mean of what haze adds at strength 1; negative where it extinguishes. Both
+            as :meth:`UltrasoundTask.finish` says.
+        state: ``(1, 2, H, W)``, the last sample in the networks' range: the warm start of the next
+            frame.
         nfe: calls of the joint denoiser (each asks both networks once).
         seconds: wall-clock time.
     """
@@ -50,26 +52,32 @@ class Dehazed:
 
 @dataclass(frozen=True)
 class UltrasoundTask:
-    """Split a frame ``y = x + strength h + n`` into tissue x and haze h, each with a prior of its own.
+    """Split a frame ``y = x + strength h + n`` into tissue x and haze h, each with a prior of its
+    own.
 
-    A run starts from :func:`restoration.ultrasound.power_split.power_split`, noised to ``noisiest`` (Chung et al. 2022, "come closer, diffuse
-    faster"): started from pure noise, small priors don't tell haze from faint even tissue, and share the frame out between them.
-    ``start="noise"`` does that nevertheless.
+    A run starts from :func:`restoration.ultrasound.power_split.power_split`, noised to ``noisiest``
+    (Chung et al. 2022, "come closer, diffuse faster"): started from pure noise, small priors don't
+    tell haze from faint even tissue, and share the frame out between them. ``start="noise"`` does
+    that nevertheless.
 
-    Works on grey values after log compression: h is what haze adds to them. In the B-mode picture this is near zero where tissue is bright
-    and large where it is dark, which is how the haze prior was trained.
+    Works on grey values after log compression: h is what haze adds to them. In the B-mode picture
+    this is near zero where tissue is bright and large where it is dark, which is how the haze prior
+    was trained.
 
     Args:
-        tissue, haze: unconditional denoisers of one channel; PyTorch, or 8-bit ONNX with corrections that need no gradient.
-        strength: share of the haze that is attributed, > 0: above 1 more is taken away, below 1 less.
+        tissue, haze: unconditional denoisers of one channel; PyTorch, or 8-bit ONNX with
+            corrections that need no gradient.
+        strength: share of the haze that is attributed, > 0: above 1 more is taken away, below 1
+            less.
         start: ``split`` or ``noise``.
         sigma: standard deviation of what neither explains, in units of [0, 1].
         solver: any solver of this toolbox.
         num_inference_steps: solver steps, >= 1.
-        correction: a name in ``restoration.posterior.CORRECTIONS``; :class:`restoration.ultrasound.joint.JointDenoiser` says which
-            guidance of the papers each is.
-        noisiest, cleanest: noise levels ``b/a`` of the first and last node, in the tissue network's range; steps are spaced evenly in the
-            logarithm. From noise, start at 8 or above.
+        correction: a name in ``restoration.posterior.CORRECTIONS``;
+            :class:`restoration.ultrasound.joint.JointDenoiser` says which guidance of the papers
+            each is.
+        noisiest, cleanest: noise levels ``b/a`` of the first and last node, in the tissue network's
+            range; steps are spaced evenly in the logarithm. From noise, start at 8 or above.
         tile, overlap: pixels; larger frames are asked in tiles.
 
     Raises:
@@ -94,15 +102,21 @@ class UltrasoundTask:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number; got {getattr(self, name)}")
         if not self.cleanest < self.noisiest:
-            raise ValueError(f"cleanest must be below noisiest; got {self.cleanest} and {self.noisiest}")
+            raise ValueError(
+                f"cleanest must be below noisiest; got {self.cleanest} and {self.noisiest}"
+            )
         if self.num_inference_steps < 1:
             raise ValueError(f"at least one step is needed; got {self.num_inference_steps}")
         if self.start not in ("split", "noise"):
             raise ValueError(f"start must be split or noise; got {self.start!r}")
         if self.correction not in CORRECTIONS:
-            raise ValueError(f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
+            raise ValueError(
+                f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"
+            )
         if self.tile < 2 * self.overlap + 1 or self.overlap < 0:
-            raise ValueError(f"the overlap must be less than half a tile; got {self.overlap} of {self.tile}")
+            raise ValueError(
+                f"the overlap must be less than half a tile; got {self.overlap} of {self.tile}"
+            )
 
     def __call__(
         self,
@@ -123,26 +137,45 @@ class UltrasoundTask:
         frame = check_frame(frame)
         for k in range(num_samples):
             watch = None if callback is None else lambda step, k=k: callback(k, step)
-            solution = self.sample(frame, self.nodes(), torch.Generator().manual_seed(seed + k), callback=watch)
+            solution = self.sample(
+                frame, self.nodes(), torch.Generator().manual_seed(seed + k), callback=watch
+            )
             states.append(solution.x0)
             nfe += solution.nfe
         return self.finish(torch.cat(states), frame, nfe, time.perf_counter() - began)
 
     def nodes(self) -> Grid:
-        """The times of a run: evenly in log b/a from ``noisiest`` to ``cleanest``, then clean; whole, for the tables of 8-bit networks."""
+        """The times of a run: evenly in log b/a from ``noisiest`` to ``cleanest``, then clean;
+        whole, for the tables of 8-bit networks.
+        """
         process, ends = self.tissue.process, (math.log(self.noisiest), math.log(self.cleanest))
-        times = [round(process.time_at(-2 * float(level))) for level in np.linspace(*ends, self.num_inference_steps)]
+        times = [
+            round(process.time_at(-2 * float(level)))
+            for level in np.linspace(*ends, self.num_inference_steps)
+        ]
         return explicit(list(dict.fromkeys(float(t) for t in times if t >= process.first)))
 
-    def sample(self, frame: Tensor, grid: Grid, generator, start: Tensor | None = None, callback=None):
-        """One run over ``grid``; ``start`` is the estimate ``(1, 2, H, W)`` that the first state is built on.
+    def sample(
+        self, frame: Tensor, grid: Grid, generator, start: Tensor | None = None, callback=None
+    ):
+        """One run over ``grid``; ``start`` is the estimate ``(1, 2, H, W)`` that the first state is
+        built on.
 
         Returns a ``solvers.solver.Solution`` in the networks' range.
         """
         denoiser = self.corrected(frame)
-        return solve(self.solver, denoiser, self.first_state(frame, grid, generator, start), grid, generator=generator, callback=callback)
+        return solve(
+            self.solver,
+            denoiser,
+            self.first_state(frame, grid, generator, start),
+            grid,
+            generator=generator,
+            callback=callback,
+        )
 
-    def first_state(self, frame: Tensor, grid: Grid, generator, start: Tensor | None = None) -> Tensor:
+    def first_state(
+        self, frame: Tensor, grid: Grid, generator, start: Tensor | None = None
+    ) -> Tensor:
         """``a start + b noise`` at the grid's first node; ``start`` by default as the task says."""
         process, t = self.tissue.process, grid.times[0]
         start = self.first_estimate(frame) if start is None else start
@@ -150,7 +183,9 @@ class UltrasoundTask:
         return process.a(t) * start + process.b(t) * noise
 
     def first_estimate(self, frame: Tensor) -> Tensor:
-        """``[x, h]``, ``(1, 2, H, W)`` in the networks' range: the power split, or for a start from noise the least-squares split."""
+        """``[x, h]``, ``(1, 2, H, W)`` in the networks' range: the power split, or for a start from
+        noise the least-squares split.
+        """
         measurement = self.measurement(frame)
         if self.start == "noise":
             return measurement.operator.A_dagger(measurement.y)
@@ -164,7 +199,9 @@ class UltrasoundTask:
         weight_x, weight_h = 1 / (high_x - low_x), self.strength / (high_h - low_h)
         y = frame.to(self.tissue.device)[None, None] + low_x * weight_x + low_h * weight_h
         # in units of the tissue's range, so that sigma means the same for every range
-        return Measurement(Superposition(1.0, weight_h / weight_x), y / weight_x, self.sigma / weight_x)
+        return Measurement(
+            Superposition(1.0, weight_h / weight_x), y / weight_x, self.sigma / weight_x
+        )
 
     def corrected(self, frame: Tensor):
         """The denoiser that a run asks."""
@@ -176,15 +213,19 @@ class UltrasoundTask:
         for d in (self.tissue, self.haze):
             unit = d.fold * d.multiple
             large = max(shape) > self.tile
-            parts.append(tiled(d, max(unit, self.tile // unit * unit), self.overlap // d.fold * d.fold) if large else d)
+            parts.append(
+                tiled(d, max(unit, self.tile // unit * unit), self.overlap // d.fold * d.fold)
+                if large
+                else d
+            )
         return JointDenoiser(*parts)
 
     def finish(self, states: Tensor, frame: Tensor, nfe: int, seconds: float) -> Dehazed:
         """The result from the ends of runs ``(n, 2, H, W)`` for a frame ``(H, W)``.
 
-        Echoes of haze add to those of tissue. Where the two cancel, single grains of speckle are darkened, never all of a neighbourhood:
-        neither is anywhere brighter than the brightest of the 3 x 3 pixels of the frame around it. So samples keep no grain where a frame
-        is black.
+        Echoes of haze add to those of tissue. Where the two cancel, single grains of speckle are
+        darkened, never all of a neighbourhood: neither is anywhere brighter than the brightest of
+        the 3 x 3 pixels of the frame around it. So samples keep no grain where a frame is black.
         """
         ceiling = max_pool2d(frame[None], 3, stride=1, padding=1).cpu()
         samples = self.tissue.to_unit(states[:, 0]).clamp(0, 1).cpu().minimum(ceiling)
@@ -201,14 +242,26 @@ def check_frame(frame: Tensor) -> Tensor:
     """
     frame = torch.as_tensor(frame).float()
     if frame.ndim == 3 and frame.shape[0] == 3:
-        raise ValueError(f"the frame has 3 colours, shape {tuple(frame.shape)}; ultrasound frames are grey: (H, W) or (1, H, W)")
+        raise ValueError(
+            f"the frame has 3 colours, shape {tuple(frame.shape)}; ultrasound frames are grey: (H,"
+            " W) or (1, H, W)"
+        )
     frame = frame[0] if frame.ndim == 3 and frame.shape[0] == 1 else frame
     if frame.ndim != 2:
-        raise ValueError(f"a frame must be (H, W) or (1, H, W); got {tuple(frame.shape)} (clips go through restore_clip, frame by frame)")
+        raise ValueError(
+            f"a frame must be (H, W) or (1, H, W); got {tuple(frame.shape)} (clips go through"
+            " restore_clip, frame by frame)"
+        )
     if min(frame.shape) < MINIMUM_SIDE:
-        raise ValueError(f"a frame must have at least {MINIMUM_SIDE} x {MINIMUM_SIDE} pixels; got {tuple(frame.shape)} (H, W)")
+        raise ValueError(
+            f"a frame must have at least {MINIMUM_SIDE} x {MINIMUM_SIDE} pixels; got"
+            f" {tuple(frame.shape)} (H, W)"
+        )
     if not torch.isfinite(frame).all():
         raise ValueError("the frame holds NaN or infinite values")
     if frame.min() < 0 or frame.max() > 1:
-        raise ValueError(f"grey values must lie in [0, 1]; got {float(frame.min()):.3g} to {float(frame.max()):.3g}")
+        raise ValueError(
+            f"grey values must lie in [0, 1]; got {float(frame.min()):.3g} to"
+            f" {float(frame.max()):.3g}"
+        )
     return frame

@@ -1,4 +1,6 @@
-"""Self-ensemble: the same question asked of an image's flips and turns, and the answers averaged (Timofte et al. 2016)."""
+"""Self-ensemble: the same question asked of an image's flips and turns, and the answers averaged
+(Timofte et al. 2016).
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,11 @@ def rotate(x: Tensor, quarters: int) -> Tensor:
 
 
 class Symmetric:
-    """A denoiser that asks ``denoiser`` about ``count`` turned images and averages what comes back, turned upright again.
+    """A denoiser that asks ``denoiser`` about ``count`` turned images and averages what comes back,
+    turned upright again.
 
-    A network is not exactly equivariant; the average is closer to the posterior mean than a single answer. Costs ``count`` calls.
+    A network is not exactly equivariant; the average is closer to the posterior mean than a single
+    answer. Costs ``count`` calls.
 
     Args:
         denoiser: conditioned already; its condition is turned along.
@@ -45,10 +49,15 @@ class Symmetric:
 
     def __init__(self, denoiser, count: int):
         if count not in COUNTS:
-            raise ValueError(f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {count}")
+            raise ValueError(
+                f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {count}"
+            )
         condition = denoiser.condition
         self.denoiser = denoiser
-        self.turned = [denoiser if condition is None or k == 0 else denoiser.conditioned(turn(condition, k)) for k in range(count)]
+        self.turned = [
+            denoiser if condition is None or k == 0 else denoiser.conditioned(turn(condition, k))
+            for k in range(count)
+        ]
 
     @property
     def process(self):
@@ -60,5 +69,8 @@ class Symmetric:
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         answers = [d(turn(x, k), t) for k, d in enumerate(self.turned)]
-        x0, eps = (sum(turn_back(getattr(p, name), k) for k, p in enumerate(answers)) / len(answers) for name in ("x0", "eps"))
+        x0, eps = (
+            sum(turn_back(getattr(p, name), k) for k, p in enumerate(answers)) / len(answers)
+            for name in ("x0", "eps")
+        )
         return Prediction(x0, eps)

@@ -1,4 +1,6 @@
-"""Large images in overlapping tiles, inside the sampling loop: every network call is tiled and blended, so no seam can grow."""
+"""Large images in overlapping tiles, inside the sampling loop: every network call is tiled and
+blended, so no seam can grow.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from solvers.denoiser import Denoiser
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Starts of the fewest tiles of size ``tile`` that cover ``length`` with at least ``overlap`` between neighbours."""
+    """Starts of the fewest tiles of size ``tile`` that cover ``length`` with at least ``overlap``
+    between neighbours.
+    """
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
@@ -19,7 +23,9 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def tile_weight(start: int, size: int, length: int, overlap: int) -> Tensor:
-    """Blending weight along one axis, ``(size,)``, positive: a ramp over ``overlap`` where a neighbour exists, else 1."""
+    """Blending weight along one axis, ``(size,)``, positive: a ramp over ``overlap`` where a
+    neighbour exists, else 1.
+    """
     ramp = (torch.arange(size) + 0.5) / max(overlap, 1)
     weight = torch.ones(size)
     if start > 0:
@@ -30,10 +36,12 @@ def tile_weight(start: int, size: int, length: int, overlap: int) -> Tensor:
 
 
 class TiledNetwork(nn.Module):
-    """``network(input, t)`` evaluated tile by tile; outputs are averaged with weights that fall off towards the tile's edge.
+    """``network(input, t)`` evaluated tile by tile; outputs are averaged with weights that fall off
+    towards the tile's edge.
 
     Args:
-        network: takes ``(B, C, h, w)`` of at most ``tile`` by ``tile`` and ``t (B,)``; its output has the input's height and width.
+        network: takes ``(B, C, h, w)`` of at most ``tile`` by ``tile`` and ``t (B,)``; its output
+            has the input's height and width.
         tile: side of a tile at the network's resolution.
         overlap: pixels shared by neighbours, less than ``tile``.
     """
@@ -44,7 +52,10 @@ class TiledNetwork(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         height, width = z.shape[-2:]
-        rows, columns = tile_starts(height, self.tile, self.overlap), tile_starts(width, self.tile, self.overlap)
+        rows, columns = (
+            tile_starts(height, self.tile, self.overlap),
+            tile_starts(width, self.tile, self.overlap),
+        )
         total = weights = None
         for top in rows:
             for left in columns:
@@ -52,7 +63,10 @@ class TiledNetwork(nn.Module):
                 out = self.network(part, t)
                 out = out if isinstance(out, Tensor) else out.sample
                 h, w = out.shape[-2:]
-                weight = (tile_weight(top, h, height, self.overlap)[:, None] * tile_weight(left, w, width, self.overlap)).to(out)
+                weight = (
+                    tile_weight(top, h, height, self.overlap)[:, None]
+                    * tile_weight(left, w, width, self.overlap)
+                ).to(out)
                 if total is None:
                     total = out.new_zeros(*out.shape[:2], height, width)
                     weights = out.new_zeros(height, width)
@@ -65,11 +79,15 @@ def tiled(denoiser: Denoiser, tile: int = 512, overlap: int = 64) -> Denoiser:
     """A copy of ``denoiser`` that calls its network on tiles of ``tile`` x ``tile`` image pixels.
 
     Raises:
-        ValueError: sizes that are no multiple of what the network needs, or an overlap that is not smaller than half a tile.
+        ValueError: sizes that are no multiple of what the network needs, or an overlap that is not
+            smaller than half a tile.
     """
     unit = denoiser.fold * denoiser.multiple
     if tile < unit or tile % unit or overlap < 0 or overlap % denoiser.fold:
-        raise ValueError(f"tile must be a multiple of {unit} and overlap a multiple of {denoiser.fold}; got {tile} and {overlap}")
+        raise ValueError(
+            f"tile must be a multiple of {unit} and overlap a multiple of {denoiser.fold}; got"
+            f" {tile} and {overlap}"
+        )
     if 2 * overlap >= tile:
         raise ValueError(f"overlap must be less than half a tile; got {overlap} of {tile}")
     other = copy.copy(denoiser)

@@ -1,4 +1,6 @@
-"""Unified attention control inside a diffusers U-Net: processors that exchange attention between DDCM's branches."""
+"""Unified attention control inside a diffusers U-Net: processors that exchange attention between
+DDCM's branches.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +10,49 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from solvers.editing.attention_control import INJECTED, LocalBlend, control_cross, control_self, refinement
+from solvers.editing.attention_control import (
+    INJECTED,
+    LocalBlend,
+    control_cross,
+    control_self,
+    refinement,
+)
 from solvers.process import Process
 
 STORED_PIXELS = 32 * 32  # finer maps are edited but not kept
 
 
 class AttentionControl:
-    """The state of one edit: how far it is, which tokens belong together, what was looked at (Xu et al. 2024, unified attention control).
+    """The state of one edit: how far it is, which tokens belong together, what was looked at (Xu et
+    al. 2024, unified attention control).
 
         control = AttentionControl(source_ids, target_ids, num_steps=12)
         with control.installed(unet):
             ...                     # every network call is preceded by control.begin_call()
 
-    The batch of a call holds source, target and layout, without prompt and then with it, each with the same number of
-    images. With r the share of steps begun, self-attention is exchanged "early" while
-    ``r < self_fraction``, cross-attention refined while ``r <= cross_fraction``; see :mod:`solvers.editing.attention_control`.
+    The batch of a call holds source, target and layout, without prompt and then with it, each with
+    the same number of images. With r the share of steps begun, self-attention is exchanged "early"
+    while ``r < self_fraction``, cross-attention refined while ``r <= cross_fraction``; see
+    :mod:`solvers.editing.attention_control`.
 
     Args:
         source_ids: token ids of the source prompt, with start and end marks, without padding.
         target_ids: token ids of the target prompt, likewise.
         num_steps: steps of the whole grid.
         skipped: steps of it that this run leaves out at the noisy end.
-        cross_fraction: share of the steps that hold the layout of the words; the more, the closer to the source.
+        cross_fraction: share of the steps that hold the layout of the words; the more, the closer
+            to the source.
         self_fraction: share of the steps that hold the layout of the image.
-        inject: whose maps the target gets: ``layout`` as published, ``source`` as in the authors' demo.
+        inject: whose maps the target gets: ``layout`` as published, ``source`` as in the authors'
+            demo.
         blend: limits the edit to its words; for one image at a time.
         tokens: length of a padded prompt.
-        embeddings: text embeddings of source and target, ``(tokens, features)`` each: replaced words then share their maps.
+        embeddings: text embeddings of source and target, ``(tokens, features)`` each: replaced
+            words then share their maps.
 
     Raises:
-        ValueError: fractions outside [0, 1], an unknown ``inject``, prompts that are too long, no steps.
+        ValueError: fractions outside [0, 1], an unknown ``inject``, prompts that are too long, no
+            steps.
     """
 
     def __init__(
@@ -56,14 +70,24 @@ class AttentionControl:
         embeddings: tuple[Tensor, Tensor] | None = None,
     ):
         if not (0 <= cross_fraction <= 1 and 0 <= self_fraction <= 1):
-            raise ValueError(f"cross_fraction and self_fraction must lie in [0, 1]; got {cross_fraction} and {self_fraction}")
+            raise ValueError(
+                f"cross_fraction and self_fraction must lie in [0, 1]; got {cross_fraction} and"
+                f" {self_fraction}"
+            )
         if inject not in INJECTED:
             raise ValueError(f"inject {inject!r} is unknown; known: {', '.join(INJECTED)}")
         if not 0 <= skipped < num_steps:
-            raise ValueError(f"skipped must lie between 0 and num_steps - 1; got {skipped} of {num_steps}")
+            raise ValueError(
+                f"skipped must lie between 0 and num_steps - 1; got {skipped} of {num_steps}"
+            )
         self.mapper, self.alphas = refinement(source_ids, target_ids, tokens, embeddings)
         self.num_steps, self.skipped, self.calls = num_steps, skipped, 0
-        self.cross_fraction, self.self_fraction, self.inject, self.blend = cross_fraction, self_fraction, inject, blend
+        self.cross_fraction, self.self_fraction, self.inject, self.blend = (
+            cross_fraction,
+            self_fraction,
+            inject,
+            blend,
+        )
         self.maps: dict[str, Tensor] = {}  # by layer, summed over the steps
 
     @property
@@ -76,7 +100,9 @@ class AttentionControl:
 
     @contextmanager
     def installed(self, unet) -> Iterator[None]:
-        """Let ``unet`` (diffusers) attend under this control; its own processors come back afterwards."""
+        """Let ``unet`` (diffusers) attend under this control; its own processors come back
+        afterwards.
+        """
         own = unet.attn_processors
         unet.set_attn_processor({name: ControlledAttention(self, name) for name in own})
         try:
@@ -84,7 +110,9 @@ class AttentionControl:
         finally:
             unet.set_attn_processor(own)
 
-    def self_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    def self_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return control_self(q, k, v, heads, early=self.progress < self.self_fraction)
 
     def cross_attention(self, name: str, maps: Tensor, heads: int) -> Tensor:
@@ -97,7 +125,8 @@ class AttentionControl:
         return torch.cat([other, conditional])
 
     def blender(self, process: Process):
-        """For ``DDCM(blend=...)``: the local blend with all maps seen so far, from the second step on; None without one.
+        """For ``DDCM(blend=...)``: the local blend with all maps seen so far, from the second step
+        on; None without one.
 
         Used are the layers at a quarter of the state's height and width.
 
@@ -113,20 +142,29 @@ class AttentionControl:
             height, width = target.shape[-2:]
             chosen = [m for m in self.maps.values() if m.shape[1] * 16 == height * width]
             if not chosen:
-                raise ValueError(f"no cross-attention layer works at a quarter of {height} x {width}: edit without local blend")
+                raise ValueError(
+                    f"no cross-attention layer works at a quarter of {height} x {width}: edit"
+                    " without local blend"
+                )
             last_but_one = self.skipped + self.calls == self.num_steps - 1
-            return self.blend(source, target, layout, torch.stack(chosen), process.a(t), keep_layout=last_but_one)
+            return self.blend(
+                source, target, layout, torch.stack(chosen), process.a(t), keep_layout=last_but_one
+            )
 
         return blend
 
 
 class ControlledAttention:
-    """A diffusers attention processor (the plain one, with maps in the open) under an :class:`AttentionControl`."""
+    """A diffusers attention processor (the plain one, with maps in the open) under an
+    :class:`AttentionControl`.
+    """
 
     def __init__(self, control: AttentionControl, name: str):
         self.control, self.name = control, name
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **_) -> Tensor:
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **_
+    ) -> Tensor:
         residual, shape = hidden_states, hidden_states.shape
         if attn.spatial_norm is not None:
             hidden_states = attn.spatial_norm(hidden_states, temb)
@@ -136,9 +174,16 @@ class ControlledAttention:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         context, crosses = hidden_states, encoder_hidden_states is not None
         if crosses:
-            context = attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
+            context = (
+                attn.norm_encoder_hidden_states(encoder_hidden_states)
+                if attn.norm_cross
+                else encoder_hidden_states
+            )
         mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
-        q, k, v = (attn.head_to_batch_dim(part) for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+        q, k, v = (
+            attn.head_to_batch_dim(part)
+            for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
         # a branch is its images times the heads
         heads = _branch_size(len(hidden_states)) * attn.heads
         if not crosses:
@@ -156,4 +201,7 @@ class ControlledAttention:
 def _branch_size(batch: int) -> int:
     if batch % 6 == 0:
         return batch // 6
-    raise ValueError(f"attention control needs source, target and layout with and without prompt: 6 parts; the batch is {batch}")
+    raise ValueError(
+        "attention control needs source, target and layout with and without prompt: 6 parts; the"
+        f" batch is {batch}"
+    )

@@ -1,4 +1,6 @@
-"""Edit-friendly DDPM inversion: the noise maps that make ancestral sampling end on a given image. Huberman-Spiegelglas et al. 2024."""
+"""Edit-friendly DDPM inversion: the noise maps that make ancestral sampling end on a given image.
+Huberman-Spiegelglas et al. 2024.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +37,20 @@ class Inversion:
 
 @dataclass(frozen=True, eq=False)
 class DDPMInversion:
-    """Samples again with the noise maps of an inversion, so that the same network gives the image back and another one edits it.
+    """Samples again with the noise maps of an inversion, so that the same network gives the image
+    back and another one edits it.
 
-    ``x_s = mu(x_t) + eta sqrt(V) z`` with ``mu = a_s x0 + sqrt(b_s^2 - eta^2 V) eps`` and ``V = b_s^2 (1 - (kappa_s/kappa_t)^2)``. Under
-    the denoiser of the inversion the image comes back exactly; under another one (a class, a prompt, a stronger guidance) it is edited and
-    keeps its structure. The grid must be the inversion's, entered at any node: the later, the closer to the image (the paper skips 36 of
-    100 steps).
+    ``x_s = mu(x_t) + eta sqrt(V) z`` with ``mu = a_s x0 + sqrt(b_s^2 - eta^2 V) eps`` and ``V =
+    b_s^2 (1 - (kappa_s/kappa_t)^2)``. Under the denoiser of the inversion the image comes back
+    exactly; under another one (a class, a prompt, a stronger guidance) it is edited and keeps its
+    structure. The grid must be the inversion's, entered at any node: the later, the closer to the
+    image (the paper skips 36 of 100 steps).
 
         found = invert(denoiser, image, grid, generator=rng)
         edited = regenerate(found, other_denoiser, skip=36)
 
-    When to use it: to edit with a changed class, prompt or guidance where the picture's structure must stay; to draw variations.
+    When to use it: to edit with a changed class, prompt or guidance where the picture's structure
+    must stay; to draw variations.
 
     NFE: N for the inversion, N less the skipped steps for each edit.
 
@@ -65,22 +70,35 @@ class DDPMInversion:
         steps = {pair: k for k, pair in enumerate(found.grid.pairs())}
         for t, s in grid.pairs():
             if (t, s) not in steps:
-                raise ValueError(f"the inversion has no step from t={t} to t={s}; run its own grid, entered at one of its times")
+                raise ValueError(
+                    f"the inversion has no step from t={t} to t={s}; run its own grid, entered at"
+                    " one of its times"
+                )
             p = yield Query(x, t)
             mean, std = transition(problem.process, p, t, s, found.eta, found.compat, problem.y)
             x = mean + std * found.noises[steps[t, s]].to(x)
         return x
 
 
-def inverting(problem: Problem, grid: Grid, x0: Tensor, eta: float, compat: bool) -> Generator[Query, Prediction, Inversion]:
-    """The questions of :func:`invert`: every level gets its own independent noise, then each step's ``z`` is solved for.
+def inverting(
+    problem: Problem, grid: Grid, x0: Tensor, eta: float, compat: bool
+) -> Generator[Query, Prediction, Inversion]:
+    """The questions of :func:`invert`: every level gets its own independent noise, then each step's
+    ``z`` is solved for.
 
-    Independent levels are no sample of the reverse chain: neighbouring states differ more, so the ``z`` have a deviation above 1 and carry
-    the image's structure. Each state is then rewritten as ``mu + eta sqrt(V) z``, which removes the drift of rounding.
+    Independent levels are no sample of the reverse chain: neighbouring states differ more, so the
+    ``z`` have a deviation above 1 and carry the image's structure. Each state is then rewritten as
+    ``mu + eta sqrt(V) z``, which removes the drift of rounding.
     """
     process = problem.process
     # drawn from the cleanest level up, as the authors do; the image itself stands at the last node
-    states = [x0, *(process.add_noise(x0, problem.noise(x0), t, problem.y) for t in reversed(grid.times[:-1]))][::-1]
+    states = [
+        x0,
+        *(
+            process.add_noise(x0, problem.noise(x0), t, problem.y)
+            for t in reversed(grid.times[:-1])
+        ),
+    ][::-1]
     noises = []
     for k, (t, s) in enumerate(grid.pairs()):
         p = yield Query(states[k], t)
@@ -93,11 +111,19 @@ def inverting(problem: Problem, grid: Grid, x0: Tensor, eta: float, compat: bool
 
 
 @torch.no_grad()
-def invert(denoiser, x0: Tensor, grid: Grid, *, eta: float = 1.0, generator: RNG = None, compat: bool = False) -> Inversion:
+def invert(
+    denoiser,
+    x0: Tensor,
+    grid: Grid,
+    *,
+    eta: float = 1.0,
+    generator: RNG = None,
+    compat: bool = False,
+) -> Inversion:
     """Find states and noises for an image (any size and batch); N network calls.
 
-    A step without noise of its own (the last one of a grid that ends clean, any step at ``eta=0``) stores the difference itself, so
-    every grid reconstructs.
+    A step without noise of its own (the last one of a grid that ends clean, any step at ``eta=0``)
+    stores the difference itself, so every grid reconstructs.
 
     Args:
         denoiser: callable with ``process``; conditioned on the image's own content where it can be.
@@ -105,8 +131,9 @@ def invert(denoiser, x0: Tensor, grid: Grid, *, eta: float = 1.0, generator: RNG
         grid: N steps below the process's zero-SNR level.
         eta: share of fresh noise in each step, in [0, 1].
         generator: one, or one per sample.
-        compat: repeat the authors' code: the last noise is set to zero, so the image comes back only up to ``sqrt(V) z`` of the cleanest
-            step, and ``eta V`` stands for ``eta^2 V`` in the mean.
+        compat: repeat the authors' code: the last noise is set to zero, so the image comes back
+            only up to ``sqrt(V) z`` of the cleanest step, and ``eta V`` stands for ``eta^2 V`` in
+            the mean.
 
     Raises:
         ValueError: ``eta`` outside [0, 1], or a grid that starts without signal.
@@ -115,12 +142,15 @@ def invert(denoiser, x0: Tensor, grid: Grid, *, eta: float = 1.0, generator: RNG
         raise ValueError(f"eta must lie in [0, 1]; got {eta}")
     process = denoiser.process
     if process.a(grid.times[0]) == 0:
-        raise ValueError("an image can't be inverted through a level without signal: start the grid below it")
+        raise ValueError(
+            "an image can't be inverted through a level without signal: start the grid below it"
+        )
     return drive(inverting(Problem(process, None, generator), grid, x0, eta, compat), denoiser)
 
 
 def regenerate(inversion: Inversion, denoiser, skip: int = 0) -> Tensor:
-    """The image ``(B, C, H, W)`` that the inversion's noises lead to under ``denoiser``, leaving out the ``skip`` noisiest steps.
+    """The image ``(B, C, H, W)`` that the inversion's noises lead to under ``denoiser``, leaving
+    out the ``skip`` noisiest steps.
 
     Raises:
         ValueError: ``skip`` leaves no step.
@@ -131,8 +161,12 @@ def regenerate(inversion: Inversion, denoiser, skip: int = 0) -> Tensor:
     return solve(DDPMInversion(inversion), denoiser, inversion.states[skip], grid).x0
 
 
-def transition(process: Process, p: Prediction, t: float, s: float, eta: float, compat: bool, y: Tensor | None) -> tuple[Tensor, float]:
-    """Mean and standard deviation of the step t -> s; a deviation of 1 where the step has none of its own."""
+def transition(
+    process: Process, p: Prediction, t: float, s: float, eta: float, compat: bool, y: Tensor | None
+) -> tuple[Tensor, float]:
+    """Mean and standard deviation of the step t -> s; a deviation of 1 where the step has none of
+    its own.
+    """
     b = process.b(s)
     variance = b**2 * (1 - (process.kappa(s) / process.kappa(t)) ** 2)
     taken = eta * variance if compat else eta**2 * variance

@@ -1,4 +1,6 @@
-"""Editing by prompts: DDCM with unified attention control on a diffusers text-to-image network. Xu et al. 2024."""
+"""Editing by prompts: DDCM with unified attention control on a diffusers text-to-image network. Xu
+et al. 2024.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from solvers.solver import RNG, randn, solve
 
 
 class PromptBranches:
-    """A denoiser whose branches (equal parts of the batch) have prompts and guidance of their own: one network call for all.
+    """A denoiser whose branches (equal parts of the batch) have prompts and guidance of their own:
+    one network call for all.
 
     The network sees every branch without prompt, then every branch with its prompt, and answers
     ``e(none) + g (e(prompt) - e(none))``.
@@ -49,7 +52,11 @@ class PromptBranches:
         if len(prompts) != len(guidance):
             raise ValueError(f"{len(prompts)} prompts but {len(guidance)} guidance weights")
         self.unet, self.process, self.prompts, self.no_prompt = unet, process, prompts, no_prompt
-        self.guidance, self.prediction_type, self.control = tuple(guidance), prediction_type, control
+        self.guidance, self.prediction_type, self.control = (
+            tuple(guidance),
+            prediction_type,
+            control,
+        )
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         branches = len(self.guidance)
@@ -58,12 +65,28 @@ class PromptBranches:
         images = len(x) // branches
         if self.control is not None:
             self.control.begin_call()
-        prompts = torch.cat([self.no_prompt.expand(len(x), -1, -1), self.prompts.repeat_interleave(images, dim=0)])
+        prompts = torch.cat(
+            [self.no_prompt.expand(len(x), -1, -1), self.prompts.repeat_interleave(images, dim=0)]
+        )
         times = torch.full((2 * len(x),), t, dtype=torch.float32, device=x.device)
-        out = self.unet(torch.cat([x, x]).to(prompts.dtype), times, encoder_hidden_states=prompts).sample[:, : x.shape[1]].to(x.dtype)
+        out = (
+            self.unet(torch.cat([x, x]).to(prompts.dtype), times, encoder_hidden_states=prompts)
+            .sample[:, : x.shape[1]]
+            .to(x.dtype)
+        )
         free, prompted = out.chunk(2)
-        weight = torch.tensor(self.guidance, dtype=x.dtype, device=x.device).repeat_interleave(images).reshape(-1, 1, 1, 1)
-        return Prediction.from_output(free + weight * (prompted - free), x, self.process.a(t), self.process.b(t), self.prediction_type)
+        weight = (
+            torch.tensor(self.guidance, dtype=x.dtype, device=x.device)
+            .repeat_interleave(images)
+            .reshape(-1, 1, 1, 1)
+        )
+        return Prediction.from_output(
+            free + weight * (prompted - free),
+            x,
+            self.process.a(t),
+            self.process.b(t),
+            self.prediction_type,
+        )
 
 
 @torch.no_grad()
@@ -86,18 +109,22 @@ def edit_prompt(
     eta: float = 1.0,
     generator: RNG = None,
 ) -> Tensor:
-    """Edit a picture by describing what it shows and what it should show; nothing is inverted or trained.
+    """Edit a picture by describing what it shows and what it should show; nothing is inverted or
+    trained.
 
     Made for latent consistency models (12 to 15 steps); plain Stable Diffusion works with about 32.
 
     Args:
-        pipeline: a diffusers text-to-image pipeline: ``unet``, ``vae``, ``tokenizer``, ``scheduler`` and ``encode_prompt`` are used.
+        pipeline: a diffusers text-to-image pipeline: ``unet``, ``vae``, ``tokenizer``,
+            ``scheduler`` and ``encode_prompt`` are used.
         image: ``(1, 3, H, W)`` in [0, 1].
         source: what the picture shows.
         target: what it should show.
         num_inference_steps: of ``original_inference_steps`` that the model was distilled at.
-        strength: share of the steps that are run, in (0, 1]; below 1 the edit starts from the noised picture.
-        edited_words: words of the target prompt, apart by blanks, that the change is limited to; empty: anywhere.
+        strength: share of the steps that are run, in (0, 1]; below 1 the edit starts from the
+            noised picture.
+        edited_words: words of the target prompt, apart by blanks, that the change is limited to;
+            empty: anywhere.
         kept_words: words of the target prompt whose place keeps the source's look.
         control: unified attention control; without it the branches share only their noise.
         generator: of the noise.
@@ -106,22 +133,30 @@ def edit_prompt(
         ``(1, 3, H, W)`` in [0, 1].
 
     Raises:
-        ValueError: an image of another shape, a strength that leaves no step, words that the target prompt does not have.
+        ValueError: an image of another shape, a strength that leaves no step, words that the target
+            prompt does not have.
     """
     if image.ndim != 4 or image.shape[:2] != (1, 3):
         raise ValueError(f"image must be (1, 3, H, W); got {tuple(image.shape)}")
     kept = int(num_inference_steps * strength)
     if not 1 <= kept <= num_inference_steps:
-        raise ValueError(f"strength must leave 1 to {num_inference_steps} steps; {strength} leaves {kept}")
+        raise ValueError(
+            f"strength must leave 1 to {num_inference_steps} steps; {strength} leaves {kept}"
+        )
     unet, vae, config = pipeline.unet, pipeline.vae, pipeline.scheduler.config
     process = VP.from_diffusers(config)
-    grid = Grid(consistency(process, num_inference_steps, original_inference_steps).times[-kept - 1 :])
+    grid = Grid(
+        consistency(process, num_inference_steps, original_inference_steps).times[-kept - 1 :]
+    )
     weight = next(unet.parameters())
     of_source, no_prompt = pipeline.encode_prompt(source, weight.device, 1, True)
     of_target, _ = pipeline.encode_prompt(target, weight.device, 1, True)
     ids = [list(pipeline.tokenizer(prompt).input_ids) for prompt in (source, target)]
     tokens = of_source.shape[1]
-    words = [_positions(pipeline.tokenizer, ids[1], chosen, tokens) for chosen in (edited_words, kept_words)]
+    words = [
+        _positions(pipeline.tokenizer, ids[1], chosen, tokens)
+        for chosen in (edited_words, kept_words)
+    ]
     control_state = None
     if control:
         blend = LocalBlend(*words, len(ids[1])) if any(w.any() for w in words) else None
@@ -153,7 +188,9 @@ def edit_prompt(
     start = noise if kept == num_inference_steps else process.add_noise(x0, noise, grid.times[0])
     with control_state.installed(unet) if control_state else nullcontext():
         blender = control_state.blender(process) if control_state else None
-        latent = solve(DDCM(x0, eta, layout=True, blend=blender), denoiser, start, grid, generator=generator).x0
+        latent = solve(
+            DDCM(x0, eta, layout=True, blend=blender), denoiser, start, grid, generator=generator
+        ).x0
     decoded = vae.decode((latent / vae.config.scaling_factor).to(weight)).sample
     return ((decoded + 1) / 2).clamp(0, 1).to(image)
 

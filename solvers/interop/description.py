@@ -1,4 +1,6 @@
-"""Processes as plain JSON data, for model folders: ``describe(process)`` and ``from_description(data)``."""
+"""Processes as plain JSON data, for model folders: ``describe(process)`` and
+``from_description(data)``.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Form:
         return ", ".join((*self.fields, *(f"[{name}]" for name in self.optional)))
 
 
-# The first form of each kind is what describe() writes, exact to the bit; the others are for people.
+# The first form of each kind is what describe() writes, exact to the bit; the others are for
+# people.
 KINDS: dict[str, tuple[type[Process], tuple[Form, ...]]] = {
     "vp": (VP, (Form(VP, ("alphas_cumprod",)),)),
     "step-indexed": (StepIndexed, (Form(StepIndexed, ("alphas_cumprod",)),)),
@@ -51,7 +54,12 @@ KINDS: dict[str, tuple[type[Process], tuple[Form, ...]]] = {
     "tables": (Process, (Form(Process, ("a_table", "b_table", "c_table")),)),
 }
 # fields whose values a process holds under another name
-HELD_AS = {"residual_sums": "c_table", "noise_sums": "b_table", "sigma_min": "first", "sigma_max": "end"}
+HELD_AS = {
+    "residual_sums": "c_table",
+    "noise_sums": "b_table",
+    "sigma_min": "first",
+    "sigma_max": "end",
+}
 
 
 def describe(process: Process) -> dict:
@@ -63,33 +71,46 @@ def describe(process: Process) -> dict:
     kind = next((kind for kind, (cls, _) in KINDS.items() if cls is type(process)), None)
     if kind is None:
         raise ValueError(
-            f"a {type(process).__name__} process can't be written down; known: {', '.join(c.__name__ for c, _ in KINDS.values())}"
+            f"a {type(process).__name__} process can't be written down; known:"
+            f" {', '.join(c.__name__ for c, _ in KINDS.values())}"
         )
     form = KINDS[kind][1][0]
-    values = {name: getattr(process, HELD_AS.get(name, name)) for name in (*form.fields, *form.optional)}
-    return {"kind": kind} | {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
+    values = {
+        name: getattr(process, HELD_AS.get(name, name)) for name in (*form.fields, *form.optional)
+    }
+    return {"kind": kind} | {
+        name: value.tolist() if hasattr(value, "tolist") else value
+        for name, value in values.items()
+    }
 
 
 def from_description(data: object) -> Process:
     """The process of ``{"kind": ..., ...}``: tables, or the words of its named schedule.
 
-    ``{"kind": "resfusion", "schedule": "linear", "steps": 12}``, ``{"kind": "rddm", "steps": 1000, "sum_scale": 0.01}`` and
-    ``{"kind": "ve", "sigma_min": 0.002, "sigma_max": 80}`` are examples.
+    ``{"kind": "resfusion", "schedule": "linear", "steps": 12}``, ``{"kind": "rddm", "steps": 1000,
+    "sum_scale": 0.01}`` and ``{"kind": "ve", "sigma_min": 0.002, "sigma_max": 80}`` are examples.
 
     Raises:
         ValueError: no such kind, other fields than the kind has, values that make no process.
     """
     if not isinstance(data, dict) or data.get("kind") not in KINDS:
-        raise ValueError(f"a process is an object with a kind, one of {', '.join(KINDS)}; got {str(data)[:80]}")
+        raise ValueError(
+            f"a process is an object with a kind, one of {', '.join(KINDS)}; got {str(data)[:80]}"
+        )
     fields = {name: value for name, value in data.items() if name != "kind"}
     forms = KINDS[data["kind"]][1]
     form = next((form for form in forms if form.fits(set(fields))), None)
     if form is None:
-        raise ValueError(f"a {data['kind']} process has the fields {' or '.join(map(str, forms))}; got {', '.join(fields) or 'none'}")
+        raise ValueError(
+            f"a {data['kind']} process has the fields {' or '.join(map(str, forms))}; got"
+            f" {', '.join(fields) or 'none'}"
+        )
     steps = fields.get("steps", 2)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= MOST_LEVELS:
         raise ValueError(f"steps must be a whole number from 2 to {MOST_LEVELS}; got {steps!r}")
     try:
         return form.make(**fields)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"the fields of this {data['kind']} process don't make one: {error}") from error
+        raise ValueError(
+            f"the fields of this {data['kind']} process don't make one: {error}"
+        ) from error

@@ -16,7 +16,8 @@ from solvers.prediction import Prediction
 from solvers.process import Process
 from solvers.solver import Problem, Query
 
-# what a run decides itself, wherever a scheduler has the option: its levels are the grid's, its network speaks epsilon
+# what a run decides itself, wherever a scheduler has the option: its levels are the grid's, its
+# network speaks epsilon
 LEVELS = {
     "prediction_type": "epsilon",
     "timestep_spacing": "trailing",
@@ -39,38 +40,49 @@ ONE_STEP = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
 )
-STORED = ("sample", "last_sample", "cur_sample")  # where schedulers keep the state that a later call goes on from
+STORED = (
+    "sample",
+    "last_sample",
+    "cur_sample",
+)  # where schedulers keep the state that a later call goes on from
 
 
 @dataclass(frozen=True)
 class DiffusersSolver:
-    """The update rule of any diffusers scheduler: DDIM, PLMS, DPM-Solver++, UniPC, DEIS, Heun, Euler and their like.
+    """The update rule of any diffusers scheduler: DDIM, PLMS, DPM-Solver++, UniPC, DEIS, Heun,
+    Euler and their like.
 
-    ``x_s = scheduler.step(eps, t, x_t)``, with the scheduler's own formula. Each run makes a scheduler of its own, whose training levels
-    are the nodes of the grid: all are visited, so every target is the next node (diffusers' own constant strides miss it where N does
-    not divide T). Any process will do: ``(x - c y)/sqrt(a^2 + b^2)`` is a variance-preserving state with the same log-SNR. On the grid
-    of its own timesteps a run gives what diffusers' loop gives; options that lay out levels (``timestep_spacing``,
-    ``use_karras_sigmas``, ``final_sigmas_type``, ...) are the grid's part and have no effect.
+    ``x_s = scheduler.step(eps, t, x_t)``, with the scheduler's own formula. Each run makes a
+    scheduler of its own, whose training levels are the nodes of the grid: all are visited, so every
+    target is the next node (diffusers' own constant strides miss it where N does not divide T). Any
+    process will do: ``(x - c y)/sqrt(a^2 + b^2)`` is a variance-preserving state with the same
+    log-SNR. On the grid of its own timesteps a run gives what diffusers' loop gives; options that
+    lay out levels (``timestep_spacing``, ``use_karras_sigmas``, ``final_sigmas_type``, ...) are the
+    grid's part and have no effect.
 
-    A scheduler that can't reach the clean level (DEIS) is run to the last noisy node, whose image estimate is the result. Where there
-    is no signal (zero terminal SNR) the first step is first order. States follow ``a x0 + b eps`` of the answer: corrections count. Where
-    a scheduler goes on from a state that it stored (UniPC, Heun) only the estimates do. Sigmas are single precision in most schedulers,
-    which ends their convergence at about 1e-5; DPM-Solver's multi-step one also holds its states in single precision.
+    A scheduler that can't reach the clean level (DEIS) is run to the last noisy node, whose image
+    estimate is the result. Where there is no signal (zero terminal SNR) the first step is first
+    order. States follow ``a x0 + b eps`` of the answer: corrections count. Where a scheduler goes
+    on from a state that it stored (UniPC, Heun) only the estimates do. Sigmas are single precision
+    in most schedulers, which ends their convergence at about 1e-5; DPM-Solver's multi-step one also
+    holds its states in single precision.
 
-    When to use it: to compare with ours on the same levels, or to run a restoration with a scheduler you trust.
+    When to use it: to compare with ours on the same levels, or to run a restoration with a
+    scheduler you trust.
 
     NFE: as many as steps; Heun twice as many less one, PLMS one more.
 
-    Reference: diffusers' schedulers, each with its own paper: Song et al. 2021 (DDIM), Liu et al. 2022 (PLMS), Lu et al. 2022
-    (DPM-Solver++), Zhao et al. 2023 (UniPC), Zhang & Chen 2023 (DEIS).
+    Reference: diffusers' schedulers, each with its own paper: Song et al. 2021 (DDIM), Liu et al.
+    2022 (PLMS), Lu et al. 2022 (DPM-Solver++), Zhao et al. 2023 (UniPC), Zhang & Chen 2023 (DEIS).
 
     Args:
         scheduler: name of a class in diffusers, or the class.
         options: its config.
 
     Raises:
-        ValueError: no such scheduler, options it does not have, or one whose rule is not about levels alone (flow matching, EDM's own
-            parametrisation, consistency models, SA-Solver, PNDM with Runge-Kutta steps).
+        ValueError: no such scheduler, options it does not have, or one whose rule is not about
+            levels alone (flow matching, EDM's own parametrisation, consistency models, SA-Solver,
+            PNDM with Runge-Kutta steps).
     """
 
     scheduler: str | type
@@ -78,15 +90,32 @@ class DiffusersSolver:
 
     def __post_init__(self):
         known = inspect.signature(self._class().__init__).parameters
-        needed, foreign = {"trained_betas", "num_train_timesteps", "prediction_type"}, {"original_inference_steps", "tau_func"}
-        if not needed <= set(known) or foreign & set(known):  # rules that look at the training times themselves
-            raise ValueError(f"{self.name} does not walk the levels of any diffusion; DDIM, DPM-Solver, UniPC, DEIS and Heun do")
+        needed, foreign = (
+            {"trained_betas", "num_train_timesteps", "prediction_type"},
+            {"original_inference_steps", "tau_func"},
+        )
+        if not needed <= set(known) or foreign & set(
+            known
+        ):  # rules that look at the training times themselves
+            raise ValueError(
+                f"{self.name} does not walk the levels of any diffusion; DDIM, DPM-Solver, UniPC,"
+                " DEIS and Heun do"
+            )
         if unknown := [key for key in self.options if key not in known]:
-            raise ValueError(f"{self.name} has no option {', '.join(unknown)}; it has {', '.join(list(known)[1:])}")
+            raise ValueError(
+                f"{self.name} has no option {', '.join(unknown)}; it has"
+                f" {', '.join(list(known)[1:])}"
+            )
         if "skip_prk_steps" in known and not self.options.get("skip_prk_steps", False):
-            raise ValueError("PNDMScheduler's Runge-Kutta calls fall between levels: give skip_prk_steps=True, or use PNDM('f-pndm')")
+            raise ValueError(
+                "PNDMScheduler's Runge-Kutta calls fall between levels: give skip_prk_steps=True,"
+                " or use PNDM('f-pndm')"
+            )
         if str(self.options.get("variance_type", "")).startswith("learned"):
-            raise ValueError("a prediction holds no learned variance: give variance_type='fixed_small' or 'fixed_large'")
+            raise ValueError(
+                "a prediction holds no learned variance: give variance_type='fixed_small' or"
+                " 'fixed_large'"
+            )
 
     @classmethod
     def of(cls, scheduler) -> DiffusersSolver:
@@ -96,7 +125,9 @@ class DiffusersSolver:
             ValueError: as the class.
         """
         known = inspect.signature(type(scheduler).__init__).parameters
-        return cls(type(scheduler), {key: value for key, value in scheduler.config.items() if key in known})
+        return cls(
+            type(scheduler), {key: value for key, value in scheduler.config.items() if key in known}
+        )
 
     @property
     def name(self) -> str:
@@ -114,11 +145,15 @@ class DiffusersSolver:
 
         found = getattr(diffusers, self.scheduler, None)
         if not isinstance(found, type):
-            raise ValueError(f"diffusers has no scheduler {self.scheduler!r}; it has DDIMScheduler, UniPCMultistepScheduler, ...")
+            raise ValueError(
+                f"diffusers has no scheduler {self.scheduler!r}; it has DDIMScheduler,"
+                " UniPCMultistepScheduler, ..."
+            )
         return found
 
     def make(self, kappas: list[float], to_last: bool):
-        """A scheduler whose training levels are ``kappas`` (descending), set to visit them and to end clean, or ``to_last`` of them.
+        """A scheduler whose training levels are ``kappas`` (descending), set to visit them and to
+        end clean, or ``to_last`` of them.
 
         Raises:
             ValueError: it would not visit each of them in order.
@@ -129,12 +164,21 @@ class DiffusersSolver:
         betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
         levels = {"num_train_timesteps": count, "trained_betas": betas.tolist(), **LEVELS}
         levels["final_sigmas_type"] = "sigma_min" if to_last else "zero"
-        scheduler = made(**{**self.options, **{key: value for key, value in levels.items() if key in known}})
-        scheduler.alphas_cumprod = torch.from_numpy(abar.copy())  # the product of single-precision betas is a few 1e-4 off near clean
+        scheduler = made(
+            **{**self.options, **{key: value for key, value in levels.items() if key in known}}
+        )
+        scheduler.alphas_cumprod = torch.from_numpy(
+            abar.copy()
+        )  # the product of single-precision betas is a few 1e-4 off near clean
         scheduler.set_timesteps(count)
         visited = [float(t) for t in scheduler.timesteps]
-        if [t for t in dict.fromkeys(visited) if t == int(t)] != [float(k) for k in reversed(range(count))]:
-            raise ValueError(f"{self.name} does not visit the levels of a grid in order, one call after the other; use another scheduler")
+        if [t for t in dict.fromkeys(visited) if t == int(t)] != [
+            float(k) for k in reversed(range(count))
+        ]:
+            raise ValueError(
+                f"{self.name} does not visit the levels of a grid in order, one call after the"
+                " other; use another scheduler"
+            )
         if to_last:
             scheduler.timesteps = scheduler.timesteps[:-1]
             if hasattr(scheduler, "sigmas"):
@@ -170,15 +214,22 @@ class DiffusersSolver:
             return x
         return process.add_noise(x, torch.zeros_like(x), end, y)
 
-    def _walk(self, problem: Problem, nodes: list[float], x: Tensor, to_last: bool) -> Generator[Query, Prediction, Tensor]:
+    def _walk(
+        self, problem: Problem, nodes: list[float], x: Tensor, to_last: bool
+    ) -> Generator[Query, Prediction, Tensor]:
         """From the state at the first node to that at the last, or to the image."""
         process, y = problem.process, problem.y
         kappas = [process.kappa(t) for t in nodes]
         scheduler = self.make(kappas, to_last)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        # schedulers hold x/a (variance exploding) or the unit-variance state; scale_model_input tells which
-        exploding = not torch.equal(scheduler.scale_model_input(torch.ones(1), scheduler.timesteps[0]), torch.ones(1))
-        sample = process.unshifted(x, nodes[0], y) / (process.a(nodes[0]) if exploding else _size(process, nodes[0]))
+        # schedulers hold x/a (variance exploding) or the unit-variance state; scale_model_input
+        # tells which
+        exploding = not torch.equal(
+            scheduler.scale_model_input(torch.ones(1), scheduler.timesteps[0]), torch.ones(1)
+        )
+        sample = process.unshifted(x, nodes[0], y) / (
+            process.a(nodes[0]) if exploding else _size(process, nodes[0])
+        )
         for index in scheduler.timesteps:
             t = _time(process, nodes, kappas, float(index))
             a, b, size = process.a(t), process.b(t), _size(process, t)
@@ -187,15 +238,21 @@ class DiffusersSolver:
             p = yield Query(_shifted(process, z, t, y), t, editable)
             state = a * p.x0 + b * p.eps  # x - c y as the network, or whoever corrected it, saw it
             noise = {"generator": problem.generator} if takes_generator else {}
-            sample = scheduler.step(p.eps, index, state / (a if exploding else size), **noise).prev_sample.to(x.dtype)
+            sample = scheduler.step(
+                p.eps, index, state / (a if exploding else size), **noise
+            ).prev_sample.to(x.dtype)
         if not to_last:
             return sample
         end = nodes[-1]
-        return _shifted(process, sample * (process.a(end) if exploding else _size(process, end)), end, y)
+        return _shifted(
+            process, sample * (process.a(end) if exploding else _size(process, end)), end, y
+        )
 
     def _ends_noisy(self) -> bool:
         """Whether the rule can't reach the clean level."""
-        if str(self.options.get("algorithm_type")).endswith("dpmsolver"):  # DPM-Solver on noise estimates
+        if str(self.options.get("algorithm_type")).endswith(
+            "dpmsolver"
+        ):  # DPM-Solver on noise estimates
             return True
         sigmas = getattr(self.make([2.0, 1.0], to_last=False), "sigmas", None)
         return sigmas is not None and float(sigmas[-1]) > 0
@@ -206,13 +263,17 @@ def _size(process: Process, t: float) -> float:
 
 
 def _time(process: Process, nodes: list[float], kappas: list[float], index: float) -> float:
-    """The process's time of a scheduler's own: node times at whole ones, levels between (KDPM2) log-linear as diffusers counts them."""
+    """The process's time of a scheduler's own: node times at whole ones, levels between (KDPM2)
+    log-linear as diffusers counts them.
+    """
     at = len(nodes) - 1 - index
     k = math.floor(at)
     if at == k:
         return nodes[k]
     weight = at - k
-    return process.time_at(-2 * ((1 - weight) * math.log(kappas[k]) + weight * math.log(kappas[k + 1])))
+    return process.time_at(
+        -2 * ((1 - weight) * math.log(kappas[k]) + weight * math.log(kappas[k + 1]))
+    )
 
 
 def _shifted(process: Process, z: Tensor, t: float, y: Tensor | None) -> Tensor:

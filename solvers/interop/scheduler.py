@@ -1,4 +1,6 @@
-"""Any solver as a diffusers scheduler: the pipeline's own network answers the solver's queries, one ``step`` each."""
+"""Any solver as a diffusers scheduler: the pipeline's own network answers the solver's queries, one
+``step`` each.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,22 @@ from solvers.solver import RNG, Problem, Query
 class SolverScheduler(SchedulerMixin, ConfigMixin):
     """A solver's generator behind ``set_timesteps`` / ``step``.
 
-    ``timesteps`` lists every network call (times repeat where a method calls twice at one level); ``step`` answers the call before it and
-    returns the state of the next. Each output is converted to image and noise with the state and level of its own call. A run begins
-    when no run is under way, or when the first timestep comes again; so a second loop equals the first. Runs always end on the clean
-    level.
+    ``timesteps`` lists every network call (times repeat where a method calls twice at one level);
+    ``step`` answers the call before it and returns the state of the next. Each output is converted
+    to image and noise with the state and level of its own call. A run begins when no run is under
+    way, or when the first timestep comes again; so a second loop equals the first. Runs always end
+    on the clean level.
 
-    *Partial runs* (``timesteps[k:]``, image-to-image): the grid is rebuilt from the level of the first call. Where the solver's warm-up
-    calls no longer fit the list, its ``single_call()`` form goes on from there.
+    *Partial runs* (``timesteps[k:]``, image-to-image): the grid is rebuilt from the level of the
+    first call. Where the solver's warm-up calls no longer fit the list, its ``single_call()`` form
+    goes on from there.
 
-    *Edited samples* (a blend with known pixels between calls): honoured at calls whose query is ``editable``, else an error.
+    *Edited samples* (a blend with known pixels between calls): honoured at calls whose query is
+    ``editable``, else an error.
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the process, in diffusers'
-            words (:meth:`VP.from_diffusers`).
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,
+            rescale_betas_zero_snr: the process, in diffusers' words (:meth:`VP.from_diffusers`).
         prediction_type: ``epsilon``, ``sample`` or ``v_prediction``.
         timestep_spacing: a name in ``solvers.GRIDS``.
         steps_offset: added to the times of the ``leading`` grid (as in diffusers, there alone).
@@ -69,9 +74,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         solver_options: dict | None = None,
     ):
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type {prediction_type!r} is unknown; known: {', '.join(PREDICTION_TYPES)}")
+            raise ValueError(
+                f"prediction_type {prediction_type!r} is unknown; known:"
+                f" {', '.join(PREDICTION_TYPES)}"
+            )
         if timestep_spacing not in GRIDS:
-            raise ValueError(f"timestep_spacing {timestep_spacing!r} is unknown; known: {', '.join(GRIDS)}")
+            raise ValueError(
+                f"timestep_spacing {timestep_spacing!r} is unknown; known: {', '.join(GRIDS)}"
+            )
         self.solver = solver_by_name(solver, **(solver_options or {}))
         self.process = VP.from_diffusers(self.config)
         self.alphas_cumprod = torch.from_numpy(self.process.alphas_cumprod.copy()).float()
@@ -85,10 +95,13 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
-    # -- before the run -------------------------------------------------------------------------------------------
+    # -- before the run ----------------------------------------------------------------------------
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device=None, timesteps=None) -> None:
-        """Lay the grid of ``num_inference_steps`` steps, or of the descending ``timesteps``, both ending clean; list the calls.
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device=None, timesteps=None
+    ) -> None:
+        """Lay the grid of ``num_inference_steps`` steps, or of the descending ``timesteps``, both
+        ending clean; list the calls.
 
         Raises:
             ValueError: both or none given; a step count or times outside the process.
@@ -102,11 +115,16 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             if self.config.timestep_spacing == "leading":
                 grid = Grid((*(t + self.config.steps_offset for t in grid.times[:-1]), CLEAN))
         if grid.times[0] > len(self.process) - 1:
-            raise ValueError(f"the grid starts at t={grid.times[0]} but the process ends at t={len(self.process) - 1}")
+            raise ValueError(
+                f"the grid starts at t={grid.times[0]} but the process ends at"
+                f" t={len(self.process) - 1}"
+            )
         self._grid = grid
         self._times = _call_times(self.solver, self.process, grid)
         whole = all(t == int(t) for t in self._times)
-        self.timesteps = torch.tensor(self._times, dtype=torch.int64 if whole else torch.float32, device=device)
+        self.timesteps = torch.tensor(
+            self._times, dtype=torch.int64 if whole else torch.float32, device=device
+        )
         self.num_inference_steps = len(grid)
         self._begin_index = self._run = None
 
@@ -125,10 +143,13 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``a x0 + b eps`` with one time per sample, ``timesteps (B,)``."""
         column = (-1, *(1 for _ in original_samples.shape[1:]))
-        a, b = (f(timesteps.double()).to(original_samples).reshape(column) for f in (self.process.a, self.process.b))
+        a, b = (
+            f(timesteps.double()).to(original_samples).reshape(column)
+            for f in (self.process.a, self.process.b)
+        )
         return a * original_samples + b * noise
 
-    # -- the run --------------------------------------------------------------------------------------------------
+    # -- the run -----------------------------------------------------------------------------------
 
     def step(
         self,
@@ -140,27 +161,35 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         generator: RNG = None,
         return_dict: bool = True,
     ):
-        """Answer the call at ``timestep`` with ``model_output (B, C or 2C, H, W)`` and return the next call's state.
+        """Answer the call at ``timestep`` with ``model_output (B, C or 2C, H, W)`` and return the
+        next call's state.
 
         Args:
-            model_output: the network's output; a learned variance behind the first C channels is left out.
+            model_output: the network's output; a learned variance behind the first C channels is
+                left out.
             timestep: the call's time, as in ``timesteps``.
             sample: the state that the network saw, ``(B, C, H, W)``.
             eta, use_clipped_model_output: accepted for ``DDIMPipeline``; only their defaults are.
             generator: noise source; the one of a run's first step serves the whole run.
 
         Raises:
-            ValueError: a timestep that is not the next call; an edit where the solver cannot take one; ``eta`` or clipping.
+            ValueError: a timestep that is not the next call; an edit where the solver cannot take
+                one; ``eta`` or clipping.
         """
         if eta or use_clipped_model_output:
-            raise ValueError("eta and clipping belong to the solver here: use as_scheduler(DDIM(eta=...))")
+            raise ValueError(
+                "eta and clipping belong to the solver here: use as_scheduler(DDIM(eta=...))"
+            )
         if self._grid is None:
             self.set_timesteps(len(self.process))
         t = float(np.float32(timestep))  # as published in timesteps
         run = self._run
         if run is None or not run.expects(t):
             if run is not None and t not in (np.float32(run.times[0]), np.float32(self._times[0])):
-                raise ValueError(f"the run's next call is at timestep {run.query.t}, not {t}; call set_timesteps to begin another run")
+                raise ValueError(
+                    f"the run's next call is at timestep {run.query.t}, not {t}; call set_timesteps"
+                    " to begin another run"
+                )
             run = self._run = self._begin(t, sample, generator)
         model_output = model_output[:, : sample.shape[1]]
         prediction = run.answer(model_output, sample, self.config.prediction_type)
@@ -169,7 +198,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         previous = run.shown
         if not return_dict:
             return (previous,)
-        return DDPMSchedulerOutput(prev_sample=previous, pred_original_sample=prediction.x0.to(sample.dtype))
+        return DDPMSchedulerOutput(
+            prev_sample=previous, pred_original_sample=prediction.x0.to(sample.dtype)
+        )
 
     def _begin(self, t: float, sample: Tensor, generator: RNG) -> _Run:
         """Start a run at the call at ``t``: the whole grid, or the rest of it."""
@@ -187,15 +218,20 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             if _call_times(solver, self.process, grid) == times:
                 return start(solver, grid, times)
         raise ValueError(
-            f"the timesteps were cut inside the warm-up of {self.solver}, whose calls don't fit the rest of the list; "
-            "use a solver with one call per step, or set_timesteps(timesteps=...) with the levels to visit"
+            f"the timesteps were cut inside the warm-up of {self.solver}, whose calls don't fit the"
+            " rest of the list; use a solver with one call per step, or"
+            " set_timesteps(timesteps=...) with the levels to visit"
         )
 
 
 class _Run:
-    """One generator under way and its pending query. What the pipeline gets are copies: it may write on them."""
+    """One generator under way and its pending query. What the pipeline gets are copies: it may
+    write on them.
+    """
 
-    def __init__(self, process: VP, sample: Tensor, generator: RNG, solver, grid: Grid, times: list[float]):
+    def __init__(
+        self, process: VP, sample: Tensor, generator: RNG, solver, grid: Grid, times: list[float]
+    ):
         self.process, self.times, self.dtype = process, times, sample.dtype
         x = sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True)
         self.generator = solver.run(Problem(process, None, generator), grid, x)
@@ -210,11 +246,14 @@ class _Run:
         if not torch.equal(sample, x.to(sample.dtype)):
             if not self.query.editable:
                 raise ValueError(
-                    f"the sample was changed before the call at timestep {t}, where this solver would not see the change; "
-                    "edit at another call, use a solver with one call per step, or wrap the network instead"
+                    f"the sample was changed before the call at timestep {t}, where this solver"
+                    " would not see the change; edit at another call, use a solver with one call"
+                    " per step, or wrap the network instead"
                 )
             x = sample.to(x.dtype)
-        prediction = Prediction.from_output(output.to(x.dtype), x, self.process.a(t), self.process.b(t), prediction_type)
+        prediction = Prediction.from_output(
+            output.to(x.dtype), x, self.process.a(t), self.process.b(t), prediction_type
+        )
         try:
             self.query = self.generator.send(prediction)
             self.shown = self.query.x.to(self.dtype, copy=True)
@@ -234,8 +273,10 @@ def as_scheduler(
     """A diffusers scheduler that runs ``solver``.
 
     Args:
-        solver: a solver object; to save and load the scheduler, one of the classes in ``solvers.SOLVERS``.
-        process: a :class:`VP`, or a scheduler config (``pipeline.scheduler.config``); DDPM's linear process by default.
+        solver: a solver object; to save and load the scheduler, one of the classes in
+            ``solvers.SOLVERS``.
+        process: a :class:`VP`, or a scheduler config (``pipeline.scheduler.config``); DDPM's linear
+            process by default.
         grid: a name in ``solvers.GRIDS``.
         prediction_type, steps_offset: by default the config's, else ``epsilon`` and 0.
 
@@ -245,13 +286,19 @@ def as_scheduler(
     config: dict = {}
     if isinstance(process, VP):
         if type(process) is not VP:
-            raise ValueError(f"diffusers has no words for a {type(process).__name__} process; give a VP")
+            raise ValueError(
+                f"diffusers has no words for a {type(process).__name__} process; give a VP"
+            )
         abar = process.alphas_cumprod
         betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
         config = {"num_train_timesteps": len(process), "trained_betas": betas.tolist()}
     elif process is not None:
         known = inspect.signature(SolverScheduler.__init__).parameters
-        config = {key: value for key, value in process.items() if key in known and not key.startswith("solver")}
+        config = {
+            key: value
+            for key, value in process.items()
+            if key in known and not key.startswith("solver")
+        }
     config["timestep_spacing"] = grid
     if prediction_type is not None:
         config["prediction_type"] = prediction_type
@@ -260,7 +307,10 @@ def as_scheduler(
     name = next((name for name, cls in SOLVERS.items() if cls is type(solver)), None)
     if name is None:
         scheduler = SolverScheduler(**config)
-        scheduler.register_to_config(solver=type(solver).__name__, solver_options=asdict(solver) if is_dataclass(solver) else None)
+        scheduler.register_to_config(
+            solver=type(solver).__name__,
+            solver_options=asdict(solver) if is_dataclass(solver) else None,
+        )
     else:
         scheduler = SolverScheduler(**config, solver=name, solver_options=asdict(solver))
     scheduler.solver = solver

@@ -10,12 +10,14 @@ from solvers.solver import Problem, Query
 
 @dataclass(frozen=True)
 class DDIM:
-    """Takes the network's image and noise for the truth and moves them to the next level, with a share of fresh noise if wanted.
+    """Takes the network's image and noise for the truth and moves them to the next level, with a
+    share of fresh noise if wanted.
 
     ``x_s = a_s x0 + c_s y + sqrt(b_s^2 - sd^2) eps + sd n``. First order.
 
-    When to use it: as the plain reference; at a handful of steps where PSNR counts (it blurs rather than invents); with ``eta=1`` inside
-    corrections that expect ancestral sampling (DPS, PiGDM, MMPS, RePaint).
+    When to use it: as the plain reference; at a handful of steps where PSNR counts (it blurs rather
+    than invents); with ``eta=1`` inside corrections that expect ancestral sampling (DPS, PiGDM,
+    MMPS, RePaint).
 
     NFE: N.
 

@@ -1,4 +1,6 @@
-"""EVODiff: entropy-aware variance optimised sampling for diffusion models. Li et al. 2025 (arXiv 2509.26096)."""
+"""EVODiff: entropy-aware variance optimised sampling for diffusion models. Li et al. 2025 (arXiv
+2509.26096).
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ INNERS = ("channel", "sample")
 class Interval:
     """Numbers of the step from node ``i-1`` to node ``i``, after the step ``i-2 -> i-1``.
 
-    ``rho = b_i/b_{i-1}``, ``H = a_i - rho a_{i-1}`` (so ``x_E = rho x + H m`` is the first-order step), ``r`` the ratio of the steps in
-    half log-SNR, previous to this one.
+    ``rho = b_i/b_{i-1}``, ``H = a_i - rho a_{i-1}`` (so ``x_E = rho x + H m`` is the first-order
+    step), ``r`` the ratio of the steps in half log-SNR, previous to this one.
     """
 
     process: Process
@@ -56,47 +58,58 @@ class Interval:
 
 @dataclass(frozen=True)
 class EVODiff:
-    """Two-step sampling on image estimates: each step predicts, asks the network once at the predicted point (the probe), and corrects.
+    """Two-step sampling on image estimates: each step predicts, asks the network once at the
+    predicted point (the probe), and corrects.
 
-    From node ``i-1`` to ``i``, with image estimates ``m0`` (asked at the probe of ``i-1``) and ``m1`` (at that of ``i-2``), ``rho``, ``H``
-    and ``r`` as in :class:`Interval`::
+    From node ``i-1`` to ``i``, with image estimates ``m0`` (asked at the probe of ``i-1``) and
+    ``m1`` (at that of ``i-2``), ``rho``, ``H`` and ``r`` as in :class:`Interval`::
 
         x_E = rho x + H m0                                   first-order step
         d1  = m0 - b1 m1,   x_P = x_E + (H/2) d1/r_i         probe
         m_t = D(x_P, t_i)                                    the step's only network call
         d2  = m_t - b2 m0
-        x  <- x_E + (H/2) B/zeta                             B mixes d1/r and r d2; m_t is kept as the next step's m0
+        x  <- x_E + (H/2) B/zeta                             B mixes d1/r and r d2
 
-    *consistent* (the default): ``b1 = b2 = 1``, ``r_i = r``, ``B/zeta = (d1/r + d2)/2``: both differences are slopes of the same curve, so
-    the step is consistent of second order (order 2.6 to 2.9 observed). At 8 to 50 calls on log-SNR grids it measured no worse than
-    UniPC-2. Not from the paper.
+    ``m_t`` is kept as the next step's ``m0``.
 
-    When to use it: on log-SNR grids. Median error on the analytic mixture under DDPM's process at 10/20/50 calls there: 1.8e-2, 1.6e-3,
-    1.3e-4 (PNDM 3.4e-2, 6.8e-3, 4.0e-4); on `trailing` grids 7.7e-2, 3.3e-2, 5.8e-3 (PNDM 6.5e-2, 2.0e-2, 1.7e-3); on `leading` ones, where
-    a single long step in log-SNR ends the run, it is no better than DDIM.
+    *consistent* (the default): ``b1 = b2 = 1``, ``r_i = r``, ``B/zeta = (d1/r + d2)/2``: both
+    differences are slopes of the same curve, so the step is consistent of second order (order 2.6
+    to 2.9 observed). At 8 to 50 calls on log-SNR grids it measured no worse than UniPC-2. Not from
+    the paper.
 
-    *paper*: the authors' released code. Balance coefficients ``b1, b2``, the mixing weight ``eta`` and the gain ``zeta`` come from
-    inner products of the estimates (one number per sample and channel). Where the code departs from the paper the code is followed: it
-    divides by ``zeta`` instead of multiplying, halves ``eta``, and for up to 20 steps flips the sign inside the sigmoid of ``zeta``.
-    The last step also rescales the image: the contrast of the result is 1 to 30 % too high at few steps. The observed order is about 1.
-    Use it to reproduce published runs, not to restore measurements.
+    When to use it: on log-SNR grids. Median error on the analytic mixture under DDPM's process at
+    10/20/50 calls there: 1.8e-2, 1.6e-3, 1.3e-4 (PNDM 3.4e-2, 6.8e-3, 4.0e-4); on `trailing` grids
+    7.7e-2, 3.3e-2, 5.8e-3 (PNDM 6.5e-2, 2.0e-2, 1.7e-3); on `leading` ones, where a single long
+    step in log-SNR ends the run, it is no better than DDIM.
 
-    The first step is first order. A grid that ends clean is sampled to its last noisy node, whose image estimate m is the result ("denoise
-    to zero"); with ``final="second"`` the result is ``m + kappa^2/2 (e - e')/(kappa - kappa')``, the noise estimates of the last two nodes
-    extrapolated: where the last node is noisy, as on `trailing` grids, that saves up to half of the error. At a level without signal (zero
-    terminal SNR) the first step is first order and the method begins after it. Runs follow ``x - c y``, so a process with a degraded image
-    works as any other.
+    *paper*: the authors' released code. Balance coefficients ``b1, b2``, the mixing weight ``eta``
+    and the gain ``zeta`` come from inner products of the estimates (one number per sample and
+    channel). Where the code departs from the paper the code is followed: it divides by ``zeta``
+    instead of multiplying, halves ``eta``, and for up to 20 steps flips the sign inside the sigmoid
+    of ``zeta``. The last step also rescales the image: the contrast of the result is 1 to 30 % too
+    high at few steps. The observed order is about 1. Use it to reproduce published runs, not to
+    restore measurements.
+
+    The first step is first order. A grid that ends clean is sampled to its last noisy node, whose
+    image estimate m is the result ("denoise to zero"); with ``final="second"`` the result is ``m +
+    kappa^2/2 (e - e')/(kappa - kappa')``, the noise estimates of the last two nodes extrapolated:
+    where the last node is noisy, as on `trailing` grids, that saves up to half of the error. At a
+    level without signal (zero terminal SNR) the first step is first order and the method begins
+    after it. Runs follow ``x - c y``, so a process with a degraded image works as any other.
 
     NFE: N (N + 1 on grids that end noisy, with ``final="full"``).
 
-    Reference: Li et al. 2025 (arXiv 2509.26096) and its released sampler for EDM; the consistent mode is this library's.
+    Reference: Li et al. 2025 (arXiv 2509.26096) and its released sampler for EDM; the consistent
+    mode is this library's.
 
     Args:
         mode: `consistent` or `paper`.
-        final: the last step: `second` (``x_E + (H/2)(m0 - m1)/r``, to the clean level as above; `consistent`'s default),
-            `paper` (the released rule; `paper`'s default), `euler` (``x_E``), `full` (a main step with its network call). In `paper`
-            mode the Euler step had the lower error on most grids tried.
-        inner: inner products of `paper` mode over each `channel` (the authors') or each whole `sample`, which channel mixing leaves alone.
+        final: the last step: `second` (``x_E + (H/2)(m0 - m1)/r``, to the clean level as above;
+            `consistent`'s default), `paper` (the released rule; `paper`'s default), `euler`
+            (``x_E``), `full` (a main step with its network call). In `paper` mode the Euler step
+            had the lower error on most grids tried.
+        inner: inner products of `paper` mode over each `channel` (the authors') or each whole
+            `sample`, which channel mixing leaves alone.
 
     Raises:
         ValueError: an unknown mode, final step or inner product.
@@ -129,7 +142,9 @@ class EVODiff:
             x = process.add_noise(p.x0, p.eps, nodes[1], y)
             del nodes[0]
         end = nodes[-1]
-        while nodes and process.b(nodes[-1]) == 0:  # no noise left: the image estimate of the last noisy node gives the state
+        while (
+            nodes and process.b(nodes[-1]) == 0
+        ):  # no noise left: the image estimate of the last noisy node gives the state
             nodes.pop()
         last = len(nodes) - 1
         m0 = m1 = x
@@ -149,7 +164,9 @@ class EVODiff:
                 z = self._released_last_step(step, euler, m0, m1)
             else:
                 body = self._paper_step if self.mode == "paper" else self._consistent_step
-                z, answer = yield from body(problem, step, (nodes[0], nodes[last], last), euler, m0, m1)
+                z, answer = yield from body(
+                    problem, step, (nodes[0], nodes[last], last), euler, m0, m1
+                )
                 m0, m1, eps = answer.x0, m0, answer.eps
             x = _shifted(process, z, nodes[i], y)
         if not nodes or nodes[-1] == end:
@@ -162,13 +179,17 @@ class EVODiff:
         return x + 0.5 * kappa**2 * (p.eps - eps) / (kappa - before)
 
     @staticmethod
-    def _consistent_step(problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor):
+    def _consistent_step(
+        problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor
+    ):
         d1 = (m0 - m1) / step.r
         probe = euler + 0.5 * step.H * d1
         answer = yield Query(_shifted(problem.process, probe, step.to, problem.y), step.to)
         return euler + 0.25 * step.H * (d1 + answer.x0 - m0), answer
 
-    def _paper_step(self, problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor):
+    def _paper_step(
+        self, problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor
+    ):
         H, h, r = step.H, step.h, step.r
         start, end, steps = run
         origin = problem.process.origin
@@ -194,12 +215,19 @@ class EVODiff:
             zeta = torch.sigmoid(distance)
         else:
             slope = (m0 - m1) / h
-            zeta = torch.sigmoid(-distance * torch.sigmoid(self._ratio(m0, slope, slope, otherwise=0.0) * (2 - step.rho**2)))
-        zeta = torch.where(zeta.isnan(), 1 - 2 * eta, zeta)  # no difference to project on: a plain second-order step
+            zeta = torch.sigmoid(
+                -distance
+                * torch.sigmoid(self._ratio(m0, slope, slope, otherwise=0.0) * (2 - step.rho**2))
+            )
+        zeta = torch.where(
+            zeta.isnan(), 1 - 2 * eta, zeta
+        )  # no difference to project on: a plain second-order step
         return euler + 0.5 * H / zeta * mixed, answer
 
     def _ratio(self, u: Tensor, v: Tensor, norm: Tensor, otherwise: float) -> Tensor:
-        """``<u, v>/<norm, norm>`` clamped to [-2, 2], ``(B, C or 1, 1, 1)``; ``otherwise`` where the denominator vanishes."""
+        """``<u, v>/<norm, norm>`` clamped to [-2, 2], ``(B, C or 1, 1, 1)``; ``otherwise`` where
+        the denominator vanishes.
+        """
         dims = (2, 3) if self.inner == "channel" else (1, 2, 3)
         above, below = (u * v).sum(dims, keepdim=True), (norm * norm).sum(dims, keepdim=True)
         tiny = torch.finfo(below.dtype).tiny

@@ -1,4 +1,6 @@
-"""PNDM: pseudo numerical methods for diffusion models on manifolds. Liu et al. 2022 (arXiv 2202.09778)."""
+"""PNDM: pseudo numerical methods for diffusion models on manifolds. Liu et al. 2022 (arXiv
+2202.09778).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from solvers.solver import Problem, Query
 
 @dataclass(frozen=True)
 class Transfer:
-    """Moves from one state along a noise estimate: ``phi`` of eq. 11, starting from the state that the prediction describes."""
+    """Moves from one state along a noise estimate: ``phi`` of eq. 11, starting from the state that
+    the prediction describes.
+    """
 
     process: Process
     start: Prediction
@@ -27,19 +31,24 @@ class Transfer:
         return eps
 
     def to(self, s: float, eps: Tensor) -> Tensor:
-        """``phi(x, eps; t -> s)``, written as the step along the start's own noise plus what ``eps`` changes.
+        """``phi(x, eps; t -> s)``, written as the step along the start's own noise plus what
+        ``eps`` changes.
 
-        ``a_s x0 + c_s y + b_s eps_t + a_s (kappa_s - kappa_t)(eps - eps_t)``: a first-order step to the clean level returns the
-        image estimate to the last bit.
+        ``a_s x0 + c_s y + b_s eps_t + a_s (kappa_s - kappa_t)(eps - eps_t)``: a first-order step to
+        the clean level returns the image estimate to the last bit.
         """
         x = self.process.add_noise(self.start.x0, self.start.eps, s, self.y)
         if eps is self.start.eps:
             return x
-        return x + self.process.a(s) * (self.process.kappa(s) - self.process.kappa(self.t)) * (eps - self.start.eps)
+        return x + self.process.a(s) * (self.process.kappa(s) - self.process.kappa(self.t)) * (
+            eps - self.start.eps
+        )
 
 
 class Increments(Transfer):
-    """Moves in a straight line: the gradient is the change of ``x`` over one training step, always taken at the start."""
+    """Moves in a straight line: the gradient is the change of ``x`` over one training step, always
+    taken at the start.
+    """
 
     def gradient(self, eps: Tensor) -> Tensor:
         s = max(self.t - 1, CLEAN)
@@ -59,7 +68,9 @@ def pseudo_heun(move: Transfer, g1: Tensor, s: float) -> Generator[Query, Predic
     return (g1 + g2) / 2
 
 
-def pseudo_runge_kutta(move: Transfer, g1: Tensor, s: float) -> Generator[Query, Prediction, Tensor]:
+def pseudo_runge_kutta(
+    move: Transfer, g1: Tensor, s: float
+) -> Generator[Query, Prediction, Tensor]:
     """``(g1 + 2 g2 + 2 g3 + g4)/6``; all four moves start from the same state (eq. 13)."""
     middle = (move.t + s) / 2
     g2 = move.gradient((yield Query(move.to(middle, g1), middle)).eps)
@@ -70,17 +81,30 @@ def pseudo_runge_kutta(move: Transfer, g1: Tensor, s: float) -> Generator[Query,
 
 def combine(weights: Sequence[float], history: Sequence[Tensor]) -> Tensor:
     """``sum_j w_j g_j``; a single gradient is returned as it is."""
-    return history[0] if len(history) == 1 else sum(w * g for w, g in zip(weights, history, strict=True))
+    return (
+        history[0]
+        if len(history) == 1
+        else sum(w * g for w, g in zip(weights, history, strict=True))
+    )
 
 
 def lagrange_weights(nodes: Sequence[float], target: float) -> list[float]:
-    """Mean over ``[nodes[0], target]`` of each Lagrange basis polynomial on ``nodes`` (1 to 4 of them).
+    """Mean over ``[nodes[0], target]`` of each Lagrange basis polynomial on ``nodes`` (1 to 4 of
+    them).
 
-    Two Gauss points integrate a cubic exactly. The weights sum to 1; for equal steps they are Adams-Bashforth's.
+    Two Gauss points integrate a cubic exactly. The weights sum to 1; for equal steps they are
+    Adams-Bashforth's.
     """
     middle, half = (nodes[0] + target) / 2, (target - nodes[0]) / 2
     points = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
-    return [sum(math.prod((point - other) / (node - other) for other in nodes if other != node) for point in points) / 2 for node in nodes]
+    return [
+        sum(
+            math.prod((point - other) / (node - other) for other in nodes if other != node)
+            for point in points
+        )
+        / 2
+        for node in nodes
+    ]
 
 
 # variant: what its first steps are, how many of them, highest order afterwards
@@ -106,59 +130,70 @@ ADAMS_BASHFORTH = {
 
 @dataclass(frozen=True)
 class PNDM:
-    """Combines the noise estimates of several steps by a classical rule and moves along the process's own curve instead of a line.
+    """Combines the noise estimates of several steps by a classical rule and moves along the
+    process's own curve instead of a line.
 
-    A *gradient rule* makes ``e'`` of the estimates, the *transfer* ``phi(x, e'; t -> s)`` moves. ``phi(x, e; t -> s) = (a_s/a_t) x + a_s
-    (kappa_s - kappa_t) e`` with ``kappa = b/a`` (eq. 11) keeps clean images and their noise on the process's own curve for any step.
-    Gradient rules, with the newest noise estimate first:
+    A *gradient rule* makes ``e'`` of the estimates, the *transfer* ``phi(x, e'; t -> s)`` moves.
+    ``phi(x, e; t -> s) = (a_s/a_t) x + a_s (kappa_s - kappa_t) e`` with ``kappa = b/a`` (eq. 11)
+    keeps clean images and their noise on the process's own curve for any step. Gradient rules, with
+    the newest noise estimate first:
 
-    =========  ======================================================  ============================  =====
-    variant    first steps                                             afterwards                    NFE
-    =========  ======================================================  ============================  =====
-    `ddim`     e                                                       e                             N
-    `s-pndm`   1 pseudo Heun, ``(e1 + e2)/2`` (eq. 14)                 AB2, ``(3, -1)/2``            N+1
-    `f-pndm`   3 pseudo Runge-Kutta, ``(e1+2e2+2e3+e4)/6`` (eq. 13)    AB4 ``(55,-59,37,-9)/24``     N+9
-    `plms`     1 pseudo Heun, AB2, AB3                                 AB4                           N+1
-    `ipndm`    e, AB2, AB3 (Zhang & Chen 2023)                         AB4                           N
-    `fon`      3 classical Runge-Kutta on increments                   AB4 on increments             N+9
-    =========  ======================================================  ============================  =====
+    ========  ====================================================  =========================  ===
+    variant   first steps                                           afterwards                 NFE
+    ========  ====================================================  =========================  ===
+    `ddim`    e                                                     e                          N
+    `s-pndm`  1 pseudo Heun, ``(e1 + e2)/2`` (eq. 14)               AB2, ``(3, -1)/2``         N+1
+    `f-pndm`  3 pseudo Runge-Kutta, ``(e1+2e2+2e3+e4)/6`` (eq. 13)  AB4 ``(55,-59,37,-9)/24``  N+9
+    `plms`    1 pseudo Heun, AB2, AB3                               AB4                        N+1
+    `ipndm`   e, AB2, AB3 (Zhang & Chen 2023)                       AB4                        N
+    `fon`     3 classical Runge-Kutta on increments                 AB4 on increments          N+9
+    ========  ====================================================  =========================  ===
 
-    `fon` ("fourth-order numerical") is the paper's straight-line counterexample, after the authors' code: increments are taken over one
-    training step, and ``x`` and ``t`` in them stay those of the step's start.
+    `fon` ("fourth-order numerical") is the paper's straight-line counterexample, after the authors'
+    code: increments are taken over one training step, and ``x`` and ``t`` in them stay those of the
+    step's start.
 
-    The default, `ipndm` with variable weights, needs no warm-up calls and measured best on the default (trailing) grid. Median error on
-    the analytic mixture at 5/10/20/50/100 calls: variable 1.3e-1, 6.4e-2, 2.1e-2, 2.0e-3, 2.1e-4; `ipndm` fixed 2.2e-1, 7.6e-2,
-    2.2e-2, 4.0e-3, 1.4e-3; `plms` 2.5e-1, 8.7e-2, 2.5e-2, 3.2e-3, 1.5e-3. Equal-step weights lose their order where steps are
-    unequal, which each grid's last step is. On log-SNR grids they are nevertheless better up to 50 calls (at 10: 1.1e-2 against 3.0e-2).
+    The default, `ipndm` with variable weights, needs no warm-up calls and measured best on the
+    default (trailing) grid. Median error on the analytic mixture at 5/10/20/50/100 calls: variable
+    1.3e-1, 6.4e-2, 2.1e-2, 2.0e-3, 2.1e-4; `ipndm` fixed 2.2e-1, 7.6e-2, 2.2e-2, 4.0e-3, 1.4e-3;
+    `plms` 2.5e-1, 8.7e-2, 2.5e-2, 3.2e-3, 1.5e-3. Equal-step weights lose their order where steps
+    are unequal, which each grid's last step is. On log-SNR grids they are nevertheless better up to
+    50 calls (at 10: 1.1e-2 against 3.0e-2).
 
-    Partial runs (image-to-image) begin where noise estimates already bend, with no history to follow the bend by. Variable weights
-    without warm-up calls therefore correct a short first step (``kappa_t - kappa_s <= 0.5``, images in [-1, 1]) when the next call's
-    estimate is there: ``x_s += a_s (kappa_s - kappa_t)(e_s - e_t)/2``, pseudo Heun without another call. Entering 20-, 50- or 100-step
-    grids at strength 0.1, 0.3, 0.5 or 0.8 then keeps the full run's error within a factor of 1.15 (without it: up to 6). First steps
-    out of almost pure noise are left alone: they are long in ``kappa``, and what the correction removes there is less than what it adds.
+    Partial runs (image-to-image) begin where noise estimates already bend, with no history to
+    follow the bend by. Variable weights without warm-up calls therefore correct a short first step
+    (``kappa_t - kappa_s <= 0.5``, images in [-1, 1]) when the next call's estimate is there: ``x_s
+    += a_s (kappa_s - kappa_t)(e_s - e_t)/2``, pseudo Heun without another call. Entering 20-, 50-
+    or 100-step grids at strength 0.1, 0.3, 0.5 or 0.8 then keeps the full run's error within a
+    factor of 1.15 (without it: up to 6). First steps out of almost pure noise are left alone: they
+    are long in ``kappa``, and what the correction removes there is less than what it adds.
 
-    Steps always aim at the next node of the grid. Only each step's first call enters the history. A warm-up step that aims at the clean
-    level is done as a later step (there is nothing to ask the network there), so runs of one to three steps work. From a level without
-    signal (zero terminal SNR) the first step is first order and warm-up and history begin after it, since nothing but the image
-    estimate says where to go. The state is taken from the prediction, ``x = a x0 + c y + b eps``: corrections that change the image
-    estimate, or the state, change the run.
+    Steps always aim at the next node of the grid. Only each step's first call enters the history. A
+    warm-up step that aims at the clean level is done as a later step (there is nothing to ask the
+    network there), so runs of one to three steps work. From a level without signal (zero terminal
+    SNR) the first step is first order and warm-up and history begin after it, since nothing but the
+    image estimate says where to go. The state is taken from the prediction, ``x = a x0 + c y + b
+    eps``: corrections that change the image estimate, or the state, change the run.
 
-    When to use it: the default of the family for deterministic sampling from 8 calls up, on any grid, from any level. Fixed weights
-    (`plms`, `ipndm`) on log-SNR grids up to 50 calls; `s-pndm`, `f-pndm` and `fon` to reproduce published runs.
+    When to use it: the default of the family for deterministic sampling from 8 calls up, on any
+    grid, from any level. Fixed weights (`plms`, `ipndm`) on log-SNR grids up to 50 calls; `s-pndm`,
+    `f-pndm` and `fon` to reproduce published runs.
 
     NFE: N; the variants with a warm-up N + 1 or N + 9 (the table).
 
-    Reference: Liu et al. 2022 (arXiv 2202.09778), equations 11, 13 and 14; variable weights are DEIS's idea (Zhang & Chen 2023,
-    arXiv 2204.13902) with ``kappa`` as the coordinate.
+    Reference: Liu et al. 2022 (arXiv 2202.09778), equations 11, 13 and 14; variable weights are
+    DEIS's idea (Zhang & Chen 2023, arXiv 2204.13902) with ``kappa`` as the coordinate.
 
     Args:
         variant: see the table.
-        weights: `fixed` (the table's) or `variable`: the mean over the step of the Lagrange interpolant through the stored
-            estimates at their true ``kappa`` (then the table's AB weights are replaced). Default: `variable` for `ipndm`, else `fixed`.
+        weights: `fixed` (the table's) or `variable`: the mean over the step of the Lagrange
+            interpolant through the stored estimates at their true ``kappa`` (then the table's AB
+            weights are replaced). Default: `variable` for `ipndm`, else `fixed`.
         order: most estimates to combine, 1 to 4 (`s-pndm` never uses more than 2).
 
     Raises:
-        ValueError: an unknown variant or weights, an order outside 1..4, variable weights with `fon` (its increments have no ``kappa``).
+        ValueError: an unknown variant or weights, an order outside 1..4, variable weights with
+            `fon` (its increments have no ``kappa``).
     """
 
     variant: str = "ipndm"
@@ -207,7 +242,13 @@ class PNDM:
                 x = process.add_noise(p.x0, p.eps, s, y)
                 continue
             kappa = process.kappa(t)
-            if start is None and self.weights == "variable" and order > 1 and len(history) == 1 and kappas[0] - kappa <= HEUN_STEP:
+            if (
+                start is None
+                and self.weights == "variable"
+                and order > 1
+                and len(history) == 1
+                and kappas[0] - kappa <= HEUN_STEP
+            ):
                 p = Prediction(p.x0 + (kappa - kappas[0]) / 2 * (p.eps - history[0]), p.eps)
             move = move_by(process, p, t, y)
             gradient = move.gradient(p.eps)

@@ -1,4 +1,6 @@
-"""The probability-flow ODE by an adaptive Runge-Kutta method. Song et al. 2021 (arXiv 2011.13456)."""
+"""The probability-flow ODE by an adaptive Runge-Kutta method. Song et al. 2021 (arXiv
+2011.13456).
+"""
 
 from __future__ import annotations
 
@@ -27,25 +29,30 @@ ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 
 
 @dataclass(frozen=True)
 class ProbabilityFlow:
-    """Follows the deterministic flow that every DDIM-like solver approximates to a given error, with as many calls as that takes.
+    """Follows the deterministic flow that every DDIM-like solver approximates to a given error,
+    with as many calls as that takes.
 
-    With ``l = log(b/a)`` and ``u = (x - c y)/sqrt(a^2 + b^2)``, whose size is the data's or the noise's at every level::
+    With ``l = log(b/a)`` and ``u = (x - c y)/sqrt(a^2 + b^2)``, whose size is the data's or the
+    noise's at every level::
 
         du/dl = kappa/sqrt(1 + kappa^2) eps - kappa^2/(1 + kappa^2) u
 
-    by the pair of orders 5 and 4 of Dormand & Prince (RK45), which adapts its step to the error. Only the grid's ends count: the flow runs
-    from the first node to the last noisy one; where the grid ends clean, the image estimate there is the result.
+    by the pair of orders 5 and 4 of Dormand & Prince (RK45), which adapts its step to the error.
+    Only the grid's ends count: the flow runs from the first node to the last noisy one; where the
+    grid ends clean, the image estimate there is the result.
 
-    When to use it: as the reference that other solvers are measured against, on networks without a closed form. The calls can't be
-    listed beforehand, so it has no scheduler form and does not run on int8 bundles, whose timesteps are fixed.
+    When to use it: as the reference that other solvers are measured against, on networks without a
+    closed form. The calls can't be listed beforehand, so it has no scheduler form and does not run
+    on int8 bundles, whose timesteps are fixed.
 
     NFE: 6 per step tried, + 1; about 60 to 200.
 
-    Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3; the method "PF" of PNDM's released code, which integrates
-    in time, in single precision.
+    Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3; the method "PF" of PNDM's released
+    code, which integrates in time, in single precision.
 
     Args:
-        rtol, atol: relative and absolute error per step in ``u``, > 0; steps follow the hardest sample of the batch.
+        rtol, atol: relative and absolute error per step in ``u``, > 0; steps follow the hardest
+            sample of the batch.
         max_calls: give up after so many.
 
     Raises:
@@ -59,11 +66,16 @@ class ProbabilityFlow:
 
     def __post_init__(self):
         if not (self.rtol > 0 and self.atol > 0 and self.max_calls > 0):
-            raise ValueError(f"rtol, atol and max_calls must be positive; got {self.rtol}, {self.atol} and {self.max_calls}")
+            raise ValueError(
+                f"rtol, atol and max_calls must be positive; got {self.rtol}, {self.atol} and"
+                f" {self.max_calls}"
+            )
 
     def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
         process, y, times = problem.process, problem.y, list(grid.times)
-        while process.a(times[0]) <= 0 and len(times) > 1:  # no flow begins where there is no signal
+        while (
+            process.a(times[0]) <= 0 and len(times) > 1
+        ):  # no flow begins where there is no signal
             p = yield Query(x, times[0], editable=True)
             x = process.add_noise(p.x0, p.eps, times[1], y)
             del times[0]
@@ -75,7 +87,9 @@ class ProbabilityFlow:
         p = yield Query(x, last, editable=True)
         return process.add_noise(p.x0, p.eps, times[-1], y)
 
-    def _flow(self, problem: Problem, x: Tensor, t: float, s: float) -> Generator[Query, Prediction, Tensor]:
+    def _flow(
+        self, problem: Problem, x: Tensor, t: float, s: float
+    ) -> Generator[Query, Prediction, Tensor]:
         process, y, calls = problem.process, problem.y, 0
 
         def scale(time: float) -> float:
@@ -85,7 +99,10 @@ class ProbabilityFlow:
             nonlocal calls
             calls += 1
             if calls > self.max_calls:
-                raise RuntimeError(f"the flow was not followed after {self.max_calls} calls: raise max_calls, rtol or atol")
+                raise RuntimeError(
+                    f"the flow was not followed after {self.max_calls} calls: raise max_calls, rtol"
+                    " or atol"
+                )
             time = min(max(process.time_at(-2 * level), s), t)
             kappa = process.kappa(time)
             shift = process.c(time) * y if process.c(time) else 0
@@ -104,7 +121,11 @@ class ProbabilityFlow:
             allowed = self.atol + self.rtol * u.abs().maximum(new.abs())
             worst = (error / allowed).square().flatten(1).mean(1).max().sqrt().item()
             if worst <= 1:
-                level, u, slopes = level + step, new, slopes[-1:]  # the last stage is the next step's first
+                level, u, slopes = (
+                    level + step,
+                    new,
+                    slopes[-1:],
+                )  # the last stage is the next step's first
             else:
                 slopes = slopes[:1]
             step *= min(10, max(0.2, 0.9 * max(worst, 1e-10) ** -0.2))

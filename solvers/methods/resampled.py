@@ -1,4 +1,6 @@
-"""Time travel: each stretch of the grid is run several times, going back up in between. Lugmayr et al. 2022, Wang et al. 2023."""
+"""Time travel: each stretch of the grid is run several times, going back up in between. Lugmayr et
+al. 2022, Wang et al. 2023.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,20 @@ from solvers.solver import Problem, Query, Solver
 
 @dataclass(frozen=True)
 class Resampled:
-    """Runs ``jump`` steps down with another solver, noises the state back up, and again: ``repeats`` times per stretch.
+    """Runs ``jump`` steps down with another solver, noises the state back up, and again:
+    ``repeats`` times per stretch.
 
-    Going back from s to t keeps the process's own law: ``x_t = (a_t/a_s) x_s + sqrt(b_t^2 - (a_t b_s/a_s)^2) n``. It lets parts of the
-    image that a correction filled in separately (holes and their surroundings) come to agree. Multi-step solvers start a new
-    history with each stretch.
+    Going back from s to t keeps the process's own law: ``x_t = (a_t/a_s) x_s + sqrt(b_t^2 - (a_t
+    b_s/a_s)^2) n``. It lets parts of the image that a correction filled in separately (holes and
+    their surroundings) come to agree. Multi-step solvers start a new history with each stretch.
 
-    When to use it: with the `repaint` and `ddnm` corrections, where pasted pixels and the rest do not fit together.
+    When to use it: with the `repaint` and `ddnm` corrections, where pasted pixels and the rest do
+    not fit together.
 
     NFE: repeats times the inner solver's.
 
-    Reference: Lugmayr et al. 2022 (arXiv 2201.09865), algorithm 1; Wang et al. 2023 (arXiv 2212.00490), time travel.
+    Reference: Lugmayr et al. 2022 (arXiv 2201.09865), algorithm 1; Wang et al. 2023 (arXiv
+    2212.00490), time travel.
 
     Args:
         solver: what walks down.
@@ -43,7 +48,9 @@ class Resampled:
 
     def __post_init__(self):
         if self.jump < 1 or self.repeats < 1:
-            raise ValueError(f"jump and repeats must be at least 1; got {self.jump} and {self.repeats}")
+            raise ValueError(
+                f"jump and repeats must be at least 1; got {self.jump} and {self.repeats}"
+            )
 
     @property
     def keeps_history(self) -> bool:
@@ -72,5 +79,7 @@ def noise_up(problem: Problem, x: Tensor, s: float, t: float) -> Tensor:
     ratio = process.a(t) / process.a(s)
     shift_s, shift_t = process.c(s), process.c(t)
     x = x - shift_s * problem.y if shift_s else x
-    x = ratio * x + max(process.b(t) ** 2 - (ratio * process.b(s)) ** 2, 0.0) ** 0.5 * problem.noise(x)
+    x = ratio * x + max(
+        process.b(t) ** 2 - (ratio * process.b(s)) ** 2, 0.0
+    ) ** 0.5 * problem.noise(x)
     return x + shift_t * problem.y if shift_t else x

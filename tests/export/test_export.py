@@ -63,9 +63,15 @@ def test_float_session_is_the_denoiser(bundles, denoiser):
     assert session.process == denoiser.process
     assert session.settings == denoiser.settings
     for side in (24, 30, 17):  # 17 is padded
-        x, condition = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side)), measurement(1, side)
+        x, condition = (
+            torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side)),
+            measurement(1, side),
+        )
         for t in (99.0, 12.25):
-            ours, theirs = session.conditioned(condition)(x, t), denoiser.conditioned(condition)(x, t)
+            ours, theirs = (
+                session.conditioned(condition)(x, t),
+                denoiser.conditioned(condition)(x, t),
+            )
             torch.testing.assert_close(ours.x0, theirs.x0, atol=2e-5, rtol=0)
     x = torch.randn(3, 3, 24, 24)
     torch.testing.assert_close(session(x, 40.0).eps, denoiser(x, 40.0).eps, atol=2e-5, rtol=0)
@@ -75,13 +81,18 @@ def test_step_session_restores_on_its_grid_only(bundles, denoiser):
     session = Session(bundles / "tensorrt", threads=1)
     _, grid = recording(denoiser, count=1)
     x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (solve(DDIM(), d.conditioned(measurement(0)), x, grid).x0 for d in (session, denoiser))
+    ours, theirs = (
+        solve(DDIM(), d.conditioned(measurement(0)), x, grid).x0 for d in (session, denoiser)
+    )
     assert float((ours - theirs).norm() / theirs.norm()) < 0.02
     with pytest.raises(ValueError, match=r"timestep 50 .* holds 99, 74, 49, 24; .*grid"):
         session(x, 50.0)
 
 
-@pytest.mark.parametrize(("target", "zero", "kind"), [("cpu", 128, onnx.TensorProto.UINT8), ("tensorrt", 0, onnx.TensorProto.INT8)])
+@pytest.mark.parametrize(
+    ("target", "zero", "kind"),
+    [("cpu", 128, onnx.TensorProto.UINT8), ("tensorrt", 0, onnx.TensorProto.INT8)],
+)
 def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
     model, ops = node_counts(bundles / target / NETWORK)
     onnx.checker.check_model(model, full_check=True)
@@ -114,8 +125,15 @@ def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
         assert {a.name: a.i for a in dequantizer.attribute}["axis"] == 0
         assert f"{name}.weight" not in tensors
     if target == "tensorrt":
-        assert all("QuantizeLinear" not in consumers.get(n.output[0], ()) for n in model.graph.node if n.op_type == "Conv")
-        assert not any(t.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.UINT8) for t in model.graph.initializer)
+        assert all(
+            "QuantizeLinear" not in consumers.get(n.output[0], ())
+            for n in model.graph.node
+            if n.op_type == "Conv"
+        )
+        assert not any(
+            t.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.UINT8)
+            for t in model.graph.initializer
+        )
 
 
 @pytest.mark.parametrize("target", ["float", "cpu", "tensorrt"])
@@ -123,7 +141,9 @@ def test_graphs_hold_nothing_that_no_runtime_needs(bundles, quantized, target):
     model, _ = node_counts(bundles / target / NETWORK)
     graph = model.graph
     assert not graph.value_info
-    assert not any(entry.metadata_props for entry in (graph, *graph.node, *graph.input, *graph.output))
+    assert not any(
+        entry.metadata_props for entry in (graph, *graph.node, *graph.input, *graph.output)
+    )
     named = [n.name for n in graph.node if n.name]
     assert len(set(named)) == len(named)
     assert set(quantized.names) <= set(named)
@@ -136,10 +156,18 @@ def test_graphs_hold_nothing_that_no_runtime_needs(bundles, quantized, target):
     assert {f"{name}{suffix}" for name in quantized.names} <= {t.name for t in graph.initializer}
 
 
-def test_every_planned_conv_runs_on_integers_and_errors_agree(bundles, denoiser, quantized, calibration):
+def test_every_planned_conv_runs_on_integers_and_errors_agree(
+    bundles, denoiser, quantized, calibration
+):
     seen = []
     parity = verify(
-        denoiser, bundles / "cpu", quantized, calibration, restore=lambda d: seen.append(type(d)) or 30.0, size=(12, 12), repeats=1
+        denoiser,
+        bundles / "cpu",
+        quantized,
+        calibration,
+        restore=lambda d: seen.append(type(d)) or 30.0,
+        size=(12, 12),
+        repeats=1,
     )
     assert parity.fused == parity.planned == len(quantized.names)
     assert parity.agreement <= 0.10
@@ -159,9 +187,14 @@ def test_quantized_temporal_features_are_in_the_graph(tmp_path, denoiser, calibr
     session = Session(tmp_path / "b", threads=1)
     for x, t in calibration.batches():
         exact = made.float_network(x, t).sample
-        simulated, real = ((out - exact).norm() for out in (made.simulating("cpu")(x, t), session.network(x, t)))
+        simulated, real = (
+            (out - exact).norm() for out in (made.simulating("cpu")(x, t), session.network(x, t))
+        )
         assert float(real) == pytest.approx(float(simulated), rel=0.1)
-    names = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "b" / "network.onnx").graph.initializer}
+    names = {
+        i.name: numpy_helper.to_array(i)
+        for i in onnx.load(tmp_path / "b" / "network.onnx").graph.initializer
+    }
     held = next(v for v in names.values() if v.shape == tuple(made.table.features.shape))
     np.testing.assert_array_equal(held, made.table.features.numpy())
 
@@ -170,37 +203,68 @@ def test_parity_limits_name_what_failed(bundles, denoiser, quantized, calibratio
     limits = Limits(agreement=0.1, error=1e-6, speedup=1e6, quality_drop=0.05)
     answers = iter((30.0, 29.0))
     parity = verify(
-        denoiser, bundles / "tensorrt", quantized, calibration, restore=lambda d: next(answers), limits=limits, size=(12, 12), repeats=1
+        denoiser,
+        bundles / "tensorrt",
+        quantized,
+        calibration,
+        restore=lambda d: next(answers),
+        limits=limits,
+        size=(12, 12),
+        repeats=1,
     )
     assert parity.fused is None
-    assert [key in " ".join(parity.failures) for key in ("relative error", "speed", "1.000 dB", "differ")] == [True, True, True, False]
+    assert [
+        key in " ".join(parity.failures)
+        for key in ("relative error", "speed", "1.000 dB", "differ")
+    ] == [True, True, True, False]
     with pytest.raises(ValueError, match="not exported from this quantized network"):
         verify(denoiser, bundles / "float", quantized, calibration)
 
 
 def test_shifted_unsigned_grid_computes_the_same():
-    """uint8 with zero point 128 and int8 with zero point 0 are one grid: bit for bit, on one convolution."""
+    """uint8 with zero point 128 and int8 with zero point 0 are one grid: bit for bit, on one
+    convolution.
+    """
     rng = np.random.default_rng(0)
-    weight, bias = rng.standard_normal((8, 4, 3, 3)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
+    weight, bias = (
+        rng.standard_normal((8, 4, 3, 3)).astype(np.float32),
+        rng.standard_normal(8).astype(np.float32),
+    )
     scale = np.abs(weight).max((1, 2, 3)) / 127
     codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
     x = rng.standard_normal((1, 4, 9, 9)).astype(np.float32)
     steps = np.full(8, 0.1, np.float32)
     models = {}
     for target in ("cpu", "tensorrt"):
-        conv = onnx.helper.make_node("Conv", ["x", "c.weight", "c.bias"], ["mid"], name="c", pads=[1, 1, 1, 1])
+        conv = onnx.helper.make_node(
+            "Conv", ["x", "c.weight", "c.bias"], ["mid"], name="c", pads=[1, 1, 1, 1]
+        )
         tail = onnx.helper.make_node("Identity", ["mid"], ["output"])
-        info = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in ("x", "output")]
-        tensors = [onnx.numpy_helper.from_array(weight, "c.weight"), onnx.numpy_helper.from_array(bias, "c.bias")]
+        info = [
+            onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None)
+            for n in ("x", "output")
+        ]
+        tensors = [
+            onnx.numpy_helper.from_array(weight, "c.weight"),
+            onnx.numpy_helper.from_array(bias, "c.bias"),
+        ]
         graph = onnx.helper.make_graph([conv, tail], "one", info[:1], info[1:], tensors)
-        model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10))
-        models[target] = ir.to_proto(insert_qdq(model, {"c": QuantLayer(0.02, steps, scale, codes, bias)}, target))
+        model = ir.from_proto(
+            onnx.helper.make_model(
+                graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
+            )
+        )
+        models[target] = ir.to_proto(
+            insert_qdq(model, {"c": QuantLayer(0.02, steps, scale, codes, bias)}, target)
+        )
     signed = _run_unoptimised(models["tensorrt"], x)
     zero = next(t for t in models["tensorrt"].graph.initializer if t.name == "qdq.zero")
     zero.CopyFrom(onnx.numpy_helper.from_array(np.array(128, np.uint8), "qdq.zero"))
     np.testing.assert_array_equal(_run_unoptimised(models["tensorrt"], x), signed)
     # the whole CPU placement: the same, then rounded to its output steps
-    np.testing.assert_allclose(_run_unoptimised(models["cpu"], x), signed.clip(-12.8, 12.7), atol=0.0501)
+    np.testing.assert_allclose(
+        _run_unoptimised(models["cpu"], x), signed.clip(-12.8, 12.7), atol=0.0501
+    )
 
 
 def _run_unoptimised(model, x):
@@ -208,7 +272,9 @@ def _run_unoptimised(model, x):
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=CPU).run(None, {"x": x})[0]
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=CPU).run(
+        None, {"x": x}
+    )[0]
 
 
 def test_attention_layers_are_found_and_quantized():
@@ -221,7 +287,9 @@ def test_attention_layers_are_found_and_quantized():
     simulated = quantized.simulating("cpu")
     for x, t in calibration.batches():
         reference = denoiser.network(x, t).sample
-        errors = [float((n(x, t) - reference).norm() / reference.norm()) for n in (simulated, network)]
+        errors = [
+            float((n(x, t) - reference).norm() / reference.norm()) for n in (simulated, network)
+        ]
         assert errors[1] == pytest.approx(errors[0], rel=0.1)
 
 
@@ -249,15 +317,25 @@ def test_attention_becomes_one_operator_on_cpus_only():
         "tensorrt": export_model(denoiser, target="tensorrt", quantized=quantized),
         "float": export_model(denoiser),
     }
-    counts = {target: Counter(n.op_type for n in model.graph.node) for target, model in models.items()}
+    counts = {
+        target: Counter(n.op_type for n in model.graph.node) for target, model in models.items()
+    }
     assert (counts["cpu"]["MultiHeadAttention"], counts["cpu"]["Softmax"]) == (layers, 0)
-    assert all((counts[t]["MultiHeadAttention"], counts[t]["Softmax"]) == (0, layers) for t in ("tensorrt", "float"))
+    assert all(
+        (counts[t]["MultiHeadAttention"], counts[t]["Softmax"]) == (0, layers)
+        for t in ("tensorrt", "float")
+    )
     assert {e.domain for e in models["tensorrt"].opset_import} == {""}
     plain = ir.from_proto(onnx.shape_inference.infer_shapes(models["float"], data_prop=True))
     assert fuse_attention(plain) == layers
-    x, t = np.random.default_rng(0).standard_normal((2, 28, 12, 16), np.float32), np.float32([3, 50])
+    x, t = (
+        np.random.default_rng(0).standard_normal((2, 28, 12, 16), np.float32),
+        np.float32([3, 50]),
+    )
     outputs = [
-        onnxruntime.InferenceSession(m.SerializeToString(), providers=CPU).run(None, {"x": x, "t": t})[0]
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=CPU).run(
+            None, {"x": x, "t": t}
+        )[0]
         for m in (ir.to_proto(plain), models["float"])
     ]
     np.testing.assert_allclose(*outputs, atol=2e-5)
@@ -273,27 +351,56 @@ def test_other_attentions_are_left_alone(change):
             q = q.view(q.shape[0], -1, 2, 4).transpose(1, 2)
             scores = q @ q.transpose(-1, -2)
             scores = scores + t.view(-1, 1, 1, 1) if change == "mask" else scores
-            out = scores.softmax(-2 if change == "axis" else -1) @ (2 * q if change == "scale" else q)
-            return out.transpose(1, 2).reshape(out.shape[0], -1, 8).transpose(1, 2).reshape(x.shape) + 0 * t.view(-1, 1, 1, 1)
+            out = scores.softmax(-2 if change == "axis" else -1) @ (
+                2 * q if change == "scale" else q
+            )
+            return out.transpose(1, 2).reshape(out.shape[0], -1, 8).transpose(1, 2).reshape(
+                x.shape
+            ) + 0 * t.view(-1, 1, 1, 1)
 
     assert fuse_attention(export_graph(Attention(), 8)) == 0
 
 
 def test_shifted_codes_compute_the_same():
-    """Codes and zero points one less, on a convolution large enough: the same numbers to the bit, by the other kernel."""
+    """Codes and zero points one less, on a convolution large enough: the same numbers to the bit,
+    by the other kernel.
+    """
     rng = np.random.default_rng(0)
-    weight, bias = rng.standard_normal((64, 64, 3, 3)).astype(np.float32), rng.standard_normal(64).astype(np.float32)
+    weight, bias = (
+        rng.standard_normal((64, 64, 3, 3)).astype(np.float32),
+        rng.standard_normal(64).astype(np.float32),
+    )
     scale = np.abs(weight).max((1, 2, 3)) / 127
     codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
-    conv = onnx.helper.make_node("Conv", ["x", "c.weight", "c.bias"], ["mid"], name="c", pads=[1, 1, 1, 1])
-    info = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in ("x", "output")]
-    tensors = [onnx.numpy_helper.from_array(weight, "c.weight"), onnx.numpy_helper.from_array(bias, "c.bias")]
-    graph = onnx.helper.make_graph([conv, onnx.helper.make_node("Identity", ["mid"], ["output"])], "one", info[:1], info[1:], tensors)
-    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10))
+    conv = onnx.helper.make_node(
+        "Conv", ["x", "c.weight", "c.bias"], ["mid"], name="c", pads=[1, 1, 1, 1]
+    )
+    info = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in ("x", "output")
+    ]
+    tensors = [
+        onnx.numpy_helper.from_array(weight, "c.weight"),
+        onnx.numpy_helper.from_array(bias, "c.bias"),
+    ]
+    graph = onnx.helper.make_graph(
+        [conv, onnx.helper.make_node("Identity", ["mid"], ["output"])],
+        "one",
+        info[:1],
+        info[1:],
+        tensors,
+    )
+    model = ir.from_proto(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
+        )
+    )
     layer = QuantLayer(0.02, np.full(64, 0.5, np.float32), scale, codes, bias)
     plain = ir.to_proto(insert_qdq(model, {"c": layer}, "cpu")).SerializeToString()
     shifted = shift_codes(plain)
-    held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(shifted).graph.initializer}
+    held = {
+        t.name: onnx.numpy_helper.to_array(t)
+        for t in onnx.load_from_string(shifted).graph.initializer
+    }
     np.testing.assert_array_equal(held["c.weight_codes"], codes - 1)
     assert (held["c.weight_codes_zero"] == -1).all()
     x = rng.standard_normal((1, 64, 16, 16)).astype(np.float32)
@@ -322,20 +429,37 @@ def test_layers_of_another_network_are_refused(denoiser, quantized):
 
 
 @pytest.mark.parametrize(
-    "process", [VP.linear(10), StepIndexed.linear(10), Resfusion.scheduled("linear", 12), RDDM.scheduled(10), VE(0.01, 50)]
+    "process",
+    [
+        VP.linear(10),
+        StepIndexed.linear(10),
+        Resfusion.scheduled("linear", 12),
+        RDDM.scheduled(10),
+        VE(0.01, 50),
+    ],
 )
 def test_any_process_survives_a_bundle_bit_for_bit(bundles, tmp_path, process):
-    bundle = read_bundle(_edited(bundles, tmp_path, lambda c, f: c.update(process=describe(process))))
+    bundle = read_bundle(
+        _edited(bundles, tmp_path, lambda c, f: c.update(process=describe(process)))
+    )
     assert bundle.make_process() == process
     assert type(bundle.make_process()) is type(process)
 
 
 @pytest.mark.parametrize(
     ("kind", "process"),
-    [("VP", VP.linear(10)), ("StepIndexed", StepIndexed.linear(10)), ("Process", Process([0.9, 0.1], [0.1, 0.9], [0.0, 0.5]))],
+    [
+        ("VP", VP.linear(10)),
+        ("StepIndexed", StepIndexed.linear(10)),
+        ("Process", Process([0.9, 0.1], [0.1, 0.9], [0.0, 0.5])),
+    ],
 )
 def test_bundles_of_the_first_format_are_read(bundles, tmp_path, kind, process):
-    tables = [process.alphas_cumprod] if kind != "Process" else [process.a_table, process.b_table, process.c_table]
+    tables = (
+        [process.alphas_cumprod]
+        if kind != "Process"
+        else [process.a_table, process.b_table, process.c_table]
+    )
     old = {"format": 1, "process": {"kind": kind, "tables": [t.tolist() for t in tables]}}
     folder = _edited(bundles, tmp_path, lambda c, f: c.update(old))
     assert read_bundle(folder).make_process() == process
@@ -363,7 +487,10 @@ def _edited(bundles, tmp_path, change):
         (lambda c, f: c["process"].update(alphas_cumprod=[0.5, 0.9]), "decrease"),
         (lambda c, f: c.update(process={"kind": "unknown"}), "a kind, one of"),
         (lambda c, f: c["files"].update({"../escape": c["files"][NETWORK]}), "leaves the folder"),
-        (lambda c, f: c["files"].update({"/etc/hostname": c["files"][NETWORK]}), "leaves the folder"),
+        (
+            lambda c, f: c["files"].update({"/etc/hostname": c["files"][NETWORK]}),
+            "leaves the folder",
+        ),
         (lambda c, f: c["files"].update({"missing.bin": c["files"][NETWORK]}), "missing"),
         (lambda c, f: c["files"][NETWORK].update(size=2**40), "size"),
         (lambda c, f: (f / NETWORK).write_bytes(b"x" + (f / NETWORK).read_bytes()[1:]), "SHA-256"),
@@ -413,13 +540,18 @@ def test_external_data_and_links_are_refused(bundles, tmp_path):
 
 def test_a_bundle_replaces_only_a_bundle(bundles, tmp_path, denoiser):
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(FileExistsError, match="no bundle"):
         export_bundle(denoiser, tmp_path / "mine")
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_sessions_refuse_what_they_cannot_give(bundles):
-    for options, message in (({"device": "npu"}, "known: cpu, cuda"), ({"require": "x"}, "known: cpu"), ({"threads": 0}, "at least 1")):
+    for options, message in (
+        ({"device": "npu"}, "known: cpu, cuda"),
+        ({"require": "x"}, "known: cpu"),
+        ({"threads": 0}, "at least 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             Session(bundles / "float", **options)
     with pytest.raises(RuntimeError, match="TensorrtExecutionProvider could not be set up"):
@@ -432,12 +564,19 @@ def test_placement_counts_operators(bundles, quantized):
     session = Session(bundles / "cpu", threads=1)
     rows = session.placement()
     assert {row.provider for row in rows} == {"CPUExecutionProvider"}
-    assert {row.op: row.count for row in rows}["QLinearConv"] == len(quantized.names) == session.integer_convs()
+    assert (
+        {row.op: row.count for row in rows}["QLinearConv"]
+        == len(quantized.names)
+        == session.integer_convs()
+    )
     assert {row.dtype for row in rows if row.op == "QLinearConv"} == {"uint8"}
 
 
 def test_falling_back_to_the_cpu_is_said():
-    rows = [Placement("Conv", "CUDAExecutionProvider", 5, "float16"), Placement("Conv", "CPUExecutionProvider", 2, "float")]
+    rows = [
+        Placement("Conv", "CUDAExecutionProvider", 5, "float16"),
+        Placement("Conv", "CPUExecutionProvider", 2, "float"),
+    ]
     rows.append(Placement("Shape", "CPUExecutionProvider", 9, "int64"))
     assert fallen_back(rows, "CUDAExecutionProvider") == "2 Conv"
     assert fallen_back(rows[:1] + rows[2:], "CUDAExecutionProvider") == ""

@@ -1,4 +1,6 @@
-"""OpenVINO as the runtime: the same answers as the network, integers where they were planned, clear words where it is missing."""
+"""OpenVINO as the runtime: the same answers as the network, integers where they were planned, clear
+words where it is missing.
+"""
 
 import importlib.util
 import json
@@ -26,7 +28,9 @@ from toolbox.cli import main
 
 SIZE = (24, 32)
 pytestmark = pytest.mark.usefixtures("one_thread")
-needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,13 @@ def bundles(tmp_path_factory, denoiser, quantized):
     """One bundle per target, and a restorer; the float network is a timestep graph."""
     root = tmp_path_factory.mktemp("bundles")
     export_bundle(denoiser, root / "float")
-    export_restorer_bundle(InpaintingTask(denoiser, DDIM(), 1), root / "restorer", target="cpu", quantized=quantized, size=SIZE)
+    export_restorer_bundle(
+        InpaintingTask(denoiser, DDIM(), 1),
+        root / "restorer",
+        target="cpu",
+        quantized=quantized,
+        size=SIZE,
+    )
     for target in ("cpu", "tensorrt"):
         export_bundle(denoiser, root / target, target=target, quantized=quantized, seed=0)
     return root
@@ -48,19 +58,41 @@ def bundles(tmp_path_factory, denoiser, quantized):
 def test_without_the_package_the_error_says_what_to_install(bundles, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "openvino", None)
     for kind, name in ((Session, "cpu"), (Restorer, "restorer")):
-        with pytest.raises(ImportError, match=r"^device openvino needs the package openvino: pip install 'restobox\[openvino\]'$"):
+        with pytest.raises(
+            ImportError,
+            match=(
+                r"^device openvino needs the package openvino: pip install 'restobox\[openvino\]'$"
+            ),
+        ):
             kind(bundles / name, device="openvino")
-    monkeypatch.setattr(sys, "argv", ["restobox", "inspect", str(bundles / "cpu"), "--placement", "--device", "openvino"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["restobox", "inspect", str(bundles / "cpu"), "--placement", "--device", "openvino"],
+    )
     assert main() == 2
-    assert capsys.readouterr().err == "restobox: device openvino needs the package openvino: pip install 'restobox[openvino]'\n"
+    assert (
+        capsys.readouterr().err
+        == "restobox: device openvino needs the package openvino: pip install"
+        " 'restobox[openvino]'\n"
+    )
     monkeypatch.setattr(sys, "argv", ["restobox", "doctor", "--require", "openvino"])
     assert main() == 3
 
 
 def test_integers_are_counted_for_both_runtimes():
-    rows = [Placement("Convolution", "OpenVINO", 5, "u8"), Placement("Convolution", "OpenVINO", 3, "i8")]
-    rows += [Placement("Convolution", "OpenVINO", 2, "f32"), Placement("Convolution", "OpenVINO", 2, "bf16")]
-    rows += [Placement("Reorder", "OpenVINO", 9, "u8"), Placement("QLinearConv", "CPUExecutionProvider", 4, "uint8")]
+    rows = [
+        Placement("Convolution", "OpenVINO", 5, "u8"),
+        Placement("Convolution", "OpenVINO", 3, "i8"),
+    ]
+    rows += [
+        Placement("Convolution", "OpenVINO", 2, "f32"),
+        Placement("Convolution", "OpenVINO", 2, "bf16"),
+    ]
+    rows += [
+        Placement("Reorder", "OpenVINO", 9, "u8"),
+        Placement("QLinearConv", "CPUExecutionProvider", 4, "uint8"),
+    ]
     assert integer_convs(rows) == 12
 
 
@@ -74,20 +106,37 @@ def test_float_session_is_the_denoiser(bundles, denoiser):
     session = Session(bundles / "float", device="openvino", threads=1, require="openvino")
     assert isinstance(session, Denoiser)
     for side in (24, 30, 17):  # 17 is padded
-        x, condition = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side)), measurement(1, side)
+        x, condition = (
+            torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side)),
+            measurement(1, side),
+        )
         for t in (99.0, 12.25):
-            ours, theirs = session.conditioned(condition)(x, t), denoiser.conditioned(condition)(x, t)
+            ours, theirs = (
+                session.conditioned(condition)(x, t),
+                denoiser.conditioned(condition)(x, t),
+            )
             torch.testing.assert_close(ours.x0, theirs.x0, atol=2e-5, rtol=0)
     x = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(session(x, 40.0).eps, denoiser(x, 40.0).eps, atol=2e-5, rtol=0)
     onnx = Session(bundles / "float", threads=1)
-    assert (session.network.outputs, session.network.channels) == (onnx.network.outputs, session.bundle.channels) == (12, 28)
+    assert (
+        (session.network.outputs, session.network.channels)
+        == (onnx.network.outputs, session.bundle.channels)
+        == (12, 28)
+    )
 
 
 @needs_openvino
-def test_planned_convolutions_run_on_integers_and_errors_agree(bundles, denoiser, quantized, calibration):
+def test_planned_convolutions_run_on_integers_and_errors_agree(
+    bundles, denoiser, quantized, calibration
+):
     seen = []
-    options = {"device": "openvino", "restore": lambda d: seen.append(d) or 30.0, "size": (12, 12), "repeats": 1}
+    options = {
+        "device": "openvino",
+        "restore": lambda d: seen.append(d) or 30.0,
+        "size": (12, 12),
+        "repeats": 1,
+    }
     parity = verify(denoiser, bundles / "cpu", quantized, calibration, **options)
     assert seen[1].network.providers == ["OpenVINO"]
     assert seen[1].network.graph.precision == "f32"
@@ -105,8 +154,12 @@ def test_both_runtimes_restore_alike(bundles, denoiser, target):
     """They round some codes differently, which costs less than the codes themselves."""
     _, grid = recording(denoiser, count=1)
     x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    sessions = [Session(bundles / target, device=device, threads=1) for device in ("cpu", "openvino")]
-    ort, openvino, plain = (solve(DDIM(), d.conditioned(measurement(0)), x, grid).x0 for d in (*sessions, denoiser))
+    sessions = [
+        Session(bundles / target, device=device, threads=1) for device in ("cpu", "openvino")
+    ]
+    ort, openvino, plain = (
+        solve(DDIM(), d.conditioned(measurement(0)), x, grid).x0 for d in (*sessions, denoiser)
+    )
     quantization = float((ort - plain).norm())
     assert 0 < float((openvino - ort).norm()) < 1.5 * quantization
     assert float((openvino - plain).norm()) < 1.25 * quantization
@@ -118,7 +171,10 @@ def test_both_runtimes_restore_alike(bundles, denoiser, target):
 def test_sizes_are_compiled_once_and_the_last_are_kept(bundles):
     network = Session(bundles / "cpu", device="openvino", threads=1).network
     t = torch.tensor([99.0])
-    inputs = [torch.randn(1, 28, 8 + 2 * k, 8, generator=torch.Generator().manual_seed(k)) for k in range(KEPT + 2)]
+    inputs = [
+        torch.randn(1, 28, 8 + 2 * k, 8, generator=torch.Generator().manual_seed(k))
+        for k in range(KEPT + 2)
+    ]
     first = network(inputs[0], t)
     copy = first.clone()
     kept = network.graph._compiled
@@ -136,7 +192,9 @@ def test_sizes_are_compiled_once_and_the_last_are_kept(bundles):
 @needs_openvino
 def test_a_restorer_is_the_loop_around_the_network(bundles, denoiser):
     g = torch.Generator().manual_seed(3)
-    image = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 5, generator=g), size=SIZE, mode="bilinear")[0]
+    image = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 5, 5, generator=g), size=SIZE, mode="bilinear"
+    )[0]
     mask = (torch.rand(SIZE, generator=g) > 0.5).float()
     restorer = Restorer(bundles / "restorer", device="openvino", threads=1)
     assert restorer.providers == ["OpenVINO"]
@@ -155,9 +213,13 @@ def test_what_is_damaged_or_asked_wrongly_is_refused(bundles, tmp_path):
     (tmp_path / "b" / NETWORK).write_bytes(data)
     with pytest.raises(ValueError, match="SHA-256"):
         Session(tmp_path / "b", device="openvino")
-    with pytest.raises(RuntimeError, match="TensorrtExecutionProvider is required but OpenVINO was asked for"):
+    with pytest.raises(
+        RuntimeError, match="TensorrtExecutionProvider is required but OpenVINO was asked for"
+    ):
         Session(bundles / "float", device="openvino", require="tensorrt")
-    with pytest.raises(RuntimeError, match="OpenVINO is required but CPUExecutionProvider was asked for"):
+    with pytest.raises(
+        RuntimeError, match="OpenVINO is required but CPUExecutionProvider was asked for"
+    ):
         Session(bundles / "float", require="openvino")
     with pytest.raises(ValueError, match="at least 1"):
         Session(bundles / "float", device="openvino", threads=0)
@@ -165,13 +227,28 @@ def test_what_is_damaged_or_asked_wrongly_is_refused(bundles, tmp_path):
 
 @needs_openvino
 def test_placement_and_doctor_on_the_command_line(bundles, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["restobox", "inspect", str(bundles / "tensorrt"), "--placement", "--device", "openvino", "--json"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "restobox",
+            "inspect",
+            str(bundles / "tensorrt"),
+            "--placement",
+            "--device",
+            "openvino",
+            "--json",
+        ],
+    )
     assert main() == 0
     rows = json.loads(capsys.readouterr().out)["placement"]
     assert {row["provider"] for row in rows} == {"OpenVINO"}
     planned = read_bundle(bundles / "tensorrt").planned
     integers = ("i8", "u8")  # the plugin's choice: the second without AMX
-    assert sum(row["count"] for row in rows if row["op"] == "Convolution" and row["dtype"] in integers) == planned
+    assert (
+        sum(row["count"] for row in rows if row["op"] == "Convolution" and row["dtype"] in integers)
+        == planned
+    )
     assert not {"Const", "Input", "Output"} & {row["op"] for row in rows}
     monkeypatch.setattr(sys, "argv", ["restobox", "doctor", "--require", "openvino", "--json"])
     assert main() == 0

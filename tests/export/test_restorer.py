@@ -39,7 +39,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def photo(height, width, seed=0, channels=3):
     g = torch.Generator().manual_seed(seed)
-    image = torch.nn.functional.interpolate(torch.rand(1, channels, 5, 5, generator=g), size=(height, width), mode="bilinear")[0]
+    image = torch.nn.functional.interpolate(
+        torch.rand(1, channels, 5, 5, generator=g), size=(height, width), mode="bilinear"
+    )[0]
     return image, (torch.rand(height, width, generator=g) > 0.5).float()
 
 
@@ -61,14 +63,19 @@ def bundles(tmp_path_factory, task, quantized):
     root = tmp_path_factory.mktemp("restorers")
     export_restorer_bundle(task, root / "float", size=SIZE)
     export_restorer_bundle(task, root / "cpu", target="cpu", quantized=quantized, size=SIZE)
-    export_restorer_bundle(task, root / "tensorrt", target="tensorrt", quantized=quantized, size=SIZE)
+    export_restorer_bundle(
+        task, root / "tensorrt", target="tensorrt", quantized=quantized, size=SIZE
+    )
     return root
 
 
 def test_graph_is_the_host_loop(bundles, task):
     restorer = Restorer(bundles / "float", threads=1)
     image, mask = photo(*SIZE)
-    ours, host = restorer(image, mask, num_samples=2, seed=5), task(image, mask, num_samples=2, seed=5)
+    ours, host = (
+        restorer(image, mask, num_samples=2, seed=5),
+        task(image, mask, num_samples=2, seed=5),
+    )
     torch.testing.assert_close(ours.samples, host.samples, atol=1e-4, rtol=0)
     torch.testing.assert_close(ours.std, host.std, atol=1e-4, rtol=0)
     assert ours.nfe == host.nfe == 6
@@ -81,7 +88,12 @@ def test_graph_takes_batches(bundles):
     noise = torch.randn(1, 2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     both = restorer.run_tile(torch.stack([a, b]), torch.stack([ka, kb])[:, None], noise)
     for k, (image, mask) in enumerate(((a, ka), (b, kb))):
-        torch.testing.assert_close(both[k], restorer.run_tile(image[None], mask[None, None], noise[:, k : k + 1])[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            both[k],
+            restorer.run_tile(image[None], mask[None, None], noise[:, k : k + 1])[0],
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +112,9 @@ def test_solvers_and_corrections_trace(task, changes, sigma):
     session = open_session(ir.to_proto(model).SerializeToString(), CPU, threads=1)
     image, mask = photo(*SIZE)
     generator = torch.Generator().manual_seed(7)
-    noise = torch.stack([torch.randn(1, 3, *SIZE, generator=generator) for _ in range(module.draws)])
+    noise = torch.stack(
+        [torch.randn(1, 3, *SIZE, generator=generator) for _ in range(module.draws)]
+    )
     feed = {"image": image[None].numpy(), "mask": mask[None, None].numpy(), "noise": noise.numpy()}
     restored, estimates = session.run(None, feed)
     host = other(image, mask, sigma=sigma, seed=7)
@@ -110,14 +124,22 @@ def test_solvers_and_corrections_trace(task, changes, sigma):
 
 
 def test_integer_restorer_matches_the_integer_loop(bundles, task, quantized, tmp_path):
-    """The same scales through the whole-run graph and through the host's loop around the network's graph."""
+    """The same scales through the whole-run graph and through the host's loop around the network's
+    graph.
+    """
     export_bundle(task.denoiser, tmp_path / "network", target="cpu", quantized=quantized)
     host = replace(task, denoiser=Session(tmp_path / "network", threads=1))
     restorer = Restorer(bundles / "cpu", threads=1)
     assert restorer.integer_convs() == restorer.bundle.planned == 3 * len(quantized.names)
     for seed in (0, 1):
         image, mask = photo(*SIZE, seed=seed)
-        assert psnr(restorer(image, mask, seed=seed).mean.numpy(), host(image, mask, seed=seed).mean.numpy()) > 50
+        assert (
+            psnr(
+                restorer(image, mask, seed=seed).mean.numpy(),
+                host(image, mask, seed=seed).mean.numpy(),
+            )
+            > 50
+        )
 
 
 def test_weights_are_stored_once(bundles, task):
@@ -126,18 +148,24 @@ def test_weights_are_stored_once(bundles, task):
     weights = 4 * sum(p.numel() for p in task.denoiser.network.parameters())
     assert three - one < 0.5 * weights
     tensors = onnx.load(bundles / "cpu" / RESTORER).graph.initializer
-    assert sum(t.name.endswith("conv1.weight_codes") for t in tensors) == sum("conv1" in n for n in three_convs(task))
+    assert sum(t.name.endswith("conv1.weight_codes") for t in tensors) == sum(
+        "conv1" in n for n in three_convs(task)
+    )
 
 
 def three_convs(task):
     return [n for n, _ in task.denoiser.network.named_modules() if n.endswith("conv1")]
 
 
-@pytest.mark.parametrize(("height", "width", "channels"), [(24, 32, 1), (37, 61, 3), (17, 9, 3), (60, 20, 1)])
+@pytest.mark.parametrize(
+    ("height", "width", "channels"), [(24, 32, 1), (37, 61, 3), (17, 9, 3), (60, 20, 1)]
+)
 def test_any_picture_goes_through_in_tiles(bundles, height, width, channels):
     image, mask = photo(height, width, channels=channels)
     done = []
-    result = Restorer(bundles / "float", threads=1)(image, mask, overlap=8, callback=lambda k, n: done.append((k, n)))
+    result = Restorer(bundles / "float", threads=1)(
+        image, mask, overlap=8, callback=lambda k, n: done.append((k, n))
+    )
     assert result.mean.shape == image.shape
     assert torch.isfinite(result.mean).all()
     assert torch.equal(result.mean[:, mask > 0], image[:, mask > 0])
@@ -145,7 +173,9 @@ def test_any_picture_goes_through_in_tiles(bundles, height, width, channels):
 
 
 def test_tensorrt_restorer_keeps_its_contract(bundles):
-    """Symmetric int8, half-precision network, everything around it in single precision, no Clip between weights and their DQ."""
+    """Symmetric int8, half-precision network, everything around it in single precision, no Clip
+    between weights and their DQ.
+    """
     model = onnx.load(bundles / "tensorrt" / RESTORER)
     onnx.checker.check_model(model, full_check=True)
     tensors = {t.name: t for t in model.graph.initializer}
@@ -158,15 +188,29 @@ def test_tensorrt_restorer_keeps_its_contract(bundles):
                 zero = tensors[node.input[2]]
                 assert zero.data_type == onnx.TensorProto.INT8
                 assert not onnx.numpy_helper.to_array(zero).any()
-            assert tensors[node.input[1]].data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT)
+            assert tensors[node.input[1]].data_type in (
+                onnx.TensorProto.FLOAT16,
+                onnx.TensorProto.FLOAT,
+            )
     producers = {out: n.op_type for n in model.graph.node for out in n.output}
-    quantized = [n for n in model.graph.node if n.op_type == "Conv" and producers.get(n.input[1]) == "DequantizeLinear"]
+    quantized = [
+        n
+        for n in model.graph.node
+        if n.op_type == "Conv" and producers.get(n.input[1]) == "DequantizeLinear"
+    ]
     assert len(quantized) == read_bundle(bundles / "tensorrt").planned
     assert all(producers[n.input[0]] == "DequantizeLinear" for n in quantized)
-    inferred = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.value_info}
+    inferred = {
+        v.name: v.type.tensor_type.elem_type
+        for v in onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.value_info
+    }
     assert {inferred[n.output[0]] for n in quantized} == {onnx.TensorProto.FLOAT16}
-    assert {inferred[n.output[0]] for n in model.graph.node if n.op_type == "InstanceNormalization"} == {onnx.TensorProto.FLOAT}
-    assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {onnx.TensorProto.FLOAT}
+    assert {
+        inferred[n.output[0]] for n in model.graph.node if n.op_type == "InstanceNormalization"
+    } == {onnx.TensorProto.FLOAT}
+    assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {
+        onnx.TensorProto.FLOAT
+    }
 
 
 def test_half_precision_is_close(task, tmp_path):
@@ -176,7 +220,11 @@ def test_half_precision_is_close(task, tmp_path):
     assert psnr(half.mean.numpy(), full.mean.numpy()) > 55
     assert not torch.equal(half.mean, full.mean)
     float_size = 4 * sum(p.numel() for p in task.denoiser.network.parameters())
-    weights = [t for t in onnx.load(tmp_path / "cuda" / RESTORER).graph.initializer if t.name.endswith(".weight.half")]
+    weights = [
+        t
+        for t in onnx.load(tmp_path / "cuda" / RESTORER).graph.initializer
+        if t.name.endswith(".weight.half")
+    ]
     assert 0 < sum(len(t.raw_data) for t in weights) <= float_size / 2
 
 
@@ -188,7 +236,9 @@ def test_engine_options_name_the_graph_and_its_shapes(bundles, tmp_path):
     folder = Path(options["trt_engine_cache_path"])
     assert folder.parent == tmp_path
     assert os.stat(folder).st_mode & 0o077 == 0
-    assert tensorrt_options(read_bundle(bundles / "cpu"), tmp_path)["trt_engine_cache_path"] != str(folder)
+    assert tensorrt_options(read_bundle(bundles / "cpu"), tmp_path)["trt_engine_cache_path"] != str(
+        folder
+    )
 
 
 def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
@@ -197,7 +247,13 @@ def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
     with pytest.raises(ValueError, match="multiples of 4"):
         export_restorer(InpaintingJob(task, (24, 30)))
     with pytest.raises(ValueError, match="not in the temporal table"):
-        export_restorer_bundle(replace(task, num_inference_steps=5), tmp_path / "x", target="cpu", quantized=quantized, size=SIZE)
+        export_restorer_bundle(
+            replace(task, num_inference_steps=5),
+            tmp_path / "x",
+            target="cpu",
+            quantized=quantized,
+            size=SIZE,
+        )
     assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match=r"export\.session\.Restorer"):
         Session(bundles / "float")
@@ -225,9 +281,13 @@ def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
 
 
 def test_edge_runner_needs_no_torch(bundles, tmp_path):
-    """The example runs in an environment that holds ONNX Runtime, NumPy and Pillow and can't import torch or this package."""
+    """The example runs in an environment that holds ONNX Runtime, NumPy and Pillow and can't import
+    torch or this package.
+    """
     image, mask = photo(40, 50)
-    Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(tmp_path / "photo.png")
+    Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(
+        tmp_path / "photo.png"
+    )
     Image.fromarray(((1 - mask) * 255).byte().numpy()).save(tmp_path / "mask.png")
     home = tmp_path / "venv"
     venv.create(home, with_pip=False)
@@ -248,10 +308,26 @@ def test_edge_runner_needs_no_torch(bundles, tmp_path):
             if path.exists():
                 (site / name).symlink_to(path)
     python = home / "bin" / "python"
-    missing = subprocess.run([python, "-c", "import torch"], capture_output=True, text=True, cwd=tmp_path)
+    missing = subprocess.run(
+        [python, "-c", "import torch"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert "No module named 'torch'" in missing.stderr
-    command = [python, EXAMPLE, bundles / "cpu", tmp_path / "photo.png", tmp_path / "mask.png", tmp_path / "out.png"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env={"PATH": os.environ["PATH"]})
+    command = [
+        python,
+        EXAMPLE,
+        bundles / "cpu",
+        tmp_path / "photo.png",
+        tmp_path / "mask.png",
+        tmp_path / "out.png",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env={"PATH": os.environ["PATH"]},
+    )
     assert done.returncode == 0, done.stderr
     restored = np.asarray(Image.open(tmp_path / "out.png"), np.float32).transpose(2, 0, 1) / 255
     assert np.abs(restored - image.numpy())[:, mask.numpy() > 0].max() < 1 / 255

@@ -14,7 +14,9 @@ def small_mixture(seed: int = 0, components: int = 3, shape=(3, 4, 4)) -> Gaussi
 
 
 def noise(count: int, seed: int = 1, shape=(3, 4, 4)) -> torch.Tensor:
-    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        (count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def median_rmse(x: torch.Tensor, reference: torch.Tensor) -> float:
@@ -25,8 +27,8 @@ def median_rmse(x: torch.Tensor, reference: torch.Tensor) -> float:
 class Guided:
     """A golden file's class-conditional mixture as a denoiser with classifier-free guidance.
 
-    ``arrays`` holds ``{name}/means``, ``{name}/stds`` and ``{name}/class_weights`` (row 0: unconditional). A guidance of 1 is the
-    class's own prediction.
+    ``arrays`` holds ``{name}/means``, ``{name}/stds`` and ``{name}/class_weights`` (row 0:
+    unconditional). A guidance of 1 is the class's own prediction.
     """
 
     def __init__(self, arrays, name, process, label=0, guidance=1.0):
@@ -52,7 +54,9 @@ class Guided:
 
 @torch.no_grad()
 def replay(solver, denoiser, x, grid, draws, process=None, y=None):
-    """Run with recorded noise: ``draws`` yields the tensors that the run asks for, in order. Returns the result and the queries."""
+    """Run with recorded noise: ``draws`` yields the tensors that the run asks for, in order.
+    Returns the result and the queries.
+    """
 
     class Recorded(Problem):
         def noise(self, like):
@@ -73,13 +77,17 @@ def replay(solver, denoiser, x, grid, draws, process=None, y=None):
 
 
 class Patches:
-    """The benchmark's prior as a denoiser: ``sum_k w_k N(m_k, C_k)`` over S x S grey patches with full covariances, in float64."""
+    """The benchmark's prior as a denoiser: ``sum_k w_k N(m_k, C_k)`` over S x S grey patches with
+    full covariances, in float64.
+    """
 
     def __init__(self, arrays, process):
         self.process, self.size = process, int(arrays["size"])
         self.log_weights = torch.from_numpy(arrays["weights"]).double().log()
         self.means = torch.from_numpy(arrays["means"]).double()
-        values, self.basis = torch.linalg.eigh(torch.from_numpy(arrays["covs"]).double())  # reads the lower triangles
+        values, self.basis = torch.linalg.eigh(
+            torch.from_numpy(arrays["covs"]).double()
+        )  # reads the lower triangles
         self.values = values.clamp(min=0)
 
     def mean(self, x, a, b):

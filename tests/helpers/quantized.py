@@ -43,11 +43,15 @@ def tiny_denoiser(seed: int = 0, attention: bool = False) -> Denoiser:
 def measurement(seed: int, side: int = 24) -> torch.Tensor:
     """A smooth image and a mask: the condition ``(1, 4, side, side)``."""
     g = torch.Generator().manual_seed(seed)
-    image = torch.nn.functional.interpolate(torch.randn(1, 3, 4, 4, generator=g), size=(side, side), mode="bicubic").clamp(-1, 1)
+    image = torch.nn.functional.interpolate(
+        torch.randn(1, 3, 4, 4, generator=g), size=(side, side), mode="bicubic"
+    ).clamp(-1, 1)
     return torch.cat([image, (torch.rand(1, 1, side, side, generator=g) > 0.5).float()], dim=1)
 
 
-def recording(denoiser: Denoiser, steps: int = 4, seed: int = 0, count: int = 3, **options) -> tuple[CalibrationSet, Grid]:
+def recording(
+    denoiser: Denoiser, steps: int = 4, seed: int = 0, count: int = 3, **options
+) -> tuple[CalibrationSet, Grid]:
     grid = trailing(denoiser.process, steps)
     with record(denoiser, seed=seed, solver="ddim", task="inpainting", **options) as recorder:
         for k in range(count):

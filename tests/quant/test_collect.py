@@ -26,7 +26,9 @@ def denoiser():
 
 
 def restorer(denoiser, stop_at=None, calls=None):
-    """Restoration k: measurement k, noise k; dies within number ``stop_at``, after some of its network calls."""
+    """Restoration k: measurement k, noise k; dies within number ``stop_at``, after some of its
+    network calls.
+    """
     grid = trailing(denoiser.process, 4)
 
     def callback(k, step):
@@ -37,13 +39,26 @@ def restorer(denoiser, stop_at=None, calls=None):
 
     def restore(k):
         x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(k))
-        solve(DDIM(), denoiser.conditioned(measurement(k)), x, grid, callback=lambda step: callback(k, step))
+        solve(
+            DDIM(),
+            denoiser.conditioned(measurement(k)),
+            x,
+            grid,
+            callback=lambda step: callback(k, step),
+        )
 
     return restore
 
 
 def run(denoiser, out, stop_at=None, calls=None, count=6, **options):
-    options = {"per_timestep": 3, "crop": 8, "seed": 5, "solver": "ddim", "steps": 4, "data": ["aa", "bb"]} | options
+    options = {
+        "per_timestep": 3,
+        "crop": 8,
+        "seed": 5,
+        "solver": "ddim",
+        "steps": 4,
+        "data": ["aa", "bb"],
+    } | options
     return collect(denoiser, restorer(denoiser, stop_at, calls), count, out, **options)
 
 
@@ -53,7 +68,9 @@ def names(folder):
 
 def test_samples_are_network_inputs_of_the_same_restorations_at_every_timestep(denoiser, tmp_path):
     seen = []
-    hook = denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append((float(inputs[1][0]), inputs[0][0].clone())))
+    hook = denoiser.network.register_forward_pre_hook(
+        lambda _, inputs: seen.append((float(inputs[1][0]), inputs[0][0].clone()))
+    )
     try:
         found = run(denoiser, tmp_path / "c", count=5, crop=None)
     finally:
@@ -62,7 +79,9 @@ def test_samples_are_network_inputs_of_the_same_restorations_at_every_timestep(d
     assert found.grid == grid
     chosen = {}
     for sample, t in zip(found.samples, found.timesteps, strict=True):
-        matches = [k // 4 for k, (time, x) in enumerate(seen) if time == t and torch.equal(x, sample)]
+        matches = [
+            k // 4 for k, (time, x) in enumerate(seen) if time == t and torch.equal(x, sample)
+        ]
         assert len(matches) == 1
         chosen.setdefault(t, []).append(matches[0])
     assert len({tuple(items) for items in chosen.values()}) == 1
@@ -104,7 +123,12 @@ def test_an_interrupted_run_of_other_settings_is_refused(denoiser, tmp_path):
     out = tmp_path / "c"
     with pytest.raises(Interrupted):
         run(denoiser, out, 2)
-    for options, what in (({"seed": 6}, "seed"), ({"solver": "pndm"}, "solver"), ({"data": ["cc"]}, "data"), ({"count": 7}, "count")):
+    for options, what in (
+        ({"seed": 6}, "seed"),
+        ({"solver": "pndm"}, "solver"),
+        ({"data": ["cc"]}, "data"),
+        ({"count": 7}, "count"),
+    ):
         with pytest.raises(ValueError, match=f"another {what}:"):
             run(denoiser, out, **options)
     with pytest.raises(ValueError, match="another model:"):
@@ -115,7 +139,11 @@ def test_an_interrupted_run_of_other_settings_is_refused(denoiser, tmp_path):
 
 def test_damaged_parts_are_refused(denoiser, tmp_path):
     out = tmp_path / "c"
-    for name, junk in (("job.json", b"{"), ("job.json", b"[]"), ("00000000-0000.safetensors", b"junk")):
+    for name, junk in (
+        ("job.json", b"{"),
+        ("job.json", b"[]"),
+        ("00000000-0000.safetensors", b"junk"),
+    ):
         with pytest.raises(Interrupted):
             run(denoiser, out, 2)
         parts = tmp_path / ".c.parts"
@@ -131,7 +159,12 @@ def test_failing_at_the_first_restoration_leaves_nothing(denoiser, tmp_path):
         run(denoiser, tmp_path / "c", 0)
     assert not names(tmp_path)
     with pytest.raises(ValueError, match="NaN"):
-        collect(denoiser, lambda k: denoiser.network(torch.full((1, 28, 8, 8), torch.nan), torch.tensor([5.0])), 1, tmp_path / "c")
+        collect(
+            denoiser,
+            lambda k: denoiser.network(torch.full((1, 28, 8, 8), torch.nan), torch.tensor([5.0])),
+            1,
+            tmp_path / "c",
+        )
     with pytest.raises(ValueError, match="empty"):
         collect(denoiser, lambda k: None, 1, tmp_path / "d")
     with pytest.raises(ValueError, match="count"):
@@ -173,7 +206,11 @@ def test_provenance_round_trip(denoiser, tmp_path):
     found = run(denoiser, tmp_path / "c", grid="karras", correction="ddrm", task="inpaint")
     loaded = CalibrationSet.load(tmp_path / "c", denoiser.network)
     assert loaded.provenance == found.provenance
-    assert (loaded.provenance.grid, loaded.provenance.correction, loaded.provenance.data) == ("karras", "ddrm", ("aa", "bb"))
+    assert (loaded.provenance.grid, loaded.provenance.correction, loaded.provenance.data) == (
+        "karras",
+        "ddrm",
+        ("aa", "bb"),
+    )
     chosen = found.subset([3, 0], "by hand")
     chosen.save(tmp_path / "d")
     again = CalibrationSet.load(tmp_path / "d")

@@ -14,7 +14,11 @@ TIGHT = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture(scope="module")
 def arrays():
-    return {key: torch.from_numpy(np.asarray(value)) for key, value in golden("quant").items() if key.startswith(("rng/", "ada/"))}
+    return {
+        key: torch.from_numpy(np.asarray(value))
+        for key, value in golden("quant").items()
+        if key.startswith(("rng/", "ada/"))
+    }
 
 
 def bits_in(arrays, pattern: str) -> list[int]:
@@ -33,7 +37,13 @@ def test_weight_search(arrays):
 
 
 def test_activation_search_and_running_range(arrays):
-    names = sorted({key.split("/")[1].rsplit("_a", 1)[0] for key in arrays if key.startswith("rng/act") and "_fq" in key})
+    names = sorted(
+        {
+            key.split("/")[1].rsplit("_a", 1)[0]
+            for key in arrays
+            if key.startswith("rng/act") and "_fq" in key
+        }
+    )
     assert names
     for name in names:
         x = arrays[f"rng/{name}"]
@@ -44,7 +54,9 @@ def test_activation_search_and_running_range(arrays):
             torch.testing.assert_close(grid.step, arrays[f"{key}_delta"], **TIGHT)
             torch.testing.assert_close(grid(x), arrays[f"{key}_fq"], **TIGHT)
             assert (grid.zero_point - arrays[f"{key}_zp"]).abs() <= 1
-            torch.testing.assert_close(observer.see(1.7 * x).step, arrays[f"{key}_delta_after_ema"], **TIGHT)
+            torch.testing.assert_close(
+                observer.see(1.7 * x).step, arrays[f"{key}_delta_after_ema"], **TIGHT
+            )
 
 
 def test_two_parameter_search(arrays):
@@ -81,14 +93,17 @@ def test_one_sided_ranges():
 
 def case(arrays, bits):
     weight = arrays["ada/weight"]
-    step, zero = (arrays[f"ada/b{bits}_{k}"].reshape(-1, *[1] * (weight.ndim - 1)) for k in ("delta", "zp"))
+    step, zero = (
+        arrays[f"ada/b{bits}_{k}"].reshape(-1, *[1] * (weight.ndim - 1)) for k in ("delta", "zp")
+    )
     return weight, step, zero
 
 
 def test_soft_and_hard_rounding(arrays):
     for bits in bits_in(arrays, "ada/b{}_soft0"):
         weight, step, zero = case(arrays, bits)
-        # the stored alpha0 shares memory with alpha1 (it was written before the noise was added in place): its soft0 is the truth
+        # the stored alpha0 shares memory with alpha1 (it was written before the noise was added in
+        # place): its soft0 is the truth
         for k, logits in enumerate((initial_logits(weight, step), arrays[f"ada/b{bits}_alpha1"])):
             torch.testing.assert_close(h(logits), arrays[f"ada/b{bits}_soft{k}"], **TIGHT)
             for hard, name in ((False, "soft"), (True, "hard")):
@@ -104,7 +119,9 @@ def test_loss_table(arrays):
         for count, exponent, total, expected in arrays[f"ada/b{bits}_loss_table"].tolist():
             assert float(reconstruction) == pytest.approx(expected, rel=1e-5)
             assert loss.exponent(int(count)) == pytest.approx(exponent, rel=1e-9)
-            assert float(reconstruction + loss([logits], int(count))) == pytest.approx(total, rel=1e-5)
+            assert float(reconstruction + loss([logits], int(count))) == pytest.approx(
+                total, rel=1e-5
+            )
         assert RoundingLoss(1000, 0.0)([logits], 900) == 0
 
 
@@ -113,7 +130,10 @@ def test_optimisation(arrays):
         weight, step, zero = case(arrays, bits)
         x, losses = arrays[f"ada/b{bits}_opt_x"], arrays[f"ada/b{bits}_opt_losses"]
         logits = initial_logits(weight, step).requires_grad_()
-        optimizer, regulariser = torch.optim.Adam([logits], lr=1e-2), RoundingLoss(len(losses), 0.01)
+        optimizer, regulariser = (
+            torch.optim.Adam([logits], lr=1e-2),
+            RoundingLoss(len(losses), 0.01),
+        )
         target, found = F.conv2d(x, weight), []
         for count in range(1, len(losses) + 1):
             optimizer.zero_grad()

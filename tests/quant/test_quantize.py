@@ -36,8 +36,12 @@ def test_table_equals_timestep_network(denoiser):
     x = torch.randn(4, 28, 12, 12, generator=torch.Generator().manual_seed(0))
     for k, t in enumerate(timesteps):
         expected = denoiser.network(x[k : k + 1], torch.tensor([t])).sample
-        torch.testing.assert_close(step(x[k : k + 1], torch.tensor([k])).sample, expected, atol=1e-6, rtol=0)
-    mixed = denoiser.network(x, torch.tensor(timesteps)).sample  # other matrix shapes round differently
+        torch.testing.assert_close(
+            step(x[k : k + 1], torch.tensor([k])).sample, expected, atol=1e-6, rtol=0
+        )
+    mixed = denoiser.network(
+        x, torch.tensor(timesteps)
+    ).sample  # other matrix shapes round differently
     torch.testing.assert_close(step(x, torch.arange(4)).sample, mixed, atol=1e-5, rtol=0)
     assert not any("time_embedding" in name for name, _ in step.named_parameters())
 
@@ -68,7 +72,9 @@ def test_only_planned_layers_are_quantized(quantized, denoiser):
     assert "conv_in" not in quantized.names
     assert not any("time_" in n or "shortcut" in n for n in quantized.names)
     everything = quantizable_layers(denoiser.network, ())
-    assert set(everything) - set(quantized.names) == {n for n in everything if "shortcut" in n or n in ("conv_in", "conv_out")}
+    assert set(everything) - set(quantized.names) == {
+        n for n in everything if "shortcut" in n or n in ("conv_in", "conv_out")
+    }
 
 
 def test_same_data_gives_identical_scales_and_codes(quantized, denoiser):
@@ -93,13 +99,24 @@ def test_the_float_network_is_left_alone(denoiser, calibration):
     assert network_hash(denoiser.network) == before
 
 
-@pytest.mark.parametrize("recipe", [QuantRecipe(), QuantRecipe(weight_bits=4, range="mse", skip=("conv_in",)), QuantRecipe(range="max")])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        QuantRecipe(),
+        QuantRecipe(weight_bits=4, range="mse", skip=("conv_in",)),
+        QuantRecipe(range="max"),
+    ],
+)
 def test_file_round_trip(tmp_path, denoiser, calibration, recipe):
     quantized = quantize(denoiser.network, calibration, recipe)
     save_quantized(quantized, tmp_path / "q")
     save_quantized(quantized, tmp_path / "q")  # replaces
     loaded = load_quantized(tmp_path / "q", denoiser.network)
-    assert (loaded.recipe, loaded.timesteps, loaded.calibration_hash) == (recipe, calibration.grid, calibration.hash)
+    assert (loaded.recipe, loaded.timesteps, loaded.calibration_hash) == (
+        recipe,
+        calibration.grid,
+        calibration.hash,
+    )
     for name, layer in quantized.layers().items():
         np.testing.assert_array_equal(layer.codes, loaded.layers()[name].codes)
     x, t = next(calibration.batches())
@@ -108,8 +125,12 @@ def test_file_round_trip(tmp_path, denoiser, calibration, recipe):
 
 
 @pytest.mark.parametrize("method", ["cache", "tiar", "fsc"])
-def test_quantized_temporal_features_stand_for_the_exact_ones(tmp_path, denoiser, calibration, method):
-    """Same layers, same codes; the output differs from the exact table's by the features' error alone, also after a round trip."""
+def test_quantized_temporal_features_stand_for_the_exact_ones(
+    tmp_path, denoiser, calibration, method
+):
+    """Same layers, same codes; the output differs from the exact table's by the features' error
+    alone, also after a round trip.
+    """
     exact = quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4))
     made = quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4, temporal=method))
     assert made.names == exact.names
@@ -119,9 +140,10 @@ def test_quantized_temporal_features_stand_for_the_exact_ones(tmp_path, denoiser
     assert 0 < error < {"cache": 0.01, "tiar": 0.1, "fsc": 0.1}[method]
     if method == "tiar":
         nearest = quantize_block(block, sinusoids(block, calibration.grid), 4, 8).features
-        assert tiar_loss(made.table.features.split([e.shape[1] for e in nearest], 1), float_features(block, calibration.grid)) <= tiar_loss(
-            nearest, float_features(block, calibration.grid)
-        )
+        assert tiar_loss(
+            made.table.features.split([e.shape[1] for e in nearest], 1),
+            float_features(block, calibration.grid),
+        ) <= tiar_loss(nearest, float_features(block, calibration.grid))
     for x, t in calibration.batches():
         index = torch.tensor([made.table.index(float(v)) for v in t])
         want = step_network(exact.network, made.table)(x, index).sample
@@ -129,11 +151,15 @@ def test_quantized_temporal_features_stand_for_the_exact_ones(tmp_path, denoiser
         assert not torch.equal(made(x, t), exact(x, t))
     save_quantized(made, tmp_path / "q")
     loaded = load_quantized(tmp_path / "q", denoiser.network)
-    torch.testing.assert_close(loaded.simulating("cpu")(x, t), made.simulating("cpu")(x, t), rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.simulating("cpu")(x, t), made.simulating("cpu")(x, t), rtol=0, atol=0
+    )
     with pytest.raises(ValueError, match="not in the temporal table"):
         made(x[:1], torch.tensor([77.25]))
     tensors = load_file(tmp_path / "q" / "quantized.safetensors")
-    save_file(tensors | {"temporal": tensors["temporal"][:1]}, tmp_path / "q" / "quantized.safetensors")
+    save_file(
+        tensors | {"temporal": tensors["temporal"][:1]}, tmp_path / "q" / "quantized.safetensors"
+    )
     with pytest.raises(ValueError, match="temporal features"):
         load_quantized(tmp_path / "q", denoiser.network)
 
@@ -152,7 +178,12 @@ def test_damaged_files_are_refused(tmp_path, quantized, denoiser):
         load_quantized(folder, tiny_denoiser(seed=1).network)
     recipe = folder / "recipe.json"
     good = recipe.read_text()
-    for change in ({"format": 9}, {"layers": ["nope"]}, {"recipe": {"bits": 1}}, {"timesteps": ["x"]}):
+    for change in (
+        {"format": 9},
+        {"layers": ["nope"]},
+        {"recipe": {"bits": 1}},
+        {"timesteps": ["x"]},
+    ):
         recipe.write_text(json.dumps(json.loads(good) | change))
         with pytest.raises(ValueError, match="quantize again"):
             load_quantized(folder, denoiser.network)
@@ -163,6 +194,7 @@ def test_damaged_files_are_refused(tmp_path, quantized, denoiser):
     with pytest.raises(FileNotFoundError):
         load_quantized(tmp_path / "none", denoiser.network)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(FileExistsError):
         save_quantized(quantized, tmp_path / "mine")
 
@@ -176,12 +208,16 @@ def test_what_cannot_be_quantized_is_refused(denoiser, calibration):
         quantize(denoiser.network, calibration, QuantRecipe(skip=("conv_inn",)))
     with pytest.raises(ValueError, match="another model"):
         quantize(tiny_denoiser(seed=1).network, calibration)
-    zeros = CalibrationSet([torch.zeros(28, 12, 12)], [0.0], Provenance(network_hash(denoiser.network)))
+    zeros = CalibrationSet(
+        [torch.zeros(28, 12, 12)], [0.0], Provenance(network_hash(denoiser.network))
+    )
     quantize(denoiser.network, zeros)  # normalised layers still see something
 
 
 def test_recipe_round_trip_and_errors():
-    recipe = QuantRecipe(weight_bits=4, range="mse", skip=("a", "b.*"), float_macs=0.25, temporal="float")
+    recipe = QuantRecipe(
+        weight_bits=4, range="mse", skip=("a", "b.*"), float_macs=0.25, temporal="float"
+    )
     assert QuantRecipe.from_json(recipe.to_json()) == recipe
     for wrong in (
         {"weight_bits": 3},
@@ -203,7 +239,9 @@ def test_recipe_round_trip_and_errors():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4).filter(lambda v: max(map(abs, v)) > 1e-6),
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4).filter(
+        lambda v: max(map(abs, v)) > 1e-6
+    ),
     st.sampled_from((4, 8)),
 )
 def test_weight_grid_is_idempotent_symmetric_and_holds_zero(values, bits):
@@ -224,7 +262,9 @@ def test_activation_grid_of_brevitas(quantized):
     codes = torch.arange(-140, 141).float()
     decoded = layer.input_quant(codes[None, None, None] * scale).value.flatten()
     torch.testing.assert_close(decoded, codes.clamp(-128, 127) * scale)
-    torch.testing.assert_close(layer.input_quant(decoded[None, None, None]).value.flatten(), decoded)
+    torch.testing.assert_close(
+        layer.input_quant(decoded[None, None, None]).value.flatten(), decoded
+    )
 
 
 def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
@@ -239,4 +279,6 @@ def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
     clean = sensitivity(quantized, calibration, target="cpu")
     assert sum(clean.values()) > sum(errors.values())
     x, t = next(calibration.batches())
-    torch.testing.assert_close(quantized(x, t), quantized.simulating("tensorrt")(x, t))  # switched back, and only in a copy
+    torch.testing.assert_close(
+        quantized(x, t), quantized.simulating("tensorrt")(x, t)
+    )  # switched back, and only in a copy

@@ -1,4 +1,6 @@
-"""Learned rounding, GPTQ, split shortcuts, equalisation, presets, float layers under a budget: on a tiny network."""
+"""Learned rounding, GPTQ, split shortcuts, equalisation, presets, float layers under a budget: on a
+tiny network.
+"""
 
 import json
 
@@ -52,8 +54,12 @@ def held_out(denoiser):
 
 
 def recipe(rounding: str, bits: int = 4, **changes) -> QuantRecipe:
-    options = {f: getattr(QUICK, f) for f in ("iterations", "batch_size", "samples", "crop", "lr_weight")} | LEARNED[rounding]
-    return QuantRecipe(bits, rounding=rounding.split("-")[0], reconstruction=Reconstruction(**options | changes))
+    options = {
+        f: getattr(QUICK, f) for f in ("iterations", "batch_size", "samples", "crop", "lr_weight")
+    } | LEARNED[rounding]
+    return QuantRecipe(
+        bits, rounding=rounding.split("-")[0], reconstruction=Reconstruction(**options | changes)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +81,22 @@ def same_layers(a, b) -> bool:
     pairs = [(a.layers()[n], b.layers()[n]) for n in a.names]
     fields = ("codes", "weight_scale", "output_scale")
     return a.names == b.names and all(
-        x.input_scale == y.input_scale and all(getattr(x, f).tobytes() == getattr(y, f).tobytes() for f in fields) for x, y in pairs
+        x.input_scale == y.input_scale
+        and all(getattr(x, f).tobytes() == getattr(y, f).tobytes() for f in fields)
+        for x, y in pairs
     )
 
 
-# -- rounding -----------------------------------------------------------------------------------------------------------
+# -- rounding --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_learned_rounding_beats_nearest_on_other_data(name, learned, nearest, denoiser, calibration, held_out):
-    assert mean_error(learned[name], denoiser, held_out) < 0.9 * mean_error(nearest, denoiser, held_out)
+def test_learned_rounding_beats_nearest_on_other_data(
+    name, learned, nearest, denoiser, calibration, held_out
+):
+    assert mean_error(learned[name], denoiser, held_out) < 0.9 * mean_error(
+        nearest, denoiser, held_out
+    )
     for layer in learned[name].layers().values():
         assert np.abs(layer.codes.astype(int)).max() <= 7
 
@@ -96,15 +108,24 @@ def test_same_seed_same_bytes(name, learned, denoiser):
 
 
 def test_another_seed_is_another_run(learned, denoiser, calibration):
-    assert not same_layers(quantize(denoiser.network, calibration, recipe("fbr", seed=1)), learned["fbr"])
+    assert not same_layers(
+        quantize(denoiser.network, calibration, recipe("fbr", seed=1)), learned["fbr"]
+    )
 
 
 @pytest.mark.parametrize("name", ["adaround", "fbr", "fbr-steps"])
 def test_no_unit_ends_worse_than_it_began_and_codes_stay_neighbours(name, learned, nearest):
     assert all(after <= before for before, after in learned[name].losses.values())
-    assert sum(after < before for before, after in learned[name].losses.values()) > len(learned[name].losses) // 2
-    for layer, before in zip(learned[name].layers().values(), nearest.layers().values(), strict=True):
-        assert np.abs(layer.codes.astype(int) - before.codes).max() <= 1  # up or down, never further
+    assert (
+        sum(after < before for before, after in learned[name].losses.values())
+        > len(learned[name].losses) // 2
+    )
+    for layer, before in zip(
+        learned[name].layers().values(), nearest.layers().values(), strict=True
+    ):
+        assert (
+            np.abs(layer.codes.astype(int) - before.codes).max() <= 1
+        )  # up or down, never further
         assert (layer.input_scale == before.input_scale) == (name != "fbr-steps")
 
 
@@ -130,7 +151,9 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, learned, denoise
     resumed = quantize(denoiser.network, calibration, recipe("fbr"), state=state)
     assert same_layers(resumed, learned["fbr"])
     assert resumed.losses == learned["fbr"].losses
-    assert {name: (state / name).stat().st_mtime_ns for name in seen} == seen  # what was finished was not done again
+    assert {
+        name: (state / name).stat().st_mtime_ns for name in seen
+    } == seen  # what was finished was not done again
     assert not list(state.glob("*.part"))
 
 
@@ -149,14 +172,22 @@ def test_units_follow_the_call_not_the_registration(denoiser, calibration):
     units = dict(find_units(denoiser.network, names, x, t))
     order = list(units)
     assert sorted(n for members in units.values() for n in members) == sorted(names)
-    assert order.index("mid_block.resnets.0") < order.index("up_blocks.0.resnets.0")  # registered the other way round
-    assert units["down_blocks.1.attentions.0"] == [f"down_blocks.1.attentions.0.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0")]
+    assert order.index("mid_block.resnets.0") < order.index(
+        "up_blocks.0.resnets.0"
+    )  # registered the other way round
+    assert units["down_blocks.1.attentions.0"] == [
+        f"down_blocks.1.attentions.0.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0")
+    ]
     assert units["down_blocks.0.downsamplers.0.conv"] == ["down_blocks.0.downsamplers.0.conv"]
-    assert all(len(members) == 1 for _, members in find_units(denoiser.network, names, x, t, blocks=False))
+    assert all(
+        len(members) == 1 for _, members in find_units(denoiser.network, names, x, t, blocks=False)
+    )
 
 
 def test_lsq_gradients():
-    """Closed form: inside, round(x/s) - x/s; clipped, the end of the grid; scaled by 1/sqrt(n 127)."""
+    """Closed form: inside, round(x/s) - x/s; clipped, the end of the grid; scaled by 1/sqrt(n
+    127).
+    """
     x, step = torch.tensor([0.26, -0.34, 20.0, -30.0]), torch.tensor(0.1, requires_grad=True)
     y = fake_quantize(x, step)
     torch.testing.assert_close(y.detach(), torch.tensor([0.3, -0.3, 12.7, -12.8]))
@@ -173,19 +204,25 @@ def test_a_learned_layer_starts_as_nearest_rounding():
     torch.testing.assert_close(learned.codes().float(), expected)
     learned.hard = False
     x = 0.01 * torch.randint(-128, 128, (2, 3, 8, 8)).float()
-    torch.testing.assert_close(learned(x), layer(x), atol=1e-4, rtol=0)  # soft weights begin at the float ones
+    torch.testing.assert_close(
+        learned(x), layer(x), atol=1e-4, rtol=0
+    )  # soft weights begin at the float ones
 
 
 def test_cached_unit_inputs_stay_within_their_memory(monkeypatch, denoiser, calibration):
     network, samples = denoiser.network, spread_samples(calibration, 6, 8, 0)
-    name = "down_blocks.1.resnets.0"  # reads (16, 4, 4) of an input cut to 8 x 8, and an embedding of 64
+    name = (  # reads (16, 4, 4) of an input cut to 8 x 8, and an embedding of 64
+        "down_blocks.1.resnets.0"
+    )
     each = 4 * (2 * 16 * 4 * 4 + 64)
     for limit, kept in ((100 * each, 6), (3 * each, 3), (3 * each - 1, 2), (1, 1)):
         monkeypatch.setattr("quant.rounding.units.MEMORY", limit)
         cache = UnitInputs(network, network, name, samples)
         assert len(cache.float) == len(cache.quantized) == len(cache.others) == kept
         assert cache.bytes == kept * each
-        assert sum(v.numel() * 4 for v in cache.float + cache.quantized) == kept * 4 * 2 * 16 * 4 * 4
+        assert (
+            sum(v.numel() * 4 for v in cache.float + cache.quantized) == kept * 4 * 2 * 16 * 4 * 4
+        )
 
 
 def test_samples_are_spread_over_the_timesteps(calibration):
@@ -197,7 +234,7 @@ def test_samples_are_spread_over_the_timesteps(calibration):
     assert len({float(t) for _, t in spread_samples(calibration, 2, None, 0)}) == 2
 
 
-# -- structure ----------------------------------------------------------------------------------------------------------
+# -- structure -------------------------------------------------------------------------------------
 
 STRUCTURES = {
     "split": {"split_shortcut": True, "skip": ("conv_in", "conv_out")},
@@ -208,14 +245,19 @@ STRUCTURES = {
 
 @pytest.fixture(scope="module")
 def restructured(denoiser, calibration):
-    return {name: quantize(denoiser.network, calibration, QuantRecipe(**options)) for name, options in STRUCTURES.items()}
+    return {
+        name: quantize(denoiser.network, calibration, QuantRecipe(**options))
+        for name, options in STRUCTURES.items()
+    }
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_the_structure_is_the_same_function(name, restructured, denoiser, calibration):
     x, t = next(calibration.batches())
     expected = denoiser.network(x, t).sample
-    torch.testing.assert_close(restructured[name].structure(x, t).sample, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        restructured[name].structure(x, t).sample, expected, atol=2e-5, rtol=0
+    )
     assert 0 < mean_error(restructured[name], denoiser, calibration) < 0.1
 
 
@@ -223,7 +265,9 @@ def test_split_points_are_where_the_skip_begins(denoiser, restructured):
     network = denoiser.network
     seen = {}
     handles = [
-        resnet.register_forward_pre_hook(lambda _, args, n=f"up_blocks.{k}.resnets.{j}": seen.__setitem__(n, args[0].shape[1]))
+        resnet.register_forward_pre_hook(
+            lambda _, args, n=f"up_blocks.{k}.resnets.{j}": seen.__setitem__(n, args[0].shape[1])
+        )
         for k, block in enumerate(network.up_blocks)
         for j, resnet in enumerate(block.resnets)
     ]
@@ -233,7 +277,12 @@ def test_split_points_are_where_the_skip_begins(denoiser, restructured):
     layers = skip_layers(network)
     assert {name.rpartition(".")[0] for name in layers} == set(seen)
     structure = restructured["split"].structure
-    skips = [16, 16, 16, 32]  # outputs of conv_in, block 0, its downsampler, block 1: popped from the end
+    skips = [
+        16,
+        16,
+        16,
+        32,
+    ]  # outputs of conv_in, block 0, its downsampler, block 1: popped from the end
     for name, channels in layers.items():
         if name.endswith("conv1"):
             assert seen[name.removesuffix(".conv1")] - channels == skips.pop()
@@ -241,19 +290,26 @@ def test_split_points_are_where_the_skip_begins(denoiser, restructured):
     assert any(n.endswith("conv1.first") for n in restructured["split"].names)
     assert any(n.endswith("conv_shortcut.second") for n in restructured["split"].names)
     kept = structured(network, QuantRecipe(split_shortcut=True))
-    assert all(isinstance(kept.get_submodule(n), SplitConv2d) != n.endswith("conv_shortcut") for n in layers)  # skip is respected
+    assert all(
+        isinstance(kept.get_submodule(n), SplitConv2d) != n.endswith("conv_shortcut")
+        for n in layers
+    )  # skip is respected
 
 
 def test_halves_have_scales_of_their_own(restructured):
     layers = restructured["split"].layers()
-    first, second = (layers[f"up_blocks.0.resnets.0.conv_shortcut.{h}"] for h in ("first", "second"))
+    first, second = (
+        layers[f"up_blocks.0.resnets.0.conv_shortcut.{h}"] for h in ("first", "second")
+    )
     assert first.input_scale != second.input_scale
     assert second.bias is None
 
 
 def test_equalisation_evens_the_channels_out(restructured, denoiser, calibration):
     quantized = restructured["equalize"]
-    plain = quantize(denoiser.network, calibration, QuantRecipe(skip=STRUCTURES["equalize"]["skip"]))
+    plain = quantize(
+        denoiser.network, calibration, QuantRecipe(skip=STRUCTURES["equalize"]["skip"])
+    )
     assert any(name.endswith("group_norm") for name in quantized.factors)
     assert any(name.endswith("conv.0") for name in quantized.factors)
     readers = groups(quantized.structure, quantized.names)
@@ -262,7 +318,9 @@ def test_equalisation_evens_the_channels_out(restructured, denoiser, calibration
         for name in readers[place]:
             seen = quantized.ranges[0].channels[quantized.names.index(name)]
             before = plain.ranges[0].channels[plain.names.index(name.removesuffix(".1"))]
-            assert np.std(np.log(seen)) < np.std(np.log(before))  # alpha 0.5: geometric middle of x and W
+            assert np.std(np.log(seen)) < np.std(
+                np.log(before)
+            )  # alpha 0.5: geometric middle of x and W
 
 
 def test_structures_need_something_to_work_on(calibration):
@@ -285,11 +343,15 @@ def test_file_round_trip(tmp_path, name, restructured, learned, denoiser, calibr
 
 
 @pytest.mark.parametrize("name", ["both", "gptq"])
-def test_export_runs_the_codes_on_integers(tmp_path, name, restructured, learned, denoiser, calibration):
+def test_export_runs_the_codes_on_integers(
+    tmp_path, name, restructured, learned, denoiser, calibration
+):
     quantized = (restructured | learned)[name]
     bundle = export_bundle(denoiser, tmp_path / "bundle", target="cpu", quantized=quantized)
     model = onnx.load(tmp_path / "bundle" / NETWORK)
-    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    tensors = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+    }
     for name, layer in quantized.layers().items():
         codes = tensors[f"{name}.weight_codes"]
         np.testing.assert_array_equal(codes if codes.ndim == 4 else codes.T, layer.codes)
@@ -298,10 +360,14 @@ def test_export_runs_the_codes_on_integers(tmp_path, name, restructured, learned
     simulated = mean_error(quantized.simulating("cpu"), denoiser, calibration)
     assert mean_error(network, denoiser, calibration) == pytest.approx(simulated, rel=0.1)
     integer = sum(p.count for p in network.placement(12, 12) if p.op == "QLinearConv")
-    assert integer == bundle.planned == sum(layer.codes.ndim == 4 for layer in quantized.layers().values())
+    assert (
+        integer
+        == bundle.planned
+        == sum(layer.codes.ndim == 4 for layer in quantized.layers().values())
+    )
 
 
-# -- ranges and recipes -------------------------------------------------------------------------------------------------
+# -- ranges and recipes ----------------------------------------------------------------------------
 
 
 def test_reductions_of_the_range_table(denoiser, calibration):
@@ -320,7 +386,14 @@ def test_reductions_of_the_range_table(denoiser, calibration):
 
 
 def test_presets_round_trip_and_run(denoiser, calibration):
-    assert set(PRESETS) == {"ptq4dm-w8a8", "eda-dm-w8a8", "eda-dm-w4a8", "tfmq-w8a8", "best-w8a8", "best-w4a8"}
+    assert set(PRESETS) == {
+        "ptq4dm-w8a8",
+        "eda-dm-w8a8",
+        "eda-dm-w4a8",
+        "tfmq-w8a8",
+        "best-w8a8",
+        "best-w4a8",
+    }
     for name in PRESETS:
         settings = QuantRecipe.preset(name)
         assert QuantRecipe.from_json(settings.to_json()) == settings
@@ -331,7 +404,14 @@ def test_presets_round_trip_and_run(denoiser, calibration):
 
 
 def test_recipes_of_older_versions_load():
-    old = {"weight_bits": 8, "act_bits": 8, "range": "percentile", "percentile": 99.99, "skip": ["conv_in"], "temporal": "table"}
+    old = {
+        "weight_bits": 8,
+        "act_bits": 8,
+        "range": "percentile",
+        "percentile": 99.99,
+        "skip": ["conv_in"],
+        "temporal": "table",
+    }
     assert QuantRecipe.from_dict(old) == QuantRecipe(skip=("conv_in",))
 
 
@@ -361,13 +441,15 @@ def test_wrong_recipes_are_refused(wrong):
         QuantRecipe.from_json(json.dumps(wrong))
 
 
-# -- sensitivity and sizes ----------------------------------------------------------------------------------------------
+# -- sensitivity and sizes -------------------------------------------------------------------------
 
 
 def test_sensitivities_name_a_spoiled_layer(denoiser, calibration):
     quantized = quantize(denoiser.network, calibration)
     bad = quantized.names[2]
-    quantized.network.get_submodule(bad).input_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value.mul_(60)
+    quantized.network.get_submodule(
+        bad
+    ).input_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value.mul_(60)
     assert next(iter(layer_sqnr(quantized, calibration))) == bad
     x, t = next(calibration.batches(1))
 
@@ -380,7 +462,9 @@ def test_sensitivities_name_a_spoiled_layer(denoiser, calibration):
     assert set(errors) == set(quantized.names)
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="fixed seed"):
-        image_sensitivity(quantized, lambda network: restore(network) + torch.rand(1, generator=generator))
+        image_sensitivity(
+            quantized, lambda network: restore(network) + torch.rand(1, generator=generator)
+        )
 
 
 def test_costs_are_multiplications_and_bytes(nearest, calibration):
@@ -392,12 +476,17 @@ def test_costs_are_multiplications_and_bytes(nearest, calibration):
 
 
 def test_float_layers_stay_within_the_budget_and_lower_the_error(nearest, denoiser, calibration):
-    errors, costs = sensitivity(nearest, calibration), layer_costs(nearest, *next(calibration.batches(1)))
+    errors, costs = (
+        sensitivity(nearest, calibration),
+        layer_costs(nearest, *next(calibration.batches(1))),
+    )
     chosen = choose_float_layers(errors, costs, float_macs=0.2)
     assert chosen
     assert sum(costs[n].macs for n in chosen) <= 0.2 * sum(c.macs for c in costs.values())
     better = quantize(denoiser.network, calibration, QuantRecipe(4, float_macs=0.2))
-    assert better.recipe == QuantRecipe(4, skip=(*nearest.recipe.skip, *chosen))  # what was chosen is what is kept
+    assert better.recipe == QuantRecipe(
+        4, skip=(*nearest.recipe.skip, *chosen)
+    )  # what was chosen is what is kept
     assert mean_error(better, denoiser, calibration) < mean_error(nearest, denoiser, calibration)
     assert choose_float_layers(errors, costs, extra_bytes=0) == []
     assert set(choose_float_layers(errors, costs, float_macs=1.0)) == set(errors)
@@ -405,10 +494,20 @@ def test_float_layers_stay_within_the_budget_and_lower_the_error(nearest, denois
 
 def test_greedy_choice_by_gain_per_cost():
     errors = {"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.0}
-    costs = {"a": LayerCost(90, 1), "b": LayerCost(10, 1), "c": LayerCost(10, 1), "d": LayerCost(1, 1)}
+    costs = {
+        "a": LayerCost(90, 1),
+        "b": LayerCost(10, 1),
+        "c": LayerCost(10, 1),
+        "d": LayerCost(1, 1),
+    }
     assert choose_float_layers(errors, costs, extra_bytes=25) == ["b", "c"]
     assert choose_float_layers(errors, costs, extra_bytes=100) == ["b", "a"]
-    for wrong in ({}, {"extra_bytes": 1, "float_macs": 0.5}, {"extra_bytes": -1}, {"float_macs": 2.0}):
+    for wrong in (
+        {},
+        {"extra_bytes": 1, "float_macs": 0.5},
+        {"extra_bytes": -1},
+        {"float_macs": 2.0},
+    ):
         with pytest.raises(ValueError, match="budget"):
             choose_float_layers(errors, costs, **wrong)
     with pytest.raises(ValueError, match="no cost"):
@@ -429,7 +528,11 @@ def test_nibbles_refuse_what_they_cannot_hold(nearest):
     with pytest.raises(ValueError, match="bytes of uint8"):
         unpack_nibbles(np.zeros(3, np.uint8), (4,))
     sizes, whole = network_bytes(nearest), network_bytes(nearest, packed=False)
-    assert whole["codes"] == 2 * sizes["codes"] == sum(layer.codes.size for layer in nearest.layers().values())
+    assert (
+        whole["codes"]
+        == 2 * sizes["codes"]
+        == sum(layer.codes.size for layer in nearest.layers().values())
+    )
     assert sizes["total"] == sizes["codes"] + sizes["scales"] + sizes["float"]
     total = sum(4 * p.numel() for p in nearest.structure.parameters())
     assert whole["float"] + 4 * whole["codes"] == total

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from quant.calibration.eda_dm import EDADM, Distances, features, measure_distances, middle, share, shuffled
+from quant.calibration.eda_dm import (
+    EDADM,
+    Distances,
+    features,
+    measure_distances,
+    middle,
+    share,
+    shuffled,
+)
 from quant.calibration.ptq4dm import PTQ4DM, pair
 from quant.calibration.selection import Uniform, take
 from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
@@ -26,19 +34,27 @@ def cases(arrays, prefix):
 
 
 def pool_of(counts):
-    """A set with ``counts[k]`` samples of the k-th timestep, noisiest first, each marked by its position."""
+    """A set with ``counts[k]`` samples of the k-th timestep, noisiest first, each marked by its
+    position.
+    """
     times = [t for k, n in enumerate(counts) for t in [float(len(counts) - k)] * n]
-    return CalibrationSet([torch.full((1, 2, 2), float(k)) for k in range(len(times))], times, Provenance("m", solver="ddim"))
+    return CalibrationSet(
+        [torch.full((1, 2, 2), float(k)) for k in range(len(times))],
+        times,
+        Provenance("m", solver="ddim"),
+    )
 
 
-# -- PTQ4DM -------------------------------------------------------------------------------------------------------
+# -- PTQ4DM ----------------------------------------------------------------------------------------
 
 
 def test_ndtc_steps_of_given_draws():
     arrays = golden("quant")
     for i in cases(arrays, "ndtc"):
         mean, std, steps, _, _ = arrays[f"ndtc/{i}/params"]
-        found = PTQ4DM(mean, std).steps(torch.from_numpy(arrays[f"ndtc/{i}/unit_draws"]), int(steps))
+        found = PTQ4DM(mean, std).steps(
+            torch.from_numpy(arrays[f"ndtc/{i}/unit_draws"]), int(steps)
+        )
         np.testing.assert_array_equal(found.numpy(), arrays[f"ndtc/{i}/t"])
 
 
@@ -46,7 +62,9 @@ def test_ndtc_moments():
     arrays = golden("quant")
     for i in cases(arrays, "ndtc"):
         mean, std, steps, count, _ = arrays[f"ndtc/{i}/params"]
-        found = PTQ4DM(mean, std).draw(200_000, int(steps), torch.Generator().manual_seed(0)).double()
+        found = (
+            PTQ4DM(mean, std).draw(200_000, int(steps), torch.Generator().manual_seed(0)).double()
+        )
         center, spread, first, last = arrays[f"ndtc/{i}/moments"]
         tolerance = 5 * spread / math.sqrt(count)  # of the stored draw's own mean
         assert abs(float(found.mean()) - center) < tolerance
@@ -79,15 +97,22 @@ def test_ptq4dm_leans_towards_the_clean_end_and_keeps_labels_with_inputs():
     chosen = PTQ4DM().select(pool, 400, seed=3)
     assert len(chosen) == 400
     assert len({float(s[0, 0, 0]) for s in chosen.samples}) == 400
-    assert all(pool.timesteps[int(s[0, 0, 0])] == t for s, t in zip(chosen.samples, chosen.timesteps, strict=True))
+    assert all(
+        pool.timesteps[int(s[0, 0, 0])] == t
+        for s, t in zip(chosen.samples, chosen.timesteps, strict=True)
+    )
     shares = PTQ4DM().budgets(pool, 400, seed=3)
     assert shares[1.0] > shares[10.0]  # the lower tail lies on the cleanest
     assert np.mean(chosen.timesteps) < 5.5
     assert chosen.provenance.selection == "ptq4dm(mean=0.4, std=0.4, n=400, seed=3)"
-    assert PTQ4DM().select(pool, 400, seed=3).hash == chosen.hash != PTQ4DM().select(pool, 400, seed=4).hash
+    assert (
+        PTQ4DM().select(pool, 400, seed=3).hash
+        == chosen.hash
+        != PTQ4DM().select(pool, 400, seed=4).hash
+    )
 
 
-# -- uniform ------------------------------------------------------------------------------------------------------
+# -- uniform ---------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 40), st.integers(1, 200))
@@ -110,7 +135,7 @@ def test_selection_takes_none_twice_and_says_what_is_short():
         take(pool, {9.0: 1}, 0, "x")
 
 
-# -- EDA-DM -------------------------------------------------------------------------------------------------------
+# -- EDA-DM ----------------------------------------------------------------------------------------
 
 
 def assert_close(found, wanted):
@@ -120,7 +145,11 @@ def assert_close(found, wanted):
 def test_tdac_golden():
     arrays = golden("quant")
     for i in cases(arrays, "tdac"):
-        g = {key.split("/")[2]: value for key, value in arrays.items() if key.startswith(f"tdac/{i}/")}
+        g = {
+            key.split("/")[2]: value
+            for key, value in arrays.items()
+            if key.startswith(f"tdac/{i}/")
+        }
         steps, weight, count, rows, _, radius = g["params"]
         steps, count, rows = int(steps), int(count), int(rows)
         method = EDADM(weight=weight, radius=radius)
@@ -137,10 +166,15 @@ def test_tdac_golden():
             assert sorted(budgets.numpy()[rounded == value]) == sorted(g["t_num"][rounded == value])
         # samples: j takes row j mod n of its step; the label is the training step of that step
         order = torch.from_numpy(g["order"])
-        found = torch.from_numpy(g["chain"])[order, torch.arange(count) % rows].double().sum((1, 2, 3))
+        found = (
+            torch.from_numpy(g["chain"])[order, torch.arange(count) % rows].double().sum((1, 2, 3))
+        )
         np.testing.assert_allclose(found, g["calib_x_sum"], rtol=1e-5, atol=1e-4)
         np.testing.assert_array_equal(g["seq"][steps - 1 - g["order"]], g["calib_t"])
-        np.testing.assert_array_equal(torch.bincount(shuffled(budgets, torch.Generator().manual_seed(0)), minlength=steps), budgets)
+        np.testing.assert_array_equal(
+            torch.bincount(shuffled(budgets, torch.Generator().manual_seed(0)), minlength=steps),
+            budgets,
+        )
 
 
 def test_gram_matrices_equal_pairwise_loops():
@@ -149,7 +183,9 @@ def test_gram_matrices_equal_pairwise_loops():
     for j in range(5):
         for k in range(5):
             assert_close(found.mse[j, k], (f[j] - f[k]).square().mean())
-            assert_close(found.cosine[j, k], (1 - torch.cosine_similarity(f[j], f[k], dim=1, eps=1e-6)).sum())
+            assert_close(
+                found.cosine[j, k], (1 - torch.cosine_similarity(f[j], f[k], dim=1, eps=1e-6)).sum()
+            )
 
 
 def test_radius_is_a_quantile_of_the_distances_and_scale_free():
@@ -159,7 +195,9 @@ def test_radius_is_a_quantile_of_the_distances_and_scale_free():
     assert not torch.equal(EDADM(radius=3.0).density(small), EDADM(radius=3.0).density(large))
     pairs = 9 * 8
     assert abs(int(EDADM().density(small).sum()) - pairs / 2) <= 2
-    assert int(EDADM(quantile=0.9).density(small).sum()) > int(EDADM(quantile=0.2).density(small).sum())
+    assert int(EDADM(quantile=0.9).density(small).sum()) > int(
+        EDADM(quantile=0.2).density(small).sum()
+    )
 
 
 def test_equal_or_single_steps_get_equal_shares():
@@ -169,7 +207,10 @@ def test_equal_or_single_steps_get_equal_shares():
     assert EDADM().step_budgets(one, 7).tolist() == [7]
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30).filter(lambda w: sum(w) > 1e-3), st.integers(1, 500))
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=30).filter(lambda w: sum(w) > 1e-3),
+    st.integers(1, 500),
+)
 def test_shares_are_whole_and_complete(weights, count):
     weights = torch.tensor(weights, dtype=torch.float64)
     found = share(weights, count)
@@ -186,14 +227,22 @@ def test_eda_dm_selects_from_a_recording():
     chosen = method.select(pool, denoiser.network, 20, seed=1)
     assert len(chosen) == 20
     budgets = method.budgets(pool, denoiser.network, 20)
-    assert {t: len(p) for t, p in chosen.positions().items()} == {t: n for t, n in budgets.items() if n}
+    assert {t: len(p) for t, p in chosen.positions().items()} == {
+        t: n for t, n in budgets.items() if n
+    }
     keys = [s.numpy().tobytes() for s in chosen.samples]
     assert len(set(keys)) == 20
-    assert method.select(pool, denoiser.network, 20, seed=1).hash == chosen.hash != method.select(pool, denoiser.network, 20, seed=2).hash
+    assert (
+        method.select(pool, denoiser.network, 20, seed=1).hash
+        == chosen.hash
+        != method.select(pool, denoiser.network, 20, seed=2).hash
+    )
     # the stored features are the middle attention's input
     row = next(features(denoiser.network, pool, 1))
     seen = []
-    handle = denoiser.network.mid_block.attentions[0].register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    handle = denoiser.network.mid_block.attentions[0].register_forward_hook(
+        lambda _, inputs, out: seen.append(inputs[0])
+    )
     denoiser.network(pool.samples[0][None], torch.tensor([pool.timesteps[0]]))
     handle.remove()
     assert torch.equal(row[0], seen[0][0])

@@ -25,7 +25,9 @@ def test_samples_are_the_network_inputs_filed_by_timestep_value(denoiser, calibr
     x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     a, b = denoiser.process.a(grid.times[0]), denoiser.process.b(grid.times[0])
     scale, unit_a, _ = denoiser.unit_levels(a, b)
-    shown = unit_a * (x - a * first.condition[:, :3]) / scale  # of a residual: the best linear estimate
+    shown = (
+        unit_a * (x - a * first.condition[:, :3]) / scale
+    )  # of a residual: the best linear estimate
     torch.testing.assert_close(calibration.samples[0], first.network_input(shown)[0])
 
 
@@ -92,7 +94,10 @@ def test_impossible_requests_are_refused(denoiser):
         pass
     with pytest.raises(ValueError, match="multiple of 2"), record(denoiser, crop=7):
         pass
-    with pytest.raises(ValueError, match=r"nn\.Module"), record(Denoiser(lambda x, t: x, VP.linear(10))):
+    with (
+        pytest.raises(ValueError, match=r"nn\.Module"),
+        record(Denoiser(lambda x, t: x, VP.linear(10))),
+    ):
         pass
     wrapped = Denoiser(type("N", (nn.Module,), {"forward": lambda self, x, t: x})(), VP.linear(10))
     with pytest.raises(ValueError, match="NaN"), record(wrapped):

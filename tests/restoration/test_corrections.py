@@ -6,7 +6,17 @@ import torch
 from restoration.operators.linear import Denoising, Inpainting, LinearFunction, conjugate_gradient
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import BlockMean, Blur, gaussian_kernel
-from restoration.posterior import CORRECTIONS, DDNM, DDRM, DPS, MMPS, DDNMPlus, DiffPIR, PiGDM, RePaint
+from restoration.posterior import (
+    CORRECTIONS,
+    DDNM,
+    DDRM,
+    DPS,
+    MMPS,
+    DDNMPlus,
+    DiffPIR,
+    PiGDM,
+    RePaint,
+)
 from restoration.wrappers.tiling import TiledNetwork
 from solvers.denoiser import Denoiser
 from solvers.grid import explicit, leading, log_snr, trailing
@@ -33,7 +43,9 @@ class GaussianPrior:
 
 
 def image(shape=(2, 3, 6, 5), seed=0):
-    return MEAN + STD * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return MEAN + STD * torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 MASK = (torch.rand(6, 5, generator=torch.Generator().manual_seed(5)) > 0.5).float()
@@ -48,7 +60,9 @@ def test_noiseless_estimates_agree_with_the_data_and_the_state(name):
         x = PROCESS.add_noise(x0, image(seed=1), t)
         p = corrected(x, t)
         assert m.residual(p.x0).abs().max() < 1e-12
-        torch.testing.assert_close(PROCESS.a(t) * p.x0 + PROCESS.b(t) * p.eps, x, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            PROCESS.a(t) * p.x0 + PROCESS.b(t) * p.eps, x, rtol=1e-10, atol=1e-10
+        )
         unknown = MASK == 0
         torch.testing.assert_close(p.x0[..., unknown], GaussianPrior()(x, t).x0[..., unknown])
 
@@ -63,16 +77,26 @@ def test_noiseless_runs_end_on_the_data(name):
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0])
 def test_diffpir_samples_the_exact_gaussian_posterior(sigma):
-    """With the prior's width known every step is exact, so samples must have the posterior's mean, spread and coverage."""
+    """With the prior's width known every step is exact, so samples must have the posterior's mean,
+    spread and coverage.
+    """
     x0, count = image((1, 1, 20, 20)), 200
-    y = x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    y = x0 + sigma * torch.randn(
+        x0.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
     m = Measurement(Denoising(), y, sigma)
-    start = torch.randn(count, 1, 20, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    samples = solve(DDIM(), DiffPIR(GaussianPrior(), m, prior_std=STD), start, log_snr(PROCESS, 200)).x0
+    start = torch.randn(
+        count, 1, 20, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
+    samples = solve(
+        DDIM(), DiffPIR(GaussianPrior(), m, prior_std=STD), start, log_snr(PROCESS, 200)
+    ).x0
     mean = (MEAN * sigma**2 + y * STD**2) / (sigma**2 + STD**2)
     std = sigma * STD / (sigma**2 + STD**2) ** 0.5
     z = (samples.mean(0, keepdim=True) - mean) / (std / count**0.5)
-    assert z.abs().mean() < 1.0  # 0.80 for a perfect sampler, above 1 as soon as the bias is half a standard error
+    assert (
+        z.abs().mean() < 1.0
+    )  # 0.80 for a perfect sampler, above 1 as soon as the bias is half a standard error
     assert samples.std(0).mean() == pytest.approx(std, rel=0.02)
     low, high = samples.quantile(0.05, 0), samples.quantile(0.95, 0)
     covered = ((x0 >= low) & (x0 <= high)).double().mean()
@@ -109,12 +133,16 @@ def test_refusals():
     with pytest.raises(ValueError, match="jump and repeats"):
         Resampled(repeats=0)
     for solver in (PNDM(), PNDM("s-pndm"), Resampled(PNDM())):
-        with pytest.raises(ValueError, match=r"DDRM puts fresh noise into its answers, which .* would combine"):
+        with pytest.raises(
+            ValueError, match=r"DDRM puts fresh noise into its answers, which .* would combine"
+        ):
             solve(solver, DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5))
-    solve(PNDM(order=1), DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5))  # that is DDIM
+    solve(
+        PNDM(order=1), DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5)
+    )  # that is DDIM
 
 
-# -- corrections with gradients ----------------------------------------------------------------------------------------
+# -- corrections with gradients --------------------------------------------------------------------
 
 GRADIENT = [name for name, made in CORRECTIONS.items() if made.needs_gradient]
 
@@ -130,7 +158,9 @@ class Session:
 def test_gradient_corrections_refuse_networks_without_gradients(name):
     m = Measurement(Denoising(), image(), 0.1)
     for network in (Session(), TiledNetwork(Session(), 4, 2)):
-        with pytest.raises(TypeError, match="needs the gradient of the network, which Session can't give"):
+        with pytest.raises(
+            TypeError, match="needs the gradient of the network, which Session can't give"
+        ):
             CORRECTIONS[name](Denoiser(network, PROCESS), m)
 
     class Detached(torch.nn.Module):
@@ -144,19 +174,29 @@ def test_gradient_corrections_refuse_networks_without_gradients(name):
 def test_other_corrections_accept_networks_without_gradients():
     m = Measurement(Denoising(), image(), 0.0)
     for name in set(CORRECTIONS) - set(GRADIENT):
-        x0 = solve(DDIM(), CORRECTIONS[name](Denoiser(Session(), PROCESS), m), image(), trailing(PROCESS, 3)).x0
+        x0 = solve(
+            DDIM(),
+            CORRECTIONS[name](Denoiser(Session(), PROCESS), m),
+            image(),
+            trailing(PROCESS, 3),
+        ).x0
         assert torch.isfinite(x0).all()
 
 
 def test_dps_takes_the_papers_step():
-    """Each next state is the uncorrected one less zeta times the gradient of each image's residual norm, which is known here."""
+    """Each next state is the uncorrected one less zeta times the gradient of each image's residual
+    norm, which is known here.
+    """
     op, zeta, eta = Inpainting(MASK), 0.7, 0.6
     m = Measurement(op, op.A(image()), 0.1)
     grid = explicit([800, 300], end=40)
     x = image(seed=8)
     for t, s in grid.pairs():
         step = explicit([t], end=s)
-        got, plain = (solve(DDIM(eta), d, x, step, generator=generators(0, 2)).x0 for d in (DPS(GaussianPrior(), m, zeta), GaussianPrior()))
+        got, plain = (
+            solve(DDIM(eta), d, x, step, generator=generators(0, 2)).x0
+            for d in (DPS(GaussianPrior(), m, zeta), GaussianPrior())
+        )
         a, b = PROCESS.a(t), PROCESS.b(t)
         r = m.residual(GaussianPrior()(x, t).x0)
         gain = a * STD**2 / (a**2 * STD**2 + b**2)
@@ -175,7 +215,9 @@ def test_mmps_is_the_exact_posterior_mean_of_a_gaussian():
         def precision(u, kappa=kappa):
             return (STD**-2 + kappa**-2) * u + op.A_adjoint(op.A(u)) / sigma**2
 
-        want = conjugate_gradient(precision, MEAN * STD**-2 + x / a * kappa**-2 + op.A_adjoint(m.y) / sigma**2)
+        want = conjugate_gradient(
+            precision, MEAN * STD**-2 + x / a * kappa**-2 + op.A_adjoint(m.y) / sigma**2
+        )
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
@@ -183,12 +225,26 @@ def test_mmps_samples_the_exact_gaussian_posterior():
     """Also through a blur: mean, spread and coverage of the samples in every pixel."""
     op, sigma, count = Blur((12, 12), gaussian_kernel(0.7, 2)), 0.3, 150
     x0 = image((1, 1, 12, 12))
-    m = Measurement(op, op.A(x0) + sigma * randn(x0.shape, torch.Generator().manual_seed(4), dtype=torch.float64), sigma)
+    m = Measurement(
+        op,
+        op.A(x0) + sigma * randn(x0.shape, torch.Generator().manual_seed(4), dtype=torch.float64),
+        sigma,
+    )
     start = randn((count, 1, 12, 12), torch.Generator().manual_seed(3), dtype=torch.float64)
-    samples = solve(DDIM(), MMPS(GaussianPrior(), m, iterations=40), start, log_snr(PROCESS, 150)).x0
-    mean = op.spectral_filter(MEAN / STD**2 + op.A_adjoint(m.y) / sigma**2, lambda s: 1 / (STD**-2 + s**2 / sigma**2))
+    samples = solve(
+        DDIM(), MMPS(GaussianPrior(), m, iterations=40), start, log_snr(PROCESS, 150)
+    ).x0
+    mean = op.spectral_filter(
+        MEAN / STD**2 + op.A_adjoint(m.y) / sigma**2, lambda s: 1 / (STD**-2 + s**2 / sigma**2)
+    )
     basis = torch.eye(144, dtype=torch.float64).reshape(144, 1, 12, 12)
-    std = op.spectral_filter(basis, lambda s: 1 / (STD**-2 + s**2 / sigma**2)).reshape(144, 144).diagonal().sqrt().reshape(12, 12)
+    std = (
+        op.spectral_filter(basis, lambda s: 1 / (STD**-2 + s**2 / sigma**2))
+        .reshape(144, 144)
+        .diagonal()
+        .sqrt()
+        .reshape(12, 12)
+    )
     z = (samples.mean(0) - mean[0]) / (std / count**0.5)
     assert z.abs().mean() < 1.0  # 0.80 for a perfect sampler
     assert (samples.std(0) / std).mean() == pytest.approx(1, abs=0.02)
@@ -203,7 +259,12 @@ def test_pigdm_direction_solves_its_system():
     estimate = GaussianPrior()(x, t).x0
     v = PiGDM(GaussianPrior(), m).direction(estimate, PROCESS.kappa(t))
     r2 = 1 - PROCESS.a(t) ** 2  # VP
-    torch.testing.assert_close(r2 * op.A_adjoint(op.A(v)) + sigma**2 * v, r2 * op.A_adjoint(m.residual(estimate)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        r2 * op.A_adjoint(op.A(v)) + sigma**2 * v,
+        r2 * op.A_adjoint(m.residual(estimate)),
+        rtol=1e-9,
+        atol=1e-9,
+    )
     a, b = PROCESS.a(t), PROCESS.b(t)
     gain = a * STD**2 / (a**2 * STD**2 + b**2)
     p = PiGDM(GaussianPrior(), m, keep_noise=False)(x, t)
@@ -211,15 +272,19 @@ def test_pigdm_direction_solves_its_system():
     torch.testing.assert_close(a * p.x0 + b * p.eps, x)
 
 
-# -- corrections with noise --------------------------------------------------------------------------------------------
+# -- corrections with noise ------------------------------------------------------------------------
 
 
 def test_ddrm_states_have_the_level_of_the_grid():
-    """For data without error each next state is ``a_s x0 + b_s n`` with n white and of variance 1, measured or not."""
+    """For data without error each next state is ``a_s x0 + b_s n`` with n white and of variance 1,
+    measured or not.
+    """
     x0 = image((400, 1, 6, 5))
     op = Inpainting(MASK)
     for sigma, s in ((0.0, 300.0), (0.5, 300.0), (2.0, 50.0)):
-        y = op.A(x0) + sigma * randn(x0.shape, torch.Generator().manual_seed(1), dtype=torch.float64)
+        y = op.A(x0) + sigma * randn(
+            x0.shape, torch.Generator().manual_seed(1), dtype=torch.float64
+        )
 
         class Oracle:
             process = PROCESS
@@ -227,10 +292,18 @@ def test_ddrm_states_have_the_level_of_the_grid():
             def __call__(self, x, t):
                 return Prediction.from_x0(x0, x, PROCESS.a(t), PROCESS.b(t))
 
-        start = PROCESS.add_noise(x0, randn(x0.shape, torch.Generator().manual_seed(2), dtype=torch.float64), 600.0)
+        start = PROCESS.add_noise(
+            x0, randn(x0.shape, torch.Generator().manual_seed(2), dtype=torch.float64), 600.0
+        )
         for made in (DDRM, DDNMPlus):
             m = Measurement(op, y, sigma)
-            state = solve(DDIM(), made(Oracle(), m), start, explicit([600], end=s), generator=torch.Generator().manual_seed(3)).x0
+            state = solve(
+                DDIM(),
+                made(Oracle(), m),
+                start,
+                explicit([600], end=s),
+                generator=torch.Generator().manual_seed(3),
+            ).x0
             n = (state - PROCESS.a(s) * x0) / PROCESS.b(s)
             assert n.mean().abs() < 4 / n.numel() ** 0.5
             for part in (n[..., MASK > 0], n[..., MASK == 0]):
@@ -240,7 +313,9 @@ def test_ddrm_states_have_the_level_of_the_grid():
 def test_ddrm_start_holds_the_data():
     x0, op, t = image((400, 1, 6, 5)), Inpainting(MASK), 999.0
     m = Measurement(op, op.A(x0 + 3 * image((400, 1, 6, 5), 3)), 3 * STD)
-    x = DDRM(GaussianPrior(), m).start(randn(x0.shape, torch.Generator().manual_seed(0), dtype=torch.float64), t)
+    x = DDRM(GaussianPrior(), m).start(
+        randn(x0.shape, torch.Generator().manual_seed(0), dtype=torch.float64), t
+    )
     known = x[..., MASK > 0] - PROCESS.a(t) * m.y[..., MASK > 0]
     assert known.var() == pytest.approx(PROCESS.b(t) ** 2 - (PROCESS.a(t) * m.sigma) ** 2, rel=0.05)
     assert x[..., MASK == 0].var() == pytest.approx(PROCESS.b(t) ** 2, rel=0.05)
@@ -251,7 +326,9 @@ def test_repaint_puts_the_noised_data_into_each_state():
     x0 = image((300, 1, 6, 5))
     m = Measurement(op, op.A(x0))
     for solver in (DDIM(), DDIM(eta=1)):
-        x = solve(solver, RePaint(GaussianPrior(), m), image((300, 1, 6, 5), 1), explicit([700], end=s)).x0
+        x = solve(
+            solver, RePaint(GaussianPrior(), m), image((300, 1, 6, 5), 1), explicit([700], end=s)
+        ).x0
         n = (x - PROCESS.a(s) * m.y)[..., MASK > 0] / PROCESS.b(s)
         assert n.mean().abs() < 4 / n.numel() ** 0.5
         assert n.var() == pytest.approx(1, rel=0.05)
@@ -265,12 +342,14 @@ def test_samples_do_not_depend_on_their_batch(name):
     def run(seed, count):
         x = randn((count, 3, 6, 5), generators(seed, count))
         corrected = CORRECTIONS[name](GaussianPrior(), Measurement(op, y.float(), 0.1))
-        return solve(DDIM(), corrected, x, trailing(PROCESS, 5), generator=generators(seed, count)).x0
+        return solve(
+            DDIM(), corrected, x, trailing(PROCESS, 5), generator=generators(seed, count)
+        ).x0
 
     torch.testing.assert_close(run(0, 3)[2:], run(2, 1), rtol=1e-5, atol=1e-5)
 
 
-# -- runs --------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 
 def test_corrections_know_the_next_level_also_of_another_process():
@@ -283,9 +362,17 @@ def test_corrections_know_the_next_level_also_of_another_process():
             return super().__call__(x, t)
 
     grid = explicit([700, 300], end=20)
-    solve(DDIM(), Watching(GaussianPrior(), Measurement(Denoising(), image(), 0.1)), image(), grid, process=other)
+    solve(
+        DDIM(),
+        Watching(GaussianPrior(), Measurement(Denoising(), image(), 0.1)),
+        image(),
+        grid,
+        process=other,
+    )
     levels = [other.kappa(t) for t in grid.times]
-    assert seen == [pytest.approx(pair, rel=1e-9) for pair in zip(levels[:-1], levels[1:], strict=True)]
+    assert seen == [
+        pytest.approx(pair, rel=1e-9) for pair in zip(levels[:-1], levels[1:], strict=True)
+    ]
     alone = DPS(GaussianPrior(), Measurement(Denoising(), image(), 0.1))
     assert (alone.next_time(700.0), alone.next_time(0.0)) == (699.0, -1.0)
 
@@ -293,9 +380,18 @@ def test_corrections_know_the_next_level_also_of_another_process():
 def test_resampling_repeats_each_stretch():
     x, denoiser = image((1, 1, 6, 5)), GaussianPrior()
     grid = leading(PROCESS, 10)
-    again = solve(Resampled(DDIM(), jump=4, repeats=3), denoiser, x, grid, generator=torch.Generator().manual_seed(0))
+    again = solve(
+        Resampled(DDIM(), jump=4, repeats=3),
+        denoiser,
+        x,
+        grid,
+        generator=torch.Generator().manual_seed(0),
+    )
     assert again.nfe == 30
-    assert torch.equal(solve(Resampled(DDIM(), jump=3, repeats=1), denoiser, x, grid).x0, solve(DDIM(), denoiser, x, grid).x0)
+    assert torch.equal(
+        solve(Resampled(DDIM(), jump=3, repeats=1), denoiser, x, grid).x0,
+        solve(DDIM(), denoiser, x, grid).x0,
+    )
 
 
 def test_noising_up_keeps_the_process():
@@ -308,7 +404,9 @@ def test_noising_up_keeps_the_process():
 
 
 MATRIX = {
-    "inpainting": Inpainting((torch.rand(8, 8, generator=torch.Generator().manual_seed(2)) > 0.5).float()),
+    "inpainting": Inpainting(
+        (torch.rand(8, 8, generator=torch.Generator().manual_seed(2)) > 0.5).float()
+    ),
     "x4": BlockMean((8, 8), 4),
     "blur": Blur((8, 8), gaussian_kernel(1.0, 3)),
     "denoising": Denoising(),
@@ -318,9 +416,14 @@ MATRIX = {
 NOISELESS = ("ddnm", "repaint")
 
 
-@pytest.mark.parametrize(("name", "operator"), [(n, op) for n in CORRECTIONS for op in MATRIX if n not in NOISELESS or op != "denoising"])
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [(n, op) for n in CORRECTIONS for op in MATRIX if n not in NOISELESS or op != "denoising"],
+)
 def test_every_correction_restores_with_every_solver(name, operator):
-    """Smooth random images of a known Gaussian law: closer to the truth than ``A^H y`` on data with little noise."""
+    """Smooth random images of a known Gaussian law: closer to the truth than ``A^H y`` on data with
+    little noise.
+    """
     op, sigma = MATRIX[operator], 0.0 if name in NOISELESS else 0.1
     g = torch.Generator().manual_seed(0)
     white = torch.randn(8, 1, 8, 8, generator=g, dtype=torch.float64)
@@ -334,7 +437,14 @@ def test_every_correction_restores_with_every_solver(name, operator):
             a, b = PROCESS.a(t), PROCESS.b(t)
             # Cov = gain^2 S S^T: in the left singular basis of S, which is the right one of S^T
             transposed = Transposed(smooth)
-            return Prediction.from_x0(transposed.spectral(x, lambda v: a * (gain * v) ** 2 / ((a * gain * v) ** 2 + b * b)), x, a, b)
+            return Prediction.from_x0(
+                transposed.spectral(
+                    x, lambda v: a * (gain * v) ** 2 / ((a * gain * v) ** 2 + b * b)
+                ),
+                x,
+                a,
+                b,
+            )
 
     truth = gain * smooth.A(white)
     m = Measurement(op, op.A(truth), sigma)
@@ -347,7 +457,13 @@ def test_every_correction_restores_with_every_solver(name, operator):
     for solver in solvers:
         corrected = CORRECTIONS[name](SmoothPrior(), m, **options)
         start = randn(truth.shape, torch.Generator().manual_seed(1), dtype=torch.float64)
-        x0 = solve(solver, corrected, start, trailing(PROCESS, 50), generator=torch.Generator().manual_seed(2)).x0
+        x0 = solve(
+            solver,
+            corrected,
+            start,
+            trailing(PROCESS, 50),
+            generator=torch.Generator().manual_seed(2),
+        ).x0
         assert (x0 - truth).square().mean() < adjoint, solver
 
 

@@ -15,23 +15,42 @@ WAVELENGTHS = np.array([400.0, 450.5, 500, 620, 900])
 
 
 def values(dtype="int16"):
-    return (np.arange(np.prod(SHAPE)).reshape(SHAPE) - (7 if np.dtype(dtype).kind != "u" else 0)).astype(dtype)
+    return (
+        np.arange(np.prod(SHAPE)).reshape(SHAPE) - (7 if np.dtype(dtype).kind != "u" else 0)
+    ).astype(dtype)
 
 
 def envi(folder, cube=None, interleave="bsq", raw="scene.raw", **fields):
     cube = values() if cube is None else cube
     order = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (1, 2, 0)}[interleave]
     (folder / raw).write_bytes(cube.transpose(order).tobytes())
-    fields = {"samples": 3, "lines": 4, "bands": len(cube), "data type": 2, "interleave": interleave, "byte order": 0} | fields
+    fields = {
+        "samples": 3,
+        "lines": 4,
+        "bands": len(cube),
+        "data type": 2,
+        "interleave": interleave,
+        "byte order": 0,
+    } | fields
     path = folder / "scene.hdr"
-    path.write_text("ENVI\n; a comment\n" + "".join(f"{k} = {v}\n" for k, v in fields.items() if v is not None))
+    path.write_text(
+        "ENVI\n; a comment\n" + "".join(f"{k} = {v}\n" for k, v in fields.items() if v is not None)
+    )
     return path
 
 
 @pytest.mark.parametrize("interleave", ["bsq", "bil", "bip"])
-@pytest.mark.parametrize(("code", "dtype"), [(1, "u1"), (2, "<i2"), (2, ">i2"), (4, "<f4"), (5, ">f8"), (12, ">u2"), (15, "<u8")])
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(1, "u1"), (2, "<i2"), (2, ">i2"), (4, "<f4"), (5, ">f8"), (12, ">u2"), (15, "<u8")],
+)
 def test_envi_is_read_in_any_order_and_type(tmp_path, interleave, code, dtype):
-    path = envi(tmp_path, values(dtype), interleave, **{"data type": code, "byte order": int(dtype[0] == ">")})
+    path = envi(
+        tmp_path,
+        values(dtype),
+        interleave,
+        **{"data type": code, "byte order": int(dtype[0] == ">")},
+    )
     cube = read_cube(path)
     np.testing.assert_array_equal(cube.values, values(dtype))
     assert isinstance(cube.values, np.memmap)
@@ -50,7 +69,10 @@ def test_envi_agrees_with_spectral(tmp_path):
     assert theirs.bands.centers == list(WAVELENGTHS)
     for interleave in ("bil", "bip"):
         spectral.save_image(
-            str(tmp_path / f"{interleave}.hdr"), cube.values.transpose(1, 2, 0), interleave=interleave, metadata={"wavelength": WAVELENGTHS}
+            str(tmp_path / f"{interleave}.hdr"),
+            cube.values.transpose(1, 2, 0),
+            interleave=interleave,
+            metadata={"wavelength": WAVELENGTHS},
         )
         mine = read_cube(tmp_path / f"{interleave}.hdr")
         np.testing.assert_array_equal(mine.values, cube.values)
@@ -77,11 +99,17 @@ def test_envi_agrees_with_spectral(tmp_path):
     ],
 )
 def test_envi_headers_that_lie_are_refused(tmp_path, fields, words):
-    kwargs = {"interleave": fields["interleave"]} if fields.get("interleave") in ("bsq", "bil", "bip") else {}
+    kwargs = (
+        {"interleave": fields["interleave"]}
+        if fields.get("interleave") in ("bsq", "bil", "bip")
+        else {}
+    )
     path = envi(tmp_path, **kwargs)
     text = path.read_text()
     for name, value in fields.items():
-        text = "".join(line + "\n" for line in text.splitlines() if not line.startswith(f"{name} ="))
+        text = "".join(
+            line + "\n" for line in text.splitlines() if not line.startswith(f"{name} =")
+        )
         text += "" if value is None else f"{name} = {value}\n"
     path.write_text(text)
     with pytest.raises(ValueError, match=words):
@@ -107,8 +135,15 @@ def test_missing_raw_and_wrong_files(tmp_path):
 
 
 def test_envi_names_of_raw_files_and_units(tmp_path):
-    path = envi(tmp_path, raw="scene.IMG", wavelength="{0.4, 0.5, 0.45,\n 0.6, 0.9}", **{"wavelength units": "Micrometers"})
-    np.testing.assert_allclose(read_cube(path).wavelengths, [400, 500, 450, 600, 900])  # unsorted stays as the bands are
+    path = envi(
+        tmp_path,
+        raw="scene.IMG",
+        wavelength="{0.4, 0.5, 0.45,\n 0.6, 0.9}",
+        **{"wavelength units": "Micrometers"},
+    )
+    np.testing.assert_allclose(
+        read_cube(path).wavelengths, [400, 500, 450, 600, 900]
+    )  # unsorted stays as the bands are
 
 
 FORMATS = ["a.hdr", "a.mat", "a.npz", "a.h5", "a.tif"]
@@ -125,7 +160,9 @@ def test_formats_keep_everything(tmp_path, name, dtype):
     assert again.values.dtype == dtype
     np.testing.assert_allclose(again.wavelengths, WAVELENGTHS)
     assert again.no_data == 3
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == ([".hdr", ".raw"] if name == "a.hdr" else [name[1:]])
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == (
+        [".hdr", ".raw"] if name == "a.hdr" else [name[1:]]
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -178,7 +215,9 @@ def test_matlab_versions_and_choice_of_array(tmp_path):
 
 def test_axis_of_bands(tmp_path):
     data = values("float32")
-    np.savez(tmp_path / "a.npz", cube=data, wavelength_nm=WAVELENGTHS)  # bands first: only that axis has five entries
+    np.savez(
+        tmp_path / "a.npz", cube=data, wavelength_nm=WAVELENGTHS
+    )  # bands first: only that axis has five entries
     np.testing.assert_array_equal(read_cube(tmp_path / "a.npz").values, data)
     np.savez(tmp_path / "b.npz", cube=data)
     np.testing.assert_array_equal(read_cube(tmp_path / "b.npz", band_axis=0).values, data)
@@ -192,7 +231,9 @@ def test_axis_of_bands(tmp_path):
 
 def test_channels_of_one_tiff_page_are_bands(tmp_path):
     data = values("uint16")
-    tifffile.imwrite(tmp_path / "a.tif", data.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(
+        tmp_path / "a.tif", data.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig"
+    )
     np.testing.assert_array_equal(read_cube(tmp_path / "a.tif").values, data)
 
 

@@ -1,4 +1,6 @@
-"""Haze that is made (scattering model, made-up depth) and haze that is taken away without learning (dark channel prior)."""
+"""Haze that is made (scattering model, made-up depth) and haze that is taken away without learning
+(dark channel prior).
+"""
 
 import numpy as np
 import pytest
@@ -9,15 +11,29 @@ from hypothesis import strategies as st
 from scipy.ndimage import minimum_filter
 
 from restoration.metrics import psnr
-from restoration.paired.dark_channel import DarkChannelPrior, airlight, box_mean, dark_channel, guided_filter
-from restoration.paired.haze import BETA, Scattering, follow_edges, procedural_depth, read_depth, srgb_decode, srgb_encode
+from restoration.paired.dark_channel import (
+    DarkChannelPrior,
+    airlight,
+    box_mean,
+    dark_channel,
+    guided_filter,
+)
+from restoration.paired.haze import (
+    BETA,
+    Scattering,
+    follow_edges,
+    procedural_depth,
+    read_depth,
+    srgb_decode,
+    srgb_encode,
+)
 
 
 def noise(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- scattering ---------------------------------------------------------------------------------------------------
+# -- scattering ------------------------------------------------------------------------------------
 
 
 def test_scattering_is_its_closed_form():
@@ -26,8 +42,12 @@ def test_scattering_is_its_closed_form():
     hazy = Scattering(1.3, light)(image, depth)
     for c in range(3):
         t = np.exp(-1.3 * depth.numpy())
-        np.testing.assert_allclose(hazy[c].numpy(), image[c].numpy() * t + light[c] * (1 - t), atol=1e-6)
-    batch = Scattering(1.3, light)(torch.stack([image, image]), torch.stack([depth, depth])[:, None])
+        np.testing.assert_allclose(
+            hazy[c].numpy(), image[c].numpy() * t + light[c] * (1 - t), atol=1e-6
+        )
+    batch = Scattering(1.3, light)(
+        torch.stack([image, image]), torch.stack([depth, depth])[:, None]
+    )
     torch.testing.assert_close(batch[1], hazy)
 
 
@@ -35,7 +55,9 @@ def test_scattering_at_its_ends():
     image, depth = noise(3, 4, 4), noise(4, 4, seed=1) + 0.5
     torch.testing.assert_close(Scattering(0.0, 0.8)(image, depth), image)
     torch.testing.assert_close(Scattering(1e4, 0.8)(image, depth), torch.full_like(image, 0.8))
-    torch.testing.assert_close(Scattering(0.0, 0.8, linear_light=True)(image, depth), image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        Scattering(0.0, 0.8, linear_light=True)(image, depth), image, atol=1e-5, rtol=0
+    )
 
 
 def test_linear_light_mixes_light():
@@ -92,7 +114,9 @@ def test_made_up_depth(height, width, seed):
     again, _ = procedural_depth(height, width, np.random.default_rng(seed))
     assert torch.equal(depth, again)
     for k in range(1, labels.max() + 1):
-        assert depth[torch.from_numpy(labels == k)].unique().numel() <= 1  # a thing in front has one distance
+        assert (
+            depth[torch.from_numpy(labels == k)].unique().numel() <= 1
+        )  # a thing in front has one distance
 
 
 def test_depth_follows_edges():
@@ -131,7 +155,7 @@ def test_depth_files(tmp_path):
         read_depth(tmp_path / "missing.npy", 2, 3)
 
 
-# -- dark channel prior -------------------------------------------------------------------------------------------
+# -- dark channel prior ----------------------------------------------------------------------------
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 3, 7]), st.integers(0, 100))
@@ -153,10 +177,16 @@ def test_box_mean_is_cut_at_the_border(height, width, radius):
 
 def test_guided_filter_keeps_what_is_linear_in_the_guide():
     guide = noise(1, 1, 20, 24)
-    torch.testing.assert_close(guided_filter(0.3 * guide + 0.2, guide, 3, 1e-10), 0.3 * guide + 0.2, atol=1e-4, rtol=0)
-    torch.testing.assert_close(guided_filter(torch.full_like(guide, 0.7), guide, 3, 1e-3), torch.full_like(guide, 0.7))
+    torch.testing.assert_close(
+        guided_filter(0.3 * guide + 0.2, guide, 3, 1e-10), 0.3 * guide + 0.2, atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        guided_filter(torch.full_like(guide, 0.7), guide, 3, 1e-3), torch.full_like(guide, 0.7)
+    )
     flat = torch.full_like(guide, 0.5)  # without edges it is a mean of means
-    torch.testing.assert_close(guided_filter(guide, flat, 2, 1e-3), box_mean(box_mean(guide, 2), 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        guided_filter(guide, flat, 2, 1e-3), box_mean(box_mean(guide, 2), 2), atol=1e-5, rtol=0
+    )
 
 
 def test_airlight_is_the_brightest_of_the_haziest():
@@ -165,23 +195,36 @@ def test_airlight_is_the_brightest_of_the_haziest():
     image[0, :, 4, 4] = 1.0
     dark = torch.zeros(1, 1, 10, 10)
     dark[0, 0, 2, 3], dark[0, 0, 2, 4] = 0.8, 0.9
-    torch.testing.assert_close(airlight(image, dark, 0.02)[0, :, 0, 0], torch.tensor([0.9, 0.8, 0.7]))  # not the white lamp at (4, 4)
+    torch.testing.assert_close(
+        airlight(image, dark, 0.02)[0, :, 0, 0], torch.tensor([0.9, 0.8, 0.7])
+    )  # not the white lamp at (4, 4)
 
 
 def test_prior_is_exact_where_it_holds():
-    """Every pixel of the scene lacks one channel, and one patch is nothing but airlight: the prior's two assumptions."""
+    """Every pixel of the scene lacks one channel, and one patch is nothing but airlight: the
+    prior's two assumptions.
+    """
     scene = noise(1, 3, 40, 50)
-    scene.scatter_(1, torch.randint(3, (1, 1, 40, 50), generator=torch.Generator().manual_seed(1)), 0.0)
+    scene.scatter_(
+        1, torch.randint(3, (1, 1, 40, 50), generator=torch.Generator().manual_seed(1)), 0.0
+    )
     light, t = torch.tensor([0.95, 0.9, 0.85])[None, :, None, None], 0.4
     hazy = scene * t + light * (1 - t)
     hazy[..., :15, :15] = light
     found = DarkChannelPrior(window=5, omega=1.0, radius=0)(hazy)
     torch.testing.assert_close(found.airlight, light)
-    torch.testing.assert_close(found.transmission[..., 17:], torch.full((1, 1, 40, 33), t), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found.transmission[..., 17:], torch.full((1, 1, 40, 33), t), atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(found.image[..., 17:], scene[..., 17:], atol=1e-5, rtol=0)
     torch.testing.assert_close(found.image[..., :15, :15], light.expand(1, 3, 15, 15))
     half = DarkChannelPrior(window=5, omega=0.5, radius=0)(hazy)
-    torch.testing.assert_close(half.transmission[..., 17:], torch.full((1, 1, 40, 33), 1 - 0.5 * (1 - t)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        half.transmission[..., 17:],
+        torch.full((1, 1, 40, 33), 1 - 0.5 * (1 - t)),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_prior_clears_made_up_haze():
@@ -189,7 +232,10 @@ def test_prior_clears_made_up_haze():
     scene[:, ::6] *= 0.1
     depth, _ = procedural_depth(96, 128, np.random.default_rng(0))
     hazy = Scattering(1.5, 0.95)(scene, depth)
-    assert psnr(DarkChannelPrior(window=9, radius=16)(hazy[None]).image[0], scene) > psnr(hazy, scene) + 2
+    assert (
+        psnr(DarkChannelPrior(window=9, radius=16)(hazy[None]).image[0], scene)
+        > psnr(hazy, scene) + 2
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""The joint latent model: the simulator mixes what it says, the network's frame is exact, training runs in its stages."""
+"""The joint latent model: the simulator mixes what it says, the network's frame is exact, training
+runs in its stages.
+"""
 
 import numpy as np
 import pytest
@@ -11,10 +13,24 @@ from torch import nn
 from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
 from restoration.hyperspectral.eigen_images import Counter, Sampling, Statistics, jointly
-from restoration.hyperspectral.joint import CHANNELS, CONDITION_CHANNELS, groups, measured_features, shown, strengths
+from restoration.hyperspectral.joint import (
+    CHANNELS,
+    CONDITION_CHANNELS,
+    groups,
+    measured_features,
+    shown,
+    strengths,
+)
 from restoration.hyperspectral.noise import add_noise
 from restoration.hyperspectral.quality import mpsnr
-from restoration.hyperspectral.simulation import SENSORS, SpectralLibrary, abundances, bands_of, fields, simulate_cube
+from restoration.hyperspectral.simulation import (
+    SENSORS,
+    SpectralLibrary,
+    abundances,
+    bands_of,
+    fields,
+    simulate_cube,
+)
 from restoration.hyperspectral.task import HyperspectralTask
 from solvers.denoiser import Denoiser
 from solvers.methods.ddim import DDIM
@@ -53,14 +69,28 @@ def folder(tmp_path_factory):
     """A library of smooth spectra of every group and a picture."""
     folder, rng = tmp_path_factory.mktemp("library"), np.random.default_rng(0)
     wavelengths = np.arange(400, 2460, 10.0)
-    labels = [f"{group}/{k}" for group in ("pervious/bare", "pervious/npv", "pervious/vegetation", "impervious") for k in range(3)]
+    labels = [
+        f"{group}/{k}"
+        for group in ("pervious/bare", "pervious/npv", "pervious/vegetation", "impervious")
+        for k in range(3)
+    ]
     centre = rng.uniform(500, 2300, (len(labels), 1))
     reflectance = 0.2 + 0.6 * np.exp(-0.5 * ((wavelengths - centre) / 300) ** 2)
     scale = {"reflectance": np.rint(1e4 * reflectance).astype(np.uint16), "scale": 1e4}
-    np.savez(folder / "spectral_library.npz", wavelength_nm=wavelengths, label=labels, name=labels, **scale)
+    np.savez(
+        folder / "spectral_library.npz",
+        wavelength_nm=wavelengths,
+        label=labels,
+        name=labels,
+        **scale,
+    )
     y, x = np.mgrid[:200, :220] / 200
-    picture = np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x + 7 * y)]) + 0.05 * rng.standard_normal((3, 200, 220))
-    Image.fromarray((255 * picture.clip(0, 1)).astype(np.uint8).transpose(1, 2, 0)).save(folder / "picture.png")
+    picture = np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x + 7 * y)]) + 0.05 * rng.standard_normal(
+        (3, 200, 220)
+    )
+    Image.fromarray((255 * picture.clip(0, 1)).astype(np.uint8).transpose(1, 2, 0)).save(
+        folder / "picture.png"
+    )
     return folder
 
 
@@ -73,7 +103,7 @@ def picture(side=32, seed=0):
     return np.random.default_rng(seed).random((3, side, side)).cumsum(2) / side
 
 
-# -- the simulator ----------------------------------------------------------------------------------------------------
+# -- the simulator ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sensor", SENSORS)
@@ -85,7 +115,9 @@ def test_scenes_are_seeded_and_mixed_of_the_library(library, sensor):
     assert a.shape == (SENSORS[sensor][2], 32, 32)
     assert (a.min() >= 0, a.max()) == (True, 1)
     # every spectrum is a mixture, of positive weights, of the library's twelve
-    spectra = np.stack([np.interp(wavelengths, library.wavelengths, s) for s in library.reflectance], 1)
+    spectra = np.stack(
+        [np.interp(wavelengths, library.wavelengths, s) for s in library.reflectance], 1
+    )
     pixels = a.reshape(len(wavelengths), -1).astype(np.float64)
     weights = np.linalg.lstsq(spectra, pixels, rcond=None)[0]
     np.testing.assert_allclose(spectra @ weights, pixels, atol=1e-5)
@@ -94,7 +126,10 @@ def test_scenes_are_seeded_and_mixed_of_the_library(library, sensor):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 8))
 def test_shares_are_positive_and_sum_to_one(seed, count):
-    for share in (abundances(picture(16), count, np.random.default_rng(seed)), fields(16, 20, count, np.random.default_rng(seed))):
+    for share in (
+        abundances(picture(16), count, np.random.default_rng(seed)),
+        fields(16, 20, count, np.random.default_rng(seed)),
+    ):
         assert share.min() >= 0
         np.testing.assert_allclose(share.sum(0), 1, atol=1e-9)
 
@@ -102,11 +137,22 @@ def test_shares_are_positive_and_sum_to_one(seed, count):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda lib: simulate_cube(lib, picture(), np.array([300.0, 900.0]), 0), "400 to 2450 nm; bands lie from 300"),
-        (lambda lib: simulate_cube(lib, np.zeros((32, 32)), bands_of("vnir"), 0), "picture must be"),
+        (
+            lambda lib: simulate_cube(lib, picture(), np.array([300.0, 900.0]), 0),
+            "400 to 2450 nm; bands lie from 300",
+        ),
+        (
+            lambda lib: simulate_cube(lib, np.zeros((32, 32)), bands_of("vnir"), 0),
+            "picture must be",
+        ),
         (lambda lib: bands_of("eyes"), "known: finch"),
         (lambda lib: lib.group("water"), "known: soil"),
-        (lambda lib: SpectralLibrary(lib.reflectance[:1], lib.wavelengths, lib.labels[:1]).group("built"), "no spectra of group"),
+        (
+            lambda lib: SpectralLibrary(lib.reflectance[:1], lib.wavelengths, lib.labels[:1]).group(
+                "built"
+            ),
+            "no spectra of group",
+        ),
         (lambda lib: run_bench_hsi(["finch"], cases=["50"], methods=["noisy"]), "give --library"),
     ],
 )
@@ -121,17 +167,29 @@ def test_bad_libraries(tmp_path):
     np.savez(tmp_path / "lacks.npz", reflectance=np.zeros((2, 3)))
     with pytest.raises(ValueError, match="no spectral library"):
         SpectralLibrary.read(tmp_path / "lacks.npz")
-    np.savez(tmp_path / "falls.npz", reflectance=np.zeros((2, 3)), scale=1.0, wavelength_nm=[3.0, 2, 1], label=["a", "b"])
+    np.savez(
+        tmp_path / "falls.npz",
+        reflectance=np.zeros((2, 3)),
+        scale=1.0,
+        wavelength_nm=[3.0, 2, 1],
+        label=["a", "b"],
+    )
     with pytest.raises(ValueError, match="rising wavelengths"):
         SpectralLibrary.read(tmp_path / "falls.npz")
 
 
 def test_bench_measures_a_simulated_scene(folder):
-    rows = run_bench_hsi(["finch"], cases=["50"], methods=["noisy", "subspace"], library=folder / "spectral_library.npz", crop=24)
+    rows = run_bench_hsi(
+        ["finch"],
+        cases=["50"],
+        methods=["noisy", "subspace"],
+        library=folder / "spectral_library.npz",
+        crop=24,
+    )
     assert rows[1]["mpsnr"] > rows[0]["mpsnr"] + 5
 
 
-# -- the network's frame ----------------------------------------------------------------------------------------------
+# -- the network's frame ---------------------------------------------------------------------------
 
 
 class Silent(nn.Module):
@@ -153,7 +211,9 @@ SAMPLING = Sampling(DDIM(), 1, None, 1, 1, 0)
 def latents(channels, side=24, seed=0):
     g = torch.Generator().manual_seed(seed)
     size = torch.logspace(2, -0.3, channels)[:, None, None]
-    clean = size * torch.nn.functional.avg_pool2d(4 * torch.randn(channels, side, side, generator=g), 3, 1, 1)
+    clean = size * torch.nn.functional.avg_pool2d(
+        4 * torch.randn(channels, side, side, generator=g), 3, 1, 1
+    )
     return clean, clean + torch.randn(clean.shape, generator=g)
 
 
@@ -170,17 +230,26 @@ def test_a_silent_network_is_the_wiener_filter_of_each_channel(channels):
     like = Statistics.of(noisy.numpy(), variance.numpy())
     calls = Counter(silent())
     got = jointly(calls, noisy, variance, like, SAMPLING)
-    std, middle = strengths(noisy, variance)[:, None, None], noisy.flatten(1).median(1).values[:, None, None]
-    torch.testing.assert_close(got, middle + std**2 / (std**2 + 1) * (noisy - middle), rtol=1e-4, atol=1e-4)
+    std, middle = (
+        strengths(noisy, variance)[:, None, None],
+        noisy.flatten(1).median(1).values[:, None, None],
+    )
+    torch.testing.assert_close(
+        got, middle + std**2 / (std**2 + 1) * (noisy - middle), rtol=1e-4, atol=1e-4
+    )
     assert calls.count == len(groups(std.flatten().numpy()))
 
 
 def test_an_exported_network_is_asked_at_the_time_it_holds():
-    """At another noise level than 1 the latent is scaled to it; the frame around the network then gives the same answer."""
+    """At another noise level than 1 the latent is scaled to it; the frame around the network then
+    gives the same answer.
+    """
     _, noisy = latents(8)
     like = Statistics.of(noisy.numpy(), np.ones(noisy.shape))
     want = jointly(Counter(silent()), noisy, torch.ones_like(noisy), like, SAMPLING)
-    got = jointly(Counter(silent(), (100.0, 450.0, 999.0)), noisy, torch.ones_like(noisy), like, SAMPLING)
+    got = jointly(
+        Counter(silent(), (100.0, 450.0, 999.0)), noisy, torch.ones_like(noisy), like, SAMPLING
+    )
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -217,7 +286,7 @@ def test_the_task_takes_a_joint_denoiser(library, options):
         HyperspectralTask(silent(), correction="diffpir")
 
 
-# -- training ---------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 def recipe(tmp_path, stage="measured"):
@@ -229,32 +298,52 @@ def recipe(tmp_path, stage="measured"):
 def test_stages_train_from_each_other(folder, tmp_path):
     prior = train(recipe(tmp_path, "prior"), folder, tmp_path / "prior")
     losses = []
-    out = train(recipe(tmp_path), folder, tmp_path / "m", start_from=prior, progress=lambda step, loss: losses.append(loss))
+    out = train(
+        recipe(tmp_path),
+        folder,
+        tmp_path / "m",
+        start_from=prior,
+        progress=lambda step, loss: losses.append(loss),
+    )
     assert np.isfinite(losses).all()
     trained = Denoiser.from_pretrained(out)
     assert trained.condition_channels == CONDITION_CHANNELS
     assert not trained.residual
-    noisy = add_noise(simulate_cube(SpectralLibrary.read(folder / "spectral_library.npz"), picture(40), bands_of("vnir"), 0), "mixture", 0)
+    noisy = add_noise(
+        simulate_cube(
+            SpectralLibrary.read(folder / "spectral_library.npz"), picture(40), bands_of("vnir"), 0
+        ),
+        "mixture",
+        0,
+    )
     assert np.isfinite(HyperspectralTask(trained, symmetries=1)(noisy).rows()).all()
-    other = recipe(tmp_path).model_copy(update={"network": recipe(tmp_path).network.model_copy(update={"block_out_channels": [16]})})
+    other = recipe(tmp_path).model_copy(
+        update={"network": recipe(tmp_path).network.model_copy(update={"block_out_channels": [16]})}
+    )
     with pytest.raises(ValueError, match="other weights"):
         train(other, folder, tmp_path / "other", start_from=prior)
 
 
 def test_a_joint_model_is_calibrated_and_runs_in_eight_bits(folder, tmp_path):
-    """On simulated scenes of both sensors; on another scene the 8-bit network's cube is the float one's to a percent."""
+    """On simulated scenes of both sensors; on another scene the 8-bit network's cube is the float
+    one's to a percent.
+    """
     model = train(recipe(tmp_path), folder, tmp_path / "m")
     with pytest.raises(ValueError, match=r"spectral_library.npz; got None"):
         run_calibrate(str(model), None, tmp_path / "no.safetensors", task="hsi")
     with pytest.raises(ValueError, match="joint latents"):
         run_calibrate("grey", folder, tmp_path / "no.safetensors", task="hsi")
-    figures = run_calibrate(str(model), folder, tmp_path / "c.safetensors", task="hsi", steps=[1], count=4, side=32)
+    figures = run_calibrate(
+        str(model), folder, tmp_path / "c.safetensors", task="hsi", steps=[1], count=4, side=32
+    )
     assert figures["samples"] > 0
     denoiser = Denoiser.from_pretrained(model)
     library = SpectralLibrary.read(folder / "spectral_library.npz")
     noisy = add_noise(simulate_cube(library, picture(32), bands_of("vnir"), 7), "iid", 5, 0.1)
     exact = HyperspectralTask(denoiser, symmetries=1)(noisy).rows()
-    denoiser.network = quantize(denoiser.network, CalibrationSet.load(tmp_path / "c.safetensors", denoiser.network))
+    denoiser.network = quantize(
+        denoiser.network, CalibrationSet.load(tmp_path / "c.safetensors", denoiser.network)
+    )
     coded = HyperspectralTask(denoiser, symmetries=1)(noisy).rows()
     change = np.linalg.norm(coded - exact) / np.linalg.norm(exact)
     assert 0 < change < 0.01
@@ -264,7 +353,11 @@ def test_a_joint_model_is_calibrated_and_runs_in_eight_bits(folder, tmp_path):
 def test_training_lowers_the_loss(folder, tmp_path):
     losses = []
     longer = recipe(tmp_path).model_copy(update={"steps": 60, "batch_size": 4})
-    longer = longer.model_copy(update={"optimizer": longer.optimizer.model_copy(update={"warmup": 5, "learning_rate": 3e-3})})
+    longer = longer.model_copy(
+        update={
+            "optimizer": longer.optimizer.model_copy(update={"warmup": 5, "learning_rate": 3e-3})
+        }
+    )
     train(longer, folder, tmp_path / "m", progress=lambda step, loss: losses.append(loss))
     assert np.mean(losses[-15:]) < 0.95 * np.mean(losses[:10])
 

@@ -1,4 +1,6 @@
-"""Noise cases do what their definition says, estimates find what was put in, metrics equal their closed forms."""
+"""Noise cases do what their definition says, estimates find what was put in, metrics equal their
+closed forms.
+"""
 
 import math
 
@@ -8,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio
 
-from restoration.hyperspectral.noise import CASES, RATIOS, SIGMAS, add_noise, band_sigma, dead_pixels
+from restoration.hyperspectral.noise import (
+    CASES,
+    RATIOS,
+    SIGMAS,
+    add_noise,
+    band_sigma,
+    dead_pixels,
+)
 from restoration.hyperspectral.quality import cube_quality, ergas, mpsnr, mssim, sam
 
 SHAPE = (31, 60, 80)
@@ -47,7 +56,8 @@ def test_stripes_and_deadlines_hit_the_right_share_of_columns(clean):
     counts = dead.sum(1)
     assert (counts > 0).sum() == 10
     assert ((counts[counts > 0] >= low) & (counts[counts > 0] <= high)).all()
-    # same seed: same Gaussian noise, then the same order of bands, so the difference of the two is the stripes alone
+    # same seed: same Gaussian noise, then the same order of bands, so the difference of the two is
+    # the stripes alone
     stripes = add_noise(clean, "stripe", 1) - add_noise(clean, "non-iid", 1)
     np.testing.assert_allclose(stripes, stripes[:, :1].repeat(60, 1), atol=1e-12)
     offsets = stripes[:, 0]
@@ -94,7 +104,9 @@ def test_sigma_is_found_per_band(clean):
     np.testing.assert_allclose(band_sigma(noisy), (noisy - clean).std((1, 2)), rtol=0.06)
     assert np.isnan(band_sigma(clean[:1], np.zeros((1, *SHAPE[1:]), bool))[0])
     lines = add_noise(clean, "deadline", 7)
-    np.testing.assert_allclose(band_sigma(lines, ~dead_pixels(lines)), (noisy - clean).std((1, 2)), rtol=0.08)
+    np.testing.assert_allclose(
+        band_sigma(lines, ~dead_pixels(lines)), (noisy - clean).std((1, 2)), rtol=0.08
+    )
 
 
 def test_dead_entries_are_found_and_nothing_else(clean):
@@ -104,7 +116,12 @@ def test_dead_entries_are_found_and_nothing_else(clean):
     found = dead_pixels(impulses)
     changed = impulses != add_noise(clean, "non-iid", 3)
     assert found[changed].mean() > 0.99
-    for plain in (add_noise(clean, "iid", 3, 0.1), np.rint(1000 * clean), np.rint(20 * clean), np.zeros((2, 9, 9))):
+    for plain in (
+        add_noise(clean, "iid", 3, 0.1),
+        np.rint(1000 * clean),
+        np.rint(20 * clean),
+        np.zeros((2, 9, 9)),
+    ):
         assert not dead_pixels(plain).any()
 
 
@@ -122,7 +139,13 @@ def test_metrics_of_a_constant_shift(shift, bands):
 def test_sam_is_the_angle_whatever_the_length(angle, length):
     reference = np.zeros((3, 2, 2))
     reference[0] = 0.7
-    cube = np.stack([np.full((2, 2), length * math.cos(angle)), np.full((2, 2), length * math.sin(angle)), np.zeros((2, 2))])
+    cube = np.stack(
+        [
+            np.full((2, 2), length * math.cos(angle)),
+            np.full((2, 2), length * math.sin(angle)),
+            np.zeros((2, 2)),
+        ]
+    )
     assert sam(cube, reference) == pytest.approx(angle, rel=1e-6)
     assert sam(cube, np.zeros_like(cube)) == pytest.approx(math.pi / 2)
     assert sam(0 * cube, 0 * cube) == 0
@@ -130,7 +153,9 @@ def test_sam_is_the_angle_whatever_the_length(angle, length):
 
 def test_metrics_agree_with_scikit_image_and_are_finite_on_constant_bands(clean):
     noisy = add_noise(clean, "iid", 0, 0.1)
-    bands = [peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in zip(clean, noisy, strict=True)]
+    bands = [
+        peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in zip(clean, noisy, strict=True)
+    ]
     assert mpsnr(noisy, clean) == pytest.approx(np.mean(bands))
     flat = np.concatenate([clean, np.zeros((2, *SHAPE[1:]))])
     assert all(math.isfinite(v) for v in cube_quality(flat, flat).values())
@@ -145,7 +170,10 @@ def test_missing_entries_do_not_count(clean):
     assert mpsnr(holes, clean) == pytest.approx(mpsnr(noisy[:, kept], clean[:, kept]))
     assert sam(holes, clean) == pytest.approx(sam(noisy[:, kept], clean[:, kept]))
     assert ergas(holes, clean) == pytest.approx(
-        100 * np.sqrt(np.mean(((noisy - clean)[:, kept] ** 2).mean((1, 2)) / clean[:, kept].mean((1, 2)) ** 2))
+        100
+        * np.sqrt(
+            np.mean(((noisy - clean)[:, kept] ** 2).mean((1, 2)) / clean[:, kept].mean((1, 2)) ** 2)
+        )
     )
     with pytest.raises(ValueError, match="finite"):
         mpsnr(clean * np.nan, clean)

@@ -1,4 +1,6 @@
-"""The subspace finds what was put in; the task is indifferent to units, order of bands and blocks, and refuses what it can't restore."""
+"""The subspace finds what was put in; the task is indifferent to units, order of bands and blocks,
+and refuses what it can't restore.
+"""
 
 import tracemalloc
 
@@ -9,7 +11,13 @@ import torch
 from restoration.hyperspectral.eigen_images import Statistics
 from restoration.hyperspectral.noise import add_noise
 from restoration.hyperspectral.quality import mpsnr, sam
-from restoration.hyperspectral.subspace import data_mask, fit_subspace, learn_bands, noise_edge, weighted_coefficients
+from restoration.hyperspectral.subspace import (
+    data_mask,
+    fit_subspace,
+    learn_bands,
+    noise_edge,
+    weighted_coefficients,
+)
 from restoration.hyperspectral.task import HyperspectralTask, fit_rows
 from restoration.io.cubes import Cube, read_cube, write_cube
 from solvers.methods.ddim import DDIM
@@ -18,8 +26,8 @@ from solvers.process import VP
 
 
 class Smooth:
-    """The posterior mean for pictures whose Fourier coefficients are independent Gaussians of variance s^2 / (1 + |f/f0|^2)^2: exact, and
-    an image prior worth the name."""
+    """The posterior mean for pictures whose Fourier coefficients are independent Gaussians of
+    variance s^2 / (1 + |f/f0|^2)^2: exact, and an image prior worth the name."""
 
     fold = multiple = 1
     value_range = (-1.0, 1.0)
@@ -42,9 +50,16 @@ def scene(bands=40, height=48, width=40, rank=3, seed=0):
     """``(B, H, W)`` in about [0, 1]: ``rank`` smooth spectra with smooth abundances."""
     rng = np.random.default_rng(seed)
     y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
-    maps = np.stack([0.5 + 0.5 * np.sin(2 * np.pi * (p[0] * x + p[1] * y) + p[2]) for p in rng.uniform(0.3, 1.5, (rank, 3))])
+    maps = np.stack(
+        [
+            0.5 + 0.5 * np.sin(2 * np.pi * (p[0] * x + p[1] * y) + p[2])
+            for p in rng.uniform(0.3, 1.5, (rank, 3))
+        ]
+    )
     band = np.linspace(0, 1, bands)
-    spectra = np.stack([0.2 + 0.8 * np.exp(-0.5 * ((band - c) / 0.25) ** 2) for c in np.linspace(0.1, 0.9, rank)])
+    spectra = np.stack(
+        [0.2 + 0.8 * np.exp(-0.5 * ((band - c) / 0.25) ** 2) for c in np.linspace(0.1, 0.9, rank)]
+    )
     return np.tensordot(spectra.T, maps, 1) / rank
 
 
@@ -59,7 +74,9 @@ def test_weighted_coefficients_are_least_squares():
     a, variance = weighted_coefficients(basis, z, used, ridge=0.0)
     for i, j in np.ndindex(4, 5):
         e = basis[used[:, i, j]]
-        np.testing.assert_allclose(a[:, i, j], np.linalg.lstsq(e, z[used[:, i, j], i, j], rcond=None)[0], atol=1e-9)
+        np.testing.assert_allclose(
+            a[:, i, j], np.linalg.lstsq(e, z[used[:, i, j], i, j], rcond=None)[0], atol=1e-9
+        )
         np.testing.assert_allclose(variance[:, i, j], np.diag(np.linalg.inv(e.T @ e)), rtol=1e-9)
 
 
@@ -81,7 +98,9 @@ def test_stripes_are_found_and_removed():
     rng = np.random.default_rng(1)
     offsets = np.zeros((40, 40))
     for band in range(0, 40, 3):
-        offsets[band, rng.choice(40, 5, replace=False)] = rng.choice([-1, 1], 5) * rng.uniform(0.1, 0.25, 5)
+        offsets[band, rng.choice(40, 5, replace=False)] = rng.choice([-1, 1], 5) * rng.uniform(
+            0.1, 0.25, 5
+        )
     noisy = add_noise(clean, "iid", 1, 0.05) + offsets[:, None, :]
     model = fit_subspace(noisy, np.ones(noisy.shape, bool))
     assert model.rank == 3
@@ -108,7 +127,8 @@ def test_stripes_of_rows_and_columns_are_found_and_removed(axes):
     assert striped.model.rank == 3
     assert striped.striped_rows == pytest.approx(70, abs=6)
     assert plain.striped_rows < 6
-    # nothing of the stripes is left: the result is the one without them, but for what little the offsets' own estimates cost
+    # nothing of the stripes is left: the result is the one without them, but for what little the
+    # offsets' own estimates cost
     assert mpsnr(striped.rows(), clean) > mpsnr(plain.rows(), clean) - 0.3
     truth = offsets - offsets.mean((1, 2), keepdims=True)
     left = striped.rows() - plain.rows()
@@ -119,7 +139,9 @@ def test_a_weak_spectrum_in_whole_columns_is_no_stripe():
     rng = np.random.default_rng(4)
     bands, height, width = 60, 48, 48
     strong = np.linspace(1, 2, bands)[:, None, None] * (0.5 + 0.5 * np.sin(np.arange(width) / 9))
-    shape = np.where(np.arange(bands) < 40, 0.1, 1.0)[:, None, None]  # mostly seen by a third of the bands
+    shape = np.where(np.arange(bands) < 40, 0.1, 1.0)[
+        :, None, None
+    ]  # mostly seen by a third of the bands
     place = np.zeros((height, width))
     place[:, -3:] = place[8:32, :26] = 1
     weak = 1.3 * shape * place
@@ -133,7 +155,10 @@ def test_axes_are_principal_about_zero_light():
     clean = scene() + 0.2
     noisy = add_noise(clean, "iid", 3, 0.02)
     model = fit_subspace(noisy, np.ones(noisy.shape, bool))
-    a = model.project(noisy, np.ones(noisy.shape, bool))[0] + (model.basis.T @ model.mean)[:, None, None]
+    a = (
+        model.project(noisy, np.ones(noisy.shape, bool))[0]
+        + (model.basis.T @ model.mean)[:, None, None]
+    )
     moment = np.tensordot(a, a, ((1, 2), (1, 2))) / a[0].size
     assert (np.diff(np.diag(moment)) < 0).all()
     size = np.sqrt(np.diag(moment))
@@ -142,7 +167,9 @@ def test_axes_are_principal_about_zero_light():
 
 
 def test_light_gathers_in_one_eigen_image():
-    """One spectrum under light of fine structure, another with broad fields: only one eigen-image is left to be fine."""
+    """One spectrum under light of fine structure, another with broad fields: only one eigen-image
+    is left to be fine.
+    """
     rng = np.random.default_rng(0)
     band = np.linspace(0, 1, 40)[:, None, None]
     broad = 1 / (1 + np.exp(-(np.arange(48) - 24) / 3))
@@ -152,17 +179,27 @@ def test_light_gathers_in_one_eigen_image():
     model = fit_subspace(noisy, np.ones(noisy.shape, bool))
     assert model.rank == 2
     truth = np.tensordot(model.basis.T, clean / model.sigma[:, None, None], 1)
-    fine = [np.diff(image, axis=0).var() / 2 for image in truth]  # of neighbours in a column, where the field is constant
+    fine = [
+        np.diff(image, axis=0).var() / 2 for image in truth
+    ]  # of neighbours in a column, where the field is constant
     assert fine[1] < 0.1 * fine[0]
 
 
 def test_statistics_turn_with_the_axes():
     rng = np.random.default_rng(1)
-    images = np.linalg.qr(rng.standard_normal((3, 3)))[0] @ (np.array([9, 3, 1])[:, None] * rng.standard_normal((3, 400))) + 2
+    images = (
+        np.linalg.qr(rng.standard_normal((3, 3)))[0]
+        @ (np.array([9, 3, 1])[:, None] * rng.standard_normal((3, 400)))
+        + 2
+    )
     like = Statistics.of(images.reshape(3, 20, 20), np.ones((3, 20, 20)))
     axes = like.axes()
     turned = like.along(axes)
-    np.testing.assert_allclose(np.cov(turned.images.flatten(1).numpy()), np.diag(turned.images.flatten(1).var(1)), atol=1e-3)
+    np.testing.assert_allclose(
+        np.cov(turned.images.flatten(1).numpy()),
+        np.diag(turned.images.flatten(1).var(1)),
+        atol=1e-3,
+    )
     np.testing.assert_allclose(turned.level, 1, rtol=1e-5)
     np.testing.assert_allclose(turned.variance, 1, rtol=1e-5)
     np.testing.assert_allclose(torch.tensordot(axes, turned.images, 1), like.images, atol=1e-4)
@@ -171,7 +208,9 @@ def test_statistics_turn_with_the_axes():
 @pytest.mark.parametrize(("bands", "pixels"), [(20, 400), (60, 300), (100, 80)])
 def test_white_noise_rarely_reaches_the_edge(bands, pixels):
     rng = np.random.default_rng(bands)
-    largest = [np.linalg.norm(rng.standard_normal((bands, pixels)), 2) ** 2 / pixels for _ in range(200)]
+    largest = [
+        np.linalg.norm(rng.standard_normal((bands, pixels)), 2) ** 2 / pixels for _ in range(200)
+    ]
     assert np.mean(np.array(largest) > noise_edge(bands, pixels)) <= 0.03
     assert np.mean(largest) > 0.85 * noise_edge(bands, pixels)  # and no higher than needed
 
@@ -237,7 +276,9 @@ def test_blocks_of_rows_give_the_same_cube():
     noisy = add_noise(scene(height=70), "non-iid", 8)
     whole, parts = TASK(noisy), HyperspectralTask(Smooth(), symmetries=1, block=16)(noisy)
     np.testing.assert_allclose(parts.rows(), whole.rows(), atol=1e-6)
-    np.testing.assert_array_equal(np.concatenate([whole.rows(slice(0, 30)), whole.rows(slice(30, 70))], 1), whole.rows())
+    np.testing.assert_array_equal(
+        np.concatenate([whole.rows(slice(0, 30)), whole.rows(slice(30, 70))], 1), whole.rows()
+    )
 
 
 def test_large_cubes_are_fitted_to_some_of_their_rows():
@@ -249,7 +290,9 @@ def test_large_cubes_are_fitted_to_some_of_their_rows():
 
 
 class Pointwise(Smooth):
-    """The posterior mean of white pictures: no pixel knows its neighbours, so strips and tiles can't matter."""
+    """The posterior mean of white pictures: no pixel knows its neighbours, so strips and tiles
+    can't matter.
+    """
 
     def __call__(self, x, t):
         a, b = self.process.a(t), self.process.b(t)
@@ -264,18 +307,31 @@ def test_strips_are_blended_into_the_same_cube(monkeypatch):
     monkeypatch.setattr("restoration.hyperspectral.task.STRIP_PIXELS", 64 * 40)
     parts = task(noisy)
     assert parts.nfe == 4 * whole.nfe
-    assert (parts.dead, parts.outliers, parts.striped_rows) == (whole.dead, whole.outliers, whole.striped_rows)
+    assert (parts.dead, parts.outliers, parts.striped_rows) == (
+        whole.dead,
+        whole.outliers,
+        whole.striped_rows,
+    )
     np.testing.assert_allclose(parts.rows(), whole.rows(), atol=1e-5)
 
 
 def test_memory_does_not_grow_with_the_cube(monkeypatch, tmp_path):
-    for name, size in (("FIT_ENTRIES", 40 * 64 * 32), ("BLOCK_ENTRIES", 40 * 64 * 16), ("KEPT_ENTRIES", 1000), ("STRIP_PIXELS", 64 * 64)):
+    for name, size in (
+        ("FIT_ENTRIES", 40 * 64 * 32),
+        ("BLOCK_ENTRIES", 40 * 64 * 16),
+        ("KEPT_ENTRIES", 1000),
+        ("STRIP_PIXELS", 64 * 64),
+    ):
         monkeypatch.setattr(f"restoration.hyperspectral.task.{name}", size)
     task = HyperspectralTask(Pointwise(), symmetries=1, overlap=16, tile=4096)
     peaks = []
     for height in (256, 1024):
         path, values = tmp_path / f"{height}.hdr", scene(height=height, width=64).astype(np.float32)
-        write_cube(path, Cube(values), lambda rows, v=values: add_noise(v[:, rows], "iid", rows.start, 0.05))
+        write_cube(
+            path,
+            Cube(values),
+            lambda rows, v=values: add_noise(v[:, rows], "iid", rows.start, 0.05),
+        )
         del values
         cube = read_cube(path)
         tracemalloc.start()
@@ -288,7 +344,9 @@ def test_memory_does_not_grow_with_the_cube(monkeypatch, tmp_path):
     assert mpsnr(read_cube(tmp_path / "out.hdr").values, clean) > mpsnr(cube.values, clean) + 5
 
 
-@pytest.mark.parametrize("options", [{"num_inference_steps": 4}, {"num_inference_steps": 8, "correction": "diffpir"}])
+@pytest.mark.parametrize(
+    "options", [{"num_inference_steps": 4}, {"num_inference_steps": 8, "correction": "diffpir"}]
+)
 def test_solvers_and_corrections_run_and_repeat(options):
     noisy = add_noise(scene(), "iid", 9, 0.1)
     task = HyperspectralTask(Smooth(), DDIM(), symmetries=1, **options)
@@ -301,7 +359,9 @@ def test_solvers_and_corrections_run_and_repeat(options):
 def test_symmetries_are_undone():
     noisy = add_noise(scene(), "iid", 10, 0.1)
     # the closed-form prior is the same in all directions: turning and turning back changes nothing
-    np.testing.assert_allclose(HyperspectralTask(Smooth(), symmetries=8)(noisy).rows(), TASK(noisy).rows(), atol=1e-4)
+    np.testing.assert_allclose(
+        HyperspectralTask(Smooth(), symmetries=8)(noisy).rows(), TASK(noisy).rows(), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("bands", [1, 2, 5, 500])
@@ -364,13 +424,18 @@ def test_bad_settings():
 
 @pytest.mark.parametrize("seed", [0, 1, 3])
 def test_noise_of_bands_that_hold_a_component_by_themselves(seed):
-    """A material that shows in eight bands, of which two are clean and the others noisy, striped or full of impulses: the fit rests on the
-    two, follows their noise, and their residual holds less of it. An estimate that forgets this shrinks from round to round."""
+    """A material that shows in eight bands, of which two are clean and the others noisy, striped or
+    full of impulses: the fit rests on the two, follows their noise, and their residual holds less
+    of it. An estimate that forgets this shrinks from round to round.
+    """
     rng, bands, side = np.random.default_rng(seed), 48, 96
     y, x = np.mgrid[:side, :side] / side
     light = 0.5 + 0.25 * np.sin(9 * x + 4 * y) + 0.15 * np.cos(13 * y - 5 * x)
     material = np.sin(11 * x) * np.cos(7 * y) + 0.3 * np.sin(23 * x * y) > 0.2
-    spectrum, dip = 0.5 + 0.2 * np.sin(np.arange(bands) / 7), np.where(np.arange(bands) < 8, 0.45, 0)
+    spectrum, dip = (
+        0.5 + 0.2 * np.sin(np.arange(bands) / 7),
+        np.where(np.arange(bands) < 8, 0.45, 0),
+    )
     clean = (light * (spectrum[:, None, None] - material * dip[:, None, None])).clip(0, 1)
     sigma = np.full(bands, 50 / 255)
     sigma[[5, 6]], sigma[3] = 10 / 255, 30 / 255

@@ -37,7 +37,9 @@ def test_lossless_round_trip(tmp_path, suffix, bits, channels, alpha):
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
 def test_any_size(tmp_path_factory, height, width, channels):
     path = tmp_path_factory.mktemp("sizes") / "x.png"
-    pixels = np.linspace(0, 1, channels * height * width, dtype=np.float32).reshape(channels, height, width)
+    pixels = np.linspace(0, 1, channels * height * width, dtype=np.float32).reshape(
+        channels, height, width
+    )
     write_image(path, Photo(pixels, bits=16))
     np.testing.assert_allclose(read_image(path).pixels, pixels, atol=1 / 65535)
 
@@ -49,7 +51,10 @@ def test_16_bit_png_is_read_by_others(tmp_path):
         image.verify()
     from torchvision.io import ImageReadMode, decode_image
 
-    np.testing.assert_array_equal(decode_image(str(tmp_path / "x.png"), ImageReadMode.UNCHANGED).to(torch.int64).numpy(), codes)
+    np.testing.assert_array_equal(
+        decode_image(str(tmp_path / "x.png"), ImageReadMode.UNCHANGED).to(torch.int64).numpy(),
+        codes,
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -62,7 +67,9 @@ def test_exif_orientation_is_applied_as_pillow_does(tmp_path, orientation):
     Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
     with Image.open(tmp_path / "x.png") as image:
         want = np.asarray(ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(np.rint(read_image(tmp_path / "x.png").pixels.transpose(1, 2, 0) * 255), want)
+    np.testing.assert_array_equal(
+        np.rint(read_image(tmp_path / "x.png").pixels.transpose(1, 2, 0) * 255), want
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "LA", "RGBA", "YCbCr"])
@@ -126,7 +133,11 @@ def damaged():
     yield "header only", good[:40]
     yield "noise inside", good[:60] + bytes(200) + good[260:]
     deep = _deep_png()
-    place = deep.index(b"IDAT") + 4 + int.from_bytes(deep[deep.index(b"IDAT") - 4 : deep.index(b"IDAT")], "big")
+    place = (
+        deep.index(b"IDAT")
+        + 4
+        + int.from_bytes(deep[deep.index(b"IDAT") - 4 : deep.index(b"IDAT")], "big")
+    )
     yield "wrong checksum in 16 bits", deep[:place] + bytes([deep[place] ^ 1]) + deep[place + 1 :]
     yield "cut 16 bits", deep[: len(deep) // 2]
     tiff = io.BytesIO()
@@ -134,7 +145,9 @@ def damaged():
     yield "cut tiff", tiff.getvalue()[:60]
 
 
-@pytest.mark.parametrize(("name", "content"), damaged(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "content"), damaged(), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_damaged_files(tmp_path, name, content):
     path = tmp_path / "x.png"
     path.write_bytes(content)
@@ -148,10 +161,14 @@ def test_huge_pictures_are_refused_from_the_header(tmp_path):
     import zlib
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"x") + chunk(b"IEND", b""))
+    (tmp_path / "x.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
+    )
     with pytest.raises(ValueError, match="megapixels"):
         read_image(tmp_path / "x.png")
 
@@ -173,7 +190,12 @@ def test_nothing_half_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("x.bmp", ValueError), ("missing/x.png", FileNotFoundError), ("folder.png", IsADirectoryError)]
+    ("name", "error"),
+    [
+        ("x.bmp", ValueError),
+        ("missing/x.png", FileNotFoundError),
+        ("folder.png", IsADirectoryError),
+    ],
 )
 def test_bad_outputs(tmp_path, name, error):
     (tmp_path / "folder.png").mkdir()

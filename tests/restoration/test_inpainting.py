@@ -18,7 +18,9 @@ def denoiser(tiny_model):
 
 
 def case(height=37, width=45, channels=3, missing=0.5, seed=0):
-    return torch.from_numpy(smooth_picture(height, width, channels)), torch.from_numpy(make_mask("random", height, width, missing, seed))
+    return torch.from_numpy(smooth_picture(height, width, channels)), torch.from_numpy(
+        make_mask("random", height, width, missing, seed)
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -29,7 +31,9 @@ def test_known_pixels_come_back_to_the_bit(denoiser, channels, size):
     result = InpaintingTask(denoiser, num_inference_steps=2)(image, mask, num_samples=3)
     assert result.samples.shape == (3, channels, *size)
     assert result.nfe == 6
-    torch.testing.assert_close(result.mean[mask.expand_as(image) > 0], image[mask.expand_as(image) > 0], rtol=0, atol=0)
+    torch.testing.assert_close(
+        result.mean[mask.expand_as(image) > 0], image[mask.expand_as(image) > 0], rtol=0, atol=0
+    )
     known = mask.expand_as(image) > 0
     for sample in result.samples:
         torch.testing.assert_close(sample[known], image[known], rtol=0, atol=0)
@@ -56,7 +60,9 @@ def test_samples_do_not_depend_on_their_number(denoiser):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize(("correction", "sigma"), [("ddnm", 0.0), ("diffpir", 0.0), ("diffpir", 0.05)])
+@pytest.mark.parametrize(
+    ("correction", "sigma"), [("ddnm", 0.0), ("diffpir", 0.0), ("diffpir", 0.05)]
+)
 def test_every_solver_with_every_correction(denoiser, name, correction, sigma):
     image, mask = case(24, 24)
     task = InpaintingTask(denoiser, solver_by_name(name), 4, correction=correction)
@@ -72,14 +78,18 @@ def test_every_correction_with_the_real_network(denoiser, name):
     """Also in tiles and with its frozen weights: gradients reach the state."""
     image, mask = case(24, 40)
     for tile in (512, 24):
-        task = InpaintingTask(denoiser, num_inference_steps=4, correction=name, tile=tile, overlap=8)
+        task = InpaintingTask(
+            denoiser, num_inference_steps=4, correction=name, tile=tile, overlap=8
+        )
         result = task(image, mask, sigma=0.0 if name == "ddnm" else 0.05)
         assert torch.isfinite(result.mean).all()
         assert result.nfe == 4
 
 
 def test_unconditional_denoiser_is_steered_by_the_correction():
-    """With a network that always says 'grey', known pixels must still be the data and the rest grey."""
+    """With a network that always says 'grey', known pixels must still be the data and the rest
+    grey.
+    """
     grey = Denoiser(lambda z, t: torch.zeros_like(z), VP.linear(), "sample")
     image, mask = case()
     result = InpaintingTask(grey, num_inference_steps=5)(image, mask)
@@ -98,7 +108,9 @@ def test_large_images_are_tiled_without_seams(denoiser):
 @pytest.mark.parametrize("tile", [16, 64, 67, 511])
 def test_any_tile_is_rounded_to_what_the_network_takes(denoiser, tile):
     image, mask = case(70, 530)
-    assert torch.isfinite(InpaintingTask(denoiser, num_inference_steps=1, tile=tile)(image, mask).mean).all()
+    assert torch.isfinite(
+        InpaintingTask(denoiser, num_inference_steps=1, tile=tile)(image, mask).mean
+    ).all()
 
 
 @pytest.mark.parametrize(

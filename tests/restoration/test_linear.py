@@ -1,4 +1,6 @@
-"""Denoising, super-resolution and deblurring: exact where a Gaussian prior has a closed form, consistent with the data everywhere."""
+"""Denoising, super-resolution and deblurring: exact where a Gaussian prior has a closed form,
+consistent with the data everywhere.
+"""
 
 import sys
 
@@ -19,12 +21,20 @@ from solvers.denoiser import Denoiser
 from solvers.process import VP
 from toolbox.cli import main
 
-PROCESS = VP.from_diffusers({"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "rescale_betas_zero_snr": True})
+PROCESS = VP.from_diffusers(
+    {
+        "num_train_timesteps": 1000,
+        "beta_schedule": "squaredcos_cap_v2",
+        "rescale_betas_zero_snr": True,
+    }
+)
 MEAN, STD = 0.1, 0.4  # of the Gaussian prior's pixels, in [-1, 1]
 
 
 class Gaussian(torch.nn.Module):
-    """The exact image estimate for pixels from N(MEAN, std^2); remembers the shapes that it was asked about."""
+    """The exact image estimate for pixels from N(MEAN, std^2); remembers the shapes that it was
+    asked about.
+    """
 
     def __init__(self, std):
         super().__init__()
@@ -55,17 +65,33 @@ def test_one_step_of_denoising_is_the_posterior_mean(sigma):
 
 
 def test_many_steps_of_denoising_keep_the_prior_s_spread():
-    """The deterministic path from the noisy picture shrinks it to the prior's variance, not to the (smaller) variance of the mean."""
+    """The deterministic path from the noisy picture shrinks it to the prior's variance, not to the
+    (smaller) variance of the mean.
+    """
     g = torch.Generator().manual_seed(0)
     sigma, x = 0.2, (MEAN + STD * torch.randn(1, 96, 96, generator=g) + 1) / 2
     y = x + sigma * torch.randn(x.shape, generator=g)
     task = LinearTask(gaussian(), num_inference_steps=60)
-    assert 2 * float(task(y.expand(3, -1, -1), Denoising(), sigma=sigma).mean.std()) == pytest.approx(STD, rel=0.04)
-    one = LinearTask(gaussian(), num_inference_steps=1)(y.expand(3, -1, -1), Denoising(), sigma=sigma)
-    assert 2 * float(one.mean.std()) == pytest.approx(STD**2 / (STD**2 + 4 * sigma**2) ** 0.5, rel=0.04)
+    assert 2 * float(
+        task(y.expand(3, -1, -1), Denoising(), sigma=sigma).mean.std()
+    ) == pytest.approx(STD, rel=0.04)
+    one = LinearTask(gaussian(), num_inference_steps=1)(
+        y.expand(3, -1, -1), Denoising(), sigma=sigma
+    )
+    assert 2 * float(one.mean.std()) == pytest.approx(
+        STD**2 / (STD**2 + 4 * sigma**2) ** 0.5, rel=0.04
+    )
 
 
-@pytest.mark.parametrize("operator", [BlockMean((24, 20), 4), Bicubic((24, 20), 2), BlockMean((24, 20), 3), Inpainting(torch.eye(24, 20))])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        BlockMean((24, 20), 4),
+        Bicubic((24, 20), 2),
+        BlockMean((24, 20), 3),
+        Inpainting(torch.eye(24, 20)),
+    ],
+)
 def test_noiseless_data_are_met(operator):
     y = operator.A(0.35 + 0.3 * picture()[None])[0]
     result = LinearTask(gaussian(0.15), num_inference_steps=3)(y, operator, num_samples=2)
@@ -73,22 +99,30 @@ def test_noiseless_data_are_met(operator):
     assert result.samples.max() < 1
     for one in result.samples:
         torch.testing.assert_close(operator.A(one[None])[0], y, rtol=0, atol=2e-5)
-    assert (result.samples[0] - result.samples[1]).abs().max() > 0.01  # what was not measured is sampled
+    assert (
+        result.samples[0] - result.samples[1]
+    ).abs().max() > 0.01  # what was not measured is sampled
 
 
 @pytest.mark.parametrize("start_level", [None, 0.4])
 def test_deblurring_noisy_data_improves_them_and_stays_finite(start_level):
-    """The pseudo-inverse of this blur multiplies noise by a million: none of it may come through. Pictures are draws from the prior."""
+    """The pseudo-inverse of this blur multiplies noise by a million: none of it may come through.
+    Pictures are draws from the prior.
+    """
     g = torch.Generator().manual_seed(0)
     x = (MEAN + 0.2 * torch.randn(3, 48, 40, generator=g) + 1) / 2
     operator = Blur((48, 40), gaussian_kernel(1.0))
     y = operator.A(x[None])[0] + 0.01 * torch.randn(x.shape, generator=g)
-    result = LinearTask(gaussian(0.2), num_inference_steps=10, start_level=start_level)(y, operator, sigma=0.01)
+    result = LinearTask(gaussian(0.2), num_inference_steps=10, start_level=start_level)(
+        y, operator, sigma=0.01
+    )
     assert 2 * float(result.mean.std()) < 1.2 * 0.2  # a wild inverse would be wider than the prior
     if start_level:
         assert psnr(result.mean, x) > psnr(y, x) + 0.5
     if start_level:
-        again = LinearTask(gaussian(0.2), num_inference_steps=10, start_level=start_level)(y, operator, sigma=0.01, seed=9)
+        again = LinearTask(gaussian(0.2), num_inference_steps=10, start_level=start_level)(
+            y, operator, sigma=0.01, seed=9
+        )
         torch.testing.assert_close(again.mean, result.mean, rtol=0, atol=0)
 
 
@@ -96,7 +130,9 @@ def test_grey_pictures_and_grey_networks(tiny_model):
     y = picture(channels=1)
     grey = LinearTask(gaussian(), num_inference_steps=1)(y, Denoising(), sigma=0.1)
     assert grey.mean.shape == y.shape
-    colour = LinearTask(gaussian(), num_inference_steps=1)(y.expand(3, -1, -1), Denoising(), sigma=0.1)
+    colour = LinearTask(gaussian(), num_inference_steps=1)(
+        y.expand(3, -1, -1), Denoising(), sigma=0.1
+    )
     torch.testing.assert_close(grey.mean[0], colour.mean[1])
 
     single = gaussian()
@@ -105,7 +141,9 @@ def test_grey_pictures_and_grey_networks(tiny_model):
     together = LinearTask(single, num_inference_steps=2)(y, Denoising(), sigma=0.1).mean
     assert single.network.asked[0] == (3, 1, 24, 20)
     for channel in range(3):
-        alone = LinearTask(single, num_inference_steps=2)(y[channel : channel + 1], Denoising(), sigma=0.1).mean
+        alone = LinearTask(single, num_inference_steps=2)(
+            y[channel : channel + 1], Denoising(), sigma=0.1
+        ).mean
         torch.testing.assert_close(together[channel : channel + 1], alone, rtol=0, atol=1e-6)
 
 
@@ -124,7 +162,10 @@ def test_tiles_of_a_pointwise_network_change_nothing():
     x = picture(40, 50)
     operator = BlockMean((40, 50), 2)
     y = operator.A(x[None])[0]
-    whole, parts = (LinearTask(gaussian(), num_inference_steps=2, tile=tile, overlap=4)(y, operator).mean for tile in (512, 16))
+    whole, parts = (
+        LinearTask(gaussian(), num_inference_steps=2, tile=tile, overlap=4)(y, operator).mean
+        for tile in (512, 16)
+    )
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
@@ -136,13 +177,15 @@ def test_conditional_network_is_shown_the_enlarged_picture(tiny_model):
     y = operator.A(x[None])
     LinearTask(d, num_inference_steps=1)(y[0], operator)
     lift = torch.nn.functional.pixel_unshuffle(enlarge(2 * y - 1, 4, (24, 20)), 2)
-    torch.testing.assert_close(shown[0][:, 12:24], lift, rtol=0, atol=1e-5)  # after the folded state
+    torch.testing.assert_close(
+        shown[0][:, 12:24], lift, rtol=0, atol=1e-5
+    )  # after the folded state
     assert (shown[0][:, 24:] == 1 / 16).all()
     LinearTask(d, num_inference_steps=1)(x, Blur((24, 20), gaussian_kernel(1.0)), sigma=0.05)
     assert (shown[1][:, 12:] == 0).all()  # no lift for a blur
 
 
-# -- lifts ----------------------------------------------------------------------------------------------------------
+# -- lifts -----------------------------------------------------------------------------------------
 
 
 def test_thin_plate_approaches_the_dense_biharmonic_solution():
@@ -161,7 +204,9 @@ def test_thin_plate_approaches_the_dense_biharmonic_solution():
     want = image.flatten().clone()
     want[hole] = torch.linalg.solve(energy[hole][:, hole], -energy[hole][:, known] @ want[known])
     got = thin_plate(image, mask, steps=400)
-    torch.testing.assert_close(got.flatten(), want, rtol=0, atol=1e-3)  # steps end where the curvature of the energy is below 1e-7
+    torch.testing.assert_close(
+        got.flatten(), want, rtol=0, atol=1e-3
+    )  # steps end where the curvature of the energy is below 1e-7
 
     def bending(x):
         return float((laplacian @ x.flatten()).square().sum())
@@ -178,7 +223,9 @@ def test_thin_plate_keeps_the_known_and_knows_its_edges():
     filled = thin_plate(spoiled, mask)
     known = mask.expand_as(image) > 0
     torch.testing.assert_close(filled[known], image[known], rtol=0, atol=0)
-    assert (filled - image).square().mean() < 0.7 * (push_pull(spoiled, mask) - image).square().mean()
+    assert (filled - image).square().mean() < 0.7 * (
+        push_pull(spoiled, mask) - image
+    ).square().mean()
     torch.testing.assert_close(thin_plate(image, torch.ones(1, 1, 24, 20)), image, rtol=0, atol=0)
     assert (thin_plate(image, torch.zeros(1, 1, 24, 20)) == 0).all()
     flat = torch.full((1, 3, 9, 7), 0.25)
@@ -193,7 +240,7 @@ def test_enlarge_of_a_ragged_grid_of_blocks():
     assert (enlarge(y, 4, (23, 18)) - x).square().mean() < 0.7 * (nearest - x).square().mean()
 
 
-# -- self-ensemble --------------------------------------------------------------------------------------------------
+# -- self-ensemble ---------------------------------------------------------------------------------
 
 
 def test_turns_are_the_eight_symmetries_and_turn_back():
@@ -208,7 +255,10 @@ def test_turns_are_the_eight_symmetries_and_turn_back():
 
 def test_symmetric_denoiser_commutes_with_turns(tiny_model):
     d = Denoiser.from_pretrained(tiny_model)
-    image, mask = picture(24, 16), (torch.rand(24, 16, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    image, mask = (
+        picture(24, 16),
+        (torch.rand(24, 16, generator=torch.Generator().manual_seed(0)) > 0.5).float(),
+    )
     condition = torch.cat([2 * image * mask - 1, mask[None]])[None]
     x = torch.randn(1, 3, 24, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -217,14 +267,15 @@ def test_symmetric_denoiser_commutes_with_turns(tiny_model):
             turned = Symmetric(d.conditioned(turn(condition, k)), 8)(turn(x, k), 500.0)
             torch.testing.assert_close(turn_back(turned.x0, k), upright.x0, rtol=0, atol=1e-4)
             assert (
-                d.conditioned(turn(condition, k))(turn(x, k), 500.0).x0 - turn(d.conditioned(condition)(x, 500.0).x0, k)
+                d.conditioned(turn(condition, k))(turn(x, k), 500.0).x0
+                - turn(d.conditioned(condition)(x, 500.0).x0, k)
             ).abs().max() > 1e-3
     result = InpaintingTask(d, num_inference_steps=2, symmetries=8)(image, mask)
     assert result.nfe == 16
     assert torch.isfinite(result.mean).all()
 
 
-# -- bad input ------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 def test_bad_input(tiny_model):
@@ -241,7 +292,11 @@ def test_bad_input(tiny_model):
     d.network.outputs = 5
     with pytest.raises(ValueError, match="5 channels"):
         task(picture(), Denoising(), sigma=0.1)
-    for options, says in (({"grid": "no"}, "grid"), ({"correction": "no"}, "correction"), ({"start_level": 0.0}, "start_level")):
+    for options, says in (
+        ({"grid": "no"}, "grid"),
+        ({"correction": "no"}, "correction"),
+        ({"start_level": 0.0}, "start_level"),
+    ):
         with pytest.raises(ValueError, match=says):
             LinearTask(d, **options)
     for task_type in (LinearTask, InpaintingTask):
@@ -258,13 +313,15 @@ def test_noise_level_of_a_smooth_picture(sigma):
     assert noise_level(y) == pytest.approx(sigma, rel=0.04)
 
 
-# -- the command line -----------------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def restore(monkeypatch, capsys, tmp_path, tiny_model):
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["restobox", "restore", *map(str, arguments), "--model", str(tiny_model)])
+        monkeypatch.setattr(
+            sys, "argv", ["restobox", "restore", *map(str, arguments), "--model", str(tiny_model)]
+        )
         return main(), capsys.readouterr()
 
     return run
@@ -276,16 +333,27 @@ def test_commands(restore, tmp_path):
     noisy = image + 0.1 * np.random.default_rng(0).standard_normal(image.shape).astype(np.float32)
     write_image(tmp_path / "n.png", Photo(noisy.clip(0, 1)))
     reference = ("--reference", tmp_path / "x.png")
-    code, output = restore("denoise", tmp_path / "n.png", "-o", tmp_path / "o.png", *reference, "--json")
+    code, output = restore(
+        "denoise", tmp_path / "n.png", "-o", tmp_path / "o.png", *reference, "--json"
+    )
     assert code == 0
     assert '"sigma"' in output.out
     assert read_image(tmp_path / "o.png").pixels.shape == image.shape
-    code, output = restore("superresolve", tmp_path / "x.png", "-o", tmp_path / "l.png", "--factor", 3)
+    code, output = restore(
+        "superresolve", tmp_path / "x.png", "-o", tmp_path / "l.png", "--factor", 3
+    )
     assert code == 0
     large = read_image(tmp_path / "l.png").pixels
     assert large.shape == (3, 72, 60)
-    np.testing.assert_allclose(BlockMean((72, 60), 3).A(torch.from_numpy(large)[None])[0].numpy(), image, atol=0.01)
-    assert restore("deblur", tmp_path / "n.png", "--blur", 1.2, "-o", tmp_path / "d.png", "--sigma", 0.1)[0] == 0
+    np.testing.assert_allclose(
+        BlockMean((72, 60), 3).A(torch.from_numpy(large)[None])[0].numpy(), image, atol=0.01
+    )
+    assert (
+        restore(
+            "deblur", tmp_path / "n.png", "--blur", 1.2, "-o", tmp_path / "d.png", "--sigma", 0.1
+        )[0]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,18 @@ def test_psnr_closed_form():
     reference = RNG.random((3, 20, 30))
     assert metrics.psnr(reference + 0.1, reference) == pytest.approx(20.0)
     assert metrics.psnr(reference, reference) == float("inf")
-    assert metrics.psnr(torch.from_numpy(reference) + 0.01, torch.from_numpy(reference)) == pytest.approx(40.0)
+    assert metrics.psnr(
+        torch.from_numpy(reference) + 0.01, torch.from_numpy(reference)
+    ) == pytest.approx(40.0)
 
 
 def test_ssim_closed_form():
     """For constant images SSIM is its luminance term alone."""
     one, two = np.full((3, 16, 16), 0.6), np.full((3, 16, 16), 0.3)
     c1 = 0.01**2
-    assert metrics.ssim(one, two) == pytest.approx((2 * 0.6 * 0.3 + c1) / (0.6**2 + 0.3**2 + c1), rel=1e-9)
+    assert metrics.ssim(one, two) == pytest.approx(
+        (2 * 0.6 * 0.3 + c1) / (0.6**2 + 0.3**2 + c1), rel=1e-9
+    )
     image = RNG.random((3, 16, 16))
     assert metrics.ssim(image, image) == pytest.approx(1.0)
     assert metrics.ssim(image, 1 - image) < 0
@@ -43,7 +47,13 @@ def test_metric_errors(tmp_path, monkeypatch):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(16, 80), st.integers(16, 80), st.floats(0.05, 0.6), st.integers(0, 100))
+@given(
+    st.sampled_from(KINDS),
+    st.integers(16, 80),
+    st.integers(16, 80),
+    st.floats(0.05, 0.6),
+    st.integers(0, 100),
+)
 def test_masks_miss_about_what_was_asked(kind, height, width, missing, seed):
     mask = make_mask(kind, height, width, missing, seed)
     assert mask.shape == (height, width)
@@ -51,14 +61,19 @@ def test_masks_miss_about_what_was_asked(kind, height, width, missing, seed):
     np.testing.assert_array_equal(mask, make_mask(kind, height, width, missing, seed))
     share = 1 - mask.mean()
     if kind in ("strokes", "text"):
-        assert missing - 0.01 <= share  # drawn until enough is covered; the last stroke may overshoot
+        assert (
+            missing - 0.01 <= share
+        )  # drawn until enough is covered; the last stroke may overshoot
     elif kind == "random":
         assert abs(share - missing) < 6 * (missing * (1 - missing) / mask.size) ** 0.5
     else:
         assert 0 < share < 1
 
 
-@pytest.mark.parametrize(("kind", "missing", "says"), [("dots", 0.5, "known: random"), ("random", 0.0, "0, 1"), ("text", 1.0, "0, 1")])
+@pytest.mark.parametrize(
+    ("kind", "missing", "says"),
+    [("dots", 0.5, "known: random"), ("random", 0.0, "0, 1"), ("text", 1.0, "0, 1")],
+)
 def test_mask_errors(kind, missing, says):
     with pytest.raises(ValueError, match=says):
         make_mask(kind, 16, 16, missing, 0)
@@ -90,7 +105,10 @@ def test_lift_keeps_the_known_and_stays_between_extremes(height, width, known, s
 
 
 def test_lift_edges():
-    flat = push_pull(torch.full((1, 3, 33, 17), 0.25), (torch.rand(1, 1, 33, 17, generator=torch.Generator().manual_seed(0)) > 0.9).float())
+    flat = push_pull(
+        torch.full((1, 3, 33, 17), 0.25),
+        (torch.rand(1, 1, 33, 17, generator=torch.Generator().manual_seed(0)) > 0.9).float(),
+    )
     torch.testing.assert_close(flat, torch.full((1, 3, 33, 17), 0.25))
     nothing = push_pull(torch.rand(1, 3, 12, 12), torch.zeros(1, 1, 12, 12))
     assert (nothing == 0).all()

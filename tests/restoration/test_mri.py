@@ -1,4 +1,6 @@
-"""MRI: physics against closed forms, fastMRI's masks, ESPIRiT, the task's promises, evaluation, bad input."""
+"""MRI: physics against closed forms, fastMRI's masks, ESPIRiT, the task's promises, evaluation, bad
+input.
+"""
 
 import math
 
@@ -36,7 +38,7 @@ from restoration.mri.task import check_kspace
 from restoration.operators.measurement import Measurement
 from solvers import DDIM, SOLVERS, VP, Denoiser, solver_by_name
 
-# -- physics ------------------------------------------------------------------------------------------------------
+# -- physics ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 9)])
@@ -75,12 +77,17 @@ def test_single_coil_agrees_with_one_map_of_ones():
     mask = (torch.rand(9, 8, generator=g) < 0.5).float()
     one, many = SingleCoil(mask), Sense(mask, torch.ones(1, 9, 8, dtype=torch.complex128))
     x, y = torch.randn(2, 1, 2, 9, 8, generator=g, dtype=torch.float64)
-    for f in (lambda o: o.A(x), lambda o: o.A_adjoint(y), lambda o: o.A_dagger(o.A(x)), lambda o: o.prox_l2(x, y, 3.0)):
+    for f in (
+        lambda o: o.A(x),
+        lambda o: o.A_adjoint(y),
+        lambda o: o.A_dagger(o.A(x)),
+        lambda o: o.prox_l2(x, y, 3.0),
+    ):
         torch.testing.assert_close(f(one), f(many), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(one.sense(y, 0.5, 20), many.sense(y, 0.5, 20), rtol=1e-9, atol=1e-9)
 
 
-# -- masks --------------------------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
 
 
 def reference_mask(kind, width, acceleration, fraction, seed):
@@ -101,12 +108,17 @@ def reference_mask(kind, width, acceleration, fraction, seed):
 
 
 @pytest.mark.parametrize("kind", MASKS[:3])
-@pytest.mark.parametrize(("width", "acceleration", "fraction"), [(368, 4, 0.08), (320, 8, 0.04), (45, 4, 0.08), (64, 6, 0.06)])
+@pytest.mark.parametrize(
+    ("width", "acceleration", "fraction"),
+    [(368, 4, 0.08), (320, 8, 0.04), (45, 4, 0.08), (64, 6, 0.06)],
+)
 def test_column_masks_are_fastmris(kind, width, acceleration, fraction):
     for name in ("file1000000.h5", "file_brain_AXT2_200.h5"):
         seed = volume_seed(name)
         mask = column_mask(kind, width, acceleration, fraction, seed)
-        assert torch.nonzero(mask)[:, 0].tolist() == reference_mask(kind, width, acceleration, fraction, seed)
+        assert torch.nonzero(mask)[:, 0].tolist() == reference_mask(
+            kind, width, acceleration, fraction, seed
+        )
 
 
 def test_volume_seed_and_known_centre():
@@ -119,9 +131,16 @@ def test_volume_seed_and_known_centre():
 @given(st.integers(20, 300), st.floats(2, 8), st.integers(0, 10**6))
 def test_fraction_masks_reach_their_acceleration(width, acceleration, seed):
     mask = column_mask("equispaced-fraction", width, acceleration, 0.2 / acceleration, seed)
-    step = acceleration * (round(width * 0.2 / acceleration) - width) / (round(width * 0.2 / acceleration) * acceleration - width)
+    step = (
+        acceleration
+        * (round(width * 0.2 / acceleration) - width)
+        / (round(width * 0.2 / acceleration) * acceleration - width)
+    )
     # offset and rounding cost or gain a column or two; a centre line may be hit twice
-    assert abs(float(mask.sum()) - width / acceleration) <= 2 + round(width * 0.2 / acceleration) / step + 1
+    assert (
+        abs(float(mask.sum()) - width / acceleration)
+        <= 2 + round(width * 0.2 / acceleration) / step + 1
+    )
 
 
 def test_poisson_mask():
@@ -133,7 +152,9 @@ def test_poisson_mask():
     # denser inside, and no two neighbours far out
     y, x = np.mgrid[:64, :48]
     r = np.hypot((y - 32) / 32, (x - 24) / 24)
-    inner, outer = (float(mask.numpy()[(r > a) & (r < b)].mean()) for a, b in ((0.35, 0.55), (0.75, 1)))
+    inner, outer = (
+        float(mask.numpy()[(r > a) & (r < b)].mean()) for a, b in ((0.35, 0.55), (0.75, 1))
+    )
     assert inner > outer
     far = mask.numpy() * (r > 0.8)
     assert not (far[:, 1:] * far[:, :-1]).any()
@@ -146,9 +167,15 @@ def test_poisson_mask():
         (lambda: column_mask("random", 64, 0.5, 0.1, 0), "at least 1"),
         (lambda: column_mask("random", 64, 8, 0.5, 0), "centre alone"),
         (lambda: poisson_mask(64, 64, 8, 40, 0), "calibration"),
-        (lambda: Sense(torch.zeros(8, 8), torch.ones(2, 8, 8, dtype=torch.complex64)), "samples nothing"),
+        (
+            lambda: Sense(torch.zeros(8, 8), torch.ones(2, 8, 8, dtype=torch.complex64)),
+            "samples nothing",
+        ),
         (lambda: Sense(torch.ones(7), torch.ones(2, 8, 8, dtype=torch.complex64)), "must be"),
-        (lambda: Sense(torch.full((8, 8), 0.5), torch.ones(2, 8, 8, dtype=torch.complex64)), "0 and 1"),
+        (
+            lambda: Sense(torch.full((8, 8), 0.5), torch.ones(2, 8, 8, dtype=torch.complex64)),
+            "0 and 1",
+        ),
         (lambda: Sense(torch.ones(8, 8), torch.ones(2, 8, 8)), "complex"),
         (lambda: SingleCoil(torch.ones(8, 8)).A(torch.ones(1, 3, 8, 8)), "real and imaginary"),
     ],
@@ -158,7 +185,7 @@ def test_bad_physics(make, says):
         make()
 
 
-# -- sensitivities ------------------------------------------------------------------------------------------------
+# -- sensitivities ---------------------------------------------------------------------------------
 
 
 def test_calibration_region():
@@ -185,7 +212,9 @@ def test_espirit_finds_the_maps():
     inside = (image.abs() > 0.1) & (found.abs().sum(0) > 0)
     assert inside.sum() > 0.97 * (image.abs() > 0.1).sum()
     power = found.abs().square().sum(0)
-    torch.testing.assert_close(power[power > 0], torch.ones_like(power[power > 0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        power[power > 0], torch.ones_like(power[power > 0]), rtol=1e-4, atol=1e-4
+    )
     match = (found.conj() * maps).sum(0).abs()[inside]
     assert match.min() > 0.99
     assert match.mean() > 0.999
@@ -215,7 +244,9 @@ def test_resized_maps_stay_normalised():
 
 
 def test_the_scale_of_given_maps_does_not_matter():
-    """Nor does its shading; without coil sensitivity (a thousandth of the maximum) there is no image."""
+    """Nor does its shading; without coil sensitivity (a thousandth of the maximum) there is no
+    image.
+    """
     _, maps, _, kspace = scan()
     shading = torch.linspace(0.5, 20, maps.shape[2])[None, None]
     uneven = torch.where(shading < 1, 1e-4, shading) * maps
@@ -223,7 +254,10 @@ def test_the_scale_of_given_maps_does_not_matter():
     assert scaled.abs().square().sum(0)[:, shading[0, 0] < 1].abs().max() == 0
     torch.testing.assert_close(scaled[..., 2:], maps[..., 2:], rtol=1e-5, atol=1e-6)
     assert normalise_maps(maps) is maps
-    task = MRI(Denoiser(lambda x, t: torch.zeros_like(x), VP.from_diffusers({}), "sample"), num_inference_steps=1)
+    task = MRI(
+        Denoiser(lambda x, t: torch.zeros_like(x), VP.from_diffusers({}), "sample"),
+        num_inference_steps=1,
+    )
     mask = column_mask("equispaced", 36, 2, 0.2, 0)
     want, got = (task(kspace, mask, m, sigma=0.01).mean for m in (maps, shading * maps))
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
@@ -231,14 +265,18 @@ def test_the_scale_of_given_maps_does_not_matter():
         task(kspace, mask, maps / 0, sigma=0.01)
 
 
-# -- the task -----------------------------------------------------------------------------------------------------
+# -- the task --------------------------------------------------------------------------------------
 
 
 class Prior:
-    """The exact denoiser of a broad Gaussian around zero, for complex images: enough to test everything but image quality."""
+    """The exact denoiser of a broad Gaussian around zero, for complex images: enough to test
+    everything but image quality.
+    """
 
     def __init__(self, process=None, std=0.5):
-        self.process = process or VP.from_diffusers({"num_train_timesteps": 100, "beta_schedule": "scaled_linear"})
+        self.process = process or VP.from_diffusers(
+            {"num_train_timesteps": 100, "beta_schedule": "scaled_linear"}
+        )
         self.std = self.data_std = std
         self.device = torch.device("cpu")
         self.condition_channels = 0
@@ -276,7 +314,9 @@ def test_residual_does_not_exceed_the_noise():
     mask = column_mask("equispaced-fraction", 36, 3, 0.2, 0)
     for sigma in (0.003, 0.03):
         _, maps, _, kspace = scan(mask=mask, sigma=sigma)
-        result = MRI(Prior(std=0.1), num_inference_steps=4)(kspace, mask, maps, sigma=sigma, num_samples=2)
+        result = MRI(Prior(std=0.1), num_inference_steps=4)(
+            kspace, mask, maps, sigma=sigma, num_samples=2
+        )
         assert result.residual <= sigma
         assert (result.samples[0] - result.samples[1]).abs().max() > 0
 
@@ -292,9 +332,14 @@ def test_agreement_moves_no_image_that_agrees_already():
 
 
 def test_no_agreement_is_forced_where_the_maps_are_wrong():
-    """Data that no image explains: the move stops where more weight takes hardly more off the residual, and does less harm."""
+    """Data that no image explains: the move stops where more weight takes hardly more off the
+    residual, and does less harm.
+    """
     image, maps, op, kspace = scan(mask=column_mask("equispaced", 36, 3, 0.2, 0), sigma=0.01)
-    wrong = Sense(op.mask, maps + 0.1 * ring_maps(len(maps), maps.shape[1:], np.random.default_rng(5), width=0.5))
+    wrong = Sense(
+        op.mask,
+        maps + 0.1 * ring_maps(len(maps), maps.shape[1:], np.random.default_rng(5), width=0.5),
+    )
     x, m = to_channels(image[None, None]), Measurement(wrong, to_channels(kspace[None]), 0.01)
     hardest = wrong.prox_l2(x, m.y, 2.0**9)
     assert m.residual(hardest).square().mean().sqrt() > 0.01 * (2 * op.mask.mean()) ** 0.5
@@ -303,7 +348,9 @@ def test_no_agreement_is_forced_where_the_maps_are_wrong():
 
 
 def test_posterior_mean_of_a_gaussian_prior():
-    """One coil, every frequency for itself: the posterior of white signal in white noise is Wiener's, at every step and in the end."""
+    """One coil, every frequency for itself: the posterior of white signal in white noise is
+    Wiener's, at every step and in the end.
+    """
     size, sigma, std = (24, 20), 0.3, 1.0
     g = torch.Generator().manual_seed(0)
     image = std * torch.randn(size, generator=g, dtype=torch.complex64) * 2**0.5
@@ -325,7 +372,14 @@ def test_volume_is_slice_by_slice(solver):
     slices = [scan(seed=s, sigma=0.01)[3] for s in range(2)]
     task, seen = MRI(Prior(), solver, 3), []
     maps = scan()[1]
-    whole = task.volume(torch.stack(slices), None, maps, seed=5, num_samples=2, progress=lambda d, t: seen.append((d, t)))
+    whole = task.volume(
+        torch.stack(slices),
+        None,
+        maps,
+        seed=5,
+        num_samples=2,
+        progress=lambda d, t: seen.append((d, t)),
+    )
     assert seen == [(1, 2), (2, 2)]
     assert whole.samples.shape == (2, 2, 40, 36)
     alone = task(slices[1], maps=maps, seed=7, num_samples=2)
@@ -340,7 +394,15 @@ def test_conditional_network_is_shown_the_condition():
         seen.append(x)
         return torch.zeros_like(x[:, :2])
 
-    d = Denoiser(network, VP.from_diffusers({}), "v_prediction", condition_channels=7, residual=True, data_std=0.03, multiple=4)
+    d = Denoiser(
+        network,
+        VP.from_diffusers({}),
+        "v_prediction",
+        condition_channels=7,
+        residual=True,
+        data_std=0.03,
+        multiple=4,
+    )
     mask = column_mask("equispaced-fraction", 35, 3, 0.2, 0)
     _, maps, op, kspace = scan((41, 35), mask=mask, sigma=0.02)
     result = MRI(d, num_inference_steps=2)(kspace, mask, maps, sigma=0.02)
@@ -349,22 +411,32 @@ def test_conditional_network_is_shown_the_condition():
     torch.testing.assert_close(seen[0][:, 2:, :41, :35], shown, rtol=1e-4, atol=1e-5)
     assert float(shown[0, 6, 0, 0].sinh()) == pytest.approx(0.02 / scale / 0.01, rel=1e-5)
     y = to_channels(kspace[None])
-    torch.testing.assert_close(0.03 * shown[:, 4:6].sinh() + shown[:, :2], op.A_adjoint(y) / scale, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        0.03 * shown[:, 4:6].sinh() + shown[:, :2], op.A_adjoint(y) / scale, rtol=1e-4, atol=1e-4
+    )
     wrong = Denoiser(network, VP.from_diffusers({}), condition_channels=4)
     with pytest.raises(ValueError, match="4 channels"):
         MRI(wrong)(kspace, mask, maps)
 
 
 def test_noise_level_is_found():
-    """Of a smooth object; edges reach to the border of k-space and are mistaken for noise, but never below it."""
+    """Of a smooth object; edges reach to the border of k-space and are mistaken for noise, but
+    never below it.
+    """
     size = (96, 96)
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in size), indexing="ij")
     smooth = torch.exp(-8 * (x**2 + y**2)).to(torch.complex64)
     maps, g = ring_maps(6, size, np.random.default_rng(0)), torch.Generator().manual_seed(0)
     for sigma in (0.002, 0.05):
-        for mask in (torch.ones(size), column_mask("equispaced", 96, 3, 0.1, 0).expand(size), poisson_mask(96, 96, 4, 16, 0)):
+        for mask in (
+            torch.ones(size),
+            column_mask("equispaced", 96, 3, 0.1, 0).expand(size),
+            poisson_mask(96, 96, 4, 16, 0),
+        ):
             _, noisy = simulate_kspace(smooth, maps, mask, sigma, g)
-            assert noise_level(torch.complex(*noisy[0].chunk(2)), mask) == pytest.approx(sigma, rel=0.1)
+            assert noise_level(torch.complex(*noisy[0].chunk(2)), mask) == pytest.approx(
+                sigma, rel=0.1
+            )
             _, noisy = simulate_kspace(disc(size).to(torch.complex64), maps, mask, sigma, g)
             assert noise_level(torch.complex(*noisy[0].chunk(2)), mask) > 0.9 * sigma
     with pytest.raises(ValueError, match="too few"):
@@ -405,7 +477,7 @@ def test_bad_scans():
     assert torch.isfinite(kept).all()
 
 
-# -- evaluation ---------------------------------------------------------------------------------------------------
+# -- evaluation ------------------------------------------------------------------------------------
 
 
 def test_volume_quality_is_fastmris():
@@ -426,11 +498,15 @@ def test_volume_quality_is_fastmris():
                 u, v = x[i : i + 7, j : j + 7].ravel(), y[i : i + 7, j : j + 7].ravel()
                 s = np.cov(u, v)
                 top = (2 * u.mean() * v.mean() + c1) * (2 * s[0, 1] + c2)
-                values.append(top / ((u.mean() ** 2 + v.mean() ** 2 + c1) * (s[0, 0] + s[1, 1] + c2)))
+                values.append(
+                    top / ((u.mean() ** 2 + v.mean() ** 2 + c1) * (s[0, 0] + s[1, 1] + c2))
+                )
     assert got.ssim == pytest.approx(np.mean(values))
     alone = slice_quality(found, truth)
     assert len(alone) == 3
-    assert alone[0].psnr == pytest.approx(20 * np.log10(truth[0].max()) - 10 * np.log10(np.mean((found[0] - truth[0]) ** 2)))
+    assert alone[0].psnr == pytest.approx(
+        20 * np.log10(truth[0].max()) - 10 * np.log10(np.mean((found[0] - truth[0]) ** 2))
+    )
     assert volume_quality(truth, truth).psnr == math.inf
 
 
@@ -439,7 +515,9 @@ def test_coverage_of_gaussian_errors():
     spread = rng.uniform(0.5, 2, 40000)
     truth = spread * rng.standard_normal(40000)
     assert coverage(np.zeros(40000), spread, truth, 0.9) == pytest.approx(0.9, abs=0.01)
-    assert coverage(np.zeros(40000), spread, truth, 0.5, where=spread > 1) == pytest.approx(0.5, abs=0.02)
+    assert coverage(np.zeros(40000), spread, truth, 0.5, where=spread > 1) == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -456,7 +534,7 @@ def test_bad_volumes(x, y, says):
         volume_quality(x, y)
 
 
-# -- every solver, every correction -------------------------------------------------------------------------------
+# -- every solver, every correction ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("correction", [None, "ddnm", "pigdm", "red-diff"])
@@ -475,7 +553,9 @@ def test_solvers_and_corrections_explain_the_data(name, correction):
 
 
 def test_unknown_frequencies_are_the_networks():
-    """Noiseless data of one coil: measured frequencies are the data's, the others the network's, to rounding."""
+    """Noiseless data of one coil: measured frequencies are the data's, the others the network's, to
+    rounding.
+    """
     mask = column_mask("random", 36, 2, 0.2, 0).expand(40, 36)
     image, *_ = scan()
     kspace = (mask * fft2c(image))[None]

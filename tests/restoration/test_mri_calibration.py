@@ -1,4 +1,6 @@
-"""Intervals of the uncertainty map: the promise of split-conformal calibration, in closed form and for any data."""
+"""Intervals of the uncertainty map: the promise of split-conformal calibration, in closed form and
+for any data.
+"""
 
 import math
 from statistics import NormalDist
@@ -18,12 +20,16 @@ def test_one_pixel_per_slice_is_the_textbooks_quantile(level):
         score = rng.exponential(size=count)
         rank = math.ceil(level * (count + 1) - 1e-9)
         spread = rng.uniform(1, 2, count)
-        assert conformal_factor((score * spread)[:, None], spread[:, None], level) == pytest.approx(np.sort(score)[rank - 1])
+        assert conformal_factor((score * spread)[:, None], spread[:, None], level) == pytest.approx(
+            np.sort(score)[rank - 1]
+        )
 
 
 @pytest.mark.parametrize("wrong", [0.4, 1.0, 3.0])
 def test_gaussian_errors_with_a_wrong_spread(wrong):
-    """The spread is ``wrong`` times too small: the factor is that times the normal quantile of the corrected level."""
+    """The spread is ``wrong`` times too small: the factor is that times the normal quantile of the
+    corrected level.
+    """
     rng, count, level = np.random.default_rng(1), 60, 0.9
     true = rng.uniform(0.5, 2, (count + 40, 4000))
     error, std = true * rng.standard_normal(true.shape), true / wrong
@@ -39,8 +45,8 @@ slices = st.lists(st.lists(st.floats(0.0, 10.0), min_size=1, max_size=6), min_si
 
 @given(slices, st.sampled_from([0.5, 0.7, 0.8]), st.floats(0.1, 10.0))
 def test_the_promise_holds_for_any_slices(errors, level, unit):
-    """Each slice in turn is the new one: mean coverage is the level or more. That is the guarantee for exchangeable slices, whatever the
-    errors, the number of pixels per slice, and the spread."""
+    """Each slice in turn is the new one: mean coverage is the level or more. That is the guarantee
+    for exchangeable slices, whatever the errors, the number of pixels per slice, and the spread."""
     errors = [np.array(e) for e in errors]
     stds = [np.full(e.shape, unit) for e in errors]
     inside = []
@@ -50,11 +56,15 @@ def test_the_promise_holds_for_any_slices(errors, level, unit):
         inside.append(np.mean(errors[k] <= factor * stds[k] + 1e-9))
     assert np.mean(inside) >= level - 1e-9
     order = np.random.default_rng(0).permutation(len(errors))
-    assert conformal_factor([errors[i] for i in order], [stds[i] for i in order], level) == conformal_factor(errors, stds, level)
+    assert conformal_factor(
+        [errors[i] for i in order], [stds[i] for i in order], level
+    ) == conformal_factor(errors, stds, level)
 
 
 def test_slices_that_are_hard_as_a_whole_are_why_slices_count():
-    """Every tenth slice has errors 20 times as large, all its pixels together: pooled pixels without a correction promise too much."""
+    """Every tenth slice has errors 20 times as large, all its pixels together: pooled pixels
+    without a correction promise too much.
+    """
     rng, level, count = np.random.default_rng(2), 0.9, 12
     corrected, naive = [], []
     for _ in range(400):

@@ -1,4 +1,6 @@
-"""MRI files: what is written is read back; what is broken, hostile or of another kind is refused; the command on all of them."""
+"""MRI files: what is written is read back; what is broken, hostile or of another kind is refused;
+the command on all of them.
+"""
 
 import json
 from statistics import NormalDist
@@ -55,10 +57,15 @@ def test_fastmri_files(tmp_path, kspace):
 def test_links_out_of_the_file_are_refused(tmp_path, kspace):
     outside = fastmri_file(tmp_path / "outside.h5", kspace)
     cases = {
-        "external": lambda file: file.__setitem__("kspace", h5py.ExternalLink(str(outside), "kspace")),
+        "external": lambda file: file.__setitem__(
+            "kspace", h5py.ExternalLink(str(outside), "kspace")
+        ),
         "soft": lambda file: file.__setitem__("kspace", h5py.SoftLink("/elsewhere")),
         "stored": lambda file: file.create_dataset(
-            "kspace", (1, 8, 8), np.complex64, external=[(str(tmp_path / "raw.bin"), 0, h5py.h5f.UNLIMITED)]
+            "kspace",
+            (1, 8, 8),
+            np.complex64,
+            external=[(str(tmp_path / "raw.bin"), 0, h5py.h5f.UNLIMITED)],
         ),
     }
 
@@ -87,11 +94,15 @@ def test_arrays(tmp_path, kspace):
     np.testing.assert_array_equal(read.kspace, kspace[:1])
     np.testing.assert_array_equal(read.maps, maps)
     np.testing.assert_array_equal(read.mask, mask)
-    io.savemat(tmp_path / "b.mat", {"kspace": kspace.astype(np.complex128), "mask": np.ones((1, 36))})
+    io.savemat(
+        tmp_path / "b.mat", {"kspace": kspace.astype(np.complex128), "mask": np.ones((1, 36))}
+    )
     read = read_scan(tmp_path / "b.mat")
     np.testing.assert_array_equal(read.kspace, kspace)
     assert read.mask.shape == (36,)
-    with h5py.File(tmp_path / "c.mat", "w", userblock_size=512) as file:  # MATLAB 7.3: HDF5 in Fortran's order
+    with h5py.File(
+        tmp_path / "c.mat", "w", userblock_size=512
+    ) as file:  # MATLAB 7.3: HDF5 in Fortran's order
         record = np.zeros(kspace.T.shape, [("real", "f8"), ("imag", "f8")])
         record["real"], record["imag"] = kspace.T.real, kspace.T.imag
         file["kspace"] = record
@@ -134,13 +145,26 @@ def test_dicom(tmp_path):
     folder.mkdir()
     for k, name in enumerate(["c", "a", "b"]):  # the position tells the order, not the name
         meta = FileMetaDataset()
-        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, MRImageStorage
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = (
+            ExplicitVRLittleEndian,
+            MRImageStorage,
+        )
         meta.MediaStorageSOPInstanceUID = generate_uid()
         ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 8, 9, 1, "MONOCHROME2"
+        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = (
+            8,
+            9,
+            1,
+            "MONOCHROME2",
+        )
         ds.BitsAllocated = ds.BitsStored = 16
         ds.HighBit, ds.PixelRepresentation = 15, 0
-        ds.PixelSpacing, ds.SliceThickness, ds.RescaleSlope, ds.RescaleIntercept = [0.8, 0.9], 5, 2, 1
+        ds.PixelSpacing, ds.SliceThickness, ds.RescaleSlope, ds.RescaleIntercept = (
+            [0.8, 0.9],
+            5,
+            2,
+            1,
+        )
         ds.ImageOrientationPatient, ds.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 5.0 * k]
         ds.PixelData = volume[k].tobytes()
         ds.save_as(folder / name, enforce_file_format=True)
@@ -161,10 +185,20 @@ def test_ismrmrd(tmp_path, kspace):
     path = tmp_path / "scan.h5"
     conditions = xsd.experimentalConditionsType(H1resonanceFrequency_Hz=128_000_000)
     header = xsd.ismrmrdHeader(experimentalConditions=conditions)
-    space = xsd.encodingSpaceType(matrixSize=xsd.matrixSizeType(x=40, y=36, z=1), fieldOfView_mm=xsd.fieldOfViewMm(x=400.0, y=360.0, z=5.0))
-    limits = xsd.encodingLimitsType(kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=35, center=18))
+    space = xsd.encodingSpaceType(
+        matrixSize=xsd.matrixSizeType(x=40, y=36, z=1),
+        fieldOfView_mm=xsd.fieldOfViewMm(x=400.0, y=360.0, z=5.0),
+    )
+    limits = xsd.encodingLimitsType(
+        kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=35, center=18)
+    )
     header.encoding.append(
-        xsd.encodingType(encodedSpace=space, reconSpace=space, encodingLimits=limits, trajectory=xsd.trajectoryType.CARTESIAN)
+        xsd.encodingType(
+            encodedSpace=space,
+            reconSpace=space,
+            encodingLimits=limits,
+            trajectory=xsd.trajectoryType.CARTESIAN,
+        )
     )
     dataset = ismrmrd.Dataset(str(path), "dataset")
     dataset.write_xml_header(header.toXML("utf-8"))
@@ -208,7 +242,9 @@ def test_bad_files(tmp_path, kspace):
 
     def huge():
         with h5py.File(tmp_path / "huge.h5", "w") as file:
-            file.create_dataset("kspace", (100, 64, 1024, 1024), np.complex64, chunks=(1, 1, 64, 64))
+            file.create_dataset(
+                "kspace", (100, 64, 1024, 1024), np.complex64, chunks=(1, 1, 64, 64)
+            )
         return read_scan(tmp_path / "huge.h5")
 
     def text(name, content=b"no data"):
@@ -253,7 +289,7 @@ def test_bad_files(tmp_path, kspace):
         read_scan(tmp_path / "group.h5")
 
 
-# -- the command --------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -266,9 +302,10 @@ def model(tmp_path_factory):
     head = (255 * disc((72, 64)) / 1.5).numpy().astype(np.uint8)
     np.savez(folder / "heads.npz", axial=np.stack([head, head[::-1]]))
     (folder / "recipe.toml").write_text(
-        'name = "tiny"\ntask = "mri"\nsteps = 2\nbatch_size = 2\npatch_size = 32\n[network]\nblock_out_channels = [8, 16]\n'
-        "layers_per_block = 1\nnorm_num_groups = 4\nfold = 2\n[process]\nnoise_scale = 0.03\n[loss]\ndata_std = 0.03\n"
-        '[simulation]\nscans = 2\nsides = [48, 56]\nkinds = ["random", "poisson"]\n[optimizer]\nwarmup = 1\n'
+        'name = "tiny"\ntask = "mri"\nsteps = 2\nbatch_size = 2\npatch_size ='
+        " 32\n[network]\nblock_out_channels = [8, 16]\nlayers_per_block = 1\nnorm_num_groups ="
+        " 4\nfold = 2\n[process]\nnoise_scale = 0.03\n[loss]\ndata_std = 0.03\n[simulation]\nscans"
+        ' = 2\nsides = [48, 56]\nkinds = ["random", "poisson"]\n[optimizer]\nwarmup = 1\n'
     )
     return train(Recipe.read(folder / "recipe.toml"), folder, folder / "model")
 
@@ -314,12 +351,23 @@ def test_command_on_kspace(capsys, tmp_path, kspace, model):
     # the same data, undersampled at the source
     mask = column_mask("random", 36, 2, 0.25, 0).numpy()
     np.savez(tmp_path / "under.npz", kspace=kspace * mask)
-    code, figures = run(capsys, tmp_path / "under.npz", "-o", tmp_path / "out.png", "--model", model, "--steps", 1)
+    code, figures = run(
+        capsys, tmp_path / "under.npz", "-o", tmp_path / "out.png", "--model", model, "--steps", 1
+    )
     assert code == 0
     assert len(figures["out"]) == 2
     assert figures["acceleration"] == pytest.approx(36 / mask.sum(), abs=0.01)
     assert "psnr" not in figures
-    code, error = run(capsys, tmp_path / "under.npz", "-o", tmp_path / "no.png", "--mask", "random", "--model", model)
+    code, error = run(
+        capsys,
+        tmp_path / "under.npz",
+        "-o",
+        tmp_path / "no.png",
+        "--mask",
+        "random",
+        "--model",
+        model,
+    )
     assert code == 2
     assert "undersampled already" in error
 
@@ -330,13 +378,30 @@ def test_command_says_where_its_maps_come_from(capsys, tmp_path, kspace, model):
     maps = 5 * (1 + rng.random((1, 36))) * ring_maps(len(kspace[0]), kspace.shape[2:], rng).numpy()
     np.savez(tmp_path / "own.npz", kspace=kspace[0], maps=maps)
     np.savez(tmp_path / "norm.npz", maps=normalise_maps(torch.from_numpy(maps)).numpy())
-    settings = ("-m", "random", "--acceleration", 2, "--center-fraction", 0.25, "--model", model, "--steps", 1, "-o", tmp_path / "o.png")
+    settings = (
+        "-m",
+        "random",
+        "--acceleration",
+        2,
+        "--center-fraction",
+        0.25,
+        "--model",
+        model,
+        "--steps",
+        1,
+        "-o",
+        tmp_path / "o.png",
+    )
     found = {}
     for coils in ("auto", "espirit", tmp_path / "norm.npz"):
         code, found[coils] = run(capsys, tmp_path / "own.npz", "--coils", coils, *settings)
         assert code == 0, found[coils]
     own, estimated, other = found.values()
-    assert [own["maps"], estimated["maps"], other["maps"]] == ["file", "espirit", str(tmp_path / "norm.npz")]
+    assert [own["maps"], estimated["maps"], other["maps"]] == [
+        "file",
+        "espirit",
+        str(tmp_path / "norm.npz"),
+    ]
     assert own["psnr"] == pytest.approx(other["psnr"], abs=0.01)
     assert "espirit" in own["note"]
     assert "note" not in estimated
@@ -350,7 +415,9 @@ def test_command_on_magnitudes(capsys, tmp_path, model):
     image = disc((48, 40)).numpy()[None]
     np.savez(tmp_path / "image.npz", image=image)
     arguments = (tmp_path / "image.npz", "-o", tmp_path / "out.png", "--model", model, "--steps", 1)
-    code, figures = run(capsys, *arguments, "--mask", "random", "--acceleration", 2, "--coils", 4, "--sigma", 0.01)
+    code, figures = run(
+        capsys, *arguments, "--mask", "random", "--acceleration", 2, "--coils", 4, "--sigma", 0.01
+    )
     assert code == 0
     assert figures["coils"] == 4
     assert figures["psnr"] > 20
@@ -372,7 +439,10 @@ def test_bad_commands(capsys, tmp_path, kspace, model):
         ((full, "-o", tmp_path / "x.png", "--coils", "4"), "--coils takes"),
         ((full, "-o", tmp_path / "x.png", "--std"), "two samples"),
         ((bad, "-o", tmp_path / "x.png"), "slice 1: k-space holds NaN"),
-        ((full, "-o", tmp_path / "x.png", "--mask", "random", "--acceleration", "12"), "centre|calibration"),
+        (
+            (full, "-o", tmp_path / "x.png", "--mask", "random", "--acceleration", "12"),
+            "centre|calibration",
+        ),
         ((tmp_path / "none.h5", "-o", tmp_path / "x.png"), "does not exist"),
     ]:
         code, error = run(capsys, *arguments, "--model", model, "--steps", 1)
@@ -416,19 +486,28 @@ def test_bench_of_coverage(capsys, tmp_path, model):
     code, rows = run(capsys, *files, *settings, command=("bench", "mri-coverage"))
     assert code == 0
     (row,) = rows
-    assert (row["mask"], row["acceleration"], row["calibration_slices"], row["test_slices"]) == ("poisson", 3.0, 3, 1)
+    assert (row["mask"], row["acceleration"], row["calibration_slices"], row["test_slices"]) == (
+        "poisson",
+        3.0,
+        3,
+        1,
+    )
     gaussian = NormalDist().inv_cdf(0.85)
     assert row["width"] == pytest.approx(row["width_gaussian"] * row["factor"] / gaussian, rel=1e-2)
     assert 0 <= row["coverage_worst_slice"] <= row["coverage"] <= 1
     order = np.sign(row["factor"] - gaussian)
     assert order * row["coverage"] >= order * row["coverage_gaussian"]
-    code, error = run(capsys, *files, *settings, "--calibration-limit", 2, command=("bench", "mri-coverage"))
+    code, error = run(
+        capsys, *files, *settings, "--calibration-limit", 2, command=("bench", "mri-coverage")
+    )
     assert code != 0
     assert "at least 3 slices; got 2" in error
 
 
 def test_bench_tells_lpips_where_its_weights_are(tmp_path):
-    """With the backbone's file at hand (features drawn here: what is measured then is the sum, not the perception)."""
+    """With the backbone's file at hand (features drawn here: what is measured then is the sum, not
+    the perception).
+    """
     from torchvision.models import alexnet
 
     from restoration.metrics import lpips
@@ -443,7 +522,11 @@ def test_bench_tells_lpips_where_its_weights_are(tmp_path):
         with torch.device("meta"):
             shapes = alexnet().state_dict()
         g = torch.Generator().manual_seed(1)
-        drawn = {k: 0.05 * torch.randn(v.shape, generator=g) for k, v in shapes.items() if k.startswith("features")}
+        drawn = {
+            k: 0.05 * torch.randn(v.shape, generator=g)
+            for k, v in shapes.items()
+            if k.startswith("features")
+        }
         unused = {k: torch.zeros(1).expand(v.shape) for k, v in shapes.items() if k not in drawn}
         (tmp_path / "checkpoints").mkdir()
         torch.save(drawn | unused, tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth")
@@ -451,7 +534,9 @@ def test_bench_tells_lpips_where_its_weights_are(tmp_path):
         near, far = mean_lpips(truth + 0.1 * (found - truth), truth), mean_lpips(found, truth)
         assert 0 < near < far
         scaled = [(v / truth.max()).clamp(0, 1)[:, None].repeat(1, 3, 1, 1) for v in (found, truth)]
-        assert far == pytest.approx(np.mean([lpips(*pair) for pair in zip(*scaled, strict=True)]), abs=1e-4)
+        assert far == pytest.approx(
+            np.mean([lpips(*pair) for pair in zip(*scaled, strict=True)]), abs=1e-4
+        )
         assert mean_lpips(100 * found, 100 * truth) == pytest.approx(far, abs=1e-4)
     finally:
         torch.hub.set_dir(before)

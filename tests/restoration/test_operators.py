@@ -1,4 +1,6 @@
-"""One test over all operators: adjoint, pseudo-inverse, proximal map; any size, any number of channels, both precisions."""
+"""One test over all operators: adjoint, pseudo-inverse, proximal map; any size, any number of
+channels, both precisions.
+"""
 
 import pytest
 import torch
@@ -14,17 +16,28 @@ from restoration.operators.linear import (
     spectral_filter,
 )
 from restoration.operators.measurement import Measurement
-from restoration.operators.separable import PADDINGS, Bicubic, BlockMean, Blur, Separable, gaussian_kernel
+from restoration.operators.separable import (
+    PADDINGS,
+    Bicubic,
+    BlockMean,
+    Blur,
+    Separable,
+    gaussian_kernel,
+)
 from restoration.posterior import CORRECTIONS
 from solvers import DDIM, VP, Denoiser, solve, trailing
 
 
 class RowMix(LinearOperator):
-    """A rank-deficient dense operator without closed forms, to prove the defaults: mixes pixels of each row."""
+    """A rank-deficient dense operator without closed forms, to prove the defaults: mixes pixels of
+    each row.
+    """
 
     def __init__(self, width: int):
         g = torch.Generator().manual_seed(3)
-        self.matrix = torch.randn(max(1, width - 2), width, generator=g, dtype=torch.float64) / width**0.5
+        self.matrix = (
+            torch.randn(max(1, width - 2), width, generator=g, dtype=torch.float64) / width**0.5
+        )
 
     def A(self, x):
         return x @ self.matrix.to(x).T
@@ -43,7 +56,9 @@ def operators(channels, height, width):
         "defaults": RowMix(width),
         "block-mean": BlockMean(size, 4),
         "bicubic": Bicubic(size, 2),
-        "separable": Separable(torch.randn(height + 2, height, generator=g), torch.randn(width - 1, width, generator=g)),
+        "separable": Separable(
+            torch.randn(height + 2, height, generator=g), torch.randn(width - 1, width, generator=g)
+        ),
         "function": LinearFunction(lambda x: x.diff(dim=-1).flatten(1), (channels, height, width)),
     }
     for padding in PADDINGS:
@@ -90,7 +105,9 @@ def test_conjugate_gradient_treats_samples_alone():
     b[1] = 0
     x = conjugate_gradient(lambda u: u @ m, b)
     torch.testing.assert_close(x, torch.linalg.solve(m, b.T).T, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(x[2:], conjugate_gradient(lambda u: u @ m, b[2:]), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        x[2:], conjugate_gradient(lambda u: u @ m, b[2:]), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_measurement_changes_range_in_one_place():
@@ -121,9 +138,21 @@ def test_measurement_changes_range_in_one_place():
         (lambda: Separable(torch.eye(2), torch.eye(2), rcond=1), ValueError, "rcond"),
         (lambda: BlockMean((8, 8)).A(torch.zeros(1, 1, 4, 8)), ValueError, "8, 8"),
         (lambda: LinearFunction(lambda x: x + 1, (1, 2, 2)), ValueError, "not linear"),
-        (lambda: spectral_filter(RowMix(4), torch.zeros(1, 1, 4, 4), torch.ones_like), TypeError, "singular value"),
-        (lambda: NonlinearOperator(torch.sin, torch.asin).A_adjoint(torch.zeros(1)), TypeError, "no adjoint"),
-        (lambda: NonlinearOperator(torch.sin, torch.asin).prox_l2(None, None, 1.0), TypeError, "proximal"),
+        (
+            lambda: spectral_filter(RowMix(4), torch.zeros(1, 1, 4, 4), torch.ones_like),
+            TypeError,
+            "singular value",
+        ),
+        (
+            lambda: NonlinearOperator(torch.sin, torch.asin).A_adjoint(torch.zeros(1)),
+            TypeError,
+            "no adjoint",
+        ),
+        (
+            lambda: NonlinearOperator(torch.sin, torch.asin).prox_l2(None, None, 1.0),
+            TypeError,
+            "proximal",
+        ),
     ],
 )
 def test_bad_measurements(make, error, says):
@@ -131,7 +160,11 @@ def test_bad_measurements(make, error, says):
         make()
 
 
-SPECTRAL = [(name, shape) for name, shape in CASES if name not in ("defaults", "function", "sense", "sense-columns")]
+SPECTRAL = [
+    (name, shape)
+    for name, shape in CASES
+    if name not in ("defaults", "function", "sense", "sense-columns")
+]
 
 
 @pytest.mark.parametrize(("name", "shape"), SPECTRAL)
@@ -140,7 +173,9 @@ def test_spectral_filters_are_functions_of_the_normal_operator(name, shape):
     op = operators(*shape[1:])[name]
     x = torch.randn(shape, generator=g, dtype=torch.float64)
     torch.testing.assert_close(spectral_filter(op, x, torch.ones_like), x)
-    torch.testing.assert_close(spectral_filter(op, x, torch.square), op.A_adjoint(op.A(x)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        spectral_filter(op, x, torch.square), op.A_adjoint(op.A(x)), rtol=1e-9, atol=1e-9
+    )
     null = spectral_filter(op, x, lambda s: (s == 0).to(s.dtype))
     torch.testing.assert_close(x - null, op.A_dagger(op.A(x)), rtol=1e-9, atol=1e-9)
 
@@ -148,10 +183,16 @@ def test_spectral_filters_are_functions_of_the_normal_operator(name, shape):
 def test_super_resolution_equals_pytorchs_reductions():
     x = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for factor in (2, 4):
-        torch.testing.assert_close(BlockMean((12, 20), factor).A(x), torch.nn.functional.avg_pool2d(x, factor))
-        reduced = torch.nn.functional.interpolate(x, scale_factor=1 / factor, mode="bicubic", antialias=True)
+        torch.testing.assert_close(
+            BlockMean((12, 20), factor).A(x), torch.nn.functional.avg_pool2d(x, factor)
+        )
+        reduced = torch.nn.functional.interpolate(
+            x, scale_factor=1 / factor, mode="bicubic", antialias=True
+        )
         torch.testing.assert_close(Bicubic((12, 20), factor).A(x), reduced, rtol=1e-6, atol=1e-6)
-    odd = torch.nn.functional.avg_pool2d(x[..., :11, :18], 4, ceil_mode=True, count_include_pad=False)
+    odd = torch.nn.functional.avg_pool2d(
+        x[..., :11, :18], 4, ceil_mode=True, count_include_pad=False
+    )
     torch.testing.assert_close(BlockMean((11, 18), 4).A(x[..., :11, :18]), odd)
 
 
@@ -159,9 +200,13 @@ def test_super_resolution_equals_pytorchs_reductions():
 def test_blur_equals_a_convolution(padding):
     x = torch.randn(2, 3, 9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     taps = torch.tensor([0.1, 0.5, 0.2, 0.15, 0.05], dtype=torch.float64)  # not symmetric
-    padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode={"zero": "constant"}.get(padding, padding))
+    padded = torch.nn.functional.pad(
+        x, (2, 2, 2, 2), mode={"zero": "constant"}.get(padding, padding)
+    )
     kernel = (taps[:, None] * taps).expand(3, 1, 5, 5)
-    torch.testing.assert_close(Blur((9, 12), taps, padding).A(x), torch.nn.functional.conv2d(padded, kernel, groups=3))
+    torch.testing.assert_close(
+        Blur((9, 12), taps, padding).A(x), torch.nn.functional.conv2d(padded, kernel, groups=3)
+    )
 
 
 def test_nonlinear_operators_give_their_own_gradient():
@@ -174,7 +219,9 @@ def test_nonlinear_operators_give_their_own_gradient():
 
 
 class Decomposed:
-    """The words of deepinv's decomposable physics: singular values in ``mask``, ``V`` and ``V_adjoint``."""
+    """The words of deepinv's decomposable physics: singular values in ``mask``, ``V`` and
+    ``V_adjoint``.
+    """
 
     def __init__(self):
         self.mask = torch.tensor([[1.0, 0.5], [0.0, 2.0]])
@@ -187,7 +234,9 @@ class Decomposed:
 
 def test_spectral_filter_understands_decomposable_physics():
     x = torch.randn(1, 2, 2, 2)
-    torch.testing.assert_close(spectral_filter(Decomposed(), x, torch.square), (Decomposed().mask ** 2).flip(-1) * x)
+    torch.testing.assert_close(
+        spectral_filter(Decomposed(), x, torch.square), (Decomposed().mask ** 2).flip(-1) * x
+    )
 
 
 # noiseless data are met as far as the operator's own A_dagger goes: exactly where it is exact
@@ -197,29 +246,46 @@ DEEPINV = {
     "grey": (lambda p, mask: p.Decolorize(), True),
     "blur-fft": (lambda p, mask: p.BlurFFT((3, 16, 16), filter=p.blur.gaussian_blur(0.7)), True),
     "blur": (lambda p, mask: p.Blur(filter=p.blur.gaussian_blur(0.7), padding="circular"), False),
-    "downsampling": (lambda p, mask: p.Downsampling((3, 16, 16), factor=2, filter="gaussian"), False),
+    "downsampling": (
+        lambda p, mask: p.Downsampling((3, 16, 16), factor=2, filter="gaussian"),
+        False,
+    ),
     "random-projections": (lambda p, mask: p.CompressedSensing(m=200, img_size=(3, 16, 16)), False),
 }
 
 
 @pytest.mark.parametrize("name", DEEPINV)
 def test_deepinv_physics_work_unchanged(name):
-    """Every correction on deepinv's own objects; those that need singular values say so of physics that have none."""
+    """Every correction on deepinv's own objects; those that need singular values say so of physics
+    that have none.
+    """
     deepinv = pytest.importorskip("deepinv")
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    mask = (torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.5).float().expand(-1, 3, -1, -1)
+    mask = (
+        (torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.5)
+        .float()
+        .expand(-1, 3, -1, -1)
+    )
     make, decomposable = DEEPINV[name]
     physics, process = make(deepinv.physics, mask), VP.linear()
     denoiser = Denoiser(_Halving(), process)  # any network: what counts is that the data are met
     start = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     for correction, made in CORRECTIONS.items():
-        m = Measurement(physics, physics.A(x), 0.0 if correction in ("ddnm", "repaint") else 0.05).in_range(-1.0, 1.0, like=x)
+        m = Measurement(
+            physics, physics.A(x), 0.0 if correction in ("ddnm", "repaint") else 0.05
+        ).in_range(-1.0, 1.0, like=x)
         if correction in ("ddrm", "ddnm+") and not decomposable:
             with pytest.raises(TypeError, match="singular value"):
                 made(denoiser, m)
             continue
         options = {"scale": 0.1} if correction == "dps" else {}
-        out = solve(DDIM(), made(denoiser, m, **options), start, trailing(process, 5), generator=torch.Generator().manual_seed(3)).x0
+        out = solve(
+            DDIM(),
+            made(denoiser, m, **options),
+            start,
+            trailing(process, 5),
+            generator=torch.Generator().manual_seed(3),
+        ).x0
         assert torch.isfinite(out).all()
         left = m.residual(out).norm() / m.residual(torch.zeros_like(x)).norm()
         if correction in ("ddnm", "repaint"):
@@ -228,7 +294,10 @@ def test_deepinv_physics_work_unchanged(name):
             assert left < 0.5
     if decomposable:
         torch.testing.assert_close(
-            spectral_filter(physics, x, torch.square), physics.A_adjoint(physics.A(x)), rtol=1e-4, atol=1e-5
+            spectral_filter(physics, x, torch.square),
+            physics.A_adjoint(physics.A(x)),
+            rtol=1e-4,
+            atol=1e-5,
         )  # V S^2 V^T = A^H A
 
 

@@ -1,4 +1,6 @@
-"""Paired restoration: the task on networks whose answer is known, its training under every process, the commands."""
+"""Paired restoration: the task on networks whose answer is known, its training under every process,
+the commands.
+"""
 
 import json
 import sys
@@ -12,8 +14,26 @@ from helpers.data import TINY_RECIPE, smooth_picture
 from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import psnr
 from restoration.paired.haze import Scattering, procedural_depth
-from restoration.paired.task import LITTLE, SOFT, PairedRestoration, carry, default_process, haze_condition, reduced
-from solvers import DDIM, PNDM, RDDM, VP, Denoiser, EVODiff, RDDMSampler, Resfusion, ResfusionSampler
+from restoration.paired.task import (
+    LITTLE,
+    SOFT,
+    PairedRestoration,
+    carry,
+    default_process,
+    haze_condition,
+    reduced,
+)
+from solvers import (
+    DDIM,
+    PNDM,
+    RDDM,
+    VP,
+    Denoiser,
+    EVODiff,
+    RDDMSampler,
+    Resfusion,
+    ResfusionSampler,
+)
 from toolbox.cli import main
 from toolbox.deploy.calibrate import run_calibrate
 from toolbox.tasks.paired import run_bench_dehaze
@@ -23,18 +43,28 @@ from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
 from toolbox.training.recipe import Recipe
 
-SOLVERS = [DDIM(), PNDM(), EVODiff(), RDDMSampler(), RDDMSampler("res"), ResfusionSampler(), ResfusionSampler(0.0)]
+SOLVERS = [
+    DDIM(),
+    PNDM(),
+    EVODiff(),
+    RDDMSampler(),
+    RDDMSampler("res"),
+    ResfusionSampler(),
+    ResfusionSampler(0.0),
+]
 
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- the task -----------------------------------------------------------------------------------------------------
+# -- the task --------------------------------------------------------------------------------------
 
 
 class Posterior:
-    """The exact answer for pixels that are independent given the degraded one: ``x0 ~ N(y/2, spread^2)``."""
+    """The exact answer for pixels that are independent given the degraded one: ``x0 ~ N(y/2,
+    spread^2)``.
+    """
 
     def __init__(self, process, spread):
         self.process, self.spread = process, spread
@@ -43,7 +73,9 @@ class Posterior:
         state, y = z[:, :3], z[:, 3:6]
         a, b, c = (f(float(t[0])) for f in (self.process.a, self.process.b, self.process.c))
         mean = 0.5 * y
-        return mean + a * self.spread**2 / (a**2 * self.spread**2 + b**2) * (state - c * y - a * mean)
+        return mean + a * self.spread**2 / (a**2 * self.spread**2 + b**2) * (
+            state - c * y - a * mean
+        )
 
 
 def posterior(process, spread=0.2):
@@ -54,7 +86,9 @@ def posterior(process, spread=0.2):
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_a_network_that_knows_the_answer_gives_it(solver, steps):
     image = torch.from_numpy(smooth_picture(13, 18))
-    result = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True), 0.0), solver, steps)(image)
+    result = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True), 0.0), solver, steps)(
+        image
+    )
     want = (0.5 * (2 * image - 1) + 1) / 2
     torch.testing.assert_close(result.mean, want, atol=1e-5, rtol=0)
     assert result.nfe >= steps
@@ -62,11 +96,17 @@ def test_a_network_that_knows_the_answer_gives_it(solver, steps):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: f"{type(s).__name__}")
-@pytest.mark.parametrize("process", [RDDM.scheduled(), Resfusion.scheduled()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [RDDM.scheduled(), Resfusion.scheduled()], ids=lambda p: type(p).__name__
+)
 def test_a_matched_network_answers_like_a_native_one(solver, process):
-    """A network of a variance-preserving process and one trained under the run's own, both exact, restore alike."""
+    """A network of a variance-preserving process and one trained under the run's own, both exact,
+    restore alike.
+    """
     image = torch.from_numpy(smooth_picture(9, 11))
-    matched = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True)), solver, process=process)(image)
+    matched = PairedRestoration(
+        posterior(VP.cosine(zero_terminal_snr=True)), solver, process=process
+    )(image)
     native = PairedRestoration(posterior(process), solver)(image)
     torch.testing.assert_close(matched.mean, native.mean, atol=2e-4, rtol=0)
     assert (matched.mean - image).abs().max() > 0.05
@@ -98,7 +138,9 @@ def test_default_processes():
 
 
 def test_samples_spread_as_the_posterior_does():
-    """Pixels are independent for this network, so one run holds many samples: their mean and spread are the posterior's."""
+    """Pixels are independent for this network, so one run holds many samples: their mean and spread
+    are the posterior's.
+    """
     image = torch.full((3, 40, 40), 0.6)
     process = RDDM.scheduled()
     result = PairedRestoration(posterior(process), DDIM(), 100, grid="log-snr")(image)
@@ -115,17 +157,28 @@ def test_haze_networks_are_shown_the_prior_the_picture_and_its_transmission():
             seen.append(z)
             return torch.zeros_like(z[:, :3])
 
-    d = Denoiser(Spy(), VP.cosine(zero_terminal_snr=True), "v_prediction", condition_channels=7, residual=True, data_std=0.2)
+    d = Denoiser(
+        Spy(),
+        VP.cosine(zero_terminal_snr=True),
+        "v_prediction",
+        condition_channels=7,
+        residual=True,
+        data_std=0.2,
+    )
     result = PairedRestoration(d, num_inference_steps=1)(image)
     prior = SOFT(image[None])
     shown = torch.cat([prior.image, image[None], prior.transmission], 1)
     torch.testing.assert_close(haze_condition(image[None]), shown)
     torch.testing.assert_close(seen[0][:, 3:], 2 * shown - 1)
-    torch.testing.assert_close(result.mean, prior.image[0], atol=1e-5, rtol=0)  # a network that adds nothing leaves the prior's picture
+    torch.testing.assert_close(
+        result.mean, prior.image[0], atol=1e-5, rtol=0
+    )  # a network that adds nothing leaves the prior's picture
 
 
 def test_large_pictures_are_judged_by_a_view():
-    """Haze of one transmission: what a perfect network does to the view is carried to every pixel."""
+    """Haze of one transmission: what a perfect network does to the view is carried to every
+    pixel.
+    """
     clear = torch.from_numpy(smooth_picture(80, 120)) + 0.05 * noise(3, 80, 120)
     clear = clear.clamp(0, 1)
     hazy = Scattering(0.7, 0.9)(clear, torch.ones(80, 120))
@@ -159,7 +212,9 @@ def test_grey_pictures_and_tiles():
     one = PairedRestoration(d)(grey)
     assert one.mean.shape == (1, 20, 30)
     tiles = PairedRestoration(d, tile=16, overlap=2)(grey)
-    torch.testing.assert_close(one.mean, tiles.mean, atol=1e-5, rtol=0)  # pixels are independent for this network
+    torch.testing.assert_close(
+        one.mean, tiles.mean, atol=1e-5, rtol=0
+    )  # pixels are independent for this network
 
 
 def test_masks_reach_the_network():
@@ -173,7 +228,9 @@ def test_masks_reach_the_network():
     d = Denoiser(Spy(), VP.cosine(zero_terminal_snr=True), "sample", condition_channels=4)
     mask = torch.zeros(6, 6)
     mask[:3] = 1
-    PairedRestoration(d, num_inference_steps=1)(torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)), mask)
+    PairedRestoration(d, num_inference_steps=1)(
+        torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)), mask
+    )
     torch.testing.assert_close(seen[0][0, 6], 2 * mask - 1)
 
 
@@ -190,7 +247,12 @@ def test_masks_reach_the_network():
     ],
 )
 def test_bad_input(image, mask, channels, says):
-    d = Denoiser(lambda z, t: z[:, :3], VP.cosine(zero_terminal_snr=True), "sample", condition_channels=channels)
+    d = Denoiser(
+        lambda z, t: z[:, :3],
+        VP.cosine(zero_terminal_snr=True),
+        "sample",
+        condition_channels=channels,
+    )
     with pytest.raises(ValueError, match=says):
         PairedRestoration(d)(image, mask)
 
@@ -207,14 +269,21 @@ def test_bad_tasks():
         PairedRestoration(posterior(VP.cosine()), num_inference_steps=0)(torch.zeros(3, 8, 8))
 
 
-# -- training -----------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
-PAIRS = TINY_RECIPE.replace("inpainting", "paired").replace('[condition]\nkinds = ["random", "strokes"]', "[pairs]")
-HAZE = TINY_RECIPE.replace("inpainting", "dehazing").replace('[condition]\nkinds = ["random", "strokes"]', "[haze]")
+PAIRS = TINY_RECIPE.replace("inpainting", "paired").replace(
+    '[condition]\nkinds = ["random", "strokes"]', "[pairs]"
+)
+HAZE = TINY_RECIPE.replace("inpainting", "dehazing").replace(
+    '[condition]\nkinds = ["random", "strokes"]', "[haze]"
+)
 SAMPLE = '[process]\nprediction_type = "sample"\n[loss]\nmin_snr = 3.0\n'
 PROCESSES = [
     *(("resfusion", target) for target in ("resnoise", "sample", "residual")),
-    *(("rddm", target) for target in ("residual_noise", "sample_noise", "residual", "epsilon", "sample")),
+    *(
+        ("rddm", target)
+        for target in ("residual_noise", "sample_noise", "residual", "epsilon", "sample")
+    ),
 ]
 
 
@@ -261,7 +330,9 @@ def test_networks_are_trained_under_residual_processes(tmp_path, pairs, kind, ta
 
 @pytest.mark.parametrize(("kind", "target"), PROCESSES)
 def test_residual_losses_are_the_papers(tmp_path, kind, target):
-    """A network of zeros: the loss is the size of the target, which other tests compare with the authors'."""
+    """A network of zeros: the loss is the size of the target, which other tests compare with the
+    authors'.
+    """
     recipe = recipe_of(tmp_path, under(kind, target))
     d = build(recipe)
     heads = 2 if target in ("residual_noise", "sample_noise") else 1
@@ -274,12 +345,16 @@ def test_residual_losses_are_the_papers(tmp_path, kind, target):
         assert float(got) == pytest.approx(heads * float(size.mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("text", [under("resfusion", "residual"), under("rddm", "sample"), PAIRS + SAMPLE])
+@pytest.mark.parametrize(
+    "text", [under("resfusion", "residual"), under("rddm", "sample"), PAIRS + SAMPLE]
+)
 def test_training_lowers_the_loss(tmp_path, pairs, text):
     """On one fixed batch, before and after."""
     recipe = recipe_of(tmp_path, text, steps=50, batch_size=4)
     examples = PairExamples(recipe, pairs)
-    *drawn, t, eps = next(batches(recipe.model_copy(update={"batch_size": 32}), examples, 1000, 0, "cpu"))
+    *drawn, t, eps = next(
+        batches(recipe.model_copy(update={"batch_size": 32}), examples, 1000, 0, "cpu")
+    )
 
     @torch.no_grad()
     def loss(d):
@@ -294,7 +369,9 @@ def test_training_lowers_the_loss(tmp_path, pairs, text):
 
 
 def test_sample_loss_is_the_error_relative_to_the_best_linear_estimate(tmp_path):
-    """Up to the limit ``min(p SNR, min_snr)``; one sample at a time, since each is divided by its own scale."""
+    """Up to the limit ``min(p SNR, min_snr)``; one sample at a time, since each is divided by its
+    own scale.
+    """
     recipe = recipe_of(tmp_path, PAIRS + SAMPLE)
     d, limit = build(recipe), recipe.loss.min_snr
     image, degraded, eps = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), noise(1, 3, 16, 16)
@@ -329,7 +406,9 @@ def test_resumed_run_equals_an_uncut_one(tmp_path, pairs, pictures, text):
 
 def test_pairs_are_cut_alike_and_dropped_as_asked(tmp_path, pairs):
     text = PAIRS + 'shown = "mask"\ndrop = 0.5\nscales = [1.0, 0.8]\n'
-    recipe = recipe_of(tmp_path, text.replace("[pairs]", "").replace("[optimizer]\nwarmup = 2\n", "[pairs]\n"))
+    recipe = recipe_of(
+        tmp_path, text.replace("[pairs]", "").replace("[optimizer]\nwarmup = 2\n", "[pairs]\n")
+    )
     examples = PairExamples(recipe, pairs)
     rng = np.random.default_rng(0)
     kept = []
@@ -360,7 +439,12 @@ def test_haze_examples_hold_the_model(tmp_path, pictures):
     again = examples.draw(6, np.random.default_rng(0))
     assert torch.equal(hazy, again[1])
     # I - A = (J - A) t: haze only ever pulls towards one colour, by less than all of it
-    clear, hazy = make_hazy(clear[0], clear, Haze(beta=(1, 1), airlight=(1, 1), tint=0, paste=0), np.random.default_rng(1))
+    clear, hazy = make_hazy(
+        clear[0],
+        clear,
+        Haze(beta=(1, 1), airlight=(1, 1), tint=0, paste=0),
+        np.random.default_rng(1),
+    )
     ratio = ((1 - hazy) / (1 - clear))[:, (clear < 0.9).all(0)]
     torch.testing.assert_close(ratio[0], ratio[1], atol=1e-4, rtol=0)
     assert np.exp(-1) - 1e-4 <= ratio.min() <= ratio.max() <= 1
@@ -370,9 +454,14 @@ def test_haze_examples_hold_the_model(tmp_path, pictures):
 
 def test_min_snr_weighs_the_image_error(tmp_path):
     """The loss in v, weighted, equals ``min(SNR, gamma)`` times the error of the image."""
-    text = TINY_RECIPE.replace("inpainting", "denoising").replace('[condition]\nkinds = ["random", "strokes"]\n', "")
+    text = TINY_RECIPE.replace("inpainting", "denoising").replace(
+        '[condition]\nkinds = ["random", "strokes"]\n', ""
+    )
     d = build(recipe_of(tmp_path, text))
-    image, eps = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)), noise(1, 1, 16, 16)
+    image, eps = (
+        torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)),
+        noise(1, 1, 16, 16),
+    )
     for t in (50, 400, 900):
         x0 = d.from_unit(image)
         a, b = d.process.a(float(t)), d.process.b(float(t))
@@ -402,7 +491,11 @@ def test_bad_recipes(tmp_path, text, says):
         recipe_of(tmp_path, text)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "toolbox" / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[2] / "toolbox" / "recipes").glob("*.toml")),
+    ids=lambda p: p.stem,
+)
 def test_shipped_recipes_are_accepted_and_survive_json(path):
     recipe = Recipe.read(path)
     assert recipe.name == path.stem
@@ -412,7 +505,15 @@ def test_shipped_recipes_are_accepted_and_survive_json(path):
 def test_bad_pairs(tmp_path, pairs):
     recipe = recipe_of(tmp_path, PAIRS)
     with pytest.raises(ValueError, match="at least 32"):
-        PairExamples(recipe.model_copy(update={"patch_size": 32, "pairs": recipe.pairs.model_copy(update={"scales": [0.1]})}), pairs)
+        PairExamples(
+            recipe.model_copy(
+                update={
+                    "patch_size": 32,
+                    "pairs": recipe.pairs.model_copy(update={"scales": [0.1]}),
+                }
+            ),
+            pairs,
+        )
     with pytest.raises(FileNotFoundError, match="'hazy'"):
         find_pairs(pairs, "hazy", "clean")
     write_image(pairs / "degraded" / "c.png", Photo(smooth_picture(40, 40)))
@@ -430,7 +531,7 @@ def test_bad_pairs(tmp_path, pairs):
         find_pairs(pairs)
 
 
-# -- the commands -------------------------------------------------------------------------------------------------
+# -- the commands ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -452,7 +553,9 @@ def hazy(tmp_path):
     clear = smooth_picture(40, 52)
     depth, _ = procedural_depth(40, 52, np.random.default_rng(0))
     write_image(tmp_path / "clear.png", Photo(clear))
-    write_image(tmp_path / "hazy.png", Photo(Scattering(1.2, 0.95)(torch.from_numpy(clear), depth).numpy()))
+    write_image(
+        tmp_path / "hazy.png", Photo(Scattering(1.2, 0.95)(torch.from_numpy(clear), depth).numpy())
+    )
     for name in ("hazy", "clear"):
         (tmp_path / name).mkdir()
         (tmp_path / f"{name}.png").rename(tmp_path / name / "one.png")
@@ -462,14 +565,29 @@ def hazy(tmp_path):
 def test_dehaze_restores_a_file(hazy, tiny_haze, monkeypatch, capsys):
     source, out = hazy / "hazy" / "one.png", hazy / "out.png"
     options = ("--model", tiny_haze, "--reference", hazy / "clear" / "one.png")
-    code, text = run(monkeypatch, capsys, "restore", "dehaze", source, "-o", out, *options, "--json")
+    code, text = run(
+        monkeypatch, capsys, "restore", "dehaze", source, "-o", out, *options, "--json"
+    )
     assert code == 0, text.err
     figures = json.loads(text.out)
     assert (figures["nfe"], figures["size"]) == (5, [52, 40])
     truth = read_image(hazy / "clear" / "one.png").pixels
     assert figures["psnr"] == pytest.approx(psnr(read_image(out).pixels, truth), abs=0.05)
     assert figures["psnr_input"] == pytest.approx(psnr(read_image(source).pixels, truth), abs=1e-3)
-    code, text = run(monkeypatch, capsys, "restore", "dehaze", source, "-o", out, *options, "--solver", "evodiff", "--steps", "3")
+    code, text = run(
+        monkeypatch,
+        capsys,
+        "restore",
+        "dehaze",
+        source,
+        "-o",
+        out,
+        *options,
+        "--solver",
+        "evodiff",
+        "--steps",
+        "3",
+    )
     assert code == 0
     assert "3 network calls" in text.out
 
@@ -503,32 +621,82 @@ def test_paired_command_takes_a_mask(tmp_path, pairs, monkeypatch, capsys):
     text = under("rddm", "residual").replace("[pairs]", '[pairs]\nshown = "mask"')
     model = train(recipe_of(tmp_path, text), pairs, tmp_path / "m")
     source, out = pairs / "degraded" / "b.png", tmp_path / "out.png"
-    code, said = run(monkeypatch, capsys, "restore", "paired", source, "-o", out, "--model", model, "--mask", pairs / "mask" / "b.png")
+    code, said = run(
+        monkeypatch,
+        capsys,
+        "restore",
+        "paired",
+        source,
+        "-o",
+        out,
+        "--model",
+        model,
+        "--mask",
+        pairs / "mask" / "b.png",
+    )
     assert code == 0, said.err
     assert read_image(out).pixels.shape == read_image(source).pixels.shape
     code, said = run(monkeypatch, capsys, "restore", "paired", source, "-o", out, "--model", model)
     assert (code, "give one" in said.err) == (2, True)
-    code, said = run(monkeypatch, capsys, "restore", "paired", source, "-o", out, "--model", model, "--mask", pairs / "mask" / "a_1.png")
+    code, said = run(
+        monkeypatch,
+        capsys,
+        "restore",
+        "paired",
+        source,
+        "-o",
+        out,
+        "--model",
+        model,
+        "--mask",
+        pairs / "mask" / "a_1.png",
+    )
     assert (code, "mask" in said.err and "pixels" in said.err) == (2, True)
 
 
 def test_bench_measures_methods(hazy, tiny_haze, monkeypatch, capsys):
-    arguments = ("bench", "dehaze", hazy, "--model", "input", "--model", "dark-channel", "--model", tiny_haze, "--solver", "ddim", "--json")
+    arguments = (
+        "bench",
+        "dehaze",
+        hazy,
+        "--model",
+        "input",
+        "--model",
+        "dark-channel",
+        "--model",
+        tiny_haze,
+        "--solver",
+        "ddim",
+        "--json",
+    )
     code, text = run(monkeypatch, capsys, *arguments)
     assert code == 0, text.err
     rows = json.loads(text.out)
-    assert [(r["model"], r["nfe"], r["pictures"]) for r in rows] == [("input", 0, 1), ("dark-channel", 0, 1), (str(tiny_haze), 5, 1)]
+    assert [(r["model"], r["nfe"], r["pictures"]) for r in rows] == [
+        ("input", 0, 1),
+        ("dark-channel", 0, 1),
+        (str(tiny_haze), 5, 1),
+    ]
     image, truth = (read_image(hazy / name / "one.png").pixels for name in ("hazy", "clear"))
     assert rows[0]["psnr"] == pytest.approx(psnr(image, truth), abs=1e-3)
     code, text = run(monkeypatch, capsys, *arguments[:-1])
     assert (code, "dark-channel" in text.out) == (0, True)
-    for folder, says in ((hazy / "hazy", "holds no folder 'hazy'"), (hazy / "none", "holds no folder")):
+    for folder, says in (
+        (hazy / "hazy", "holds no folder 'hazy'"),
+        (hazy / "none", "holds no folder"),
+    ):
         code, text = run(monkeypatch, capsys, "bench", "dehaze", folder, "--model", "input")
         assert (code, says in text.err) == (2, True), text.err
 
 
 def test_calibration_records_the_levels_of_all_solvers(tmp_path, tiny_haze, pictures):
-    options = {"task": "dehaze", "solver": "rddm,resfusion", "count": 2, "side": 32, "per_timestep": 2}
+    options = {
+        "task": "dehaze",
+        "solver": "rddm,resfusion",
+        "count": 2,
+        "side": 32,
+        "per_timestep": 2,
+    }
     figures = run_calibrate(str(tiny_haze), pictures, tmp_path / "c.safetensors", **options)
     d = Denoiser.from_pretrained(tiny_haze)
     wanted = {d.process.end}
@@ -544,7 +712,15 @@ def test_calibration_records_the_levels_of_all_solvers(tmp_path, tiny_haze, pict
 
 def test_calibration_of_pairs(tmp_path, pairs):
     model = train(recipe_of(tmp_path, under("rddm", "residual_noise")), pairs, tmp_path / "m")
-    figures = run_calibrate(str(model), pairs / "degraded", tmp_path / "c.safetensors", task="paired", solver="rddm", count=1, side=32)
+    figures = run_calibrate(
+        str(model),
+        pairs / "degraded",
+        tmp_path / "c.safetensors",
+        task="paired",
+        solver="rddm",
+        count=1,
+        side=32,
+    )
     assert sorted(figures["timesteps"]) == [199, 399, 599, 799, 999]
     assert (
         run_bench_dehaze(

@@ -1,4 +1,6 @@
-"""Restoration under a prior whose exact posterior is known: 48 grey patches, four operators, PSNR as published for each method."""
+"""Restoration under a prior whose exact posterior is known: 48 grey patches, four operators, PSNR
+as published for each method.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from solvers import DDIM, VP, REDDiff, generators, leading, randn, solve, traili
 TASKS = ("inpaint_random", "inpaint_box", "sr4_meanpool", "deblur")
 PROCESS = VP.linear()
 
-# mean PSNR of independent implementations on the file of this repository, by task; RED-diff at a data term averaged over y
+# mean PSNR of independent implementations on the file of this repository, by task; RED-diff at a
+# data term averaged over y
 FIGURES = {
     "red-diff": (24.83, 27.97, 24.54, 26.31),
     "ddrm": (24.38, 27.53, 22.91, 25.21),
@@ -31,7 +34,9 @@ class Bench:
         self.arrays, self.denoiser = arrays, Patches(arrays, PROCESS)
         self.sigma = float(arrays["sigma_y"])
         self.truth = self.images(arrays["x_true"])
-        self.published = [float(arrays[f"{task}/psnr_mmse"]) for task in TASKS] == pytest.approx(PUBLISHED_BOUND, abs=1e-3)
+        self.published = [float(arrays[f"{task}/psnr_mmse"]) for task in TASKS] == pytest.approx(
+            PUBLISHED_BOUND, abs=1e-3
+        )
 
     def images(self, flat):
         return torch.from_numpy(flat).reshape(-1, 1, self.denoiser.size, self.denoiser.size)
@@ -49,7 +54,9 @@ class Bench:
         if task == "deblur":
             blur = torch.from_numpy(self.arrays["blur_1d"])
             return Measurement(Separable(blur, blur), y.reshape(-1, 1, size, size), self.sigma)
-        return Measurement(BlockMean((size, size), 4), y.reshape(-1, 1, size // 4, size // 4), self.sigma)
+        return Measurement(
+            BlockMean((size, size), 4), y.reshape(-1, 1, size // 4, size // 4), self.sigma
+        )
 
     def strength(self, task, lam=0.25):
         """Means over y's entries and over the image's: in sums, the prior counts m/n."""
@@ -87,24 +94,34 @@ def test_the_prior_is_the_files(bench):
     for key in keys:
         sigma = float(key.removeprefix("denoise_").removesuffix("/x"))
         got = bench.denoiser.mean(bench.images(bench.arrays[key]), 1.0, sigma)
-        assert (got - bench.images(bench.arrays[key.removesuffix("x") + "D"])).abs().max() <= 1e-10, key
+        assert (
+            got - bench.images(bench.arrays[key.removesuffix("x") + "D"])
+        ).abs().max() <= 1e-10, key
     for task in TASKS:
         bound = bench.psnr(bench.images(bench.arrays[f"{task}/posterior_mean"]))
         assert bound == pytest.approx(float(bench.arrays[f"{task}/psnr_mmse"]), abs=1e-6)
         if f"{task}/posterior_sample" in bench.arrays:
             sample = bench.psnr(bench.images(bench.arrays[f"{task}/posterior_sample"]))
-            assert sample == pytest.approx(float(bench.arrays[f"{task}/psnr_exact_sample"]), abs=1e-6)
+            assert sample == pytest.approx(
+                float(bench.arrays[f"{task}/psnr_exact_sample"]), abs=1e-6
+            )
             assert sample < bound - 2  # a draw is twice as far from the truth as the mean
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", FIGURES)
 def test_methods_reach_their_figures(bench, method, task):
-    """Within 0.3 dB on the published file; on any: better than zero-filling, not better than the bound."""
+    """Within 0.3 dB on the published file; on any: better than zero-filling, not better than the
+    bound.
+    """
     result = bench.run(method, task)
     assert result.nfe == (20 if method == "mmps" else 100)
     m, reached = bench.measurement(task), bench.psnr(result.x0)
-    assert bench.psnr(m.operator.A_adjoint(m.y)) < reached < float(bench.arrays[f"{task}/psnr_mmse"]) + 0.1
+    assert (
+        bench.psnr(m.operator.A_adjoint(m.y))
+        < reached
+        < float(bench.arrays[f"{task}/psnr_mmse"]) + 0.1
+    )
     if bench.published:
         assert reached >= FIGURES[method][TASKS.index(task)] - 0.3
 
@@ -122,7 +139,9 @@ def test_a_thousand_steps(bench, method, figures):
 
 
 def test_time_travel_makes_holes_agree_with_their_surroundings(bench):
-    """RePaint's claim: with the known pixels pasted, three passes over each stretch beat three times as many steps."""
+    """RePaint's claim: with the known pixels pasted, three passes over each stretch beat three
+    times as many steps.
+    """
     from restoration.posterior import RePaint
     from solvers import Resampled
 

@@ -34,7 +34,9 @@ def test_pointwise_network_is_untouched_by_tiling(height, width, overlap):
     z = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height))
     network = lambda v, t: torch.sin(3 * v) + t.view(-1, 1, 1, 1)  # noqa: E731
     t = torch.tensor([0.5, 2.0])
-    torch.testing.assert_close(TiledNetwork(network, 16, overlap)(z, t), network(z, t), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        TiledNetwork(network, 16, overlap)(z, t), network(z, t), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_convolutions_differ_only_near_tile_borders_and_blend_smoothly():
@@ -56,9 +58,13 @@ def test_convolutions_differ_only_near_tile_borders_and_blend_smoothly():
 
 
 def test_tiles_that_disagree_are_joined_by_a_ramp():
-    """Each tile returns its own mean of a slope: neighbours differ by a step, which blending must spread over the overlap."""
+    """Each tile returns its own mean of a slope: neighbours differ by a step, which blending must
+    spread over the overlap.
+    """
     z = torch.linspace(0, 1, 96).expand(1, 1, 96, 96)
-    step = TiledNetwork(lambda v, t: v.mean((-2, -1), keepdim=True).expand_as(v), 48, 16)(z, torch.zeros(1))[0, 0, 48]
+    step = TiledNetwork(lambda v, t: v.mean((-2, -1), keepdim=True).expand_as(v), 48, 16)(
+        z, torch.zeros(1)
+    )[0, 0, 48]
     starts = tile_starts(96, 48, 16)
     apart = (starts[1] - starts[0]) / 95
     assert step[-1] - step[0] > 1.5 * apart  # the tiles do disagree

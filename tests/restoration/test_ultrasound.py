@@ -1,4 +1,6 @@
-"""Ultrasound: the joint posterior against its closed form, geometry, companding, patches, metrics, clips."""
+"""Ultrasound: the joint posterior against its closed form, geometry, companding, patches, metrics,
+clips.
+"""
 
 import json
 import math
@@ -17,7 +19,15 @@ from restoration.posterior import CORRECTIONS, MMPS, DiffPIR
 from restoration.ultrasound.bmode import Sector, amplitude_of, envelope, find_sector, log_compress
 from restoration.ultrasound.clip import ask_together, enter, restore_clip, similar
 from restoration.ultrasound.companding import a_law, a_law_inverse, mu_law, mu_law_inverse
-from restoration.ultrasound.contrast import anatomical_regions, boxes_mask, cnr, contrast, gcnr, ks, read_regions
+from restoration.ultrasound.contrast import (
+    anatomical_regions,
+    boxes_mask,
+    cnr,
+    contrast,
+    gcnr,
+    ks,
+    read_regions,
+)
 from restoration.ultrasound.joint import JointDenoiser, Superposition
 from restoration.ultrasound.patches import cut, stitch
 from restoration.ultrasound.phantom import simulate_tissue
@@ -35,7 +45,9 @@ PROCESS = VP.linear()
 
 def gaussian(mean: float, std: float, process=PROCESS):
     shape = (1, 1, 2, 3)
-    return GaussianMixture(torch.ones(1), torch.full(shape, mean), torch.full(shape, std)).denoiser(process)
+    return GaussianMixture(torch.ones(1), torch.full(shape, mean), torch.full(shape, std)).denoiser(
+        process
+    )
 
 
 class Toy(nn.Module):
@@ -55,16 +67,21 @@ def toy_task(**options):
     process = VP.cosine(zero_terminal_snr=True)
     tissue = Denoiser(Toy(0).eval(), process, "v_prediction", value_range=(-0.5, 1.5), data_std=0.5)
     haze = Denoiser(Toy(1).eval(), process, "v_prediction", value_range=(0.0, 2.0), data_std=0.3)
-    return UltrasoundTask(tissue, haze, **({"num_inference_steps": 8, "start": "noise", "noisiest": 8.0} | options))
+    return UltrasoundTask(
+        tissue, haze, **({"num_inference_steps": 8, "start": "noise", "noisiest": 8.0} | options)
+    )
 
 
 def frames(count: int, height: int = 40, width: int = 36):
     g = torch.Generator().manual_seed(3)
     still = torch.rand(height, width, generator=g)
-    return [(0.8 * still + 0.2 * torch.rand(height, width, generator=g)).clamp(0, 1) for _ in range(count)]
+    return [
+        (0.8 * still + 0.2 * torch.rand(height, width, generator=g)).clamp(0, 1)
+        for _ in range(count)
+    ]
 
 
-# -- the joint posterior ------------------------------------------------------------------------------------------
+# -- the joint posterior ---------------------------------------------------------------------------
 
 
 def closed_form(y, strength, sigma, mean_x, std_x, mean_h, std_h):
@@ -80,14 +97,18 @@ def run_gaussian(correction, y, strength, sigma, tissue, haze, count=1500, steps
     joint = JointDenoiser(tissue, haze)
     data = torch.full((count, 1, 2, 3), y, dtype=torch.float64)
     corrected = correction(joint, Measurement(Superposition(1.0, strength), data, sigma))
-    start = torch.randn(count, 2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.randn(
+        count, 2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     x = solve(DDIM(), corrected, start, log_snr(joint.process, steps)).x0
     return x.permute(1, 0, 2, 3).reshape(2, -1).numpy()
 
 
 @pytest.mark.parametrize(("strength", "sigma"), [(1.0, 0.1), (0.5, 0.3), (2.0, 0.02)])
 def test_samples_follow_the_closed_form_posterior(strength, sigma):
-    """Gaussian priors of different widths: the true VJP gives the exact posterior mean at every level, so DDIM ends on the posterior."""
+    """Gaussian priors of different widths: the true VJP gives the exact posterior mean at every
+    level, so DDIM ends on the posterior.
+    """
     y, x, h = 0.7, (0.2, 0.5), (-0.1, 0.25)
     found = run_gaussian(MMPS, y, strength, sigma, gaussian(*x), gaussian(*h))
     mean, covariance = closed_form(y, strength, sigma, *x, *h)
@@ -104,7 +125,9 @@ def test_without_gradients_the_posterior_is_exact_for_priors_of_one_width():
 
     found = run_gaussian(correction, y, 1.5, sigma, gaussian(0.2, std), gaussian(-0.1, std))
     mean, covariance = closed_form(y, 1.5, sigma, 0.2, std, -0.1, std)
-    np.testing.assert_allclose(found.mean(1), mean, atol=5 * math.sqrt(covariance.trace() / found.shape[1]) + 1e-3)
+    np.testing.assert_allclose(
+        found.mean(1), mean, atol=5 * math.sqrt(covariance.trace() / found.shape[1]) + 1e-3
+    )
     np.testing.assert_allclose(np.cov(found), covariance, atol=0.03 * covariance.trace())
 
 
@@ -123,7 +146,10 @@ def test_each_prior_is_asked_at_its_own_level():
 def test_superposition_keeps_the_contract(wx, wh, gamma):
     op = Superposition(wx, wh)
     g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 4, 3, 3, generator=g, dtype=torch.float64), torch.randn(2, 2, 3, 3, generator=g, dtype=torch.float64)
+    x, y = (
+        torch.randn(2, 4, 3, 3, generator=g, dtype=torch.float64),
+        torch.randn(2, 2, 3, 3, generator=g, dtype=torch.float64),
+    )
     torch.testing.assert_close((op.A(x) * y).sum(), (x * op.A_adjoint(y)).sum())
     torch.testing.assert_close(op.A(op.A_dagger(y)), y)
     p = op.prox_l2(x, y, gamma)
@@ -143,7 +169,7 @@ def test_conditional_priors_are_refused():
         JointDenoiser(toy_task().tissue, d)
 
 
-# -- the task -----------------------------------------------------------------------------------------------------
+# -- the task --------------------------------------------------------------------------------------
 
 
 def ceiling(frame):
@@ -152,7 +178,9 @@ def ceiling(frame):
 
 
 def test_result_explains_the_frame():
-    """Tissue plus strength times haze, as sampled, is the frame, up to the noise that was admitted."""
+    """Tissue plus strength times haze, as sampled, is the frame, up to the noise that was
+    admitted.
+    """
     frame = frames(1)[0]
     for strength in (0.5, 1.0, 2.0):
         result = toy_task(strength=strength, sigma=0.0, correction="ddnm")(frame)
@@ -175,7 +203,9 @@ def test_a_run_starts_from_the_split():
 
 
 def test_split_takes_the_veil_and_leaves_what_stands_out():
-    """A bright block in a flat veil: the veil goes, the block stays; without a veil nothing happens."""
+    """A bright block in a flat veil: the veil goes, the block stays; without a veil nothing
+    happens.
+    """
     rng = np.random.default_rng(0)
     veil = 0.35 + 0.02 * rng.standard_normal((160, 160))
     veil[60:100, 60:100] = 0.8
@@ -198,19 +228,28 @@ def test_samples_depend_on_their_own_seed_alone():
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_neither_part_is_brighter_than_its_surroundings_in_the_frame(stream):
-    """Noise of the run does not show where a frame is black; what lies below the frame stays as it was sampled."""
+    """Noise of the run does not show where a frame is black; what lies below the frame stays as it
+    was sampled.
+    """
     frame, task = frames(1)[0], toy_task(num_inference_steps=3, strength=0.8)
     frame[:12, :20] = 0.0
     result = next(iter(restore_clip(task, [frame], stream=True))) if stream else task(frame)
     tissue, haze = ((result.state[0, 0] + 0.5) / 2).clamp(0, 1), result.state[0, 1] / 2
-    for sampled, most, image in ((tissue, ceiling(frame), result.image), (haze, ceiling(frame) / 0.8, result.haze)):
+    for sampled, most, image in (
+        (tissue, ceiling(frame), result.image),
+        (haze, ceiling(frame) / 0.8, result.haze),
+    ):
         assert (sampled > most).float().mean() > 0.02, "the run must leave something to take away"
-        torch.testing.assert_close(image, torch.where(sampled > most, most, sampled), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            image, torch.where(sampled > most, most, sampled), atol=1e-6, rtol=0
+        )
         assert image[:11, :19].max() <= 0
 
 
 def test_large_frames_are_asked_in_tiles():
-    """The toy sees 1 pixel around: tiles that overlap by more give what the whole frame gives, away from their seams' ramps."""
+    """The toy sees 1 pixel around: tiles that overlap by more give what the whole frame gives, away
+    from their seams' ramps.
+    """
     frame = frames(1, 96, 80)[0]
     whole = toy_task(num_inference_steps=1)(frame)
     tiles = toy_task(num_inference_steps=1, tile=48, overlap=16)(frame)
@@ -262,7 +301,7 @@ def test_gradients_are_refused_on_networks_without():
         task(frames(1)[0])
 
 
-# -- clips --------------------------------------------------------------------------------------------------------
+# -- clips -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", [DDIM(), DDIM(eta=1.0), PNDM()], ids=["ddim", "ddpm", "pndm"])
@@ -283,7 +322,9 @@ def test_stream_batching_equals_one_frame_at_a_time(solver, steps, correction):
 def test_stream_batching_shares_its_calls():
     """n frames of k steps take n + k - 1 calls of each network."""
     task, calls = toy_task(num_inference_steps=4), []
-    task.tissue.network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    task.tissue.network.register_forward_pre_hook(
+        lambda module, inputs: calls.append(len(inputs[0]))
+    )
     list(restore_clip(task, frames(6), stream=True))
     assert calls == [1, 2, 3, 4, 4, 4, 3, 2, 1]
 
@@ -318,7 +359,9 @@ def test_warm_start_takes_fewer_steps_and_goes_on_from_the_last_frame():
     assert warm[0].nfe == 8
     assert warm[1].nfe == warm[2].nfe < 8
     torch.testing.assert_close(warm[0].image, cold[0].image, atol=0, rtol=0)
-    again = task.sample(clip[1], enter(task.nodes(), task, 0.3), torch.Generator().manual_seed(0), warm[0].state)
+    again = task.sample(
+        clip[1], enter(task.nodes(), task, 0.3), torch.Generator().manual_seed(0), warm[0].state
+    )
     torch.testing.assert_close(warm[1].state, again.x0, atol=0, rtol=0)
 
 
@@ -346,7 +389,7 @@ def test_bad_clips():
     assert list(restore_clip(task, [], stream=True)) == []
 
 
-# -- companding, patches ------------------------------------------------------------------------------------------
+# -- companding, patches ---------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), st.floats(1, 500))
@@ -373,7 +416,9 @@ def test_companding_clips_and_refuses():
 @given(st.integers(4, 9), st.integers(4, 9), st.data())
 def test_untouched_patches_give_the_picture_back(height, width, data):
     overlap = (data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1)))
-    image = torch.randn(2, 3, 25, 27, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = torch.randn(
+        2, 3, 25, 27, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     patches = cut(image, (height, width), overlap)
     for mode in ("replace", "average", "hann"):
         out = stitch(patches, overlap, mode)
@@ -390,7 +435,7 @@ def test_bad_patches():
         stitch(cut(image, (4, 4), (0, 0)), (0, 0), "magic")
 
 
-# -- B-mode geometry ----------------------------------------------------------------------------------------------
+# -- B-mode geometry -------------------------------------------------------------------------------
 
 
 def test_envelope_of_a_tone_burst():
@@ -407,7 +452,9 @@ def test_log_compression_round_trip(dynamic_range):
     amplitude = np.geomspace(1.01 * floor, 1, 50)
     image = log_compress(amplitude, dynamic_range)
     np.testing.assert_allclose(amplitude_of(image, dynamic_range), amplitude, rtol=1e-9)
-    np.testing.assert_allclose(log_compress(np.array([0.0, 1.0]), dynamic_range), [0, 1], atol=1e-12)
+    np.testing.assert_allclose(
+        log_compress(np.array([0.0, 1.0]), dynamic_range), [0, 1], atol=1e-12
+    )
     assert amplitude_of(np.zeros(1), dynamic_range) == 0
 
 
@@ -462,7 +509,7 @@ def test_bad_geometry():
         SECTOR.to_polar(np.zeros((160, 200)), 1, 20)
 
 
-# -- simulators ---------------------------------------------------------------------------------------------------
+# -- simulators ------------------------------------------------------------------------------------
 
 
 def test_haze_is_seeded_grows_and_fills_the_dark():
@@ -495,7 +542,7 @@ def test_haze_of_a_linear_array_and_bad_input():
             simulate_haze(wrong, strength, 0)
 
 
-# -- metrics ------------------------------------------------------------------------------------------------------
+# -- metrics ---------------------------------------------------------------------------------------
 
 
 def test_metrics_in_closed_form():

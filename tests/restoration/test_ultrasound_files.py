@@ -60,13 +60,23 @@ def test_hdf5_values(tmp_path):
 def test_hdf5_signals(tmp_path):
     """Envelope, IQ and RF of the same echoes give the same pictures."""
     z = np.arange(256)[None, :, None]
-    bell = np.exp(-(((z - 128) / 50) ** 2)) * np.linspace(0.2, 1, 40)[None, None] * np.array([1, 0.5])[:, None, None]
+    bell = (
+        np.exp(-(((z - 128) / 50) ** 2))
+        * np.linspace(0.2, 1, 40)[None, None]
+        * np.array([1, 0.5])[:, None, None]
+    )
     wave = np.exp(0.9j * z)
     expected = log_compress(bell, 40, 1.0)
     signal = bell * wave
     iq = np.stack([signal.real, signal.imag], -1)
-    for name, values in (("envelope_data", bell), ("beamformed_data", iq), ("beamformed_data", signal.real[..., None])):
-        back = np.stack(list(read_clip(hdf5(tmp_path / "a.h5", values, f"data/{name}"), dynamic_range=40)))
+    for name, values in (
+        ("envelope_data", bell),
+        ("beamformed_data", iq),
+        ("beamformed_data", signal.real[..., None]),
+    ):
+        back = np.stack(
+            list(read_clip(hdf5(tmp_path / "a.h5", values, f"data/{name}"), dynamic_range=40))
+        )
         np.testing.assert_allclose(back[:, 40:-40], expected[:, 40:-40], atol=0.02, err_msg=name)
 
 
@@ -147,7 +157,7 @@ def test_places_to_write_to(tmp_path):
         check_clip_writable(tmp_path / "file" / "a.h5", 2)
 
 
-# -- channel data -------------------------------------------------------------------------------------------------
+# -- channel data ----------------------------------------------------------------------------------
 
 RATE, PITCH, SPEED = 20e6, 3e-4, 1540.0
 
@@ -171,7 +181,9 @@ def test_beamforming_focuses_a_point(angles):
     row, column = np.unravel_index(picture.argmax(), picture.shape)
     first, last = waves.depths(600)
     assert np.linspace(first, last, 300)[row] == pytest.approx(15e-3, abs=1e-4)
-    assert np.linspace(-23.5 * PITCH, 23.5 * PITCH, 96)[column] == pytest.approx(2e-3, abs=2 * PITCH)
+    assert np.linspace(-23.5 * PITCH, 23.5 * PITCH, 96)[column] == pytest.approx(
+        2e-3, abs=2 * PITCH
+    )
     with pytest.raises(ValueError, match="channel data must be"):
         beamform(np.zeros((600, 48, 9)), waves)
 
@@ -191,7 +203,9 @@ def test_channel_data(tmp_path):
     assert frame.max() == 1
     single = read_clip(mat(tmp_path / "b.mat", RF2=rf, param2=param))
     assert len(single) == 2
-    rate = read_clip(mat(tmp_path / "c.mat", RF=rf, param={"pitch": PITCH, "t0": 4e-6}), sampling_rate=RATE)
+    rate = read_clip(
+        mat(tmp_path / "c.mat", RF=rf, param={"pitch": PITCH, "t0": 4e-6}), sampling_rate=RATE
+    )
     np.testing.assert_allclose(rate.frame(0), single.frame(0), atol=1e-6)
 
 
@@ -201,7 +215,10 @@ def test_channel_data(tmp_path):
         ({"RF": np.ones((600, 48, 2)), "param": {"pitch": PITCH}}, "sampling rate"),
         ({"RF": np.ones((600, 48, 2))}, "sampling rate"),
         ({"RF": np.ones((600, 48, 2)), "param": {"fs": RATE}}, "distance of its elements"),
-        ({"RF": np.ones((48, 600, 2)), "param": {"fs": RATE, "pitch": PITCH}}, "more samples than elements"),
+        (
+            {"RF": np.ones((48, 600, 2)), "param": {"fs": RATE, "pitch": PITCH}},
+            "more samples than elements",
+        ),
         ({"image": np.ones((600, 48))}, "holds no channel data"),
     ],
 )
@@ -210,7 +227,7 @@ def test_bad_channel_data(tmp_path, content, message):
         read_clip(mat(tmp_path / "a.mat", **content))
 
 
-# -- DICOM --------------------------------------------------------------------------------------------------------
+# -- DICOM -----------------------------------------------------------------------------------------
 
 
 def dicom(path, pixels, kind="MONOCHROME2", **fields):
@@ -219,11 +236,17 @@ def dicom(path, pixels, kind="MONOCHROME2", **fields):
     from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage, generate_uid
 
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = (
+        ExplicitVRLittleEndian,
+        UltrasoundMultiFrameImageStorage,
+    )
     meta.MediaStorageSOPInstanceUID = generate_uid()
     data = Dataset()
     data.file_meta = meta
-    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.SOPClassUID, data.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
     data.NumberOfFrames, data.Rows, data.Columns = len(pixels), pixels.shape[1], pixels.shape[2]
     data.SamplesPerPixel, data.PhotometricInterpretation = (3 if pixels.ndim == 4 else 1), kind
     if pixels.ndim == 4:
@@ -240,7 +263,9 @@ def dicom(path, pixels, kind="MONOCHROME2", **fields):
 def test_dicom_clip(tmp_path):
     frames = clip()
     pixels = (255 * frames).round().astype(np.uint8)
-    np.testing.assert_allclose(np.stack(list(read_clip(dicom(tmp_path / "a.dcm", pixels)))), frames, atol=1e-6)
+    np.testing.assert_allclose(
+        np.stack(list(read_clip(dicom(tmp_path / "a.dcm", pixels)))), frames, atol=1e-6
+    )
     inverse = read_clip(dicom(tmp_path / "b.dcm", 255 - pixels, "MONOCHROME1"))
     np.testing.assert_allclose(inverse.frame(1), frames[1], atol=1e-6)
     rgb = read_clip(dicom(tmp_path / "c.dcm", pixels[..., None].repeat(3, -1), "RGB"))
@@ -255,6 +280,12 @@ def test_bad_dicom(tmp_path):
     (tmp_path / "b.dcm").write_bytes(b"nonsense" * 50)
     with pytest.raises(ValueError, match="can't be read"):
         read_clip(tmp_path / "b.dcm")
-    huge = dicom(tmp_path / "c.dcm", np.zeros((1, 40, 48), np.uint8), NumberOfFrames=200, Rows=60_000, Columns=60_000)
+    huge = dicom(
+        tmp_path / "c.dcm",
+        np.zeros((1, 40, 48), np.uint8),
+        NumberOfFrames=200,
+        Rows=60_000,
+        Columns=60_000,
+    )
     with pytest.raises(ValueError, match="too many"):
         read_clip(huge)

@@ -21,7 +21,11 @@ def cases(arrays, family):
     for n in numbers:
         prefix = f"{family}/{n}/"
         case = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        yield n, json.loads(str(case.pop("options"))), {k: torch.from_numpy(v) for k, v in case.items()}
+        yield (
+            n,
+            json.loads(str(case.pop("options"))),
+            {k: torch.from_numpy(v) for k, v in case.items()},
+        )
 
 
 def sde_of(options):
@@ -61,7 +65,12 @@ def scores(sde):
 def assert_close(ours, theirs):
     """1e-5 of the array's size: the arrays are float32 sums of many steps."""
     theirs = torch.as_tensor(theirs)
-    torch.testing.assert_close(torch.as_tensor(ours, dtype=theirs.dtype), theirs, rtol=0, atol=1e-5 * max(1.0, float(theirs.abs().max())))
+    torch.testing.assert_close(
+        torch.as_tensor(ours, dtype=theirs.dtype),
+        theirs,
+        rtol=0,
+        atol=1e-5 * max(1.0, float(theirs.abs().max())),
+    )
 
 
 def test_levels():
@@ -78,7 +87,13 @@ def test_runs():
         assert_close(ours.times(), case["t"])
         score_x, score_h = scores(ours.sde)
         joint = options["joint"]
-        result, _ = ours.run(case["y"], score_x, score_h if joint else None, lambda shape: next(draws), lambda x, h: track.append((x, h)))  # noqa: B023
+        result, _ = ours.run(
+            case["y"],
+            score_x,
+            score_h if joint else None,
+            lambda shape, draws=draws: next(draws),
+            lambda x, h, track=track: track.append((x, h)),
+        )
         assert next(draws, None) is None, "every draw is used"
         for k, name in enumerate(["x_track", "h_track"][: 1 + joint]):
             assert_close(torch.stack([step[k] for step in track]), case[name])
@@ -107,8 +122,12 @@ def test_companding():
 def test_metrics():
     arrays = golden("dehaze")
     x, y = arrays["gcnr/x"], arrays["gcnr/y"]
-    assert gcnr(x, y) == pytest.approx(float(arrays["gcnr/value"]), abs=1e-7)  # theirs adds a little to each histogram
-    assert gcnr(x, y, bins=64) == pytest.approx(float(arrays["gcnr/value_bins64"]), abs=1e-7)  # theirs adds a little to each histogram
+    assert gcnr(x, y) == pytest.approx(
+        float(arrays["gcnr/value"]), abs=1e-7
+    )  # theirs adds a little to each histogram
+    assert gcnr(x, y, bins=64) == pytest.approx(
+        float(arrays["gcnr/value_bins64"]), abs=1e-7
+    )  # theirs adds a little to each histogram
     statistic, pvalue = ks(x, y)
     assert statistic == pytest.approx(float(arrays["ks/statistic"]), abs=1e-12)
     assert pvalue == pytest.approx(float(arrays["ks/pvalue"]), rel=1e-6)

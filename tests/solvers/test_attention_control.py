@@ -7,7 +7,15 @@ import pytest
 import torch
 from helpers.data import golden
 
-from solvers.editing.attention_control import LocalBlend, align, control_cross, control_self, link_gaps, refine, refinement
+from solvers.editing.attention_control import (
+    LocalBlend,
+    align,
+    control_cross,
+    control_self,
+    link_gaps,
+    refine,
+    refinement,
+)
 
 
 class Recorded(dict):
@@ -37,7 +45,9 @@ def test_self_attention(arrays):
     heads = int(arrays["uac_self/heads"])
     for name in arrays.names(r"uac_self_cfg\d+_(early|late)"):
         inputs = [arrays.tensor(f"{name}/in_{letter}") for letter in "qkv"]
-        for letter, got in zip("qkv", control_self(*inputs, heads, early=name.endswith("early")), strict=True):
+        for letter, got in zip(
+            "qkv", control_self(*inputs, heads, early=name.endswith("early")), strict=True
+        ):
             assert_same(got, arrays.tensor(f"{name}/out_{letter}"))
 
 
@@ -53,11 +63,24 @@ def test_cross_attention(arrays):
 
 def test_local_blend(arrays):
     o = arrays.options("local_blend")
-    x_s, x_t, x_m, maps, edited, mutual = (arrays.tensor(f"local_blend/{k}") for k in ("x_s", "x_t", "x_m", "maps", "alpha_e", "alpha_m"))
-    blend = LocalBlend(edited[0], mutual[0], o["target_token_count"], o["thresh_e"], o["thresh_m"], o["temperature"])
+    x_s, x_t, x_m, maps, edited, mutual = (
+        arrays.tensor(f"local_blend/{k}")
+        for k in ("x_s", "x_t", "x_m", "maps", "alpha_e", "alpha_m")
+    )
+    blend = LocalBlend(
+        edited[0],
+        mutual[0],
+        o["target_token_count"],
+        o["thresh_e"],
+        o["thresh_m"],
+        o["temperature"],
+    )
     for name in arrays.names(r"local_blend_(mid|final)"):
         a = float(arrays[f"{name}/alpha_prod"]) ** 0.5
-        assert_same(blend(x_s, x_t, x_m, maps, a, keep_layout=name.endswith("final")), arrays.tensor(f"{name}/x_out"))
+        assert_same(
+            blend(x_s, x_t, x_m, maps, a, keep_layout=name.endswith("final")),
+            arrays.tensor(f"{name}/x_out"),
+        )
 
 
 def test_alignment(arrays):
@@ -67,7 +90,13 @@ def test_alignment(arrays):
 
 
 def test_alignment_of_a_word_put_in():
-    assert align([1, 5, 6, 2], [1, 5, 9, 6, 2]).tolist() == [[0, 0], [1, 1], [2, -1], [3, 2], [4, 3]]
+    assert align([1, 5, 6, 2], [1, 5, 9, 6, 2]).tolist() == [
+        [0, 0],
+        [1, 1],
+        [2, -1],
+        [3, 2],
+        [4, 3],
+    ]
     assert align([], [4]).tolist() == [[0, -1]]
     assert align([4], []).tolist() == []
 
@@ -76,11 +105,23 @@ def test_replaced_words_are_linked():
     source, target = [1, 5, 6, 7, 2], [1, 8, 9, 7, 3, 2]
     pairs = align(source, target)
     assert pairs[:, 1].tolist() == [0, -1, -1, 3, -1, 4]
-    e_source, e_target = torch.eye(5, 4, dtype=torch.float64), torch.zeros(6, 4, dtype=torch.float64)
-    e_target[2] = torch.tensor([0, 0.1, 2.0, 0])  # token 9 is most like token 6, whatever its length
+    e_source, e_target = (
+        torch.eye(5, 4, dtype=torch.float64),
+        torch.zeros(6, 4, dtype=torch.float64),
+    )
+    e_target[2] = torch.tensor(
+        [0, 0.1, 2.0, 0]
+    )  # token 9 is most like token 6, whatever its length
     e_target[1] = torch.tensor([0, 0.5, 0.5, 0])
     e_target[4] = 1
-    assert link_gaps(pairs, e_source, e_target)[:, 1].tolist() == [0, -1, 2, 3, -1, 4]  # nothing was left out where 3 was put in
+    assert link_gaps(pairs, e_source, e_target)[:, 1].tolist() == [
+        0,
+        -1,
+        2,
+        3,
+        -1,
+        4,
+    ]  # nothing was left out where 3 was put in
     mapper, alphas = refinement(source, target, 8, (e_source, e_target))
     assert mapper.tolist() == [0, -1, 2, 3, -1, 4, 6, 7]
     assert alphas.tolist() == [1, 0, 1, 1, 0, 1, 1, 1]
@@ -117,4 +158,6 @@ def test_refusals():
     with pytest.raises(ValueError, match="three branches"):
         control_self(*[torch.zeros(4, 1, 1)] * 3, heads=2, early=True)
     with pytest.raises(ValueError, match="layout, source"):
-        control_cross(torch.zeros(3, 1, 77), 1, torch.arange(77), torch.ones(77), True, inject="target")
+        control_cross(
+            torch.zeros(3, 1, 77), 1, torch.arange(77), torch.ones(77), True, inject="target"
+        )

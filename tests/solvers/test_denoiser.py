@@ -29,9 +29,16 @@ class Recorder(nn.Module):
         return self.scale * x[:, : self.channels]
 
 
-@given(height=st.integers(1, 17), width=st.integers(1, 17), fold=st.sampled_from([1, 2, 3]), multiple=st.sampled_from([1, 2, 4]))
+@given(
+    height=st.integers(1, 17),
+    width=st.integers(1, 17),
+    fold=st.sampled_from([1, 2, 3]),
+    multiple=st.sampled_from([1, 2, 4]),
+)
 def test_fold_and_padding_round_trip(height, width, fold, multiple):
-    """A network that returns its input gives the state back, whatever the size; what it sees is whole tiles of it."""
+    """A network that returns its input gives the state back, whatever the size; what it sees is
+    whole tiles of it.
+    """
     network = Recorder(3 * fold**2)
     z = noise(2, shape=(3, height, width)).float()
     out = Denoiser(network, PROCESS, fold=fold, multiple=multiple).output(z, 5.0)
@@ -48,19 +55,32 @@ def test_fold_and_padding_round_trip(height, width, fold, multiple):
 def test_prediction_explains_the_state(prediction_type, residual, data_std):
     """``x = a x0 + b eps`` with and without a condition and a residual."""
     condition = noise(1, 2, shape=(4, 6, 6)).float()
-    bare = Denoiser(Recorder(3), PROCESS, prediction_type, condition_channels=4, residual=residual, data_std=data_std)
+    bare = Denoiser(
+        Recorder(3),
+        PROCESS,
+        prediction_type,
+        condition_channels=4,
+        residual=residual,
+        data_std=data_std,
+    )
     x = noise(2, shape=(3, 6, 6)).float()
     for denoiser in (bare, bare.conditioned(condition)):
         for t in (0.0, 312.5, 900.0):
             p = denoiser(x, t)
-            assert (PROCESS.a(t) * p.x0 + PROCESS.b(t) * p.eps - x).abs().max() < 2e-6 * max(1, PROCESS.b(t) / PROCESS.a(t) * 0.1)
+            assert (PROCESS.a(t) * p.x0 + PROCESS.b(t) * p.eps - x).abs().max() < 2e-6 * max(
+                1, PROCESS.b(t) / PROCESS.a(t) * 0.1
+            )
 
 
 def test_residual_is_taken_from_the_lift():
-    """A network that sees nothing left to do returns the lift: the residual of its own image is zero."""
+    """A network that sees nothing left to do returns the lift: the residual of its own image is
+    zero.
+    """
     lift = noise(1, 2, shape=(3, 4, 4)).float()
     network = Recorder(3)
-    denoiser = Denoiser(network, PROCESS, "sample", condition_channels=3, residual=True).conditioned(lift)
+    denoiser = Denoiser(
+        network, PROCESS, "sample", condition_channels=3, residual=True
+    ).conditioned(lift)
     p = denoiser(PROCESS.a(500.0) * lift, 500.0)
     assert torch.equal(p.x0, lift)
     assert network.shown[:, :3].abs().max() == 0
@@ -83,7 +103,10 @@ def test_condition_is_shared_with_neither_original_nor_batch():
 
 
 def test_state_keeps_its_precision():
-    for network_type, state_type in ((torch.bfloat16, torch.float32), (torch.float32, torch.float64)):
+    for network_type, state_type in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64),
+    ):
         network = Recorder(3, network_type)
         p = Denoiser(network, PROCESS)(noise(1).to(state_type), 10.0)
         assert network.shown.dtype == network_type
@@ -114,7 +137,7 @@ def test_errors_name_what_is_accepted(kwargs, said):
         Denoiser(None, PROCESS, **kwargs)
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -122,15 +145,29 @@ def folder(tmp_path):
     from diffusers import DDPMScheduler
 
     tiny_unet(4, 3).save_pretrained(tmp_path / "unet")
-    DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
-    (tmp_path / "denoiser.json").write_text(json.dumps({"condition_channels": 1, "value_range": [0, 1]}))
+    DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    ).save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "denoiser.json").write_text(
+        json.dumps({"condition_channels": 1, "value_range": [0, 1]})
+    )
     return tmp_path
 
 
 def test_from_pretrained(folder):
     denoiser = Denoiser.from_pretrained(folder)
-    assert (denoiser.prediction_type, denoiser.process, denoiser.multiple) == ("v_prediction", VP.cosine(), 2)
-    assert denoiser.settings == {"value_range": [0.0, 1.0], "fold": 1, "condition_channels": 1, "residual": False, "data_std": 1.0}
+    assert (denoiser.prediction_type, denoiser.process, denoiser.multiple) == (
+        "v_prediction",
+        VP.cosine(),
+        2,
+    )
+    assert denoiser.settings == {
+        "value_range": [0.0, 1.0],
+        "fold": 1,
+        "condition_channels": 1,
+        "residual": False,
+        "data_std": 1.0,
+    }
     assert not denoiser.network.training
     x = noise(1, shape=(3, 9, 7)).float()
     assert denoiser(x, 500.0).x0.shape == x.shape
@@ -145,7 +182,9 @@ PROCESSES = {
     "step-indexed": StepIndexed(VP.linear(30).alphas_cumprod),
     "resfusion": Resfusion.scheduled("cosine", 30),
     "resfusion-little-noise": Resfusion.scheduled(noise_scale=0.05),
-    "rddm": RDDM.scheduled(40, 0.01, residual=("decreased", 2.0), noise=("normal", 1.0), release="later"),
+    "rddm": RDDM.scheduled(
+        40, 0.01, residual=("decreased", 2.0), noise=("normal", 1.0), release="later"
+    ),
     "ve": VE(0.01, 20.0),
     "continuous-vp": ContinuousVP(0.2, 15.0, 0.01),
     "tables": Process([0.9, 0.3, 0.1], [0.1, 0.7, 0.9], [0.0, 0.2, 0.5]),
@@ -156,16 +195,30 @@ PROCESSES = {
 def test_every_process_is_saved_and_loaded(tmp_path, process):
     """To the bit, with every form of output it knows, whatever the number of heads."""
     for kind in process.prediction_types:
-        network = tiny_unet(6, 3 * HEADS.get(kind, 1)).eval().requires_grad_(False)  # as it is loaded: with gradients, other kernels run
+        network = (
+            tiny_unet(6, 3 * HEADS.get(kind, 1)).eval().requires_grad_(False)
+        )  # as it is loaded: with gradients, other kernels run
         denoiser = (
-            Denoiser(network, process, kind, value_range=(0, 1), multiple=2, condition_channels=3, data_std=0.5)
+            Denoiser(
+                network,
+                process,
+                kind,
+                value_range=(0, 1),
+                multiple=2,
+                condition_channels=3,
+                data_std=0.5,
+            )
             if not process.holds_image
             else Denoiser(network, process, kind, multiple=2, condition_channels=3)
         )
         denoiser.save_pretrained(tmp_path / kind)
         denoiser.save_pretrained(tmp_path / kind)  # over itself
         loaded = Denoiser.from_pretrained(tmp_path / kind)
-        assert (loaded.process, loaded.prediction_type, loaded.settings) == (process, kind, denoiser.settings)
+        assert (loaded.process, loaded.prediction_type, loaded.settings) == (
+            process,
+            kind,
+            denoiser.settings,
+        )
         assert not [p for p in (tmp_path / kind).rglob("*") if p.name.startswith((".", "tmp"))]
         x, y = noise(2, 1, (3, 8, 8)).float(), noise(2, 2, (3, 8, 8)).float()
         t = 0.5 * (process.first + process.end)
@@ -180,21 +233,39 @@ def test_diffusers_reads_a_saved_schedule(tmp_path):
     Denoiser(tiny_unet(), VP.linear(100), "v_prediction", multiple=2).save_pretrained(tmp_path)
     scheduler = DDIMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     assert scheduler.config.prediction_type == "v_prediction"
-    assert torch.allclose(scheduler.alphas_cumprod.double(), torch.from_numpy(VP.linear(100).alphas_cumprod.copy()), rtol=1e-5)
+    assert torch.allclose(
+        scheduler.alphas_cumprod.double(),
+        torch.from_numpy(VP.linear(100).alphas_cumprod.copy()),
+        rtol=1e-5,
+    )
     (tmp_path / "denoiser.json").unlink()
-    assert Denoiser.from_pretrained(tmp_path).process.a(99) == pytest.approx(VP.linear(100).a(99), rel=1e-12)
+    assert Denoiser.from_pretrained(tmp_path).process.a(99) == pytest.approx(
+        VP.linear(100).a(99), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "process"),
     [
         ({"kind": "resfusion", "schedule": "linear", "steps": 12}, Resfusion.scheduled()),
-        ({"kind": "resfusion", "schedule": "linear", "steps": 12, "noise_scale": 0.1}, Resfusion.scheduled(noise_scale=0.1)),
+        (
+            {"kind": "resfusion", "schedule": "linear", "steps": 12, "noise_scale": 0.1},
+            Resfusion.scheduled(noise_scale=0.1),
+        ),
         ({"kind": "resfusion", "alphas_cumprod": [0.9, 0.5, 0.25]}, Resfusion([0.9, 0.5, 0.25])),
         ({"kind": "rddm", "steps": 1000}, RDDM.scheduled()),
         (
-            {"kind": "rddm", "steps": 10, "sum_scale": 0.01, "residual": ["average", 1], "noise": ["increased", 2.0], "release": "later"},
-            RDDM.scheduled(10, 0.01, residual=("average", 1), noise=("increased", 2), release="later"),
+            {
+                "kind": "rddm",
+                "steps": 10,
+                "sum_scale": 0.01,
+                "residual": ["average", 1],
+                "noise": ["increased", 2.0],
+                "release": "later",
+            },
+            RDDM.scheduled(
+                10, 0.01, residual=("average", 1), noise=("increased", 2), release="later"
+            ),
         ),
         ({"kind": "ve", "sigma_min": 0.002, "sigma_max": 80}, VE()),
     ],
@@ -239,7 +310,10 @@ def drop_a_tensor(path):
 
 
 def describes(process, prediction_type="sample"):
-    extra = f'{{"condition_channels": 1, "process": {process}, "prediction_type": {json.dumps(prediction_type)}}}'
+    extra = (
+        f'{{"condition_channels": 1, "process": {process}, "prediction_type":'
+        f" {json.dumps(prediction_type)}}}"
+    )
     return lambda p: p.write_text(extra)
 
 
@@ -247,33 +321,89 @@ def describes(process, prediction_type="sample"):
     ("name", "damage", "said"),
     [
         ("unet/diffusion_pytorch_model.safetensors", truncate, "can't be loaded"),
-        ("unet/diffusion_pytorch_model.safetensors", lambda p: p.write_bytes(b"no weights"), "can't be loaded"),
+        (
+            "unet/diffusion_pytorch_model.safetensors",
+            lambda p: p.write_bytes(b"no weights"),
+            "can't be loaded",
+        ),
         ("unet/diffusion_pytorch_model.safetensors", drop_a_tensor, "conv_in.weight"),
         ("unet/diffusion_pytorch_model.safetensors", lambda p: p.unlink(), "safetensors"),
         ("unet/config.json", lambda p: p.write_text("{"), "not readable JSON"),
         ("unet/config.json", lambda p: p.write_text("[]"), "JSON object"),
         ("unet/config.json", lambda p: p.write_text('{"_class_name": "VQModel"}'), "VQModel"),
-        ("scheduler/scheduler_config.json", lambda p: p.write_text('{"beta_schedule": "sigmoid"}'), "sigmoid"),
-        ("scheduler/scheduler_config.json", lambda p: p.write_text('{"prediction_type": "flow"}'), "flow"),
-        ("denoiser.json", lambda p: p.write_text('{"condition_channels": 2}'), "4 input and 3 output channels"),
-        ("denoiser.json", lambda p: p.write_text('{"condition_channels": 1, "value_range": [1, 0]}'), "low < high"),
-        ("denoiser.json", describes('{"kind": "flow"}'), "vp, step-indexed, resfusion, rddm, ve, continuous-vp, tables"),
+        (
+            "scheduler/scheduler_config.json",
+            lambda p: p.write_text('{"beta_schedule": "sigmoid"}'),
+            "sigmoid",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            lambda p: p.write_text('{"prediction_type": "flow"}'),
+            "flow",
+        ),
+        (
+            "denoiser.json",
+            lambda p: p.write_text('{"condition_channels": 2}'),
+            "4 input and 3 output channels",
+        ),
+        (
+            "denoiser.json",
+            lambda p: p.write_text('{"condition_channels": 1, "value_range": [1, 0]}'),
+            "low < high",
+        ),
+        (
+            "denoiser.json",
+            describes('{"kind": "flow"}'),
+            "vp, step-indexed, resfusion, rddm, ve, continuous-vp, tables",
+        ),
         ("denoiser.json", describes('"rddm"'), "an object with a kind"),
         (
             "denoiser.json",
             describes('{"kind": "resfusion", "steps": 12}'),
             r"alphas_cumprod, \[noise_scale\] or schedule, steps, \[noise_scale\]; got steps",
         ),
-        ("denoiser.json", describes('{"kind": "resfusion", "schedule": "quadratic", "steps": 12}'), "linear, cosine"),
+        (
+            "denoiser.json",
+            describes('{"kind": "resfusion", "schedule": "quadratic", "steps": 12}'),
+            "linear, cosine",
+        ),
         ("denoiser.json", describes('{"kind": "rddm", "steps": 1e30}'), "whole number"),
-        ("denoiser.json", describes('{"kind": "rddm", "steps": 100, "noise": ["gaussian", 1]}'), "increased, decreased, average, normal"),
-        ("denoiser.json", describes('{"kind": "rddm", "steps": 100, "noise": 3}'), "don't make one"),
-        ("denoiser.json", describes('{"kind": "vp", "alphas_cumprod": [0.9, "x"]}'), "don't make one"),
-        ("denoiser.json", describes('{"kind": "vp", "alphas_cumprod": [0.9, NaN]}'), "don't make one"),
+        (
+            "denoiser.json",
+            describes('{"kind": "rddm", "steps": 100, "noise": ["gaussian", 1]}'),
+            "increased, decreased, average, normal",
+        ),
+        (
+            "denoiser.json",
+            describes('{"kind": "rddm", "steps": 100, "noise": 3}'),
+            "don't make one",
+        ),
+        (
+            "denoiser.json",
+            describes('{"kind": "vp", "alphas_cumprod": [0.9, "x"]}'),
+            "don't make one",
+        ),
+        (
+            "denoiser.json",
+            describes('{"kind": "vp", "alphas_cumprod": [0.9, NaN]}'),
+            "don't make one",
+        ),
         ("denoiser.json", describes('{"kind": "vp", "alphas_cumprod": [0.9, 0.95]}'), "decrease"),
-        ("denoiser.json", describes('{"kind": "rddm", "steps": 100}', "resnoise"), "residual, residual_noise, sample_noise"),
-        ("denoiser.json", describes('{"kind": "rddm", "steps": 100}', "residual_noise"), "output channels can't have"),
-        ("denoiser.json", describes('{"kind": "rddm", "steps": 100}', ["residual"]), "prediction_type"),
+        (
+            "denoiser.json",
+            describes('{"kind": "rddm", "steps": 100}', "resnoise"),
+            "residual, residual_noise, sample_noise",
+        ),
+        (
+            "denoiser.json",
+            describes('{"kind": "rddm", "steps": 100}', "residual_noise"),
+            "output channels can't have",
+        ),
+        (
+            "denoiser.json",
+            describes('{"kind": "rddm", "steps": 100}', ["residual"]),
+            "prediction_type",
+        ),
     ],
 )
 def test_damaged_folders_give_one_clear_error(folder, name, damage, said):

@@ -39,7 +39,9 @@ class Clipped:
         self.denoiser, self.process = denoiser, denoiser.process
 
     def __call__(self, x, t):
-        return Prediction.from_x0(self.denoiser(x, t).x0.clamp(-0.6, 0.6), x, self.process.a(t), self.process.b(t))
+        return Prediction.from_x0(
+            self.denoiser(x, t).x0.clamp(-0.6, 0.6), x, self.process.a(t), self.process.b(t)
+        )
 
 
 class PublishedRuns:
@@ -98,7 +100,9 @@ class Watched(EVODiff):
 
 
 def test_coefficients_equal_the_authors(published):
-    """Of each main step, sample and channel: ``2 eta*``, ``zeta* H`` and, above 20 steps, the projection on the slope."""
+    """Of each main step, sample and channel: ``2 eta*``, ``zeta* H`` and, above 20 steps, the
+    projection on the slope.
+    """
     checked = 0
     for name in map(str, published.arrays["names"]):
         theirs = published.tensor(f"{name}_proj")
@@ -108,7 +112,9 @@ def test_coefficients_equal_the_authors(published):
         times, Watched.seen = published.arrays[f"{name}_timesteps"], ()
         solver = Watched("paper", final="paper" if lower_order_final else "full")
         grid = Grid((*times, CLEAN) if denoise else (*times,))
-        solve(solver, Clipped(denoiser) if clip else denoiser, published.tensor(f"x_T_{family}"), grid)
+        solve(
+            solver, Clipped(denoiser) if clip else denoiser, published.tensor(f"x_T_{family}"), grid
+        )
         width = 2 + theirs.shape[1]  # two balance coefficients come before them
         ours = torch.stack(Watched.seen).reshape(-1, width, *theirs.shape[2:])[:, 2:]
         assert ours.shape == theirs.shape, name
@@ -137,22 +143,34 @@ def test_consistent_mode_is_closer_to_the_published_exact_solutions(published):
         exact = published.tensor(f"exact_{family}_{'zero' if denoise else 'end'}")
         times = published.arrays[f"{name}_timesteps"]
         grid = Grid((*times, CLEAN) if denoise else (*times,))
-        x0 = solve(EVODiff(), published.mixture.denoiser(PROCESSES[family]), published.tensor(f"x_T_{family}"), grid).x0
+        x0 = solve(
+            EVODiff(),
+            published.mixture.denoiser(PROCESSES[family]),
+            published.tensor(f"x_T_{family}"),
+            grid,
+        ).x0
         ours, theirs = median_rmse(x0, exact), median_rmse(published.tensor(f"{name}_x0"), exact)
         assert ours < theirs, (name, ours, theirs)
 
 
-# -- accuracy ---------------------------------------------------------------------------------------------------------
+# -- accuracy --------------------------------------------------------------------------------------
 
 
 def errors(solver, process, mixture, x, counts):
-    """From the noisiest level to the first, which the log-SNR grids of ``n + 1`` nodes reach in ``n`` calls."""
+    """From the noisiest level to the first, which the log-SNR grids of ``n + 1`` nodes reach in
+    ``n`` calls.
+    """
     reference = exact_flow(mixture, process, x, process.end, process.first)
     grids = [Grid(log_snr(process, n + 1).times[:-1]) for n in counts]
-    return [median_rmse(solve(solver, mixture.denoiser(process), x, grid).x0, reference) for grid in grids]
+    return [
+        median_rmse(solve(solver, mixture.denoiser(process), x, grid).x0, reference)
+        for grid in grids
+    ]
 
 
-@pytest.mark.parametrize("process", [VE(), ContinuousVP(), VP.linear()], ids=["edm", "continuous-vp", "vp"])
+@pytest.mark.parametrize(
+    "process", [VE(), ContinuousVP(), VP.linear()], ids=["edm", "continuous-vp", "vp"]
+)
 def test_order_of_the_consistent_mode(process):
     """At least 2.5 between 30 and 100 calls, over the whole range of any process."""
     x = process.b(process.end) * noise(48)
@@ -161,7 +179,9 @@ def test_order_of_the_consistent_mode(process):
 
 
 def unipc(mixture, x, sigmas):
-    """diffusers' UniPC of order 2 from ``x = x0 + sigma eps`` over these sigmas, then to 0; the network sees the exact sigma."""
+    """diffusers' UniPC of order 2 from ``x = x0 + sigma eps`` over these sigmas, then to 0; the
+    network sees the exact sigma.
+    """
     from diffusers import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(solver_order=2, solver_type="bh2")
@@ -183,23 +203,39 @@ def test_consistent_mode_is_not_worse_than_unipc():
         grid = log_snr(process, n)
         result = solve(EVODiff(), mixture.denoiser(process), x, grid)
         assert result.nfe == n
-        assert median_rmse(result.x0, reference) <= median_rmse(unipc(mixture, x, grid.times[:-1]), reference), n
+        assert median_rmse(result.x0, reference) <= median_rmse(
+            unipc(mixture, x, grid.times[:-1]), reference
+        ), n
 
 
 def test_log_snr_grids_are_its_home():
-    """Under DDPM's process it beats PNDM's default there, and loses to it where the last step to the clean image is long."""
+    """Under DDPM's process it beats PNDM's default there, and loses to it where the last step to
+    the clean image is long.
+    """
     process, mixture, x = VP.linear(), small_mixture(components=5), noise(48)
     reference = exact_flow(mixture, process, x, 999.0, CLEAN)
-    for name, n, better in (("log-snr", 10, True), ("log-snr", 20, True), ("trailing", 20, False), ("trailing", 50, False)):
+    for name, n, better in (
+        ("log-snr", 10, True),
+        ("log-snr", 20, True),
+        ("trailing", 20, False),
+        ("trailing", 50, False),
+    ):
         grid = GRIDS[name](process, n)
-        ours, pndm = (median_rmse(solve(s, mixture.denoiser(process), x, grid).x0, reference) for s in (EVODiff(), PNDM()))
+        ours, pndm = (
+            median_rmse(solve(s, mixture.denoiser(process), x, grid).x0, reference)
+            for s in (EVODiff(), PNDM())
+        )
         assert (ours < pndm) == better, (name, n, ours, pndm)
 
 
 def test_bench_table():
-    """The stored benchmark's mixture: not above its UniPC row at 8 to 50 calls (spec table of log-SNR grids)."""
+    """The stored benchmark's mixture: not above its UniPC row at 8 to 50 calls (spec table of
+    log-SNR grids).
+    """
     arrays = golden("solvers_bench")
-    mixture = GaussianMixture(*(torch.from_numpy(arrays[f"B_{k}"]) for k in ("weights", "means", "stds")))
+    mixture = GaussianMixture(
+        *(torch.from_numpy(arrays[f"B_{k}"]) for k in ("weights", "means", "stds"))
+    )
     x, exact = (torch.from_numpy(arrays[k]) for k in ("B_x_T", "B_exact_80_to_0"))
     row = json.loads(str(arrays["json"]))["B-logSNR"]["UniPC-2 bh2"]
     for n in (8, 10, 15, 20, 25, 50):
@@ -207,41 +243,56 @@ def test_bench_table():
         assert median_rmse(result.x0, exact) <= row[str(n)][1]
 
 
-# -- definition -------------------------------------------------------------------------------------------------------
+# -- definition ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_scaled_process_gives_the_same_image(mode):
-    """The core update only knows ``b/a`` and the paper's rules only ``b`` ratios: a VP run in the consistent mode is its VE run."""
+    """The core update only knows ``b/a`` and the paper's rules only ``b`` ratios: a VP run in the
+    consistent mode is its VE run.
+    """
     vp, mixture, x = ContinuousVP(), small_mixture(), noise(4)
     grid = log_snr(vp, 12)
     ve_grid = Grid((*(vp.kappa(t) for t in grid.times[:-1]), CLEAN))
     ve = VE(sigma_max=ve_grid.times[0])
-    runs = [solve(EVODiff(mode), mixture.denoiser(p), z, g).x0 for p, z, g in ((vp, x, grid), (ve, x / vp.a(1.0), ve_grid))]
+    runs = [
+        solve(EVODiff(mode), mixture.denoiser(p), z, g).x0
+        for p, z, g in ((vp, x, grid), (ve, x / vp.a(1.0), ve_grid))
+    ]
     difference = (runs[0] - runs[1]).abs().max()
     assert difference < 1e-9 if mode == "consistent" else difference > 1e-4
 
 
 def test_one_step_is_ddim_and_two_are_pndm():
-    """From one estimate there is only one way to go; from two, both extrapolate the noise linearly in ``kappa``."""
+    """From one estimate there is only one way to go; from two, both extrapolate the noise linearly
+    in ``kappa``.
+    """
     for process in (VE(), VP.linear(), VP.linear(zero_terminal_snr=True)):
         x = process.b(process.end) * noise(3)
         for n, other in ((1, DDIM()), (2, PNDM())):
             grid = log_snr(process, n)
-            runs = [solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(), other)]
+            runs = [
+                solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(), other)
+            ]
             assert (runs[0] - runs[1]).abs().max() < 1e-12
-            plain = [solve(s, small_mixture().denoiser(process), x, grid).x0 for s in (EVODiff(final="euler"), DDIM())]
+            plain = [
+                solve(s, small_mixture().denoiser(process), x, grid).x0
+                for s in (EVODiff(final="euler"), DDIM())
+            ]
             assert (plain[0] - plain[1]).abs().max() < 1e-12
 
 
 def test_the_last_step_is_of_second_order_on_trailing_grids():
-    """Against the plain image estimate of the last noisy node: a smaller error, half of it at 50 calls."""
+    """Against the plain image estimate of the last noisy node: a smaller error, half of it at 50
+    calls.
+    """
     process, mixture, x = VP.linear(), small_mixture(components=5), noise(48)
     reference = exact_flow(mixture, process, x, 999.0, CLEAN)
     for n, share in ((8, 1), (20, 0.75), (50, 0.5)):
         grid = GRIDS["trailing"](process, n)
         found = [
-            median_rmse(solve(EVODiff(final=f), mixture.denoiser(process), x, grid).x0, reference) for f in ("second", "euler", "full")
+            median_rmse(solve(EVODiff(final=f), mixture.denoiser(process), x, grid).x0, reference)
+            for f in ("second", "euler", "full")
         ]
         assert found[0] < share * min(found[1:]), (n, found)
 
@@ -253,11 +304,19 @@ def test_final_steps_differ_only_at_the_end():
         seen, images = {}, {}
         for final in FINALS:
             seen[final] = queries = []
-            run = solve(EVODiff(mode, final), mixture.denoiser(VE()), x, grid, callback=lambda step, q=queries: q.append(step.query.x))
+            run = solve(
+                EVODiff(mode, final),
+                mixture.denoiser(VE()),
+                x,
+                grid,
+                callback=lambda step, q=queries: q.append(step.query.x),
+            )
             images[final] = run.x0
         assert [len(q) for q in seen.values()] == [9, 9, 9, 10]
         for final in ("paper", "euler", "full"):
-            assert all(torch.equal(a, b) for a, b in zip(seen["second"][:8], seen[final][:8], strict=True))
+            assert all(
+                torch.equal(a, b) for a, b in zip(seen["second"][:8], seen[final][:8], strict=True)
+            )
         for k, final in enumerate(FINALS):
             assert all((images[final] - images[other]).abs().max() > 1e-6 for other in FINALS[:k])
 
@@ -276,7 +335,9 @@ def test_paper_mode_raises_contrast_at_few_steps():
 
 
 def test_inner_products_over_samples_ignore_channel_mixing():
-    """Rotating the channels of data and start rotates the result; per-channel coefficients do not survive that."""
+    """Rotating the channels of data and start rotates the result; per-channel coefficients do not
+    survive that.
+    """
     shape = (3, 4, 4)
     mixture = small_mixture(shape=shape)
     spread = GaussianMixture(mixture.weights, mixture.means, torch.full((3,), 0.2))
@@ -289,7 +350,10 @@ def test_inner_products_over_samples_ignore_channel_mixing():
     x, grid = 80 * noise(4), log_snr(VE(), 10)
     for inner in INNERS:
         solver = EVODiff("paper", inner=inner)
-        one, two = (solve(solver, m.denoiser(VE()), z, grid).x0 for m, z in ((spread, x), (other, turned(x))))
+        one, two = (
+            solve(solver, m.denoiser(VE()), z, grid).x0
+            for m, z in ((spread, x), (other, turned(x)))
+        )
         difference = (turned(one) - two).abs().max()
         assert difference < 1e-9 if inner == "sample" else difference > 1e-3
 
@@ -302,7 +366,14 @@ def test_a_shift_of_the_process_changes_nothing():
     grid = GRIDS["log-snr"](plain, 12)
     for mode in MODES:
         one = solve(EVODiff(mode), mixture.denoiser(plain), x, grid).x0
-        two = solve(EVODiff(mode), mixture.denoiser(plain), x + shifted.c(199) * y, grid, process=shifted, y=y).x0
+        two = solve(
+            EVODiff(mode),
+            mixture.denoiser(plain),
+            x + shifted.c(199) * y,
+            grid,
+            process=shifted,
+            y=y,
+        ).x0
         assert (one - two).abs().max() < 1e-9
 
 
@@ -318,10 +389,14 @@ class Saturated:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "process", [VE(), ContinuousVP(), VP.linear(), VP.linear(zero_terminal_snr=True)], ids=["edm", "cvp", "vp", "zero"]
+    "process",
+    [VE(), ContinuousVP(), VP.linear(), VP.linear(zero_terminal_snr=True)],
+    ids=["edm", "cvp", "vp", "zero"],
 )
 def test_degenerate_targets_stay_finite(mode, process):
-    """One picture, the zero picture, a saturated network: all inner products of differences vanish."""
+    """One picture, the zero picture, a saturated network: all inner products of differences
+    vanish.
+    """
     picture = noise(1, 8).clamp(-1, 1)
     one = torch.ones(1)
     cases = [
@@ -345,8 +420,16 @@ def test_degenerate_targets_stay_finite(mode, process):
 def test_half_precision_starts_are_sampled_in_single_precision(dtype, mode):
     x = (80 * noise(2)).to(dtype)
     seen = []
-    image = solve(EVODiff(mode), small_mixture().denoiser(VE()), x, log_snr(VE(), 12), callback=lambda s: seen.append(s.query.x.dtype)).x0
-    reference = solve(EVODiff(mode), small_mixture().denoiser(VE()), x.double(), log_snr(VE(), 12)).x0
+    image = solve(
+        EVODiff(mode),
+        small_mixture().denoiser(VE()),
+        x,
+        log_snr(VE(), 12),
+        callback=lambda s: seen.append(s.query.x.dtype),
+    ).x0
+    reference = solve(
+        EVODiff(mode), small_mixture().denoiser(VE()), x.double(), log_snr(VE(), 12)
+    ).x0
     assert set(seen) == {torch.float32}
     assert image.dtype == dtype
     assert (image.double() - reference).abs().max() <= torch.finfo(dtype).eps
@@ -374,10 +457,14 @@ def test_errors_name_what_is_accepted(kwargs, said):
         EVODiff(**kwargs)
 
 
-# -- continuous processes ---------------------------------------------------------------------------------------------
+# -- continuous processes --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("process", [VE(), ContinuousVP(), ContinuousVP(beta_min=2.0, beta_max=2.0)], ids=["edm", "cvp", "constant"])
+@pytest.mark.parametrize(
+    "process",
+    [VE(), ContinuousVP(), ContinuousVP(beta_min=2.0, beta_max=2.0)],
+    ids=["edm", "cvp", "constant"],
+)
 def test_continuous_processes(process):
     assert (process.a(CLEAN), process.b(CLEAN), process.c(CLEAN)) == (1, 0, 0)
     for u in (1e-4, 0.01, 0.3, 0.999, 1.0):
@@ -391,7 +478,11 @@ def test_continuous_processes(process):
         GRIDS["trailing"](process, 10)
     for grid in ("log-snr", "karras", "linspace"):
         times = GRIDS[grid](process, 7).times
-        assert (times[0], times[-2], times[-1]) == (process.end, pytest.approx(process.first), CLEAN)
+        assert (times[0], times[-2], times[-1]) == (
+            process.end,
+            pytest.approx(process.first),
+            CLEAN,
+        )
 
 
 def test_edm_grid_is_the_published_one():
@@ -405,6 +496,11 @@ def test_continuous_processes_compare_by_their_numbers():
     assert hash(VE()) == hash(VE())
     assert VE() != VE(0.01)
     assert ContinuousVP() != VE()
-    for make in (lambda: VE(0, 1), lambda: VE(2, 1), lambda: ContinuousVP(0.0), lambda: ContinuousVP(3, 2)):
+    for make in (
+        lambda: VE(0, 1),
+        lambda: VE(2, 1),
+        lambda: ContinuousVP(0.0),
+        lambda: ContinuousVP(3, 2),
+    ):
         with pytest.raises(ValueError, match="must satisfy"):
             make()

@@ -7,9 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers import CLEAN, GRIDS, VP, Grid, explicit, karras, leading, linspace, log_snr, pndm_nodes, trailing
+from solvers import (
+    CLEAN,
+    GRIDS,
+    VP,
+    Grid,
+    explicit,
+    karras,
+    leading,
+    linspace,
+    log_snr,
+    pndm_nodes,
+    trailing,
+)
 
-PROCESSES = {"linear": VP.linear(), "cosine": VP.cosine(), "zero-snr": VP.linear(zero_terminal_snr=True), "short": VP.linear(7, 0.01, 0.5)}
+PROCESSES = {
+    "linear": VP.linear(),
+    "cosine": VP.cosine(),
+    "zero-snr": VP.linear(zero_terminal_snr=True),
+    "short": VP.linear(7, 0.01, 0.5),
+}
 
 
 @pytest.mark.parametrize("build", GRIDS.values(), ids=GRIDS)
@@ -53,14 +70,18 @@ def test_known_grids():
 def test_spacing_of_level_grids():
     process = PROCESSES["linear"]
     levels = [process.log_snr(t) for t in log_snr(process, 9).times[:-1]]
-    assert np.diff(levels) == pytest.approx((process.log_snr(0) - process.log_snr(999)) / 8, rel=1e-6)
+    assert np.diff(levels) == pytest.approx(
+        (process.log_snr(0) - process.log_snr(999)) / 8, rel=1e-6
+    )
     roots = [process.kappa(t) ** (1 / 7) for t in karras(process, 9).times[:-1]]
     assert np.diff(roots) == pytest.approx((roots[-1] - roots[0]) / 8, rel=1e-6)
 
 
 @pytest.mark.parametrize("build", [log_snr, karras])
 def test_zero_terminal_snr_spreads_the_rest(build):
-    """No step is spent between the level without signal and its neighbour, which the network can't tell apart."""
+    """No step is spent between the level without signal and its neighbour, which the network can't
+    tell apart.
+    """
     grid = build(PROCESSES["zero-snr"], 10)
     assert all(math.isfinite(t) for t in grid.times)
     assert grid.times[0] - grid.times[1] > 50
@@ -76,7 +97,9 @@ def test_start_at():
         grid.start_at(CLEAN)
 
 
-@pytest.mark.parametrize("times", [(), (5,), (5, 5), (5, 7), (5, math.nan), (5, -1, -2), (math.inf, 3)])
+@pytest.mark.parametrize(
+    "times", [(), (5,), (5, 5), (5, 7), (5, math.nan), (5, -1, -2), (math.inf, 3)]
+)
 def test_bad_grids(times):
     with pytest.raises(ValueError, match="grid"):
         Grid(times)

@@ -1,8 +1,10 @@
-"""Every solver with every correction on every operator, on the shipped network in PyTorch and as an int8 ONNX bundle.
+"""Every solver with every correction on every operator, on the shipped network in PyTorch and as an
+int8 ONNX bundle.
 
-The network was trained to inpaint; elsewhere it is shown the operator's own estimate of the image (the lift) as known pixels, which it
-mostly returns, and the corrections bring in the data. Five trailing steps: their times, and the half steps of Runge-Kutta warm-ups
-between them (those of ten steps), are rows of the bundle's table.
+The network was trained to inpaint; elsewhere it is shown the operator's own estimate of the image
+(the lift) as known pixels, which it mostly returns, and the corrections bring in the data. Five
+trailing steps: their times, and the half steps of Runge-Kutta warm-ups between them (those of ten
+steps), are rows of the bundle's table.
 """
 
 import functools
@@ -28,12 +30,17 @@ SMOOTHING = Blur((SIDE, SIDE), gaussian_kernel(1.2, 4))
 OPERATORS = {
     "inpainting": (Inpainting(MASK), 0.02, lambda op, y: push_pull(y, MASK[None, None])),
     "x4": (BlockMean((SIDE, SIDE), 4), 0.02, lambda op, y: SMOOTHING.A(op.A_dagger(y))),
-    "blur": (Blur((SIDE, SIDE), gaussian_kernel(1.5, 5)), 0.02, lambda op, y: op.prox_l2(y, y, 30.0)),
+    "blur": (
+        Blur((SIDE, SIDE), gaussian_kernel(1.5, 5)),
+        0.02,
+        lambda op, y: op.prox_l2(y, y, 30.0),
+    ),
     "denoising": (Denoising(), 0.2, lambda op, y: SMOOTHING.A(y)),
 }
 BACKENDS = ("photo", "photo-int8")
 NOISELESS = ("ddnm", "repaint")  # these copy the data with their noise
-# at five steps states are far noisier than estimates are wrong; this network's Jacobian is too far from symmetric for more iterations
+# at five steps states are far noisier than estimates are wrong; this network's Jacobian is too far
+# from symmetric for more iterations
 OPTIONS = {"dps": {"scale": 0.3}, "diffpir": {"prior_std": 0.1}, "mmps": {"iterations": 1}}
 
 
@@ -53,17 +60,27 @@ def measured(operator, correction):
     if correction in NOISELESS and operator != "denoising":
         sigma = 0.0
     y = op.A(picture())
-    return Measurement(op, y + sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(3)), sigma)
+    return Measurement(
+        op, y + sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(3)), sigma
+    )
 
 
 def restore(solver, correction, operator, backend, steps=STEPS, grid="trailing"):
     m, denoiser = measured(operator, correction), model(backend)
     own = m.in_range(*denoiser.value_range, like=picture())
     known = MASK if operator == "inpainting" else torch.ones(SIDE, SIDE)
-    shown = denoiser.conditioned(torch.cat([OPERATORS[operator][2](m.operator, own.y), known[None, None]], dim=1))
+    shown = denoiser.conditioned(
+        torch.cat([OPERATORS[operator][2](m.operator, own.y), known[None, None]], dim=1)
+    )
     corrected = CORRECTIONS[correction](shown, own, **OPTIONS.get(correction, {}))
     levels = GRIDS[grid](denoiser.process, steps)
-    return sample(corrected, (3, SIDE, SIDE), levels, solver_by_name(solver), finish=lambda x: denoiser.to_unit(x).clamp(0, 1)).mean
+    return sample(
+        corrected,
+        (3, SIDE, SIDE),
+        levels,
+        solver_by_name(solver),
+        finish=lambda x: denoiser.to_unit(x).clamp(0, 1),
+    ).mean
 
 
 def psnr(image):
@@ -87,13 +104,24 @@ WORKING = [combination for combination in ALL if refusal(*combination) is None]
 
 
 def covering():
-    """Each solver and each correction on each operator and backend at least once; those with gradients, which take long, no more."""
+    """Each solver and each correction on each operator and backend at least once; those with
+    gradients, which take long, no more.
+    """
     for operator, backend in itertools.product(OPERATORS, BACKENDS):
-        fits = {s: [c for c in CORRECTIONS if refusal(s, c, operator, backend) is None] for s in SOLVERS}
+        fits = {
+            s: [c for c in CORRECTIONS if refusal(s, c, operator, backend) is None] for s in SOLVERS
+        }
         uses = dict.fromkeys(CORRECTIONS, 0)
-        for solver in sorted(fits, key=lambda s: -len(fits[s])):  # those that fit with most take what fits with few
-            cost = {c: (uses[c] > 0, CORRECTIONS[c].needs_gradient and uses[c] > 0, uses[c]) for c in fits[solver]}
-            correction = min(fits[solver], key=lambda c: (*cost[c], sum(c in others for others in fits.values())))
+        for solver in sorted(
+            fits, key=lambda s: -len(fits[s])
+        ):  # those that fit with most take what fits with few
+            cost = {
+                c: (uses[c] > 0, CORRECTIONS[c].needs_gradient and uses[c] > 0, uses[c])
+                for c in fits[solver]
+            }
+            correction = min(
+                fits[solver], key=lambda c: (*cost[c], sum(c in others for others in fits.values()))
+            )
             uses[correction] += 1
             yield solver, correction, operator, backend
 
@@ -134,7 +162,10 @@ def test_what_can_not_work_says_so_in_one_sentence():
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("solver", "steps", "grid"), [("ddim", 7, "trailing"), ("ddim", 5, "log-snr"), ("f-pndm", 8, "trailing")])
+@pytest.mark.parametrize(
+    ("solver", "steps", "grid"),
+    [("ddim", 7, "trailing"), ("ddim", 5, "log-snr"), ("f-pndm", 8, "trailing")],
+)
 def test_times_off_the_bundles_table_are_named(solver, steps, grid):
     with pytest.raises(ValueError, match="is not in the temporal table, which holds"):
         restore(solver, "ddnm", "inpainting", "photo-int8", steps, grid)

@@ -10,14 +10,30 @@ from helpers.data import golden
 from helpers.exact_flow import exact_flow
 from helpers.mixtures import median_rmse, noise, small_mixture
 
-from solvers import CLEAN, DDIM, GRIDS, PNDM, VP, Denoiser, GaussianMixture, Grid, Prediction, StepIndexed, explicit, pndm_nodes, solve
+from solvers import (
+    CLEAN,
+    DDIM,
+    GRIDS,
+    PNDM,
+    VP,
+    Denoiser,
+    GaussianMixture,
+    Grid,
+    Prediction,
+    StepIndexed,
+    explicit,
+    pndm_nodes,
+    solve,
+)
 from solvers.methods.pndm import ADAMS_BASHFORTH, VARIANTS, lagrange_weights
 
 
 def recorded(solver, denoiser, x, grid, **kwargs):
     """The result, the times of the calls, and the states that the calls saw."""
     steps = []
-    result = solve(solver, denoiser, x, grid, callback=lambda step: steps.append(step.query), **kwargs).x0
+    result = solve(
+        solver, denoiser, x, grid, callback=lambda step: steps.append(step.query), **kwargs
+    ).x0
     return result, [q.t for q in steps], [q.x for q in steps]
 
 
@@ -34,7 +50,9 @@ class PublishedRuns:
 
     def cases(self, suffix):
         """Pairs (method, N) of keys ``{method}_N{N}_{suffix}``; there must be some."""
-        found = [m.groups() for key in self.arrays if (m := re.fullmatch(rf"(.+)_N(\d+)_{suffix}", key))]
+        found = [
+            m.groups() for key in self.arrays if (m := re.fullmatch(rf"(.+)_N(\d+)_{suffix}", key))
+        ]
         assert found
         return [(method, int(n)) for method, n in found]
 
@@ -63,17 +81,32 @@ def test_equals_the_authors_runs(published):
         if f"{method}_N{n}_traj" in published.arrays:
             trajectory = published.tensor(f"{method}_N{n}_traj")
             # each node's state is what the last call at that time of a step's start saw
-            firsts = [states[k] for k, t in enumerate(times) if t in grid.times and (k + 1 == len(times) or times[k + 1] != t)]
+            firsts = [
+                states[k]
+                for k, t in enumerate(times)
+                if t in grid.times and (k + 1 == len(times) or times[k + 1] != t)
+            ]
             assert len(firsts) == len(trajectory)
-            assert max((a - b).abs().max() for a, b in zip(firsts[1:], trajectory[:-1], strict=True)) <= 1e-10, (method, n)
+            assert (
+                max((a - b).abs().max() for a, b in zip(firsts[1:], trajectory[:-1], strict=True))
+                <= 1e-10
+            ), (method, n)
 
 
 @pytest.mark.parametrize("schedule", ["quad", "cosine"])
 def test_equals_the_authors_runs_on_other_schedules(published, schedule):
     process = StepIndexed(published.abar(schedule))
     for method, n in published.cases(f"x0_{schedule}"):
-        x0 = solve(PNDM(method.lower()), published.mixture.denoiser(process), published.x, pndm_nodes(process, n)).x0
-        assert (x0 - published.tensor(f"{method}_N{n}_x0_{schedule}")).abs().max() <= 1e-10, (method, n)
+        x0 = solve(
+            PNDM(method.lower()),
+            published.mixture.denoiser(process),
+            published.x,
+            pndm_nodes(process, n),
+        ).x0
+        assert (x0 - published.tensor(f"{method}_N{n}_x0_{schedule}")).abs().max() <= 1e-10, (
+            method,
+            n,
+        )
 
 
 def test_equals_the_authors_runs_with_a_network_one_level_off(published):
@@ -86,26 +119,42 @@ def test_equals_the_authors_runs_with_a_network_one_level_off(published):
         return published.mixture.posterior(x, level**0.5, (1 - level) ** 0.5).eps
 
     for method, n in published.cases("x0_trainindex"):
-        x0 = solve(PNDM(method.lower()), Denoiser(network, process), published.x, pndm_nodes(process, n)).x0
-        assert (x0 - published.tensor(f"{method}_N{n}_x0_trainindex")).abs().max() <= 1e-10, (method, n)
+        x0 = solve(
+            PNDM(method.lower()), Denoiser(network, process), published.x, pndm_nodes(process, n)
+        ).x0
+        assert (x0 - published.tensor(f"{method}_N{n}_x0_trainindex")).abs().max() <= 1e-10, (
+            method,
+            n,
+        )
 
 
 def test_equals_the_authors_single_precision_runs(published):
-    process = StepIndexed(np.cumprod(1 - published.arrays["betas"].astype(np.float32), dtype=np.float32))
+    process = StepIndexed(
+        np.cumprod(1 - published.arrays["betas"].astype(np.float32), dtype=np.float32)
+    )
     for method, n in published.cases("x0_float32"):
-        x0 = solve(PNDM(method.lower()), published.mixture.denoiser(process), published.x.float(), pndm_nodes(process, n)).x0
+        x0 = solve(
+            PNDM(method.lower()),
+            published.mixture.denoiser(process),
+            published.x.float(),
+            pndm_nodes(process, n),
+        ).x0
         assert x0.dtype == torch.float32
         assert (x0 - published.tensor(f"{method}_N{n}_x0_float32")).abs().max() <= 2e-5, (method, n)
 
 
 def test_equals_diffusers(published):
-    """With an offset of 1 its network is asked one step later than the authors' for the same level."""
+    """With an offset of 1 its network is asked one step later than the authors' for the same
+    level.
+    """
     process = VP(published.abar("linear"))
     for method, n in published.cases("x0"):
         skip = 1000 // n
         if method == "diffusers_plms":
             solver = PNDM("plms")
-        elif method == "diffusers_prk" and skip % 2 == 0 and skip * n == 1000:  # odd strides: its half steps miss their levels
+        elif (
+            method == "diffusers_prk" and skip % 2 == 0 and skip * n == 1000
+        ):  # odd strides: its half steps miss their levels
             solver = PNDM("f-pndm")
         else:
             continue
@@ -115,16 +164,26 @@ def test_equals_diffusers(published):
         assert np.array_equal(times, published.arrays[f"{method}_N{n}_calls"])
         # the same runs through step-indexed levels, answered by a denoiser of the plain process
         shifted = Grid((*(t - 1 for t in grid.times),))
-        x0 = solve(solver, published.mixture.denoiser(process), published.x, shifted, process=StepIndexed(process.alphas_cumprod)).x0
+        x0 = solve(
+            solver,
+            published.mixture.denoiser(process),
+            published.x,
+            shifted,
+            process=StepIndexed(process.alphas_cumprod),
+        ).x0
         assert (x0 - published.tensor(f"{method}_N{n}_x0")).abs().max() <= 1e-10, (method, n)
 
 
 def test_approaches_the_published_exact_solutions(published):
-    """Variable weights between the authors' own start and end levels: the error falls with N and ends below 1.5e-4."""
+    """Variable weights between the authors' own start and end levels: the error falls with N and
+    ends below 1.5e-4.
+    """
     process = StepIndexed(published.abar("linear"))
     errors = {}
     for n in sorted(published.arrays["steps"]):
-        x0 = solve(PNDM(), published.mixture.denoiser(process), published.x, pndm_nodes(process, int(n))).x0
+        x0 = solve(
+            PNDM(), published.mixture.denoiser(process), published.x, pndm_nodes(process, int(n))
+        ).x0
         errors[int(n)] = median_rmse(x0, published.tensor(f"exact_N{n}"))
     values = list(errors.values())
     assert values == sorted(values, reverse=True)
@@ -133,7 +192,9 @@ def test_approaches_the_published_exact_solutions(published):
 
 
 def test_approaches_the_published_exact_images(published):
-    """To the clean level, which their sampler leaves out: the same levels as plain times, and one more step."""
+    """To the clean level, which their sampler leaves out: the same levels as plain times, and one
+    more step.
+    """
     process = VP(published.abar("linear"))
     errors = {}
     for n in sorted(int(n) for n in published.arrays["steps"]):
@@ -144,18 +205,28 @@ def test_approaches_the_published_exact_images(published):
     assert errors[max(errors)] <= 3e-4
 
 
-# -- accuracy ---------------------------------------------------------------------------------------------------------
+# -- accuracy --------------------------------------------------------------------------------------
 
 
 def order(solver, process, mixture, x, grids):
     reference = exact_flow(mixture, process, x, grids[0].times[0], grids[0].times[-1])
-    errors = [median_rmse(solve(solver, mixture.denoiser(process), x, grid).x0, reference) for grid in grids]
+    errors = [
+        median_rmse(solve(solver, mixture.denoiser(process), x, grid).x0, reference)
+        for grid in grids
+    ]
     return np.log2(errors[-2] / errors[-1]), errors
 
 
 @pytest.mark.parametrize(
     ("solver", "least"),
-    [(DDIM(), 0.9), (PNDM("ddim"), 0.9), (PNDM("s-pndm"), 1.9), (PNDM("plms"), 1.9), (PNDM("f-pndm"), 1.9), (PNDM(order=2), 1.9)],
+    [
+        (DDIM(), 0.9),
+        (PNDM("ddim"), 0.9),
+        (PNDM("s-pndm"), 1.9),
+        (PNDM("plms"), 1.9),
+        (PNDM("f-pndm"), 1.9),
+        (PNDM(order=2), 1.9),
+    ],
     ids=str,
 )
 def test_order_on_equal_steps(solver, least):
@@ -169,20 +240,30 @@ def test_order_of_variable_weights_on_unequal_steps(most, least):
     """Equal steps in kappa^(1/7): far from equal in time, and reaching down to kappa 0.02."""
     process = VP.linear()
     roots = [process.kappa(950) ** (1 / 7), 0.02 ** (1 / 7)]
-    times = [[process.time_at(-14 * math.log(r)) for r in np.linspace(*roots, n + 1)] for n in (40, 80, 160)]
-    observed, errors = order(PNDM(order=most), process, small_mixture(), noise(16), [Grid((*t,)) for t in times])
+    times = [
+        [process.time_at(-14 * math.log(r)) for r in np.linspace(*roots, n + 1)]
+        for n in (40, 80, 160)
+    ]
+    observed, errors = order(
+        PNDM(order=most), process, small_mixture(), noise(16), [Grid((*t,)) for t in times]
+    )
     assert observed >= least, errors
 
 
 def test_variable_weights_reach_1e_4_at_100_calls():
-    """From one level of the table to the clean image, 64 samples; the equal-step weights stay above 5e-4 there."""
+    """From one level of the table to the clean image, 64 samples; the equal-step weights stay above
+    5e-4 there.
+    """
     process, mixture, x = VP.linear(), small_mixture(components=5), noise(64)
     grid = GRIDS["leading"](process, 100)
     reference = exact_flow(mixture, process, x, grid.times[0], CLEAN)
     result = solve(PNDM(), mixture.denoiser(process), x, grid)
     assert result.nfe == 100
     assert median_rmse(result.x0, reference) <= 1.1e-4
-    assert median_rmse(solve(PNDM("ipndm", "fixed"), mixture.denoiser(process), x, grid).x0, reference) > 5e-4
+    assert (
+        median_rmse(solve(PNDM("ipndm", "fixed"), mixture.denoiser(process), x, grid).x0, reference)
+        > 5e-4
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in GRIDS if name != "pndm"])
@@ -194,15 +275,21 @@ def test_partial_runs_are_as_accurate_as_full_ones(name, n):
     assert max(errors[1:]) <= 1.2 * errors[0], errors
 
 
-@pytest.mark.parametrize(("variant", "strengths"), [("plms", (0.1, 0.3, 0.5, 0.8)), ("f-pndm", (0.3, 0.5, 0.8))])
+@pytest.mark.parametrize(
+    ("variant", "strengths"), [("plms", (0.1, 0.3, 0.5, 0.8)), ("f-pndm", (0.3, 0.5, 0.8))]
+)
 def test_partial_runs_of_published_variants(variant, strengths):
-    """The Runge-Kutta warm-up is three steps long: of the five that are left at 0.1 two go on from it."""
+    """The Runge-Kutta warm-up is three steps long: of the five that are left at 0.1 two go on from
+    it.
+    """
     errors, _ = partial_runs(PNDM(variant), "leading", 50, strengths)
     assert max(errors[1:]) <= 1.2 * errors[0], errors
 
 
 def partial_runs(solver, name, n, strengths):
-    """Median errors and calls of a full run and of runs from noised images, each against the exact flow from its own start."""
+    """Median errors and calls of a full run and of runs from noised images, each against the exact
+    flow from its own start.
+    """
     process, mixture = VP.linear(), small_mixture(components=5)
     grid = GRIDS[name](process, n)
     clean, eps = mixture.sample(32, torch.Generator().manual_seed(3)), noise(32, 4)
@@ -216,7 +303,9 @@ def partial_runs(solver, name, n, strengths):
 
 
 def test_a_short_first_step_is_corrected_without_a_call():
-    """Two short steps: the state after the first is pseudo Heun's once the second call has been made."""
+    """Two short steps: the state after the first is pseudo Heun's once the second call has been
+    made.
+    """
     process, mixture, x = VP.linear(), small_mixture(), noise(2)
     times = (150.0, 140.0, 130.0)
     result, _, states = recorded(PNDM(), mixture.denoiser(process), x, Grid(times))
@@ -236,28 +325,44 @@ def test_a_short_first_step_is_corrected_without_a_call():
     assert (result - plain).abs().max() < 1e-12
 
 
-# -- definition -------------------------------------------------------------------------------------------------------
+# -- definition ------------------------------------------------------------------------------------
 
 
 def test_lagrange_weights():
     rng = np.random.default_rng(0)
     for count, fixed in ADAMS_BASHFORTH.items():
-        assert lagrange_weights([float(-k) for k in range(count)], 1.0) == pytest.approx(fixed, abs=1e-14)
+        assert lagrange_weights([float(-k) for k in range(count)], 1.0) == pytest.approx(
+            fixed, abs=1e-14
+        )
         nodes = np.sort(rng.uniform(0.5, 100, count))
         target = 0.3
         weights = np.array(lagrange_weights(list(nodes), target))
         for power in range(count):  # exact for polynomials that the nodes can carry
-            mean = (target ** (power + 1) - nodes[0] ** (power + 1)) / ((power + 1) * (target - nodes[0]))
+            mean = (target ** (power + 1) - nodes[0] ** (power + 1)) / (
+                (power + 1) * (target - nodes[0])
+            )
             assert weights @ nodes**power == pytest.approx(mean, rel=1e-9)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 30, 79, 999, 1000])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_number_of_steps(variant, n):
-    """One call per step and the warm-up's extra ones; the result is an image of the mixture, not just finite."""
+    """One call per step and the warm-up's extra ones; the result is an image of the mixture, not
+    just finite.
+    """
     process, mixture = VP.linear(), small_mixture(shape=(1, 2, 2))
-    result = solve(PNDM(variant), mixture.denoiser(process), noise(2, shape=(1, 2, 2)), GRIDS["trailing"](process, n))
-    extra = {"s-pndm": min(1, n - 1), "plms": min(1, n - 1), "f-pndm": 3 * min(3, n - 1), "fon": 3 * min(3, n - 1)}
+    result = solve(
+        PNDM(variant),
+        mixture.denoiser(process),
+        noise(2, shape=(1, 2, 2)),
+        GRIDS["trailing"](process, n),
+    )
+    extra = {
+        "s-pndm": min(1, n - 1),
+        "plms": min(1, n - 1),
+        "f-pndm": 3 * min(3, n - 1),
+        "fon": 3 * min(3, n - 1),
+    }
     assert result.nfe == n + extra.get(variant, 0)
     assert torch.isfinite(result.x0).all()
     if n >= 30 and variant != "fon":
@@ -274,7 +379,13 @@ def test_zero_terminal_snr(variant, n):
     if n == 1:  # the mean image is all that pure noise can say
         assert torch.allclose(result.x0, mixture.posterior(x, 0.0, 1.0).x0, atol=1e-14)
     if n == 50 and variant in ("ipndm", "plms"):
-        assert median_rmse(result.x0, solve(PNDM(), mixture.denoiser(process), x, GRIDS["trailing"](process, 400)).x0) < 2e-2
+        assert (
+            median_rmse(
+                result.x0,
+                solve(PNDM(), mixture.denoiser(process), x, GRIDS["trailing"](process, 400)).x0,
+            )
+            < 2e-2
+        )
 
 
 def test_one_step_returns_the_image_estimate_exactly():
@@ -287,13 +398,18 @@ def test_one_step_returns_the_image_estimate_exactly():
 def test_ddim_variant_is_ddim():
     process, mixture, x = VP.linear(), small_mixture(), noise(2)
     grid = GRIDS["karras"](process, 12)
-    runs = [solve(solver, mixture.denoiser(process), x, grid).x0 for solver in (DDIM(), PNDM("ddim"), PNDM(order=1))]
+    runs = [
+        solve(solver, mixture.denoiser(process), x, grid).x0
+        for solver in (DDIM(), PNDM("ddim"), PNDM(order=1))
+    ]
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[0], runs[2])
 
 
 def test_a_changed_image_estimate_changes_the_run():
-    """A correction that replaces the image and keeps the noise is followed, not only first-order solvers see it."""
+    """A correction that replaces the image and keeps the noise is followed, not only first-order
+    solvers see it.
+    """
     process, x = VP.linear(), noise(2)
     target = torch.full_like(x, 0.25)
 
@@ -306,7 +422,9 @@ def test_a_changed_image_estimate_changes_the_run():
 
     for solver in (PNDM("ddim"), PNDM(), PNDM("plms")):
         grid = GRIDS["leading"](process, 20)
-        corrected, plain = (solve(solver, d, x, grid).x0 for d in (Corrected(), small_mixture().denoiser(process)))
+        corrected, plain = (
+            solve(solver, d, x, grid).x0 for d in (Corrected(), small_mixture().denoiser(process))
+        )
         assert (corrected - target).abs().mean() < 0.1 * (plain - target).abs().mean()
 
 

@@ -21,7 +21,9 @@ def output_of(prediction_type, x0, eps, a, b):
 @given(level=levels)
 def test_round_trip(prediction_type, level):
     (a, b), x0, eps = level, noise(2, 1), noise(2, 2)
-    p = Prediction.from_output(output_of(prediction_type, x0, eps, a, b), a * x0 + b * eps, a, b, prediction_type)
+    p = Prediction.from_output(
+        output_of(prediction_type, x0, eps, a, b), a * x0 + b * eps, a, b, prediction_type
+    )
     assert (p.x0 - x0).abs().max() < 1e-12 * (1 + b / a)
     assert (p.eps - eps).abs().max() < 1e-12 * (1 + a / b)
 

@@ -25,8 +25,14 @@ PROCESSES = {
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_levels_at_table_entries_and_clean(process):
     t = torch.arange(len(process), dtype=torch.float64)
-    for f, table in ((process.a, process.a_table), (process.b, process.b_table), (process.c, process.c_table)):
-        assert f(t).numpy() == pytest.approx(table, rel=1e-13, abs=2e-14)  # b near 0 inherits a's rounding: 1e-16/b
+    for f, table in (
+        (process.a, process.a_table),
+        (process.b, process.b_table),
+        (process.c, process.c_table),
+    ):
+        assert f(t).numpy() == pytest.approx(
+            table, rel=1e-13, abs=2e-14
+        )  # b near 0 inherits a's rounding: 1e-16/b
         assert f(3) == f(torch.tensor(3.0)).item()
     assert (process.a(CLEAN), process.b(CLEAN), process.c(CLEAN)) == (1, 0, 0)
     assert process.log_snr(CLEAN) == math.inf
@@ -78,7 +84,9 @@ def test_step_indexed_levels():
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_transfer_keeps_image_and_noise(process):
-    """If eps is the state's true noise, the move ends on the same image and noise, shift included."""
+    """If eps is the state's true noise, the move ends on the same image and noise, shift
+    included.
+    """
     x0, eps, y = noise(2, 1), noise(2, 2), noise(2, 3)
     last = len(process) - 2
     for t, s in ((last, 10), (20, 3.7), (5, CLEAN), (3, 30)):
@@ -100,7 +108,9 @@ def test_transfer_refuses_pure_noise():
         VP.linear(zero_terminal_snr=True).transfer(noise(1), noise(1), 999, 900)
 
 
-@pytest.mark.parametrize("pair", [("linear", "cosine"), ("cosine", "linear"), ("flow", "linear"), ("shift", "linear")])
+@pytest.mark.parametrize(
+    "pair", [("linear", "cosine"), ("cosine", "linear"), ("flow", "linear"), ("shift", "linear")]
+)
 def test_level_matching_is_exact(pair):
     """A denoiser of one process answers for another as if it were made for it."""
     asked, native = (PROCESSES[name] for name in pair)

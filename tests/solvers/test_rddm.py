@@ -28,8 +28,18 @@ from solvers import (
 )
 from solvers.methods.rddm import METHODS, weights
 
-TYPE = {"pred_res_noise": "residual_noise", "pred_res": "residual", "pred_noise": "epsilon", "pred_x0_noise": "sample_noise"}
-METHOD = {"pred_res_noise": "res_noise", "pred_res": "res", "pred_noise": "noise", "pred_x0_noise": "res_noise"}
+TYPE = {
+    "pred_res_noise": "residual_noise",
+    "pred_res": "residual",
+    "pred_noise": "epsilon",
+    "pred_x0_noise": "sample_noise",
+}
+METHOD = {
+    "pred_res_noise": "res_noise",
+    "pred_res": "res",
+    "pred_noise": "noise",
+    "pred_x0_noise": "res_noise",
+}
 
 
 def residual_head(x, c, a):
@@ -44,7 +54,12 @@ def noise_head(x, c, b):
 def stand_in(x, c, a, b, objective):
     """The golden file's closed-form network."""
     res, eps = residual_head(x, c, a), noise_head(x, c, b)
-    outputs = {"pred_res_noise": (res, eps), "pred_res": (res,), "pred_noise": (eps,), "pred_x0_noise": (c - res, eps)}
+    outputs = {
+        "pred_res_noise": (res, eps),
+        "pred_res": (res,),
+        "pred_noise": (eps,),
+        "pred_x0_noise": (c - res, eps),
+    }
     return torch.cat(outputs[objective], dim=1)
 
 
@@ -61,12 +76,22 @@ def published():
 def process_of(options):
     if options["code"] == "C":
         return RDDM.from_vp(VP.linear())
-    return RDDM.scheduled(options["T"], options["sum_scale"], release={"A": "restoration", "B": "later"}[options["code"]])
+    return RDDM.scheduled(
+        options["T"],
+        options["sum_scale"],
+        release={"A": "restoration", "B": "later"}[options["code"]],
+    )
 
 
 def denoiser_of(case, options, process):
-    """The stand-in network on this process; codes B and C tell its heads their own coordinates in place of the time."""
-    y = torch.from_numpy(case["degraded01"]) * 2 - 1 if options["condition"] else torch.zeros(case["degraded01"].shape)
+    """The stand-in network on this process; codes B and C tell its heads their own coordinates in
+    place of the time.
+    """
+    y = (
+        torch.from_numpy(case["degraded01"]) * 2 - 1
+        if options["condition"]
+        else torch.zeros(case["degraded01"].shape)
+    )
     times = []
 
     def network(x, t):
@@ -94,7 +119,9 @@ def test_sampler_equals_the_authors_runs(published, family):
             separate=family == "pathindep",
         )
         x = process.start(y, draws[0]) if options["condition"] else draws[0]
-        image, states, _ = drive(solver, denoiser, x, rddm_nodes(process, options["S"]), y, draws[1:])
+        image, states, _ = drive(
+            solver, denoiser, x, rddm_nodes(process, options["S"]), y, draws[1:]
+        )
         told = np.array(times).T
         assert np.allclose(told[0], case["model_time_res"], rtol=1e-5)
         assert np.allclose(told[1], case["model_time_noise"], rtol=1e-5)
@@ -110,7 +137,9 @@ def test_schedules_are_the_authors(published):
     for case in cases(published, "coef").values():
         options = json.loads(str(case["options"]))
         release = {"A": "restoration", "B": "later"}[options["code"]]
-        ours = options["sum_scale"] * weights(options["T"], options["schedule"], options["ratio"], release=release)
+        ours = options["sum_scale"] * weights(
+            options["T"], options["schedule"], options["ratio"], release=release
+        )
         assert np.allclose(ours, case["values"], rtol=1e-5, atol=1e-9)
     for family in ("restore", "later", "pathindep"):
         for case in cases(published, family).values():
@@ -120,14 +149,18 @@ def test_schedules_are_the_authors(published):
 
 
 def test_every_table_of_the_authors_follows_from_two(published):
-    """Whatever their code stores per level, from ``A`` and ``B`` alone (index 0 of the posterior's is overwritten there)."""
+    """Whatever their code stores per level, from ``A`` and ``B`` alone (index 0 of the posterior's
+    is overwritten there).
+    """
     for family in ("restore", "ancestral", "generate", "later", "pathindep"):
         for number, case in cases(published, family).items():
             process = process_of(json.loads(str(case["options"])))
             A, B2 = process.c_table, process.b_table**2
             before = [np.concatenate([[0], v[:-1]]) for v in (A, B2)]
             alphas, betas2 = A - before[0], B2 - before[1]
-            if json.loads(str(case["options"]))["code"] == "C":  # their conversion leaves the first increments out
+            if (
+                json.loads(str(case["options"]))["code"] == "C"
+            ):  # their conversion leaves the first increments out
                 alphas[0] = betas2[0] = 0
             share = np.divide(before[1], B2, out=np.zeros_like(B2), where=B2 > 0)
             new = 1 - share
@@ -145,22 +178,40 @@ def test_every_table_of_the_authors_follows_from_two(published):
             }
             # their differences of sums near 1 are rounded to single precision
             assert np.allclose(case["buf/betas"].astype(np.float64) ** 2, betas2, atol=2e-6)
-            assert np.allclose(np.exp(case["buf/posterior_log_variance_clipped"])[2:], (new * before[1])[2:], rtol=1e-3, atol=2e-6)
+            assert np.allclose(
+                np.exp(case["buf/posterior_log_variance_clipped"])[2:],
+                (new * before[1])[2:],
+                rtol=1e-3,
+                atol=2e-6,
+            )
             for name, ours in want.items():
                 theirs = np.array(case[f"buf/{name}"], np.float64)
                 skip = 2 if "posterior" in name else 0
                 close = np.isclose(ours, theirs, rtol=1e-3, atol=2e-6)
                 if name == "one_minus_alphas_cumsum":
                     close[-1] = theirs[-1] == np.float32(1e-6)
-                assert close[skip:].all(), (family, number, name, np.flatnonzero(~close), ours[~close][:3], theirs[~close][:3])
+                assert close[skip:].all(), (
+                    family,
+                    number,
+                    name,
+                    np.flatnonzero(~close),
+                    ours[~close][:3],
+                    theirs[~close][:3],
+                )
 
 
 def test_normal_weights_are_a_normal_density():
     for steps in (10, 1001):
         share = weights(steps, "normal")
-        density = torch.distributions.Normal(0.0, 1.0).log_prob(torch.linspace(-3, 3, steps, dtype=torch.float64)).exp()
+        density = (
+            torch.distributions.Normal(0.0, 1.0)
+            .log_prob(torch.linspace(-3, 3, steps, dtype=torch.float64))
+            .exp()
+        )
         assert np.allclose(share, (density / density.sum()).numpy(), rtol=1e-12)
-    process = RDDM.scheduled(100, 0.5, residual=("normal", 1.0), noise=("normal", 1.0), release="later")
+    process = RDDM.scheduled(
+        100, 0.5, residual=("normal", 1.0), noise=("normal", 1.0), release="later"
+    )
     assert process.a(process.end) == 0
     assert process.b(process.end) == pytest.approx(0.5**0.5, rel=1e-12)
     assert process.c(50.0) == pytest.approx(process.b(50.0) ** 2 / 0.5, rel=1e-12)
@@ -173,16 +224,26 @@ def test_ddim_conversion_equals_the_authors_runs(published):
         assert np.allclose(process.b_table, case["betas_cumsum"], atol=2e-6)
         if not options["adjust_alpha"]:
             assert np.allclose(process.c_table, case["alphas_cumsum"], atol=2e-6)
-        changed = RDDM(np.minimum(case["alphas_cumsum"].astype(np.float64), 1), process.b_table) if options["adjust_alpha"] else None
+        changed = (
+            RDDM(np.minimum(case["alphas_cumsum"].astype(np.float64), 1), process.b_table)
+            if options["adjust_alpha"]
+            else None
+        )
         if changed is not None:
-            ours = np.cumsum(weights(options["T"], options["schedule"], options["ratio"], release="later"))
+            ours = np.cumsum(
+                weights(options["T"], options["schedule"], options["ratio"], release="later")
+            )
             assert np.allclose(ours, case["alphas_cumsum"], atol=1e-6)
         start = torch.from_numpy(case["steps"][0])
         eps = Denoiser(lambda x, t: noise_head(x, 0.0, float(t[0]) / 1000), process)
-        solver = RDDMSampler("noise", options["eta"], options["clip"], schedule=changed, image_at_end=False)
+        solver = RDDMSampler(
+            "noise", options["eta"], options["clip"], schedule=changed, image_at_end=False
+        )
         draws = torch.from_numpy(case["noise"]) if "noise" in case else None
         y = torch.zeros_like(start)
-        image, states, times = drive(solver, eps.with_degraded(y), start, explicit(case["timesteps"]), y, draws)
+        image, states, times = drive(
+            solver, eps.with_degraded(y), start, explicit(case["timesteps"]), y, draws
+        )
         assert times == list(case["timesteps"])
         for k, (ours, theirs) in enumerate(zip([*states, image], case["steps"], strict=True)):
             assert close(ours, theirs), (number, k, (ours - torch.from_numpy(theirs)).abs().max())
@@ -197,13 +258,15 @@ def test_training_equals_the_authors(published):
         x, target = process.training_pair(clean, degraded, torch.from_numpy(case["noise"]), t, kind)
         assert close(x, case["x_t"]), number
         level = t.float().reshape(-1, 1, 1, 1) / 1000
-        heads = stand_in(x, degraded, level, level, options["objective"]).chunk(2 if kind.endswith("_noise") else 1, dim=1)
+        heads = stand_in(x, degraded, level, level, options["objective"]).chunk(
+            2 if kind.endswith("_noise") else 1, dim=1
+        )
         gap = [h - part for h, part in zip(heads, target.chunk(len(heads), dim=1), strict=True)]
         loss = sum(g.abs().mean() if options["loss"] == "l1" else g.square().mean() for g in gap)
         assert close(loss, case["loss"]), number
 
 
-# -- definition -------------------------------------------------------------------------------------------------------
+# -- definition ------------------------------------------------------------------------------------
 
 PROCESSES = {
     "released": RDDM.scheduled(),
@@ -219,7 +282,9 @@ def test_states_lie_between_image_and_degraded_image(process):
     for t in (0.0, 0.3, process.end / 2, process.end):
         A, B = process.c(t), process.b(t)
         assert process.a(t) + A == 1
-        assert (process.add_noise(x0, eps, t, y) - (x0 + A * (y - x0) + B * eps)).abs().max() < 1e-14
+        assert (
+            process.add_noise(x0, eps, t, y) - (x0 + A * (y - x0) + B * eps)
+        ).abs().max() < 1e-14
     assert (process.a(CLEAN), process.b(CLEAN), process.c(CLEAN)) == (1, 0, 0)
     assert (process.start(y, eps) - (y + process.b(process.end) * eps)).abs().max() < 1e-14
 
@@ -261,11 +326,19 @@ def test_every_output_form_recovers_image_and_noise(process):
                 assert torch.equal(p.noise, eps)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "residual", "residual_noise", "sample_noise"])
+@pytest.mark.parametrize(
+    "kind", ["epsilon", "sample", "residual", "residual_noise", "sample_noise"]
+)
 def test_answers_explain_the_state_even_if_the_heads_disagree(kind):
     """``x = a x0 + c y + b eps`` for whatever a network says: what every solver relies on."""
     process, y, x = RDDM.scheduled(), noise(2, 2), noise(2, 3)
-    denoiser = Denoiser(lambda z, t: torch.cat([z.tanh(), 2 * z.cos()], dim=1)[:, : 6 if kind.endswith("_noise") else 3], process, kind)
+    denoiser = Denoiser(
+        lambda z, t: torch.cat([z.tanh(), 2 * z.cos()], dim=1)[
+            :, : 6 if kind.endswith("_noise") else 3
+        ],
+        process,
+        kind,
+    )
     for t in (1.0, 200.5, 900.0, 999.0):
         p = denoiser.with_degraded(y)(x, t)
         assert p.x0.shape == x.shape
@@ -286,7 +359,9 @@ def test_training_pairs_are_what_networks_are_asked():
 
 
 def test_methods_agree_for_a_consistent_network():
-    """With exact estimates of one state R, eps and image are tied, so the three methods are the same, and are DDIM."""
+    """With exact estimates of one state R, eps and image are tied, so the three methods are the
+    same, and are DDIM.
+    """
     process, mixture, y = RDDM.scheduled(), small_mixture(), noise(3, 2)
 
     class Exact:
@@ -303,7 +378,9 @@ def test_methods_agree_for_a_consistent_network():
         if method == "noise":  # at A = 1 the image can't be told from the noise
             part = explicit(grid.times[1:-1])
             z = noise(3, 4)
-            assert (solve(solver, Exact(), z, part, y=y).x0 - solve(DDIM(), Exact(), z, part, y=y).x0).abs().max() < 1e-9
+            assert (
+                solve(solver, Exact(), z, part, y=y).x0 - solve(DDIM(), Exact(), z, part, y=y).x0
+            ).abs().max() < 1e-9
         else:
             assert (solve(solver, Exact(), x, grid, y=y).x0 - reference).abs().max() < 1e-10
     # ancestral sampling is eta = 1, and Resfusion's
@@ -325,8 +402,13 @@ def test_conversion_is_ddim():
     for method in METHODS:
         for last in (True, False):
             solver = RDDMSampler(method, image_at_end=last)
-            assert (solve(solver, mixture.denoiser(process), x, grid).x0 - reference).abs().max() < 1e-9
-            assert (solve(solver, mixture.denoiser(process), x, grid, process=converted, y=y).x0 - reference).abs().max() < 1e-9
+            assert (
+                solve(solver, mixture.denoiser(process), x, grid).x0 - reference
+            ).abs().max() < 1e-9
+            assert (
+                solve(solver, mixture.denoiser(process), x, grid, process=converted, y=y).x0
+                - reference
+            ).abs().max() < 1e-9
 
 
 def test_separate_passes_remove_one_thing_each():
@@ -338,11 +420,15 @@ def test_separate_passes_remove_one_thing_each():
             self.process = process
 
         def __call__(self, x, t):
-            p = Prediction.from_x0(x - residual, process.unshifted(x, t, y), process.a(t), process.b(t))
+            p = Prediction.from_x0(
+                x - residual, process.unshifted(x, t, y), process.a(t), process.b(t)
+            )
             return ResidualPrediction(p.x0, p.eps, residual, eps)
 
     x = noise(1, 5)
-    image, states, times = drive(RDDMSampler(separate=True), Constant(), x, rddm_nodes(process, 4), y)
+    image, states, times = drive(
+        RDDMSampler(separate=True), Constant(), x, rddm_nodes(process, 4), y
+    )
     assert times == [19, 14, 9, 4] * 2
     assert (states[1] - (x - (process.c(19) - process.c(14)) * residual)).abs().max() < 1e-12
     assert (states[3] - (x - (1 - process.c(4)) * residual)).abs().max() < 1e-12
@@ -377,7 +463,10 @@ def test_grid_cuts_to_whole_times():
         (lambda: RDDMSampler(eta=-1), r"\[0, 1\]"),
         (lambda: RDDMSampler(clip=-1), "positive"),
         (lambda: RDDMSampler(eta=1, separate=True), "exclude each other"),
-        (lambda: RDDM.scheduled().training_pair(*(noise(1),) * 3, torch.tensor([0]), "score"), "residual_noise, sample_noise"),
+        (
+            lambda: RDDM.scheduled().training_pair(*(noise(1),) * 3, torch.tensor([0]), "score"),
+            "residual_noise, sample_noise",
+        ),
     ],
 )
 def test_errors_name_what_is_accepted(make, said):
@@ -398,5 +487,8 @@ def test_walks_processes_of_other_forms():
 
     grid = leading(process, len(process)).start_at(process.end - 1)
     for method in METHODS:
-        runs = [solve(solver, Exact(), noise(2, 3), grid, y=y).x0 for solver in (RDDMSampler(method), DDIM())]
+        runs = [
+            solve(solver, Exact(), noise(2, 3), grid, y=y).x0
+            for solver in (RDDMSampler(method), DDIM())
+        ]
         assert (runs[0] - runs[1]).abs().max() < 1e-10

@@ -1,4 +1,6 @@
-"""RED-diff against recorded runs of published code, its analytic fixed points and its own definition."""
+"""RED-diff against recorded runs of published code, its analytic fixed points and its own
+definition.
+"""
 
 import dataclasses
 import json
@@ -58,8 +60,16 @@ class Case:
 
     def solver(self, **changes):
         o = self.options
-        chosen = {"weighting": o["weight"], "lam": o["lam"], "lr": o["lr"], "sigma_x0": o["sigma_x0"], "data_weight": o["obs_weight"]}
-        return REDDiff(self.measurement, **chosen, **{"reduction": "mean", "start": self.start} | changes)
+        chosen = {
+            "weighting": o["weight"],
+            "lam": o["lam"],
+            "lr": o["lr"],
+            "sigma_x0": o["sigma_x0"],
+            "data_weight": o["obs_weight"],
+        }
+        return REDDiff(
+            self.measurement, **chosen, **{"reduction": "mean", "start": self.start} | changes
+        )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +84,9 @@ def test_equals_the_published_runs(cases):
         tolerance = 2e-3 if case.single else 1e-7
         grid, denoiser = explicit(case["timesteps"].tolist()), case.denoiser()
         for returns, key in (("mu", "final_mu"), ("x0_pred", "final_x0_pred")):
-            end, queries = replay(case.solver(returns=returns), denoiser, case.start, grid, case.draws())
+            end, queries = replay(
+                case.solver(returns=returns), denoiser, case.start, grid, case.draws()
+            )
             assert end.dtype == case.start.dtype
             assert (end - case[key]).abs().max() <= tolerance, (case.name, key)
         if "xt" in case:
@@ -85,28 +97,51 @@ def test_equals_the_published_runs(cases):
             o = case.options
             for k, t in enumerate(grid.times[:-1]):
                 before = case.start if k == 0 else case["mu"][k - 1]
-                seen = before + o["sigma_x0"] * case["noise_x0"][k] if "noise_x0" in case else before
-                weight = o["lam"] * WEIGHTINGS[o["weight"]](denoiser.process.kappa(t)) / seen.numel()
-                slope = o["obs_weight"] * data_gradient(case.operator, seen, case.measurement.y) / case.measurement.y.numel()
+                seen = (
+                    before + o["sigma_x0"] * case["noise_x0"][k] if "noise_x0" in case else before
+                )
+                weight = (
+                    o["lam"] * WEIGHTINGS[o["weight"]](denoiser.process.kappa(t)) / seen.numel()
+                )
+                slope = (
+                    o["obs_weight"]
+                    * data_gradient(case.operator, seen, case.measurement.y)
+                    / case.measurement.y.numel()
+                )
                 ours = slope + weight * (case["eps"][k] - case["noise_xt"][k])
                 assert (ours - case["grad"][k]).abs().max() <= tolerance, (case.name, k)
-        if "mu" in case and "noise_x0" not in case:  # without variational noise the states give the iterates away
-            a, b = ([f(t) for t in grid.times[:-1]] for f in (denoiser.process.a, denoiser.process.b))
+        if (
+            "mu" in case and "noise_x0" not in case
+        ):  # without variational noise the states give the iterates away
+            a, b = (
+                [f(t) for t in grid.times[:-1]] for f in (denoiser.process.a, denoiser.process.b)
+            )
             for k in range(1, len(queries)):
                 mu = (queries[k][0].x - b[k] * case["noise_xt"][k]) / a[k]
-                assert (mu - case["mu"][k - 1]).abs().max() <= tolerance / min(a[k], 1), (case.name, k)
+                assert (mu - case["mu"][k - 1]).abs().max() <= tolerance / min(a[k], 1), (
+                    case.name,
+                    k,
+                )
 
 
 def test_operators_equal_the_published_ones(cases):
-    """Inverses and adjoints were recorded for data without noise, starts for the data of the run."""
+    """Inverses and adjoints were recorded for data without noise, starts for the data of the
+    run.
+    """
     for case in cases:
         if "pinv_y" in case:
-            assert (case.operator.A_dagger(case.operator.A(case["x_true"])) - case["pinv_y"]).abs().max() <= 1e-7, case.name
+            assert (
+                case.operator.A_dagger(case.operator.A(case["x_true"])) - case["pinv_y"]
+            ).abs().max() <= 1e-7, case.name
         if "At_y" in case:
-            assert (case.operator.A_adjoint(case.operator.A(case["x_true"])) - case["At_y"]).abs().max() <= 1e-12, case.name
+            assert (
+                case.operator.A_adjoint(case.operator.A(case["x_true"])) - case["At_y"]
+            ).abs().max() <= 1e-12, case.name
         if case.single or case.name == "hdr":
             continue
-        assert (case.operator.A_dagger(case.measurement.y) - case.start).abs().max() <= 1e-7, case.name
+        assert (case.operator.A_dagger(case.measurement.y) - case.start).abs().max() <= 1e-7, (
+            case.name
+        )
 
 
 def test_sums_are_means_with_other_weights(cases):
@@ -116,14 +151,22 @@ def test_sums_are_means_with_other_weights(cases):
             continue
         y, o = case.measurement.y, case.options
         grid, denoiser = explicit(case["timesteps"].tolist()), case.denoiser()
-        weights = {"data_weight": o["obs_weight"] / y.numel(), "lam": o["lam"] / case.start.numel(), "lr": o["lr"]}
+        weights = {
+            "data_weight": o["obs_weight"] / y.numel(),
+            "lam": o["lam"] / case.start.numel(),
+            "lr": o["lr"],
+        }
         others = {"weighting": o["weight"], "sigma_x0": o["sigma_x0"], "start": case.start}
-        end, _ = replay(REDDiff(case.measurement, **weights, **others), denoiser, case.start, grid, case.draws())
+        end, _ = replay(
+            REDDiff(case.measurement, **weights, **others), denoiser, case.start, grid, case.draws()
+        )
         assert (end - case["final_mu"]).abs().max() <= 1e-7, case.name
 
 
 def test_adam_is_pytorchs():
-    x = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(
+        5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     optimizer, mine = torch.optim.Adam([x], lr=0.1, betas=(0.9, 0.99)), Adam((0.9, 0.99), 1e-8)
     y = x.detach().clone()
     for _ in range(20):
@@ -136,30 +179,66 @@ def test_adam_is_pytorchs():
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_finds_the_posterior_mean_of_a_gaussian(weighting):
-    """Repeated at one level, the fixed point is ``v (mu - y) + lam w (a b/(a^2 s^2 + b^2)) (mu - m) = 0`` (noise averages out)."""
-    m, s, y, v, lam, t = 0.2, 0.5, torch.full((1, 1, 40, 40), -0.4, dtype=torch.float64), 0.7, 0.3, 300.0
+    """Repeated at one level, the fixed point is ``v (mu - y) + lam w (a b/(a^2 s^2 + b^2)) (mu - m)
+    = 0`` (noise averages out).
+    """
+    m, s, y, v, lam, t = (
+        0.2,
+        0.5,
+        torch.full((1, 1, 40, 40), -0.4, dtype=torch.float64),
+        0.7,
+        0.3,
+        300.0,
+    )
     a, b, kappa = PROCESS.a(t), PROCESS.b(t), PROCESS.kappa(t)
     prior = GaussianMixture(torch.ones(1), torch.full((1, 1, 40, 40), m), torch.tensor([s]))
     grid = explicit([t - 1e-9 * k for k in range(600)])
-    solver = REDDiff(SimpleNamespace(operator=Denoising(), y=y), weighting, lam=lam, data_weight=v, lr=0.02, decay=True)
-    x0 = solve(solver, prior.denoiser(PROCESS), y, grid, generator=torch.Generator().manual_seed(0)).x0
+    solver = REDDiff(
+        SimpleNamespace(operator=Denoising(), y=y),
+        weighting,
+        lam=lam,
+        data_weight=v,
+        lr=0.02,
+        decay=True,
+    )
+    x0 = solve(
+        solver, prior.denoiser(PROCESS), y, grid, generator=torch.Generator().manual_seed(0)
+    ).x0
     pull = lam * WEIGHTINGS[weighting](kappa) * a * b / (a * a * s * s + b * b)
     assert x0.mean() == pytest.approx((v * y[0, 0, 0, 0].item() + pull * m) / (v + pull), abs=0.01)
 
 
 @pytest.mark.parametrize("weighting", ["linear", "const", "trunc_linear"])
 def test_fits_the_spread_of_a_gaussian_prior(weighting):
-    """Without data the variational distribution becomes the prior: its mean and its deviation, read off the last draw from it."""
+    """Without data the variational distribution becomes the prior: its mean and its deviation, read
+    off the last draw from it.
+    """
     m, s = 0.2, 0.3
     x = torch.zeros(2, 1, 40, 40, dtype=torch.float64)
     prior = GaussianMixture(torch.ones(1), torch.full((1, 1, 40, 40), m), torch.tensor([s]))
-    options = {"sigma_x0": 0.05, "fit_sigma": True, "data_weight": 0.0, "lr": 0.01, "decay": True, "start": x, "returns": "x0_pred"}
+    options = {
+        "sigma_x0": 0.05,
+        "fit_sigma": True,
+        "data_weight": 0.0,
+        "lr": 0.01,
+        "decay": True,
+        "start": x,
+        "returns": "x0_pred",
+    }
     solver = REDDiff(SimpleNamespace(operator=Denoising(), y=x), weighting, **options)
     grid = explicit([300.0 - 0.4 * k for k in range(500)])
-    draw = solve(solver, prior.denoiser(PROCESS), x, grid, generator=torch.Generator().manual_seed(0)).x0
+    draw = solve(
+        solver, prior.denoiser(PROCESS), x, grid, generator=torch.Generator().manual_seed(0)
+    ).x0
     assert draw.mean() == pytest.approx(m, abs=0.03)
     assert draw.std() == pytest.approx(s, rel=0.1)
-    fixed = solve(dataclasses.replace(solver, fit_sigma=False), prior.denoiser(PROCESS), x, grid, generator=torch.Generator()).x0
+    fixed = solve(
+        dataclasses.replace(solver, fit_sigma=False),
+        prior.denoiser(PROCESS),
+        x,
+        grid,
+        generator=torch.Generator(),
+    ).x0
     assert fixed.std() < 0.5 * s
 
 
@@ -168,10 +247,20 @@ def test_data_narrow_the_distribution():
     s, sigma = 0.5, 0.1
     y = torch.zeros(1, 1, 40, 40, dtype=torch.float64)
     prior = GaussianMixture(torch.ones(1), torch.zeros(1, 1, 40, 40), torch.tensor([s]))
-    options = {"sigma_x0": 0.4, "fit_sigma": True, "data_weight": sigma**-2, "lr": 0.01, "decay": True, "start": y, "returns": "x0_pred"}
+    options = {
+        "sigma_x0": 0.4,
+        "fit_sigma": True,
+        "data_weight": sigma**-2,
+        "lr": 0.01,
+        "decay": True,
+        "start": y,
+        "returns": "x0_pred",
+    }
     grid = explicit([300.0 - 0.4 * k for k in range(500)])
     solver = REDDiff(SimpleNamespace(operator=Denoising(), y=y), lam=1e-9, **options)
-    without = solve(solver, prior.denoiser(PROCESS), y, grid, generator=torch.Generator().manual_seed(0)).x0
+    without = solve(
+        solver, prior.denoiser(PROCESS), y, grid, generator=torch.Generator().manual_seed(0)
+    ).x0
     assert without.std() < 0.02
 
 
@@ -182,13 +271,20 @@ def test_parallel_levels_share_a_step():
     m = Measurement(Denoising(), truth)
     d, grid = mixture.denoiser(PROCESS), explicit([600.0, 500.0, 400.0])
     draws = [noise(4, k) for k in range(3)]
-    one, queries = replay(REDDiff(m, parallel=3, start=truth + 0.1, lr=0.01), d, truth, grid, iter(draws))
+    one, queries = replay(
+        REDDiff(m, parallel=3, start=truth + 0.1, lr=0.01), d, truth, grid, iter(draws)
+    )
     assert len(queries) == 3
-    gradient = (truth + 0.1 - truth) + sum(0.25 * PROCESS.kappa(q.t) * (p.eps - n) / 3 for (q, p), n in zip(queries, draws, strict=True))
+    gradient = (truth + 0.1 - truth) + sum(
+        0.25 * PROCESS.kappa(q.t) * (p.eps - n) / 3
+        for (q, p), n in zip(queries, draws, strict=True)
+    )
     assert (one - (truth + 0.1 - 0.01 * gradient / (gradient.abs() + 1e-8))).abs().max() < 1e-9
     for parallel in (1, 4):
         solver = REDDiff(m, parallel=parallel)
-        run = solve(solver, d, noise(4), trailing(PROCESS, 30), generator=torch.Generator().manual_seed(1))
+        run = solve(
+            solver, d, noise(4), trailing(PROCESS, 30), generator=torch.Generator().manual_seed(1)
+        )
         assert run.nfe == 30
         assert torch.isfinite(run.x0).all()
 
@@ -202,7 +298,11 @@ def test_only_asks_forward_questions():
             return 0.1 * x
 
     x = noise(2).float()
-    operators = (Inpainting(torch.eye(4)), NonlinearOperator(torch.tanh, lambda y: y), SimpleNamespace(A=torch.tanh))
+    operators = (
+        Inpainting(torch.eye(4)),
+        NonlinearOperator(torch.tanh, lambda y: y),
+        SimpleNamespace(A=torch.tanh),
+    )
     for op in operators:
         start = None if hasattr(op, "A_dagger") else x
         solver = REDDiff(SimpleNamespace(operator=op, y=op.A(x)), start=start)
@@ -218,7 +318,13 @@ def test_restores_with_sums_and_means():
     m = Measurement(Inpainting(mask), mask * truth)
     for reduction in ("sum", "mean"):
         solver = REDDiff(m, reduction=reduction)
-        x0 = solve(solver, mixture.denoiser(PROCESS), noise(8), trailing(PROCESS, 100), generator=torch.Generator().manual_seed(1)).x0
+        x0 = solve(
+            solver,
+            mixture.denoiser(PROCESS),
+            noise(8),
+            trailing(PROCESS, 100),
+            generator=torch.Generator().manual_seed(1),
+        ).x0
         assert (x0 - truth).square().mean() < 0.3 * (m.y - truth).square().mean()
 
 
@@ -229,7 +335,13 @@ def test_a_sample_does_not_depend_on_its_batch():
     def run(keep):
         rngs = [torch.Generator().manual_seed(k) for k in keep]
         m = Measurement(Denoising(), truth[keep])
-        return solve(REDDiff(m, sigma_x0=0.1), mixture.denoiser(PROCESS), truth[keep], trailing(PROCESS, 10), generator=rngs).x0
+        return solve(
+            REDDiff(m, sigma_x0=0.1),
+            mixture.denoiser(PROCESS),
+            truth[keep],
+            trailing(PROCESS, 10),
+            generator=rngs,
+        ).x0
 
     torch.testing.assert_close(run([0, 1, 2])[2:], run([2]), rtol=1e-10, atol=1e-10)
 
@@ -257,4 +369,9 @@ def test_errors_name_what_is_accepted(options, said):
 def test_a_level_without_signal_is_refused():
     process = VP.linear(zero_terminal_snr=True)
     with pytest.raises(ValueError, match="without signal"):
-        solve(REDDiff(Measurement(Denoising(), noise(1))), small_mixture().denoiser(process), noise(1), trailing(process, 3))
+        solve(
+            REDDiff(Measurement(Denoising(), noise(1))),
+            small_mixture().denoiser(process),
+            noise(1),
+            trailing(process, 3),
+        )

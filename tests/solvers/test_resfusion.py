@@ -10,18 +10,41 @@ from helpers.data import golden
 from helpers.driver import cases, drive
 from helpers.mixtures import noise
 
-from solvers import CLEAN, DDIM, VP, Denoiser, Grid, Prediction, Resfusion, ResfusionSampler, explicit, leading, solve, trailing
+from solvers import (
+    CLEAN,
+    DDIM,
+    VP,
+    Denoiser,
+    Grid,
+    Prediction,
+    Resfusion,
+    ResfusionSampler,
+    explicit,
+    leading,
+    solve,
+    trailing,
+)
 from solvers.methods.resfusion import TARGETS, truncated
 
 KIND = {"LinearPro": "linear", "CosinePro": "cosine"}
-TYPE = {"epsilon": "resnoise", "sample": "sample", "residual": "residual"}  # the authors' words for the three modes
+TYPE = {
+    "epsilon": "resnoise",
+    "sample": "sample",
+    "residual": "residual",
+}  # the authors' words for the three modes
 
 
 def stand_in(x, c, t):
     """The golden file's closed-form network."""
     t = t.reshape(-1, 1, 1, 1)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    return 0.5 * torch.sin(1.3 * x + 0.7 * c + 0.11 * t) + 0.3 * x - 0.2 * x.roll(1, 3) + 0.15 * c * torch.cos(0.05 * t) + 0.05 * mean
+    return (
+        0.5 * torch.sin(1.3 * x + 0.7 * c + 0.11 * t)
+        + 0.3 * x
+        - 0.2 * x.roll(1, 3)
+        + 0.15 * c * torch.cos(0.05 * t)
+        + 0.05 * mean
+    )
 
 
 def network(z, t):
@@ -43,7 +66,10 @@ def test_schedules_are_the_authors(published):
     found = cases(published, "sched")
     for name, arrays in found.items():
         kind, steps = name.rsplit("-", 1)
-        abar, process = truncated(KIND[kind], int(steps)), Resfusion.scheduled(KIND[kind], int(steps))
+        abar, process = (
+            truncated(KIND[kind], int(steps)),
+            Resfusion.scheduled(KIND[kind], int(steps)),
+        )
         count = int(arrays["T_acc"])
         assert (len(abar), len(process)) == (len(arrays["alphas_hat"]), count)
         assert np.allclose(abar[:count], arrays["alphas_hat"][:count], rtol=1e-5, atol=1e-6)
@@ -52,15 +78,24 @@ def test_schedules_are_the_authors(published):
         assert np.allclose(1 - alphas, arrays["betas"][1:count], rtol=1e-4)
         assert np.allclose(abar[: count - 1], arrays["alphas_hat_prev"][1:count], rtol=1e-5)
         # beta~ is the variance of the fresh noise; nothing is added at the last step
-        fresh = [process.b(t - 1) * ResfusionSampler.fresh_share(process, t, t - 1) for t in range(1, count)]
+        fresh = [
+            process.b(t - 1) * ResfusionSampler.fresh_share(process, t, t - 1)
+            for t in range(1, count)
+        ]
         assert np.allclose(np.square(fresh), arrays["betas_hat"][1:count], rtol=1e-4)
 
 
 def test_number_of_levels_is_the_authors(published):
     for name, arrays in cases(published, "table").items():
-        for steps, count, last, length in zip(*(arrays[k] for k in ("T", "T_acc", "alpha_hat_at_T_acc", "schedule_length")), strict=True):
+        for steps, count, last, length in zip(
+            *(arrays[k] for k in ("T", "T_acc", "alpha_hat_at_T_acc", "schedule_length")),
+            strict=True,
+        ):
             process = Resfusion.scheduled(KIND[name], int(steps))
-            assert (len(process), len(truncated(KIND[name], int(steps)))) == (count, length), (name, steps)
+            assert (len(process), len(truncated(KIND[name], int(steps)))) == (count, length), (
+                name,
+                steps,
+            )
             assert process.alphas_cumprod[-1] == pytest.approx(last, rel=1e-5)
 
 
@@ -69,7 +104,9 @@ def test_sampler_equals_the_authors_runs(published):
         options = json.loads(str(case["options"]))
         y, draws = torch.from_numpy(case["x0hat"]), torch.from_numpy(case["noise"])
         process = Resfusion.scheduled(KIND[options["schedule"]], options["T"])
-        denoiser = Denoiser(network, process, TYPE[options["mode"]], condition_channels=y.shape[1]).conditioned(y)
+        denoiser = Denoiser(
+            network, process, TYPE[options["mode"]], condition_channels=y.shape[1]
+        ).conditioned(y)
         solver = ResfusionSampler(clip=None if options["mode"] == "epsilon" else 1.0)
         grid = leading(process, len(process))
         assert grid.times[:-1] == tuple(case["timesteps"])
@@ -87,7 +124,9 @@ def test_training_equals_the_authors(published):
         clean, degraded = (torch.from_numpy(case[k]) * 2 - 1 for k in ("clean01", "degraded01"))
         t = torch.from_numpy(case["t"])
         process = Resfusion.scheduled(KIND[options["schedule"]], options["T"])
-        x, target = process.training_pair(clean, degraded, torch.from_numpy(case["noise"]), t, TYPE[options["mode"]])
+        x, target = process.training_pair(
+            clean, degraded, torch.from_numpy(case["noise"]), t, TYPE[options["mode"]]
+        )
         assert close(x, case["x_t"]), number
         assert close(target, case["target"]), number
         assert close(stand_in(x, degraded, t.float()), case["pred"]), number
@@ -95,7 +134,7 @@ def test_training_equals_the_authors(published):
         assert close(loss(stand_in(x, degraded, t.float()), target), case["loss"]), number
 
 
-# -- definition -------------------------------------------------------------------------------------------------------
+# -- definition ------------------------------------------------------------------------------------
 
 PROCESSES = [
     Resfusion.scheduled(),
@@ -116,7 +155,9 @@ def test_states_are_ddpm_of_the_image_less_the_residual(process):
         assert (process.add_noise(x0, eps, t, y) - residual - ddpm).abs().max() < 1e-13
         # between the entries the three coefficients stay tied to one abar
         q = 1 - process.c(t - 0.4)
-        assert (process.a(t - 0.4), process.b(t - 0.4)) == pytest.approx((2 * q - 1, (1 - q * q) ** 0.5), abs=1e-12)
+        assert (process.a(t - 0.4), process.b(t - 0.4)) == pytest.approx(
+            (2 * q - 1, (1 - q * q) ** 0.5), abs=1e-12
+        )
     assert (process.a(CLEAN), process.b(CLEAN), process.c(CLEAN)) == (1, 0, 0)
 
 
@@ -137,7 +178,9 @@ def test_every_output_form_recovers_image_and_noise(process):
         }
         assert set(outputs) == set(process.prediction_types)
         for kind, output in outputs.items():
-            if kind == "epsilon" and abs(a) < 0.02:  # next to nothing about the image is in the noise there
+            if (
+                kind == "epsilon" and abs(a) < 0.02
+            ):  # next to nothing about the image is in the noise there
                 continue
             p = process.predict(output, x, t, kind, y)
             assert (p.x0 - x0).abs().max() < 1e-10, (t, kind)
@@ -158,7 +201,9 @@ def test_training_pairs_are_what_networks_are_asked():
 
 
 def test_start_is_the_published_one():
-    """``sqrt(abar) y + sqrt(1 - abar) eps``; for the truncated schedules ``y/2 + sqrt(3)/2 eps``, the forward process's own end."""
+    """``sqrt(abar) y + sqrt(1 - abar) eps``; for the truncated schedules ``y/2 + sqrt(3)/2 eps``,
+    the forward process's own end.
+    """
     y, eps, x0 = noise(1, 1), noise(1, 2), noise(1, 3)
     process = Resfusion.scheduled()
     assert (process.start(y, eps) - (y / 2 + 0.75**0.5 * eps)).abs().max() < 1e-14
@@ -181,13 +226,17 @@ def test_a_perfect_network_restores_the_image_from_the_degraded_one(process):
             return Prediction.from_x0(x0, process.unshifted(x, t, y), process.a(t), process.b(t))
 
     for solver in (ResfusionSampler(), ResfusionSampler(eta=0), DDIM()):
-        image = solve(solver, Knows(), process.start(y, noise(1, 3)), leading(process, len(process)), y=y).x0
+        image = solve(
+            solver, Knows(), process.start(y, noise(1, 3)), leading(process, len(process)), y=y
+        ).x0
         assert torch.equal(image, x0)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_noise_scale_is_a_unit_of_images(target):
-    """A run with ``noise_scale=s`` is a released one of all images divided by s; so are states and targets of training."""
+    """A run with ``noise_scale=s`` is a released one of all images divided by s; so are states and
+    targets of training.
+    """
     s, steps = 0.05, 20
     scaled, released = Resfusion.scheduled("linear", steps, s), Resfusion.scheduled("linear", steps)
     x0, y, eps = noise(3, 1), noise(3, 2), noise(3, 3)
@@ -201,7 +250,9 @@ def test_a_noise_scale_is_a_unit_of_images(target):
     def run(process, size):
         shown = size / s * y  # the degraded image in the run's unit
         unit = 1 if target == "resnoise" else size
-        network = Denoiser(lambda z, t: unit * stand_in(z / size, shown / size, t), process, target).with_degraded(shown)
+        network = Denoiser(
+            lambda z, t: unit * stand_in(z / size, shown / size, t), process, target
+        ).with_degraded(shown)
         rng = torch.Generator().manual_seed(0)
         start, grid = process.start(shown, eps), leading(process, len(process))
         return solve(ResfusionSampler(), network, start, grid, y=shown, generator=rng).x0
@@ -215,7 +266,13 @@ def test_on_a_plain_process_it_is_ddpm():
 
     for eta in (0.0, 0.6, 1.0):
         runs = [
-            solve(s, small_mixture().denoiser(process), x, trailing(process, 12), generator=torch.Generator().manual_seed(0)).x0
+            solve(
+                s,
+                small_mixture().denoiser(process),
+                x,
+                trailing(process, 12),
+                generator=torch.Generator().manual_seed(0),
+            ).x0
             for s in (ResfusionSampler(eta), DDIM(eta))
         ]
         assert (runs[0] - runs[1]).abs().max() < 1e-10
@@ -230,22 +287,33 @@ def test_clip_limits_the_image_and_keeps_the_state():
     x0 = outputs.clamp(-1, 1)
     eps = (x - process.a(3) * x0 - process.c(3) * y) / process.b(3)
     assert (seen - process.add_noise(x0, eps, 2.0, y)).abs().max() < 1e-12
-    assert solve(ResfusionSampler(clip=1.0), denoiser, x, Grid((3.0, 1.0, CLEAN)), y=y).x0.abs().max() == 1
+    assert (
+        solve(ResfusionSampler(clip=1.0), denoiser, x, Grid((3.0, 1.0, CLEAN)), y=y).x0.abs().max()
+        == 1
+    )
 
 
 def test_denoiser_takes_y_from_its_condition_or_its_own():
     process = Resfusion.scheduled()
     y, x = noise(2, 2), noise(2, 3)
     shown = Denoiser(lambda z, t: z[:, :3], process, "resnoise", condition_channels=3)
-    assert torch.equal(shown.conditioned(y)(x, 2.0).x0, process.predict(x, x, 2.0, "resnoise", y).x0)
-    assert torch.equal(shown(x, 2.0).x0, process.predict(x, x, 2.0, "resnoise", 0 * y).x0)  # no condition: zeros
+    assert torch.equal(
+        shown.conditioned(y)(x, 2.0).x0, process.predict(x, x, 2.0, "resnoise", y).x0
+    )
+    assert torch.equal(
+        shown(x, 2.0).x0, process.predict(x, x, 2.0, "resnoise", 0 * y).x0
+    )  # no condition: zeros
     hidden = Denoiser(lambda z, t: z, process, "resnoise")
-    assert torch.equal(hidden.with_degraded(y)(x, 2.0).x0, process.predict(x, x, 2.0, "resnoise", y).x0)
+    assert torch.equal(
+        hidden.with_degraded(y)(x, 2.0).x0, process.predict(x, x, 2.0, "resnoise", y).x0
+    )
     with pytest.raises(ValueError, match="pass it as y"):
         hidden(x, 2.0)
     with pytest.raises(ValueError, match="diffuses the residual itself"):
         Denoiser(None, process, condition_channels=3, residual=True)
-    with pytest.raises(ValueError, match="known: epsilon, sample, v_prediction, residual, resnoise"):
+    with pytest.raises(
+        ValueError, match="known: epsilon, sample, v_prediction, residual, resnoise"
+    ):
         Denoiser(None, process, "residual_noise")
 
 
@@ -261,7 +329,12 @@ def test_denoiser_takes_y_from_its_condition_or_its_own():
         (lambda: Resfusion.scheduled(noise_scale=float("nan")), "positive number"),
         (lambda: ResfusionSampler(eta=2), r"\[0, 1\]"),
         (lambda: ResfusionSampler(clip=0), "positive"),
-        (lambda: Resfusion.scheduled().training_pair(*(noise(1),) * 3, torch.tensor([0]), "score"), "resnoise, sample, residual"),
+        (
+            lambda: Resfusion.scheduled().training_pair(
+                *(noise(1),) * 3, torch.tensor([0]), "score"
+            ),
+            "resnoise, sample, residual",
+        ),
     ],
 )
 def test_errors_name_what_is_accepted(make, said):

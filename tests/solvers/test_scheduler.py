@@ -40,7 +40,12 @@ def output(x, t, prediction_type="epsilon", process=PROCESS):
 def loop(scheduler, x, timesteps=None, generator=None, edit=lambda x, k: x):
     for k, t in enumerate(scheduler.timesteps if timesteps is None else timesteps):
         x = edit(x, k)
-        x = scheduler.step(output(x, t, scheduler.config.prediction_type, scheduler.process), t, x, generator=generator).prev_sample
+        x = scheduler.step(
+            output(x, t, scheduler.config.prediction_type, scheduler.process),
+            t,
+            x,
+            generator=generator,
+        ).prev_sample
     return x
 
 
@@ -51,7 +56,13 @@ def test_equals_solve(name, prediction_type):
     scheduler = as_scheduler(solver, PROCESS, prediction_type=prediction_type)
     for n in (1, 2, 3, 4, 7, 30):
         scheduler.set_timesteps(n)
-        result = solve(solver, MIXTURE.denoiser(PROCESS), noise(2), trailing(PROCESS, n), generator=torch.Generator().manual_seed(3))
+        result = solve(
+            solver,
+            MIXTURE.denoiser(PROCESS),
+            noise(2),
+            trailing(PROCESS, n),
+            generator=torch.Generator().manual_seed(3),
+        )
         assert len(scheduler.timesteps) == result.nfe
         image = loop(scheduler, noise(2), generator=torch.Generator().manual_seed(3))
         assert (image - result.x0).abs().max() <= 1e-6
@@ -63,9 +74,17 @@ def test_other_grids_publish_the_times_asked(spacing):
     scheduler.set_timesteps(9)
     calls = []
     grid = scheduler._grid
-    result = solve(PNDM("plms"), MIXTURE.denoiser(PROCESS), noise(2), grid, callback=lambda step: calls.append(step.query.t))
+    result = solve(
+        PNDM("plms"),
+        MIXTURE.denoiser(PROCESS),
+        noise(2),
+        grid,
+        callback=lambda step: calls.append(step.query.t),
+    )
     assert scheduler.timesteps.tolist() == [float(np.float32(t)) for t in calls]
-    assert (loop(scheduler, noise(2)) - result.x0).abs().max() < 1e-3  # the network saw single-precision times
+    assert (
+        loop(scheduler, noise(2)) - result.x0
+    ).abs().max() < 1e-3  # the network saw single-precision times
 
 
 def test_second_run_needs_no_set_timesteps():
@@ -84,10 +103,14 @@ def test_default_is_the_training_grid():
     assert torch.equal(scheduler.timesteps, torch.arange(999, -1, -1))
     x = noise(1)
     step = scheduler.step(output(x, 999), 999, x)
-    assert torch.allclose(step.prev_sample, solve(DDIM(), MIXTURE.denoiser(PROCESS), x, Grid((999, 998))).x0)
+    assert torch.allclose(
+        step.prev_sample, solve(DDIM(), MIXTURE.denoiser(PROCESS), x, Grid((999, 998))).x0
+    )
 
 
-@pytest.mark.parametrize("solver", [DDIM(), PNDM(), PNDM("plms"), PNDM("s-pndm"), PNDM("f-pndm")], ids=str)
+@pytest.mark.parametrize(
+    "solver", [DDIM(), PNDM(), PNDM("plms"), PNDM("s-pndm"), PNDM("f-pndm")], ids=str
+)
 @pytest.mark.parametrize("strength", [0.1, 0.3, 0.5, 0.8])
 def test_partial_runs_start_at_their_level(solver, strength):
     """As image-to-image pipelines do it: cut the timesteps, noise the image to the first, loop."""
@@ -116,7 +139,12 @@ def test_begin_index_tells_repeated_timesteps_apart():
     scheduler.set_timesteps(10)
     assert scheduler.timesteps[:4].tolist() == [999, 899, 899, 799]
     scheduler.set_begin_index(2)
-    expected = solve(PNDM("plms").single_call(), MIXTURE.denoiser(PROCESS), noise(1), trailing(PROCESS, 10).start_at(899)).x0
+    expected = solve(
+        PNDM("plms").single_call(),
+        MIXTURE.denoiser(PROCESS),
+        noise(1),
+        trailing(PROCESS, 10).start_at(899),
+    ).x0
     assert (loop(scheduler, noise(1), scheduler.timesteps[2:]) - expected).abs().max() < 1e-12
     scheduler.set_begin_index(1)
     with pytest.raises(ValueError, match="cut inside the warm-up"):
@@ -145,7 +173,9 @@ TRIALS = {
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_edits_count_or_are_refused(name):
-    """With a network that always names the same noise, a shift at level t moves the image by shift/a_t; where it can't, it is refused."""
+    """With a network that always names the same noise, a shift at level t moves the image by
+    shift/a_t; where it can't, it is refused.
+    """
     scheduler = as_scheduler(SOLVERS[name](), PROCESS)
     scheduler.set_timesteps(12)
 
@@ -161,10 +191,18 @@ def test_edits_count_or_are_refused(name):
         if where in TRIALS.get(name, ()):
             with pytest.raises(ValueError, match="would not see the change"):
                 image(where)
-        elif name not in ("fon", "dpm-solver++-2m", "dpm-solver++-3m"):  # straight lines, and slopes of image estimates, scale shifts
+        elif name not in (
+            "fon",
+            "dpm-solver++-2m",
+            "dpm-solver++-3m",
+        ):  # straight lines, and slopes of image estimates, scale shifts
             shift = 0.1 / PROCESS.a(t)
-            exact = not isinstance(SOLVERS[name](), DiffusersSolver)  # those hold sigmas, one also states, in single precision
-            assert (image(where) - plain - shift).abs().max() < (1e-10 if exact else 2e-6 * plain.abs().max())
+            exact = not isinstance(
+                SOLVERS[name](), DiffusersSolver
+            )  # those hold sigmas, one also states, in single precision
+            assert (image(where) - plain - shift).abs().max() < (
+                1e-10 if exact else 2e-6 * plain.abs().max()
+            )
         else:
             assert (image(where) - plain).abs().min() > 0.01
 
@@ -192,13 +230,18 @@ def test_edits_are_exactly_a_new_start_for_first_order():
 
     image = loop(scheduler, noise(1), edit=edit)
     rest = trailing(PROCESS, 10).start_at(float(scheduler.timesteps[5]))
-    assert (image - solve(DDIM(), MIXTURE.denoiser(PROCESS), states[5], rest).x0).abs().max() < 1e-12
+    assert (
+        image - solve(DDIM(), MIXTURE.denoiser(PROCESS), states[5], rest).x0
+    ).abs().max() < 1e-12
 
 
 def test_half_precision_samples_keep_a_single_precision_state():
     scheduler = as_scheduler(PNDM(), PROCESS)
     scheduler.set_timesteps(50)
-    for dtype, bound in ((torch.float16, 1e-3), (torch.bfloat16, 8e-3)):  # about the rounding of the last cast and the network's input
+    for dtype, bound in (
+        (torch.float16, 1e-3),
+        (torch.bfloat16, 8e-3),
+    ):  # about the rounding of the last cast and the network's input
         x = noise(4).to(dtype)
         image = loop(scheduler, x)
         assert image.dtype == dtype
@@ -217,7 +260,7 @@ def test_zero_terminal_snr():
         refuses.step(noise(1), 999, noise(1))
 
 
-# -- inside pipelines -------------------------------------------------------------------------------------------------
+# -- inside pipelines ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -225,21 +268,31 @@ def unet():
     return tiny_unet().eval()
 
 
-@pytest.mark.parametrize("solver", [DDIM(), DDIM(1.0), PNDM(), PNDM("plms"), PNDM("f-pndm")], ids=str)
+@pytest.mark.parametrize(
+    "solver", [DDIM(), DDIM(1.0), PNDM(), PNDM("plms"), PNDM("f-pndm")], ids=str
+)
 @pytest.mark.parametrize("pipeline_class", [DDPMPipeline, DDIMPipeline])
 def test_pipeline_equals_solve(unet, pipeline_class, solver):
-    pipeline = pipeline_class(unet, DDPMScheduler(prediction_type="v_prediction"))  # an untrained v keeps images of moderate size
+    pipeline = pipeline_class(
+        unet, DDPMScheduler(prediction_type="v_prediction")
+    )  # an untrained v keeps images of moderate size
     pipeline.scheduler = as_scheduler(solver, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     denoiser = Denoiser(unet, PROCESS, "v_prediction")
     rngs = generators(4, 2)
     with torch.no_grad():
-        x0 = solve(solver, denoiser, randn((2, 3, 8, 8), rngs), trailing(PROCESS, 6), generator=rngs).x0
+        x0 = solve(
+            solver, denoiser, randn((2, 3, 8, 8), rngs), trailing(PROCESS, 6), generator=rngs
+        ).x0
     expected = (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     for _ in range(2):
-        images = pipeline(batch_size=2, generator=generators(4, 2), num_inference_steps=6, output_type="np").images
+        images = pipeline(
+            batch_size=2, generator=generators(4, 2), num_inference_steps=6, output_type="np"
+        ).images
         assert np.abs(images - expected).max() <= 1e-6
-    alone = pipeline(batch_size=1, generator=generators(5, 1), num_inference_steps=6, output_type="np").images
+    alone = pipeline(
+        batch_size=1, generator=generators(5, 1), num_inference_steps=6, output_type="np"
+    ).images
     assert np.abs(alone[0] - expected[1]).max() <= 1e-5
 
 
@@ -250,26 +303,47 @@ def test_pipeline_saves_and_loads(unet, tmp_path):
     loaded = DDPMPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert loaded.scheduler.solver == PNDM("plms", order=3)
-    runs = [p(generator=torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np").images for p in (pipeline, loaded)]
+    runs = [
+        p(
+            generator=torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np"
+        ).images
+        for p in (pipeline, loaded)
+    ]
     assert np.abs(runs[0] - runs[1]).max() < 1e-6
 
 
-# -- configuration ----------------------------------------------------------------------------------------------------
+# -- configuration ---------------------------------------------------------------------------------
 
 
 def test_round_trip(tmp_path):
-    scheduler = as_scheduler(DDIM(0.5), VP.linear(zero_terminal_snr=True), "karras", prediction_type="v_prediction")
+    scheduler = as_scheduler(
+        DDIM(0.5), VP.linear(zero_terminal_snr=True), "karras", prediction_type="v_prediction"
+    )
     scheduler.save_pretrained(tmp_path)
-    for other in (SolverScheduler.from_pretrained(tmp_path), SolverScheduler.from_config(scheduler.config)):
+    for other in (
+        SolverScheduler.from_pretrained(tmp_path),
+        SolverScheduler.from_config(scheduler.config),
+    ):
         assert other.solver == DDIM(0.5)
-        assert (other.config.prediction_type, other.config.timestep_spacing) == ("v_prediction", "karras")
-        assert other.process.alphas_cumprod == pytest.approx(scheduler.process.alphas_cumprod, rel=1e-11, abs=0)
+        assert (other.config.prediction_type, other.config.timestep_spacing) == (
+            "v_prediction",
+            "karras",
+        )
+        assert other.process.alphas_cumprod == pytest.approx(
+            scheduler.process.alphas_cumprod, rel=1e-11, abs=0
+        )
         assert other.process.alphas_cumprod[-1] == 0
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["solver"] == "ddim"
 
 
 def test_takes_and_gives_diffusers_configs():
-    theirs = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading", steps_offset=1)
+    theirs = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
     ours = SolverScheduler.from_config(theirs.config, solver="plms")
     assert ours.process == VP.scaled_linear()
     assert ours.solver == PNDM("plms")

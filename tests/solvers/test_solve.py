@@ -49,7 +49,11 @@ def network(prediction_type, process):
     def call(x, t):
         a, b = process.a(float(t[0])), process.b(float(t[0]))
         p = MIXTURE.posterior(x, a, b)
-        return {"epsilon": p.eps, "sample": p.x0, "v_prediction": (a * p.eps - b * p.x0) / (a * a + b * b) ** 0.5}[prediction_type]
+        return {
+            "epsilon": p.eps,
+            "sample": p.x0,
+            "v_prediction": (a * p.eps - b * p.x0) / (a * a + b * b) ** 0.5,
+        }[prediction_type]
 
     return call
 
@@ -59,7 +63,11 @@ def test_output_forms_give_the_same_image(name):
     grid = trailing(PROCESS, 12)
     images = [
         solve(
-            SOLVERS[name](), Denoiser(network(form, PROCESS), PROCESS, form), noise(2), grid, generator=torch.Generator().manual_seed(0)
+            SOLVERS[name](),
+            Denoiser(network(form, PROCESS), PROCESS, form),
+            noise(2),
+            grid,
+            generator=torch.Generator().manual_seed(0),
         ).x0
         for form in ("epsilon", "sample", "v_prediction")
     ]
@@ -71,7 +79,13 @@ def test_output_forms_give_the_same_image(name):
 def test_a_sample_does_not_depend_on_its_batch(name):
     def run(seed, count):
         rngs = generators(seed, count)
-        return solve(SOLVERS[name](), DENOISER, randn((count, 3, 4, 4), rngs), trailing(PROCESS, 8), generator=rngs).x0
+        return solve(
+            SOLVERS[name](),
+            DENOISER,
+            randn((count, 3, 4, 4), rngs),
+            trailing(PROCESS, 8),
+            generator=rngs,
+        ).x0
 
     assert torch.allclose(run(10, 3)[1], run(11, 1)[0], atol=1e-6)
     assert not torch.allclose(run(10, 3)[1], run(12, 1)[0], atol=1e-2)
@@ -80,24 +94,59 @@ def test_a_sample_does_not_depend_on_its_batch(name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_second_run_equals_the_first(name):
     solver = SOLVERS[name]()
-    runs = [solve(solver, DENOISER, noise(2), trailing(PROCESS, 8), generator=torch.Generator().manual_seed(5)).x0 for _ in range(2)]
+    runs = [
+        solve(
+            solver,
+            DENOISER,
+            noise(2),
+            trailing(PROCESS, 8),
+            generator=torch.Generator().manual_seed(5),
+        ).x0
+        for _ in range(2)
+    ]
     assert torch.equal(*runs)
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "fon"])
 def test_runs_on_a_residual_process(name):
-    """A shifted process, answered by a denoiser of the plain one: y only says where the runs start, the images are the mixture's."""
+    """A shifted process, answered by a denoiser of the plain one: y only says where the runs start,
+    the images are the mixture's.
+    """
     eta = torch.linspace(0.001, 0.96, 200, dtype=torch.float64)
     shifted = Process(1 - eta, 2 * eta.sqrt(), eta)
     y, eps, x0 = noise(16, 2), noise(16, 3), MIXTURE.sample(16, torch.Generator().manual_seed(4))
     grid = GRIDS["log-snr"](shifted, 100)
     start = shifted.add_noise(x0, eps, grid.times[0], y)
-    image = solve(SOLVERS[name](), DENOISER, start, grid, process=shifted, y=y, generator=torch.Generator().manual_seed(0)).x0
-    if name in ("ddpm", "ddcm", "resfusion"):  # a random image: near one of the means for its spread
-        gap = ((image[:, None] - MIXTURE.means) / MIXTURE.stds).square().mean(dim=(2, 3, 4)).sqrt().amin(dim=1)
+    image = solve(
+        SOLVERS[name](),
+        DENOISER,
+        start,
+        grid,
+        process=shifted,
+        y=y,
+        generator=torch.Generator().manual_seed(0),
+    ).x0
+    if name in (
+        "ddpm",
+        "ddcm",
+        "resfusion",
+    ):  # a random image: near one of the means for its spread
+        gap = (
+            ((image[:, None] - MIXTURE.means) / MIXTURE.stds)
+            .square()
+            .mean(dim=(2, 3, 4))
+            .sqrt()
+            .amin(dim=1)
+        )
         assert gap.median() < 1.3
     else:
-        reference = exact_flow(MIXTURE, Process(shifted.a_table, shifted.b_table), start - shifted.c(grid.times[0]) * y, 199, CLEAN)
+        reference = exact_flow(
+            MIXTURE,
+            Process(shifted.a_table, shifted.b_table),
+            start - shifted.c(grid.times[0]) * y,
+            199,
+            CLEAN,
+        )
         assert median_rmse(image, reference) < 0.02
 
 
@@ -108,12 +157,17 @@ class Fixed:
         self.picture, self.process = picture, process
 
     def __call__(self, x, t):
-        return Prediction.from_x0(self.picture.to(x).expand_as(x), x, self.process.a(t), self.process.b(t))
+        return Prediction.from_x0(
+            self.picture.to(x).expand_as(x), x, self.process.a(t), self.process.b(t)
+        )
 
 
 def every_solver(picture):
     """The named ones, and those that are about something: data, an image, an inversion."""
-    known = SimpleNamespace(operator=SimpleNamespace(A=lambda x: x, A_adjoint=lambda y: y, A_dagger=lambda y: y), y=picture)
+    known = SimpleNamespace(
+        operator=SimpleNamespace(A=lambda x: x, A_adjoint=lambda y: y, A_dagger=lambda y: y),
+        y=picture,
+    )
     return {name: make() for name, make in SOLVERS.items()} | {
         "evodiff-paper": EVODiff("paper"),
         "pndm-fixed": PNDM("plms", "variable"),
@@ -126,27 +180,53 @@ def every_solver(picture):
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
 @pytest.mark.parametrize("name", every_solver(noise(1)))
 def test_degenerate_targets_stay_finite(name, dtype):
-    """A Dirac target, the zero picture and a saturated one; one to four steps to no noise and to some, on every kind of process."""
+    """A Dirac target, the zero picture and a saturated one; one to four steps to no noise and to
+    some, on every kind of process.
+    """
     zero_snr = VP.linear(zero_terminal_snr=True)
-    # all but straight lines, the released EVODiff's contrast, optimisation, and Runge-Kutta over the whole range in few digits
-    exact = set(every_solver(noise(1))) - {"fon", "evodiff-paper", "red-diff", "red-diff-fit", "probability-flow"}
-    exact -= set() if dtype == torch.float64 else {"f-pndm", "pndm-fixed", "plms", "s-pndm", "diffusers-plms"}
+    # all but straight lines, the released EVODiff's contrast, optimisation, and Runge-Kutta over
+    # the whole range in few digits
+    exact = set(every_solver(noise(1))) - {
+        "fon",
+        "evodiff-paper",
+        "red-diff",
+        "red-diff-fit",
+        "probability-flow",
+    }
+    exact -= (
+        set()
+        if dtype == torch.float64
+        else {"f-pndm", "pndm-fixed", "plms", "s-pndm", "diffusers-plms"}
+    )
     pictures = (noise(1, 8).clamp(-1, 1), torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4))
     for picture in pictures if name != "probability-flow" else pictures[:1]:
         solver = every_solver(picture.to(dtype))[name]
         for process in (PROCESS, zero_snr, VE()) if not name.startswith("red") else (PROCESS, VE()):
             for n in (1, 2, 3, 4):
                 grid = GRIDS["log-snr"](process, n)
-                for part in (grid, explicit(grid.times[:-1], end=0.5 * (grid.times[-2] + process.origin))):
+                for part in (
+                    grid,
+                    explicit(grid.times[:-1], end=0.5 * (grid.times[-2] + process.origin)),
+                ):
                     x = (process.b(process.end) * noise(2)).to(dtype)
-                    image = solve(solver, Fixed(picture, process), x, part, generator=torch.Generator().manual_seed(0)).x0
+                    image = solve(
+                        solver,
+                        Fixed(picture, process),
+                        x,
+                        part,
+                        generator=torch.Generator().manual_seed(0),
+                    ).x0
                     assert image.dtype == dtype
                     assert torch.isfinite(image).all(), (process, n, part)
                     if part is grid and name in exact:
-                        assert (image - picture).abs().max() <= (0.01 if dtype == torch.bfloat16 else 2e-3), (process, n)
+                        assert (image - picture).abs().max() <= (
+                            0.01 if dtype == torch.bfloat16 else 2e-3
+                        ), (process, n)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -158,7 +238,14 @@ def test_half_precision_starts_are_sampled_in_single_precision(name, dtype):
     def run(x):
         rng = torch.Generator().manual_seed(0)
         grid = trailing(PROCESS, 12)
-        return solve(SOLVERS[name](), DENOISER, x, grid, generator=rng, callback=lambda step: seen.append(step.query.x.dtype)).x0
+        return solve(
+            SOLVERS[name](),
+            DENOISER,
+            x,
+            grid,
+            generator=rng,
+            callback=lambda step: seen.append(step.query.x.dtype),
+        ).x0
 
     x = noise(2).to(dtype)
     image = run(x)
@@ -174,7 +261,9 @@ def test_ddim_first_step_is_the_textbook_formula():
     sigma = eta * math.sqrt((1 - abar_s) / (1 - abar_t)) * math.sqrt(1 - abar_t / abar_s)
     fresh = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
     expected = math.sqrt(abar_s) * p.x0 + math.sqrt(1 - abar_s - sigma**2) * p.eps + sigma * fresh
-    result = solve(DDIM(eta), DENOISER, x, explicit([t], end=s), generator=torch.Generator().manual_seed(1)).x0
+    result = solve(
+        DDIM(eta), DENOISER, x, explicit([t], end=s), generator=torch.Generator().manual_seed(1)
+    ).x0
     assert (result - expected).abs().max() < 1e-13
 
 
@@ -184,7 +273,9 @@ def test_ancestral_sampling_has_the_mixtures_moments():
     mixture = small_mixture(shape=(1, 1, 2))
     count = 4000
     x = torch.randn((count, 1, 1, 2), generator=rng, dtype=torch.float64)
-    images = solve(DDIM(1.0), mixture.denoiser(PROCESS), x, trailing(PROCESS, 250), generator=rng).x0
+    images = solve(
+        DDIM(1.0), mixture.denoiser(PROCESS), x, trailing(PROCESS, 250), generator=rng
+    ).x0
     w = mixture.weights[:, None, None, None]
     mean = (w * mixture.means).sum(0)
     variance = (w * (mixture.stds**2 + mixture.means**2)).sum(0) - mean**2
@@ -200,10 +291,22 @@ def test_ddim_error_for_eta():
 
 def test_nfe_callback_and_early_stop():
     seen = []
-    result = solve(PNDM("plms"), DENOISER, noise(1), trailing(PROCESS, 6), callback=lambda step: seen.append(step.index))
+    result = solve(
+        PNDM("plms"),
+        DENOISER,
+        noise(1),
+        trailing(PROCESS, 6),
+        callback=lambda step: seen.append(step.index),
+    )
     assert result.nfe == len(seen) == 7
     assert seen == list(range(7))
-    stopped = solve(PNDM("plms"), DENOISER, noise(1), trailing(PROCESS, 6), callback=lambda step: step.index == 2)
+    stopped = solve(
+        PNDM("plms"),
+        DENOISER,
+        noise(1),
+        trailing(PROCESS, 6),
+        callback=lambda step: step.index == 2,
+    )
     assert stopped.nfe == 3
     assert torch.isfinite(stopped.x0).all()
 
@@ -237,7 +340,9 @@ def test_every_grid_runs_from_any_level(name):
 
 @dataclass(frozen=True)
 class Heun:
-    """A solver from outside the package: the average of two slopes in ``kappa``, the second asked where the first leads."""
+    """A solver from outside the package: the average of two slopes in ``kappa``, the second asked
+    where the first leads.
+    """
 
     def run(self, problem, grid, x):
         process = problem.process
@@ -253,7 +358,9 @@ class Heun:
 
 
 def test_a_solver_of_ones_own_runs_everywhere():
-    """In the loop (to second order), as a diffusers scheduler, with a correction, on a process with an image."""
+    """In the loop (to second order), as a diffusers scheduler, with a correction, on a process with
+    an image.
+    """
     from restoration.operators.linear import Inpainting
     from restoration.operators.measurement import Measurement
     from restoration.posterior import DDNM
@@ -277,14 +384,25 @@ def test_a_solver_of_ones_own_runs_everywhere():
 
     mask = torch.eye(4)
     truth = MIXTURE.sample(8, torch.Generator().manual_seed(0))
-    corrected = solve(Heun(), DDNM(DENOISER, Measurement(Inpainting(mask), mask * truth)), x, trailing(PROCESS, 10)).x0
+    corrected = solve(
+        Heun(),
+        DDNM(DENOISER, Measurement(Inpainting(mask), mask * truth)),
+        x,
+        trailing(PROCESS, 10),
+    ).x0
     assert (mask * (corrected - truth)).abs().max() < 1e-6
 
     eta = torch.linspace(0.001, 0.96, 200, dtype=torch.float64)
-    plain, shifted, y = Process(1 - eta, 2 * eta.sqrt()), Process(1 - eta, 2 * eta.sqrt(), eta), noise(8, 2)
+    plain, shifted, y = (
+        Process(1 - eta, 2 * eta.sqrt()),
+        Process(1 - eta, 2 * eta.sqrt(), eta),
+        noise(8, 2),
+    )
     grid = GRIDS["log-snr"](plain, 12)
     one = solve(Heun(), MIXTURE.denoiser(plain), x, grid).x0
-    two = solve(Heun(), MIXTURE.denoiser(plain), x + shifted.c(199) * y, grid, process=shifted, y=y).x0
+    two = solve(
+        Heun(), MIXTURE.denoiser(plain), x + shifted.c(199) * y, grid, process=shifted, y=y
+    ).x0
     assert (one - two).abs().max() < 1e-9
 
 
@@ -301,4 +419,7 @@ def test_names():
 
 
 def test_import_leaves_diffusers_alone():
-    subprocess.run([sys.executable, "-c", "import sys, solvers; sys.exit('diffusers' in sys.modules)"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, solvers; sys.exit('diffusers' in sys.modules)"],
+        check=True,
+    )

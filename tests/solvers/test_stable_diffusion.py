@@ -1,4 +1,6 @@
-"""Solvers as schedulers of Stable Diffusion: real pipelines around tiny random networks, and what diffusers expects of its schedulers."""
+"""Solvers as schedulers of Stable Diffusion: real pipelines around tiny random networks, and what
+diffusers expects of its schedulers.
+"""
 
 import json
 
@@ -32,22 +34,39 @@ from solvers import (
 )
 
 STEPS = 4
-WARM_UPS = ("f-pndm", "fon", "diffusers-plms")  # lists that can't be cut: inside Runge-Kutta steps, or with a start of their own
+WARM_UPS = (
+    "f-pndm",
+    "fon",
+    "diffusers-plms",
+)  # lists that can't be cut: inside Runge-Kutta steps, or with a start of their own
 
 
-# -- pipelines ---------------------------------------------------------------------------------------------------------
+# -- pipelines -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def components(tmp_path_factory):
-    """CLIP text model, tokenizer with a vocabulary of letters, VAE and conditional U-Net, all tiny and untrained."""
+    """CLIP text model, tokenizer with a vocabulary of letters, VAE and conditional U-Net, all tiny
+    and untrained.
+    """
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("tokenizer")
     letters = [chr(ord("a") + k) for k in range(26)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>", "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "re",
+        "red</w>",
+        "ca",
+        "cat</w>",
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     (folder / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\nc a\nca t</w>\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    tokenizer = transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16
+    )
     torch.manual_seed(0)
     text = transformers.CLIPTextConfig(
         vocab_size=len(tokens),
@@ -63,23 +82,27 @@ def components(tmp_path_factory):
     return {
         "text_encoder": transformers.CLIPTextModel(text).eval(),
         "tokenizer": tokenizer,
-        "unet": UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(8, 8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            cross_attention_dim=16,
-            attention_head_dim=4,
-        ).eval(),
-        "vae": AutoencoderKL(
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-        ).eval(),
+        "unet": (
+            UNet2DConditionModel(
+                sample_size=16,
+                block_out_channels=(8, 8, 16),
+                layers_per_block=1,
+                norm_num_groups=4,
+                down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+                cross_attention_dim=16,
+                attention_head_dim=4,
+            ).eval()
+        ),
+        "vae": (
+            AutoencoderKL(
+                block_out_channels=(8, 8),
+                norm_num_groups=4,
+                latent_channels=4,
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+            ).eval()
+        ),
         "safety_checker": None,
         "feature_extractor": None,
     }
@@ -98,7 +121,9 @@ STABLE_DIFFUSION = {
 
 def pipeline_of(made, components, solver, **config):
     theirs = DDIMScheduler(**{**STABLE_DIFFUSION, **config})
-    pipeline = made(**components, scheduler=as_scheduler(solver, theirs.config), requires_safety_checker=False)
+    pipeline = made(
+        **components, scheduler=as_scheduler(solver, theirs.config), requires_safety_checker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -118,7 +143,9 @@ def text_to_image(pipeline, seed, count, **options):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_text_to_image(components, name):
-    """The pipeline's latents are the ones that solve() finds with the guided network, run after run, whatever the batch."""
+    """The pipeline's latents are the ones that solve() finds with the guided network, run after
+    run, whatever the batch.
+    """
     pipeline = pipeline_of(StableDiffusionPipeline, components, solver_by_name(name))
     two = text_to_image(pipeline, 5, 2)
     assert two.shape == (2, 32, 32, 3)
@@ -146,7 +173,9 @@ def guided_solution(pipeline, solver, seed, count):
             return Prediction.from_output(v, x, process.a(t), process.b(t), "v_prediction")
 
     rngs = generators(seed, count)
-    latents = solve(solver, Guided(), randn((count, 4, 16, 16), rngs), trailing(process, STEPS), generator=rngs).x0
+    latents = solve(
+        solver, Guided(), randn((count, 4, 16, 16), rngs), trailing(process, STEPS), generator=rngs
+    ).x0
     image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
@@ -182,7 +211,11 @@ def test_image_to_image_refuses_lists_cut_in_a_warm_up(components, name):
     pipeline = pipeline_of(StableDiffusionImg2ImgPipeline, components, solver_by_name(name))
     with pytest.raises(ValueError, match="warm-up"):
         pipeline(
-            "red cat", image=torch.rand(1, 3, 32, 32), strength=0.8, num_inference_steps=10, generator=torch.Generator().manual_seed(0)
+            "red cat",
+            image=torch.rand(1, 3, 32, 32),
+            strength=0.8,
+            num_inference_steps=10,
+            generator=torch.Generator().manual_seed(0),
         )
 
 
@@ -192,7 +225,9 @@ def test_pipelines_save_and_load(components, tmp_path, name):
     kind = type(solver_by_name(name))
     pipeline = pipeline_of(StableDiffusionPipeline, components, kind())
     pipeline.save_pretrained(tmp_path)
-    loaded = StableDiffusionPipeline.from_pretrained(tmp_path, scheduler=SolverScheduler.from_pretrained(tmp_path, subfolder="scheduler"))
+    loaded = StableDiffusionPipeline.from_pretrained(
+        tmp_path, scheduler=SolverScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    )
     loaded.set_progress_bar_config(disable=True)
     assert isinstance(loaded.scheduler, SolverScheduler)
     assert loaded.scheduler.solver == kind()
@@ -207,16 +242,22 @@ def test_pipelines_save_and_load(components, tmp_path, name):
 def test_unconditional_pipelines(made, name):
     torch.manual_seed(0)
     unet = tiny_unet().eval()
-    scheduler = SolverScheduler.from_config(as_scheduler(solver_by_name("ddim"), prediction_type="v_prediction").config)
+    scheduler = SolverScheduler.from_config(
+        as_scheduler(solver_by_name("ddim"), prediction_type="v_prediction").config
+    )
     scheduler.solver = solver_by_name(name)
     pipeline = made(unet, scheduler)
     pipeline.scheduler = scheduler  # DDIMPipeline turns its scheduler into DDIM
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(batch_size=2, generator=generators(4, 2), num_inference_steps=5, output_type="np").images
+    images = pipeline(
+        batch_size=2, generator=generators(4, 2), num_inference_steps=5, output_type="np"
+    ).images
     rngs = generators(4, 2)
     with torch.no_grad():
         denoiser, start = Denoiser(unet, VP.linear(), "v_prediction"), randn((2, 3, 8, 8), rngs)
-        x0 = solve(solver_by_name(name), denoiser, start, trailing(VP.linear(), 5), generator=rngs).x0
+        x0 = solve(
+            solver_by_name(name), denoiser, start, trailing(VP.linear(), 5), generator=rngs
+        ).x0
     assert np.abs(images - (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()).max() < 1e-4
 
 
@@ -225,7 +266,15 @@ def test_edit_prompt_through_the_pipeline(components):
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
     def run(target, **options):
-        return edit_prompt(pipeline, image, "red cat", target, num_inference_steps=4, generator=generators(0, 1), **options)
+        return edit_prompt(
+            pipeline,
+            image,
+            "red cat",
+            target,
+            num_inference_steps=4,
+            generator=generators(0, 1),
+            **options,
+        )
 
     with torch.no_grad():
         latent = pipeline.vae.encode(2 * image - 1).latent_dist.mode()
@@ -237,13 +286,16 @@ def test_edit_prompt_through_the_pipeline(components):
     assert torch.isfinite(run("red dog", edited_words="dog", kept_words="red")).all()
 
 
-# -- what diffusers' common scheduler tests expect ---------------------------------------------------------------------
+# -- what diffusers' common scheduler tests expect -------------------------------------------------
 
 
 def stepped(scheduler, steps=3, dtype=torch.float32, prediction_type="epsilon"):
     """A whole run with a network that is a fixed function of the state."""
     scheduler.set_timesteps(steps)
-    x, rng = randn((2, 3, 4, 4), torch.Generator().manual_seed(0)).to(dtype), torch.Generator().manual_seed(1)
+    x, rng = (
+        randn((2, 3, 4, 4), torch.Generator().manual_seed(0)).to(dtype),
+        torch.Generator().manual_seed(1),
+    )
     for t in scheduler.timesteps:
         x = scheduler.step(torch.tanh(x), t, x, generator=rng).prev_sample
     return x
@@ -251,10 +303,18 @@ def stepped(scheduler, steps=3, dtype=torch.float32, prediction_type="epsilon"):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_config_round_trip(tmp_path, name):
-    made = SolverScheduler(solver=name, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="leading")
+    made = SolverScheduler(
+        solver=name,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
+    )
     made.save_config(tmp_path)
     loaded = SolverScheduler.from_pretrained(tmp_path)
-    one, two = ({key: value for key, value in c.config.items() if not key.startswith("_")} for c in (loaded, made))
+    one, two = (
+        {key: value for key, value in c.config.items() if not key.startswith("_")}
+        for c in (loaded, made)
+    )
     assert one == two
     assert loaded.solver == made.solver
     assert torch.equal(stepped(made), stepped(loaded))
@@ -264,7 +324,10 @@ def test_config_round_trip(tmp_path, name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_step_shapes_and_forms(name):
     """return_dict, timesteps as int and as 0-dim tensors, set_timesteps twice, dtype kept."""
-    scheduler, x = SolverScheduler(solver=name), randn((2, 3, 4, 4), torch.Generator().manual_seed(0))
+    scheduler, x = (
+        SolverScheduler(solver=name),
+        randn((2, 3, 4, 4), torch.Generator().manual_seed(0)),
+    )
     results = []
     for return_dict in (True, False):
         for whole in (True, False):
@@ -273,7 +336,13 @@ def test_step_shapes_and_forms(name):
             sample, rng = x, torch.Generator().manual_seed(1)
             for t in scheduler.timesteps[:2]:
                 assert t.ndim == 0
-                out = scheduler.step(0.5 * sample, int(t) if whole else t, sample, generator=rng, return_dict=return_dict)
+                out = scheduler.step(
+                    0.5 * sample,
+                    int(t) if whole else t,
+                    sample,
+                    generator=rng,
+                    return_dict=return_dict,
+                )
                 if return_dict:
                     assert out.pred_original_sample.shape == x.shape
                     assert torch.equal(out.prev_sample, out[0])
@@ -287,11 +356,17 @@ def test_step_shapes_and_forms(name):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_trained_betas_and_prediction_types(name):
-    given = SolverScheduler(solver=name, trained_betas=[1e-4, 1e-3, 1e-2, 0.1, 0.3], num_train_timesteps=5)
-    assert given.alphas_cumprod.tolist() == pytest.approx(np.cumprod(1 - np.array([1e-4, 1e-3, 1e-2, 0.1, 0.3])).tolist())
+    given = SolverScheduler(
+        solver=name, trained_betas=[1e-4, 1e-3, 1e-2, 0.1, 0.3], num_train_timesteps=5
+    )
+    assert given.alphas_cumprod.tolist() == pytest.approx(
+        np.cumprod(1 - np.array([1e-4, 1e-3, 1e-2, 0.1, 0.3])).tolist()
+    )
     assert torch.isfinite(stepped(given)).all()
     for prediction_type in ("epsilon", "sample", "v_prediction"):
-        assert torch.isfinite(stepped(SolverScheduler(solver=name, prediction_type=prediction_type))).all()
+        assert torch.isfinite(
+            stepped(SolverScheduler(solver=name, prediction_type=prediction_type))
+        ).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -305,5 +380,9 @@ def test_noise_at_each_samples_timestep(dtype):
     abar = scheduler.process.alphas_cumprod[times.numpy()]
     for k, level in enumerate(abar):
         expected = level**0.5 * clean[k].double() + (1 - level) ** 0.5 * eps[k].double()
-        assert (noisy[k].double() - expected).abs().max() < 4 * torch.finfo(dtype).eps * expected.abs().max()
-        assert torch.equal(scheduler.add_noise(clean[k : k + 1], eps[k : k + 1], times[k : k + 1])[0], noisy[k])
+        assert (noisy[k].double() - expected).abs().max() < 4 * torch.finfo(
+            dtype
+        ).eps * expected.abs().max()
+        assert torch.equal(
+            scheduler.add_noise(clean[k : k + 1], eps[k : k + 1], times[k : k + 1])[0], noisy[k]
+        )

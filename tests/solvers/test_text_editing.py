@@ -19,7 +19,9 @@ class Tokenizer:
     """Words are tokens; 1 and 2 are the start and end marks."""
 
     def __call__(self, prompt):
-        return SimpleNamespace(input_ids=[1, *(3 + zlib.crc32(word.encode()) % 90 for word in prompt.split()), 2])
+        return SimpleNamespace(
+            input_ids=[1, *(3 + zlib.crc32(word.encode()) % 90 for word in prompt.split()), 2]
+        )
 
 
 class Pipeline:
@@ -49,9 +51,13 @@ class Pipeline:
             up_block_types=("UpDecoderBlock2D",) * 2,
         )
         self.vae = self.vae.eval().double()
-        self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=8.5e-4, beta_end=0.012)
+        self.scheduler = DDIMScheduler(
+            beta_schedule="scaled_linear", beta_start=8.5e-4, beta_end=0.012
+        )
         self.tokenizer = Tokenizer()
-        self.table = torch.randn(100, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        self.table = torch.randn(
+            100, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        )
 
     def embed(self, prompt):
         ids = self.tokenizer(prompt).input_ids
@@ -77,9 +83,19 @@ def roundtrip(pipeline, image):
         return ((pipeline.vae.decode(latent.float().double()).sample + 1) / 2).clamp(0, 1)
 
 
-def branches(pipeline, prompts=("a red cat", "a blue cat", "a red cat"), control=None, guidance=(1.0, 2.0, 1.0)):
+def branches(
+    pipeline,
+    prompts=("a red cat", "a blue cat", "a red cat"),
+    control=None,
+    guidance=(1.0, 2.0, 1.0),
+):
     return PromptBranches(
-        pipeline.unet, PROCESS, torch.cat([pipeline.embed(p) for p in prompts]), pipeline.embed(""), guidance, control=control
+        pipeline.unet,
+        PROCESS,
+        torch.cat([pipeline.embed(p) for p in prompts]),
+        pipeline.embed(""),
+        guidance,
+        control=control,
     )
 
 
@@ -89,7 +105,9 @@ def control(pipeline, source="a red cat", target="a blue cat", **options):
 
 
 def states(count=3, images=1):
-    return torch.randn(count * images, 4, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return torch.randn(
+        count * images, 4, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
 
 
 @torch.no_grad()
@@ -102,7 +120,9 @@ def test_late_control_leaves_source_and_target_alone(pipeline, images):
         controlled = branches(pipeline, control=state)(x, 500.0).eps.chunk(3)
     for k in (0, 1):
         torch.testing.assert_close(controlled[k], plain[k], rtol=1e-9, atol=1e-9)
-    assert (controlled[2] - plain[2]).abs().max() > 1e-6  # the layout asks with the target's queries
+    assert (
+        controlled[2] - plain[2]
+    ).abs().max() > 1e-6  # the layout asks with the target's queries
 
 
 @torch.no_grad()
@@ -152,7 +172,12 @@ def test_processors_come_back(pipeline):
 def test_progress_and_stored_maps(pipeline):
     words = torch.zeros(TOKENS)
     words[2] = 1
-    state = control(pipeline, num_steps=8, skipped=4, blend=LocalBlend(words, torch.zeros(TOKENS), 5, threshold=0.99))
+    state = control(
+        pipeline,
+        num_steps=8,
+        skipped=4,
+        blend=LocalBlend(words, torch.zeros(TOKENS), 5, threshold=0.99),
+    )
     with state.installed(pipeline.unet):
         for k in range(4):
             branches(pipeline, control=state)(states(), 500.0)
@@ -178,7 +203,14 @@ def test_progress_and_stored_maps(pipeline):
 @pytest.mark.parametrize("attention", [True, False])
 def test_equal_prompts_return_the_picture(pipeline, image, attention):
     out = edit_prompt(
-        pipeline, image, "a red cat", "a red cat", num_inference_steps=4, target_guidance=1.0, control=attention, generator=generators(0, 1)
+        pipeline,
+        image,
+        "a red cat",
+        "a red cat",
+        num_inference_steps=4,
+        target_guidance=1.0,
+        control=attention,
+        generator=generators(0, 1),
     )
     assert out.shape == image.shape
     assert (out - roundtrip(pipeline, image)).abs().max() < 1e-3
@@ -186,7 +218,15 @@ def test_equal_prompts_return_the_picture(pipeline, image, attention):
 
 def test_prompts_edit_the_picture(pipeline, image):
     def run(**options):
-        return edit_prompt(pipeline, image, "a red cat", "a blue cat", num_inference_steps=4, generator=generators(0, 1), **options)
+        return edit_prompt(
+            pipeline,
+            image,
+            "a red cat",
+            "a blue cat",
+            num_inference_steps=4,
+            generator=generators(0, 1),
+            **options,
+        )
 
     same, free = roundtrip(pipeline, image), run(control=False)
     controlled, weak = run(), run(strength=0.5)
@@ -222,5 +262,9 @@ def test_bad_shapes(pipeline):
         with pytest.raises(ValueError, match=said):
             control(pipeline, **options)
     state = control(pipeline)
-    with torch.no_grad(), state.installed(pipeline.unet), pytest.raises(ValueError, match="6 parts"):
+    with (
+        torch.no_grad(),
+        state.installed(pipeline.unet),
+        pytest.raises(ValueError, match="6 parts"),
+    ):
         branches(pipeline, prompts=("a", "b"), guidance=(1.0, 1.0), control=state)(states(2), 5.0)

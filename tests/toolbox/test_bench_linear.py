@@ -1,4 +1,6 @@
-"""`restobox bench linear`: degradations are what they say, every method sees the same, and the figures are those of the pictures."""
+"""`restobox bench linear`: degradations are what they say, every method sees the same, and the
+figures are those of the pictures.
+"""
 
 import json
 import math
@@ -22,7 +24,10 @@ def pictures(tmp_path_factory):
     y, x = np.mgrid[0:66, 0:61] / 60
     for k in range(2):
         waves = np.stack([np.sin(7 * x + c + k) * np.cos(5 * y - c) for c in range(3)])
-        write_image(folder / f"{k}.png", Photo((0.5 + 0.2 * waves + 0.02 * rng.standard_normal(waves.shape)).astype(np.float32)))
+        write_image(
+            folder / f"{k}.png",
+            Photo((0.5 + 0.2 * waves + 0.02 * rng.standard_normal(waves.shape)).astype(np.float32)),
+        )
     return folder
 
 
@@ -43,7 +48,9 @@ def test_cases_measure_what_they_say(pictures):
 
 
 def test_rows_are_the_means_of_the_pictures(pictures):
-    rows = run_bench_linear(pictures, cases=["denoise:25", "deblur:1.5"], models=["plain", "grey"], steps=1)
+    rows = run_bench_linear(
+        pictures, cases=["denoise:25", "deblur:1.5"], models=["plain", "grey"], steps=1
+    )
     assert [(r["case"], r["model"], r["calls"], r["pictures"]) for r in rows] == [
         ("denoise:25", "plain", 0, 2),
         ("denoise:25", "grey", 1, 2),
@@ -56,7 +63,14 @@ def test_rows_are_the_means_of_the_pictures(pictures):
     found = []
     for k in range(2):
         truth, y, operator = Case("denoise:25").measure(read_image(pictures / f"{k}.png").pixels, k)
-        found.append(psnr(LinearTask(load("grey"), num_inference_steps=1)(y, operator, sigma=25 / 255).mean.numpy(), truth))
+        found.append(
+            psnr(
+                LinearTask(load("grey"), num_inference_steps=1)(
+                    y, operator, sigma=25 / 255
+                ).mean.numpy(),
+                truth,
+            )
+        )
     assert rows[1]["psnr"] == pytest.approx(np.mean(found), abs=1e-3)
 
 

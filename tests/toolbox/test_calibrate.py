@@ -22,7 +22,13 @@ from toolbox.deploy.calibrate import run_calibrate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8, "sample_size": 16}
+SMALL = {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+    "sample_size": 16,
+}
 SCHEDULE = {"beta_schedule": "linear", "num_train_timesteps": 200, "prediction_type": "epsilon"}
 
 
@@ -35,13 +41,21 @@ def pipeline(folder, network):
 
 def unet(channels=3, **options):
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    return UNet2DModel(**SMALL | blocks | {"in_channels": channels, "out_channels": channels} | options)
+    blocks = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    return UNet2DModel(
+        **SMALL | blocks | {"in_channels": channels, "out_channels": channels} | options
+    )
 
 
 def text_unet(**options):
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
     return UNet2DConditionModel(**SMALL | blocks | {"cross_attention_dim": 8} | options)
 
 
@@ -81,7 +95,10 @@ def test_restoring_tasks_record_and_quantize(colour, pictures, tmp_path, task):
 
 
 def test_tasks_see_different_inputs(colour, pictures, tmp_path):
-    hashes = {calibrate(colour, pictures, tmp_path / str(k), **options)["hash"] for k, options in enumerate(OPTIONS)}
+    hashes = {
+        calibrate(colour, pictures, tmp_path / str(k), **options)["hash"]
+        for k, options in enumerate(OPTIONS)
+    }
     assert len(hashes) == len(OPTIONS)
 
 
@@ -115,12 +132,22 @@ def test_text_conditional_networks_run_on_the_stored_embedding(latent, tmp_path)
     found = CalibrationSet.load(tmp_path / "c", network)
     x, t = next(found.batches())
     expected = network(x, t).sample
-    assert torch.equal(network(x, t, encoder_hidden_states=network.encoder_hidden_states.expand(len(x), -1, -1)).sample, expected)
-    assert not torch.equal(network(x, t, encoder_hidden_states=torch.zeros(len(x), 5, 8)).sample, expected)
+    assert torch.equal(
+        network(
+            x, t, encoder_hidden_states=network.encoder_hidden_states.expand(len(x), -1, -1)
+        ).sample,
+        expected,
+    )
+    assert not torch.equal(
+        network(x, t, encoder_hidden_states=torch.zeros(len(x), 5, 8)).sample, expected
+    )
     quantized = quantize(network, found)
     assert 0 < float((quantized(x, t) - expected).norm() / expected.norm()) < 0.2
     step = step_network(network, temporal_table(network, found.grid))
-    torch.testing.assert_close(step(x[:1], torch.tensor([found.grid.index(float(t[0]))])).sample, network(x[:1], t[:1]).sample)
+    torch.testing.assert_close(
+        step(x[:1], torch.tensor([found.grid.index(float(t[0]))])).sample,
+        network(x[:1], t[:1]).sample,
+    )
 
 
 def test_another_embedding_is_another_model(latent, tmp_path):
@@ -187,7 +214,12 @@ def test_an_interrupted_call_goes_on(colour, pictures, tmp_path, monkeypatch):
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(toolbox.deploy.calibrate.Restorations, "__call__", original)
     done = []
-    assert calibrate(colour, pictures, tmp_path / "cut", count=4, samples=6, progress=done.append)["hash"] == whole["hash"]
+    assert (
+        calibrate(colour, pictures, tmp_path / "cut", count=4, samples=6, progress=done.append)[
+            "hash"
+        ]
+        == whole["hash"]
+    )
     assert done == [2, 3, 4]
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
@@ -205,17 +237,25 @@ def test_an_interrupted_call_goes_on(colour, pictures, tmp_path, monkeypatch):
         ("{colour} --task generate --grid coarse -o {place}/c", "grid 'coarse' is unknown"),
         ("{colour} --task generate --solver none -o {place}/c", "solver 'none' is unknown"),
         ("{colour} --task generate --steps 900 -o {place}/c", "1 to 200"),
-        ("{colour} --task generate --select random -n 3 -o {place}/c", "select 'random' is unknown"),
+        (
+            "{colour} --task generate --select random -n 3 -o {place}/c",
+            "select 'random' is unknown",
+        ),
         ("{colour} --task generate --select ptq4dm -o {place}/c", "needs --samples"),
         ("{colour} --task generate --count 2 --steps 2 -n 50 -o {place}/c", "were recorded"),
-        ("{colour} --task inpaint --correction magic --data {place}/good -o {place}/c", "correction 'magic' is unknown"),
+        (
+            "{colour} --task inpaint --correction magic --data {place}/good -o {place}/c",
+            "correction 'magic' is unknown",
+        ),
         ("{latent} --task denoise --data {place}/good -o {place}/c", "works on 4 channels"),
         ("{place}/good --task generate -o {place}/c", "no model folder"),
         ("photo --task deblur --data {place}/good -o {place}/c", "--task inpaint"),
         ("photo-int8 --data {place}/good -o {place}/c", "exported bundle"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(colour, latent, tmp_path, capsys, monkeypatch, arguments, says):
+def test_bad_input_is_one_line_and_writes_nothing(
+    colour, latent, tmp_path, capsys, monkeypatch, arguments, says
+):
     for name in ("empty", "broken", "good"):
         (tmp_path / name).mkdir()
     write_image(tmp_path / "good" / "p.png", Photo(smooth_picture(32, 32)))
@@ -231,7 +271,20 @@ def test_bad_input_is_one_line_and_writes_nothing(colour, latent, tmp_path, caps
 
 
 def test_command_prints_shares(colour, tmp_path, capsys, monkeypatch):
-    words = [colour, "--task", "generate", "--steps", 2, "--count", 4, "-n", 4, "--json", "-o", tmp_path / "c"]
+    words = [
+        colour,
+        "--task",
+        "generate",
+        "--steps",
+        2,
+        "--count",
+        4,
+        "-n",
+        4,
+        "--json",
+        "-o",
+        tmp_path / "c",
+    ]
     monkeypatch.setattr("sys.argv", ["restobox", "calibrate", *map(str, words)])
     assert main() == 0
     figures = json.loads(capsys.readouterr().out)
@@ -254,22 +307,38 @@ def mri_model(tmp_path_factory):
         up_block_types=("UpBlock2D", "UpBlock2D"),
         add_attention=False,
     )
-    options = {"fold": 2, "multiple": 2, "condition_channels": 7, "residual": True, "data_std": 0.03}
+    options = {
+        "fold": 2,
+        "multiple": 2,
+        "condition_channels": 7,
+        "residual": True,
+        "data_std": 0.03,
+    }
     folder = tmp_path_factory.mktemp("mri") / "model"
-    Denoiser(network.eval(), VP.cosine(100, zero_terminal_snr=True), "v_prediction", **options).save_pretrained(folder)
+    Denoiser(
+        network.eval(), VP.cosine(100, zero_terminal_snr=True), "v_prediction", **options
+    ).save_pretrained(folder)
     return folder
 
 
 def test_mri_networks_are_calibrated_on_simulated_scans(mri_model, tmp_path):
     rows, columns = np.mgrid[-1:1:128j, -1:1:120j]
-    slices = np.stack([np.exp(-4 * ((rows - shift) ** 2 + columns**2)) for shift in (0.0, 0.2, -0.3)]).astype(np.float32)
+    slices = np.stack(
+        [np.exp(-4 * ((rows - shift) ** 2 + columns**2)) for shift in (0.0, 0.2, -0.3)]
+    ).astype(np.float32)
     np.savez(tmp_path / "brain.npz", image=slices)
     common = {"task": "mri", "steps": [1, 2], "count": 3, "per_timestep": 2}
-    found = run_calibrate(str(mri_model), tmp_path / "brain.npz", tmp_path / "a.safetensors", **common)
+    found = run_calibrate(
+        str(mri_model), tmp_path / "brain.npz", tmp_path / "a.safetensors", **common
+    )
     assert found["per_timestep"] == {"99": 2, "49": 2}
-    again = run_calibrate(str(mri_model), tmp_path / "brain.npz", tmp_path / "b.safetensors", **common)
+    again = run_calibrate(
+        str(mri_model), tmp_path / "brain.npz", tmp_path / "b.safetensors", **common
+    )
     assert again["hash"] == found["hash"]
-    other = run_calibrate(str(mri_model), tmp_path / "brain.npz", tmp_path / "c.safetensors", seed=1, **common)
+    other = run_calibrate(
+        str(mri_model), tmp_path / "brain.npz", tmp_path / "c.safetensors", seed=1, **common
+    )
     assert other["hash"] != found["hash"]
     inputs = torch.stack(list(CalibrationSet.load(tmp_path / "a.safetensors").samples))
     assert inputs.shape[1:] == (36, 64, 60)

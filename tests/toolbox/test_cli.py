@@ -1,4 +1,6 @@
-"""The command line as users meet it: the whole road on a tiny model, and one clear line for each kind of bad input."""
+"""The command line as users meet it: the whole road on a tiny model, and one clear line for each
+kind of bad input.
+"""
 
 import json
 import os
@@ -53,13 +55,17 @@ def test_quantize_minds_solver_and_selection(cli, road, tiny_model, tmp_path):
     assert code == 2
     assert "recorded with solver ddim, not pndm" in err
     assert not (tmp_path / "q").exists()
-    code, _, err = cli("quantize", tiny_model, *calibration, "--solver", "ddim", "--preset", "ptq4dm-w8a8")
+    code, _, err = cli(
+        "quantize", tiny_model, *calibration, "--solver", "ddim", "--preset", "ptq4dm-w8a8"
+    )
     assert code == 0
     assert "--select ptq4dm" in err
 
 
 def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp_path):
-    """As many layers as the share allows, fewer multiplications than it, and less error than without."""
+    """As many layers as the share allows, fewer multiplications than it, and less error than
+    without.
+    """
     runs = {}
     for share in ("0", "0.3"):
         out = tmp_path / share
@@ -87,14 +93,25 @@ def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp
     assert sum(costs[name].macs for name in chosen) <= 0.3 * sum(c.macs for c in costs.values())
     errors = [sum(trajectory_errors(q, network, calibration).values()) for q in (plain, mixed)]
     assert errors[1] < errors[0]
-    code, _, err = cli("quantize", tiny_model, "--calibration", road / "c.safetensors", "-o", tmp_path / "bad", "--float-macs", "1.5")
+    code, _, err = cli(
+        "quantize",
+        tiny_model,
+        "--calibration",
+        road / "c.safetensors",
+        "-o",
+        tmp_path / "bad",
+        "--float-macs",
+        "1.5",
+    )
     assert code == 2
     assert "[0, 1); got 1.5" in err
 
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory, tiny_model, pictures):
-    """Calibrate, quantize and export the tiny model once, through the command line in a process of its own."""
+    """Calibrate, quantize and export the tiny model once, through the command line in a process of
+    its own.
+    """
     place = tmp_path_factory.mktemp("road")
     for arguments in (
         (
@@ -116,7 +133,12 @@ def road(tmp_path_factory, tiny_model, pictures):
         ("quantize", tiny_model, "--calibration", place / "c.safetensors", "-o", place / "q"),
         ("export", tiny_model, "--quantized", place / "q", "-o", place / "bundle"),
     ):
-        done = subprocess.run([sys.executable, "-m", "toolbox", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "toolbox", *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
     return place
 
@@ -133,7 +155,19 @@ def test_restore_with_the_exported_bundle(cli, photo, road):
         "--model",
         road / "bundle",
     )
-    code, out, err = cli(*arguments, "--steps", 2, "-n", 2, "--std", "--seed", 3, "--reference", photo / "photo.png", "--json")
+    code, out, err = cli(
+        *arguments,
+        "--steps",
+        2,
+        "-n",
+        2,
+        "--std",
+        "--seed",
+        3,
+        "--reference",
+        photo / "photo.png",
+        "--json",
+    )
     assert (code, err) == (0, "")
     figures = json.loads(out)
     assert (figures["nfe"], figures["samples"], figures["seed"]) == (4, 2, 3)
@@ -150,9 +184,22 @@ def test_restore_with_the_exported_bundle(cli, photo, road):
 
 def test_depth_and_alpha_are_kept(cli, photo, tiny_model):
     pixels = smooth_picture(24, 20)
-    write_image(photo / "deep.tif", Photo(pixels, np.linspace(0, 1, 480, dtype=np.float32).reshape(24, 20), bits=16))
+    write_image(
+        photo / "deep.tif",
+        Photo(pixels, np.linspace(0, 1, 480, dtype=np.float32).reshape(24, 20), bits=16),
+    )
     code, _out, err = cli(
-        "restore", "inpaint", photo / "deep.tif", "-m", "box:0.1", "-o", photo / "deep-out.tif", "--model", tiny_model, "--steps", 1
+        "restore",
+        "inpaint",
+        photo / "deep.tif",
+        "-m",
+        "box:0.1",
+        "-o",
+        photo / "deep-out.tif",
+        "--model",
+        tiny_model,
+        "--steps",
+        1,
     )
     assert code == 0, err
     back, before = read_image(photo / "deep-out.tif"), read_image(photo / "deep.tif")
@@ -163,7 +210,17 @@ def test_depth_and_alpha_are_kept(cli, photo, tiny_model):
 
 def test_table_bundles_name_the_steps_they_hold(cli, photo, road):
     code, _, err = cli(
-        "restore", "inpaint", photo / "photo.png", "-m", "box:0.1", "-o", photo / "o.png", "--model", road / "bundle", "--steps", 7
+        "restore",
+        "inpaint",
+        photo / "photo.png",
+        "-m",
+        "box:0.1",
+        "-o",
+        photo / "o.png",
+        "--model",
+        road / "bundle",
+        "--steps",
+        7,
     )
     assert code == 2
     assert "999" in err
@@ -171,7 +228,16 @@ def test_table_bundles_name_the_steps_they_hold(cli, photo, road):
 
 
 def test_verify(cli, road, tiny_model, pictures, tmp_path):
-    common = ("verify", road / "bundle", "--model", tiny_model, "--quantized", road / "q", "--calibration", road / "c.safetensors")
+    common = (
+        "verify",
+        road / "bundle",
+        "--model",
+        tiny_model,
+        "--quantized",
+        road / "q",
+        "--calibration",
+        road / "c.safetensors",
+    )
     common = (*common, "--data", pictures, "--count", 2, "--side", 48, "--steps", 2)
     code, out, err = cli(*common, "--psnr-drop", 5, "--report", tmp_path / "report", "--json")
     figures = json.loads(out)
@@ -179,9 +245,15 @@ def test_verify(cli, road, tiny_model, pictures, tmp_path):
     assert code == (3 if figures["failures"] else 0), err
     assert len(figures["images"]) == 2
     assert (tmp_path / "report" / "report.html").read_text().count("<img") == 2
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["planned"] == figures["planned"]
+    assert (
+        json.loads((tmp_path / "report" / "report.json").read_text())["planned"]
+        == figures["planned"]
+    )
     # figures end up in the bundle
-    assert json.loads((road / "bundle" / "bundle.json").read_text())["parity"]["planned"] == figures["planned"]
+    assert (
+        json.loads((road / "bundle" / "bundle.json").read_text())["parity"]["planned"]
+        == figures["planned"]
+    )
     # a limit that can't be met ends with code 3 and says which
     code, _, err = cli(*common, "--psnr-drop", -100)
     assert code == 3
@@ -193,12 +265,25 @@ def test_verify(cli, road, tiny_model, pictures, tmp_path):
 
 
 def test_report(cli, road, tiny_model, pictures, tmp_path):
-    common = ("report", road / "q", "--model", tiny_model, "--calibration", road / "c.safetensors", "-o", tmp_path / "report")
-    code, out, _ = cli(*common, "--data", pictures, "--count", 2, "--side", 48, "--steps", 3, "--json")
+    common = (
+        "report",
+        road / "q",
+        "--model",
+        tiny_model,
+        "--calibration",
+        road / "c.safetensors",
+        "-o",
+        tmp_path / "report",
+    )
+    code, out, _ = cli(
+        *common, "--data", pictures, "--count", 2, "--side", 48, "--steps", 3, "--json"
+    )
     assert code == 0
     figures = json.loads(out)
     assert {row["t"] for row in figures["timesteps"]} == {999, 666, 499, 332}
-    assert figures["error"] == pytest.approx(np.mean([row["error"] for row in figures["timesteps"]]))
+    assert figures["error"] == pytest.approx(
+        np.mean([row["error"] for row in figures["timesteps"]])
+    )
     assert [row["step"] for row in figures["chain"]] == [1, 2, 3]
     assert all(0 < row["error"] < 0.2 for row in figures["chain"])
     alone = [row["error_alone"] for row in figures["layers"]]
@@ -209,7 +294,9 @@ def test_report(cli, road, tiny_model, pictures, tmp_path):
     for name in ("timesteps.png", "chain.png", "case-0.png", "case-1.png"):
         assert name in page
         assert read_image(tmp_path / "report" / name).pixels.std() > 0
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["error"] == figures["error"]
+    assert (
+        json.loads((tmp_path / "report" / "report.json").read_text())["error"] == figures["error"]
+    )
 
 
 def test_chart_refuses_what_it_cannot_draw():
@@ -218,26 +305,73 @@ def test_chart_refuses_what_it_cannot_draw():
     with pytest.raises(ValueError, match="finite values"):
         chart("t", ["a"], {"s": [float("nan")]})
     drawn = chart("t", ["a", "b"], {"rises": [0.0, 1.0]})
-    lower, upper = (np.argwhere((drawn.max(0) - drawn.min(0) > 0.2)[:, c - 3 : c + 3])[:, 0].mean() for c in (72, 560))
+    lower, upper = (
+        np.argwhere((drawn.max(0) - drawn.min(0) > 0.2)[:, c - 3 : c + 3])[:, 0].mean()
+        for c in (72, 560)
+    )
     assert lower > upper  # the first point is low on the page
 
 
 def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     bundle = tmp_path / "restorer"
-    made = ("export", tiny_model, "--quantized", road / "q", "--restorer", "--steps", 2, "--size", "48x32", "-o", bundle)
+    made = (
+        "export",
+        tiny_model,
+        "--quantized",
+        road / "q",
+        "--restorer",
+        "--steps",
+        2,
+        "--size",
+        "48x32",
+        "-o",
+        bundle,
+    )
     assert cli(*made)[0] == 0
     # a picture larger than the graph goes through in tiles
-    code, out, _ = cli("restore", "inpaint", photo / "photo.png", "-m", "random:0.5", "-o", photo / "o.png", "--model", bundle, "--json")
+    code, out, _ = cli(
+        "restore",
+        "inpaint",
+        photo / "photo.png",
+        "-m",
+        "random:0.5",
+        "-o",
+        photo / "o.png",
+        "--model",
+        bundle,
+        "--json",
+    )
     assert code == 0
     figures = json.loads(out)
     assert (figures["solver"], figures["steps"], figures["nfe"]) == ("ddim", 2, 2 * 2 * 2)
     assert read_image(photo / "o.png").pixels.shape == (3, 40, 52)
     code, _, err = cli(
-        "restore", "inpaint", photo / "photo.png", "-m", "random:0.5", "-o", photo / "p.png", "--model", bundle, "--sigma", 0.1
+        "restore",
+        "inpaint",
+        photo / "photo.png",
+        "-m",
+        "random:0.5",
+        "-o",
+        photo / "p.png",
+        "--model",
+        bundle,
+        "--sigma",
+        0.1,
     )
     assert code == 2
     assert "exported for noise of sigma 0" in err
-    common = ("verify", bundle, "--model", tiny_model, "--quantized", road / "q", "--data", pictures, "--count", 2)
+    common = (
+        "verify",
+        bundle,
+        "--model",
+        tiny_model,
+        "--quantized",
+        road / "q",
+        "--data",
+        pictures,
+        "--count",
+        2,
+    )
     code, out, _ = cli(*common, "--psnr-drop", 5, "--report", tmp_path / "report", "--json")
     figures = json.loads(out)
     assert code == 0
@@ -250,15 +384,34 @@ def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     content = json.loads(out)
     assert content["run"]["steps"] == 2
     assert content["inputs"]["noise"].endswith(", 3, 32, 48)")
-    assert sum(p["count"] for p in content["placement"] if p["op"] == "QLinearConv") == content["planned"]
+    assert (
+        sum(p["count"] for p in content["placement"] if p["op"] == "QLinearConv")
+        == content["planned"]
+    )
     assert content["weights"]["int8"] > 0
 
 
 def test_dehazing_restorer(cli, pictures, tmp_path):
     bundle = tmp_path / "dehazer"
-    made = ("export", "haze", "--restorer", "--task", "dehaze", "--target", "float", "--steps", 1, "--size", "48x32", "-o", bundle)
+    made = (
+        "export",
+        "haze",
+        "--restorer",
+        "--task",
+        "dehaze",
+        "--target",
+        "float",
+        "--steps",
+        1,
+        "--size",
+        "48x32",
+        "-o",
+        bundle,
+    )
     assert cli(*made)[0] == 0
-    code, out, _ = cli("verify", bundle, "--model", "haze", "--data", pictures, "--count", 1, "--json")
+    code, out, _ = cli(
+        "verify", bundle, "--model", "haze", "--data", pictures, "--count", 1, "--json"
+    )
     figures = json.loads(out)
     assert (code, figures["failures"]) == (0, [])
     assert figures["psnr_between"] > 80  # the host's loop
@@ -274,7 +427,18 @@ def test_inspect_prints_tables(cli, road):
 
 
 def test_bench_runtime(cli, road, tiny_model):
-    code, out, _ = cli("bench", "runtime", road / "bundle", "--model", tiny_model, "--size", "16x16", "--repeats", 2, "--json")
+    code, out, _ = cli(
+        "bench",
+        "runtime",
+        road / "bundle",
+        "--model",
+        tiny_model,
+        "--size",
+        "16x16",
+        "--repeats",
+        2,
+        "--json",
+    )
     assert code == 0
     figures = json.loads(out)
     rows = {row["name"]: row for row in figures["rows"]}
@@ -284,7 +448,11 @@ def test_bench_runtime(cli, road, tiny_model):
     assert rows["ONNX fp32"]["speedup"] == 1
     assert all(row["ms"] > 0 for row in rows.values())
     assert rows["ONNX fp16"]["mb"] < rows["ONNX fp32"]["mb"]
-    assert all(row["peak_mb"] is None or row["peak_mb"] > 0 for name, row in rows.items() if name.startswith("ONNX"))
+    assert all(
+        row["peak_mb"] is None or row["peak_mb"] > 0
+        for name, row in rows.items()
+        if name.startswith("ONNX")
+    )
     assert re.search(r"bundle \(cpu\)(, OpenVINO)? is", figures["verdict"])
     assert cli("bench", "runtime", road / "bundle", "--model", "photo")[0] == 2
 
@@ -300,9 +468,17 @@ def test_a_network_that_cannot_be_compiled_is_left_out_with_the_reason(monkeypat
 
 def test_verdict_says_when_8_bits_do_not_pay():
     rows = [
-        {"name": n, "threads": 1, "ms": ms} for n, ms in (("PyTorch eager", 9.0), ("ONNX fp32", 4.0), ("ONNX fp16", 5.0), ("b (cpu)", 3.9))
+        {"name": n, "threads": 1, "ms": ms}
+        for n, ms in (
+            ("PyTorch eager", 9.0),
+            ("ONNX fp32", 4.0),
+            ("ONNX fp16", 5.0),
+            ("b (cpu)", 3.9),
+        )
     ]
-    assert verdict(rows) == "1 thread: stay with ONNX fp32: b (cpu) is 1.03 times as fast as ONNX fp32"
+    assert (
+        verdict(rows) == "1 thread: stay with ONNX fp32: b (cpu) is 1.03 times as fast as ONNX fp32"
+    )
     rows[-1]["ms"] = 2.0
     assert verdict(rows) == "1 thread: b (cpu) is 2.00 times as fast as ONNX fp32"
 
@@ -348,24 +524,64 @@ BAD = [
     ("all missing", ("{image}", "-m", "{white}", "-o", "{out}"), "every pixel as missing"),
     ("no such mask", ("{image}", "-m", "{dir}/no.png", "-o", "{out}"), "neither a file nor"),
     ("zero steps", ("{image}", "-m", "{mask}", "-o", "{out}", "--steps", "0"), "from 1 to 1000"),
-    ("a million steps", ("{image}", "-m", "{mask}", "-o", "{out}", "--steps", "1000000"), "from 1 to 1000"),
-    ("unknown solver", ("{image}", "-m", "{mask}", "-o", "{out}", "--solver", "euler9"), "known: ddim"),
-    ("unknown model", ("{image}", "-m", "{mask}", "-o", "{out}", "--model", "nonesuch"), "neither a shipped model"),
-    ("no model folder", ("{image}", "-m", "{mask}", "-o", "{out}", "--model", "{dir}"), "no model folder"),
-    ("unknown grid", ("{image}", "-m", "{mask}", "-o", "{out}", "--grid", "spiral"), "known: trailing"),
+    (
+        "a million steps",
+        ("{image}", "-m", "{mask}", "-o", "{out}", "--steps", "1000000"),
+        "from 1 to 1000",
+    ),
+    (
+        "unknown solver",
+        ("{image}", "-m", "{mask}", "-o", "{out}", "--solver", "euler9"),
+        "known: ddim",
+    ),
+    (
+        "unknown model",
+        ("{image}", "-m", "{mask}", "-o", "{out}", "--model", "nonesuch"),
+        "neither a shipped model",
+    ),
+    (
+        "no model folder",
+        ("{image}", "-m", "{mask}", "-o", "{out}", "--model", "{dir}"),
+        "no model folder",
+    ),
+    (
+        "unknown grid",
+        ("{image}", "-m", "{mask}", "-o", "{out}", "--grid", "spiral"),
+        "known: trailing",
+    ),
     ("negative sigma", ("{image}", "-m", "{mask}", "-o", "{out}", "--sigma", "-1"), "sigma"),
     ("sigma is NaN", ("{image}", "-m", "{mask}", "-o", "{out}", "--sigma", "nan"), "sigma"),
-    ("no folder for output", ("{image}", "-m", "{mask}", "-o", "{dir}/none/o.png"), "does not exist"),
+    (
+        "no folder for output",
+        ("{image}", "-m", "{mask}", "-o", "{dir}/none/o.png"),
+        "does not exist",
+    ),
     ("output is a folder", ("{image}", "-m", "{mask}", "-o", "{dir}"), "must end in"),
     ("unknown output format", ("{image}", "-m", "{mask}", "-o", "{dir}/o.xyz"), "must end in"),
     ("std of one sample", ("{image}", "-m", "{mask}", "-o", "{out}", "--std"), "-n 4"),
     ("no samples", ("{image}", "-m", "{mask}", "-o", "{out}", "-n", "0"), "num_samples"),
-    ("reference of another size", ("{image}", "-m", "{mask}", "-o", "{out}", "--reference", "{small}"), "shape"),
-    ("steps that are no number", ("{image}", "-m", "{mask}", "-o", "{out}", "--steps", "abc"), "--steps"),
+    (
+        "reference of another size",
+        ("{image}", "-m", "{mask}", "-o", "{out}", "--reference", "{small}"),
+        "shape",
+    ),
+    (
+        "steps that are no number",
+        ("{image}", "-m", "{mask}", "-o", "{out}", "--steps", "abc"),
+        "--steps",
+    ),
     ("no mask", ("{image}", "-o", "{out}"), "--mask"),
     ("seed below zero", ("{image}", "-m", "{mask}", "-o", "{out}", "--seed", "-1"), "--seed"),
-    ("tiny reference", ("{small}", "-m", "box:0.3", "-o", "{out}", "--reference", "{small}"), "11 x 11"),
-    ("mask that misses nothing", ("{small}", "-m", "random:0.0001", "-o", "{out}"), "nothing missing"),
+    (
+        "tiny reference",
+        ("{small}", "-m", "box:0.3", "-o", "{out}", "--reference", "{small}"),
+        "11 x 11",
+    ),
+    (
+        "mask that misses nothing",
+        ("{small}", "-m", "random:0.0001", "-o", "{out}"),
+        "nothing missing",
+    ),
     ("tile too small", ("{image}", "-m", "{mask}", "-o", "{out}", "--tile", "3"), "tile"),
 ]
 
@@ -410,7 +626,9 @@ def test_unwritable_folder(cli, photo, tiny_model):
 
 
 def test_output_below_a_file_is_refused_before_any_work(cli, photo, tiny_model):
-    code, _, err = cli("demo", "-o", photo / "photo.png", "--model", tiny_model, "--steps", 1, "-n", 1)
+    code, _, err = cli(
+        "demo", "-o", photo / "photo.png", "--model", tiny_model, "--steps", 1, "-n", 1
+    )
     assert code == 2
     assert err.count("\n") == 1
     assert "folder" in err
@@ -419,18 +637,42 @@ def test_output_below_a_file_is_refused_before_any_work(cli, photo, tiny_model):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("train", "nonesuch", "--data", "{dir}", "-o", "{dir}/m"), "neither a file nor a shipped recipe"),
+        (
+            ("train", "nonesuch", "--data", "{dir}", "-o", "{dir}/m"),
+            "neither a file nor a shipped recipe",
+        ),
         (("train", "photo", "--data", "{dir}/none", "-o", "{dir}/m"), "does not exist"),
         (("train", "photo", "--data", "{dir}", "-o", "{dir}/m"), "no picture of at least"),
-        (("bench", "{dir}", "--masks", "{dir}/photo.png", "--mask", "x", "--model", "{model}"), "no .npz file"),
+        (
+            ("bench", "{dir}", "--masks", "{dir}/photo.png", "--mask", "x", "--model", "{model}"),
+            "no .npz file",
+        ),
         (("nonesuch",), "nonesuch"),
         (("calibrate", "{model}", "--data", "{dir}/none", "-o", "{dir}/c"), "does not exist"),
-        (("quantize", "{model}", "--calibration", "{dir}/none", "-o", "{dir}/q"), "restobox calibrate"),
-        (("quantize", "{model}", "--calibration", "{dir}/photo.png", "-o", "{dir}/q"), "not a readable calibration set"),
+        (
+            ("quantize", "{model}", "--calibration", "{dir}/none", "-o", "{dir}/q"),
+            "restobox calibrate",
+        ),
+        (
+            ("quantize", "{model}", "--calibration", "{dir}/photo.png", "-o", "{dir}/q"),
+            "not a readable calibration set",
+        ),
         (("export", "{model}", "-o", "{dir}/b"), "quantized"),
         (("export", "{model}", "-o", "{dir}", "--target", "float"), "no bundle"),
         (("export", "{model}", "-o", "{dir}/b", "--target", "toaster"), "known: float"),
-        (("verify", "{dir}", "--model", "{model}", "--quantized", "{dir}/q", "--calibration", "{dir}/c"), "no bundle"),
+        (
+            (
+                "verify",
+                "{dir}",
+                "--model",
+                "{model}",
+                "--quantized",
+                "{dir}/q",
+                "--calibration",
+                "{dir}/c",
+            ),
+            "no bundle",
+        ),
     ],
 )
 def test_bad_input_elsewhere(cli, photo, tiny_model, arguments, says):

@@ -1,4 +1,6 @@
-"""Training from a folder of full k-space: what is undersampled, what is the target, what is refused."""
+"""Training from a folder of full k-space: what is undersampled, what is the target, what is
+refused.
+"""
 
 import h5py
 import numpy as np
@@ -43,11 +45,15 @@ warmup = 1
 def head(radius):
     """A smooth object, whose outer k-space is noise alone."""
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in SIZE), indexing="ij")
-    return (1 - (y**2 + x**2) / radius**2).clamp(min=0) ** 2 * (1 + 0.4 * torch.sin(6 * x) * torch.cos(5 * y))
+    return (1 - (y**2 + x**2) / radius**2).clamp(min=0) ** 2 * (
+        1 + 0.4 * torch.sin(6 * x) * torch.cos(5 * y)
+    )
 
 
 def volume(path, coils=5, slices=3, seed=0, pad=0, change=lambda kspace: kspace, **arrays):
-    """A fastMRI-like file of a drawn object, in small units as fastMRI's are; returns its true magnitudes."""
+    """A fastMRI-like file of a drawn object, in small units as fastMRI's are; returns its true
+    magnitudes.
+    """
     rng = np.random.default_rng(seed)
     maps = ring_maps(coils, SIZE, rng)
     truth = torch.stack([head(0.7 + 0.1 * k) for k in range(slices)])
@@ -90,10 +96,14 @@ def test_one_slice_is_read(folder):
         read_slice(folder / "c.h5", 0)
 
 
-@pytest.mark.parametrize(("acceleration", "fraction"), [(2.0, 0.4), (3.0, 0.14)])  # 29 centre columns, as many as full data use; 10
+@pytest.mark.parametrize(
+    ("acceleration", "fraction"), [(2.0, 0.4), (3.0, 0.14)]
+)  # 29 centre columns, as many as full data use; 10
 def test_examples_are_what_a_scanner_would_have_measured(tmp_path, acceleration, fraction):
     truth = volume(tmp_path / "a.h5", slices=1, pad=PADDING)
-    settings = FastMRI(kinds=["equispaced-fraction"], accelerations=[acceleration], center_fractions=[fraction])
+    settings = FastMRI(
+        kinds=["equispaced-fraction"], accelerations=[acceleration], center_fractions=[fraction]
+    )
     scans = MeasuredScans(tmp_path, settings, 32, 0)
     for seed in range(3):
         x0, shown, measurement = scans.simulate(np.random.default_rng(seed))
@@ -102,7 +112,10 @@ def test_examples_are_what_a_scanner_would_have_measured(tmp_path, acceleration,
         mask = measurement.operator.mask
         columns = mask[0]
         assert (mask == columns).all()
-        drawn = [column_mask("equispaced-fraction", SIZE[1], acceleration, fraction, k) for k in range(200)]
+        drawn = [
+            column_mask("equispaced-fraction", SIZE[1], acceleration, fraction, k)
+            for k in range(200)
+        ]
         inner = slice(PADDING, SIZE[1] - PADDING)
         assert any(torch.equal(columns[inner], d[inner]) for d in drawn)
         assert columns[:PADDING].sum() == columns[-PADDING:].sum() == 0
@@ -116,7 +129,9 @@ def test_examples_are_what_a_scanner_would_have_measured(tmp_path, acceleration,
         found = x0.square().sum(1).sqrt()[0] / float(unit) / UNIT
         inside = head(0.5) > 0
         assert ((found - truth[0])[inside].abs().mean() / truth[0][inside].mean()) < 0.05
-        residual = (measurement.residual(x0).square().sum() / (2 * measurement.operator.coils * mask.sum())).sqrt()
+        residual = (
+            measurement.residual(x0).square().sum() / (2 * measurement.operator.coils * mask.sum())
+        ).sqrt()
         assert float(residual) < 1.5 * measurement.sigma
         # the network is shown what the task would show it
         again, scale = condition(measurement.operator, measurement.y, measurement.sigma)
@@ -137,9 +152,19 @@ def test_training_on_patches_and_through_the_sampler(tmp_path, folder):
     model = train(settings, folder, tmp_path / "m")
     assert Denoiser.from_pretrained(model).condition_channels == CONDITION_CHANNELS
     path = tmp_path / "u.toml"
-    path.write_text(RECIPE.replace("batch_size = 2", "batch_size = 1").replace("[fastmri]", "[unrolled]\nsteps = 2\n[fastmri]"))
+    path.write_text(
+        RECIPE.replace("batch_size = 2", "batch_size = 1").replace(
+            "[fastmri]", "[unrolled]\nsteps = 2\n[fastmri]"
+        )
+    )
     losses = []
-    second = train(Recipe.read(path), folder, tmp_path / "u", start_from=model, progress=lambda step, loss: losses.append(loss))
+    second = train(
+        Recipe.read(path),
+        folder,
+        tmp_path / "u",
+        start_from=model,
+        progress=lambda step, loss: losses.append(loss),
+    )
     assert np.isfinite(losses).all()
     a, b = (Denoiser.from_pretrained(m).network.state_dict() for m in (model, second))
     assert any(not torch.equal(a[key], b[key]) for key in a)
@@ -152,7 +177,9 @@ def test_sensitivities_are_estimated_once(tmp_path, folder, monkeypatch):
     for _ in range(2):
         got = MeasuredScans(folder, cached, 32, 0).simulate(rng(5))
         torch.testing.assert_close(got[:2], want[:2], rtol=0, atol=0)
-        monkeypatch.setattr("toolbox.training.examples.fastmri.espirit", None)  # the second time it is not called
+        monkeypatch.setattr(
+            "toolbox.training.examples.fastmri.espirit", None
+        )  # the second time it is not called
     kept = sorted((tmp_path / "maps").iterdir())
     assert len(kept) == 2  # from the full data, and from the centre
     kept[0].write_bytes(b"broken")

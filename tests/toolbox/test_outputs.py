@@ -17,17 +17,31 @@ from export.bundle import check_bundle_free
 from quant.files import check_quantized_free
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.ultrasound import write_clip
-from solvers.files import check_outputs, replace_file, replace_folder, replace_marked_folder, together
+from solvers.files import (
+    check_outputs,
+    replace_file,
+    replace_folder,
+    replace_marked_folder,
+    together,
+)
 from toolbox.api import ZOO
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def run(*arguments, **options):
     code = "import sys; from toolbox.cli import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
 
 
 def text(content: str):
@@ -39,7 +53,7 @@ def fail(path: Path):
     raise RuntimeError("stopped")
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_a_file_that_fails_leaves_the_old_one_and_nothing_else(tmp_path):
@@ -110,7 +124,9 @@ def test_a_rename_that_fails_is_undone(tmp_path, monkeypatch, which):
     def several():
         with together():
             replace_file(tmp_path / "a", text("new a"))
-            replace_marked_folder(tmp_path / "folder", lambda p: (p / "y").write_text("new"), "thing")
+            replace_marked_folder(
+                tmp_path / "folder", lambda p: (p / "y").write_text("new"), "thing"
+            )
             replace_file(tmp_path / "b", text("new b"))
 
     with pytest.raises(OSError, match="refused"):
@@ -118,14 +134,18 @@ def test_a_rename_that_fails_is_undone(tmp_path, monkeypatch, which):
     assert everything(tmp_path) == before
 
 
-# -- folders ----------------------------------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
     out = tmp_path / "out"
-    replace_marked_folder(out, lambda p: [(p / f"{k}").write_text("old") for k in range(5)], "thing")
+    replace_marked_folder(
+        out, lambda p: [(p / f"{k}").write_text("old") for k in range(5)], "thing"
+    )
     replace_marked_folder(out, lambda p: (p / "0").write_text("new"), "thing")
-    assert {name: content for name, content in everything(out).items() if not name.startswith(".")} == {"0": b"new"}
+    assert {
+        name: content for name, content in everything(out).items() if not name.startswith(".")
+    } == {"0": b"new"}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -159,7 +179,9 @@ def test_other_folders_are_refused(tmp_path, monkeypatch):
 
 
 def test_what_appears_during_the_swap_stays(tmp_path):
-    """A file that somebody else puts into the old folder while the new one is made is not deleted."""
+    """A file that somebody else puts into the old folder while the new one is made is not
+    deleted.
+    """
     out = tmp_path / "out"
     replace_marked_folder(out, lambda p: (p / "x").write_text("old"), "thing")
 
@@ -186,7 +208,10 @@ def test_a_bundle_with_notes_in_it_is_not_replaced(tmp_path):
     import shutil
 
     shutil.copytree(ZOO / "photo-x4-int8", tmp_path / "bundle")
-    listed = {*json.loads((tmp_path / "bundle" / "bundle.json").read_text())["files"], "bundle.json"}
+    listed = {
+        *json.loads((tmp_path / "bundle" / "bundle.json").read_text())["files"],
+        "bundle.json",
+    }
     for path in (tmp_path / "bundle").iterdir():
         if path.name not in listed:
             path.unlink()
@@ -200,7 +225,10 @@ def test_frames_never_mix_with_others(tmp_path):
     frames = [np.zeros((4, 4), np.float32)] * 3
     write_clip(tmp_path / "clip", iter(frames), 3)
     assert len(write_clip(tmp_path / "clip", iter(frames[:2]), 2)) == 2
-    assert sorted(p.name for p in (tmp_path / "clip").glob("*.png")) == ["frame_0000.png", "frame_0001.png"]
+    assert sorted(p.name for p in (tmp_path / "clip").glob("*.png")) == [
+        "frame_0000.png",
+        "frame_0001.png",
+    ]
     (tmp_path / "mine").mkdir()
     write_image(tmp_path / "mine" / "frame_0000.png", Photo(smooth_picture(8, 8, 1)))
     before = everything(tmp_path)
@@ -209,7 +237,7 @@ def test_frames_never_mix_with_others(tmp_path):
     assert everything(tmp_path) == before
 
 
-# -- inputs -----------------------------------------------------------------------------------------------------------
+# -- inputs ----------------------------------------------------------------------------------------
 
 
 def test_outputs_are_never_inputs(tmp_path):
@@ -218,7 +246,13 @@ def test_outputs_are_never_inputs(tmp_path):
     (tmp_path / "link.png").symlink_to("in/a.png")
     os.link(tmp_path / "in" / "a.png", tmp_path / "hard.png")
     a = tmp_path / "in" / "a.png"
-    for output in (a, tmp_path / "in" / ".." / "in" / "a.png", tmp_path / "link.png", tmp_path / "hard.png", tmp_path / "in"):
+    for output in (
+        a,
+        tmp_path / "in" / ".." / "in" / "a.png",
+        tmp_path / "link.png",
+        tmp_path / "hard.png",
+        tmp_path / "in",
+    ):
         with pytest.raises(ValueError, match="would be lost"):
             check_outputs([output], [a])
     with pytest.raises(ValueError, match="a file of the input"):
@@ -274,7 +308,7 @@ def test_training_never_writes_over_a_model(tmp_path, tiny_recipe, pictures):
     assert everything(out) == {"denoiser.json": b"precious"}
 
 
-# -- signals ----------------------------------------------------------------------------------------------------------
+# -- signals ---------------------------------------------------------------------------------------
 
 SLOW = """
 import sys, time
@@ -303,7 +337,9 @@ sys.exit(cli.main())
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_leave_nothing_half_written(tmp_path, kind, sent, code):
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path), kind], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tmp_path), kind], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "writing\n"
     process.send_signal(sent)
     assert process.wait(timeout=20) == code
@@ -311,20 +347,25 @@ def test_signals_leave_nothing_half_written(tmp_path, kind, sent, code):
 
 
 def test_a_killed_process_loses_nothing(tmp_path):
-    """SIGKILL at any moment of the swap: old content, new content, or the old one under its hidden name."""
+    """SIGKILL at any moment of the swap: old content, new content, or the old one under its hidden
+    name.
+    """
     code = """
 import itertools, sys
 from pathlib import Path
 from solvers.files import replace_marked_folder
 for k in itertools.count():
-    replace_marked_folder(Path(sys.argv[1]) / "out", lambda p: (p / "x").write_text(str(k)), "thing")
+    write = lambda place: (place / "x").write_text(str(k))
+    replace_marked_folder(Path(sys.argv[1]) / "out", write, "thing")
     if k == 0:
         print("started", flush=True)
 """
     for k in range(8):
         place = tmp_path / str(k)
         place.mkdir()
-        process = subprocess.Popen([sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout.readline() == "started\n"
         time.sleep(0.02 + 0.013 * k)
         process.kill()
@@ -341,7 +382,9 @@ from solvers.files import replace_file
 for k in range(200):
     replace_file(Path(sys.argv[1]) / "out", lambda p: p.write_text(sys.argv[2] * 5000))
 """
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), letter]) for letter in "ab"]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), letter]) for letter in "ab"
+    ]
     assert [w.wait(timeout=120) for w in writers] == [0, 0]
     assert (tmp_path / "out").read_text() in ("a" * 5000, "b" * 5000)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -21,8 +21,15 @@ def model(tmp_path_factory):
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,), "norm_num_groups": 4}
-    network = UNet2DModel(in_channels=1, out_channels=1, layers_per_block=1, add_attention=False, **blocks)
+    blocks = {
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "block_out_channels": (8,),
+        "norm_num_groups": 4,
+    }
+    network = UNet2DModel(
+        in_channels=1, out_channels=1, layers_per_block=1, add_attention=False, **blocks
+    )
     folder = tmp_path_factory.mktemp("grey")
     Denoiser(network, VP.cosine(), "v_prediction").save_pretrained(folder)
     return folder
@@ -48,7 +55,20 @@ def run(monkeypatch, capsys, *arguments):
 def test_restores_a_file(scene, model, monkeypatch, capsys, out):
     out, look = scene.with_name(out), scene.with_name("look.png")
     code, text = run(
-        monkeypatch, capsys, "restore", "hsi", scene, "-o", out, "--model", model, "--quicklook", look, "--reference", scene, "--json"
+        monkeypatch,
+        capsys,
+        "restore",
+        "hsi",
+        scene,
+        "-o",
+        out,
+        "--model",
+        model,
+        "--quicklook",
+        look,
+        "--reference",
+        scene,
+        "--json",
     )
     assert code == 0, text.err
     figures = json.loads(text.out)
@@ -77,7 +97,9 @@ def test_restores_a_file(scene, model, monkeypatch, capsys, out):
 def test_bad_options_write_nothing(scene, model, monkeypatch, capsys, options, words):
     np.savez(scene.with_name("other.npz"), cube=np.zeros((4, 4, 3)))
     monkeypatch.chdir(scene.parent)
-    code, text = run(monkeypatch, capsys, "restore", "hsi", scene, "-o", "clean.hdr", "--model", model, *options)
+    code, text = run(
+        monkeypatch, capsys, "restore", "hsi", scene, "-o", "clean.hdr", "--model", model, *options
+    )
     assert code == 2
     assert words in text.err
     assert not scene.with_name("clean.hdr").exists()
@@ -86,7 +108,19 @@ def test_bad_options_write_nothing(scene, model, monkeypatch, capsys, options, w
 def test_bench_measures_each_method(scene, model, monkeypatch, capsys):
     methods = [x for m in ("noisy", "subspace", "fasthyde-nlm", model) for x in ("--method", m)]
     code, text = run(
-        monkeypatch, capsys, "bench", "hsi", "simulated", "--case", "50", "--case", "stripe", "--crop", "24", *methods, "--json"
+        monkeypatch,
+        capsys,
+        "bench",
+        "hsi",
+        "simulated",
+        "--case",
+        "50",
+        "--case",
+        "stripe",
+        "--crop",
+        "24",
+        *methods,
+        "--json",
     )
     assert code == 0, text.err
     rows = json.loads(text.out)
@@ -100,7 +134,12 @@ def test_bench_measures_each_method(scene, model, monkeypatch, capsys):
 
 
 def test_shipped_models_beat_the_subspace_and_8_bits_cost_nothing():
-    rows = run_bench_hsi(["simulated"], cases=["50", "mixture"], methods=["subspace", "fasthyde-nlm", "grey", "grey-int8"], symmetries=2)
+    rows = run_bench_hsi(
+        ["simulated"],
+        cases=["50", "mixture"],
+        methods=["subspace", "fasthyde-nlm", "grey", "grey-int8"],
+        symmetries=2,
+    )
     quality = {(r["case"], r["method"]): r for r in rows}
     for case in ("50", "mixture"):
         q = {m: quality[case, m] for m in ("subspace", "fasthyde-nlm", "grey", "grey-int8")}

@@ -1,4 +1,6 @@
-"""`restobox restore ultrasound`, `bench ultrasound` and the training of its priors: files in, files out."""
+"""`restobox restore ultrasound`, `bench ultrasound` and the training of its priors: files in, files
+out.
+"""
 
 import json
 import sys
@@ -54,7 +56,9 @@ def frames(tmp_path_factory):
     """A folder with three frames of 96 x 112."""
     folder = tmp_path_factory.mktemp("frames")
     for k in range(3):
-        Image.fromarray((255 * simulate_tissue(96, 112, 3)).round().astype(np.uint8)).save(folder / f"{k}.png")
+        Image.fromarray((255 * simulate_tissue(96, 112, 3)).round().astype(np.uint8)).save(
+            folder / f"{k}.png"
+        )
     return folder
 
 
@@ -76,7 +80,7 @@ def cli(monkeypatch, capsys):
     return run
 
 
-# -- training -----------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 def test_priors_load_with_their_ranges(priors):
@@ -99,7 +103,9 @@ def test_examples_are_drawn_from_their_number_alone(tmp_path, frames):
 
 
 def test_tissue_examples_are_clean_pictures(tmp_path, frames):
-    (patches,) = UltrasoundExamples(recipe(tmp_path, "tissue", 1), frames).draw(6, np.random.default_rng(0))
+    (patches,) = UltrasoundExamples(recipe(tmp_path, "tissue", 1), frames).draw(
+        6, np.random.default_rng(0)
+    )
     assert patches.min() >= 0
     assert patches.max() <= 1
 
@@ -124,12 +130,14 @@ def test_real_pictures_must_be_there(tmp_path):
 
 
 def test_recipe_needs_its_section(tmp_path):
-    (tmp_path / "a.toml").write_text(RECIPE.replace("ultrasound", "denoising").replace("KIND", "tissue").replace("REAL", "0"))
+    (tmp_path / "a.toml").write_text(
+        RECIPE.replace("ultrasound", "denoising").replace("KIND", "tissue").replace("REAL", "0")
+    )
     with pytest.raises(ValueError, match=r"\[echoes\] belongs to task 'ultrasound'"):
         Recipe.read(tmp_path / "a.toml")
 
 
-# -- restore ------------------------------------------------------------------------------------------------------
+# -- restore ---------------------------------------------------------------------------------------
 
 
 def models(priors):
@@ -137,7 +145,17 @@ def models(priors):
 
 
 def test_clip_in_clip_out(cli, priors, frames, tmp_path):
-    code, out, err = cli("restore", "ultrasound", frames, "-o", tmp_path / "out", *models(priors), "--warm-start", 0.5, "--json")
+    code, out, err = cli(
+        "restore",
+        "ultrasound",
+        frames,
+        "-o",
+        tmp_path / "out",
+        *models(priors),
+        "--warm-start",
+        0.5,
+        "--json",
+    )
     assert code == 0, err
     figures = json.loads(out)
     assert (figures["frames"], figures["size"], figures["files"]) == (3, [112, 96], 3)
@@ -149,8 +167,26 @@ def test_clip_in_clip_out(cli, priors, frames, tmp_path):
 def test_one_picture_with_figures(cli, priors, frames, tmp_path):
     regions = tmp_path / "regions.json"
     regions.write_text('{"tissue": [[10, 40, 40, 70]], "blood": [[50, 40, 90, 70]]}')
-    figures = ("--regions", regions, "--reference", frames / "0.png", "--haze-out", tmp_path / "haze.png")
-    code, out, err = cli("restore", "ultrasound", frames / "0.png", "-o", tmp_path / "a.png", *models(priors), "-n", 2, *figures, "--json")
+    figures = (
+        "--regions",
+        regions,
+        "--reference",
+        frames / "0.png",
+        "--haze-out",
+        tmp_path / "haze.png",
+    )
+    code, out, err = cli(
+        "restore",
+        "ultrasound",
+        frames / "0.png",
+        "-o",
+        tmp_path / "a.png",
+        *models(priors),
+        "-n",
+        2,
+        *figures,
+        "--json",
+    )
     assert code == 0, err
     content = json.loads(out)
     assert {"psnr", "ssim", "gcnr_before", "gcnr_after", "ks_tissue"} <= set(content)
@@ -160,7 +196,10 @@ def test_one_picture_with_figures(cli, priors, frames, tmp_path):
 
 def test_streamed_equals_alone(cli, priors, frames, tmp_path):
     for name, extra in (("a.h5", ()), ("b.h5", ("--stream",))):
-        assert cli("restore", "ultrasound", frames, "-o", tmp_path / name, *models(priors), *extra)[0] == 0
+        assert (
+            cli("restore", "ultrasound", frames, "-o", tmp_path / name, *models(priors), *extra)[0]
+            == 0
+        )
     a, b = (np.stack(list(read_clip(tmp_path / name))) for name in ("a.h5", "b.h5"))
     assert np.abs(a - b).max() <= 1.01 / 255
 
@@ -189,19 +228,47 @@ def test_bad_options(cli, priors, frames, tmp_path, extra, message):
 
 def test_colour_frame(cli, priors, tmp_path):
     Image.new("RGB", (64, 64), (200, 20, 20)).save(tmp_path / "a.png")
-    code, _, err = cli("restore", "ultrasound", tmp_path / "a.png", "-o", tmp_path / "b.png", *models(priors))
+    code, _, err = cli(
+        "restore", "ultrasound", tmp_path / "a.png", "-o", tmp_path / "b.png", *models(priors)
+    )
     assert code == 2
     assert "in colour" in err
-    assert cli("restore", "ultrasound", tmp_path / "a.png", "-o", tmp_path / "b.png", *models(priors), "--grey")[0] == 0
+    assert (
+        cli(
+            "restore",
+            "ultrasound",
+            tmp_path / "a.png",
+            "-o",
+            tmp_path / "b.png",
+            *models(priors),
+            "--grey",
+        )[0]
+        == 0
+    )
 
 
-# -- bench --------------------------------------------------------------------------------------------------------
+# -- bench -----------------------------------------------------------------------------------------
 
 
 def test_bench(cli, priors, frames):
     ours = f"{priors[0]}+{priors[1]}"
-    options = ("--method", "hazy", "--method", "nlm", "--method", "clahe", "--method", ours, "--strength", 1, "--strength", 0.5)
-    code, out, err = cli("bench", "ultrasound", frames, *options, "--steps", 2, "--limit", 2, "--json")
+    options = (
+        "--method",
+        "hazy",
+        "--method",
+        "nlm",
+        "--method",
+        "clahe",
+        "--method",
+        ours,
+        "--strength",
+        1,
+        "--strength",
+        0.5,
+    )
+    code, out, err = cli(
+        "bench", "ultrasound", frames, *options, "--steps", 2, "--limit", 2, "--json"
+    )
     assert code == 0, err
     figures = json.loads(out)
     assert figures["frames"] == 2
@@ -223,9 +290,24 @@ def test_bench_says_what_it_can_not_do(cli, frames, tmp_path):
 
 
 def test_eight_bit_prior(cli, priors, frames, tmp_path):
-    """The road to an 8-bit bundle: calibrated on dehazing, exported, and run beside a float prior without gradients."""
+    """The road to an 8-bit bundle: calibrated on dehazing, exported, and run beside a float prior
+    without gradients.
+    """
     files = tmp_path / "c.safetensors", tmp_path / "q", tmp_path / "int8"
-    calibrate = ("calibrate", priors[1], "-o", files[0], "--data", frames, "--task", "ultrasound", "--steps", 2, "--count", 2)
+    calibrate = (
+        "calibrate",
+        priors[1],
+        "-o",
+        files[0],
+        "--data",
+        frames,
+        "--task",
+        "ultrasound",
+        "--steps",
+        2,
+        "--count",
+        2,
+    )
     for command in (
         (*calibrate, "--partner", f"tissue:{priors[0]}"),
         ("quantize", priors[1], "--calibration", files[0], "-o", files[1]),
@@ -235,11 +317,23 @@ def test_eight_bit_prior(cli, priors, frames, tmp_path):
         assert code == 0, err
     images = []
     for name, chosen in (("float", models(priors)), ("int8", models((priors[0], files[2])))):
-        assert cli("restore", "ultrasound", frames / "0.png", "-o", tmp_path / f"{name}.png", *chosen)[0] == 0
+        assert (
+            cli("restore", "ultrasound", frames / "0.png", "-o", tmp_path / f"{name}.png", *chosen)[
+                0
+            ]
+            == 0
+        )
         images.append(read_clip(tmp_path / f"{name}.png").frame(0))
     assert 0 < np.abs(images[0] - images[1]).mean() < 0.02
     code, _, err = cli(
-        "restore", "ultrasound", frames / "0.png", "-o", tmp_path / "x.png", *models((priors[0], files[2])), "--correction", "pigdm"
+        "restore",
+        "ultrasound",
+        frames / "0.png",
+        "-o",
+        tmp_path / "x.png",
+        *models((priors[0], files[2])),
+        "--correction",
+        "pigdm",
     )
     assert code == 2
     assert "needs the gradient" in err
@@ -248,11 +342,12 @@ def test_eight_bit_prior(cli, priors, frames, tmp_path):
     assert "--partner" in err
 
 
-# -- the shipped priors -------------------------------------------------------------------------------------------
+# -- the shipped priors ----------------------------------------------------------------------------
 
 
 def test_shipped_priors_bring_contrast_back():
-    """On a picture that they were not trained on: more contrast than the hazy frame, nearer to the clean one than the split.
+    """On a picture that they were not trained on: more contrast than the hazy frame, nearer to the
+    clean one than the split.
 
     Most of it is tissue: a view for a lower strength.
     """

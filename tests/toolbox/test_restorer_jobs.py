@@ -63,7 +63,14 @@ def network(channels: int, condition: int, outputs: int | None = None) -> UNet2D
 
 def denoiser_of(channels: int, condition: int = 0, **options) -> Denoiser:
     process = VP.cosine(100, zero_terminal_snr=True)
-    return Denoiser(network(channels, condition), process, "v_prediction", multiple=2, condition_channels=condition, **options)
+    return Denoiser(
+        network(channels, condition),
+        process,
+        "v_prediction",
+        multiple=2,
+        condition_channels=condition,
+        **options,
+    )
 
 
 def run_graph(job, seed: int, **inputs) -> tuple[np.ndarray, object]:
@@ -72,16 +79,20 @@ def run_graph(job, seed: int, **inputs) -> tuple[np.ndarray, object]:
     session = open_session(ir.to_proto(model).SerializeToString(), CPU, threads=1)
     generator = torch.Generator().manual_seed(seed)
     noise = [randn((1, *job.state), generator) for _ in range(module.draws)]
-    feed = {name: value.numpy() for name, value in inputs.items()} | ({"noise": torch.stack(noise).numpy()} if noise else {})
+    feed = {name: value.numpy() for name, value in inputs.items()} | (
+        {"noise": torch.stack(noise).numpy()} if noise else {}
+    )
     return session.run(["restored"], feed)[0], module
 
 
 def smooth(channels: int, size, seed: int = 0) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.interpolate(torch.rand(1, channels, 5, 5, generator=g), size=size, mode="bilinear")
+    return torch.nn.functional.interpolate(
+        torch.rand(1, channels, 5, 5, generator=g), size=size, mode="bilinear"
+    )
 
 
-# -- linear operators ----------------------------------------------------------------------------------------------------------------
+# -- linear operators ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,8 @@ def smooth(channels: int, size, seed: int = 0) -> torch.Tensor:
     [
         ("superresolve", Bicubic(SIZE, 4), 0.0, "ddnm", DDIM()),
         ("superresolve", Bicubic(SIZE, 2), 0.05, "diffpir", EVODiff()),
-        # mild: the pseudo-inverse of a strong blur amplifies single precision's rounding beyond 1e-4 on both sides
+        # mild: the pseudo-inverse of a strong blur amplifies single precision's rounding beyond
+        # 1e-4 on both sides
         ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "diffpir", DDIM(eta=1.0)),
         ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "ddrm", DDIM()),
         ("denoise", Denoising(), 0.1, None, DDIM()),
@@ -106,7 +118,7 @@ def test_linear_operators_trace(name, operator, sigma, correction, solver):
     assert ("noise" in module.names) == (name != "denoise")
 
 
-# -- pairs ---------------------------------------------------------------------------------------------------------------------------
+# -- pairs -----------------------------------------------------------------------------------------
 
 
 def test_paired_runs_trace_natively_and_by_level_matching():
@@ -114,7 +126,12 @@ def test_paired_runs_trace_natively_and_by_level_matching():
     native = Denoiser(network(3, 3), process, "resnoise", multiple=2, condition_channels=3)
     matched = denoiser_of(3, 3)
     y = smooth(3, SIZE)
-    for base, solver in ((native, ResfusionSampler()), (native, DDIM()), (matched, ResfusionSampler()), (matched, EVODiff())):
+    for base, solver in (
+        (native, ResfusionSampler()),
+        (native, DDIM()),
+        (matched, ResfusionSampler()),
+        (matched, EVODiff()),
+    ):
         task = PairedRestoration(base, solver, 4, process)
         job = PairedJob(task, SIZE)
         ours, _ = run_graph(job, 5, image=y)
@@ -127,13 +144,17 @@ def test_paired_graphs_take_masks():
     task = PairedRestoration(denoiser_of(3, 4), num_inference_steps=2)
     ours, module = run_graph(PairedJob(task, SIZE), 2, image=smooth(3, SIZE), mask=mask)
     assert module.names[:2] == ("image", "mask")
-    np.testing.assert_allclose(ours, task(smooth(3, SIZE)[0], mask[0, 0], seed=2).samples.numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        ours, task(smooth(3, SIZE)[0], mask[0, 0], seed=2).samples.numpy(), atol=1e-4
+    )
     assert (task(smooth(3, SIZE)[0], 1 - mask[0, 0], seed=2).samples - ours).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("size", "state"), [((40, 56), (3, 16, 22)), ((16, 20), (3, 16, 20))])
 def test_dehazing_graphs_reduce_and_carry_back(size, state):
-    """The prior, the reduced view, the run and the way back to the whole picture: what the host does."""
+    """The prior, the reduced view, the run and the way back to the whole picture: what the host
+    does.
+    """
     task = PairedRestoration(denoiser_of(3, 7, residual=True), DDIM(), 2, view=16)
     job = PairedJob(task, size)
     image = torch.cat([smooth(3, size, 1), smooth(3, size, 2)])
@@ -143,18 +164,35 @@ def test_dehazing_graphs_reduce_and_carry_back(size, state):
     np.testing.assert_allclose(ours[0], host.mean.numpy(), atol=1e-4)
     assert module.calls == host.nfe
     # pictures of a batch don't see each other
-    pair = run_job(job, {"image": image}, lambda shape: randn((1, *state), torch.Generator().manual_seed(2)).expand(shape))
-    alone = run_job(job, {"image": image[1:]}, lambda shape: randn((1, *state), torch.Generator().manual_seed(2)))
+    pair = run_job(
+        job,
+        {"image": image},
+        lambda shape: randn((1, *state), torch.Generator().manual_seed(2)).expand(shape),
+    )
+    alone = run_job(
+        job,
+        {"image": image[1:]},
+        lambda shape: randn((1, *state), torch.Generator().manual_seed(2)),
+    )
     torch.testing.assert_close(pair[1:], alone, atol=1e-4, rtol=0)
 
 
-# -- MRI -----------------------------------------------------------------------------------------------------------------------------
+# -- MRI -------------------------------------------------------------------------------------------
 
 
 def scan(coils: int, size=(32, 36), sigma: float = 0.01, seed: int = 0):
     """k-space of a smooth complex image, its maps and mask."""
-    maps = ring_maps(coils, size, np.random.default_rng(seed)).to(torch.complex64) if coils > 1 else None
-    mask = (torch.rand(size[1], generator=torch.Generator().manual_seed(seed)) > 0.4).float().expand(size).clone()
+    maps = (
+        ring_maps(coils, size, np.random.default_rng(seed)).to(torch.complex64)
+        if coils > 1
+        else None
+    )
+    mask = (
+        (torch.rand(size[1], generator=torch.Generator().manual_seed(seed)) > 0.4)
+        .float()
+        .expand(size)
+        .clone()
+    )
     mask[:, size[1] // 2 - 4 : size[1] // 2 + 4] = 1
     operator = SingleCoil(mask) if maps is None else Sense(mask, maps)
     image = smooth(2, size, seed) - 0.3
@@ -163,10 +201,15 @@ def scan(coils: int, size=(32, 36), sigma: float = 0.01, seed: int = 0):
     return torch.complex(*y[0].chunk(2)), mask, maps
 
 
-@pytest.mark.parametrize(("coils", "exact"), [(1, True), (1, False), pytest.param(3, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("coils", "exact"), [(1, True), (1, False), pytest.param(3, False, marks=pytest.mark.slow)]
+)
 def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     # the host stops conjugate gradients at 1e-5 of the residual, 1e-4 of the image: here it goes on
-    monkeypatch.setattr("restoration.mri.task.cartesian", lambda *a, **_: cartesian(*a, tolerance=1e-7, max_iterations=400))
+    monkeypatch.setattr(
+        "restoration.mri.task.cartesian",
+        lambda *a, **_: cartesian(*a, tolerance=1e-7, max_iterations=400),
+    )
     sigma = 0.0 if exact else 0.03
     kspace, mask, maps = scan(coils, sigma=sigma)
     task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2 if coils == 1 else 1)
@@ -174,14 +217,21 @@ def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     inputs = {"kspace": to_channels(kspace[None]), "mask": mask[None, None]}
     inputs |= {} if maps is None else {"maps": to_channels(maps[None])}
     inputs |= {} if exact else {"sigma": torch.full((1, 1, 1, 1), sigma)}
-    ours, module = run_graph(MRIJob(task, coils, tuple(mask.shape), exact, iterations=30), 1, **inputs)
+    ours, module = run_graph(
+        MRIJob(task, coils, tuple(mask.shape), exact, iterations=30), 1, **inputs
+    )
     assert module.names == (*inputs, "noise")
-    np.testing.assert_allclose(ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("coils", "exact"), [(1, True), (1, False), (3, False)])
 def test_unrolled_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
-    monkeypatch.setattr("restoration.mri.task.cartesian", lambda *a, **_: cartesian(*a, tolerance=1e-7, max_iterations=400))
+    monkeypatch.setattr(
+        "restoration.mri.task.cartesian",
+        lambda *a, **_: cartesian(*a, tolerance=1e-7, max_iterations=400),
+    )
     sigma = 0.0 if exact else 0.03
     kspace, mask, maps = scan(coils, sigma=sigma)
     d = denoiser_of(2, 7, residual=True)
@@ -193,9 +243,15 @@ def test_unrolled_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     job = MRIJob(MRI(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200)
     assert (job.correction, job.steps) == ("alternation", 2)
     ours = run_job(job, inputs, lambda shape: pytest.fail("an estimate takes no noise"))
-    np.testing.assert_allclose(ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        ours[0], torch.stack([host.mean.real, host.mean.imag]).numpy(), atol=1e-4
+    )
     if exact:
-        graph, module = run_graph(MRIJob(MRI(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200), 1, **inputs)
+        graph, module = run_graph(
+            MRIJob(MRI(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200),
+            1,
+            **inputs,
+        )
         assert module.names == tuple(inputs)
         np.testing.assert_allclose(graph[0], ours[0].numpy(), atol=1e-4)
 
@@ -205,26 +261,38 @@ def test_slices_of_a_batch_keep_their_own_scale(coils):
     kspace, mask, maps = scan(coils)
     job = MRIJob(MRI(denoiser_of(2, 7, residual=True)), coils, tuple(mask.shape), iterations=20)
     inputs = {"kspace": to_channels(kspace[None]), "sigma": torch.full((1, 1, 1, 1), 0.01)}
-    pair = {name: torch.cat([value, 4 * value]) for name, value in inputs.items()} | {"mask": mask.expand(2, 1, *mask.shape)}
+    pair = {name: torch.cat([value, 4 * value]) for name, value in inputs.items()} | {
+        "mask": mask.expand(2, 1, *mask.shape)
+    }
     pair |= {} if maps is None else {"maps": to_channels(maps[None]).expand(2, -1, -1, -1)}
     noise = torch.randn(1, *job.state, generator=torch.Generator().manual_seed(0))
     one, four = run_job(job, pair, lambda shape: noise.expand(shape))
-    torch.testing.assert_close(four, 4 * one, atol=1e-4, rtol=1e-4)  # a power of two: rounding is the same
+    torch.testing.assert_close(
+        four, 4 * one, atol=1e-4, rtol=1e-4
+    )  # a power of two: rounding is the same
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.2, 0.3, 5.0])
 def test_real_sense_is_sense(sigma):
-    """All proximal steps from one Krylov space: the host's, which solves one after the other to a tolerance."""
+    """All proximal steps from one Krylov space: the host's, which solves one after the other to a
+    tolerance.
+    """
     kspace, mask, maps = scan(3, sigma=0.2)
     x, y = smooth(2, mask.shape, 7), to_channels(kspace[None])
     complex_, real = Sense(mask, maps), RealSense(mask[None, None], to_channels(maps[None]), 200)
     torch.testing.assert_close(real.A(x), coil_pairs(complex_.A(x)), atol=1e-5, rtol=0)
-    torch.testing.assert_close(real.A_adjoint(coil_pairs(y)), complex_.A_adjoint(y), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        real.A_adjoint(coil_pairs(y)), complex_.A_adjoint(y), atol=1e-5, rtol=0
+    )
     gamma = torch.full((1, 1, 1, 1), 3.0)
-    torch.testing.assert_close(real.prox_l2(x, coil_pairs(y), gamma), complex_.prox_l2(x, y, 3.0), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        real.prox_l2(x, coil_pairs(y), gamma), complex_.prox_l2(x, y, 3.0), atol=2e-4, rtol=0
+    )
     ours = real.agree(x, coil_pairs(y), torch.full((1, 1, 1, 1), sigma))
     torch.testing.assert_close(ours, agree(x, Measurement(complex_, y, sigma)), atol=2e-4, rtol=0)
-    assert (ours == x).all() == (sigma == 5.0)  # an image that explains the data within the noise stays
+    assert (ours == x).all() == (
+        sigma == 5.0
+    )  # an image that explains the data within the noise stays
 
 
 def test_quantiles_are_torchs():
@@ -236,7 +304,7 @@ def test_quantiles_are_torchs():
         torch.testing.assert_close(ordered(values, (count - 1) // 2), values.median(1).values)
 
 
-# -- eigen-images --------------------------------------------------------------------------------------------------------------------
+# -- eigen-images ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("symmetries", [1, 8])
@@ -252,17 +320,21 @@ def test_eigen_images_are_the_host_step(symmetries):
     host, calls = replace(task, denoiser=exported).denoise(
         images[:, 0].numpy(), np.square(level.numpy())[:, None, None] * np.ones((2, *SIZE))
     )
-    ours, module = run_graph(EigenImageJob(task, time, SIZE), 0, image=images, level=level[:, None, None, None])
+    ours, module = run_graph(
+        EigenImageJob(task, time, SIZE), 0, image=images, level=level[:, None, None, None]
+    )
     assert module.names == ("image", "level")
     assert module.calls == symmetries == calls // 2
     np.testing.assert_allclose(ours[:, 0], host, atol=1e-4)
 
 
-# -- calibrated times ----------------------------------------------------------------------------------------------------------------
+# -- calibrated times ------------------------------------------------------------------------------
 
 
 def test_denoisers_enter_at_calibrated_times():
-    """A denoising run chooses its times by the noise; with scales that were calibrated at some times it takes the nearest of those."""
+    """A denoising run chooses its times by the noise; with scales that were calibrated at some
+    times it takes the nearest of those.
+    """
     known = (90.0, 50.0, 20.0, 12.0, 7.0, 3.0)
     d = denoiser_of(3)
     y = smooth(3, SIZE) + 0.1 * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
@@ -272,21 +344,33 @@ def test_denoisers_enter_at_calibrated_times():
         export_restorer(free, timesteps=known)
     ours, module = run_graph(job, 0, image=y)
     entry = d.process.time_at(-2 * np.log(0.2))
-    assert module.timesteps[0] == min(known, key=lambda t: abs(d.process.log_snr(t) - d.process.log_snr(entry)))
+    assert module.timesteps[0] == min(
+        known, key=lambda t: abs(d.process.log_snr(t) - d.process.log_snr(entry))
+    )
     assert module.timesteps[0] > module.timesteps[1]
     assert set(module.timesteps) <= set(known)
-    np.testing.assert_allclose(ours[0], job.task(y[0], job.operator, sigma=0.1).mean.numpy(), atol=1e-4)
-    again = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=module.timesteps)  # as `verify` makes it of a bundle
-    torch.testing.assert_close(again.task(y[0], job.operator, sigma=0.1).mean, job.task(y[0], job.operator, sigma=0.1).mean)
+    np.testing.assert_allclose(
+        ours[0], job.task(y[0], job.operator, sigma=0.1).mean.numpy(), atol=1e-4
+    )
+    again = make_job(
+        d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=module.timesteps
+    )  # as `verify` makes it of a bundle
+    torch.testing.assert_close(
+        again.task(y[0], job.operator, sigma=0.1).mean, job.task(y[0], job.operator, sigma=0.1).mean
+    )
     with pytest.raises(ValueError, match="take at most 1 of them"):
-        make_job(d, "denoise", sigma=0.1, size=SIZE, steps=4, timesteps=(90.0, 50.0, 12.0)).task(y[0], job.operator, sigma=0.1)
+        make_job(d, "denoise", sigma=0.1, size=SIZE, steps=4, timesteps=(90.0, 50.0, 12.0)).task(
+            y[0], job.operator, sigma=0.1
+        )
 
 
-# -- bundles -------------------------------------------------------------------------------------------------------------------------
+# -- bundles ---------------------------------------------------------------------------------------
 
 
 def test_integer_mri_bundle_errs_as_the_simulation_says(tmp_path):
-    """The bundle's int8 run is as near to the float run as the host's loop around the simulated network."""
+    """The bundle's int8 run is as near to the float run as the host's loop around the simulated
+    network.
+    """
     kspace, mask, maps = scan(1)
     task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2)
     with record(task.denoiser, seed=0, solver="ddim", task="mri") as recorder:
@@ -296,7 +380,9 @@ def test_integer_mri_bundle_errs_as_the_simulation_says(tmp_path):
     simulated = copy.copy(task.denoiser)
     simulated.network = quantized.simulating("cpu")
     host = replace(task, denoiser=simulated)(kspace, mask, maps, sigma=0.01, seed=4).magnitude
-    export_restorer_bundle(MRIJob(task, 1, tuple(mask.shape)), tmp_path / "mri", target="cpu", quantized=quantized)
+    export_restorer_bundle(
+        MRIJob(task, 1, tuple(mask.shape)), tmp_path / "mri", target="cpu", quantized=quantized
+    )
     restorer = Restorer(tmp_path / "mri", threads=1)
     assert restorer.bundle.run.task == "mri"
     assert restorer.integer_convs() == restorer.bundle.planned == 2 * len(quantized.names)
@@ -305,8 +391,11 @@ def test_integer_mri_bundle_errs_as_the_simulation_says(tmp_path):
     magnitude, peak = ours.mean.square().sum(0).sqrt(), float(host.max())
     unquantized = task(kspace, mask, maps, sigma=0.01, seed=4).magnitude
     images = [v.numpy()[None] / peak for v in (magnitude, host, unquantized)]
-    # single roundings fall differently in the two, so images are compared by their error against the float run: within 10 %
-    assert psnr(images[0], images[2]) == pytest.approx(psnr(images[1], images[2]), abs=20 * np.log10(1.1))
+    # single roundings fall differently in the two, so images are compared by their error against
+    # the float run: within 10 %
+    assert psnr(images[0], images[2]) == pytest.approx(
+        psnr(images[1], images[2]), abs=20 * np.log10(1.1)
+    )
     assert ours.nfe == 2
     with pytest.raises(ValueError, match="kspace, mask, sigma"):
         restorer.restore(inputs)
@@ -318,13 +407,17 @@ def test_integer_mri_bundle_errs_as_the_simulation_says(tmp_path):
 
 def test_jobs_refuse_what_cannot_be_a_graph():
     with pytest.raises(ValueError, match="differentiates the network"):
-        export_restorer(LinearJob(LinearTask(denoiser_of(3), correction="dps"), Bicubic(SIZE, 4), SIZE))
+        export_restorer(
+            LinearJob(LinearTask(denoiser_of(3), correction="dps"), Bicubic(SIZE, 4), SIZE)
+        )
     with pytest.raises(ValueError, match="singular system"):
         export_restorer(MRIJob(MRI(denoiser_of(2, 7)), 2, SIZE, exact=True))
     with pytest.raises(ValueError, match="7 condition channels"):
         export_restorer(MRIJob(MRI(denoiser_of(2)), 1, SIZE))
     with pytest.raises(ValueError, match="once"):
-        export_restorer(EigenImageJob(HyperspectralTask(denoiser_of(1), num_inference_steps=2), 12.0, SIZE))
+        export_restorer(
+            EigenImageJob(HyperspectralTask(denoiser_of(1), num_inference_steps=2), 12.0, SIZE)
+        )
 
 
 def test_the_command_line_makes_paired_jobs(tmp_path):
@@ -338,7 +431,10 @@ def test_the_command_line_makes_paired_jobs(tmp_path):
             make_job(plain, "paired", size=SIZE, **refused)
     for k, folder in enumerate(("degraded", "clean", "mask")):
         (tmp_path / folder).mkdir()
-        write_image(tmp_path / folder / "a.png", Photo(smooth(1 if folder == "mask" else 3, (30, 40), k)[0].numpy()))
+        write_image(
+            tmp_path / folder / "a.png",
+            Photo(smooth(1 if folder == "mask" else 3, (30, 40), k)[0].numpy()),
+        )
     for d, names in ((plain, ["image"]), (masked, ["image", "mask"])):
         ((inputs, truth),) = measurements(make_job(d, "paired", size=SIZE), tmp_path, 3, 0)
         assert list(inputs) == names

@@ -23,7 +23,12 @@ from toolbox.training.recipe import Recipe
 
 def test_model_folder_loads(tiny_model):
     d = Denoiser.from_pretrained(tiny_model)
-    assert (d.fold, d.condition_channels, d.residual, d.prediction_type) == (2, 4, True, "v_prediction")
+    assert (d.fold, d.condition_channels, d.residual, d.prediction_type) == (
+        2,
+        4,
+        True,
+        "v_prediction",
+    )
     assert d.process.a(999) == 0  # zero terminal SNR
     x = torch.randn(1, 3, 21, 18, generator=torch.Generator().manual_seed(0))
     assert d(x, 999.0).x0.shape == x.shape
@@ -56,7 +61,9 @@ def test_resumed_run_equals_an_uncut_one(tiny_recipe, pictures, tmp_path):
 
 
 def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
-    """The loss written in v equals its definition in x0; one sample at a time, since each is divided by its own scale."""
+    """The loss written in v equals its definition in x0; one sample at a time, since each is
+    divided by its own scale.
+    """
     recipe = Recipe.read(tiny_recipe)
     d = build(recipe)
     g = torch.Generator().manual_seed(0)
@@ -71,7 +78,9 @@ def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
             a, b = d.process.a(float(t)), d.process.b(float(t))
             estimate = d.conditioned(torch.cat([lift, mask], 1))(a * x0 + b * noise, float(t)).x0
         power = ((1 - mask) * (x0 - lift) ** 2).sum() / (3 * (1 - mask).sum())
-        linear = power * b**2 / (a**2 * power + b**2)  # error of the best linear estimate of the residual from the state
+        linear = (
+            power * b**2 / (a**2 * power + b**2)
+        )  # error of the best linear estimate of the residual from the state
         focus = 1 - 0.9 * mask
         want = float((focus / focus.mean() * (estimate - x0) ** 2).mean() / linear)
         assert float(got) == pytest.approx(want, rel=1e-3)
@@ -108,7 +117,9 @@ def test_bad_recipes(tmp_path, change, says):
 def test_factors_of_blocks_are_the_recipes(tiny_recipe, tmp_path):
     path = tmp_path / "blocks.toml"
     path.write_text(
-        TINY_RECIPE.replace('["random", "strokes"]', '["blocks"]\nfactors = [2, 4, 4]').replace("patch_size = 32", "patch_size = 24")
+        TINY_RECIPE.replace('["random", "strokes"]', '["blocks"]\nfactors = [2, 4, 4]').replace(
+            "patch_size = 32", "patch_size = 24"
+        )
     )
     recipe = Recipe.read(path)
     c = recipe.condition
@@ -146,13 +157,21 @@ def test_blocks_are_shown_as_their_enlarged_means(tiny_recipe):
 def test_training_goes_on_from_a_model(tiny_recipe, tiny_model, pictures, tmp_path):
     recipe = Recipe.read(tiny_recipe)
     first = []
-    train(recipe, pictures, tmp_path / "m", start_from=tiny_model, progress=lambda step, loss: first.append(loss))
+    train(
+        recipe,
+        pictures,
+        tmp_path / "m",
+        start_from=tiny_model,
+        progress=lambda step, loss: first.append(loss),
+    )
     d = Denoiser.from_pretrained(tiny_model)
     *drawn, t, noise = next(batches(recipe, PhotoExamples(recipe, pictures), 0, 0, "cpu"))
     with torch.no_grad():
         want = denoising_loss(d, *PhotoExamples.show(d, *drawn), t, noise, recipe.loss)
     assert first[0] == pytest.approx(float(want), rel=1e-5)
-    wider = recipe.model_copy(update={"network": recipe.network.model_copy(update={"block_out_channels": [8, 24]})})
+    wider = recipe.model_copy(
+        update={"network": recipe.network.model_copy(update={"block_out_channels": [8, 24]})}
+    )
     with pytest.raises(ValueError, match="other weights"):
         train(wider, pictures, tmp_path / "n", start_from=tiny_model)
     assert not (tmp_path / "n").exists()
@@ -180,7 +199,9 @@ def test_config_is_plain_json(tiny_model):
     assert not list(tiny_model.rglob(".*"))
 
 
-GREY_RECIPE = TINY_RECIPE.replace("inpainting", "denoising").replace('[condition]\nkinds = ["random", "strokes"]\n', "")
+GREY_RECIPE = TINY_RECIPE.replace("inpainting", "denoising").replace(
+    '[condition]\nkinds = ["random", "strokes"]\n', ""
+)
 
 
 def test_denoisers_of_single_planes_are_trained_at_the_levels_asked_for(tmp_path, pictures):
@@ -196,7 +217,9 @@ def test_denoisers_of_single_planes_are_trained_at_the_levels_asked_for(tmp_path
     assert image.shape == noise.shape == (6, 1, 32, 32)
     assert 0 <= image.min() < image.max() <= 1
     losses = []
-    folder = train(recipe, pictures, tmp_path / "m", progress=lambda step, loss: losses.append(loss))
+    folder = train(
+        recipe, pictures, tmp_path / "m", progress=lambda step, loss: losses.append(loss)
+    )
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     d = Denoiser.from_pretrained(folder)
     assert (d.condition_channels, d.residual, d.network.config.out_channels) == (0, False, 4)
@@ -204,7 +227,11 @@ def test_denoisers_of_single_planes_are_trained_at_the_levels_asked_for(tmp_path
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
-    [("[condition]", "[noise]\n[condition]", None), ('task = "inpainting"', 'task = "denoising"', "condition"), ("kinds", "#", "kinds")],
+    [
+        ("[condition]", "[noise]\n[condition]", None),
+        ('task = "inpainting"', 'task = "denoising"', "condition"),
+        ("kinds", "#", "kinds"),
+    ],
 )
 def test_recipes_hold_the_sections_of_their_task(tmp_path, old, new, words):
     path = tmp_path / "r.toml"
@@ -216,17 +243,25 @@ def test_recipes_hold_the_sections_of_their_task(tmp_path, old, new, words):
             Recipe.read(path)
 
 
-# -- options ------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 def test_immiscible_noise_is_the_nearest_order_of_the_same_noise():
-    """Against every order there is, for squared distances; neither units nor offset of the images matter."""
+    """Against every order there is, for squared distances; neither units nor offset of the images
+    matter.
+    """
     rng = np.random.default_rng(0)
     for count, shape in ((5, (1, 3, 2)), (4, (2, 4, 4)), (1, (1, 2, 2))):
-        images, noise = rng.uniform(size=(count, *shape)).astype(np.float32), rng.standard_normal((count, *shape)).astype(np.float32)
+        images, noise = (
+            rng.uniform(size=(count, *shape)).astype(np.float32),
+            rng.standard_normal((count, *shape)).astype(np.float32),
+        )
         got = immiscible_noise(images, noise)
         assert sorted(map(bytes, got)) == sorted(map(bytes, noise))
-        best = min(np.sum((images - noise[list(order)]) ** 2) for order in itertools.permutations(range(count)))
+        best = min(
+            np.sum((images - noise[list(order)]) ** 2)
+            for order in itertools.permutations(range(count))
+        )
         assert np.sum((images - got) ** 2) == pytest.approx(best)
         np.testing.assert_array_equal(immiscible_noise(7 * images - 3, noise), got)
     with pytest.raises(ValueError, match="one shape"):
@@ -258,14 +293,26 @@ def test_log_goes_to_tensorboard_too(tmp_path):
     for step in range(1, 151):
         log.add(step, step / 10, 2.0, 1e-3, lambda: math.nan)
     log.close()
-    resumed = Log(tmp_path / "train.csv", 100)  # from a checkpoint at step 100: what came after is told anew
+    resumed = Log(
+        tmp_path / "train.csv", 100
+    )  # from a checkpoint at step 100: what came after is told anew
     for step in range(101, 151):
         resumed.add(step, 0.5, 1.0, 5e-4, lambda: 3.0)
     resumed.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "gradient_norm", "learning_rate", "gain_db", "seconds"}
+    assert set(events.Tags()["scalars"]) == {
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+        "gain_db",
+        "seconds",
+    }
     losses = [(e.step, e.value) for e in events.Scalars("loss")]
-    assert losses == [(50, pytest.approx(2.55)), (100, pytest.approx(7.55)), (150, pytest.approx(0.5))]
+    assert losses == [
+        (50, pytest.approx(2.55)),
+        (100, pytest.approx(7.55)),
+        (150, pytest.approx(0.5)),
+    ]
     assert [(e.step, e.value) for e in events.Scalars("gain_db")] == [(150, 3.0)]
     rows = list(csv.reader((tmp_path / "train.csv").read_text().splitlines()))
     assert rows[0] == ["step", "loss", "gradient_norm", "learning_rate", "gain_db", "seconds"]

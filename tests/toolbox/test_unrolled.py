@@ -1,4 +1,6 @@
-"""Training through the sampler: the gradient is right, the run is the sampler's own, networks know what they were trained for."""
+"""Training through the sampler: the gradient is right, the run is the sampler's own, networks know
+what they were trained for.
+"""
 
 from dataclasses import replace
 
@@ -24,9 +26,12 @@ from toolbox.training.unrolled import unroll, unrolled_gain, unrolled_loss
 
 UNROLLED = "[unrolled]\nsteps = 3\n"
 MRI_RECIPE = (
-    TINY_RECIPE.replace('"inpainting"', '"mri"').replace('[condition]\nkinds = ["random", "strokes"]', "")
+    TINY_RECIPE.replace('"inpainting"', '"mri"').replace(
+        '[condition]\nkinds = ["random", "strokes"]', ""
+    )
     + UNROLLED
-    + '[process]\nnoise_scale = 0.03\n[loss]\ndata_std = 0.03\n[simulation]\nsides = [32, 48]\nkinds = ["equispaced-fraction", "poisson"]\n'
+    + "[process]\nnoise_scale = 0.03\n[loss]\ndata_std = 0.03\n[simulation]\nsides = [32,"
+    ' 48]\nkinds = ["equispaced-fraction", "poisson"]\n'
 )
 
 
@@ -109,7 +114,13 @@ def test_ends_of_noiseless_runs_explain_what_was_measured(photo_recipe, pictures
 
 def test_training_lowers_the_error_at_the_end_of_the_run(photo_recipe, pictures, tmp_path):
     recipe = photo_recipe.model_copy(update={"steps": 60, "batch_size": 4})
-    held = [e for k in range(4) for e in PhotoExamples(recipe, pictures).measured(build(recipe), np.random.default_rng([9, k]))]
+    held = [
+        e
+        for k in range(4)
+        for e in PhotoExamples(recipe, pictures).measured(
+            build(recipe), np.random.default_rng([9, k])
+        )
+    ]
     held = [e for e in held if e.correct is not None]
     before = unrolled_gain(build(recipe), held, 3)
     trained = Denoiser.from_pretrained(train(recipe, pictures, tmp_path / "m"))
@@ -119,7 +130,12 @@ def test_training_lowers_the_error_at_the_end_of_the_run(photo_recipe, pictures,
 
 def test_loss_is_relative_to_what_the_lift_leaves(photo_recipe, pictures):
     d = build(photo_recipe)
-    example = next(e for e, *_ in next(measured_batches(photo_recipe, PhotoExamples(photo_recipe, pictures), d, 3, 0)))
+    example = next(
+        e
+        for e, *_ in next(
+            measured_batches(photo_recipe, PhotoExamples(photo_recipe, pictures), d, 3, 0)
+        )
+    )
 
     class Lifted:  # a denoiser that adds nothing to the lift
         process, device = d.process, d.device
@@ -132,7 +148,10 @@ def test_loss_is_relative_to_what_the_lift_leaves(photo_recipe, pictures):
 
     same = replace(example, correct=lambda _: Lifted())
     gap = example.missing * (example.x0 - example.condition[:, :3]) ** 2
-    assert (gap.sum((1, 2, 3)) / (3 * example.missing.sum((1, 2, 3))) > photo_recipe.loss.floor * d.data_std**2).all()
+    assert (
+        gap.sum((1, 2, 3)) / (3 * example.missing.sum((1, 2, 3)))
+        > photo_recipe.loss.floor * d.data_std**2
+    ).all()
     assert float(unrolled_loss(d, same, 3, photo_recipe.loss)) == pytest.approx(1.0, rel=1e-5)
 
 
@@ -141,7 +160,9 @@ def test_mri_scans_train_a_network_that_knows_its_steps(mri_recipe, slices, tmp_
     d = Denoiser.from_pretrained(folder)
     rng = np.random.default_rng(0)
     x0, _, measurement = MRIExamples(mri_recipe, slices).scans.simulate(rng)
-    assert measurement.residual(x0).square().mean().sqrt() < 5 * measurement.sigma + 0.05  # up to the errors of the maps
+    assert (
+        measurement.residual(x0).square().mean().sqrt() < 5 * measurement.sigma + 0.05
+    )  # up to the errors of the maps
     size, g = (32, 36), torch.Generator().manual_seed(0)
     maps = ring_maps(4, size, rng)
     mask = column_mask("equispaced-fraction", 36, 3, 0.2, 0)
@@ -176,10 +197,17 @@ def test_turns_are_proximal_steps_but_the_last(mri_recipe, slices):
     gamma = d.data_std**2 / m.sigma**2
     torch.testing.assert_close(first, m.operator.prox_l2(x, m.y, gamma))
     exact = Measurement(m.operator, m.operator.A(e.x0), 10.0)
-    assert (Alternation(d, exact, prior_std=0.03).bind(grid.times, torch.zeros_like).correct(x, grid.times[1]) == x).all()
+    assert (
+        Alternation(d, exact, prior_std=0.03)
+        .bind(grid.times, torch.zeros_like)
+        .correct(x, grid.times[1])
+        == x
+    ).all()
 
 
-@pytest.mark.parametrize(("text", "said"), [("steps = 0", "steps"), ("steps = 3\nnoise = 1", "noise")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("steps = 0", "steps"), ("steps = 3\nnoise = 1", "noise")]
+)
 def test_wrong_sections_are_refused(tmp_path, text, said):
     path = tmp_path / "r.toml"
     path.write_text(TINY_RECIPE + "[unrolled]\n" + text)
@@ -196,6 +224,11 @@ def test_patches_hold_whole_blocks(tmp_path):
 
 def test_other_tasks_are_not_unrolled(tmp_path):
     path = tmp_path / "r.toml"
-    path.write_text(TINY_RECIPE.replace('"inpainting"', '"denoising"').replace('[condition]\nkinds = ["random", "strokes"]', "") + UNROLLED)
+    path.write_text(
+        TINY_RECIPE.replace('"inpainting"', '"denoising"').replace(
+            '[condition]\nkinds = ["random", "strokes"]', ""
+        )
+        + UNROLLED
+    )
     with pytest.raises(ValueError, match="inpainting and mri"):
         Recipe.read(path)

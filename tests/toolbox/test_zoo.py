@@ -35,7 +35,9 @@ CROP = (slice(None), slice(40, 168), slice(100, 260))
 
 @pytest.fixture(scope="module")
 def case():
-    image = torch.from_numpy(np.ascontiguousarray(read_image(ZOO / "demo" / "chelsea.png").pixels[CROP]))
+    image = torch.from_numpy(
+        np.ascontiguousarray(read_image(ZOO / "demo" / "chelsea.png").pixels[CROP])
+    )
     return image, torch.from_numpy(make_mask("random", 128, 160, 0.8, 0))
 
 
@@ -45,14 +47,27 @@ def test_shipped_models_are_complete_and_small():
     for model in found.values():
         assert (model.folder / "README.md").is_file(), f"{model.name} has no model card"
         (weights,) = [p for p in model.folder.rglob("*") if p.suffix in (".safetensors", ".onnx")]
-        assert hashlib.sha256(weights.read_bytes()).hexdigest() == model.sha256, f"{model.name}: other weights than its model.json says"
-    assert sum(p.stat().st_size for p in ZOO.rglob("*") if p.suffix in (".safetensors", ".onnx")) < 40e6
+        assert hashlib.sha256(weights.read_bytes()).hexdigest() == model.sha256, (
+            f"{model.name}: other weights than its model.json says"
+        )
+    assert (
+        sum(p.stat().st_size for p in ZOO.rglob("*") if p.suffix in (".safetensors", ".onnx"))
+        < 40e6
+    )
     assert isinstance(load("photo-int8"), Session)
 
 
 def test_scenes_are_measured_in_patterns_that_no_model_was_trained_on():
-    patterns = set(re.findall(r"from skimage\.data import (\w+)", (ROOT / "toolbox" / "bench_hsi.py").read_text()))
-    trained = {line.split(".")[0] for file in ZOO.glob("*/CREDITS.tsv") for line in file.read_text().splitlines()}
+    patterns = set(
+        re.findall(
+            r"from skimage\.data import (\w+)", (ROOT / "toolbox" / "bench_hsi.py").read_text()
+        )
+    )
+    trained = {
+        line.split(".")[0]
+        for file in ZOO.glob("*/CREDITS.tsv")
+        for line in file.read_text().splitlines()
+    }
     assert patterns
     assert {"coffee", "astronaut"} <= trained
     assert not patterns & trained
@@ -72,18 +87,27 @@ def test_super_resolution_by_four_beats_bicubic_interpolation_and_the_general_mo
     image, _ = case
     operator = BlockMean(tuple(image.shape[1:]), 4)
     y = operator.A(image[None])[0]
-    found = {name: LinearTask(load(name), num_inference_steps=1)(y, operator).mean for name in ("photo", "photo-x4", "photo-x4-int8")}
+    found = {
+        name: LinearTask(load(name), num_inference_steps=1)(y, operator).mean
+        for name in ("photo", "photo-x4", "photo-x4-int8")
+    }
     values = {name: psnr(x, image) for name, x in found.items()}
-    assert values["photo-x4"] > psnr(enlarge(y[None], 4, image.shape[1:])[0].clamp(0, 1), image) + 0.3
+    assert (
+        values["photo-x4"] > psnr(enlarge(y[None], 4, image.shape[1:])[0].clamp(0, 1), image) + 0.3
+    )
     assert values["photo-x4"] > values["photo"]
     assert values["photo-x4-int8"] > values["photo-x4"] - 0.1
-    samples = LinearTask(load("photo-x4"), num_inference_steps=5)(y, operator, num_samples=2).samples
+    samples = LinearTask(load("photo-x4"), num_inference_steps=5)(
+        y, operator, num_samples=2
+    ).samples
     assert float((samples[0] - samples[1]).abs().max()) > 1e-3
     for x in samples:  # held to what was measured; clipping moves a mean a little
         assert float((operator.A(x[None])[0] - y).abs().mean()) < 0.003
 
 
-@pytest.mark.parametrize("name", ["photo-int8", "mri-int8", "grey-int8", "haze-int8", "photo-x4-int8"])
+@pytest.mark.parametrize(
+    "name", ["photo-int8", "mri-int8", "grey-int8", "haze-int8", "photo-x4-int8"]
+)
 def test_int8_runs_on_integers(name):
     session = load(name)
     assert session.integer_convs() == session.bundle.planned > 0
@@ -103,7 +127,9 @@ def test_mri_models_reconstruct_what_they_never_saw(tmp_path):
         "limit": None,
         "seed": 0,
     }
-    rows = run_mri_bench(tmp_path / "phantom.npz", models=["zero-filled", "mri", "mri-int8"], **options)
+    rows = run_mri_bench(
+        tmp_path / "phantom.npz", models=["zero-filled", "mri", "mri-int8"], **options
+    )
     zero_filled, ours, int8 = (row["psnr"] for row in rows)
     assert ours > zero_filled + 3
     assert int8 > ours - 0.1
@@ -119,18 +145,41 @@ def test_haze_models_clear_a_picture_they_never_saw():
     for model in ("haze", "haze-int8"):
         denoiser = load(model)
         for solver in (RDDMSampler(), EVODiff(), DDIM(), ResfusionSampler()):
-            results[model, type(solver).__name__] = psnr(PairedRestoration(denoiser, solver)(hazy).mean, clear)
+            results[model, type(solver).__name__] = psnr(
+                PairedRestoration(denoiser, solver)(hazy).mean, clear
+            )
     for (model, solver), value in results.items():
         assert value > psnr(hazy, clear) + 2, (model, solver)
         assert abs(value - results["haze", solver]) < 0.1
 
 
 def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["restobox", "demo", "-o", str(tmp_path / "d"), "--mask", "text:0.1", "--steps", "2", "-n", "2"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "restobox",
+            "demo",
+            "-o",
+            str(tmp_path / "d"),
+            "--mask",
+            "text:0.1",
+            "--steps",
+            "2",
+            "-n",
+            "2",
+        ],
+    )
     assert main() == 0
     assert "inpaint_biharmonic" in capsys.readouterr().out
     names = {p.name for p in (tmp_path / "d").iterdir()}
-    assert names == {"original.png", "degraded.png", "restored.png", "uncertainty.png", "side-by-side.png"}
+    assert names == {
+        "original.png",
+        "degraded.png",
+        "restored.png",
+        "uncertainty.png",
+        "side-by-side.png",
+    }
 
 
 def test_bench_measures_every_method_on_every_mask(tmp_path, case):
@@ -138,7 +187,14 @@ def test_bench_measures_every_method_on_every_mask(tmp_path, case):
     write_image(tmp_path / "a.png", Photo(image.numpy()))
     write_image(tmp_path / "b.png", Photo(np.ascontiguousarray(image.numpy().transpose(0, 2, 1))))
     np.savez(tmp_path / "masks.npz", random80_128=mask.numpy().astype(bool))
-    common = {"models": ["push-pull", "photo-int8"], "solvers": ["ddim", "pndm"], "steps": 2, "num_samples": 1, "limit": None, "seed": 0}
+    common = {
+        "models": ["push-pull", "photo-int8"],
+        "solvers": ["ddim", "pndm"],
+        "steps": 2,
+        "num_samples": 1,
+        "limit": None,
+        "seed": 0,
+    }
     rows = run_bench(tmp_path, masks=str(tmp_path / "masks.npz"), names=["random80"], **common)
     assert [(r["model"], r["solver"], r["pictures"]) for r in rows] == [
         ("push-pull", "", 2),
@@ -146,7 +202,12 @@ def test_bench_measures_every_method_on_every_mask(tmp_path, case):
         ("photo-int8", "pndm", 2),
     ]
     assert rows[0]["psnr"] == pytest.approx(
-        np.mean([psnr(push_pull(i[None], m[None, None])[0], i) for i, m in ((image, mask), (image.transpose(1, 2), mask.T.contiguous()))]),
+        np.mean(
+            [
+                psnr(push_pull(i[None], m[None, None])[0], i)
+                for i, m in ((image, mask), (image.transpose(1, 2), mask.T.contiguous()))
+            ]
+        ),
         abs=0.02,  # the files hold 8 bits
     )
     with pytest.raises(ValueError, match="no mask 'strokes'"):
@@ -159,8 +220,17 @@ def test_readme_python_runs(tmp_path, case):
     image, mask = case
     write_image(tmp_path / "photo.png", Photo(image.numpy()))
     write_image(tmp_path / "mask.png", Photo(1 - mask[None].numpy()))
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = re.search(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S
+    ).group(1)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     restored = read_image(tmp_path / "restored.png")
     known = mask.numpy() > 0
-    np.testing.assert_array_equal(np.rint(restored.pixels[:, known] * 255), np.rint(image.numpy()[:, known] * 255))
+    np.testing.assert_array_equal(
+        np.rint(restored.pixels[:, known] * 255), np.rint(image.numpy()[:, known] * 255)
+    )

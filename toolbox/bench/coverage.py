@@ -1,4 +1,6 @@
-"""How often the truth lies in the uncertainty map's interval: raw, and calibrated on other slices."""
+"""How often the truth lies in the uncertainty map's interval: raw, and calibrated on other
+slices.
+"""
 
 from __future__ import annotations
 
@@ -37,24 +39,34 @@ def run_mri_coverage(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
-    """One row per mask: the conformal factor, and how many tissue pixels of ``data`` lie in ``|mean| +- q max(std, noise)``.
+    """One row per mask: the conformal factor, and how many tissue pixels of ``data`` lie in
+    ``|mean| +- q max(std, noise)``.
 
-    Every slice is a scan of its own (mask, phase and noise drawn anew), so that slices of both files are exchangeable as far as their
-    pictures are. ``coverage_gaussian`` has q from the normal distribution (1.645 for 90 %), ``coverage`` the factor fitted on
-    ``calibration``; both are means over slices. Widths are half of an interval's, as a share of the slice's maximum.
+    Every slice is a scan of its own (mask, phase and noise drawn anew), so that slices of both
+    files are exchangeable as far as their pictures are. ``coverage_gaussian`` has q from the normal
+    distribution (1.645 for 90 %), ``coverage`` the factor fitted on ``calibration``; both are means
+    over slices. Widths are half of an interval's, as a share of the slice's maximum.
 
     Args:
-        calibration, data: magnitude images or fully sampled k-space: slices to fit the factor on, others to test it on.
+        calibration, data: magnitude images or fully sampled k-space: slices to fit the factor on,
+            others to test it on.
         calibration_limit, limit: use this many slices of each, evenly spread; None: all.
 
     Raises:
-        ValueError, OSError: files that don't fit, fewer calibration slices than the level needs, or fewer than 2 samples.
+        ValueError, OSError: files that don't fit, fewer calibration slices than the level needs, or
+            fewer than 2 samples.
     """
     if num_samples < 2:
         raise ValueError(f"a spread needs at least 2 samples; got {num_samples}")
-    known, unknown = _slices(read_scan(calibration), calibration_limit), _slices(read_scan(data), limit)
+    known, unknown = (
+        _slices(read_scan(calibration), calibration_limit),
+        _slices(read_scan(data), limit),
+    )
     if len(known) < least_slices(level):
-        raise ValueError(f"{calibration}: intervals of {level:.0%} need at least {least_slices(level)} slices; got {len(known)}")
+        raise ValueError(
+            f"{calibration}: intervals of {level:.0%} need at least {least_slices(level)} slices;"
+            f" got {len(known)}"
+        )
     sens = None if maps is None else read_maps(maps)
     task = MRI(load(model), solver_by_name("ddim"), steps)
     done, total = 0, len(kinds) * len(accelerations) * (len(known) + len(unknown))
@@ -63,10 +75,19 @@ def run_mri_coverage(
     for kind in kinds:
         for acceleration in accelerations:
             errors, spreads, peaks = [], [], []
-            for k, (name, scan) in enumerate([(calibration.name, s) for s in known] + [(data.name, s) for s in unknown]):
-                case = make_case(scan, kind, acceleration, sens, sigma, seed + k, f"{name}:{seed + k}")
+            for k, (name, scan) in enumerate(
+                [(calibration.name, s) for s in known] + [(data.name, s) for s in unknown]
+            ):
+                case = make_case(
+                    scan, kind, acceleration, sens, sigma, seed + k, f"{name}:{seed + k}"
+                )
                 result = task(
-                    case.kspace[0], case.mask, case.maps[0], sigma=case.sigma, num_samples=num_samples, seed=seed + k * num_samples
+                    case.kspace[0],
+                    case.mask,
+                    case.maps[0],
+                    sigma=case.sigma,
+                    num_samples=num_samples,
+                    seed=seed + k * num_samples,
                 )
                 truth = case.truth[0].numpy()
                 tissue = truth > TISSUE * truth.max()
@@ -78,7 +99,10 @@ def run_mri_coverage(
             n = len(known)
             factor = conformal_factor(errors[:n], spreads[:n], level)
             tested = list(zip(errors[n:], spreads[n:], peaks[n:], strict=True))
-            raw, held = ([float(np.mean(np.abs(e) <= q * s)) for e, s, _ in tested] for q in (gaussian, factor))
+            raw, held = (
+                [float(np.mean(np.abs(e) <= q * s)) for e, s, _ in tested]
+                for q in (gaussian, factor)
+            )
             width = float(np.mean([s.mean() / peak for _, s, peak in tested]))
             rows.append(
                 {
@@ -106,4 +130,7 @@ def _slices(scan: Scan, limit: int | None) -> list[Scan]:
     key = "magnitude" if scan.kspace is None else "kspace"
     stack = getattr(scan, key)
     count = len(stack) if limit is None else min(limit, len(stack))
-    return [replace(scan, **{key: stack[k : k + 1]}) for k in np.linspace(0, len(stack) - 1, count).round().astype(int)]
+    return [
+        replace(scan, **{key: stack[k : k + 1]})
+        for k in np.linspace(0, len(stack) - 1, count).round().astype(int)
+    ]

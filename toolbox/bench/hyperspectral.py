@@ -33,14 +33,18 @@ def run_bench_hsi(
     """One row per cube, case and method: MPSNR (dB), MSSIM, SAM (radians), ERGAS, seconds.
 
     Args:
-        cubes: files; each is scaled to [0, 1] by its smallest and largest value. `simulated` makes one (:func:`simulated`), names of
-            :data:`restoration.hyperspectral.simulation.SENSORS` make scenes of measured spectra.
-        cases: names of :data:`restoration.hyperspectral.noise.CASES`; a number stands for Gaussian noise of that sigma of 255.
-        methods: ``noisy``; ``subspace``: projection on the fitted subspace alone; ``fasthyde-nlm``: FastHyDe's scheme with scikit-image's
-            non-local means on each eigen-image of the same subspace; ``fasthyde``: that of the package hyde-images (BM3D, ten dimensions);
-            ``bm4d``, told the true sigma for Gaussian noise and the median of
-            the bands' estimates otherwise; else a model's name or folder.
-        library: spectra of those scenes, as :meth:`restoration.hyperspectral.simulation.SpectralLibrary.read` takes them.
+        cubes: files; each is scaled to [0, 1] by its smallest and largest value. `simulated` makes
+            one (:func:`simulated`), names of :data:`restoration.hyperspectral.simulation.SENSORS`
+            make scenes of measured spectra.
+        cases: names of :data:`restoration.hyperspectral.noise.CASES`; a number stands for Gaussian
+            noise of that sigma of 255.
+        methods: ``noisy``; ``subspace``: projection on the fitted subspace alone; ``fasthyde-nlm``:
+            FastHyDe's scheme with scikit-image's non-local means on each eigen-image of the same
+            subspace; ``fasthyde``: that of the package hyde-images (BM3D, ten dimensions);
+            ``bm4d``, told the true sigma for Gaussian noise and the median of the bands' estimates
+            otherwise; else a model's name or folder.
+        library: spectra of those scenes, as
+            :meth:`restoration.hyperspectral.simulation.SpectralLibrary.read` takes them.
         crop: side of the top left part that is used; None: all.
 
     Raises:
@@ -61,7 +65,15 @@ def run_bench_hsi(
                 restored = _restore(method, noisy, sigma, models, symmetries)
                 seconds = time.perf_counter() - began
                 quality = {name: float(v) for name, v in cube_quality(restored, clean).items()}
-                rows.append({"cube": Path(file).stem, "case": case, "method": method, **quality, "seconds": seconds})
+                rows.append(
+                    {
+                        "cube": Path(file).stem,
+                        "case": case,
+                        "method": method,
+                        **quality,
+                        "seconds": seconds,
+                    }
+                )
                 progress(len(rows), total)
     return rows
 
@@ -79,7 +91,9 @@ def _clean(cube: str, library: Path | None, seed: int) -> np.ndarray:
     return simulate_cube(SpectralLibrary.read(library), picture, bands_of(cube), seed)
 
 
-def _restore(method: str, noisy: np.ndarray, sigma: float | None, models: dict, symmetries: int) -> np.ndarray:
+def _restore(
+    method: str, noisy: np.ndarray, sigma: float | None, models: dict, symmetries: int
+) -> np.ndarray:
     if method == "noisy":
         return noisy
     if method == "bm4d":
@@ -89,15 +103,21 @@ def _restore(method: str, noisy: np.ndarray, sigma: float | None, models: dict, 
         import torch
 
         y = torch.from_numpy(np.ascontiguousarray(noisy.transpose(1, 2, 0), np.float32))
-        return np.asarray(_fasthyde()()(y, noise_type="additive", iid=sigma is not None, k_subspace=10)).transpose(2, 0, 1)
+        return np.asarray(
+            _fasthyde()()(y, noise_type="additive", iid=sigma is not None, k_subspace=10)
+        ).transpose(2, 0, 1)
     if method in ("subspace", "fasthyde-nlm"):
         return _Classical(None if method == "subspace" else _non_local_means)(noisy).rows()
     denoiser = models[method]
-    return HyperspectralTask(denoiser, symmetries=symmetries, channels=denoiser_channels(denoiser))(noisy).rows()
+    return HyperspectralTask(denoiser, symmetries=symmetries, channels=denoiser_channels(denoiser))(
+        noisy
+    ).rows()
 
 
 class _Classical(HyperspectralTask):
-    """The task with a classical filter of known noise level in the network's place, or with none."""
+    """The task with a classical filter of known noise level in the network's place, or with
+    none.
+    """
 
     def __init__(self, filter):
         super().__init__(filter)
@@ -112,14 +132,18 @@ class _Classical(HyperspectralTask):
 def _non_local_means(image: np.ndarray, sigma: float) -> np.ndarray:
     from skimage.restoration import denoise_nl_means
 
-    return denoise_nl_means(image, patch_size=5, patch_distance=10, h=0.8 * sigma, sigma=sigma, fast_mode=True)
+    return denoise_nl_means(
+        image, patch_size=5, patch_distance=10, h=0.8 * sigma, sigma=sigma, fast_mode=True
+    )
 
 
 def _bm4d():
     try:
         from bm4d import bm4d
     except ImportError as error:
-        raise ValueError("this method needs the package bm4d: pip install bm4d (its licence is non-commercial)") from error
+        raise ValueError(
+            "this method needs the package bm4d: pip install bm4d (its licence is non-commercial)"
+        ) from error
     return bm4d
 
 
@@ -127,7 +151,10 @@ def _fasthyde():
     try:
         from hyde import FastHyDe
     except ImportError as error:
-        raise ValueError(f"this method needs hyde-images, pytorch_wavelets, kornia and bm3d (pip install): {error}") from error
+        raise ValueError(
+            "this method needs hyde-images, pytorch_wavelets, kornia and bm3d (pip install):"
+            f" {error}"
+        ) from error
     return FastHyDe
 
 
@@ -138,7 +165,9 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 def simulated(bands: int = 100, side: int = 64, seed: int = 0) -> np.ndarray:
-    """A cube ``(B, side, side)`` in [0, 1] without any noise: five smooth spectra, fields with soft borders, a slope of light."""
+    """A cube ``(B, side, side)`` in [0, 1] without any noise: five smooth spectra, fields with soft
+    borders, a slope of light.
+    """
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"))
     points = rng.uniform(0, side, (18, 2, 1, 1))
@@ -147,7 +176,11 @@ def simulated(bands: int = 100, side: int = 64, seed: int = 0) -> np.ndarray:
     weight = np.exp(-(distance - distance.min(0)) / (0.12 * side))
     maps = np.stack([weight[kind == k].sum(0) for k in range(5)]) / weight.sum(0)
     band = np.linspace(0, 1, bands)[:, None]
-    centres, widths, heights = rng.uniform(0, 1, (3, 5)), rng.uniform(0.08, 0.4, (3, 5)), rng.uniform(0.1, 0.5, (3, 5))
+    centres, widths, heights = (
+        rng.uniform(0, 1, (3, 5)),
+        rng.uniform(0.08, 0.4, (3, 5)),
+        rng.uniform(0.1, 0.5, (3, 5)),
+    )
     spectra = 0.1 + (heights * np.exp(-0.5 * ((band[:, None] - centres) / widths) ** 2)).sum(1)
     light = 0.8 + 0.2 * np.sin(grid[0] / side * 3 + grid[1] / side * 2)
     cube = np.tensordot(spectra, maps, 1) * light
@@ -162,4 +195,7 @@ def check_cases(cases: list[str]) -> None:
     """
     for case in cases:
         if case not in CASES[1:] and not case.replace(".", "", 1).isdigit():
-            raise ValueError(f"noise case {case!r} is unknown; give a sigma of 255 or one of {', '.join(CASES[1:])}")
+            raise ValueError(
+                f"noise case {case!r} is unknown; give a sigma of 255 or one of"
+                f" {', '.join(CASES[1:])}"
+            )

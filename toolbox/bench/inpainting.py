@@ -1,4 +1,6 @@
-"""Measured figures: models x solvers x masks on a folder of pictures, next to the classical method, in one run."""
+"""Measured figures: models x solvers x masks on a folder of pictures, next to the classical method,
+in one run.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,14 @@ from toolbox.deploy.network import SUFFIXES
 CLASSICAL = ("biharmonic", "push-pull")
 
 
-def read_masks(source: str | None, names: Sequence[str], height: int, width: int, seed: int) -> list[tuple[str, np.ndarray]]:
+def read_masks(
+    source: str | None, names: Sequence[str], height: int, width: int, seed: int
+) -> list[tuple[str, np.ndarray]]:
     """Named masks ``(H, W)`` of a picture's size, or turned by 90 degrees to fit it.
 
     Args:
-        source: an ``.npz`` file of masks (1 = known), looked up by the name, or keys ``NAME_...``; None: names are ``KIND:FRACTION``.
+        source: an ``.npz`` file of masks (1 = known), looked up by the name, or keys ``NAME_...``;
+            None: names are ``KIND:FRACTION``.
 
     Raises:
         ValueError: no mask of that name and size in the file.
@@ -50,7 +55,10 @@ def read_masks(source: str | None, names: Sequence[str], height: int, width: int
                     found.append((name, (mask > 0).astype(np.float32)))
                     break
             else:
-                raise ValueError(f"{source} holds no mask {name!r} of {width} x {height} pixels; it holds {', '.join(file.files)}")
+                raise ValueError(
+                    f"{source} holds no mask {name!r} of {width} x {height} pixels; it holds"
+                    f" {', '.join(file.files)}"
+                )
     return found
 
 
@@ -82,7 +90,8 @@ def run_bench(
     symmetries: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
-    """Mean PSNR, SSIM and seconds of every method on every mask; a model that is ``biharmonic`` or ``push-pull`` is the classical method.
+    """Mean PSNR, SSIM and seconds of every method on every mask; a model that is ``biharmonic`` or
+    ``push-pull`` is the classical method.
 
     Raises:
         FileNotFoundError, ValueError: no pictures, unknown names, or masks that don't fit.
@@ -96,7 +105,13 @@ def run_bench(
         denoiser = load(model)
         for solver in solvers:
             task = InpaintingTask(denoiser, solver_by_name(solver), steps, symmetries=symmetries)
-            methods.append((model, solver, lambda image, mask, task=task: _restore(task, image, mask, num_samples, seed)))
+            methods.append(
+                (
+                    model,
+                    solver,
+                    lambda image, mask, task=task: _restore(task, image, mask, num_samples, seed),
+                )
+            )
     rows: dict[tuple[str, str, str], list] = {}
     done, total = 0, len(files) * len(names) * len(methods)
     for path in files:
@@ -107,26 +122,49 @@ def run_bench(
                 began = time.perf_counter()
                 restored = method(image, mask)
                 seconds = time.perf_counter() - began
-                rows.setdefault((name, model, solver), []).append((psnr(restored, image), ssim(restored, image), seconds))
+                rows.setdefault((name, model, solver), []).append(
+                    (psnr(restored, image), ssim(restored, image), seconds)
+                )
                 done += 1
                 progress(done, total)
     table = []
     for (name, model, solver), values in rows.items():
         p, s, seconds = np.mean(values, axis=0)
         nfe = 0 if model in CLASSICAL else steps * num_samples * symmetries
-        figures = {"psnr": round(float(p), 3), "ssim": round(float(s), 4), "seconds": round(float(seconds), 2)}
-        table.append({"mask": name, "model": model, "solver": solver, "calls": nfe, "pictures": len(values), **figures})
+        figures = {
+            "psnr": round(float(p), 3),
+            "ssim": round(float(s), 4),
+            "seconds": round(float(seconds), 2),
+        }
+        table.append(
+            {
+                "mask": name,
+                "model": model,
+                "solver": solver,
+                "calls": nfe,
+                "pictures": len(values),
+                **figures,
+            }
+        )
     return table
 
 
-def _restore(task: InpaintingTask, image: np.ndarray, mask: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
-    return task(torch.from_numpy(image), torch.from_numpy(mask), num_samples=num_samples, seed=seed).mean.numpy()
+def _restore(
+    task: InpaintingTask, image: np.ndarray, mask: np.ndarray, num_samples: int, seed: int
+) -> np.ndarray:
+    return task(
+        torch.from_numpy(image), torch.from_numpy(mask), num_samples=num_samples, seed=seed
+    ).mean.numpy()
 
 
 def _biharmonic(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     from skimage.restoration import inpaint_biharmonic
 
-    return inpaint_biharmonic((image * mask).transpose(1, 2, 0), mask == 0, channel_axis=-1).transpose(2, 0, 1).clip(0, 1)
+    return (
+        inpaint_biharmonic((image * mask).transpose(1, 2, 0), mask == 0, channel_axis=-1)
+        .transpose(2, 0, 1)
+        .clip(0, 1)
+    )
 
 
 def _push_pull(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

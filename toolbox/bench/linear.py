@@ -1,4 +1,6 @@
-"""Measured figures: denoising, super-resolution and deblurring of a folder of pictures, next to the classical methods, in one run."""
+"""Measured figures: denoising, super-resolution and deblurring of a folder of pictures, next to the
+classical methods, in one run.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ BLUR_NOISE = 0.01
 
 @dataclass(frozen=True)
 class Case:
-    """One degradation, ``KIND:AMOUNT``: noise of sigma AMOUNT of 255, a picture AMOUNT times smaller (means of blocks, or bicubic), or a
-    Gaussian blur of AMOUNT pixels with noise of 0.01.
+    """One degradation, ``KIND:AMOUNT``: noise of sigma AMOUNT of 255, a picture AMOUNT times
+    smaller (means of blocks, or bicubic), or a Gaussian blur of AMOUNT pixels with noise of 0.01.
 
     Raises:
         ValueError: another kind, or an amount that it does not take.
@@ -46,7 +48,10 @@ class Case:
             value = float("nan")
         whole = value in range(2, 9)
         if kind not in KINDS or not (whole if kind.startswith("super") else 0 < value <= 255):
-            raise ValueError(f"case {self.name!r} is not KIND:AMOUNT; kinds: {', '.join(KINDS)} (denoise:25, superresolve:4, deblur:2)")
+            raise ValueError(
+                f"case {self.name!r} is not KIND:AMOUNT; kinds: {', '.join(KINDS)} (denoise:25,"
+                " superresolve:4, deblur:2)"
+            )
 
     @property
     def kind(self) -> str:
@@ -62,7 +67,9 @@ class Case:
         return {"denoise": self.amount / 255, "deblur": BLUR_NOISE}.get(self.kind, 0.0)
 
     def measure(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, Tensor, object]:
-        """The truth ``(C, H, W)`` (cut to whole blocks), what is measured of it (no batch axis) and the operator."""
+        """The truth ``(C, H, W)`` (cut to whole blocks), what is measured of it (no batch axis) and
+        the operator.
+        """
         if self.kind.startswith("super"):
             factor = int(self.amount)
             height, width = (n // factor * factor for n in image.shape[1:])
@@ -100,19 +107,30 @@ def run_bench_linear(
 
     Args:
         cases: see :class:`Case`.
-        models: denoisers; or the classical ``plain`` (the noisy, blurred or bicubically enlarged picture), ``nlm`` (non-local means; noise
-            only) and ``bm3d`` (noise only; needs the package).
+        models: denoisers; or the classical ``plain`` (the noisy, blurred or bicubically enlarged
+            picture), ``nlm`` (non-local means; noise only) and ``bm3d`` (noise only; needs the
+            package).
         grey: measure the mean of the colours.
 
     Raises:
-        FileNotFoundError, ValueError: no pictures, unknown names, or a classical method that does not fit a case.
+        FileNotFoundError, ValueError: no pictures, unknown names, or a classical method that does
+            not fit a case.
     """
     files = find_pictures(data, limit)
     known = [Case(name) for name in cases]
     for name in models:
         if name in CLASSICAL[1:] and any(c.kind != "denoise" for c in known):
-            raise ValueError(f"{name} only removes noise; leave it out, or take denoise cases alone")
-    methods = {name: _classical(name) if name in CLASSICAL else _task(name, solver, steps, num_samples, symmetries) for name in models}
+            raise ValueError(
+                f"{name} only removes noise; leave it out, or take denoise cases alone"
+            )
+    methods = {
+        name: (
+            _classical(name)
+            if name in CLASSICAL
+            else _task(name, solver, steps, num_samples, symmetries)
+        )
+        for name in models
+    }
     rows: dict[tuple[str, str], list] = {}
     total = len(files) * len(known) * len(methods)
     for k, path in enumerate(files):
@@ -124,24 +142,36 @@ def run_bench_linear(
                 began = time.perf_counter()
                 restored = method(y, operator, case, seed)
                 seconds = time.perf_counter() - began
-                rows.setdefault((case.name, name), []).append((psnr(restored, truth), ssim(restored, truth), seconds))
+                rows.setdefault((case.name, name), []).append(
+                    (psnr(restored, truth), ssim(restored, truth), seconds)
+                )
                 progress(sum(map(len, rows.values())), total)
     table = []
     for (case, name), values in rows.items():
         p, s, seconds = np.mean(values, axis=0)
         calls = 0 if name in CLASSICAL else steps * num_samples * symmetries
-        figures = {"psnr": round(float(p), 3), "ssim": round(float(s), 4), "seconds": round(float(seconds), 2)}
-        table.append({"case": case, "model": name, "calls": calls, "pictures": len(values), **figures})
+        figures = {
+            "psnr": round(float(p), 3),
+            "ssim": round(float(s), 4),
+            "seconds": round(float(seconds), 2),
+        }
+        table.append(
+            {"case": case, "model": name, "calls": calls, "pictures": len(values), **figures}
+        )
     return table
 
 
 def _task(model: str, solver: str, steps: int, num_samples: int, symmetries: int) -> Callable:
     task = LinearTask(load(model), solver_by_name(solver), steps, symmetries=symmetries)
-    blurred = LinearTask(task.denoiser, task.solver, steps, symmetries=symmetries, start_level=0.4)  # as `restobox restore deblur`
+    blurred = LinearTask(
+        task.denoiser, task.solver, steps, symmetries=symmetries, start_level=0.4
+    )  # as `restobox restore deblur`
 
     def run(y: Tensor, operator, case: Case, seed: int) -> np.ndarray:
         chosen = blurred if case.kind == "deblur" else task
-        return chosen(y, operator, sigma=case.sigma, num_samples=num_samples, seed=seed).mean.numpy()
+        return chosen(
+            y, operator, sigma=case.sigma, num_samples=num_samples, seed=seed
+        ).mean.numpy()
 
     return run
 
@@ -153,16 +183,24 @@ def _classical(name: str) -> Callable:
         from skimage.restoration import denoise_nl_means
 
         def denoise(plane: np.ndarray, sigma: float) -> np.ndarray:
-            return denoise_nl_means(plane, patch_size=7, patch_distance=9, h=0.8 * sigma, sigma=sigma, fast_mode=True)
+            return denoise_nl_means(
+                plane, patch_size=7, patch_distance=9, h=0.8 * sigma, sigma=sigma, fast_mode=True
+            )
 
     else:
         try:
             from bm3d import bm3d as denoise
         except ImportError as error:
-            raise ValueError("the method bm3d needs the package bm3d (not part of restobox): pip install bm3d") from error
+            raise ValueError(
+                "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
+            ) from error
 
     def run(y: Tensor, operator, case: Case, seed: int) -> np.ndarray:
-        return np.stack([denoise(plane, case.sigma) for plane in y.double().numpy()]).clip(0, 1).astype(np.float32)
+        return (
+            np.stack([denoise(plane, case.sigma) for plane in y.double().numpy()])
+            .clip(0, 1)
+            .astype(np.float32)
+        )
 
     return run
 

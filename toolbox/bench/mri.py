@@ -1,4 +1,6 @@
-"""Measured figures for MRI: the model next to zero-filled, CG-SENSE and L1-wavelet reconstruction of the same undersampled data."""
+"""Measured figures for MRI: the model next to zero-filled, CG-SENSE and L1-wavelet reconstruction
+of the same undersampled data.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ CLASSICAL = ("zero-filled", "cg-sense", "l1-wavelet")
 
 @dataclass(frozen=True)
 class Case:
-    """Undersampled slices with their truth: ``kspace (slices, coils, H, W)`` zero where not sampled, ``mask (H, W)``, maps that were
-    estimated from it, true magnitudes, and the noise level."""
+    """Undersampled slices with their truth: ``kspace (slices, coils, H, W)`` zero where not
+    sampled, ``mask (H, W)``, maps that were estimated from it, true magnitudes, and the noise
+    level."""
 
     kspace: Tensor
     mask: Tensor
@@ -42,8 +45,18 @@ class Case:
     sigma: float | None
 
 
-def make_case(scan: Scan, kind: str, acceleration: float, maps: np.ndarray | None, sigma: float, seed: int, name: str) -> Case:
-    """Simulated from magnitudes, or undersampled from full k-space (whose noise is then estimated, and ``sigma`` not used)."""
+def make_case(
+    scan: Scan,
+    kind: str,
+    acceleration: float,
+    maps: np.ndarray | None,
+    sigma: float,
+    seed: int,
+    name: str,
+) -> Case:
+    """Simulated from magnitudes, or undersampled from full k-space (whose noise is then estimated,
+    and ``sigma`` not used).
+    """
     if scan.kspace is None:
         full, sens, noise = simulate(scan, maps, 8, sigma, seed)
         truth = torch.from_numpy(scan.magnitude) * (sens.abs().sum(0) > 0)
@@ -59,7 +72,9 @@ def make_case(scan: Scan, kind: str, acceleration: float, maps: np.ndarray | Non
 
 def _operators(case: Case):
     for one, maps in zip(case.kspace, case.maps, strict=True):
-        operator = cartesian(case.mask, maps, tuple(case.mask.shape), tolerance=1e-5, max_iterations=100)
+        operator = cartesian(
+            case.mask, maps, tuple(case.mask.shape), tolerance=1e-5, max_iterations=100
+        )
         yield operator, to_channels(one[None])
 
 
@@ -70,11 +85,14 @@ def zero_filled(case: Case) -> Tensor:
 
 def cg_sense(case: Case, weight: float) -> Tensor:
     """Tikhonov-regularised SENSE, solved to convergence."""
-    return torch.stack([to_complex(op.sense(y, weight, 100))[0, 0].abs() for op, y in _operators(case)])
+    return torch.stack(
+        [to_complex(op.sense(y, weight, 100))[0, 0].abs() for op, y in _operators(case)]
+    )
 
 
 def l1_wavelet(case: Case, weight: float, iterations: int = 60) -> Tensor:
-    """sigpy's L1-wavelet reconstruction (db4, FISTA); the weight is relative to the 0.99 quantile of the CG-SENSE image.
+    """sigpy's L1-wavelet reconstruction (db4, FISTA); the weight is relative to the 0.99 quantile
+    of the CG-SENSE image.
 
     Raises:
         ImportError: sigpy is not installed.
@@ -82,12 +100,19 @@ def l1_wavelet(case: Case, weight: float, iterations: int = 60) -> Tensor:
     try:
         import sigpy.mri.app as app
     except ImportError as error:
-        raise ImportError("the L1-wavelet baseline needs sigpy: pip install 'restobox[mri]'") from error
+        raise ImportError(
+            "the L1-wavelet baseline needs sigpy: pip install 'restobox[mri]'"
+        ) from error
     images = []
     for one, maps, (op, y) in zip(case.kspace, case.maps, _operators(case), strict=True):
         scale = float(torch.quantile(lift(op, y).square().sum(1).sqrt(), 0.99))
         recon = app.L1WaveletRecon(
-            (one / scale).numpy(), maps.numpy(), weight, weights=case.mask.numpy(), max_iter=iterations, show_pbar=False
+            (one / scale).numpy(),
+            maps.numpy(),
+            weight,
+            weights=case.mask.numpy(),
+            max_iter=iterations,
+            show_pbar=False,
         ).run()
         images.append(torch.from_numpy(np.abs(recon) * scale))
     return torch.stack(images)
@@ -107,10 +132,12 @@ def run_mri_bench(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
-    """One row per mask and method; volume-level PSNR, SSIM and NMSE (fastMRI's), mean slice-level PSNR and LPIPS, seconds per slice.
+    """One row per mask and method; volume-level PSNR, SSIM and NMSE (fastMRI's), mean slice-level
+    PSNR and LPIPS, seconds per slice.
 
-    The weights of CG-SENSE and L1-wavelet are the best of six **for the true image**, which no user could choose: the baselines are at
-    their best. All methods share the sensitivities, estimated from the undersampled data.
+    The weights of CG-SENSE and L1-wavelet are the best of six **for the true image**, which no user
+    could choose: the baselines are at their best. All methods share the sensitivities, estimated
+    from the undersampled data.
 
     Args:
         models: model names or folders, and any of ``CLASSICAL``.
@@ -120,7 +147,11 @@ def run_mri_bench(
     """
     scan = read_scan(data)
     if limit is not None:
-        cut = {key: value[:limit] for key in ("kspace", "magnitude") if (value := getattr(scan, key)) is not None}
+        cut = {
+            key: value[:limit]
+            for key in ("kspace", "magnitude")
+            if (value := getattr(scan, key)) is not None
+        }
         scan = replace(scan, **cut)
     sens = None if maps is None else read_maps(maps)
     rows, done, total = [], 0, len(kinds) * len(accelerations) * len(models)
@@ -128,7 +159,12 @@ def run_mri_bench(
         for acceleration in accelerations:
             case = make_case(scan, kind, acceleration, sens, sigma, seed, data.name)
             for model in models:
-                row = {"mask": kind, "acceleration": acceleration, "sampled": round(float(case.mask.mean()), 4), "model": model}
+                row = {
+                    "mask": kind,
+                    "acceleration": acceleration,
+                    "sampled": round(float(case.mask.mean()), 4),
+                    "model": model,
+                }
                 rows.append(row | _measure(case, model, steps, num_samples, seed))
                 done += 1
                 progress(done, total)
@@ -145,27 +181,48 @@ def _measure(case: Case, model: str, steps: int | None, num_samples: int, seed: 
     else:
         task = MRI(load(model), solver_by_name("ddim"), steps)
         began = time.perf_counter()
-        result = task.volume(case.kspace, case.mask, case.maps, sigma=case.sigma, num_samples=num_samples, seed=seed)
-        row = _figures(result.magnitude, case, time.perf_counter() - began) | {"lpips": mean_lpips(result.magnitude, case.truth)}
-        row |= {"nfe": result.nfe // len(case.truth), "residual_over_sigma": round(result.residual / max(result.sigma, 1e-30), 3)}
+        result = task.volume(
+            case.kspace, case.mask, case.maps, sigma=case.sigma, num_samples=num_samples, seed=seed
+        )
+        row = _figures(result.magnitude, case, time.perf_counter() - began) | {
+            "lpips": mean_lpips(result.magnitude, case.truth)
+        }
+        row |= {
+            "nfe": result.nfe // len(case.truth),
+            "residual_over_sigma": round(result.residual / max(result.sigma, 1e-30), 3),
+        }
         if num_samples > 1:
-            inside = case.truth > 0.05 * case.truth.max()  # before calibration; mri_coverage has that too
-            row["coverage_90"] = round(coverage(result.magnitude, floored(result.std, result.sigma), case.truth, 0.9, inside), 4)
+            inside = (
+                case.truth > 0.05 * case.truth.max()
+            )  # before calibration; mri_coverage has that too
+            row["coverage_90"] = round(
+                coverage(
+                    result.magnitude, floored(result.std, result.sigma), case.truth, 0.9, inside
+                ),
+                4,
+            )
         return row
     best = None
     for weight, run in tried.items():
         began = time.perf_counter()
         image = run()
-        row = _figures(image, case, time.perf_counter() - began) | ({} if weight is None else {"weight": weight})
+        row = _figures(image, case, time.perf_counter() - began) | (
+            {} if weight is None else {"weight": weight}
+        )
         if best is None or row["psnr"] > best["psnr"]:
             best, found = row, image
     return best | {"lpips": mean_lpips(found, case.truth)}
 
 
 def mean_lpips(image: Tensor, truth: Tensor) -> float | str:
-    """LPIPS of grey slices ``(slices, H, W)``, scaled by the true volume's maximum; where it can't be computed, the reason."""
+    """LPIPS of grey slices ``(slices, H, W)``, scaled by the true volume's maximum; where it can't
+    be computed, the reason.
+    """
     peak = truth.max()
-    pairs = zip(*((v / peak).clamp(0, 1)[:, None].expand(-1, 3, -1, -1).numpy() for v in (image, truth)), strict=True)
+    pairs = zip(
+        *((v / peak).clamp(0, 1)[:, None].expand(-1, 3, -1, -1).numpy() for v in (image, truth)),
+        strict=True,
+    )
     try:
         return round(float(np.mean([lpips(x, y) for x, y in pairs])), 4)
     except LPIPSUnavailable as error:

@@ -50,7 +50,8 @@ def run_bench_runtime(
 
     On the CPU, where OpenVINO is installed, it runs the 32-bit graph and the bundles too.
 
-    On one CPU thread a call's processor time is taken, which a busy machine doesn't lengthen; otherwise the wall clock.
+    On one CPU thread a call's processor time is taken, which a busy machine doesn't lengthen;
+    otherwise the wall clock.
 
     Args:
         model: float model that the bundles were made from.
@@ -61,7 +62,8 @@ def run_bench_runtime(
         memory: also measure each ONNX candidate's peak memory, in a process of its own.
 
     Returns:
-        ``rows`` (name, device, threads, median and quartile milliseconds, ratio to ONNX fp32, MB, peak MB), a ``verdict`` in words, and
+        ``rows`` (name, device, threads, median and quartile milliseconds, ratio to ONNX fp32, MB,
+            peak MB), a ``verdict`` in words, and
         in ``skipped`` why ``torch.compile`` has no row (no C++ compiler, say).
 
     Raises:
@@ -71,10 +73,15 @@ def run_bench_runtime(
         raise ValueError("size, batch, repeats and threads must be at least 1")
     denoiser = load(model, device=device)
     if not isinstance(denoiser.network, torch.nn.Module):
-        raise ValueError(f"model {model!r} is an exported bundle; give the PyTorch model that it was made from")
+        raise ValueError(
+            f"model {model!r} is an exported bundle; give the PyTorch model that it was made from"
+        )
     side = denoiser.multiple
     if size[0] % side or size[1] % side:
-        raise ValueError(f"the network's input must be a multiple of {side} on each side; got {size[0]} x {size[1]}")
+        raise ValueError(
+            f"the network's input must be a multiple of {side} on each side; got {size[0]} x"
+            f" {size[1]}"
+        )
     from quant.calibration.trajectory import network_hash
 
     ours, found = network_hash(denoiser.network), [read_bundle(folder) for folder in bundles]
@@ -82,30 +89,58 @@ def run_bench_runtime(
         if bundle.model != ours:
             raise ValueError(f"{folder} was made from another model than {model}")
     t = next((bundle.timesteps[0] for bundle in found if bundle.timesteps), denoiser.process.end)
-    x = torch.randn(batch, input_channels(denoiser), *size, generator=torch.Generator().manual_seed(0)).to(denoiser.device)
+    x = torch.randn(
+        batch, input_channels(denoiser), *size, generator=torch.Generator().manual_seed(0)
+    ).to(denoiser.device)
     rows, before = [], torch.get_num_threads()
-    fast, reason = _compiled(denoiser.network, x, torch.full((batch,), float(t), device=x.device)) if compiled else (None, "")
+    fast, reason = (
+        _compiled(denoiser.network, x, torch.full((batch,), float(t), device=x.device))
+        if compiled
+        else (None, "")
+    )
     with tempfile.TemporaryDirectory() as place:
         places = {"ONNX fp32": Path(place) / "fp32", "ONNX fp16": Path(place) / "fp16"}
         for name, target in (("ONNX fp32", "float"), ("ONNX fp16", "cuda")):
             export_bundle(denoiser, places[name], target=target, timesteps=[t])
-        places |= {f"{folder.name} ({bundle.target})": folder for folder, bundle in zip(bundles, found, strict=True)}
+        places |= {
+            f"{folder.name} ({bundle.target})": folder
+            for folder, bundle in zip(bundles, found, strict=True)
+        }
         graphs = {name: (folder, device) for name, folder in places.items()}
         if device == "cpu" and find_spec("openvino") is not None:
             graphs |= {"OpenVINO fp32": (places["ONNX fp32"], "openvino")}
-            graphs |= {f"{name}, OpenVINO": (folder, "openvino") for name, folder in places.items() if name not in FLOAT}
+            graphs |= {
+                f"{name}, OpenVINO": (folder, "openvino")
+                for name, folder in places.items()
+                if name not in FLOAT
+            }
         try:
             for count in threads:
                 torch.set_num_threads(count)
                 candidates = _candidates(denoiser, graphs, count, fast)
-                times = _interleaved(candidates, x, torch.full((batch,), float(t)), repeats, device == "cpu" and count == 1, progress)
+                times = _interleaved(
+                    candidates,
+                    x,
+                    torch.full((batch,), float(t)),
+                    repeats,
+                    device == "cpu" and count == 1,
+                    progress,
+                )
                 rows += [_row(c, count, times[c.name], times["ONNX fp32"]) for c in candidates]
         finally:
             torch.set_num_threads(before)
         if memory and device == "cpu":
-            peaks = {name: _peak(*place, tuple(x.shape), float(t)) for name, place in graphs.items()}
+            peaks = {
+                name: _peak(*place, tuple(x.shape), float(t)) for name, place in graphs.items()
+            }
             rows = [row | {"peak_mb": peaks.get(row["name"])} for row in rows]
-    found = {"model": model, "input": list(x.shape), "repeats": repeats, "rows": rows, "verdict": verdict(rows)}
+    found = {
+        "model": model,
+        "input": list(x.shape),
+        "repeats": repeats,
+        "rows": rows,
+        "verdict": verdict(rows),
+    }
     return found | ({"skipped": {"PyTorch compiled": reason}} if reason else {})
 
 
@@ -121,12 +156,17 @@ def verdict(rows: Sequence[dict]) -> str:
         best = min(small, key=lambda r: r["ms"])
         gain = plain["ms"] / best["ms"]
         words = f"{best['name']} is {gain:.2f} times as fast as {plain['name']}"
-        said.append(f"{count} thread{'s' * (count > 1)}: " + (words if gain >= 1.1 else f"stay with {plain['name']}: {words}"))
+        said.append(
+            f"{count} thread{'s' * (count > 1)}: "
+            + (words if gain >= 1.1 else f"stay with {plain['name']}: {words}")
+        )
     return "; ".join(said) or "no 8-bit bundle was given"
 
 
 @torch.no_grad()
-def _compiled(network: torch.nn.Module, x: torch.Tensor, t: torch.Tensor) -> tuple[Callable | None, str]:
+def _compiled(
+    network: torch.nn.Module, x: torch.Tensor, t: torch.Tensor
+) -> tuple[Callable | None, str]:
     """The compiled network, called once; or None and why there is none."""
     try:
         made = torch.compile(network)
@@ -136,7 +176,9 @@ def _compiled(network: torch.nn.Module, x: torch.Tensor, t: torch.Tensor) -> tup
     return made, ""
 
 
-def _candidates(denoiser: Denoiser, graphs: dict[str, tuple[Path, str]], threads: int, compiled: Callable | None) -> list[Candidate]:
+def _candidates(
+    denoiser: Denoiser, graphs: dict[str, tuple[Path, str]], threads: int, compiled: Callable | None
+) -> list[Candidate]:
     network, place = denoiser.network, denoiser.device.type
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     found = [Candidate("PyTorch eager", place, weights, network)]
@@ -150,7 +192,9 @@ def _candidates(denoiser: Denoiser, graphs: dict[str, tuple[Path, str]], threads
 
 
 @torch.no_grad()
-def _interleaved(candidates, x, t, repeats: int, processor_time: bool, progress) -> dict[str, list[float]]:
+def _interleaved(
+    candidates, x, t, repeats: int, processor_time: bool, progress
+) -> dict[str, list[float]]:
     clock = time.process_time if processor_time else time.perf_counter
     times: dict[str, list[float]] = {c.name: [] for c in candidates}
     for turn in range(repeats + 1):
@@ -180,7 +224,9 @@ def _row(candidate: Candidate, threads: int, times: list[float], reference: list
 
 
 def _peak(folder: Path, device: str, shape: tuple[int, ...], t: float) -> float | None:
-    """Peak memory in MB that loading and calling a graph adds, in a fresh process; None where the system doesn't tell (not Linux)."""
+    """Peak memory in MB that loading and calling a graph adds, in a fresh process; None where the
+    system doesn't tell (not Linux).
+    """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_here, (folder, device, shape, t))
 

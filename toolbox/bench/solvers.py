@@ -1,4 +1,6 @@
-"""Solvers measured against the truth: where they end on an exact Gaussian mixture, how fast that converges, what a step costs."""
+"""Solvers measured against the truth: where they end on an exact Gaussian mixture, how fast that
+converges, what a step costs.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,12 @@ ORDER_NFE = (30, 100)
 COST_SHAPE, COST_STEPS, COST_ROUNDS = (1, 3, 128, 128), 10, 5
 
 
-def mixture(seed: int, components: int = 5, shape: tuple[int, int, int] = (3, 4, 4)) -> GaussianMixture:
-    """Well separated images: weights ~ U(0.5, 1.5), means ~ U(-0.8, 0.8), standard deviations per pixel ~ U(0.08, 0.3)."""
+def mixture(
+    seed: int, components: int = 5, shape: tuple[int, int, int] = (3, 4, 4)
+) -> GaussianMixture:
+    """Well separated images: weights ~ U(0.5, 1.5), means ~ U(-0.8, 0.8), standard deviations per
+    pixel ~ U(0.08, 0.3).
+    """
     g = torch.Generator().manual_seed(seed)
     weights = 0.5 + torch.rand(components, generator=g, dtype=torch.float64)
     means = 1.6 * torch.rand((components, *shape), generator=g, dtype=torch.float64) - 0.8
@@ -63,11 +69,13 @@ def bench_solvers(
 ) -> dict:
     """Errors, orders and costs of solvers, ours and diffusers', in one run.
 
-    *Error*: the median over ``count`` start points of the root mean square distance to the end of the exact flow, from pure noise to the
-    clean image. Each solver gets as many steps as ``nfe`` network calls allow; where they are fewer (Heun: odd numbers only) the row
-    says how many. *Order*: the slope of that error between 30 and 100 calls on a log-SNR grid between two noisy levels, so that the
-    last jump to the clean level does not hide it. *Cost*: a step's own arithmetic, without the network, on a state of 3 x 128 x 128
-    values, as a multiple of DDIM's, medians of interleaved rounds.
+    *Error*: the median over ``count`` start points of the root mean square distance to the end of
+    the exact flow, from pure noise to the clean image. Each solver gets as many steps as ``nfe``
+    network calls allow; where they are fewer (Heun: odd numbers only) the row says how many.
+    *Order*: the slope of that error between 30 and 100 calls on a log-SNR grid between two noisy
+    levels, so that the last jump to the clean level does not hide it. *Cost*: a step's own
+    arithmetic, without the network, on a state of 3 x 128 x 128 values, as a multiple of DDIM's,
+    medians of interleaved rounds.
 
     Args:
         solvers: names in ``solvers.SOLVERS`` or :data:`EXTRA`, of deterministic solvers.
@@ -78,7 +86,8 @@ def bench_solvers(
         seed: of the mixture; the start points use ``seed + 1``.
 
     Returns:
-        ``errors``: rows with grid, solver, nfe, steps, median and rms; ``solvers``: rows with solver, origin, order and cost.
+        ``errors``: rows with grid, solver, nfe, steps, median and rms; ``solvers``: rows with
+            solver, origin, order and cost.
 
     Raises:
         ValueError: unknown names, solvers that draw noise, or counts below 1.
@@ -90,10 +99,16 @@ def bench_solvers(
         if name not in GRIDS:
             raise ValueError(f"grid {name!r} is unknown; known: {', '.join(GRIDS)}")
     if not nfe or min(nfe) < 1 or count < 1:
-        raise ValueError(f"network calls and start points must be at least 1; got {list(nfe)} and {count}")
+        raise ValueError(
+            f"network calls and start points must be at least 1; got {list(nfe)} and {count}"
+        )
     p, prior = PROCESSES[process](), mixture(seed)
     denoiser = prior.denoiser(p)
-    x = p.b(p.end) * torch.randn((count, *prior.means.shape[1:]), generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    x = p.b(p.end) * torch.randn(
+        (count, *prior.means.shape[1:]),
+        generator=torch.Generator().manual_seed(seed + 1),
+        dtype=torch.float64,
+    )
     total, done = len(chosen) * (len(grids) * len(nfe) + 1 + COST_ROUNDS) + 2, 0
 
     def tick() -> None:
@@ -103,14 +118,23 @@ def bench_solvers(
 
     exact = prior.flow(p, x, p.end, CLEAN)
     tick()
-    steps = {name: {calls: _steps(solver, p, GRIDS[grids[0]], calls) for calls in nfe} for name, solver in chosen.items()}
+    steps = {
+        name: {calls: _steps(solver, p, GRIDS[grids[0]], calls) for calls in nfe}
+        for name, solver in chosen.items()
+    }
     errors = []
     for grid in grids:
         for name, solver in chosen.items():
             for calls, n in steps[name].items():
                 if n:
                     result = solve(solver, denoiser, x, GRIDS[grid](p, n))
-                    row = {"grid": grid, "solver": name, "nfe": calls, "calls": result.nfe, "steps": n}
+                    row = {
+                        "grid": grid,
+                        "solver": name,
+                        "nfe": calls,
+                        "calls": result.nfe,
+                        "steps": n,
+                    }
                     errors.append(row | _distances(result.x0, exact))
                 tick()
     noisy_end = prior.flow(p, x, p.end, p.first)
@@ -121,15 +145,29 @@ def bench_solvers(
         tick()
     costs = _costs(chosen, tick)
     table = [
-        {"solver": name, "origin": "diffusers" if isinstance(solver, DiffusersSolver) else "restobox", "order": orders[name]} | costs[name]
+        {
+            "solver": name,
+            "origin": "diffusers" if isinstance(solver, DiffusersSolver) else "restobox",
+            "order": orders[name],
+        }
+        | costs[name]
         for name, solver in chosen.items()
     ]
-    return {"process": process, "start_points": count, "seed": seed, "errors": errors, "solvers": table}
+    return {
+        "process": process,
+        "start_points": count,
+        "seed": seed,
+        "errors": errors,
+        "solvers": table,
+    }
 
 
 def _named(name: str) -> Solver:
     if name in RANDOM:
-        raise ValueError(f"solver {name!r} draws noise in every step and follows no flow; choose from {', '.join(DEFAULT_SOLVERS)}")
+        raise ValueError(
+            f"solver {name!r} draws noise in every step and follows no flow; choose from"
+            f" {', '.join(DEFAULT_SOLVERS)}"
+        )
     if name in EXTRA:
         return EXTRA[name]()
     if name not in SOLVERS:
@@ -147,16 +185,23 @@ class _Still:
 
     def __init__(self, process: Process, shape: tuple[int, ...]):
         g = torch.Generator().manual_seed(0)
-        self.process, self.answer = process, Prediction(torch.randn(shape, generator=g), torch.randn(shape, generator=g))
+        self.process, self.answer = (
+            process,
+            Prediction(torch.randn(shape, generator=g), torch.randn(shape, generator=g)),
+        )
 
     def __call__(self, x: torch.Tensor, t: float) -> Prediction:
         return self.answer
 
 
-def _steps(solver: Solver, process: Process, lay: Callable[[Process, int], Grid], calls: int) -> int:
+def _steps(
+    solver: Solver, process: Process, lay: Callable[[Process, int], Grid], calls: int
+) -> int:
     """The most steps that take no more than ``calls`` network calls; 0 if even one takes more."""
     still, x = _Still(process, (1, 1, 1, 1)), torch.zeros(1, 1, 1, 1)
-    return next((n for n in range(calls, 0, -1) if solve(solver, still, x, lay(process, n)).nfe <= calls), 0)
+    return next(
+        (n for n in range(calls, 0, -1) if solve(solver, still, x, lay(process, n)).nfe <= calls), 0
+    )
 
 
 def _order(solver: Solver, denoiser, x: torch.Tensor, exact: torch.Tensor) -> float:
@@ -172,7 +217,11 @@ def _order(solver: Solver, denoiser, x: torch.Tensor, exact: torch.Tensor) -> fl
 def _costs(chosen: dict[str, Solver], tick: Callable[[], None]) -> dict[str, dict]:
     """Time per network call spent outside the network, as a multiple of DDIM's."""
     process = VP.linear()
-    grid, still, x = GRIDS["trailing"](process, COST_STEPS), _Still(process, COST_SHAPE), torch.randn(COST_SHAPE)
+    grid, still, x = (
+        GRIDS["trailing"](process, COST_STEPS),
+        _Still(process, COST_SHAPE),
+        torch.randn(COST_SHAPE),
+    )
     timed = {"ddim": solver_by_name("ddim"), **chosen}
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(COST_ROUNDS + 1):  # the first warms up
@@ -184,11 +233,19 @@ def _costs(chosen: dict[str, Solver], tick: Callable[[], None]) -> dict[str, dic
         for _ in chosen if turn else ():
             tick()
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {name: {"cost": round(medians[name] / medians["ddim"], 2), "ms_per_call": round(1e3 * medians[name], 3)} for name in chosen}
+    return {
+        name: {
+            "cost": round(medians[name] / medians["ddim"], 2),
+            "ms_per_call": round(1e3 * medians[name], 3),
+        }
+        for name in chosen
+    }
 
 
 def tables(figures: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """One table per grid, as title, header and rows: median errors by network calls, then order and cost."""
+    """One table per grid, as title, header and rows: median errors by network calls, then order and
+    cost.
+    """
     grids = list(dict.fromkeys(row["grid"] for row in figures["errors"]))
     nfe = sorted({row["nfe"] for row in figures["errors"]})
     found = {(row["grid"], row["solver"], row["nfe"]): row for row in figures["errors"]}
@@ -197,12 +254,20 @@ def tables(figures: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ..
         rows = []
         for solver in figures["solvers"]:
             cells = (_cell(found.get((grid, solver["solver"], n))) for n in nfe)
-            name = solver["solver"] if solver["origin"] == "restobox" else f"{solver['solver']} (diffusers)"
+            name = (
+                solver["solver"]
+                if solver["origin"] == "restobox"
+                else f"{solver['solver']} (diffusers)"
+            )
             rows.append((name, *cells, f"{solver['order']:.1f}", f"{solver['cost']:.1f}"))
-        title = f"median error on {grid} grids, {figures['process']} process (* = fewer network calls)"
+        title = (
+            f"median error on {grid} grids, {figures['process']} process (* = fewer network calls)"
+        )
         made.append((title, ("network calls:", *map(str, nfe), "order", "cost"), rows))
     return made
 
 
 def _cell(row: dict | None) -> str:
-    return "-" if row is None else f"{row['median']:.1e}" + ("*" if row["calls"] < row["nfe"] else "")
+    return (
+        "-" if row is None else f"{row['median']:.1e}" + ("*" if row["calls"] < row["nfe"] else "")
+    )

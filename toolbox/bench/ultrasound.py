@@ -1,4 +1,6 @@
-"""Measured figures for ultrasound: clean frames with simulated haze, dehazed by the models and by classical methods."""
+"""Measured figures for ultrasound: clean frames with simulated haze, dehazed by the models and by
+classical methods.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from solvers import solver_by_name
 from toolbox.api import load
 
 CLASSICAL = ("hazy", "equalize", "clahe", "gamma", "nlm", "bm3d", "split")
-NOISE = 0.1  # standard deviation that NLM and BM3D are told: haze's own in a blood pool is about that
+NOISE = (
+    0.1  # standard deviation that NLM and BM3D are told: haze's own in a blood pool is about that
+)
 
 
 def run_bench_ultrasound(
@@ -39,15 +43,23 @@ def run_bench_ultrasound(
 ) -> dict:
     """Means over frames, by method and strength.
 
-    A method is one of ``CLASSICAL``, or two models ``TISSUE+HAZE``. With more frames than ``limit``, frames are taken evenly. Frames that
-    show too little tissue or blood are left out and counted.
+    A method is one of ``CLASSICAL``, or two models ``TISSUE+HAZE``. With more frames than
+    ``limit``, frames are taken evenly. Frames that show too little tissue or blood are left out and
+    counted.
 
     Raises:
         ValueError: an unknown method, no usable frame, or a method's missing package.
     """
     clip = read_clip(data, grey=grey)
-    run = {name: _method(name, steps, solver, correction, num_samples, seed, device) for name in methods}
-    chosen = range(len(clip)) if limit is None else sorted({round(k) for k in np.linspace(0, len(clip) - 1, min(limit, len(clip)))})
+    run = {
+        name: _method(name, steps, solver, correction, num_samples, seed, device)
+        for name in methods
+    }
+    chosen = (
+        range(len(clip))
+        if limit is None
+        else sorted({round(k) for k in np.linspace(0, len(clip) - 1, min(limit, len(clip)))})
+    )
     found: dict[tuple[str, float], list[dict]] = {}
     skipped, done = 0, 0
     total = len(chosen) * len(strengths) * len(run)
@@ -64,19 +76,33 @@ def run_bench_ultrasound(
                 began = time.perf_counter()
                 image = np.clip(np.asarray(restore(hazy), np.float64), 0, 1)
                 seconds = time.perf_counter() - began
-                found.setdefault((name, strength), []).append(_figures(image, clean, hazy, regions) | {"seconds": seconds})
+                found.setdefault((name, strength), []).append(
+                    _figures(image, clean, hazy, regions) | {"seconds": seconds}
+                )
                 done += 1
                 progress(done, total)
     if not found:
         raise ValueError(f"{data} has no frame that shows enough tissue and blood to measure")
     rows = [
-        {"method": name, "strength": strength} | {key: float(np.mean([v[key] for v in values])) for key in values[0]}
-        for (name, strength), values in sorted(found.items(), key=lambda item: (item[0][1], list(run).index(item[0][0])))
+        {"method": name, "strength": strength}
+        | {key: float(np.mean([v[key] for v in values])) for key in values[0]}
+        for (name, strength), values in sorted(
+            found.items(), key=lambda item: (item[0][1], list(run).index(item[0][0]))
+        )
     ]
-    return {"data": str(data), "frames": len(chosen) - skipped, "skipped": skipped, "steps": steps, "samples": num_samples, "rows": rows}
+    return {
+        "data": str(data),
+        "frames": len(chosen) - skipped,
+        "skipped": skipped,
+        "steps": steps,
+        "samples": num_samples,
+        "rows": rows,
+    }
 
 
-def _figures(image: np.ndarray, clean: np.ndarray, hazy: np.ndarray, regions: dict[str, np.ndarray]) -> dict[str, float]:
+def _figures(
+    image: np.ndarray, clean: np.ndarray, hazy: np.ndarray, regions: dict[str, np.ndarray]
+) -> dict[str, float]:
     tissue, blood = regions["tissue"], regions["blood"]
     return {
         "gcnr": gcnr(image[tissue], image[blood]),
@@ -87,7 +113,9 @@ def _figures(image: np.ndarray, clean: np.ndarray, hazy: np.ndarray, regions: di
     }
 
 
-def _method(name: str, steps: int, solver: str, correction: str, num_samples: int, seed: int, device: str) -> Callable:
+def _method(
+    name: str, steps: int, solver: str, correction: str, num_samples: int, seed: int, device: str
+) -> Callable:
     if "+" in name:
         tissue, _, haze = name.partition("+")
         task = UltrasoundTask(
@@ -97,14 +125,21 @@ def _method(name: str, steps: int, solver: str, correction: str, num_samples: in
             num_inference_steps=steps,
             correction=correction,
         )
-        return lambda hazy: task(torch.from_numpy(hazy), num_samples=num_samples, seed=seed).image.numpy()
+        return lambda hazy: task(
+            torch.from_numpy(hazy), num_samples=num_samples, seed=seed
+        ).image.numpy()
     if name not in CLASSICAL:
-        raise ValueError(f"method {name!r} is unknown; known: {', '.join(CLASSICAL)}, or two models as TISSUE+HAZE")
+        raise ValueError(
+            f"method {name!r} is unknown; known: {', '.join(CLASSICAL)}, or two models as"
+            " TISSUE+HAZE"
+        )
     if name == "bm3d":
         try:
             from bm3d import bm3d
         except ImportError as error:
-            raise ValueError("the method bm3d needs the package bm3d (not part of restobox): pip install bm3d") from error
+            raise ValueError(
+                "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
+            ) from error
         return lambda hazy: bm3d(hazy.astype(np.float64), NOISE)
     from skimage import exposure, restoration
 
@@ -114,5 +149,7 @@ def _method(name: str, steps: int, solver: str, correction: str, num_samples: in
         "equalize": lambda hazy: exposure.equalize_hist(hazy, mask=hazy > 0) * (hazy > 0),
         "clahe": lambda hazy: exposure.equalize_adapthist(np.clip(hazy, 0, 1), clip_limit=0.02),
         "gamma": lambda hazy: hazy**2,
-        "nlm": lambda hazy: restoration.denoise_nl_means(hazy, patch_size=7, patch_distance=9, h=0.8 * NOISE, sigma=NOISE, fast_mode=True),
+        "nlm": lambda hazy: restoration.denoise_nl_means(
+            hazy, patch_size=7, patch_distance=9, h=0.8 * NOISE, sigma=NOISE, fast_mode=True
+        ),
     }[name]

@@ -1,4 +1,6 @@
-"""``restobox bench mri | mri-coverage | hsi | ultrasound | dehaze``: measured figures of the tasks beyond photographs."""
+"""``restobox bench mri | mri-coverage | hsi | ultrasound | dehaze``: measured figures of the tasks
+beyond photographs.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,35 @@ app = typer.Typer()
 
 @app.command("mri")
 def bench_mri(
-    data: Annotated[Path, typer.Argument(help="True magnitude images (.nii.gz, .npz, DICOM) or fully sampled k-space (.h5, .npz).")],
-    mask: Annotated[list[str] | None, typer.Option("--mask", "-m", help="Kinds of masks. [default: equispaced-fraction]")] = None,
-    acceleration: Annotated[list[float] | None, typer.Option(help="[default: 4, 8]")] = None,
-    coils: Annotated[Path | None, typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default.")] = None,
-    sigma: Annotated[float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")] = 0.01,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Models, `zero-filled`, `cg-sense`, `l1-wavelet`. [default: the three and mri]")
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help=(
+                "True magnitude images (.nii.gz, .npz, DICOM) or fully sampled k-space (.h5, .npz)."
+            )
+        ),
+    ],
+    mask: Annotated[
+        list[str] | None,
+        typer.Option("--mask", "-m", help="Kinds of masks. [default: equispaced-fraction]"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps. [default: as for `restore mri`]")] = None,
+    acceleration: Annotated[list[float] | None, typer.Option(help="[default: 4, 8]")] = None,
+    coils: Annotated[
+        Path | None,
+        typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default."),
+    ] = None,
+    sigma: Annotated[
+        float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")
+    ] = 0.01,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Models, `zero-filled`, `cg-sense`, `l1-wavelet`. [default: the three and mri]"
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Solver steps. [default: as for `restore mri`]")
+    ] = None,
     samples: Samples = 1,
     limit: Annotated[int | None, typer.Option(help="Use the first slices only.", min=1)] = None,
     seed: Seed = 0,
@@ -71,22 +93,43 @@ def bench_mri(
 
 @app.command("mri-coverage")
 def bench_mri_coverage(
-    data: Annotated[Path, typer.Argument(help="Slices to test on: true magnitude images or fully sampled k-space.")],
-    calibration: Annotated[Path, typer.Argument(help="Other slices, to fit the intervals' width on.")],
-    mask: Annotated[list[str] | None, typer.Option("--mask", "-m", help="Kinds of masks. [default: equispaced-fraction, poisson]")] = None,
+    data: Annotated[
+        Path,
+        typer.Argument(help="Slices to test on: true magnitude images or fully sampled k-space."),
+    ],
+    calibration: Annotated[
+        Path, typer.Argument(help="Other slices, to fit the intervals' width on.")
+    ],
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mask", "-m", help="Kinds of masks. [default: equispaced-fraction, poisson]"
+        ),
+    ] = None,
     acceleration: Annotated[list[float] | None, typer.Option(help="[default: 4, 8]")] = None,
-    coils: Annotated[Path | None, typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default.")] = None,
-    sigma: Annotated[float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")] = 0.01,
+    coils: Annotated[
+        Path | None,
+        typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default."),
+    ] = None,
+    sigma: Annotated[
+        float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")
+    ] = 0.01,
     model: Annotated[str, typer.Option(help="A model.")] = "mri",
     steps: Steps = 4,
     samples: Samples = 8,
     level: Annotated[float, typer.Option(help="Probability that the intervals are to hold.")] = 0.9,
-    limit: Annotated[int | None, typer.Option(help="Test on this many slices, evenly spread.", min=1)] = None,
-    calibration_limit: Annotated[int | None, typer.Option(help="Calibrate on this many slices, evenly spread.", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Test on this many slices, evenly spread.", min=1)
+    ] = None,
+    calibration_limit: Annotated[
+        int | None, typer.Option(help="Calibrate on this many slices, evenly spread.", min=1)
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure how often the truth lies in the uncertainty map's interval, raw and calibrated on other slices."""
+    """Measure how often the truth lies in the uncertainty map's interval, raw and calibrated on
+    other slices.
+    """
     from toolbox.bench.coverage import run_mri_coverage
 
     with ProgressBar("measuring", 1) as bar:
@@ -110,9 +153,19 @@ def bench_mri_coverage(
         return print_json(rows)
     first = rows[0]
     print_table(
-        f"{first['level']:.0%} intervals, {first['test_slices']} slices, fitted on {first['calibration_slices']} others, "
-        f"{first['steps']} steps x {first['samples']} samples",
-        ("mask", "R", "gaussian", "calibrated", "worst slice", "factor", "half width", "gaussian's"),
+        f"{first['level']:.0%} intervals, {first['test_slices']} slices, fitted on"
+        f" {first['calibration_slices']} others, {first['steps']} steps x {first['samples']}"
+        " samples",
+        (
+            "mask",
+            "R",
+            "gaussian",
+            "calibrated",
+            "worst slice",
+            "factor",
+            "half width",
+            "gaussian's",
+        ),
         [
             (
                 r["mask"],
@@ -128,14 +181,29 @@ def bench_mri_coverage(
 
 @app.command("hsi")
 def bench_hsi(
-    cubes: Annotated[list[Path], typer.Argument(help="Clean cubes; `simulated`, `finch`, `vnir`, `full` make one.")],
+    cubes: Annotated[
+        list[Path],
+        typer.Argument(help="Clean cubes; `simulated`, `finch`, `vnir`, `full` make one."),
+    ],
     case: Annotated[
-        list[str] | None, typer.Option(help="A sigma of 255, or non-iid, stripe, deadline, impulse, mixture. [default: 50]")
+        list[str] | None,
+        typer.Option(
+            help="A sigma of 255, or non-iid, stripe, deadline, impulse, mixture. [default: 50]"
+        ),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="noisy, subspace, fasthyde-nlm, fasthyde, bm4d, or a model. [default: noisy, subspace, grey]")
+        list[str] | None,
+        typer.Option(
+            help=(
+                "noisy, subspace, fasthyde-nlm, fasthyde, bm4d, or a model. [default: noisy,"
+                " subspace, grey]"
+            )
+        ),
     ] = None,
-    library: Annotated[Path | None, typer.Option(help="Measured spectra (.npz) that finch, vnir and full are mixed from.")] = None,
+    library: Annotated[
+        Path | None,
+        typer.Option(help="Measured spectra (.npz) that finch, vnir and full are mixed from."),
+    ] = None,
     crop: Annotated[int, typer.Option(help="Side of the part that is used.", min=11)] = 64,
     seed: Seed = 0,
     as_json: Json = False,
@@ -145,13 +213,33 @@ def bench_hsi(
 
     with ProgressBar("measuring", 1) as bar:
         methods = method or ["noisy", "subspace", "grey"]
-        rows = run_bench_hsi(cubes, cases=case or ["50"], methods=methods, library=library, crop=crop, seed=seed, progress=bar.update_of)
+        rows = run_bench_hsi(
+            cubes,
+            cases=case or ["50"],
+            methods=methods,
+            library=library,
+            crop=crop,
+            seed=seed,
+            progress=bar.update_of,
+        )
     if as_json:
         return print_json(rows)
     columns = ("mpsnr", "mssim", "sam", "ergas", "seconds")
     digits = (2, 4, 4, 2, 1)
-    body = [(r["cube"], r["case"], r["method"], *(f"{r[k]:.{d}f}" for k, d in zip(columns, digits, strict=True))) for r in rows]
-    print_table("hyperspectral denoising", ("cube", "case", "method", "MPSNR dB", "MSSIM", "SAM rad", "ERGAS", "seconds"), body)
+    body = [
+        (
+            r["cube"],
+            r["case"],
+            r["method"],
+            *(f"{r[k]:.{d}f}" for k, d in zip(columns, digits, strict=True)),
+        )
+        for r in rows
+    ]
+    print_table(
+        "hyperspectral denoising",
+        ("cube", "case", "method", "MPSNR dB", "MSSIM", "SAM rad", "ERGAS", "seconds"),
+        body,
+    )
 
 
 @app.command("ultrasound")
@@ -159,15 +247,28 @@ def bench_ultrasound(
     data: Annotated[Path, typer.Argument(help="Clean B-mode frames: a folder, .h5, DICOM.")],
     method: Annotated[
         list[str] | None,
-        typer.Option(help="hazy, equalize, clahe, gamma, nlm, bm3d, or two models TISSUE+HAZE. [default: all, the shipped ones]"),
+        typer.Option(
+            help=(
+                "hazy, equalize, clahe, gamma, nlm, bm3d, or two models TISSUE+HAZE. [default: all,"
+                " the shipped ones]"
+            )
+        ),
     ] = None,
-    strength: Annotated[list[float] | None, typer.Option(help="Strengths of the simulated haze. [default: 0.5 1 2]")] = None,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="Strengths of the simulated haze. [default: 0.5 1 2]")
+    ] = None,
     steps: Steps = 4,
     solver: Annotated[str, typer.Option(help="Solver.")] = "ddim",
-    correction: Annotated[str, typer.Option(help="As in `restobox restore ultrasound`.")] = "diffpir",
+    correction: Annotated[
+        str, typer.Option(help="As in `restobox restore ultrasound`.")
+    ] = "diffpir",
     samples: Samples = 1,
-    limit: Annotated[int | None, typer.Option(help="Use this many frames, evenly spread.", min=1)] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="Average the channels of coloured pictures.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Use this many frames, evenly spread.", min=1)
+    ] = None,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="Average the channels of coloured pictures.")
+    ] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -200,19 +301,34 @@ def bench_ultrasound(
         )
         for r in figures["rows"]
     ]
-    title = f"{figures['frames']} frames ({figures['skipped']} without enough tissue and blood), {steps} steps x {samples} samples"
-    print_table(title, ("haze", "method", "gCNR", "KS tissue", "KS blood", "PSNR dB", "seconds"), rows)
+    title = (
+        f"{figures['frames']} frames ({figures['skipped']} without enough tissue and blood),"
+        f" {steps} steps x {samples} samples"
+    )
+    print_table(
+        title, ("haze", "method", "gCNR", "KS tissue", "KS blood", "PSNR dB", "seconds"), rows
+    )
 
 
 @app.command("dehaze")
 def bench_dehaze(
-    data: Annotated[Path, typer.Argument(help="Folder of pairs: its subfolders hold hazy and clear pictures of the same names.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of pairs: its subfolders hold hazy and clear pictures of the same names."
+        ),
+    ],
     hazy: Annotated[str, typer.Option(help="Name of the subfolder of hazy pictures.")] = "hazy",
     clear: Annotated[str, typer.Option(help="Name of the subfolder of clear pictures.")] = "clear",
     model: Annotated[
-        list[str] | None, typer.Option(help="Models, `input`, `dark-channel`. [default: these two, haze and haze-int8]")
+        list[str] | None,
+        typer.Option(
+            help="Models, `input`, `dark-channel`. [default: these two, haze and haze-int8]"
+        ),
     ] = None,
-    solver: Annotated[list[str] | None, typer.Option(help="Solvers. [default: resfusion, rddm, evodiff, ddim]")] = None,
+    solver: Annotated[
+        list[str] | None, typer.Option(help="Solvers. [default: resfusion, rddm, evodiff, ddim]")
+    ] = None,
     steps: Steps = 5,
     samples: Samples = 1,
     limit: Annotated[int | None, typer.Option(help="Use the first pairs only.", min=1)] = None,
@@ -240,5 +356,15 @@ def bench_dehaze(
     print_table(
         f"{rows[0]['pictures']} pairs",
         ("method", "solver", "calls", "PSNR dB", "SSIM", "seconds"),
-        [(r["model"], r["solver"], f"{r['nfe']}", f"{r['psnr']:.2f}", f"{r['ssim']:.4f}", f"{r['seconds']}") for r in rows],
+        [
+            (
+                r["model"],
+                r["solver"],
+                f"{r['nfe']}",
+                f"{r['psnr']:.2f}",
+                f"{r['ssim']:.4f}",
+                f"{r['seconds']}",
+            )
+            for r in rows
+        ],
     )

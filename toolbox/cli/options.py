@@ -9,20 +9,46 @@ from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str, typer.Option(help="A shipped model (see `restobox models`), a diffusers folder or an exported bundle.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A shipped model (see `restobox models`), a diffusers folder or an exported bundle."
+    ),
+]
 Solver = Annotated[str, typer.Option(help="ddim, pndm, plms, ...; an unknown name lists all.")]
 Steps = Annotated[int, typer.Option(help="Solver steps.")]
 Seed = Annotated[int, typer.Option(help="Sample k uses seed + k.", min=0, max=2**62)]
-Samples = Annotated[int, typer.Option("--samples", "-n", help="Posterior samples; the result is their mean.")]
+Samples = Annotated[
+    int, typer.Option("--samples", "-n", help="Posterior samples; the result is their mean.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Grid = Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")]
-Std = Annotated[bool, typer.Option("--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more).")]
-Reference = Annotated[Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")]
+Std = Annotated[
+    bool,
+    typer.Option(
+        "--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more)."
+    ),
+]
+Reference = Annotated[
+    Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")
+]
 Tile = Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")]
-Symmetries = Annotated[int, typer.Option(help="Flips and turns averaged over: 1, 2, 4, 8; each costs its own network call.")]
+Symmetries = Annotated[
+    int,
+    typer.Option(
+        help="Flips and turns averaged over: 1, 2, 4, 8; each costs its own network call."
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")]
-Picture = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha.")]
-PictureOut = Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")]
+Picture = Annotated[
+    Path,
+    typer.Argument(
+        help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha."
+    ),
+]
+PictureOut = Annotated[
+    Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")
+]
 
 DEFAULT_MODEL = "photo-int8"
 
@@ -35,11 +61,24 @@ class ProgressBar:
 
     def __enter__(self) -> ProgressBar:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )
         self.bar.start()
         self.task = self.bar.add_task(self.title, total=self.total)
         return self
@@ -57,7 +96,11 @@ class ProgressBar:
 def cost_line(figures: dict[str, Any]) -> str:
     """The ``cost`` of a command's figures (:class:`toolbox.support.cost.Cost`) in words."""
     cost = figures["cost"]
-    memory = "" if cost["peak_mb"] is None else f", at most {cost['peak_mb']:.0f} MB beyond libraries and model"
+    memory = (
+        ""
+        if cost["peak_mb"] is None
+        else f", at most {cost['peak_mb']:.0f} MB beyond libraries and model"
+    )
     return f"{cost['cpu_seconds']:.0f} s of processor time{memory}"
 
 

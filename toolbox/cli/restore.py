@@ -8,30 +8,72 @@ from typing import Annotated
 
 import typer
 
-from toolbox.cli.options import DEFAULT_MODEL, Json, Model, ProgressBar, Samples, Seed, Solver, Steps, Symmetries, print_json
+from toolbox.cli.options import (
+    DEFAULT_MODEL,
+    Json,
+    Model,
+    ProgressBar,
+    Samples,
+    Seed,
+    Solver,
+    Steps,
+    Symmetries,
+    print_json,
+)
 
 app = typer.Typer(help="Restore a measurement of yours.", no_args_is_help=True)
 
 
 @app.command("inpaint")
 def inpaint(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha.")],
-    mask: Annotated[str, typer.Option("--mask", "-m", help="A picture (white = missing), or KIND:FRACTION to make one.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha."
+        ),
+    ],
+    mask: Annotated[
+        str,
+        typer.Option(
+            "--mask", "-m", help="A picture (white = missing), or KIND:FRACTION to make one."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")
+    ],
     model: Model = DEFAULT_MODEL,
     solver: Solver = "ddim",
     steps: Steps = 5,
-    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    grid: Annotated[
+        str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")
+    ] = "trailing",
     correction: Annotated[
-        str | None, typer.Option(help="ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint; the noise decides by default.")
+        str | None,
+        typer.Option(
+            help=(
+                "ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint; the noise decides by"
+                " default."
+            )
+        ),
     ] = None,
-    sigma: Annotated[float, typer.Option(help="Noise on the known pixels, in units of [0, 1].")] = 0.0,
+    sigma: Annotated[
+        float, typer.Option(help="Noise on the known pixels, in units of [0, 1].")
+    ] = 0.0,
     seed: Seed = 0,
     samples: Samples = 1,
     symmetries: Symmetries = 1,
-    std: Annotated[bool, typer.Option("--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more).")] = False,
-    reference: Annotated[Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")] = None,
-    tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
+    std: Annotated[
+        bool,
+        typer.Option(
+            "--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more)."
+        ),
+    ] = False,
+    reference: Annotated[
+        Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")
+    ] = None,
+    tile: Annotated[
+        int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")
+    ] = 512,
     device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -62,7 +104,11 @@ def inpaint(
         )
     if as_json:
         return print_json(figures)
-    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "lpips") if isinstance(figures.get(name), float))
+    quality = "".join(
+        f", {name.upper()} {figures[name]}"
+        for name in ("psnr", "ssim", "lpips")
+        if isinstance(figures.get(name), float)
+    )
     print(f"{figures['out']}: {figures['nfe']} network calls in {figures['seconds']} s{quality}")
     if isinstance(figures.get("lpips"), str):
         print(f"no LPIPS: {figures['lpips']}", file=sys.stderr)
@@ -70,39 +116,71 @@ def inpaint(
 
 @app.command("mri")
 def mri(
-    file: Annotated[Path, typer.Argument(help="k-space (.h5, .mrd, .npz, .mat) or magnitude images (.nii.gz, DICOM) to simulate it from.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help=(
+                "k-space (.h5, .mrd, .npz, .mat) or magnitude images (.nii.gz, DICOM) to simulate"
+                " it from."
+            )
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Result: .nii.gz, .h5 or .png.")],
     mask: Annotated[
         str | None,
         typer.Option(
             "--mask",
             "-m",
-            help="Sampled points: a file (.npy, .npz), or a kind to undersample by: random, equispaced, "
-            "equispaced-fraction, poisson. [default: as the file is sampled]",
+            help=(
+                "Sampled points: a file (.npy, .npz), or a kind to undersample by: random,"
+                " equispaced, "
+                "equispaced-fraction, poisson. [default: as the file is sampled]"
+            ),
         ),
     ] = None,
     acceleration: Annotated[float, typer.Option(help="With a kind of mask.")] = 4.0,
-    center_fraction: Annotated[float | None, typer.Option(help="Share of central columns. [default: 0.32/acceleration]")] = None,
+    center_fraction: Annotated[
+        float | None, typer.Option(help="Share of central columns. [default: 0.32/acceleration]")
+    ] = None,
     coils: Annotated[
         str,
         typer.Option(
-            help="espirit, a file of maps (.npz), a number of coils to simulate, or auto: the maps in the file, otherwise espirit."
+            help=(
+                "espirit, a file of maps (.npz), a number of coils to simulate, or auto: the maps"
+                " in the file, otherwise espirit."
+            )
         ),
     ] = "auto",
     model: Model = "mri",
     solver: Solver = "ddim",
     steps: Annotated[
-        int | None, typer.Option(help="Solver steps. [default: the model's own for one sample, the mean; 4 for several]")
+        int | None,
+        typer.Option(
+            help="Solver steps. [default: the model's own for one sample, the mean; 4 for several]"
+        ),
     ] = None,
-    grid: Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")] = "trailing",
+    grid: Annotated[
+        str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")
+    ] = "trailing",
     correction: Annotated[
         str | None,
-        typer.Option(help="consistency, alternation, none, red-diff, ddnm, diffpir, pigdm, ...; by default what suits the model."),
+        typer.Option(
+            help=(
+                "consistency, alternation, none, red-diff, ddnm, diffpir, pigdm, ...; by default"
+                " what suits the model."
+            )
+        ),
     ] = None,
-    sigma: Annotated[float | None, typer.Option(help="Noise of real and imaginary part of the k-space. [default: estimated]")] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(help="Noise of real and imaginary part of the k-space. [default: estimated]"),
+    ] = None,
     seed: Seed = 0,
     samples: Samples = 1,
-    std: Annotated[bool, typer.Option("--std", help="Also write where the samples disagree (needs -n 2 or more).")] = False,
+    std: Annotated[
+        bool,
+        typer.Option("--std", help="Also write where the samples disagree (needs -n 2 or more)."),
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -135,8 +213,12 @@ def mri(
         )
     if as_json:
         return print_json(figures)
-    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "nmse") if name in figures)
-    files = figures["out"][0] + (f" and {len(figures['out']) - 1} more" if len(figures["out"]) > 1 else "")
+    quality = "".join(
+        f", {name.upper()} {figures[name]}" for name in ("psnr", "ssim", "nmse") if name in figures
+    )
+    files = figures["out"][0] + (
+        f" and {len(figures['out']) - 1} more" if len(figures["out"]) > 1 else ""
+    )
     effort = f"{figures['nfe']} network calls in {figures['seconds']} s"
     print(f"{files}: {figures['slices']} slices, R = {figures['acceleration']}, {effort}{quality}")
     if "note" in figures:
@@ -145,22 +227,44 @@ def mri(
 
 @app.command("hsi")
 def restore_hsi(
-    cube: Annotated[Path, typer.Argument(help="A cube: ENVI (.hdr), .mat, .npz, .h5, multi-page TIFF.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The restored cube; its suffix gives the format.")],
+    cube: Annotated[
+        Path, typer.Argument(help="A cube: ENVI (.hdr), .mat, .npz, .h5, multi-page TIFF.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The restored cube; its suffix gives the format.")
+    ],
     model: Model = "grey",
-    sigma: Annotated[str, typer.Option(help="Noise in the cube's units, or auto: estimated per band.")] = "auto",
-    rank: Annotated[str, typer.Option(help="Dimensions of the spectral subspace, or auto.")] = "auto",
+    sigma: Annotated[
+        str, typer.Option(help="Noise in the cube's units, or auto: estimated per band.")
+    ] = "auto",
+    rank: Annotated[
+        str, typer.Option(help="Dimensions of the spectral subspace, or auto.")
+    ] = "auto",
     solver: Solver = "ddim",
     steps: Steps = 1,
-    correction: Annotated[str | None, typer.Option(help="Run from pure noise, held to the data by diffpir, ddnm+ ...")] = None,
-    key: Annotated[str | None, typer.Option(help="Which array of a .mat, .npz or .h5 file.")] = None,
-    band_axis: Annotated[int | None, typer.Option(help="Which of its axes holds the bands (0, 1, 2); the last one by default.")] = None,
-    dead: Annotated[Path | None, typer.Option(help="A cube that is not 0 where entries are known to be dead.")] = None,
+    correction: Annotated[
+        str | None, typer.Option(help="Run from pure noise, held to the data by diffpir, ddnm+ ...")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Which array of a .mat, .npz or .h5 file.")
+    ] = None,
+    band_axis: Annotated[
+        int | None,
+        typer.Option(help="Which of its axes holds the bands (0, 1, 2); the last one by default."),
+    ] = None,
+    dead: Annotated[
+        Path | None, typer.Option(help="A cube that is not 0 where entries are known to be dead.")
+    ] = None,
     seed: Seed = 0,
     samples: Samples = 1,
     symmetries: Annotated[int, typer.Option(help="Flips and turns to average: 1, 2, 4, 8.")] = 8,
-    quicklook: Annotated[Path | None, typer.Option(help="Also write a picture: before, after, spectra.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="The true cube: prints MPSNR, MSSIM, SAM and ERGAS against it.")] = None,
+    quicklook: Annotated[
+        Path | None, typer.Option(help="Also write a picture: before, after, spectra.")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="The true cube: prints MPSNR, MSSIM, SAM and ERGAS against it."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -190,39 +294,78 @@ def restore_hsi(
         )
     if as_json:
         return print_json(figures)
-    quality = "".join(f", {name.upper()} {figures[name]}" for name in ("mpsnr", "mssim", "sam", "ergas") if name in figures)
+    quality = "".join(
+        f", {name.upper()} {figures[name]}"
+        for name in ("mpsnr", "mssim", "sam", "ergas")
+        if name in figures
+    )
     found = f"rank {figures['rank']}, sigma {figures['sigma_median']:.4g} (median)"
     found += f", {figures['striped_columns']} striped columns and {figures['striped_rows']} rows"
-    print(f"{figures['out']}: {found}, {figures['dead']:.2%} dead, {figures['nfe']} calls in {figures['seconds']} s{quality}")
+    print(
+        f"{figures['out']}: {found}, {figures['dead']:.2%} dead, {figures['nfe']} calls in"
+        f" {figures['seconds']} s{quality}"
+    )
 
 
 @app.command("ultrasound")
 def ultrasound(
-    clip: Annotated[Path, typer.Argument(help="B-mode clip: a picture, a folder, .h5 (zea), .mat (channel data), DICOM.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder, a .h5 file, or a picture for one frame.")],
-    strength: Annotated[float, typer.Option("--haze-strength", help="Above 1 more haze is taken away, below 1 less.")] = 1.0,
+    clip: Annotated[
+        Path,
+        typer.Argument(
+            help="B-mode clip: a picture, a folder, .h5 (zea), .mat (channel data), DICOM."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A folder, a .h5 file, or a picture for one frame.")
+    ],
+    strength: Annotated[
+        float,
+        typer.Option("--haze-strength", help="Above 1 more haze is taken away, below 1 less."),
+    ] = 1.0,
     tissue: Annotated[
-        str, typer.Option(help="Tissue prior: a shipped model, a diffusers folder or an exported bundle.")
+        str,
+        typer.Option(
+            help="Tissue prior: a shipped model, a diffusers folder or an exported bundle."
+        ),
     ] = "ultrasound-tissue",
     haze: Annotated[str, typer.Option(help="Haze prior.")] = "ultrasound-haze",
-    sigma: Annotated[float, typer.Option(help="Noise that is neither tissue nor haze, in units of [0, 1].")] = 0.02,
+    sigma: Annotated[
+        float, typer.Option(help="Noise that is neither tissue nor haze, in units of [0, 1].")
+    ] = 0.02,
     solver: Solver = "ddim",
     steps: Steps = 4,
     correction: Annotated[
-        str, typer.Option(help="diffpir, ddnm+, ddrm, repaint; pigdm, dps, mmps differentiate the networks.")
+        str,
+        typer.Option(
+            help="diffpir, ddnm+, ddrm, repaint; pigdm, dps, mmps differentiate the networks."
+        ),
     ] = "diffpir",
     seed: Seed = 0,
     samples: Samples = 1,
-    warm_start: Annotated[float | None, typer.Option(help="Enter each frame at this noise level from the last one's result.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Several frames in one network call (pays on a GPU).")] = False,
+    warm_start: Annotated[
+        float | None,
+        typer.Option(help="Enter each frame at this noise level from the last one's result."),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Several frames in one network call (pays on a GPU).")
+    ] = False,
     dynamic_range: Annotated[float, typer.Option(help="dB that are shown of signals.")] = 60.0,
-    grey: Annotated[bool, typer.Option("--grey", help="Average the channels of coloured pictures.")] = False,
-    sampling_rate: Annotated[float | None, typer.Option(help="Of channel data, Hz, where the file does not say.")] = None,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="Average the channels of coloured pictures.")
+    ] = False,
+    sampling_rate: Annotated[
+        float | None, typer.Option(help="Of channel data, Hz, where the file does not say.")
+    ] = None,
     haze_out: Annotated[Path | None, typer.Option(help="Also write what was taken away.")] = None,
     regions: Annotated[
-        Path | None, typer.Option(help='JSON {"tissue": [[top, left, bottom, right]], "blood": ...}: prints gCNR, KS.')
+        Path | None,
+        typer.Option(
+            help='JSON {"tissue": [[top, left, bottom, right]], "blood": ...}: prints gCNR, KS.'
+        ),
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="The clip without haze: prints PSNR and SSIM against it.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The clip without haze: prints PSNR and SSIM against it.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -257,46 +400,88 @@ def ultrasound(
         return print_json(figures)
     names = ("psnr", "ssim", "gcnr_before", "gcnr_after", "ks_tissue")
     quality = "".join(f", {name} {figures[name]}" for name in names if name in figures)
-    print(f"{figures['out']}: {figures['frames']} frames, {figures['nfe']} network calls in {figures['seconds']} s{quality}")
+    print(
+        f"{figures['out']}: {figures['frames']} frames, {figures['nfe']} network calls in"
+        f" {figures['seconds']} s{quality}"
+    )
 
 
 @app.command("dehaze")
 def dehaze(
     image: Annotated[Path, typer.Argument(help="The hazy picture: PNG, JPEG, WebP, TIFF ...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")
+    ],
     model: Model = "haze-int8",
     solver: Solver = "rddm",
     steps: Steps = 5,
     seed: Seed = 0,
     samples: Samples = 1,
-    reference: Annotated[Path | None, typer.Option(help="The clear picture: prints PSNR and SSIM against it.")] = None,
-    view: Annotated[int, typer.Option(help="Short side, in pixels, of the view that haze is judged on.", min=16)] = 128,
+    reference: Annotated[
+        Path | None, typer.Option(help="The clear picture: prints PSNR and SSIM against it.")
+    ] = None,
+    view: Annotated[
+        int, typer.Option(help="Short side, in pixels, of the view that haze is judged on.", min=16)
+    ] = 128,
     device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Take the haze out of a photo."""
-    options = {"solver": solver, "steps": steps, "seed": seed, "num_samples": samples, "reference": reference, "view": view}
-    _paired(image, out, as_json, mask=None, tile=512, model=model, device=device, haze=True, **options)
+    options = {
+        "solver": solver,
+        "steps": steps,
+        "seed": seed,
+        "num_samples": samples,
+        "reference": reference,
+        "view": view,
+    }
+    _paired(
+        image, out, as_json, mask=None, tile=512, model=model, device=device, haze=True, **options
+    )
 
 
 @app.command("paired")
 def paired(
-    image: Annotated[Path, typer.Argument(help="The degraded picture (rain drops, shadow, low light ...).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")],
-    model: Annotated[str, typer.Option(help="A model folder trained by the recipe `paired`, or its bundle.")],
-    mask: Annotated[Path | None, typer.Option("--mask", "-m", help="White where the picture is degraded, for models that see one.")] = None,
+    image: Annotated[
+        Path, typer.Argument(help="The degraded picture (rain drops, shadow, low light ...).")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")
+    ],
+    model: Annotated[
+        str, typer.Option(help="A model folder trained by the recipe `paired`, or its bundle.")
+    ],
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask", "-m", help="White where the picture is degraded, for models that see one."
+        ),
+    ] = None,
     solver: Solver = "rddm",
     steps: Steps = 5,
     seed: Seed = 0,
     samples: Samples = 1,
-    reference: Annotated[Path | None, typer.Option(help="The clean picture: prints PSNR and SSIM against it.")] = None,
-    tile: Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")] = 512,
+    reference: Annotated[
+        Path | None, typer.Option(help="The clean picture: prints PSNR and SSIM against it.")
+    ] = None,
+    tile: Annotated[
+        int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")
+    ] = 512,
     device: Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Restore a photo with a model trained on pairs of degraded and clean ones."""
-    options = {"solver": solver, "steps": steps, "seed": seed, "num_samples": samples, "reference": reference, "tile": tile}
-    _paired(image, out, as_json, mask=mask, view=None, model=model, device=device, haze=False, **options)
+    options = {
+        "solver": solver,
+        "steps": steps,
+        "seed": seed,
+        "num_samples": samples,
+        "reference": reference,
+        "tile": tile,
+    }
+    _paired(
+        image, out, as_json, mask=mask, view=None, model=model, device=device, haze=False, **options
+    )
 
 
 def _paired(image: Path, out: Path, as_json: bool, **options) -> None:
@@ -307,6 +492,8 @@ def _paired(image: Path, out: Path, as_json: bool, **options) -> None:
     if as_json:
         return print_json(figures)
     quality = "".join(
-        f", {name.upper()} {figures[name]} ({figures[f'{name}_input']} before)" for name in ("psnr", "ssim") if name in figures
+        f", {name.upper()} {figures[name]} ({figures[f'{name}_input']} before)"
+        for name in ("psnr", "ssim")
+        if name in figures
     )
     print(f"{figures['out']}: {figures['nfe']} network calls in {figures['seconds']} s{quality}")

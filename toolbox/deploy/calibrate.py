@@ -1,4 +1,6 @@
-"""Calibrate any diffusers U-Net on the trajectories of its deployment: what ``restobox calibrate`` does."""
+"""Calibrate any diffusers U-Net on the trajectories of its deployment: what ``restobox calibrate``
+does.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,18 @@ from toolbox.tasks.trials import (
 )
 from toolbox.training.examples.paired import find_pairs
 
-TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "ultrasound", "dehaze", "paired", "hsi", "generate")
+TASKS = (
+    "inpaint",
+    "denoise",
+    "superresolve",
+    "deblur",
+    "mri",
+    "ultrasound",
+    "dehaze",
+    "paired",
+    "hsi",
+    "generate",
+)
 SELECTIONS = ("uniform", "ptq4dm", "eda-dm")
 
 
@@ -52,19 +65,27 @@ def run_calibrate(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """Restore ``count`` pictures with the deployed solver at each number of steps and record what the network sees.
+    """Restore ``count`` pictures with the deployed solver at each number of steps and record what
+    the network sees.
 
-    Masks take turns through all kinds. An interrupted call goes on when it is repeated. Returns the figures that the command prints.
+    Masks take turns through all kinds. An interrupted call goes on when it is repeated. Returns the
+    figures that the command prints.
 
     Args:
-        model: a shipped float model, or any diffusers ``UNet2DModel``/``UNet2DConditionModel`` folder.
-        data: folder of pictures (``hsi``: with ``spectral_library.npz``); for ``mri`` a file of true magnitudes; None for ``generate``.
+        model: a shipped float model, or any diffusers ``UNet2DModel``/``UNet2DConditionModel``
+            folder.
+        data: folder of pictures (``hsi``: with ``spectral_library.npz``); for ``mri`` a file of
+            true magnitudes; None for ``generate``.
         solver: the one to deploy; for ``dehaze`` and ``paired`` also several, separated by commas.
-        sigma: noise on the measurements, in units of [0, 1]; by default 0.1 for ``denoise``, 0.01 for ``mri``, else 0.
-        side: of the crops, in pixels; by default what the network's config says it was trained on, else 256.
-        per_timestep: most network inputs kept per timestep; by default 8, and all that a selection may need where there is one.
+        sigma: noise on the measurements, in units of [0, 1]; by default 0.1 for ``denoise``, 0.01
+            for ``mri``, else 0.
+        side: of the crops, in pixels; by default what the network's config says it was trained on,
+            else 256.
+        per_timestep: most network inputs kept per timestep; by default 8, and all that a selection
+            may need where there is one.
         partner: for ``ultrasound``, the other prior, ``tissue:MODEL`` or ``haze:MODEL``.
-        select, samples: keep ``samples`` of the recorded inputs, chosen in this way (``uniform`` where only their number is given).
+        select, samples: keep ``samples`` of the recorded inputs, chosen in this way (``uniform``
+            where only their number is given).
 
     Raises:
         ValueError, OSError: bad names, numbers or files; ``out`` is not written then.
@@ -72,7 +93,10 @@ def run_calibrate(
     check_file(out)
     check_outputs([out], [model, data])
     _check_names(
-        task=(task, TASKS), grid=(grid, GRIDS), correction=(correction, (None, *CORRECTIONS)), select=(select, (None, *SELECTIONS))
+        task=(task, TASKS),
+        grid=(grid, GRIDS),
+        correction=(correction, (None, *CORRECTIONS)),
+        select=(select, (None, *SELECTIONS)),
     )
     if samples is not None and samples < 1:
         raise ValueError(f"--samples must be at least 1; got {samples}")
@@ -90,17 +114,37 @@ def run_calibrate(
     if paired:
         restore = PairedRestorations(denoiser, task, files, solvers, steps, grid, side, seed)
     elif task == "mri":
-        restore = MRIRestorations(denoiser, files[0], solver_by_name(solver), steps, grid, correction, sigma, seed)
+        restore = MRIRestorations(
+            denoiser, files[0], solver_by_name(solver), steps, grid, correction, sigma, seed
+        )
     elif task == "hsi":
         restore = CubeRestorations(denoiser, files, side, seed)
     elif task == "ultrasound":
-        restore = UltrasoundRestorations(denoiser, partner, files, solver_by_name(solver), steps, correction, side, seed)
+        restore = UltrasoundRestorations(
+            denoiser, partner, files, solver_by_name(solver), steps, correction, side, seed
+        )
     else:
-        restore = Restorations(denoiser, task, files, solver_by_name(solver), steps, grid, correction, sigma, side, seed)
+        restore = Restorations(
+            denoiser,
+            task,
+            files,
+            solver_by_name(solver),
+            steps,
+            grid,
+            correction,
+            sigma,
+            side,
+            seed,
+        )
     total = count * len(steps) * len(solvers)
     chosen = select or ("uniform" if samples is not None else None)
     pool = out if chosen is None else out.with_name(f".{out.name}.pool")
-    hashes = sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in (f[0] if isinstance(f, tuple) else f for f in files)})
+    hashes = sorted(
+        {
+            hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (f[0] if isinstance(f, tuple) else f for f in files)
+        }
+    )
     with Cost() as cost:
         try:
             recorded = collect(
@@ -126,11 +170,22 @@ def run_calibrate(
             if pool != out:
                 pool.unlink(missing_ok=True)
     shares = {f"{t:g}": len(positions) for t, positions in recorded.positions().items()}
-    figures = {"out": str(out), "samples": len(recorded), "timesteps": list(recorded.grid), "per_timestep": shares}
-    return figures | {"selection": recorded.provenance.selection, "hash": recorded.hash, "cost": cost.to_dict()}
+    figures = {
+        "out": str(out),
+        "samples": len(recorded),
+        "timesteps": list(recorded.grid),
+        "per_timestep": shares,
+    }
+    return figures | {
+        "selection": recorded.provenance.selection,
+        "hash": recorded.hash,
+        "cost": cost.to_dict(),
+    }
 
 
-def select_samples(pool: CalibrationSet, denoiser: Denoiser, name: str, count: int, seed: int) -> CalibrationSet:
+def select_samples(
+    pool: CalibrationSet, denoiser: Denoiser, name: str, count: int, seed: int
+) -> CalibrationSet:
     """``count`` samples of a recorded set, chosen in one of the ways in ``SELECTIONS``."""
     if name == "eda-dm":
         return EDADM().select(pool, denoiser.network, count, seed)
@@ -145,14 +200,22 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
     channels = image_channels(denoiser)
     if task == "mri":
         if data is None or not data.is_file():
-            raise ValueError("--task mri needs --data: a file of magnitude images (.nii.gz, .npz, DICOM) to simulate scans of")
+            raise ValueError(
+                "--task mri needs --data: a file of magnitude images (.nii.gz, .npz, DICOM) to"
+                " simulate scans of"
+            )
         if channels != 2:
-            raise ValueError(f"MRI networks work on 2 channels (real, imaginary); this one works on {channels}")
+            raise ValueError(
+                f"MRI networks work on 2 channels (real, imaginary); this one works on {channels}"
+            )
         return (data,)
     if task == "hsi":
         return _scene_files(denoiser, data)
     if channels not in (1, 3):
-        raise ValueError(f"the network works on {channels} channels, not on pictures; calibrate it with --task generate")
+        raise ValueError(
+            f"the network works on {channels} channels, not on pictures; calibrate it with --task"
+            " generate"
+        )
     fitting = {
         0: ("inpaint", "denoise", "superresolve", "deblur", "ultrasound"),
         PLAIN: ("paired",),
@@ -166,7 +229,9 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
             f"--task {', '.join((*known, 'generate'))} fits it, not {task}"
         )
     if data is None:
-        raise ValueError(f"--task {task} needs --data: a folder of pictures like those to be restored")
+        raise ValueError(
+            f"--task {task} needs --data: a folder of pictures like those to be restored"
+        )
     if not data.is_dir():
         raise FileNotFoundError(f"data folder {data} does not exist")
     if task == "paired" and denoiser.condition_channels == MASKED:
@@ -181,13 +246,21 @@ def _scene_files(denoiser: Denoiser, data: Path | None) -> tuple[Path, ...]:
     from restoration.hyperspectral.joint import CHANNELS, CONDITION_CHANNELS
 
     if (image_channels(denoiser), denoiser.condition_channels) != (CHANNELS, CONDITION_CHANNELS):
-        raise ValueError("--task hsi fits networks of joint latents (recipe hsi); calibrate those of single planes with --task denoise")
+        raise ValueError(
+            "--task hsi fits networks of joint latents (recipe hsi); calibrate those of single"
+            " planes with --task denoise"
+        )
     if data is None or not data.is_dir():
-        raise ValueError(f"--task hsi needs --data: a folder of pictures and spectral_library.npz; got {data}")
+        raise ValueError(
+            f"--task hsi needs --data: a folder of pictures and spectral_library.npz; got {data}"
+        )
     pictures = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)
     library = sorted(data.rglob("spectral_library.npz"))[:1]
     if not pictures or not library:
-        raise ValueError(f"{data} must hold pictures ({', '.join(sorted(SUFFIXES))}) and spectral_library.npz, for simulated scenes")
+        raise ValueError(
+            f"{data} must hold pictures ({', '.join(sorted(SUFFIXES))}) and spectral_library.npz,"
+            " for simulated scenes"
+        )
     return (*library, *pictures)
 
 
@@ -198,7 +271,9 @@ def _side(denoiser: Denoiser) -> int:
 
 
 def _crop(denoiser: Denoiser, side: int) -> int | None:
-    """Convolutions see the same statistics on a part of the picture; attention looks at all of it."""
+    """Convolutions see the same statistics on a part of the picture; attention looks at all of
+    it.
+    """
     if any("Attention" in type(m).__name__ for m in denoiser.network.modules()):
         return None
     return min(side // denoiser.fold, 64) // denoiser.multiple * denoiser.multiple
@@ -207,4 +282,6 @@ def _crop(denoiser: Denoiser, side: int) -> int | None:
 def _check_names(**choices: tuple) -> None:
     for what, (given, known) in choices.items():
         if given not in known:
-            raise ValueError(f"{what} {given!r} is unknown; known: {', '.join(name for name in known if name)}")
+            raise ValueError(
+                f"{what} {given!r} is unknown; known: {', '.join(name for name in known if name)}"
+            )

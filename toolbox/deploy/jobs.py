@@ -1,4 +1,6 @@
-"""The restorer graphs of the command line: a job by its task's name, and measurements of pictures to verify one on."""
+"""The restorer graphs of the command line: a job by its task's name, and measurements of pictures
+to verify one on.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +44,23 @@ def make_job(
     """What ``restobox export --restorer --task`` bakes in.
 
     Args:
-        sigma: noise of the data in units of [0, 1]; ``mri``: 0 with one coil = exact data, else the noise is an input; ``hsi``: the
-            noise, relative to a plane's contrast, that the network is asked at (0.1 if 0).
-        factor, blur, coils: of ``superresolve``, ``deblur`` (standard deviation in pixels) and ``mri``.
-        timesteps: that scales were calibrated at: ``hsi`` and ``denoise`` ask at the nearest of them.
+        sigma: noise of the data in units of [0, 1]; ``mri``: 0 with one coil = exact data, else the
+            noise is an input; ``hsi``: the noise, relative to a plane's contrast, that the network
+            is asked at (0.1 if 0).
+        factor, blur, coils: of ``superresolve``, ``deblur`` (standard deviation in pixels) and
+            ``mri``.
+        timesteps: that scales were calibrated at: ``hsi`` and ``denoise`` ask at the nearest of
+            them.
 
     Raises:
         ValueError: an unknown task, or what the task refuses.
     """
-    run = {"solver": solver_by_name(solver), "num_inference_steps": steps, "grid": grid, "correction": correction}
+    run = {
+        "solver": solver_by_name(solver),
+        "num_inference_steps": steps,
+        "grid": grid,
+        "correction": correction,
+    }
     if task == "inpaint":
         return InpaintingJob(InpaintingTask(denoiser, **run), size, sigma)
     if task == "mri":
@@ -65,16 +75,24 @@ def make_job(
         low, high = denoiser.value_range
         level = -2 * math.log((sigma or 0.1) * (high - low) / 2)
         known = [t for t in timesteps if denoiser.process.a(t) > 0]
-        time = min(known, key=lambda t: abs(denoiser.process.log_snr(t) - level)) if known else denoiser.process.time_at(level)
+        time = (
+            min(known, key=lambda t: abs(denoiser.process.log_snr(t) - level))
+            if known
+            else denoiser.process.time_at(level)
+        )
         return EigenImageJob(HyperspectralTask(denoiser, symmetries=1, axes=1), time, size)
     if task in ("dehaze", "paired"):
         if (denoiser.condition_channels == HAZE) != (task == "dehaze"):
             other = "dehaze" if denoiser.condition_channels == HAZE else "paired"
             raise ValueError(
-                f"the network's condition has {denoiser.condition_channels} channels; {task} needs another network, or --task {other}"
+                f"the network's condition has {denoiser.condition_channels} channels; {task} needs"
+                f" another network, or --task {other}"
             )
         if correction is not None or sigma:
-            raise ValueError(f"the task {task} knows neither --correction nor --sigma: the network is shown the degraded picture")
+            raise ValueError(
+                f"the task {task} knows neither --correction nor --sigma: the network is shown the"
+                " degraded picture"
+            )
         return PairedJob(PairedRestoration(denoiser, run["solver"], steps, grid=grid), size)
     operators = {
         "denoise": lambda: (Denoising(), {}),
@@ -86,16 +104,21 @@ def make_job(
     from restoration.photo.linear import LinearTask
 
     operator, numbers = operators[task]()
-    entered = task == "denoise" and correction is None  # at times that the noise decides, not the grid
+    entered = (
+        task == "denoise" and correction is None
+    )  # at times that the noise decides, not the grid
     linear = LinearTask(denoiser, **run, timesteps=tuple(timesteps) if entered else ())
-    return LinearJob(linear, operator, size, sigma, task, {"operator": type(operator).__name__} | numbers)
+    return LinearJob(
+        linear, operator, size, sigma, task, {"operator": type(operator).__name__} | numbers
+    )
 
 
 def measure(job: Job, picture: np.ndarray, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-    """A measurement ``(1, ...)`` of a picture ``(3, H, W)`` of the job's size, and the truth that the result ``(1, ...)`` is compared with.
+    """A measurement ``(1, ...)`` of a picture ``(3, H, W)`` of the job's size, and the truth that
+    the result ``(1, ...)`` is compared with.
 
-    MRI sees the grey picture as magnitude under a smooth phase through a ring of coils, every second line and the centre sampled;
-    eigen-images the grey picture with noise.
+    MRI sees the grey picture as magnitude under a smooth phase through a ring of coils, every
+    second line and the centre sampled; eigen-images the grey picture with noise.
     """
     g, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     image = torch.from_numpy(np.ascontiguousarray(picture))[None].float()
@@ -105,7 +128,10 @@ def measure(job: Job, picture: np.ndarray, seed: int) -> tuple[dict[str, Tensor]
         return {"image": y + job.sigma * torch.randn(y.shape, generator=g)}, image
     if job.name == "hsi":
         level = 0.05
-        return {"image": grey + level * torch.randn(grey.shape, generator=g), "level": torch.full((1, 1, 1, 1), level)}, grey
+        return {
+            "image": grey + level * torch.randn(grey.shape, generator=g),
+            "level": torch.full((1, 1, 1, 1), level),
+        }, grey
     if job.name == "dehaze":
         clear, hazy = make_hazy(image[0], image, Haze(), rng)
         return {"image": hazy[None]}, clear[None]
@@ -128,11 +154,15 @@ def measure(job: Job, picture: np.ndarray, seed: int) -> tuple[dict[str, Tensor]
     return found, to_channels(x[None, None]).float()
 
 
-def measurements(job: Job, data: Path, count: int, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """``count`` measurements of pictures of a folder with their truths (:func:`measure`); for the task ``paired`` of its pairs.
+def measurements(
+    job: Job, data: Path, count: int, seed: int
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """``count`` measurements of pictures of a folder with their truths (:func:`measure`); for the
+    task ``paired`` of its pairs.
 
     Raises:
-        ValueError, FileNotFoundError: a folder without them, or a pair that is smaller than the graph's size.
+        ValueError, FileNotFoundError: a folder without them, or a pair that is smaller than the
+            graph's size.
     """
     if job.name != "paired":
         for k, (_, image) in enumerate(pictures(data, count, job.size, seed)):
@@ -142,9 +172,16 @@ def measurements(job: Job, data: Path, count: int, seed: int) -> Iterator[tuple[
     for paths in find_pairs(data, mask="mask" if masked else None)[:count]:
         parts = [np.broadcast_to(v, (3, *v.shape[1:])) for v in read_pair(*paths[:2])]
         parts += [read_image(path).pixels.mean(0, keepdims=True) >= 0.5 for path in paths[2:]]
-        if min(part.shape[1] for part in parts) < height or min(part.shape[2] for part in parts) < width:
-            raise ValueError(f"{paths[0]} (or its mask) is smaller than the restorer's {width} x {height} pixels")
-        degraded, clean, *mask = (torch.from_numpy(part[None, :, :height, :width].astype(np.float32)) for part in parts)
+        if (
+            min(part.shape[1] for part in parts) < height
+            or min(part.shape[2] for part in parts) < width
+        ):
+            raise ValueError(
+                f"{paths[0]} (or its mask) is smaller than the restorer's {width} x {height} pixels"
+            )
+        degraded, clean, *mask = (
+            torch.from_numpy(part[None, :, :height, :width].astype(np.float32)) for part in parts
+        )
         yield {"image": degraded} | ({"mask": mask[0]} if masked else {}), clean
 
 
@@ -162,6 +199,15 @@ def record_of(run) -> dict:
     coils = run.inputs.get("kspace", [2])[0] // 2
     sigma = run.sigma if run.task != "mri" else float("sigma" in run.inputs)
     correction = None if run.correction == "none" and run.task != "mri" else run.correction
-    found = {"solver": run.solver, "steps": run.steps, "grid": run.grid, "correction": correction, "sigma": sigma, "coils": coils}
-    found |= {"size": (run.height, run.width)} | ({"factor": int(numbers["factor"])} if "factor" in numbers else {})
+    found = {
+        "solver": run.solver,
+        "steps": run.steps,
+        "grid": run.grid,
+        "correction": correction,
+        "sigma": sigma,
+        "coils": coils,
+    }
+    found |= {"size": (run.height, run.width)} | (
+        {"factor": int(numbers["factor"])} if "factor" in numbers else {}
+    )
     return found | ({"blur": numbers["blur"]} if "blur" in numbers else {})

@@ -1,4 +1,6 @@
-"""From a trained model to a proven bundle: what ``restobox quantize``, ``export`` and ``verify`` do."""
+"""From a trained model to a proven bundle: what ``restobox quantize``, ``export`` and ``verify``
+do.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,11 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 MISSING = {"random": 0.8, "strokes": 0.25, "text": 0.1, "box": 0.1}
 
 
-def pictures(folder: Path, count: int, side: int | tuple[int, int], seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """``count`` random crops ``(3, side, side)`` or ``(3, *side)`` (smaller where a picture is) of a folder, with the file's SHA-256.
+def pictures(
+    folder: Path, count: int, side: int | tuple[int, int], seed: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """``count`` random crops ``(3, side, side)`` or ``(3, *side)`` (smaller where a picture is) of
+    a folder, with the file's SHA-256.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -48,10 +53,21 @@ def pictures(folder: Path, count: int, side: int | tuple[int, int], seed: int) -
     for k in range(count):
         path = files[order[k % len(files)]]
         pixels = read_image(path).pixels
-        height, width = (min(m, n) for m, n in zip((side, side) if isinstance(side, int) else side, pixels.shape[1:], strict=True))
-        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(pixels.shape[1:], (height, width), strict=True))
+        height, width = (
+            min(m, n)
+            for m, n in zip(
+                (side, side) if isinstance(side, int) else side, pixels.shape[1:], strict=True
+            )
+        )
+        top, left = (
+            int(rng.integers(n - m + 1))
+            for n, m in zip(pixels.shape[1:], (height, width), strict=True)
+        )
         crop = pixels[:, top : top + height, left : left + width]
-        yield hashlib.sha256(path.read_bytes()).hexdigest(), np.ascontiguousarray(np.broadcast_to(crop, (3, height, width)))
+        yield (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            np.ascontiguousarray(np.broadcast_to(crop, (3, height, width))),
+        )
 
 
 def run_quantize(
@@ -73,8 +89,8 @@ def run_quantize(
         float_macs: in place of the recipe's (:class:`quant.recipe.QuantRecipe`).
 
     Raises:
-        ValueError: a calibration of another model or solver, both a recipe file and a preset, one that isn't accepted, or a share
-            outside [0, 1).
+        ValueError: a calibration of another model or solver, both a recipe file and a preset, one
+            that isn't accepted, or a share outside [0, 1).
     """
     check_quantized_free(out)
     check_outputs([out], [model, calibration, recipe, state])
@@ -98,10 +114,16 @@ def run_quantize(
         "recipe": quantized.recipe.to_dict(),
         "timesteps": list(quantized.timesteps),
     }
-    return figures | {"solver": chosen.solver, "selection": chosen.selection, "cost": cost.to_dict()}
+    return figures | {
+        "solver": chosen.solver,
+        "selection": chosen.selection,
+        "cost": cost.to_dict(),
+    }
 
 
-def run_export(model: str, quantized: Path | None, target: str, out: Path, *, seed: int, summary: str = "") -> dict:
+def run_export(
+    model: str, quantized: Path | None, target: str, out: Path, *, seed: int, summary: str = ""
+) -> dict:
     """Export a model (float without ``quantized``) as a bundle."""
     from export.bundle import check_bundle_free
     from export.exporter import export_bundle
@@ -112,7 +134,12 @@ def run_export(model: str, quantized: Path | None, target: str, out: Path, *, se
     made = None if quantized is None else load_quantized(quantized, denoiser.network)
     card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
     bundle = export_bundle(denoiser, out, target=target, quantized=made, seed=seed, card=card)
-    return {"out": str(out), "target": target, "graph": bundle.graph, "bytes": sum(f.size for f in bundle.files.values())}
+    return {
+        "out": str(out),
+        "target": target,
+        "graph": bundle.graph,
+        "bytes": sum(f.size for f in bundle.files.values()),
+    }
 
 
 def run_verify(
@@ -131,9 +158,11 @@ def run_verify(
     seed: int,
     device: str = "cpu",
 ) -> dict:
-    """Prove a bundle against the model it was made from: kernels, errors along the trajectory, speed, restored images.
+    """Prove a bundle against the model it was made from: kernels, errors along the trajectory,
+    speed, restored images.
 
-    The figures are put into the bundle's manifest; with ``report`` also into a folder with ``report.html``, ``report.json`` and pictures.
+    The figures are put into the bundle's manifest; with ``report`` also into a folder with
+    ``report.html``, ``report.json`` and pictures.
     """
     from export.bundle import read_bundle, set_parity
     from export.parity import Limits, verify
@@ -148,7 +177,11 @@ def run_verify(
     paired = denoiser.condition_channels in (PLAIN, HAZE)
     cases = []
     if data is not None:
-        cases = _paired_cases(denoiser, data, count, side, seed) if paired else _masked_cases(data, count, side, seed)
+        cases = (
+            _paired_cases(denoiser, data, count, side, seed)
+            if paired
+            else _masked_cases(data, count, side, seed)
+        )
     restored: list[list[np.ndarray]] = []
 
     def restore(d: Denoiser) -> float:
@@ -166,7 +199,15 @@ def run_verify(
         return float(np.mean([psnr(r, i) for r, (_, i, _) in zip(results, cases, strict=True)]))
 
     limits = Limits(quality_drop=psnr_drop)
-    parity = verify(denoiser, bundle, made, recorded, device=device, restore=restore if cases else None, limits=limits)
+    parity = verify(
+        denoiser,
+        bundle,
+        made,
+        recorded,
+        device=device,
+        restore=restore if cases else None,
+        limits=limits,
+    )
     figures = parity.to_dict()
     if cases:
         pairs = [psnr(b, a) for a, b in zip(*restored, strict=True)]
@@ -187,7 +228,9 @@ def run_verify(
     return figures
 
 
-def _masked_cases(data: Path, count: int, side: int, seed: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _masked_cases(
+    data: Path, count: int, side: int, seed: int
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Kind, picture and mask."""
     cases = []
     for k, (_, image) in enumerate(pictures(data, count, side, seed)):
@@ -196,24 +239,45 @@ def _masked_cases(data: Path, count: int, side: int, seed: int) -> list[tuple[st
     return cases
 
 
-def _paired_cases(denoiser: Denoiser, data: Path, count: int, side: int, seed: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Kind, clean and degraded picture: haze is simulated on clear pictures, other degradations come as a folder of pairs."""
+def _paired_cases(
+    denoiser: Denoiser, data: Path, count: int, side: int, seed: int
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Kind, clean and degraded picture: haze is simulated on clear pictures, other degradations
+    come as a folder of pairs.
+    """
     if denoiser.condition_channels == HAZE:
         rng = np.random.default_rng(seed)
-        pairs = [make_hazy(torch.from_numpy(i), torch.from_numpy(i)[None], Haze(), rng) for _, i in pictures(data, count, side, seed)]
+        pairs = [
+            make_hazy(torch.from_numpy(i), torch.from_numpy(i)[None], Haze(), rng)
+            for _, i in pictures(data, count, side, seed)
+        ]
         return [("haze", clear.numpy(), hazy.numpy()) for clear, hazy in pairs]
     cases = []
     for paths in find_pairs(data)[:count]:
-        degraded, clean = (np.broadcast_to(v, (3, *v.shape[1:]))[:, :side, :side] for v in read_pair(*paths))
+        degraded, clean = (
+            np.broadcast_to(v, (3, *v.shape[1:]))[:, :side, :side] for v in read_pair(*paths)
+        )
         cases.append(("degraded", np.ascontiguousarray(clean), np.ascontiguousarray(degraded)))
     return cases
 
 
-def _write_report(folder: Path, bundle: Path, figures: dict, cases: list, restored: list[list[np.ndarray]]) -> None:
-    body = [html_table(("figure", "value"), [(k, v) for k, v in figures.items() if not isinstance(v, (list, tuple, dict))])]
+def _write_report(
+    folder: Path, bundle: Path, figures: dict, cases: list, restored: list[list[np.ndarray]]
+) -> None:
+    body = [
+        html_table(
+            ("figure", "value"),
+            [(k, v) for k, v in figures.items() if not isinstance(v, (list, tuple, dict))],
+        )
+    ]
     errors = zip(figures["timesteps"], figures["simulated"], figures["onnx"], strict=True)
     body.append("<h2>Relative error against the float network</h2>")
-    body.append(html_table(("timestep", "simulated", "ONNX"), [(f"{t:g}", f"{a:.4f}", f"{b:.4f}") for t, a, b in errors]))
+    body.append(
+        html_table(
+            ("timestep", "simulated", "ONNX"),
+            [(f"{t:g}", f"{a:.4f}", f"{b:.4f}") for t, a, b in errors],
+        )
+    )
     sheets: dict[str, np.ndarray] = {}
     for k, (kind, image, shown) in enumerate(cases):
         panels = [
@@ -234,5 +298,7 @@ def float_model(model: str) -> Denoiser:
     """
     denoiser = load(model)
     if not isinstance(denoiser.network, torch.nn.Module):
-        raise ValueError(f"model {model!r} is an exported bundle; give the PyTorch model that it was made from")
+        raise ValueError(
+            f"model {model!r} is an exported bundle; give the PyTorch model that it was made from"
+        )
     return denoiser

@@ -1,4 +1,6 @@
-"""What quantization did to a network: per layer, per timestep, along the chain, on restored pictures, in bytes."""
+"""What quantization did to a network: per layer, per timestep, along the chain, on restored
+pictures, in bytes.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +40,23 @@ def run_report(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
-    """Measure a quantized network and write ``report.html``, ``report.json`` and pictures into ``out``.
+    """Measure a quantized network and write ``report.html``, ``report.json`` and pictures into
+    ``out``.
 
     Args:
         model: the float model.
         quantized: folder of ``restobox quantize``.
-        calibration: inputs to compare on; take others than it was calibrated on for an honest error.
-        data: pictures to restore with both networks; without them chain and restored pictures are left out.
+        calibration: inputs to compare on; take others than it was calibrated on for an honest
+            error.
+        data: pictures to restore with both networks; without them chain and restored pictures are
+            left out.
         count, side: how many pictures, and the side of their crops.
 
     Returns:
-        ``layers`` (name, kind, codes, input step, SQNR dB, error of the output when this layer alone is quantized), ``timesteps`` (t,
-        relative error), ``chain`` (step, relative error of the image estimate), ``images`` and their means, ``bytes``.
+        ``layers`` (name, kind, codes, input step, SQNR dB, error of the output when this layer
+            alone is quantized), ``timesteps`` (t,
+        relative error), ``chain`` (step, relative error of the image estimate), ``images`` and
+            their means, ``bytes``.
 
     Raises:
         ValueError, OSError: bad files or names; nothing is written then.
@@ -89,12 +96,26 @@ def run_report(
     shown: list[str] = []
     sheets: dict[str, np.ndarray] = {}
     if data is not None:
-        figures |= _restored(denoiser, network, data, count, side, solver, steps, seed, sheets, shown, lambda k: progress(3 + k, total))
+        figures |= _restored(
+            denoiser,
+            network,
+            data,
+            count,
+            side,
+            solver,
+            steps,
+            seed,
+            sheets,
+            shown,
+            lambda k: progress(3 + k, total),
+        )
     _write(out, quantized.name, figures, shown, sheets)
     return figures
 
 
-def _restored(denoiser, network, data, count, side, solver, steps, seed, sheets, shown, progress) -> dict:
+def _restored(
+    denoiser, network, data, count, side, solver, steps, seed, sheets, shown, progress
+) -> dict:
     """The same pictures, masks and noise through the float and the quantized network."""
     small = copy.copy(denoiser)
     small.network = network
@@ -109,34 +130,72 @@ def _restored(denoiser, network, data, count, side, solver, steps, seed, sheets,
         for estimates, d in zip(seen, (denoiser, small), strict=True):
             run = replace(task, denoiser=d)
             watch = lambda _, step, estimates=estimates: estimates.append(step.prediction.x0)  # noqa: E731
-            results.append(run(torch.from_numpy(image), torch.from_numpy(known), seed=seed + k, callback=watch).mean.numpy())
+            results.append(
+                run(
+                    torch.from_numpy(image), torch.from_numpy(known), seed=seed + k, callback=watch
+                ).mean.numpy()
+            )
         distance = np.array([float((b - a).norm() / a.norm()) for a, b in zip(*seen, strict=True)])
         chain = distance if not len(chain) else chain + distance
         a, b = results
-        row = {"mask": kind, "psnr_float": psnr(a, image), "psnr_quantized": psnr(b, image), "psnr_between": psnr(b, a)}
+        row = {
+            "mask": kind,
+            "psnr_float": psnr(a, image),
+            "psnr_quantized": psnr(b, image),
+            "psnr_between": psnr(b, a),
+        }
         images.append(row | {"ssim_float": ssim(a, image), "ssim_quantized": ssim(b, image)})
-        titles = ("original", f"{kind} missing", f"float {row['psnr_float']:.2f} dB", f"quantized {row['psnr_quantized']:.2f} dB")
-        shown.append(picture(sheets, f"case-{k}.png", zip(titles, (image, image * known, a, b), strict=True)))
+        titles = (
+            "original",
+            f"{kind} missing",
+            f"float {row['psnr_float']:.2f} dB",
+            f"quantized {row['psnr_quantized']:.2f} dB",
+        )
+        shown.append(
+            picture(sheets, f"case-{k}.png", zip(titles, (image, image * known, a, b), strict=True))
+        )
         progress(k + 1)
-    means = {key: float(np.mean([row[key] for row in images])) for key in images[0] if key != "mask"}
-    return {"chain": [{"step": k + 1, "error": float(e)} for k, e in enumerate(chain / count)], "images": images} | means
+    means = {
+        key: float(np.mean([row[key] for row in images])) for key in images[0] if key != "mask"
+    }
+    return {
+        "chain": [{"step": k + 1, "error": float(e)} for k, e in enumerate(chain / count)],
+        "images": images,
+    } | means
 
 
-def _write(out: Path, name: str, figures: dict, shown: list[str], sheets: dict[str, np.ndarray]) -> None:
+def _write(
+    out: Path, name: str, figures: dict, shown: list[str], sheets: dict[str, np.ndarray]
+) -> None:
     times = figures["timesteps"]
     sheets["timesteps.png"] = chart(
-        "relative error of the network's output", [f"{r['t']:g}" for r in times], {"quantized": [r["error"] for r in times]}
+        "relative error of the network's output",
+        [f"{r['t']:g}" for r in times],
+        {"quantized": [r["error"] for r in times]},
     )
     body = ['<p><img src="timesteps.png" alt="error by timestep"></p>']
     if "chain" in figures:
         steps = figures["chain"]
         sheets["chain.png"] = chart(
-            "relative error of the image estimate", [str(r["step"]) for r in steps], {"chain": [r["error"] for r in steps]}
+            "relative error of the image estimate",
+            [str(r["step"]) for r in steps],
+            {"chain": [r["error"] for r in steps]},
         )
         body.append('<p><img src="chain.png" alt="error along the chain"></p>')
-        means = [(key, figures[key]) for key in ("psnr_float", "psnr_quantized", "ssim_float", "ssim_quantized", "psnr_between")]
+        means = [
+            (key, figures[key])
+            for key in (
+                "psnr_float",
+                "psnr_quantized",
+                "ssim_float",
+                "ssim_quantized",
+                "psnr_between",
+            )
+        ]
         body.append(html_table(("restored pictures, mean", ""), means))
     body.append(html_table(("bytes", ""), list(figures["bytes"].items())))
     body.append(html_table(("recipe", ""), list(figures["recipe"].items())))
-    body.append(html_table(tuple(figures["layers"][0]), [tuple(row.values()) for row in figures["layers"]]))
+    body.append(
+        html_table(tuple(figures["layers"][0]), [tuple(row.values()) for row in figures["layers"]])
+    )
     write_report(out, name, figures, [*body, *shown], sheets)

@@ -10,12 +10,14 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Cost:
-    """``with Cost() as cost: ...`` measures this process. Not nested: an inner one makes the system forget the outer peak.
+    """``with Cost() as cost: ...`` measures this process. Not nested: an inner one makes the system
+    forget the outer peak.
 
     Attributes:
         seconds: processor time of all threads.
-        mb: most resident memory during the work above what there was before it, in MB (2^20 bytes); None where the system doesn't tell
-            (it does on Linux). If the system won't forget an earlier peak, it counts too: never too little.
+        mb: most resident memory during the work above what there was before it, in MB (2^20 bytes);
+            None where the system doesn't tell (it does on Linux). If the system won't forget an
+            earlier peak, it counts too: never too little.
     """
 
     seconds: float
@@ -39,4 +41,6 @@ class Cost:
 
 
 def _kilobytes(key: str) -> int:
-    return int(next(line for line in STATUS.read_text().splitlines() if line.startswith(key)).split()[1])
+    return int(
+        next(line for line in STATUS.read_text().splitlines() if line.startswith(key)).split()[1]
+    )

@@ -33,7 +33,8 @@ def run_demo(
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """Degrade the embedded photo, restore it, write five PNG files to ``out`` and return the figures.
+    """Degrade the embedded photo, restore it, write five PNG files to ``out`` and return the
+    figures.
 
     Raises:
         ValueError: unknown model, solver or mask kind, or an impossible step count.
@@ -49,15 +50,26 @@ def run_demo(
     task = InpaintingTask(load(model), solver_by_name(solver), steps)
     done = iter(range(1, 10**9))
     result = task(
-        torch.from_numpy(degraded), torch.from_numpy(known), num_samples=num_samples, seed=seed, callback=lambda *_: progress(next(done))
+        torch.from_numpy(degraded),
+        torch.from_numpy(known),
+        num_samples=num_samples,
+        seed=seed,
+        callback=lambda *_: progress(next(done)),
     )
     restored = result.mean.numpy()
     began = time.perf_counter()
-    biharmonic = inpaint_biharmonic((original * known).transpose(1, 2, 0), known == 0, channel_axis=-1)
+    biharmonic = inpaint_biharmonic(
+        (original * known).transpose(1, 2, 0), known == 0, channel_axis=-1
+    )
     biharmonic_seconds = time.perf_counter() - began
     biharmonic = biharmonic.transpose(2, 0, 1).clip(0, 1).astype(np.float32)
     uncertainty, top = heat(result.std.mean(0).numpy())
-    files = {"original": original, "degraded": degraded, "restored": restored, "uncertainty": uncertainty}
+    files = {
+        "original": original,
+        "degraded": degraded,
+        "restored": restored,
+        "uncertainty": uncertainty,
+    }
     panels = [
         ("original", original),
         (f"degraded ({1 - known.mean():.0%} missing)", degraded),

@@ -16,13 +16,17 @@ PACKAGES = (
     *("torch", "torchvision", "diffusers", "brevitas", "onnx", "onnx-ir", "onnxscript"),
     *("onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino"),
 )
-LIBRARY = re.compile(r"lib(?:nvinfer|nvonnxparser|cudart|cublas|cudnn|cufft|curand|nvrtc)\w*\.so\.\d+")
+LIBRARY = re.compile(
+    r"lib(?:nvinfer|nvonnxparser|cudart|cublas|cudnn|cufft|curand|nvrtc)\w*\.so\.\d+"
+)
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 @dataclass(frozen=True)
 class Library:
-    """A shared library that a provider is linked with: where it was found (None: nowhere), and what installs it."""
+    """A shared library that a provider is linked with: where it was found (None: nowhere), and what
+    installs it.
+    """
 
     provider: str
     name: str
@@ -32,9 +36,11 @@ class Library:
 
 @dataclass(frozen=True)
 class Report:
-    """Versions of packages, providers of the installed ONNX Runtime, their libraries, and whether each device can be used.
+    """Versions of packages, providers of the installed ONNX Runtime, their libraries, and whether
+    each device can be used.
 
-    ``usable`` holds ``cpu``, ``cuda``, ``tensorrt`` and ``openvino``; ``advice`` one line for each thing that is wrong.
+    ``usable`` holds ``cpu``, ``cuda``, ``tensorrt`` and ``openvino``; ``advice`` one line for each
+    thing that is wrong.
     """
 
     packages: dict[str, str]
@@ -53,11 +59,17 @@ def examine() -> Report:
     import onnxruntime
 
     packages = {name: found for name in PACKAGES if (found := _version(name)) is not None}
-    packages |= {d.name: d.version for d in distributions() if d.name and re.fullmatch(r"tensorrt[-_]cu1\d", d.name)}
+    packages |= {
+        d.name: d.version
+        for d in distributions()
+        if d.name and re.fullmatch(r"tensorrt[-_]cu1\d", d.name)
+    }
     providers = tuple(onnxruntime.get_available_providers())
     gpu = _gpu()
     if hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, which the table says too
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # it prints what it misses, which the table says too
             onnxruntime.preload_dlls()
     folder = Path(onnxruntime.__file__).parent / "capi"
     libraries = tuple(
@@ -69,16 +81,29 @@ def examine() -> Report:
     usable = {"cpu": "CPUExecutionProvider" in providers}
     for provider, title in PROVIDERS.items():
         ours = [entry for entry in libraries if entry.provider == provider]
-        usable[provider] = title in providers and gpu is not None and all(entry.found for entry in ours)
+        usable[provider] = (
+            title in providers and gpu is not None and all(entry.found for entry in ours)
+        )
     usable["tensorrt"] &= usable["cuda"]
     usable["openvino"] = _openvino()
-    return Report(packages, gpu, providers, libraries, usable, tuple(_advice(packages, gpu, providers, libraries)))
+    return Report(
+        packages,
+        gpu,
+        providers,
+        libraries,
+        usable,
+        tuple(_advice(packages, gpu, providers, libraries)),
+    )
 
 
 def libraries_of(folder: Path, provider: str) -> list[str]:
-    """Names of the NVIDIA libraries that a provider's shared object is linked with, such as ``libnvinfer.so.10`` (Linux)."""
+    """Names of the NVIDIA libraries that a provider's shared object is linked with, such as
+    ``libnvinfer.so.10`` (Linux).
+    """
     path = folder / f"libonnxruntime_providers_{provider}.so"
-    return sorted(name for name in needed(path) if LIBRARY.fullmatch(name)) if path.is_file() else []
+    return (
+        sorted(name for name in needed(path) if LIBRARY.fullmatch(name)) if path.is_file() else []
+    )
 
 
 def needed(path: Path) -> list[str]:
@@ -90,20 +115,27 @@ def needed(path: Path) -> list[str]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:6] != b"\x7fELF\x02\x01":
             raise ValueError(f"{path} is no 64-bit little-endian ELF file")
-        table, size, count = *struct.unpack_from("<Q", data, 0x28), *struct.unpack_from("<HH", data, 0x3A)
+        table, size, count = (
+            *struct.unpack_from("<Q", data, 0x28),
+            *struct.unpack_from("<HH", data, 0x3A),
+        )
         # type, offset, length, number of the section with the names
         sections = [struct.unpack_from("<4xI16xQQI", data, table + k * size) for k in range(count)]
         for kind, offset, length, link in sections:
             if kind == 6:  # SHT_DYNAMIC
                 names = sections[link][1]
-                entries = [struct.unpack_from("<QQ", data, offset + k) for k in range(0, length, 16)]
+                entries = [
+                    struct.unpack_from("<QQ", data, offset + k) for k in range(0, length, 16)
+                ]
                 spots = [names + value for tag, value in entries if tag == 1]  # DT_NEEDED
                 return [data[spot : data.find(b"\0", spot)].decode() for spot in spots]
     return []
 
 
 def mend(library: str, beside: list[str]) -> str:
-    """The pip command that installs a library of this very major version; ``beside`` tells which CUDA it has to go with."""
+    """The pip command that installs a library of this very major version; ``beside`` tells which
+    CUDA it has to go with.
+    """
     cuda = next((name.rpartition(".")[2] for name in beside if name.startswith("libcudart")), "13")
     major = int(library.rpartition(".")[2])
     if library.startswith(("libnvinfer", "libnvonnxparser")):
@@ -111,24 +143,44 @@ def mend(library: str, beside: list[str]) -> str:
     return 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
-def _advice(packages: dict[str, str], gpu: str | None, providers: tuple[str, ...], libraries: tuple[Library, ...]):
+def _advice(
+    packages: dict[str, str],
+    gpu: str | None,
+    providers: tuple[str, ...],
+    libraries: tuple[Library, ...],
+):
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
-        yield "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+        yield (
+            "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall onnxruntime"
+            " onnxruntime-gpu; pip install onnxruntime-gpu"
+        )
     if "openvino" not in packages:
-        yield "OpenVINO, the faster runtime of 8-bit bundles on x86-64 (--device openvino), is missing: pip install 'restobox[openvino]'"
+        yield (
+            "OpenVINO, the faster runtime of 8-bit bundles on x86-64 (--device openvino), is"
+            " missing: pip install 'restobox[openvino]'"
+        )
     if gpu is None:
-        yield "no NVIDIA driver answers: restorations run on the CPU (libcuda.so.1 comes with the driver, not from pip)"
+        yield (
+            "no NVIDIA driver answers: restorations run on the CPU (libcuda.so.1 comes with the"
+            " driver, not from pip)"
+        )
         return
     if PROVIDERS["cuda"] not in providers:
         yield 'this ONNX Runtime has no GPU providers: pip install "onnxruntime-gpu[cuda,cudnn]"'
     for line in dict.fromkeys(entry.mend for entry in libraries if entry.found is None):
-        yield f"{', '.join(e.name for e in libraries if e.found is None and e.mend == line)} not found: {line}"
+        yield (
+            f"{', '.join(e.name for e in libraries if e.found is None and e.mend == line)} not"
+            f" found: {line}"
+        )
     names = [entry.name for entry in libraries]
     for wanted in (name for name in names if name.startswith("libnvinfer.")):
         major = wanted.rpartition(".")[2]
         for package, found in packages.items():
             if package.startswith("tensorrt") and found.split(".")[0] != major:
-                yield f"{package} {found} is installed but this ONNX Runtime loads {wanted}: {mend(wanted, names)}"
+                yield (
+                    f"{package} {found} is installed but this ONNX Runtime loads {wanted}:"
+                    f" {mend(wanted, names)}"
+                )
 
 
 def _version(name: str) -> str | None:
@@ -145,7 +197,11 @@ def _gpu() -> str | None:
     except OSError:
         return None
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, 256, device):
+    if (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetName(name, 256, device)
+    ):
         return None
     return name.value.decode()
 

@@ -28,9 +28,16 @@ def check_report(folder: Path | None) -> None:
         check_marked(folder, KIND)
 
 
-def write_report(folder: Path, title: str, figures: dict, body: Sequence[str], pictures: Mapping[str, np.ndarray]) -> None:
-    """Write ``figures`` as JSON, ``body`` (HTML parts) as a page, and the pictures ``(C, H, W)`` that it shows."""
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>'
+def write_report(
+    folder: Path, title: str, figures: dict, body: Sequence[str], pictures: Mapping[str, np.ndarray]
+) -> None:
+    """Write ``figures`` as JSON, ``body`` (HTML parts) as a page, and the pictures ``(C, H, W)``
+    that it shows.
+    """
+    head = (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
+    )
 
     def write(place: Path) -> None:
         (place / "report.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
@@ -50,6 +57,8 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 
 def picture(pictures: dict[str, np.ndarray], name: str, panels: Sequence) -> str:
-    """Put titled panels beside each other, as ``name``, into ``pictures`` and return the HTML that shows them."""
+    """Put titled panels beside each other, as ``name``, into ``pictures`` and return the HTML that
+    shows them.
+    """
     pictures[name] = sheet(list(panels))
     return f'<p><img src="{html.escape(name)}" alt=""></p>'

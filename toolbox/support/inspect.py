@@ -10,8 +10,8 @@ from export.bundle import read_bundle
 
 
 def inspect_bundle(folder: Path, *, placement: bool = False, device: str = "cpu") -> dict:
-    """Contents of a verified bundle: purpose, settings, provenance, files, operators; with ``placement`` also which kernels run
-    on ``device``.
+    """Contents of a verified bundle: purpose, settings, provenance, files, operators; with
+    ``placement`` also which kernels run on ``device``.
 
     Raises:
         ValueError, OSError: as :func:`export.bundle.read_bundle`.
@@ -49,5 +49,7 @@ def _weights(graph) -> dict[str, int]:
 
     total: Counter = Counter()
     for tensor in graph.initializer:
-        total[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += onnx.numpy_helper.to_array(tensor).nbytes
+        total[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += (
+            onnx.numpy_helper.to_array(tensor).nbytes
+        )
     return dict(total.most_common())

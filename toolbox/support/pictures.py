@@ -6,19 +6,31 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 # dark to bright through purple and orange; even steps in lightness, so it also reads in grey
-_COLOURS = np.array([[0, 0, 4], [80, 18, 123], [182, 54, 121], [251, 136, 97], [252, 253, 191]], dtype=np.float64) / 255
+_COLOURS = (
+    np.array(
+        [[0, 0, 4], [80, 18, 123], [182, 54, 121], [251, 136, 97], [252, 253, 191]],
+        dtype=np.float64,
+    )
+    / 255
+)
 
 
 def heat(values: np.ndarray, top: float | None = None) -> tuple[np.ndarray, float]:
-    """Colour a map ``(H, W)`` of values >= 0; returns ``(3, H, W)`` in [0, 1] and the value shown brightest."""
+    """Colour a map ``(H, W)`` of values >= 0; returns ``(3, H, W)`` in [0, 1] and the value shown
+    brightest.
+    """
     top = float(np.quantile(values, 0.995)) if top is None else top
     scaled = np.clip(values / max(top, 1e-8), 0, 1) * (len(_COLOURS) - 1)
     channels = [np.interp(scaled, np.arange(len(_COLOURS)), _COLOURS[:, c]) for c in range(3)]
     return np.stack(channels).astype(np.float32), top
 
 
-def sheet(panels: list[tuple[str, np.ndarray]], gap: int = 8, columns: int | None = None) -> np.ndarray:
-    """Captioned pictures ``(C, H, W)`` in [0, 1], all of one size, on white; returns ``(3, H', W')`` in [0, 1]."""
+def sheet(
+    panels: list[tuple[str, np.ndarray]], gap: int = 8, columns: int | None = None
+) -> np.ndarray:
+    """Captioned pictures ``(C, H, W)`` in [0, 1], all of one size, on white; returns ``(3, H',
+    W')`` in [0, 1].
+    """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
     height, width = panels[0][1].shape[-2:]
@@ -30,15 +42,21 @@ def sheet(panels: list[tuple[str, np.ndarray]], gap: int = 8, columns: int | Non
         left, top = (k % columns) * (width + gap), (k // columns) * (height + bar)
         draw.text((left + 2, top + 3), caption, fill="black", font=font)
         rgb = np.broadcast_to(picture, (3, height, width)).transpose(1, 2, 0)
-        canvas.paste(Image.fromarray(np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8)), (left, top + bar))
+        canvas.paste(
+            Image.fromarray(np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8)), (left, top + bar)
+        )
     return np.asarray(canvas).transpose(2, 0, 1).astype(np.float32) / 255
 
 
-def chart(title: str, x: list[str], series: dict[str, list[float]], width: int = 720, height: int = 320) -> np.ndarray:
-    """Curves over named places, as ``(3, H, W)`` in [0, 1]: one line per series, linear axis from 0.
+def chart(
+    title: str, x: list[str], series: dict[str, list[float]], width: int = 720, height: int = 320
+) -> np.ndarray:
+    """Curves over named places, as ``(3, H, W)`` in [0, 1]: one line per series, linear axis from
+    0.
 
     Raises:
-        ValueError: a series of another length than ``x``, or values that are negative or not finite.
+        ValueError: a series of another length than ``x``, or values that are negative or not
+            finite.
     """
     for name, values in series.items():
         if len(values) != len(x) or not np.isfinite(values).all() or min(values, default=0) < 0:
@@ -59,7 +77,10 @@ def chart(title: str, x: list[str], series: dict[str, list[float]], width: int =
         draw.text((place - 4 * len(name), bottom + 8), name, fill="black", font=font)
     for k, (name, values) in enumerate(series.items()):
         shade = tuple(int(255 * v) for v in _COLOURS[1 + k % 3])
-        points = [(place, bottom - value / most * (bottom - top)) for place, value in zip(places, values, strict=True)]
+        points = [
+            (place, bottom - value / most * (bottom - top))
+            for place, value in zip(places, values, strict=True)
+        ]
         draw.line(points, fill=shade, width=2)
         for px, py in points:
             draw.ellipse([px - 2, py - 2, px + 2, py + 2], fill=shade)

@@ -54,11 +54,24 @@ def run_hsi(
     mask = None if dead is None else read_cube(dead).values
     truth = None if reference is None else read_cube(reference, key, band_axis)
     if truth is not None and truth.values.shape != source.values.shape:
-        raise ValueError(f"reference {reference} has shape {truth.values.shape} but the cube has {source.values.shape} (B, H, W)")
+        raise ValueError(
+            f"reference {reference} has shape {truth.values.shape} but the cube has"
+            f" {source.values.shape} (B, H, W)"
+        )
     denoiser = load(model, device=device)
     channels = denoiser_channels(denoiser)
-    task = HyperspectralTask(denoiser, solver_by_name(solver), steps, correction, symmetries, channels=channels)
-    result = task(source, sigma=noise, rank=dimensions, dead=mask, num_samples=num_samples, seed=seed, callback=progress)
+    task = HyperspectralTask(
+        denoiser, solver_by_name(solver), steps, correction, symmetries, channels=channels
+    )
+    result = task(
+        source,
+        sigma=noise,
+        rank=dimensions,
+        dead=mask,
+        num_samples=num_samples,
+        seed=seed,
+        callback=progress,
+    )
     with together():
         write_cube(out, source, result.rows)
         if quicklook is not None:
@@ -82,7 +95,9 @@ def run_hsi(
         figures["quicklook"] = str(quicklook)
     if truth is not None:
         low, high = float(np.min(truth.values)), float(np.max(truth.values))
-        pair = ((np.asarray(v, np.float64) - low) / (high - low) for v in (result.rows(), truth.values))
+        pair = (
+            (np.asarray(v, np.float64) - low) / (high - low) for v in (result.rows(), truth.values)
+        )
         figures |= {name: round(value, 5) for name, value in cube_quality(*pair).items()}
     return figures
 
@@ -114,16 +129,24 @@ def denoiser_channels(denoiser) -> int:
 
 
 def rgb_bands(cube: Cube) -> tuple[int, int, int]:
-    """Bands next to red, green and blue; spread over the range where the wavelengths are unknown or not visible light."""
+    """Bands next to red, green and blue; spread over the range where the wavelengths are unknown or
+    not visible light.
+    """
     bands = cube.values.shape[0]
-    if cube.wavelengths is not None and cube.wavelengths.min() < 500 and cube.wavelengths.max() > 600:
+    if (
+        cube.wavelengths is not None
+        and cube.wavelengths.min() < 500
+        and cube.wavelengths.max() > 600
+    ):
         return tuple(int(np.abs(cube.wavelengths - w).argmin()) for w in RGB)
     order = np.arange(bands) if cube.wavelengths is None else np.argsort(cube.wavelengths)
     return tuple(int(order[k]) for k in ((5 * bands) // 6, bands // 2, bands // 6))
 
 
 def quick_look(cube: Cube, result: RestoredCube) -> np.ndarray:
-    """A picture ``(3, H', W')`` in [0, 1]: three bands before and after, and the spectra of three pixels."""
+    """A picture ``(3, H', W')`` in [0, 1]: three bands before and after, and the spectra of three
+    pixels.
+    """
     from toolbox.support.pictures import sheet
 
     bands = list(rgb_bands(cube))
@@ -131,20 +154,31 @@ def quick_look(cube: Cube, result: RestoredCube) -> np.ndarray:
     blocks = [slice(top, top + 64) for top in range(0, cube.values.shape[1], 64)]
     thin = -(-max(cube.values.shape[1:]) // 1024)
     after = _thinned((result.rows(rows)[bands] for rows in blocks), thin)
-    before = _thinned((np.where(cube.valid(rows)[bands], cube.values[bands, rows], np.nan) for rows in blocks), thin)
+    before = _thinned(
+        (np.where(cube.valid(rows)[bands], cube.values[bands, rows], np.nan) for rows in blocks),
+        thin,
+    )
     low, high = (np.quantile(after, q, axis=(1, 2), keepdims=True) for q in (0.01, 0.99))
-    panels = [np.nan_to_num((v - low) / np.maximum(high - low, 1e-12)).clip(0, 1) for v in (before, after)]
+    panels = [
+        np.nan_to_num((v - low) / np.maximum(high - low, 1e-12)).clip(0, 1) for v in (before, after)
+    ]
     height, width = panels[0].shape[1:]
     grow = max(1, -(-256 // max(height, width)))
     panels = [v.repeat(grow, 1).repeat(grow, 2).astype(np.float32) for v in panels]
     return sheet(
-        [("as measured", panels[0]), ("restored", panels[1]), ("spectra: grey measured", _spectra(cube, result, *panels[0].shape[1:]))]
+        [
+            ("as measured", panels[0]),
+            ("restored", panels[1]),
+            ("spectra: grey measured", _spectra(cube, result, *panels[0].shape[1:])),
+        ]
     )
 
 
 def _thinned(blocks: Iterable[np.ndarray], thin: int) -> np.ndarray:
     """Every ``thin``-th row and column of blocks of up to 64 rows."""
-    return np.concatenate([block[:, (-k * 64) % thin :: thin, ::thin] for k, block in enumerate(blocks)], axis=1)
+    return np.concatenate(
+        [block[:, (-k * 64) % thin :: thin, ::thin] for k, block in enumerate(blocks)], axis=1
+    )
 
 
 def _spectra(cube: Cube, result: RestoredCube, height: int, width: int) -> np.ndarray:
@@ -152,12 +186,18 @@ def _spectra(cube: Cube, result: RestoredCube, height: int, width: int) -> np.nd
 
     rows, columns = cube.values.shape[1:]
     at = [(rows // 4, columns // 4), (rows // 2, columns // 2), (3 * rows // 4, 3 * columns // 4)]
-    order = np.arange(cube.values.shape[0]) if cube.wavelengths is None else np.argsort(cube.wavelengths)
+    order = (
+        np.arange(cube.values.shape[0])
+        if cube.wavelengths is None
+        else np.argsort(cube.wavelengths)
+    )
     x = order.argsort() if cube.wavelengths is None else cube.wavelengths
     x = (np.asarray(x, float) - np.min(x)) / max(float(np.ptp(x)), 1e-12)
     lines = []
     for row, column in at:
-        measured = np.where(cube.valid(slice(row, row + 1))[:, 0, column], cube.values[:, row, column], np.nan)
+        measured = np.where(
+            cube.valid(slice(row, row + 1))[:, 0, column], cube.values[:, row, column], np.nan
+        )
         lines.append((measured, result.rows(slice(row, row + 1))[:, 0, column]))
     low, high = min(r.min() for _, r in lines), max(r.max() for _, r in lines)
     margin = 0.15 * max(high - low, 1e-12)
@@ -166,7 +206,9 @@ def _spectra(cube: Cube, result: RestoredCube, height: int, width: int) -> np.nd
     for (measured, restored), colour in zip(lines, ("#c0392b", "#27639a", "#2d8a4e"), strict=True):
         for spectrum, ink in ((measured, "#c8c8c8"), (restored, colour)):
             y = (spectrum - low + margin) / (high - low + 2 * margin)
-            points = [(x[b] * (width - 1), (1 - y[b]) * (height - 1)) for b in order if np.isfinite(y[b])]
+            points = [
+                (x[b] * (width - 1), (1 - y[b]) * (height - 1)) for b in order if np.isfinite(y[b])
+            ]
             points = [(px, min(max(py, 0), height - 1)) for px, py in points]
             if len(points) > 1:
                 draw.line(points, fill=ink, width=1 if ink == "#c8c8c8" else 2)

@@ -25,8 +25,11 @@ from toolbox.api import load
 CALIBRATION = 24
 
 
-def make_sampling(kind: str, size: tuple[int, int], acceleration: float, center_fraction: float | None, seed) -> Tensor:
-    """A mask ``(W,)``, or ``(H, W)`` for ``poisson``; the centre is fastMRI's share for the acceleration unless given (0.32/R).
+def make_sampling(
+    kind: str, size: tuple[int, int], acceleration: float, center_fraction: float | None, seed
+) -> Tensor:
+    """A mask ``(W,)``, or ``(H, W)`` for ``poisson``; the centre is fastMRI's share for the
+    acceleration unless given (0.32/R).
 
     Raises:
         ValueError: an unknown kind, or a centre that doesn't fit.
@@ -34,13 +37,24 @@ def make_sampling(kind: str, size: tuple[int, int], acceleration: float, center_
     if kind not in MASKS:
         raise ValueError(f"mask {kind!r} is neither a file nor a kind; kinds: {', '.join(MASKS)}")
     if kind == "poisson":
-        half = int((size[0] * size[1] / (2 * acceleration)) ** 0.5)  # at most half of the points lie in the centre
+        half = int(
+            (size[0] * size[1] / (2 * acceleration)) ** 0.5
+        )  # at most half of the points lie in the centre
         return poisson_mask(*size, acceleration, min(CALIBRATION, half, *size), seed)
-    return column_mask(kind, size[1], acceleration, 0.32 / acceleration if center_fraction is None else center_fraction, seed)
+    return column_mask(
+        kind,
+        size[1],
+        acceleration,
+        0.32 / acceleration if center_fraction is None else center_fraction,
+        seed,
+    )
 
 
-def simulate(scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed: int) -> tuple[Tensor, Tensor, float]:
-    """Fully sampled noisy k-space ``(slices, coils, H, W)`` from magnitudes, the coil maps, and the noise in the data's units.
+def simulate(
+    scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed: int
+) -> tuple[Tensor, Tensor, float]:
+    """Fully sampled noisy k-space ``(slices, coils, H, W)`` from magnitudes, the coil maps, and the
+    noise in the data's units.
 
     The phase is smooth and random, one for all slices; maps are a ring of coils unless given.
 
@@ -49,7 +63,11 @@ def simulate(scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed
     """
     size, rng = scan.magnitude.shape[1:], np.random.default_rng(seed)
     if maps is None:
-        sens = ring_maps(coils, size, rng) if coils > 1 else torch.ones(1, *size, dtype=torch.complex64)
+        sens = (
+            ring_maps(coils, size, rng)
+            if coils > 1
+            else torch.ones(1, *size, dtype=torch.complex64)
+        )
     else:
         sens = resize_maps(torch.from_numpy(maps), size)
     phase = smooth_phase(size, rng)
@@ -57,7 +75,11 @@ def simulate(scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed
     noise = sigma * float(np.quantile(scan.magnitude, 0.99))
     clean = fft2c(images[:, None] * sens)
     g = torch.Generator().manual_seed(seed)
-    return clean + noise * 2**0.5 * torch.randn(clean.shape, generator=g, dtype=clean.dtype), sens, noise
+    return (
+        clean + noise * 2**0.5 * torch.randn(clean.shape, generator=g, dtype=clean.dtype),
+        sens,
+        noise,
+    )
 
 
 def run_mri(
@@ -80,15 +102,18 @@ def run_mri(
     device: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
-    """Read, undersample if asked, reconstruct, write; returns what was done and, where the truth is known, how close it came.
+    """Read, undersample if asked, reconstruct, write; returns what was done and, where the truth is
+    known, how close it came.
 
     Everything that can be checked is checked before the first network call.
 
     Args:
-        mask: a file, one of fastMRI's kinds or ``poisson`` (the data are then undersampled), or None: as sampled.
-        coils: ``auto`` (maps that lie in the file, otherwise ESPIRiT), ``espirit``, a file of maps, or for magnitude images the number of
-            simulated coils.
-        sigma: noise of the k-space in its units; for magnitude images the noise that is simulated, as a share of their 0.99 quantile.
+        mask: a file, one of fastMRI's kinds or ``poisson`` (the data are then undersampled), or
+            None: as sampled.
+        coils: ``auto`` (maps that lie in the file, otherwise ESPIRiT), ``espirit``, a file of maps,
+            or for magnitude images the number of simulated coils.
+        sigma: noise of the k-space in its units; for magnitude images the noise that is simulated,
+            as a share of their 0.99 quantile.
 
     Raises:
         ValueError, OSError: bad files, names or numbers; nothing is written then.
@@ -101,22 +126,41 @@ def run_mri(
     given = maps
     if scan.kspace is None:
         if mask is None:
-            raise ValueError(f"{file} holds images, not k-space: say how to undersample them with --mask")
+            raise ValueError(
+                f"{file} holds images, not k-space: say how to undersample them with --mask"
+            )
         count = int(coils) if coils.isdigit() else 8
-        kspace, sens, sigma = simulate(scan, None if maps is None else maps.numpy(), count, sigma or 0.0, seed)
+        kspace, sens, sigma = simulate(
+            scan, None if maps is None else maps.numpy(), count, sigma or 0.0, seed
+        )
         maps = None if count > 1 and given is None else sens
         truth = torch.from_numpy(scan.magnitude)
     else:
         kspace = torch.from_numpy(scan.kspace)
         if coils.isdigit():
-            raise ValueError(f"{file} holds k-space of {kspace.shape[1]} coils; --coils takes auto, espirit or a file of maps")
+            raise ValueError(
+                f"{file} holds k-space of {kspace.shape[1]} coils; --coils takes auto, espirit or a"
+                " file of maps"
+            )
         truth = None
     sampling = None if scan.mask is None else torch.from_numpy(scan.mask)
     if mask is not None:
-        if scan.kspace is not None and sampling is None and bool((kspace.abs().sum((0, 1)) > 0).float().mean() > 0.95):
-            truth = torch.stack([_full(one, given if given is None or given.ndim == 3 else given[k]) for k, one in enumerate(kspace)])
+        if (
+            scan.kspace is not None
+            and sampling is None
+            and bool((kspace.abs().sum((0, 1)) > 0).float().mean() > 0.95)
+        ):
+            truth = torch.stack(
+                [
+                    _full(one, given if given is None or given.ndim == 3 else given[k])
+                    for k, one in enumerate(kspace)
+                ]
+            )
         elif scan.kspace is not None and Path(mask).exists() is False:
-            raise ValueError(f"{file} is undersampled already; leave --mask out, or give the mask it was sampled with as a file")
+            raise ValueError(
+                f"{file} is undersampled already; leave --mask out, or give the mask it was sampled"
+                " with as a file"
+            )
         size = tuple(kspace.shape[-2:])
         made = Path(mask).exists()
         sampling = (
@@ -125,7 +169,9 @@ def run_mri(
             else make_sampling(mask, size, acceleration, center_fraction, volume_seed(file.name))
         )
     task = MRI(load(model, device=device), solver_by_name(solver), steps, grid, correction)
-    result = task.volume(kspace, sampling, maps, sigma=sigma, num_samples=num_samples, seed=seed, progress=progress)
+    result = task.volume(
+        kspace, sampling, maps, sigma=sigma, num_samples=num_samples, seed=seed, progress=progress
+    )
     image = result.mean.numpy()
     if scan.crop is not None:
         image, spread = _crop(image, scan.crop), _crop(result.std.numpy(), scan.crop)
@@ -134,7 +180,11 @@ def run_mri(
         spread = result.std.numpy()
     if truth is None and scan.target is not None and scan.target.shape == image.shape:
         truth = torch.from_numpy(scan.target)
-    used = (kspace.abs().sum((0, 1)) > 0).float() if sampling is None else sampling.expand(kspace.shape[-2:])
+    used = (
+        (kspace.abs().sum((0, 1)) > 0).float()
+        if sampling is None
+        else sampling.expand(kspace.shape[-2:])
+    )
     figures = {
         "file": str(file),
         "slices": len(image),
@@ -154,9 +204,16 @@ def run_mri(
     }
     if truth is not None and min(truth.shape[1:]) >= 7:
         quality = volume_quality(np.abs(image), truth.numpy())
-        figures |= {"psnr": round(quality.psnr, 3), "ssim": round(quality.ssim, 4), "nmse": round(quality.nmse, 6)}
+        figures |= {
+            "psnr": round(quality.psnr, 3),
+            "ssim": round(quality.ssim, 4),
+            "nmse": round(quality.nmse, 6),
+        }
     if given is not None and scan.kspace is not None and bool((given.abs().sum(-3) > 0).all()):
-        figures["note"] = "the coil maps cover the air around the object too; --coils espirit finds where the object ends"
+        figures["note"] = (
+            "the coil maps cover the air around the object too; --coils espirit finds where the"
+            " object ends"
+        )
     files = write_reconstruction(out, image, scan, spread if std else None)
     return figures | {"out": [str(f) for f in files]}
 
@@ -179,16 +236,20 @@ def _check_maps(maps: Tensor | None, scan: Scan) -> None:
         return
     if scan.kspace is None:
         if maps.ndim != 3:
-            raise ValueError(f"coils are simulated with maps (coils, H, W); got {tuple(maps.shape)}")
+            raise ValueError(
+                f"coils are simulated with maps (coils, H, W); got {tuple(maps.shape)}"
+            )
     elif tuple(maps.shape) not in (scan.kspace.shape, scan.kspace.shape[1:]):
         raise ValueError(
-            f"the coil maps are {tuple(maps.shape)} but k-space is {scan.kspace.shape} (slices, coils, H, W): give the same coils "
-            "and size, for one slice or for all"
+            f"the coil maps are {tuple(maps.shape)} but k-space is {scan.kspace.shape} (slices,"
+            " coils, H, W): give the same coils and size, for one slice or for all"
         )
 
 
 def _full(kspace: Tensor, maps: Tensor | None) -> Tensor:
-    """The magnitude that fully sampled data give: combined by the maps, or root of the sum of squares without them."""
+    """The magnitude that fully sampled data give: combined by the maps, or root of the sum of
+    squares without them.
+    """
     return rss(ifft2c(kspace)) if maps is None else mvue(kspace, normalise_maps(maps)).abs()
 
 

@@ -1,4 +1,6 @@
-"""Paired restoration of files: ``restobox restore dehaze``, ``restobox restore paired`` and ``restobox bench dehaze``."""
+"""Paired restoration of files: ``restobox restore dehaze``, ``restobox restore paired`` and
+``restobox bench dehaze``.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,27 @@ SOLVERS = ("resfusion", "rddm", "evodiff", "ddim")
 
 
 def paired_task(
-    model: str, solver: str, steps: int, *, haze: bool, view: int | None = None, tile: int = 512, device: str = "cpu"
+    model: str,
+    solver: str,
+    steps: int,
+    *,
+    haze: bool,
+    view: int | None = None,
+    tile: int = 512,
+    device: str = "cpu",
 ) -> PairedRestoration:
     """The task around a model of that kind.
 
     Raises:
-        ValueError: an unknown model or solver, a whole-restoration bundle, or a model that was made for something else.
+        ValueError: an unknown model or solver, a whole-restoration bundle, or a model that was made
+            for something else.
     """
     denoiser = load(model, device=device)
     if getattr(denoiser, "run", None) is not None:
-        raise ValueError(f"{model} is a whole restoration in one graph; paired restoration needs a network's model or bundle")
+        raise ValueError(
+            f"{model} is a whole restoration in one graph; paired restoration needs a network's"
+            " model or bundle"
+        )
     if haze and denoiser.condition_channels == MASKED:
         raise ValueError(f"{model} is shown a mask; use `restobox restore paired --mask` for it")
     return PairedRestoration(denoiser, solver_by_name(solver), steps, view=view, tile=tile)
@@ -67,18 +80,27 @@ def run_paired(
     height, width = photo.pixels.shape[1:]
     truth = None if reference is None else read_pair(image, reference)[1]
     if truth is not None and min(height, width) < 11:
-        raise ValueError("--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)")
+        raise ValueError(
+            "--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)"
+        )
     if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
         raise ValueError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
     shown = None
     if mask is not None:
         pixels = read_image(mask).pixels
         if pixels.shape[1:] != (height, width):
-            raise ValueError(f"mask {mask} is {pixels.shape[2]} x {pixels.shape[1]} pixels but the image is {width} x {height}")
+            raise ValueError(
+                f"mask {mask} is {pixels.shape[2]} x {pixels.shape[1]} pixels but the image is"
+                f" {width} x {height}"
+            )
         shown = torch.from_numpy((pixels.mean(0) >= 0.5).astype(np.float32))
     task = paired_task(model, solver, steps, haze=haze, view=view, tile=tile, device=device)
     done = itertools.count(1)
-    options = {"num_samples": num_samples, "seed": seed, "callback": lambda *_: progress(next(done))}
+    options = {
+        "num_samples": num_samples,
+        "seed": seed,
+        "callback": lambda *_: progress(next(done)),
+    }
     result = task(torch.from_numpy(photo.pixels), shown, **options)
     restored = result.mean.numpy()
     write_image(out, Photo(restored, photo.alpha, photo.bits))
@@ -95,8 +117,14 @@ def run_paired(
         "seconds": round(result.seconds, 2),
     }
     if truth is not None:
-        figures |= {"psnr": round(psnr(restored, truth), 3), "ssim": round(ssim(restored, truth), 4)}
-        figures |= {"psnr_input": round(psnr(photo.pixels, truth), 3), "ssim_input": round(ssim(photo.pixels, truth), 4)}
+        figures |= {
+            "psnr": round(psnr(restored, truth), 3),
+            "ssim": round(ssim(restored, truth), 4),
+        }
+        figures |= {
+            "psnr_input": round(psnr(photo.pixels, truth), 3),
+            "ssim_input": round(ssim(photo.pixels, truth), 4),
+        }
     return figures
 
 
@@ -113,8 +141,8 @@ def run_bench_dehaze(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
-    """Mean PSNR, SSIM and seconds on a folder of pairs; ``input`` and ``dark-channel`` among the models are the picture itself and the
-    classical method.
+    """Mean PSNR, SSIM and seconds on a folder of pairs; ``input`` and ``dark-channel`` among the
+    models are the picture itself and the classical method.
 
     Raises:
         FileNotFoundError, ValueError: bad folders, pairs or names.
@@ -126,7 +154,14 @@ def run_bench_dehaze(
         if model == "input":
             methods.append((model, "", 0, lambda image, seed: image))
         elif model == "dark-channel":
-            methods.append((model, "", 0, lambda image, seed: prior(image.expand(3, -1, -1)[None]).image[0, : len(image)]))
+            methods.append(
+                (
+                    model,
+                    "",
+                    0,
+                    lambda image, seed: prior(image.expand(3, -1, -1)[None]).image[0, : len(image)],
+                )
+            )
         else:
             for solver in solvers:
                 task = paired_task(model, solver, steps, haze=True)
@@ -139,15 +174,30 @@ def run_bench_dehaze(
             began = time.perf_counter()
             restored = method(torch.from_numpy(image), seed).numpy()
             seconds = time.perf_counter() - began
-            rows.setdefault((model, solver, calls), []).append((psnr(restored, truth), ssim(restored, truth), seconds))
+            rows.setdefault((model, solver, calls), []).append(
+                (psnr(restored, truth), ssim(restored, truth), seconds)
+            )
             done += 1
             progress(done, total)
     table = []
     for (model, solver, calls), values in rows.items():
         p, s, seconds = np.mean(values, axis=0)
-        figures = {"psnr": round(float(p), 3), "ssim": round(float(s), 4), "seconds": round(float(seconds), 2)}
+        figures = {
+            "psnr": round(float(p), 3),
+            "ssim": round(float(s), 4),
+            "seconds": round(float(seconds), 2),
+        }
         each = [round(float(v[0]), 2) for v in values]
-        table.append({"model": model, "solver": solver, "nfe": calls, "pictures": len(values), **figures, "psnr_each": each})
+        table.append(
+            {
+                "model": model,
+                "solver": solver,
+                "nfe": calls,
+                "pictures": len(values),
+                **figures,
+                "psnr_each": each,
+            }
+        )
     return table
 
 

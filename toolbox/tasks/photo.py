@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from restoration.io.images import MAX_PIXELS, Photo, check_writable, read_image, read_mask, write_image
+from restoration.io.images import (
+    MAX_PIXELS,
+    Photo,
+    check_writable,
+    read_image,
+    read_mask,
+    write_image,
+)
 from restoration.metrics import LPIPSUnavailable, lpips, noise_level, psnr, ssim
 from restoration.operators.linear import Denoising
 from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
@@ -62,19 +69,35 @@ def run_inpainting(
     spread_file = _check_output(out, photo, std)
     denoiser = load(model, device=device)
     done = itertools.count(1)
-    options = {"num_samples": num_samples, "seed": seed, "callback": lambda *_: progress(next(done))}
+    options = {
+        "num_samples": num_samples,
+        "seed": seed,
+        "callback": lambda *_: progress(next(done)),
+    }
     run = getattr(denoiser, "run", None)
     if run is not None:  # a whole restoration: what it does was settled on export
         if run.sigma != sigma:
-            raise ValueError(f"{model} was exported for noise of sigma {run.sigma:g}; got --sigma {sigma:g}")
+            raise ValueError(
+                f"{model} was exported for noise of sigma {run.sigma:g}; got --sigma {sigma:g}"
+            )
         if symmetries != 1:
-            raise ValueError(f"{model} is a whole restoration without symmetries; --symmetries needs a denoiser")
+            raise ValueError(
+                f"{model} is a whole restoration without symmetries; --symmetries needs a denoiser"
+            )
         solver, steps, task = run.solver, run.steps, denoiser
     else:
-        task = InpaintingTask(denoiser, solver_by_name(solver), steps, grid, correction, tile, symmetries=symmetries)
+        task = InpaintingTask(
+            denoiser, solver_by_name(solver), steps, grid, correction, tile, symmetries=symmetries
+        )
         options["sigma"] = sigma
     result = task(torch.from_numpy(photo.pixels), torch.from_numpy(known), **options)
-    settings = {"model": model, "solver": solver, "steps": steps, "seed": seed, "samples": num_samples}
+    settings = {
+        "model": model,
+        "solver": solver,
+        "steps": steps,
+        "seed": seed,
+        "samples": num_samples,
+    }
     missing = {"missing": round(float(1 - known.mean()), 4)}
     return _write(image, out, photo, result, spread_file, truth, missing | settings)
 
@@ -102,12 +125,15 @@ def run_linear(
     device: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-    """Read, restore, write, as :func:`run_inpainting` does, for ``task`` ``denoise``, ``superresolve`` or ``deblur``.
+    """Read, restore, write, as :func:`run_inpainting` does, for ``task`` ``denoise``,
+    ``superresolve`` or ``deblur``.
 
     Args:
-        amount: factor of super-resolution, or standard deviation of the Gaussian blur in pixels; denoising has none.
+        amount: factor of super-resolution, or standard deviation of the Gaussian blur in pixels;
+            denoising has none.
         start_level: see :class:`LinearTask`; 0: from noise.
-        kernel: how a large picture became the small one: ``block`` (means of blocks) or ``bicubic``.
+        kernel: how a large picture became the small one: ``block`` (means of blocks) or
+            ``bicubic``.
         sigma: noise, in units of [0, 1]; ``auto``: :func:`restoration.metrics.noise_level`.
 
     Raises:
@@ -127,7 +153,10 @@ def run_linear(
             raise ValueError(f"the factor must be a whole number from 2 to 8; got {amount:g}")
         size = tuple(factor * n for n in size)
         if math.prod(size) > MAX_PIXELS:
-            raise ValueError(f"the result would have {math.prod(size):,} pixels; at most {MAX_PIXELS:,} are accepted")
+            raise ValueError(
+                f"the result would have {math.prod(size):,} pixels; at most {MAX_PIXELS:,} are"
+                " accepted"
+            )
         if kernel not in ("block", "bicubic"):
             raise ValueError(f"kernel {kernel!r} is unknown; known: block, bicubic")
         operator = {"block": BlockMean, "bicubic": Bicubic}[kernel](size, factor)
@@ -140,10 +169,19 @@ def run_linear(
     spread_file = _check_output(out, photo, std)
     denoiser = load(model, device=device)
     if getattr(denoiser, "run", None) is not None:
-        raise ValueError(f"{model} holds a whole restoration of another task; --model takes a denoiser here")
+        raise ValueError(
+            f"{model} holds a whole restoration of another task; --model takes a denoiser here"
+        )
     done = itertools.count(1)
     restore = LinearTask(
-        denoiser, solver_by_name(solver), steps, grid, correction, tile, symmetries=symmetries, start_level=start_level or None
+        denoiser,
+        solver_by_name(solver),
+        steps,
+        grid,
+        correction,
+        tile,
+        symmetries=symmetries,
+        start_level=start_level or None,
     )
     result = restore(
         torch.from_numpy(photo.pixels),
@@ -153,16 +191,28 @@ def run_linear(
         seed=seed,
         callback=lambda *_: progress(next(done)),
     )
-    settings = {"model": model, "solver": solver, "steps": steps, "seed": seed, "samples": num_samples, "sigma": sigma}
+    settings = {
+        "model": model,
+        "solver": solver,
+        "steps": steps,
+        "seed": seed,
+        "samples": num_samples,
+        "sigma": sigma,
+    }
     return _write(image, out, photo, result, spread_file, truth, {"task": task} | settings)
 
 
 def _truth(reference: Path | None, shape: tuple[int, int, int]) -> np.ndarray | None:
     truth = None if reference is None else read_image(reference).pixels
     if truth is not None and truth.shape != shape:
-        raise ValueError(f"reference {reference} has shape {truth.shape} but the result has {shape} (channels, height, width)")
+        raise ValueError(
+            f"reference {reference} has shape {truth.shape} but the result has {shape} (channels,"
+            " height, width)"
+        )
     if truth is not None and min(shape[1:]) < 11:
-        raise ValueError("--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)")
+        raise ValueError(
+            "--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)"
+        )
     return truth
 
 
@@ -180,7 +230,15 @@ def _spread_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}-std.png")
 
 
-def _write(image: Path, out: Path, photo: Photo, result: Restored, spread_file: Path | None, truth, settings: dict) -> dict:
+def _write(
+    image: Path,
+    out: Path,
+    photo: Photo,
+    result: Restored,
+    spread_file: Path | None,
+    truth,
+    settings: dict,
+) -> dict:
     """Write the pictures; the figures of the run."""
     restored = result.mean.numpy()
     height, width = restored.shape[1:]
@@ -189,9 +247,16 @@ def _write(image: Path, out: Path, photo: Photo, result: Restored, spread_file: 
     if spread_file is not None:
         spread = result.std.mean(0).numpy()
         coloured, top = heat(spread)
-        figures |= {"std": str(spread_file), "std_mean": round(float(spread.mean()), 5), "std_white": round(top, 4)}
+        figures |= {
+            "std": str(spread_file),
+            "std_mean": round(float(spread.mean()), 5),
+            "std_white": round(top, 4),
+        }
     if truth is not None:
-        figures |= {"psnr": round(psnr(restored, truth), 3), "ssim": round(ssim(restored, truth), 4)}
+        figures |= {
+            "psnr": round(psnr(restored, truth), 3),
+            "ssim": round(ssim(restored, truth), 4),
+        }
         try:
             colour = [np.broadcast_to(v, (3, height, width)) for v in (restored, truth)]
             figures["lpips"] = round(lpips(*colour), 4)
@@ -211,5 +276,8 @@ def _mask(text: str, height: int, width: int, seed: int) -> np.ndarray:
     kind, fraction = parse_mask(text)
     mask = make_mask(kind, height, width, fraction, seed)
     if mask.all() or not mask.any():
-        raise ValueError(f"mask {text} came out with {'nothing' if mask.all() else 'everything'} missing; choose another fraction or seed")
+        raise ValueError(
+            f"mask {text} came out with {'nothing' if mask.all() else 'everything'} missing; choose"
+            " another fraction or seed"
+        )
     return mask

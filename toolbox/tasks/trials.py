@@ -1,4 +1,6 @@
-"""The restorations that a calibration records, by task: each draws its picture, degradation and noise from the seed and its number."""
+"""The restorations that a calibration records, by task: each draws its picture, degradation and
+noise from the seed and its number.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def image_channels(denoiser: Denoiser) -> int:
 
 @dataclass(frozen=True)
 class Restorations:
-    """Restoration ``k`` of many: picture ``k // len(steps)`` of a folder, at ``steps[k % len(steps)]`` solver steps.
+    """Restoration ``k`` of many: picture ``k // len(steps)`` of a folder, at ``steps[k %
+    len(steps)]`` solver steps.
 
     Everything drawn for it (crop, mask, noise, start) depends on the seed and k alone.
 
@@ -69,7 +72,9 @@ class Restorations:
         noise = self.sigma * torch.randn(image.shape, generator=generator)
         if self.task == "inpaint":
             kind = KINDS[number % len(KINDS)]
-            mask = torch.from_numpy(make_mask(kind, *image.shape[1:], MISSING[kind], self.seed + number))
+            mask = torch.from_numpy(
+                make_mask(kind, *image.shape[1:], MISSING[kind], self.seed + number)
+            )
             if image.shape[0] == 3:
                 task = InpaintingTask(d, self.solver, steps, self.grid, self.correction)
                 task((image + noise).clamp(0, 1), mask, sigma=self.sigma, seed=seed)
@@ -77,31 +82,54 @@ class Restorations:
             operator = Inpainting(mask)
         else:
             size = image.shape[1:]
-            small = BlockMean if d.condition_channels else Bicubic  # networks that are shown a lift were trained on means of blocks
-            makers = {"denoise": Denoising, "superresolve": lambda: small(size, 4), "deblur": lambda: Blur(size, gaussian_kernel(1.6))}
+            small = (
+                BlockMean if d.condition_channels else Bicubic
+            )  # networks that are shown a lift were trained on means of blocks
+            makers = {
+                "denoise": Denoising,
+                "superresolve": lambda: small(size, 4),
+                "deblur": lambda: Blur(size, gaussian_kernel(1.6)),
+            }
             operator = makers[self.task]()
         y = operator.A(image[None])
         y = y + self.sigma * torch.randn(y.shape, generator=generator)
         if self.task == "inpaint":
             y = operator.A(y)
-        name = self.correction or ("diffpir" if self.sigma > 0 else "ddnm")  # of a denoiser too: its run visits the whole grid
-        LinearTask(d, self.solver, steps, self.grid, name)(y[0], operator, sigma=self.sigma, seed=seed)
+        name = self.correction or (
+            "diffpir" if self.sigma > 0 else "ddnm"
+        )  # of a denoiser too: its run visits the whole grid
+        LinearTask(d, self.solver, steps, self.grid, name)(
+            y[0], operator, sigma=self.sigma, seed=seed
+        )
 
     def picture(self, number: int) -> Tensor:
-        """A random crop ``(C, h, w)`` in [0, 1], at most ``side`` x ``side``, of the network's channels."""
+        """A random crop ``(C, h, w)`` in [0, 1], at most ``side`` x ``side``, of the network's
+        channels.
+        """
         order = np.random.default_rng(self.seed).permutation(len(self.files))
         pixels = read_image(self.files[order[number % len(order)]]).pixels
         rng = np.random.default_rng([self.seed, number])
         height, width = (min(self.side, n) for n in pixels.shape[1:])
-        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(pixels.shape[1:], (height, width), strict=True))
-        crop = torch.from_numpy(np.ascontiguousarray(pixels[:, top : top + height, left : left + width]))
-        return crop.mean(0, keepdim=True) if image_channels(self.denoiser) == 1 else crop.expand(3, -1, -1)
+        top, left = (
+            int(rng.integers(n - m + 1))
+            for n, m in zip(pixels.shape[1:], (height, width), strict=True)
+        )
+        crop = torch.from_numpy(
+            np.ascontiguousarray(pixels[:, top : top + height, left : left + width])
+        )
+        return (
+            crop.mean(0, keepdim=True)
+            if image_channels(self.denoiser) == 1
+            else crop.expand(3, -1, -1)
+        )
 
 
 class MRIRestorations:
-    """Restoration ``k``: a slice of a volume of magnitudes, scanned by simulation with masks and accelerations that take turns.
+    """Restoration ``k``: a slice of a volume of magnitudes, scanned by simulation with masks and
+    accelerations that take turns.
 
-    Everything drawn for it (slice, coils, phase, noise, mask, start) depends on the seed and k alone.
+    Everything drawn for it (slice, coils, phase, noise, mask, start) depends on the seed and k
+    alone.
 
     Args:
         file: magnitude images.
@@ -111,10 +139,23 @@ class MRIRestorations:
         ValueError: a file of k-space.
     """
 
-    def __init__(self, denoiser, file: Path, solver: Solver, steps: tuple[int, ...], grid: str, correction: str | None, sigma, seed: int):
+    def __init__(
+        self,
+        denoiser,
+        file: Path,
+        solver: Solver,
+        steps: tuple[int, ...],
+        grid: str,
+        correction: str | None,
+        sigma,
+        seed: int,
+    ):
         self.scan = read_scan(file)
         if self.scan.magnitude is None:
-            raise ValueError(f"{file} holds k-space; scans are simulated of magnitude images, whose truth is known")
+            raise ValueError(
+                f"{file} holds k-space; scans are simulated of magnitude images, whose truth is"
+                " known"
+            )
         self.tasks = [MRI(denoiser, solver, n, grid, correction) for n in steps]
         self.sigma, self.seed = sigma, seed
 
@@ -124,13 +165,19 @@ class MRIRestorations:
         one = int(rng.integers(len(self.scan.magnitude)))
         scan = replace(self.scan, magnitude=self.scan.magnitude[one : one + 1])
         kspace, maps, noise = simulate(scan, None, 8, self.sigma, self.seed + number)
-        kind, acceleration = ("equispaced-fraction", "poisson", "random")[number % 3], (4.0, 8.0)[number // 3 % 2]
-        mask = make_sampling(kind, tuple(kspace.shape[-2:]), acceleration, None, self.seed + number).expand(kspace.shape[-2:])
+        kind, acceleration = (
+            ("equispaced-fraction", "poisson", "random")[number % 3],
+            (4.0, 8.0)[number // 3 % 2],
+        )
+        mask = make_sampling(
+            kind, tuple(kspace.shape[-2:]), acceleration, None, self.seed + number
+        ).expand(kspace.shape[-2:])
         task(kspace[0] * mask, mask, maps, sigma=noise, seed=self.seed + k)
 
 
 class UltrasoundRestorations:
-    """Restoration ``k``: a clean B-mode picture (or a crop of it) with simulated haze, of three strengths that take turns.
+    """Restoration ``k``: a clean B-mode picture (or a crop of it) with simulated haze, of three
+    strengths that take turns.
 
     Everything drawn for it (crop, haze, start) depends on the seed and k alone.
 
@@ -142,16 +189,29 @@ class UltrasoundRestorations:
     """
 
     def __init__(
-        self, denoiser, partner: str | None, files: tuple[Path, ...], solver: Solver, steps, correction: str | None, side, seed: int
+        self,
+        denoiser,
+        partner: str | None,
+        files: tuple[Path, ...],
+        solver: Solver,
+        steps,
+        correction: str | None,
+        side,
+        seed: int,
     ):
         from restoration.ultrasound.task import UltrasoundTask
 
         role, _, name = (partner or "").partition(":")
         if role not in ("tissue", "haze") or not name:
-            raise ValueError(f"--task ultrasound needs the other prior: --partner haze:MODEL or tissue:MODEL; got {partner!r}")
+            raise ValueError(
+                "--task ultrasound needs the other prior: --partner haze:MODEL or tissue:MODEL;"
+                f" got {partner!r}"
+            )
         pair = (float_model(name), denoiser) if role == "tissue" else (denoiser, float_model(name))
         options = {} if correction is None else {"correction": correction}
-        self.tasks = [UltrasoundTask(*pair, solver=solver, num_inference_steps=n, **options) for n in steps]
+        self.tasks = [
+            UltrasoundTask(*pair, solver=solver, num_inference_steps=n, **options) for n in steps
+        ]
         self.files, self.side, self.seed = files, side, seed
 
     def __call__(self, k: int) -> None:
@@ -162,23 +222,44 @@ class UltrasoundRestorations:
         clean = read_image(self.files[int(rng.integers(len(self.files)))]).pixels.mean(0)
         hazy = simulate_haze(clean, (0.5, 1.0, 2.0)[number % 3], self.seed + number)
         height, width = (min(self.side, n) for n in hazy.shape)
-        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(hazy.shape, (height, width), strict=True))
-        task(torch.from_numpy(hazy[top : top + height, left : left + width].copy()), seed=self.seed + k)
+        top, left = (
+            int(rng.integers(n - m + 1)) for n, m in zip(hazy.shape, (height, width), strict=True)
+        )
+        task(
+            torch.from_numpy(hazy[top : top + height, left : left + width].copy()),
+            seed=self.seed + k,
+        )
 
 
 class PairedRestorations:
     """Restoration ``k`` of degraded pictures, with solvers and numbers of steps that take turns.
 
-    Solvers of several processes ask a network at different levels; all that are deployed belong into one calibration.
+    Solvers of several processes ask a network at different levels; all that are deployed belong
+    into one calibration.
 
     Args:
-        task: ``dehaze``: ``files`` are clear pictures, to which haze is simulated; ``paired``: they are degraded ones.
+        task: ``dehaze``: ``files`` are clear pictures, to which haze is simulated; ``paired``: they
+            are degraded ones.
         files: pictures, or (degraded picture, mask).
         side: of the crops, in pixels.
     """
 
-    def __init__(self, denoiser, task: str, files: tuple, solvers: Sequence[str], steps: tuple[int, ...], grid: str, side: int, seed: int):
-        self.tasks = [PairedRestoration(denoiser, solver_by_name(name), n, grid=grid) for n in steps for name in solvers]
+    def __init__(
+        self,
+        denoiser,
+        task: str,
+        files: tuple,
+        solvers: Sequence[str],
+        steps: tuple[int, ...],
+        grid: str,
+        side: int,
+        seed: int,
+    ):
+        self.tasks = [
+            PairedRestoration(denoiser, solver_by_name(name), n, grid=grid)
+            for n in steps
+            for name in solvers
+        ]
         self.task, self.files, self.side, self.seed = task, files, side, seed
 
     def __call__(self, k: int) -> None:
@@ -190,10 +271,20 @@ class PairedRestorations:
         parts = [torch.from_numpy(read_image(path).pixels) for path in paths]
         if len({part.shape[1:] for part in parts}) > 1:
             raise ValueError(f"mask {paths[1]} has another size than {paths[0]}")
-        scale = rng.uniform(min(1, self.side / min(parts[0].shape[1:])), 1)  # from whole scenes to details
-        parts = [F.interpolate(part[None], scale_factor=scale, mode="bilinear", antialias=True)[0].clamp(0, 1) for part in parts]
+        scale = rng.uniform(
+            min(1, self.side / min(parts[0].shape[1:])), 1
+        )  # from whole scenes to details
+        parts = [
+            F.interpolate(part[None], scale_factor=scale, mode="bilinear", antialias=True)[0].clamp(
+                0, 1
+            )
+            for part in parts
+        ]
         height, width = (min(self.side, n) for n in parts[0].shape[1:])
-        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(parts[0].shape[1:], (height, width), strict=True))
+        top, left = (
+            int(rng.integers(n - m + 1))
+            for n, m in zip(parts[0].shape[1:], (height, width), strict=True)
+        )
         image, *mask = (part[:, top : top + height, left : left + width] for part in parts)
         image = image.expand(3, -1, -1)
         if self.task == "dehaze":
@@ -202,7 +293,8 @@ class PairedRestorations:
 
 
 class CubeRestorations:
-    """Restoration ``k``: a simulated cube in the pattern of a picture, with Gaussian noise or a mixture, from which eigen-images are taken.
+    """Restoration ``k``: a simulated cube in the pattern of a picture, with Gaussian noise or a
+    mixture, from which eigen-images are taken.
 
     Everything drawn for it (crop, sensor, materials, noise) depends on the seed and k alone.
 
@@ -227,8 +319,20 @@ class CubeRestorations:
         rng = np.random.default_rng([self.seed, k])
         pixels = read_image(self.files[int(rng.integers(len(self.files)))]).pixels
         height, width = (min(self.side, n) for n in pixels.shape[1:])
-        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(pixels.shape[1:], (height, width), strict=True))
-        picture = np.broadcast_to(pixels[:, top : top + height, left : left + width], (3, height, width))
-        clean = simulate_cube(self.library, picture, bands_of(list(SENSORS)[k % len(SENSORS)]), [self.seed, k])
+        top, left = (
+            int(rng.integers(n - m + 1))
+            for n, m in zip(pixels.shape[1:], (height, width), strict=True)
+        )
+        picture = np.broadcast_to(
+            pixels[:, top : top + height, left : left + width], (3, height, width)
+        )
+        clean = simulate_cube(
+            self.library, picture, bands_of(list(SENSORS)[k % len(SENSORS)]), [self.seed, k]
+        )
         case = ("iid", "mixture")[k % 2]
-        self.task(add_noise(clean, case, self.seed + k, SIGMAS[k // 2 % len(SIGMAS)] if case == "iid" else None), seed=self.seed + k)
+        self.task(
+            add_noise(
+                clean, case, self.seed + k, SIGMAS[k // 2 % len(SIGMAS)] if case == "iid" else None
+            ),
+            seed=self.seed + k,
+        )

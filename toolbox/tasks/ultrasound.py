@@ -54,10 +54,21 @@ def run_ultrasound(
     if haze_out is not None:
         check_clip_writable(haze_out, len(source))
     if num_samples > 1 and (warm_start is not None or stream):
-        raise ValueError("warm starts and stream batching give one sample per frame; leave out --samples")
-    truth = None if reference is None else read_clip(reference, dynamic_range=dynamic_range, grey=grey, sampling_rate=sampling_rate)
+        raise ValueError(
+            "warm starts and stream batching give one sample per frame; leave out --samples"
+        )
+    truth = (
+        None
+        if reference is None
+        else read_clip(
+            reference, dynamic_range=dynamic_range, grey=grey, sampling_rate=sampling_rate
+        )
+    )
     if truth is not None and (len(truth), truth.size) != (len(source), source.size):
-        raise ValueError(f"reference {reference} has {len(truth)} frames of {truth.size}, the clip {len(source)} of {source.size} (H, W)")
+        raise ValueError(
+            f"reference {reference} has {len(truth)} frames of {truth.size}, the clip {len(source)}"
+            f" of {source.size} (H, W)"
+        )
     masks = None if regions is None else read_regions(regions, source.size)
     if masks is not None and not {"tissue", "blood"} <= set(masks):
         raise ValueError(f"regions {regions} must name tissue and blood; found {', '.join(masks)}")
@@ -70,7 +81,9 @@ def run_ultrasound(
         num_inference_steps=steps,
         correction=correction,
     )
-    results = restored(task, source, seed, num_samples, warm_start, stream)  # checks its options before anything is written
+    results = restored(
+        task, source, seed, num_samples, warm_start, stream
+    )  # checks its options before anything is written
     figures: dict[str, list[float]] = {}
     hazes: list[np.ndarray] = []
     calls, began = 0, time.perf_counter()
@@ -82,7 +95,13 @@ def run_ultrasound(
             image = result.image.numpy()
             if haze_out is not None:
                 hazes.append(np.clip(result.haze.numpy(), 0, 1))
-            _measure(figures, source.frame(k) if masks else None, image, None if truth is None else truth.frame(k), masks)
+            _measure(
+                figures,
+                source.frame(k) if masks else None,
+                image,
+                None if truth is None else truth.frame(k),
+                masks,
+            )
             progress(k + 1, len(source))
             yield image
 
@@ -107,7 +126,14 @@ def run_ultrasound(
     } | {name: round(float(np.mean(values)), 4) for name, values in figures.items()}
 
 
-def restored(task: UltrasoundTask, clip: Clip, seed: int, num_samples: int, warm_start: float | None, stream: bool) -> Iterator[Dehazed]:
+def restored(
+    task: UltrasoundTask,
+    clip: Clip,
+    seed: int,
+    num_samples: int,
+    warm_start: float | None,
+    stream: bool,
+) -> Iterator[Dehazed]:
     """The results of a clip's frames, in order."""
     frames = (torch.from_numpy(np.ascontiguousarray(frame)) for frame in clip)
     if num_samples > 1:
@@ -122,7 +148,10 @@ def _measure(figures: dict[str, list[float]], seen, image: np.ndarray, truth, ma
     if masks is not None:
         tissue, blood = masks["tissue"], masks["blood"]
         for name, picture in (("before", seen), ("after", image)):
-            values |= {f"gcnr_{name}": gcnr(picture[tissue], picture[blood]), f"cnr_{name}": cnr(picture[tissue], picture[blood])}
+            values |= {
+                f"gcnr_{name}": gcnr(picture[tissue], picture[blood]),
+                f"cnr_{name}": cnr(picture[tissue], picture[blood]),
+            }
         values["ks_tissue"] = ks(seen[tissue], image[tissue])[0]
     for name, value in values.items():
         figures.setdefault(name, []).append(value)

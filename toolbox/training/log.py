@@ -11,11 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-LOGGED = {"loss": ".5f", "gradient_norm": ".4f", "learning_rate": ".2e", "gain_db": ".3f", "seconds": ".1f"}
+LOGGED = {
+    "loss": ".5f",
+    "gradient_norm": ".4f",
+    "learning_rate": ".2e",
+    "gain_db": ".3f",
+    "seconds": ".1f",
+}
 
 
 class Log:
-    """A CSV of the running means, one row per 50 steps; where tensorboard is installed (extra ``train``), the same as its events."""
+    """A CSV of the running means, one row per 50 steps; where tensorboard is installed (extra
+    ``train``), the same as its events.
+    """
 
     def __init__(self, path: Path, start: int):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,15 +34,27 @@ class Log:
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(path.parent / "tensorboard", purge_step=start + 1 if start else None)
+            self.writer = SummaryWriter(
+                path.parent / "tensorboard", purge_step=start + 1 if start else None
+            )
 
-    def add(self, step: int, loss: float, norm: float, rate: float, gain: Callable[[], float]) -> None:
+    def add(
+        self, step: int, loss: float, norm: float, rate: float, gain: Callable[[], float]
+    ) -> None:
         self.rows.append((loss, norm))
         if step % 50 == 0:
             mean = np.mean(self.rows, axis=0)
             row = (*mean, rate, gain(), time.monotonic() - self.began)
             with self.path.open("a", newline="") as file:
-                csv.writer(file).writerow([step, *(f"{value:{form}}" for value, form in zip(row, LOGGED.values(), strict=True))])
+                csv.writer(file).writerow(
+                    [
+                        step,
+                        *(
+                            f"{value:{form}}"
+                            for value, form in zip(row, LOGGED.values(), strict=True)
+                        ),
+                    ]
+                )
             if self.writer is not None:
                 for name, value in zip(LOGGED, row, strict=True):
                     if not math.isnan(value):

@@ -1,4 +1,6 @@
-"""Training of the shipped networks from a recipe file: ``restobox train RECIPE --data FOLDER -o OUT``."""
+"""Training of the shipped networks from a recipe file: ``restobox train RECIPE --data FOLDER -o
+OUT``.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def build(recipe: Recipe) -> Denoiser:
         fold=net.fold,
         multiple=2 ** (depth - 1),
         condition_channels=condition_channels,
-        residual=native and condition_channels > 0 and recipe.task != "hyperspectral",  # whose condition holds no lift
+        residual=native
+        and condition_channels > 0
+        and recipe.task != "hyperspectral",  # whose condition holds no lift
         data_std=recipe.loss.data_std if native else 1.0,
         unrolled_steps=None if recipe.unrolled is None else recipe.unrolled.steps,
     )
@@ -62,10 +66,16 @@ def build(recipe: Recipe) -> Denoiser:
 
 def shown_channels(recipe: Recipe) -> int:
     """Channels of the condition that a recipe's network is shown."""
-    return SHOWN[recipe.pairs.shown] if recipe.pairs is not None else EXAMPLES[recipe.task].condition_channels
+    return (
+        SHOWN[recipe.pairs.shown]
+        if recipe.pairs is not None
+        else EXAMPLES[recipe.task].condition_channels
+    )
 
 
-def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator[tuple[Tensor, ...]]:
+def batches(
+    recipe: Recipe, examples, start: int, rank: int, device
+) -> Iterator[tuple[Tensor, ...]]:
     """Endless ``(*drawn, t, noise)``, what ``examples.draw`` gives before the times.
 
     Batch k depends on the seed, the rank and k alone, so a resumed run goes on as if uncut.
@@ -74,7 +84,11 @@ def batches(recipe: Recipe, examples, start: int, rank: int, device) -> Iterator
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
         drawn = examples.draw(n, rng)
-        t = examples.times(n, rng) if callable(getattr(examples, "times", None)) else _times(recipe, n, rng)
+        t = (
+            examples.times(n, rng)
+            if callable(getattr(examples, "times", None))
+            else _times(recipe, n, rng)
+        )
         noise = rng.standard_normal(drawn[0].shape, dtype=np.float32)
         if recipe.loss.immiscible:
             noise = immiscible_noise(drawn[0].numpy(), noise)
@@ -93,7 +107,9 @@ def _times(recipe: Recipe, count: int, rng: np.random.Generator) -> Tensor:
 def measured_batches(
     recipe: Recipe, examples, denoiser: Denoiser, start: int, rank: int
 ) -> Iterator[list[tuple[Measured, Tensor, Tensor]]]:
-    """Endless batches ``[(example, t, noise)]`` for training through the sampler; drawn as :func:`batches` does."""
+    """Endless batches ``[(example, t, noise)]`` for training through the sampler; drawn as
+    :func:`batches` does.
+    """
     step = start
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
@@ -117,30 +133,41 @@ def train(
     checkpoint_every: int = 500,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Path:
-    """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule, ``denoiser.json``).
+    """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule,
+    ``denoiser.json``).
 
-    ``start_from`` is a shipped model's name or a model folder, of the same architecture, whose weights are trained further.
-    Checkpoints go to ``out/checkpoint``; ``resume`` continues from there with the same data order. Several GPUs: start it through
-    ``accelerate launch``.
+    ``start_from`` is a shipped model's name or a model folder, of the same architecture, whose
+    weights are trained further. Checkpoints go to ``out/checkpoint``; ``resume`` continues from
+    there with the same data order. Several GPUs: start it through ``accelerate launch``.
 
     Raises:
-        ValueError: no usable picture, a model to start from that has other weights, a ``vp`` recipe for ``epsilon`` (or ``sample``
-            without a condition), or nothing to resume.
+        ValueError: no usable picture, a model to start from that has other weights, a ``vp`` recipe
+            for ``epsilon`` (or ``sample`` without a condition), or nothing to resume.
         FileNotFoundError: no such data folder.
         FileExistsError: ``out`` holds something, and nothing is resumed.
     """
     from accelerate import Accelerator
 
-    known = ("v_prediction", "sample") if EXAMPLES[recipe.task].condition_channels else ("v_prediction",)
+    known = (
+        ("v_prediction", "sample")
+        if EXAMPLES[recipe.task].condition_channels
+        else ("v_prediction",)
+    )
     if recipe.process.kind == "vp" and recipe.process.prediction_type not in known:
         raise ValueError(
-            f"{recipe.task} under a variance-preserving process is trained for {' or '.join(known)}; set process.prediction_type"
+            f"{recipe.task} under a variance-preserving process is trained for"
+            f" {' or '.join(known)}; set process.prediction_type"
         )
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise FileNotFoundError(f"data folder {data} does not exist")
-    if not resume and (out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))):
-        raise FileExistsError(f"output {out} exists already: give --resume to go on with the run in it, or the name of a new folder")
+    if not resume and (
+        out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
+    ):
+        raise FileExistsError(
+            f"output {out} exists already: give --resume to go on with the run in it, or the name"
+            " of a new folder"
+        )
     check_folder(out)
     check_outputs([out], [data, start_from])
     examples = EXAMPLES[recipe.task](recipe, data, exclude)
@@ -150,7 +177,12 @@ def train(
         _load_weights(denoiser.network, start_from)
     network = denoiser.network.to(memory_format=torch.channels_last)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.optimizer.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=recipe.optimizer.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,
+    )
     checkpoint = out / "checkpoint" / "state.pt"
     start = 0
     if resume:
@@ -159,7 +191,10 @@ def train(
         try:
             state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         except Exception as error:
-            raise ValueError(f"checkpoint {checkpoint} is damaged ({type(error).__name__}); train without --resume") from error
+            raise ValueError(
+                f"checkpoint {checkpoint} is damaged ({type(error).__name__}); train without"
+                " --resume"
+            ) from error
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         average, start = state["average"], state["step"]
@@ -171,7 +206,9 @@ def train(
     rng = np.random.default_rng([recipe.seed, 2])
     if recipe.unrolled is not None:
         source = measured_batches(recipe, examples, denoiser, start, accelerator.process_index)
-        held = [e for _ in range(6) for e in examples.measured(denoiser, rng) if e.correct is not None]
+        held = [
+            e for _ in range(6) for e in examples.measured(denoiser, rng) if e.correct is not None
+        ]
     else:
         source = batches(recipe, examples, start, accelerator.process_index, accelerator.device)
         fixed = tuple(v.to(accelerator.device) for v in examples.draw(2 * recipe.batch_size, rng))
@@ -189,13 +226,19 @@ def train(
         total, batch = 0.0, next(source)
         for part in batch if recipe.unrolled is not None else [batch]:
             with accelerator.autocast():
-                loss = _loss(recipe, denoiser, examples, part) / (len(batch) if recipe.unrolled is not None else 1)
+                loss = _loss(recipe, denoiser, examples, part) / (
+                    len(batch) if recipe.unrolled is not None else 1
+                )
             accelerator.backward(loss)
             total += float(loss.detach())
         norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        _average(average, accelerator.unwrap_model(network), min(recipe.optimizer.ema, (1 + step) / (10 + step)))
+        _average(
+            average,
+            accelerator.unwrap_model(network),
+            min(recipe.optimizer.ema, (1 + step) / (10 + step)),
+        )
         progress(step + 1, total)
         if log is not None:
             with accelerator.autocast():
@@ -220,7 +263,11 @@ def _loss(recipe: Recipe, denoiser: Denoiser, examples, part) -> Tensor:
     if recipe.unrolled is not None:  # and the network stays a diffusion model
         e, t, noise = part
         diffusion = denoising_loss(denoiser, e.x0, e.condition, e.missing, t, noise, recipe.loss)
-        return diffusion if e.correct is None else diffusion + unrolled_loss(denoiser, e, recipe.unrolled.steps, recipe.loss)
+        return (
+            diffusion
+            if e.correct is None
+            else diffusion + unrolled_loss(denoiser, e, recipe.unrolled.steps, recipe.loss)
+        )
     *drawn, t, noise = part
     if isinstance(examples, LatentExamples):
         return latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")
@@ -235,27 +282,48 @@ def _loss(recipe: Recipe, denoiser: Denoiser, examples, part) -> Tensor:
 def _load_weights(network: nn.Module, model: str | Path) -> None:
     found = load(model).network
     if not isinstance(found, nn.Module):
-        raise ValueError(f"{model} is an exported bundle; training goes on from a model folder or a shipped float model")
+        raise ValueError(
+            f"{model} is an exported bundle; training goes on from a model folder or a shipped"
+            " float model"
+        )
     try:
         network.load_state_dict(found.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"{model} can't be trained further with this recipe: its network has other weights ({error})") from error
+        raise ValueError(
+            f"{model} can't be trained further with this recipe: its network has other weights"
+            f" ({error})"
+        ) from error
 
 
-def save_model(denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], out: Path, dtype=torch.float32) -> None:
+def save_model(
+    denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], out: Path, dtype=torch.float32
+) -> None:
     """Write a model folder that :meth:`Denoiser.from_pretrained` loads."""
     from safetensors.torch import save_file
 
-    network = denoiser.network.module if isinstance(denoiser.network, nn.parallel.DistributedDataParallel) else denoiser.network
+    network = (
+        denoiser.network.module
+        if isinstance(denoiser.network, nn.parallel.DistributedDataParallel)
+        else denoiser.network
+    )
     (out / "unet").mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
-    _replace(out / "unet" / "diffusion_pytorch_model.safetensors", lambda path: save_file(weights, path, {"format": "pt"}))
+    _replace(
+        out / "unet" / "diffusion_pytorch_model.safetensors",
+        lambda path: save_file(weights, path, {"format": "pt"}),
+    )
     _write_json(out / "unet" / "config.json", {"_class_name": "UNet2DModel", **network.config})
     if recipe.process.kind == "vp":
-        _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()})
+        _write_json(
+            out / "scheduler" / "scheduler_config.json",
+            {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()},
+        )
         _write_json(out / "denoiser.json", denoiser.settings)
     else:  # diffusers has no words for these
-        native = {"prediction_type": denoiser.prediction_type, "process": describe(denoiser.process)}
+        native = {
+            "prediction_type": denoiser.prediction_type,
+            "process": describe(denoiser.process),
+        }
         _write_json(out / "denoiser.json", denoiser.settings | native)
 
 
@@ -264,7 +332,11 @@ def _learning_rate(recipe: Recipe, step: int) -> float:
     opt = recipe.optimizer
     if step < opt.warmup:
         return opt.learning_rate * (step + 1) / opt.warmup
-    return opt.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - opt.warmup) / max(1, recipe.steps - opt.warmup)))
+    return (
+        opt.learning_rate
+        * 0.5
+        * (1 + math.cos(math.pi * (step - opt.warmup) / max(1, recipe.steps - opt.warmup)))
+    )
 
 
 @torch.no_grad()

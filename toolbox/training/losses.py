@@ -1,4 +1,6 @@
-"""What networks are trained for: a loss per kind of process, and the gain over the lift that a run's log tells."""
+"""What networks are trained for: a loss per kind of process, and the gain over the lift that a
+run's log tells.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,28 @@ from solvers.prediction import HEADS
 from toolbox.training.recipe import Loss
 
 
-def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
-    """Squared error of the network's output at times ``t (B,)``, mostly on missing pixels, relative to what the lift allows.
+def denoising_loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    condition: Tensor,
+    missing: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    loss: Loss,
+) -> Tensor:
+    """Squared error of the network's output at times ``t (B,)``, mostly on missing pixels, relative
+    to what the lift allows.
 
-    ``x0 (B, C, H, W)`` in the network's range, ``condition`` with the lift in its first C channels, ``missing (B, 1, H, W)`` 1 where
-    pixels are not known, ``noise`` like ``x0``. With ``u = (x0 - lift)/s`` of mean square p on a sample's missing pixels, the best linear
-    estimate from the state alone has the error ``p/(a'^2 p + b'^2)`` in ``v = a' eps - b' u``. Each sample's error is divided by that:
-    easy and hard pictures, small and large holes, and all noise levels then count alike, as they do in PSNR.
+    ``x0 (B, C, H, W)`` in the network's range, ``condition`` with the lift in its first C channels,
+    ``missing (B, 1, H, W)`` 1 where pixels are not known, ``noise`` like ``x0``. With ``u = (x0 -
+    lift)/s`` of mean square p on a sample's missing pixels, the best linear estimate from the state
+    alone has the error ``p/(a'^2 p + b'^2)`` in ``v = a' eps - b' u``. Each sample's error is
+    divided by that: easy and hard pictures, small and large holes, and all noise levels then count
+    alike, as they do in PSNR.
 
-    A ``sample`` network gives u itself, of which the best linear estimate has the error ``p/(1 + p SNR)``. Near the clean level that
-    vanishes, and only ``min(p SNR, min_snr)`` is counted (Hang et al. 2023): the state has the image there, the network need not.
+    A ``sample`` network gives u itself, of which the best linear estimate has the error ``p/(1 + p
+    SNR)``. Near the clean level that vanishes, and only ``min(p SNR, min_snr)`` is counted (Hang et
+    al. 2023): the state has the image there, the network need not.
     """
     a, b = (f(t.cpu()).to(x0).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
     _, a, b = denoiser.unit_levels(a, b)
@@ -29,43 +43,62 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, missing: T
     focus = loss.known_weight + (1 - loss.known_weight) * missing
     focus = focus / focus.mean((1, 2, 3), keepdim=True)
     missing = missing.expand_as(u)
-    power = ((missing * u**2).sum((1, 2, 3), keepdim=True) / missing.sum((1, 2, 3), keepdim=True).clamp(min=1)).clamp(min=loss.floor)
+    power = (
+        (missing * u**2).sum((1, 2, 3), keepdim=True)
+        / missing.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    ).clamp(min=loss.floor)
     if denoiser.prediction_type == "sample":
         snr = power * a**2 / b.clamp(min=1e-6) ** 2
         return ((1 + snr.clamp(max=loss.min_snr)) / power * focus * (output - u) ** 2).mean()
     return ((a**2 * power + b**2) / power * focus * (output - (a * noise - b * u)) ** 2).mean()
 
 
-def residual_loss(denoiser: Denoiser, x0: Tensor, condition: Tensor, t: Tensor, noise: Tensor, loss: Loss) -> Tensor:
-    """Error of a network of a process that holds the degraded image ``y``, the first channels of ``condition``.
+def residual_loss(
+    denoiser: Denoiser, x0: Tensor, condition: Tensor, t: Tensor, noise: Tensor, loss: Loss
+) -> Tensor:
+    """Error of a network of a process that holds the degraded image ``y``, the first channels of
+    ``condition``.
 
-    States and targets are those of ``Resfusion.training_pair`` and ``RDDM.training_pair``. Squared for Resfusion, absolute and summed over
-    the two heads for RDDM, as released.
+    States and targets are those of ``Resfusion.training_pair`` and ``RDDM.training_pair``. Squared
+    for Resfusion, absolute and summed over the two heads for RDDM, as released.
     """
     target_type, channels = denoiser.prediction_type, x0.shape[1]
-    state, target = denoiser.process.training_pair(x0, condition[:, :channels], noise, t.cpu(), target_type)
+    state, target = denoiser.process.training_pair(
+        x0, condition[:, :channels], noise, t.cpu(), target_type
+    )
     error = denoiser.conditioned(condition).output(state, t).float() - target
     return HEADS.get(target_type, 1) * (error.square() if loss.norm == "l2" else error.abs()).mean()
 
 
-def plain_loss(denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor, min_snr: float | None = None) -> Tensor:
-    """Squared error of the output of an unconditional denoiser: relative to the noise where there is little of it, to the image else.
+def plain_loss(
+    denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor, min_snr: float | None = None
+) -> Tensor:
+    """Squared error of the output of an unconditional denoiser: relative to the noise where there
+    is little of it, to the image else.
 
-    With ``min_snr`` the error of the image weighs ``min(SNR, min_snr)`` (Hang et al. 2023): ``min(SNR, min_snr)/(SNR + 1)`` in v.
+    With ``min_snr`` the error of the image weighs ``min(SNR, min_snr)`` (Hang et al. 2023):
+    ``min(SNR, min_snr)/(SNR + 1)`` in v.
     """
     u = denoiser.from_unit(image) / denoiser.data_std
     a, b = (f(t.cpu()).to(u).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
     _, a, b = denoiser.unit_levels(a, b)
     output = denoiser.output(a * u + b * noise, t).float()
-    weight = 1 if min_snr is None else torch.minimum(a**2, min_snr * b**2)  # of unit levels: b^2 = 1/(SNR + 1)
+    weight = (
+        1 if min_snr is None else torch.minimum(a**2, min_snr * b**2)
+    )  # of unit levels: b^2 = 1/(SNR + 1)
     return (weight * (output - (a * noise - b * u)) ** 2).mean()
 
 
 @torch.no_grad()
 def gain(denoiser: Denoiser, examples, *drawn: Tensor) -> float:
-    """How much better one network call from the noisiest level is than the lift, in dB: the mean over a batch."""
+    """How much better one network call from the noisiest level is than the lift, in dB: the mean
+    over a batch.
+    """
     x0, condition, _ = examples.show(denoiser, *drawn)
-    end, noise = denoiser.process.end, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
+    end, noise = (
+        denoiser.process.end,
+        torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0),
+    )
     state = denoiser.process.add_noise(x0, noise, end, condition[:, : x0.shape[1]])
     estimate = denoiser.conditioned(condition)(state, end).x0
 

@@ -34,15 +34,19 @@ class Network(_Section):
     norm_num_groups: int = Field(8, ge=1)
     fold: int = Field(1, ge=1, le=8)
     attention: bool = False  # one layer of it, in the middle of the network
-    time_embedding_dim: int | None = Field(None, ge=1)  # four times the first width where it is not given
+    time_embedding_dim: int | None = Field(
+        None, ge=1
+    )  # four times the first width where it is not given
 
 
 class Schedule(_Section):
     """The process that a network is trained under, and what it predicts.
 
-    ``vp``: diffusers' words, for ``v_prediction``. ``resfusion``: the released schedule of ``num_train_timesteps`` (12 leave five levels),
-    ``linear`` or cosine, for ``resnoise``, ``sample`` or ``residual``. ``rddm``: the released schedule, ``sum_scale`` being the square of
-    its largest noise, for ``residual_noise`` and ``sample_noise`` (one network of two outputs), ``residual``, ``sample`` or ``epsilon``.
+    ``vp``: diffusers' words, for ``v_prediction``. ``resfusion``: the released schedule of
+    ``num_train_timesteps`` (12 leave five levels), ``linear`` or cosine, for ``resnoise``,
+    ``sample`` or ``residual``. ``rddm``: the released schedule, ``sum_scale`` being the square of
+    its largest noise, for ``residual_noise`` and ``sample_noise`` (one network of two outputs),
+    ``residual``, ``sample`` or ``epsilon``.
     """
 
     kind: Literal["vp", "resfusion", "rddm"] = "vp"
@@ -50,17 +54,35 @@ class Schedule(_Section):
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     num_train_timesteps: int = Field(1000, ge=2)
     rescale_betas_zero_snr: bool = True
-    prediction_type: Literal["v_prediction", "epsilon", "sample", "residual", "resnoise", "residual_noise", "sample_noise"] = "v_prediction"
+    prediction_type: Literal[
+        "v_prediction",
+        "epsilon",
+        "sample",
+        "residual",
+        "resnoise",
+        "residual_noise",
+        "sample_noise",
+    ] = "v_prediction"
     timestep_spacing: str = "trailing"
     noise_scale: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _check_kind(self):
-        known = {"vp": ("v_prediction", "epsilon", "sample"), "resfusion": RESFUSION_TARGETS, "rddm": RDDM_TARGETS}[self.kind]
+        known = {
+            "vp": ("v_prediction", "epsilon", "sample"),
+            "resfusion": RESFUSION_TARGETS,
+            "rddm": RDDM_TARGETS,
+        }[self.kind]
         if self.prediction_type not in known:
-            raise ValueError(f"prediction_type {self.prediction_type!r} is no target of process {self.kind!r}; known: {', '.join(known)}")
+            raise ValueError(
+                f"prediction_type {self.prediction_type!r} is no target of process {self.kind!r};"
+                f" known: {', '.join(known)}"
+            )
         if self.kind == "resfusion" and self.beta_schedule == "scaled_linear":
-            raise ValueError("beta_schedule 'scaled_linear' is not one of Resfusion's; known: linear, squaredcos_cap_v2")
+            raise ValueError(
+                "beta_schedule 'scaled_linear' is not one of Resfusion's; known: linear,"
+                " squaredcos_cap_v2"
+            )
         return self
 
     def process(self) -> Process:
@@ -73,15 +95,21 @@ class Schedule(_Section):
         return VP.from_diffusers(self.scheduler_config())
 
     def scheduler_config(self) -> dict:
-        """In diffusers' words. ``noise_scale`` multiplies every noise-to-signal ratio (a shift of log-SNR, Hoogeboom et al. 2023): a
-        schedule made for data of unit size then suits data of that standard deviation."""
+        """In diffusers' words. ``noise_scale`` multiplies every noise-to-signal ratio (a shift of
+        log-SNR, Hoogeboom et al. 2023): a schedule made for data of unit size then suits data of
+        that standard deviation."""
         config = self.model_dump(exclude={"noise_scale", "kind", "sum_scale"})
         if self.noise_scale == 1:
             return config
         abar = VP.from_diffusers(config).alphas_cumprod
         abar = abar / (abar + self.noise_scale**2 * (1 - abar))
         betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
-        return {**config, "beta_schedule": "linear", "trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+        return {
+            **config,
+            "beta_schedule": "linear",
+            "trained_betas": betas.tolist(),
+            "rescale_betas_zero_snr": False,
+        }
 
 
 class Loss(_Section):
@@ -89,9 +117,15 @@ class Loss(_Section):
     floor: float = Field(0.05, gt=0)
     known_weight: float = Field(0.1, ge=0, le=1)
     terminal_share: float = Field(0.3, ge=0, le=1)
-    norm: Literal["l2", "l1"] = "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
-    immiscible: bool = False  # unconditional networks: each picture of a batch gets a near noise (:mod:`toolbox.training.immiscible`)
-    min_snr: float | None = Field(None, gt=0)  # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
+    norm: Literal["l2", "l1"] = (
+        "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
+    )
+    # unconditional networks: each picture of a batch gets a near noise
+    # (:mod:`toolbox.training.immiscible`)
+    immiscible: bool = False
+    min_snr: float | None = Field(
+        None, gt=0
+    )  # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
 
 
 class Condition(_Section):
@@ -107,7 +141,9 @@ class Optimizer(_Section):
 
 
 class Noise(_Section):
-    """What a denoiser is trained on: noise levels ``kappa = b/a`` in the network's range, and a share of piecewise constant patches."""
+    """What a denoiser is trained on: noise levels ``kappa = b/a`` in the network's range, and a
+    share of piecewise constant patches.
+    """
 
     lowest: float = Field(0.01, gt=0)
     highest: float = Field(3.0, gt=0)
@@ -120,7 +156,9 @@ class Noise(_Section):
 
 
 class Unrolled(_Section):
-    """Train through the whole sampler as well (:mod:`toolbox.training.unrolled`): ``steps`` of DDIM from zero noise, data consistency at each."""
+    """Train through the whole sampler as well (:mod:`toolbox.training.unrolled`): ``steps`` of DDIM
+    from zero noise, data consistency at each.
+    """
 
     steps: int = Field(3, ge=1, le=16)
 
@@ -129,7 +167,9 @@ class Recipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal["inpainting", "mri", "denoising", "dehazing", "paired", "hyperspectral", "ultrasound"]
+    task: Literal[
+        "inpainting", "mri", "denoising", "dehazing", "paired", "hyperspectral", "ultrasound"
+    ]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -166,23 +206,36 @@ class Recipe(_Section):
             if (self.task == task) != (getattr(self, section) is not None):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
         if self.process.kind != "vp" and self.task not in ("dehazing", "paired"):
-            raise ValueError(f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and paired have one")
+            raise ValueError(
+                f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and"
+                " paired have one"
+            )
         if self.loss.immiscible and self.task not in ("denoising", "ultrasound"):
             raise ValueError(
-                "loss.immiscible is for tasks denoising and ultrasound: samplers of conditional networks draw noise that knows nothing of "
-                "the picture"
+                "loss.immiscible is for tasks denoising and ultrasound: samplers of conditional"
+                " networks draw noise that knows nothing of the picture"
             )
         sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
         if sample and self.loss.min_snr is None:
-            raise ValueError("prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors weigh without bound else")
+            raise ValueError(
+                "prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors"
+                " weigh without bound else"
+            )
         if self.loss.min_snr is not None and not sample and self.task != "denoising":
-            raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoising'")
+            raise ValueError(
+                "loss.min_snr is for prediction_type 'sample' and for task 'denoising'"
+            )
         if self.condition is not None and "blocks" in self.condition.kinds and self.patch_size % 12:
             raise ValueError(
-                f"condition.kinds 'blocks' has blocks of 2, 3 and 4 pixels: patch_size must be a multiple of 12; got {self.patch_size}"
+                "condition.kinds 'blocks' has blocks of 2, 3 and 4 pixels: patch_size must be a"
+                f" multiple of 12; got {self.patch_size}"
             )
-        if self.unrolled is not None and (self.task not in ("inpainting", "mri") or self.process.kind != "vp"):
-            raise ValueError("section [unrolled] is for tasks inpainting and mri under process 'vp'")
+        if self.unrolled is not None and (
+            self.task not in ("inpainting", "mri") or self.process.kind != "vp"
+        ):
+            raise ValueError(
+                "section [unrolled] is for tasks inpainting and mri under process 'vp'"
+            )
         if not self.noise.lowest < self.noise.highest:
             raise ValueError("noise.lowest must be below noise.highest")
         return self

@@ -1,6 +1,7 @@
 """Training through the sampler: a few steps with data consistency become one network.
 
-The idea is IDM's (Chen et al. 2025, "Invertible diffusion models for compressed sensing"), without its reversible wiring.
+The idea is IDM's (Chen et al. 2025, "Invertible diffusion models for compressed sensing"), without
+its reversible wiring.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Measured:
         x0: ``(B, C, H, W)`` in the network's range.
         condition: ``(B, K, H, W)``, the lift in its first C channels.
         missing: ``(B, 1, H, W)``, how much of each pixel is to be found out.
-        correct: from a denoiser to the same one with the task's correction around it; None where nothing was measured.
+        correct: from a denoiser to the same one with the task's correction around it; None where
+            nothing was measured.
     """
 
     x0: Tensor
@@ -38,7 +40,8 @@ class Measured:
 def unroll(denoiser, shape: tuple[int, ...], steps: int) -> Tensor:
     """The end of a DDIM run of ``steps`` trailing steps from zero noise, with gradients.
 
-    Without noise every state is the last estimate, scaled: network and data consistency take turns on it, as in an unrolled scheme.
+    Without noise every state is the last estimate, scaled: network and data consistency take turns
+    on it, as in an unrolled scheme.
     """
     grid = trailing(denoiser.process, steps)
     run = DDIM().run(Problem(denoiser.process), grid, torch.zeros(shape, device=denoiser.device))
@@ -48,11 +51,15 @@ def unroll(denoiser, shape: tuple[int, ...], steps: int) -> Tensor:
 
 
 def unrolled_loss(denoiser: Denoiser, example: Measured, steps: int, loss: Loss) -> Tensor:
-    """Squared error at the end of the run over what the lift leaves to be found, per sample (``loss.floor`` bounds that from below)."""
+    """Squared error at the end of the run over what the lift leaves to be found, per sample
+    (``loss.floor`` bounds that from below).
+    """
     x0, missing = example.x0, example.missing.expand_as(example.x0)
     end = unroll(example.correct(denoiser.conditioned(example.condition)), tuple(x0.shape), steps)
     dims = (1, 2, 3)
-    gap = (missing * (x0 - example.condition[:, : x0.shape[1]]) ** 2).sum(dims) / missing.sum(dims).clamp(min=1)
+    gap = (missing * (x0 - example.condition[:, : x0.shape[1]]) ** 2).sum(dims) / missing.sum(
+        dims
+    ).clamp(min=1)
     error = (missing * (x0 - end) ** 2).sum(dims) / missing.sum(dims).clamp(min=1)
     return (error / gap.clamp(min=loss.floor * denoiser.data_std**2)).mean()
 
@@ -63,6 +70,9 @@ def unrolled_gain(denoiser: Denoiser, batch: list[Measured], steps: int) -> floa
     gains = []
     for e in batch:
         end = unroll(e.correct(denoiser.conditioned(e.condition)), tuple(e.x0.shape), steps)
-        errors = [(x - e.x0).square().mean((1, 2, 3)).clamp(min=1e-12) for x in (e.condition[:, : e.x0.shape[1]], end)]
+        errors = [
+            (x - e.x0).square().mean((1, 2, 3)).clamp(min=1e-12)
+            for x in (e.condition[:, : e.x0.shape[1]], end)
+        ]
         gains.append(10 * torch.log10(errors[0] / errors[1]))
     return float(torch.cat(gains).mean())

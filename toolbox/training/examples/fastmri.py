@@ -1,4 +1,6 @@
-"""Training examples from measured k-space: a folder of fully sampled fastMRI volumes, undersampled again and again."""
+"""Training examples from measured k-space: a folder of fully sampled fastMRI volumes, undersampled
+again and again.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ HOLES = 0.05  # share of zeros inside the sampled region from which a volume cou
 
 
 class FastMRI(BaseModel):
-    """How full k-space is undersampled: fastMRI's masks, one of its pairs of centre fraction and acceleration drawn for each example."""
+    """How full k-space is undersampled: fastMRI's masks, one of its pairs of centre fraction and
+    acceleration drawn for each example.
+    """
 
     model_config = ConfigDict(extra="forbid")
     scans: int = Field(400, ge=1)  # undersampled slices that are held in memory for patches
@@ -37,44 +41,68 @@ class FastMRI(BaseModel):
     @model_validator(mode="after")
     def _check_pairs(self):
         if len(self.accelerations) != len(self.center_fractions):
-            raise ValueError("accelerations and center_fractions are pairs: give as many of one as of the other")
+            raise ValueError(
+                "accelerations and center_fractions are pairs: give as many of one as of the other"
+            )
         if min(self.accelerations) < 1 or not all(0 < f < 1 for f in self.center_fractions):
-            raise ValueError("accelerations must be at least 1 and center_fractions between 0 and 1")
+            raise ValueError(
+                "accelerations must be at least 1 and center_fractions between 0 and 1"
+            )
         return self
 
 
 class MeasuredScans(Scans):
-    """Undersampled slices of measured volumes: real coils, real noise. Only the slice at hand is read.
+    """Undersampled slices of measured volumes: real coils, real noise. Only the slice at hand is
+    read.
 
-    The target is the combination of least variance (MVUE) of the full data by the sensitivities that the full data give. The network is
-    shown what a user would have: sensitivities from the sampled centre alone, and a noise level estimated from the sampled points.
-    Columns at the edges that were never measured (zeros in the file) are left out of the masks, as fastMRI does.
+    The target is the combination of least variance (MVUE) of the full data by the sensitivities
+    that the full data give. The network is shown what a user would have: sensitivities from the
+    sampled centre alone, and a noise level estimated from the sampled points. Columns at the edges
+    that were never measured (zeros in the file) are left out of the masks, as fastMRI does.
 
     Raises:
-        ValueError: a folder without ``.h5`` files, a volume of one coil, an undersampled one, one smaller than a patch, or one that is too
-            narrow for a centre fraction.
+        ValueError: a folder without ``.h5`` files, a volume of one coil, an undersampled one, one
+            smaller than a patch, or one that is too narrow for a centre fraction.
     """
 
-    def __init__(self, folder: str | Path, settings: FastMRI, size: int, seed: int, exclude: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: FastMRI,
+        size: int,
+        seed: int,
+        exclude: tuple[str, ...] = (),
+    ):
         self.simulation, self.size, self.seed = settings, size, seed
         self.kept: dict[int, Tensor] = {}
         self.slices: list[tuple[Path, int]] = []
-        for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in HDF5 and p.name not in exclude):
+        for path in sorted(
+            p for p in Path(folder).rglob("*") if p.suffix.lower() in HDF5 and p.name not in exclude
+        ):
             slices, _, *shape = volume_shape(path)
             if min(shape) < size:
-                raise ValueError(f"{path} has slices of {shape[0]} x {shape[1]} points, smaller than patch_size {size}")
+                raise ValueError(
+                    f"{path} has slices of {shape[0]} x {shape[1]} points, smaller than patch_size"
+                    f" {size}"
+                )
             for fraction in settings.center_fractions:
                 if (count := centre_lines(shape[1], fraction)[1]) < MINIMUM_REGION:
                     raise ValueError(
-                        f"{path}: a centre of {fraction:g} of its {shape[1]} columns is {count}; sensitivities need {MINIMUM_REGION}"
+                        f"{path}: a centre of {fraction:g} of its {shape[1]} columns is {count};"
+                        f" sensitivities need {MINIMUM_REGION}"
                     )
             acquired(torch.from_numpy(read_slice(path, slices // 2)), path)
             self.slices += [(path, k) for k in range(slices)]
         if not self.slices:
-            raise ValueError(f"{folder} holds no volumes: fully sampled multi-coil fastMRI files (.h5 with kspace) are accepted")
+            raise ValueError(
+                f"{folder} holds no volumes: fully sampled multi-coil fastMRI files (.h5 with"
+                " kspace) are accepted"
+            )
 
     def simulate(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Measurement]:
-        """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the scan's scale."""
+        """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the
+        scan's scale.
+        """
         for _ in range(100):
             path, index = self.slices[rng.integers(len(self.slices))]
             drawn = self._undersampled(path, index, rng)
@@ -93,7 +121,9 @@ class MeasuredScans(Scans):
         pair = rng.integers(len(s.accelerations))
         acceleration, fraction = s.accelerations[pair], s.center_fractions[pair]
         seed = int(rng.integers(2**31))
-        mask = full * column_mask(s.kinds[rng.integers(len(s.kinds))], full.shape[1], acceleration, fraction, seed)
+        mask = full * column_mask(
+            s.kinds[rng.integers(len(s.kinds))], full.shape[1], acceleration, fraction, seed
+        )
         start, count = centre_lines(full.shape[1], fraction)
         maps = self._maps(path, index, kspace, full, None)
         seen = maps
@@ -108,10 +138,18 @@ class MeasuredScans(Scans):
         y = to_channels((kspace * mask)[None])
         sigma = noise_level(kspace * mask, mask)
         shown, scale = condition(operator, y, sigma)
-        return torch.stack([image.real, image.imag])[None] / scale, shown, Measurement(operator, y / scale, sigma / scale)
+        return (
+            torch.stack([image.real, image.imag])[None] / scale,
+            shown,
+            Measurement(operator, y / scale, sigma / scale),
+        )
 
-    def _maps(self, path: Path, index: int, kspace: Tensor, mask: Tensor, columns: int | None) -> Tensor:
-        """ESPIRiT's sensitivities from the full data, or from some central columns; kept in ``cache`` where the recipe names one."""
+    def _maps(
+        self, path: Path, index: int, kspace: Tensor, mask: Tensor, columns: int | None
+    ) -> Tensor:
+        """ESPIRiT's sensitivities from the full data, or from some central columns; kept in
+        ``cache`` where the recipe names one.
+        """
         if self.simulation.cache is None:
             return espirit(kspace * mask, mask)
         about = path.stat()
@@ -124,7 +162,9 @@ class MeasuredScans(Scans):
                     return torch.from_numpy(np.array(maps))
             except (ValueError, OSError, EOFError):
                 pass
-            raise ValueError(f"{kept} holds no sensitivities of {path}: delete it, and they are estimated anew")
+            raise ValueError(
+                f"{kept} holds no sensitivities of {path}: delete it, and they are estimated anew"
+            )
         maps = espirit(kspace * mask, mask)
         kept.parent.mkdir(parents=True, exist_ok=True)
 
@@ -137,14 +177,17 @@ class MeasuredScans(Scans):
 
 
 def rephased(image: Tensor, maps: Tensor, others: Tensor) -> Tensor:
-    """``(H, W)`` with the phase that makes the same coil images with ``others`` as the image does with ``maps``: the phase of a set of
-    sensitivities is free. Zero where either set is."""
+    """``(H, W)`` with the phase that makes the same coil images with ``others`` as the image does
+    with ``maps``: the phase of a set of sensitivities is free. Zero where either set is."""
     turn = (others.conj() * maps).sum(0)
-    return image * torch.where(turn.abs() > 0, turn / turn.abs().clamp(min=1e-12), torch.zeros_like(turn))
+    return image * torch.where(
+        turn.abs() > 0, turn / turn.abs().clamp(min=1e-12), torch.zeros_like(turn)
+    )
 
 
 def acquired(kspace: Tensor, path: Path) -> Tensor:
-    """``(H, W)``: 1 in the rectangle of points that were measured; fastMRI files are padded with zeros at the edges.
+    """``(H, W)``: 1 in the rectangle of points that were measured; fastMRI files are padded with
+    zeros at the edges.
 
     Raises:
         ValueError: zeros inside it: the volume is undersampled; or values that are not finite.
@@ -155,10 +198,18 @@ def acquired(kspace: Tensor, path: Path) -> Tensor:
     if not sampled.any():
         raise ValueError(f"{path} holds only zeros")
     rows, columns = (torch.nonzero(sampled.any(axis))[:, 0] for axis in (1, 0))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    top, bottom, left, right = (
+        int(rows[0]),
+        int(rows[-1]) + 1,
+        int(columns[0]),
+        int(columns[-1]) + 1,
+    )
     share = float(sampled[top:bottom, left:right].float().mean())
     if share < 1 - HOLES:
-        raise ValueError(f"{path} is undersampled ({share:.0%} of its points are measured): training needs fully sampled volumes")
+        raise ValueError(
+            f"{path} is undersampled ({share:.0%} of its points are measured): training needs fully"
+            " sampled volumes"
+        )
     full = torch.zeros(sampled.shape)
     full[top:bottom, left:right] = 1
     return full

@@ -1,4 +1,6 @@
-"""Training examples for the joint hyperspectral model: simulated scenes as the subspace encodes them, clean and measured."""
+"""Training examples for the joint hyperspectral model: simulated scenes as the subspace encodes
+them, clean and measured.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from solvers.process import VP
 class Scenes(BaseModel):
     """Ranges of the simulated scenes, and what the network learns of them.
 
-    ``stage``: ``prior``, clean latents at all noise levels without a condition; ``measured``, what noise, stripes and dead pixels leave.
+    ``stage``: ``prior``, clean latents at all noise levels without a condition; ``measured``, what
+    noise, stripes and dead pixels leave.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,9 +45,13 @@ class Scenes(BaseModel):
     bands: tuple[int, int] = (40, 120)
     sensors: list[Literal["finch", "vnir", "full"]] = Field(min_length=1)
     sigmas: tuple[float, float] = (5.0, 70.0)  # of 255
-    cases: list[Literal["iid", "non-iid", "stripe", "deadline", "impulse", "mixture"]] = Field(min_length=1)
+    cases: list[Literal["iid", "non-iid", "stripe", "deadline", "impulse", "mixture"]] = Field(
+        min_length=1
+    )
     levels: tuple[float, float] = (0.05, 30.0)  # b/a in units of the noise
-    at_measured: float = Field(0.7, ge=0, le=1)  # share of samples at the level of what was measured
+    at_measured: float = Field(
+        0.7, ge=0, le=1
+    )  # share of samples at the level of what was measured
 
 
 class Latents:
@@ -61,19 +68,25 @@ class Latents:
     def __init__(self, pictures, folder: str | Path, scenes: Scenes, size: int, seed: int):
         found = sorted(Path(folder).rglob("spectral_library.npz"))
         if not found:
-            raise ValueError(f"{folder} holds no spectral_library.npz, which the simulated scenes are mixed from")
+            raise ValueError(
+                f"{folder} holds no spectral_library.npz, which the simulated scenes are mixed from"
+            )
         self.library, self.pictures = SpectralLibrary.read(found[0]), pictures
         self.scenes, self.size, self.seed = scenes, size, seed
         self.kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def scene(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``(r, H, W)`` clean latent, the same as measured, and its noise variance, in units of noise; median of what is measured 0."""
+        """``(r, H, W)`` clean latent, the same as measured, and its noise variance, in units of
+        noise; median of what is measured 0.
+        """
         if number not in self.kept:
             self.kept[number] = self._encode(np.random.default_rng([self.seed, 1, number]))
         return self.kept[number]
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        """Patches: clean ``(count, 8, size, size)``, measured, variance, and the strengths ``(count, 8)`` of their scenes' channels."""
+        """Patches: clean ``(count, 8, size, size)``, measured, variance, and the strengths
+        ``(count, 8)`` of their scenes' channels.
+        """
         out = [torch.empty(count, CHANNELS, self.size, self.size) for _ in range(3)]
         std = torch.empty(count, CHANNELS)
         for k in range(count):
@@ -84,7 +97,9 @@ class Latents:
             top, left = (int(rng.integers(0, n - self.size + 1)) for n in clean.shape[1:])
             sign = torch.from_numpy(rng.choice([-1.0, 1.0], (len(channels), 1, 1))).float()
             turns, flip = int(rng.integers(4)), rng.random() < 0.5
-            for target, source, s, empty in zip(out, (clean, measured, variance), (sign, sign, 1), (0, 0, 1), strict=True):
+            for target, source, s, empty in zip(
+                out, (clean, measured, variance), (sign, sign, 1), (0, 0, 1), strict=True
+            ):
                 patch = s * source[channels, top : top + self.size, left : left + self.size]
                 patch = torch.rot90(patch, turns, (1, 2))
                 target[k] = pad_channels(patch.flip(2) if flip else patch, empty)
@@ -97,7 +112,9 @@ class Latents:
         wavelengths = bands_of(s.sensors[rng.integers(len(s.sensors))])
         count = min(int(rng.integers(s.bands[0], s.bands[1] + 1)), len(wavelengths))
         wavelengths = wavelengths[np.sort(rng.choice(len(wavelengths), count, replace=False))]
-        clean = simulate_cube(self.library, picture, wavelengths, [self.seed, 2, int(rng.integers(2**31))])
+        clean = simulate_cube(
+            self.library, picture, wavelengths, [self.seed, 2, int(rng.integers(2**31))]
+        )
         case = s.cases[rng.integers(len(s.cases))]
         sigma = float(np.exp(rng.uniform(*np.log(s.sigmas)))) / 255 if case == "iid" else None
         noisy = add_noise(clean, case, int(rng.integers(2**31)), sigma)
@@ -105,10 +122,16 @@ class Latents:
         model = fit_subspace(noisy, valid)
         measured, variance, _ = model.project(noisy, valid)
         z = clean / model.sigma[:, None, None] - model.mean[:, None, None]
-        truth, _ = weighted_coefficients(model.basis, z, np.broadcast_to(model.trusted[:, None, None], z.shape))
+        truth, _ = weighted_coefficients(
+            model.basis, z, np.broadcast_to(model.trusted[:, None, None], z.shape)
+        )
         statistics = Statistics.of(measured, variance)
         middle = statistics.images.flatten(1).median(1).values[:, None, None]
-        return torch.from_numpy(truth).float() - middle, statistics.images - middle, statistics.variance
+        return (
+            torch.from_numpy(truth).float() - middle,
+            statistics.images - middle,
+            statistics.variance,
+        )
 
 
 class LatentExamples:
@@ -129,29 +152,45 @@ class LatentExamples:
         return self.latents.draw(count, rng)
 
     def times(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Mostly the time of what was measured, ``b/a = 1``; else spread evenly in the logarithm of the noise."""
+        """Mostly the time of what was measured, ``b/a = 1``; else spread evenly in the logarithm of
+        the noise.
+        """
         level = np.log(self.scenes.levels)
         log_level = rng.uniform(*level, count) * (rng.random(count) >= self.scenes.at_measured)
         return torch.tensor([self.process.time_at(-2 * v) for v in log_level], dtype=torch.float32)
 
 
 def latent_loss(
-    denoiser: Denoiser, clean: Tensor, measured: Tensor, variance: Tensor, std: Tensor, t: Tensor, noise: Tensor, *, prior: bool
+    denoiser: Denoiser,
+    clean: Tensor,
+    measured: Tensor,
+    variance: Tensor,
+    std: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    prior: bool,
 ) -> Tensor:
-    """Squared error of the output ``v`` at times ``t (B,)``, all channels alike: at ``b/a = 1`` that is the error of the cube.
+    """Squared error of the output ``v`` at times ``t (B,)``, all channels alike: at ``b/a = 1``
+    that is the error of the cube.
 
     Args:
         clean, measured, variance: ``(B, 8, H, W)`` latents and noise variance, in units of noise.
         std: ``(B, 8)`` strengths.
-        noise: Gaussian; used by the ``prior``, which is shown no condition. Otherwise the noise is what the subspace left of stripes, dead
-            pixels and noise: at ``b/a = 1`` the state is what was measured, with whatever traces it bears.
+        noise: Gaussian; used by the ``prior``, which is shown no condition. Otherwise the noise is
+            what the subspace left of stripes, dead pixels and noise: at ``b/a = 1`` the state is
+            what was measured, with whatever traces it bears.
     """
     if prior:
         condition = torch.cat([prior_features(s, *clean.shape[-2:]) for s in std])
     else:
         noise = measured - clean
-        condition = torch.cat([measured_features(*m) for m in zip(measured, std, variance, strict=True)])
-    a, b = (f(t.cpu()).to(clean).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
+        condition = torch.cat(
+            [measured_features(*m) for m in zip(measured, std, variance, strict=True)]
+        )
+    a, b = (
+        f(t.cpu()).to(clean).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b)
+    )
     d = shown(denoiser, condition, std)
     scale, a_unit, b_unit = d.unit_levels(a, b)
     output = d.output((a * clean + b * noise) / scale, t).float()

@@ -1,4 +1,6 @@
-"""Training examples for MRI: slices of a magnitude volume become many simulated multi-coil scans."""
+"""Training examples for MRI: slices of a magnitude volume become many simulated multi-coil
+scans.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,14 @@ class Simulation(BaseModel):
     sigmas: tuple[float, float] = (0.001, 0.08)
     texture: float = Field(0.06, ge=0)
     map_error: float = Field(0.03, ge=0)
-    kinds: list[Literal["random", "equispaced", "equispaced-fraction", "poisson"]] = Field(min_length=1)
+    kinds: list[Literal["random", "equispaced", "equispaced-fraction", "poisson"]] = Field(
+        min_length=1
+    )
 
 
-def read_slices(folder: str | Path, exclude: tuple[str, ...] = ()) -> tuple[list[np.ndarray], list[Tensor]]:
+def read_slices(
+    folder: str | Path, exclude: tuple[str, ...] = ()
+) -> tuple[list[np.ndarray], list[Tensor]]:
     """Magnitude slices scaled to [0, 1] and measured coil maps of all ``.npz`` files in a folder.
 
     Real arrays ``(slices, H, W)`` are images; complex ones ``(coils, H, W)`` sensitivities.
@@ -52,21 +58,38 @@ def read_slices(folder: str | Path, exclude: tuple[str, ...] = ()) -> tuple[list
                 if array.ndim != 3 or min(array.shape[1:]) < MINIMUM_SLICE:
                     continue
                 if np.iscomplexobj(array):
-                    maps.append(resize_maps(torch.from_numpy(array.astype(np.complex64)), array.shape[1:]))
+                    maps.append(
+                        resize_maps(torch.from_numpy(array.astype(np.complex64)), array.shape[1:])
+                    )
                 else:
-                    slices += [s.astype(np.float32) / s.max() for s in array if (s > 0.1 * s.max()).mean() > 0.05]
+                    slices += [
+                        s.astype(np.float32) / s.max()
+                        for s in array
+                        if (s > 0.1 * s.max()).mean() > 0.05
+                    ]
     if not slices:
-        raise ValueError(f"{folder} holds no magnitude slices: .npz files with arrays (slices, H, W) are accepted")
+        raise ValueError(
+            f"{folder} holds no magnitude slices: .npz files with arrays (slices, H, W) are"
+            " accepted"
+        )
     return slices, maps
 
 
 class Scans:
     """Simulated scans, each made once from its number and kept in memory in half precision.
 
-    Patches ``(x0, condition)`` of one scan: complex image in 2 channels and what the network is shown, in units of the scan's scale.
+    Patches ``(x0, condition)`` of one scan: complex image in 2 channels and what the network is
+    shown, in units of the scan's scale.
     """
 
-    def __init__(self, folder: str | Path, simulation: Simulation, size: int, seed: int, exclude: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        folder: str | Path,
+        simulation: Simulation,
+        size: int,
+        seed: int,
+        exclude: tuple[str, ...] = (),
+    ):
         self.slices, self.maps = read_slices(folder, exclude)
         self.simulation, self.size, self.seed = simulation, size, seed
         self.kept: dict[int, Tensor] = {}
@@ -79,7 +102,9 @@ class Scans:
         return self.kept[number].float()
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """``(count, 2, size, size)`` and ``(count, 7, size, size)``: random patches, turned, flipped, with a random global phase."""
+        """``(count, 2, size, size)`` and ``(count, 7, size, size)``: random patches, turned,
+        flipped, with a random global phase.
+        """
         out = torch.empty(count, 2 + CONDITION_CHANNELS, self.size, self.size)
         for k in range(count):
             scan = self.scan(int(rng.integers(self.simulation.scans)))
@@ -94,18 +119,33 @@ class Scans:
         return out[:, :2], out[:, 2:]
 
     def simulate(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Measurement]:
-        """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the scan's scale."""
+        """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the
+        scan's scale.
+        """
         s = self.simulation
         low = max(s.sides[0], self.size)
         size = tuple(int(rng.integers(low, max(low, s.sides[1]) + 1)) for _ in range(2))
         magnitude = self._object(size, rng)
-        image = torch.polar(torch.from_numpy(magnitude), smooth_phase(size, rng, rng.uniform(0, 1.5)))
+        image = torch.polar(
+            torch.from_numpy(magnitude), smooth_phase(size, rng, rng.uniform(0, 1.5))
+        )
         g = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        if rng.random() < 0.8:  # images that come from scanners hold noise of their own: what was measured of it is to be returned
-            image = image + rng.uniform(0, s.texture) * torch.randn(size, generator=g, dtype=torch.complex64) * 2**0.5
+        if (
+            rng.random() < 0.8
+            # images that come from scanners hold noise of their own: what was measured of it is to
+            # be returned
+        ):
+            image = (
+                image
+                + rng.uniform(0, s.texture)
+                * torch.randn(size, generator=g, dtype=torch.complex64)
+                * 2**0.5
+            )
         maps = self._maps(size, rng)
         if maps is not None and rng.random() < 0.6:  # estimated maps end soon after the object does
-            support = torch.from_numpy(ndimage.binary_dilation(magnitude > 0.02, iterations=int(rng.integers(1, 8))))
+            support = torch.from_numpy(
+                ndimage.binary_dilation(magnitude > 0.02, iterations=int(rng.integers(1, 8)))
+            )
             maps, image = maps * support, image * support
         acceleration = float(rng.uniform(*s.accelerations))
         if maps is None:
@@ -114,13 +154,25 @@ class Scans:
         sigma = float(np.exp(rng.uniform(*np.log(s.sigmas))))
         operator, y = simulate_kspace(image, maps, mask, sigma, g)
         if maps is not None and rng.random() < 0.7:  # estimated maps are off by a few percent
-            error = ring_maps(len(maps), size, rng, width=0.5) * rng.uniform(0, s.map_error) * len(maps) ** 0.5
+            error = (
+                ring_maps(len(maps), size, rng, width=0.5)
+                * rng.uniform(0, s.map_error)
+                * len(maps) ** 0.5
+            )
             maps = maps + error * (maps.abs().sum(0) > 0)
             operator = Sense(operator.mask, maps)
         assumed = sigma * float(np.exp(rng.normal(0, 0.15)))
         shown, scale = condition(operator, y, assumed)
-        quick = operator if maps is None else Sense(operator.mask, maps, tolerance=SOLVE, max_iterations=30)
-        return torch.stack([image.real, image.imag])[None] / scale, shown, Measurement(quick, y / scale, assumed / scale)
+        quick = (
+            operator
+            if maps is None
+            else Sense(operator.mask, maps, tolerance=SOLVE, max_iterations=30)
+        )
+        return (
+            torch.stack([image.real, image.imag])[None] / scale,
+            shown,
+            Measurement(quick, y / scale, assumed / scale),
+        )
 
     def _maps(self, size: tuple[int, int], rng: np.random.Generator) -> Tensor | None:
         kind = rng.random()
@@ -132,7 +184,10 @@ class Scans:
         maps = torch.rot90(maps, int(rng.integers(4)), (1, 2))
         maps = maps.flip(2) if rng.random() < 0.5 else maps
         height, width = (round(n * rng.uniform(0.75, 1)) for n in maps.shape[1:])
-        top, left = int(rng.integers(0, maps.shape[1] - height + 1)), int(rng.integers(0, maps.shape[2] - width + 1))
+        top, left = (
+            int(rng.integers(0, maps.shape[1] - height + 1)),
+            int(rng.integers(0, maps.shape[2] - width + 1)),
+        )
         return resize_maps(maps[:, top : top + height, left : left + width].contiguous(), size)
 
     def _object(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -149,7 +204,9 @@ class Scans:
         return np.clip(brain, 0, None).astype(np.float32)
 
 
-def _mask(kind: str, size: tuple[int, int], acceleration: float, rng: np.random.Generator) -> Tensor:
+def _mask(
+    kind: str, size: tuple[int, int], acceleration: float, rng: np.random.Generator
+) -> Tensor:
     seed = int(rng.integers(2**31))
     if kind == "poisson":
         side = min(int(rng.integers(12, 25)), int((size[0] * size[1] / acceleration) ** 0.5 / 2))
@@ -165,25 +222,49 @@ def _warp(image: np.ndarray, size: tuple[int, int], rng: np.random.Generator) ->
     extent = np.array([np.ptp(rows), np.ptp(cols)]) + 1
     fill = rng.uniform(0.55, 1.1)
     scale = max(extent / (fill * np.array(size)))
-    angle, stretch = rng.normal(0, 0.25) + np.pi / 2 * rng.integers(4), np.exp(rng.normal(0, 0.08, 2))
+    angle, stretch = (
+        rng.normal(0, 0.25) + np.pi / 2 * rng.integers(4),
+        np.exp(rng.normal(0, 0.08, 2)),
+    )
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    y, x = np.meshgrid(*(np.arange(n) - (n - 1) / 2 - rng.normal(0, 0.03 * n) for n in size), indexing="ij")
+    y, x = np.meshgrid(
+        *(np.arange(n) - (n - 1) / 2 - rng.normal(0, 0.03 * n) for n in size), indexing="ij"
+    )
     field = turn @ (scale * stretch[:, None] * np.stack([y.ravel(), x.ravel()]))
     coarse = rng.normal(0, rng.uniform(0, 4), (2, 6, 6))
-    bend = np.stack([ndimage.zoom(c, (size[0] / 6, size[1] / 6), order=3, grid_mode=True, mode="nearest") for c in coarse])
+    bend = np.stack(
+        [
+            ndimage.zoom(c, (size[0] / 6, size[1] / 6), order=3, grid_mode=True, mode="nearest")
+            for c in coarse
+        ]
+    )
     where = field.reshape(2, *size) + centre[:, None, None] + bend
     image = ndimage.gaussian_filter(image, 0.4 * (scale - 1)) if scale > 1 else image
-    return np.clip(ndimage.map_coordinates(image, where, order=3 if rng.random() < 0.7 else 1, mode="constant"), 0, 1).astype(np.float32)
+    return np.clip(
+        ndimage.map_coordinates(
+            image, where, order=3 if rng.random() < 0.7 else 1, mode="constant"
+        ),
+        0,
+        1,
+    ).astype(np.float32)
 
 
 def _contrast(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random smooth curve through the grey values (monotone half of the time), a bias field, some fine structure."""
+    """A random smooth curve through the grey values (monotone half of the time), a bias field, some
+    fine structure.
+    """
     knots = np.linspace(0, 1, 6)
     values = np.sort(rng.uniform(0, 1, 6)) if rng.random() < 0.5 else rng.uniform(0.05, 1, 6)
     if rng.random() < 0.3:
         values = knots ** rng.uniform(0.5, 2)
     image = np.interp(image / max(float(image.max()), 1e-6), knots, values).astype(np.float32)
-    bias = ndimage.zoom(rng.normal(0, 0.1, (4, 4)), tuple(n / 4 for n in image.shape), order=3, grid_mode=True, mode="nearest")
+    bias = ndimage.zoom(
+        rng.normal(0, 0.1, (4, 4)),
+        tuple(n / 4 for n in image.shape),
+        order=3,
+        grid_mode=True,
+        mode="nearest",
+    )
     if rng.random() < 0.5:  # vessels, nuclei, texture that a smooth template lacks
         grain = ndimage.gaussian_filter(rng.normal(size=image.shape), rng.uniform(0.5, 1.5))
         image = image * (1 + rng.uniform(0, 0.15) * grain / grain.std())
@@ -192,15 +273,33 @@ def _contrast(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _scalp(inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A bright shell at some distance around the brain: fluid and bone dark, then skin and fat."""
-    brain = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(inside, 12), iterations=8))[12:-12, 12:-12]
+    brain = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(inside, 12), iterations=8))[
+        12:-12, 12:-12
+    ]
     distance = ndimage.distance_transform_edt(~brain)
-    wobble = ndimage.zoom(rng.normal(0, 1.5, (6, 6)), tuple(n / 6 for n in inside.shape), order=3, grid_mode=True, mode="nearest")
+    wobble = ndimage.zoom(
+        rng.normal(0, 1.5, (6, 6)),
+        tuple(n / 6 for n in inside.shape),
+        order=3,
+        grid_mode=True,
+        mode="nearest",
+    )
     distance = distance + wobble * (distance > 0)
     gap, skin = rng.uniform(3, 9), rng.uniform(3, 12)
     shell = np.clip(distance - gap, 0, 1) * np.clip(gap + skin - distance, 0, 1) * (distance > 0)
-    fluid = (distance > 0) * np.clip(gap * rng.uniform(0.2, 0.8) - distance, 0, 1) * rng.uniform(0, 0.9) * ~inside
+    fluid = (
+        (distance > 0)
+        * np.clip(gap * rng.uniform(0.2, 0.8) - distance, 0, 1)
+        * rng.uniform(0, 0.9)
+        * ~inside
+    )
     patchy = ndimage.gaussian_filter(rng.normal(size=inside.shape), rng.uniform(1, 3))
-    return rng.uniform(0.3, 1.3) * shell * np.clip(1 + rng.uniform(0, 0.5) * patchy / patchy.std(), 0, 3) + fluid
+    return (
+        rng.uniform(0.3, 1.3)
+        * shell
+        * np.clip(1 + rng.uniform(0, 0.5) * patchy / patchy.std(), 0, 3)
+        + fluid
+    )
 
 
 def _shapes(image: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -213,7 +312,10 @@ def _shapes(image: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarr
         radius = rng.uniform(0.25, 0.45, 2) if body else rng.uniform(0.02, 0.2, 2)
         angle = rng.uniform(0, np.pi)
         v, u = (y - centre[0] * height) / height, (x - centre[1] * width) / width
-        v, u = (np.cos(angle) * v + np.sin(angle) * u) / radius[0], (np.cos(angle) * u - np.sin(angle) * v) / radius[1]
+        v, u = (
+            (np.cos(angle) * v + np.sin(angle) * u) / radius[0],
+            (np.cos(angle) * u - np.sin(angle) * v) / radius[1],
+        )
         form = rng.random()
         inside = np.hypot(u, v) < 1 if body or form < 0.6 else np.maximum(abs(u), abs(v)) < 1
         if not body and form > 0.85:
@@ -224,9 +326,11 @@ def _shapes(image: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarr
 
 
 def _turn_phase(patch: Tensor, angle: float, conjugate: bool) -> Tensor:
-    """Multiply the complex pairs of channels by one phase; optionally conjugate: the physics allows both.
+    """Multiply the complex pairs of channels by one phase; optionally conjugate: the physics allows
+    both.
 
-    Compressed pairs are first expanded, so the result is what the network would be shown for the turned image.
+    Compressed pairs are first expanded, so the result is what the network would be shown for the
+    turned image.
     """
     pairs = torch.cat([patch[:4], patch[4:8].sinh()])
     z = torch.complex(pairs[0::2], pairs[1::2])

@@ -1,4 +1,6 @@
-"""Training examples for ultrasound: clean B-mode pictures for the tissue prior, what haze adds to them for the haze prior."""
+"""Training examples for ultrasound: clean B-mode pictures for the tissue prior, what haze adds to
+them for the haze prior.
+"""
 
 from __future__ import annotations
 
@@ -31,36 +33,55 @@ class Echoes(BaseModel):
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Both priors are stretched by 2 from [0, 1], so that tissue and haze add in the networks' ranges too: tissue to [-0.5, 1.5], where
-        its mean is near 0; haze, which may be negative where it extinguishes, to twice its value."""
+        """Both priors are stretched by 2 from [0, 1], so that tissue and haze add in the networks'
+        ranges too: tissue to [-0.5, 1.5], where its mean is near 0; haze, which may be negative
+        where it extinguishes, to twice its value.
+        """
         return (-0.5, 1.5) if self.kind == "tissue" else (0.0, 2.0)
 
 
 class UltrasoundExamples:
-    """Patches of simulated and real pictures; each picture is made once from its number and kept as bytes.
+    """Patches of simulated and real pictures; each picture is made once from its number and kept as
+    bytes.
 
     Raises:
-        ValueError: real pictures are asked for and the folder holds none of at least a patch's size.
+        ValueError: real pictures are asked for and the folder holds none of at least a patch's
+            size.
     """
 
     channels, condition_channels = 1, 0
 
     def __init__(self, recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         self.recipe, self.echoes, self.size = recipe, recipe.echoes, recipe.patch_size
-        paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.name not in exclude)
-        self.real = [] if self.echoes.real == 0 else [image for p in paths if min((image := read_grey(p)).shape) >= self.size]
+        paths = sorted(
+            p
+            for p in Path(folder).rglob("*")
+            if p.suffix.lower() in SUFFIXES and p.name not in exclude
+        )
+        self.real = (
+            []
+            if self.echoes.real == 0
+            else [image for p in paths if min((image := read_grey(p)).shape) >= self.size]
+        )
         if self.echoes.real > 0 and not self.real:
-            raise ValueError(f"{folder} holds no picture of at least {self.size} x {self.size} pixels (JPEG, PNG, WebP, TIFF)")
+            raise ValueError(
+                f"{folder} holds no picture of at least {self.size} x {self.size} pixels (JPEG,"
+                " PNG, WebP, TIFF)"
+            )
         self.kept: dict[int, np.ndarray] = {}
 
     def picture(self, number: int) -> np.ndarray:
         """Picture ``number``: ``(H, W)`` in [0, 1] for tissue, in [-1, 1] for haze."""
         if number not in self.kept:
-            self.kept[number] = np.rint(127 * self._make(np.random.default_rng([self.recipe.seed, 3, number]))).astype(np.int8)
+            self.kept[number] = np.rint(
+                127 * self._make(np.random.default_rng([self.recipe.seed, 3, number]))
+            ).astype(np.int8)
         return self.kept[number].astype(np.float32) / 127
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        """``(count, 1, size, size)`` in [0, 1] (haze: [-1, 1]); mirrored half of the time, never turned: beams run down."""
+        """``(count, 1, size, size)`` in [0, 1] (haze: [-1, 1]); mirrored half of the time, never
+        turned: beams run down.
+        """
         out = np.empty((count, 1, self.size, self.size), np.float32)
         for k in range(count):
             picture = self.picture(int(rng.integers(self.echoes.pictures)))
@@ -79,10 +100,14 @@ class UltrasoundExamples:
     def _make(self, rng: np.random.Generator) -> np.ndarray:
         e = self.echoes
         if rng.random() < e.real:
-            clean = rescaled(self.real[rng.integers(len(self.real))], float(rng.uniform(*e.scales)), self.size)
+            clean = rescaled(
+                self.real[rng.integers(len(self.real))], float(rng.uniform(*e.scales)), self.size
+            )
             clean = np.clip(clean, 0, 1) ** rng.uniform(0.85, 1.2)
         else:
-            height, width = (max(self.size, int(rng.integers(e.sides[0], e.sides[1] + 1))) for _ in range(2))
+            height, width = (
+                max(self.size, int(rng.integers(e.sides[0], e.sides[1] + 1))) for _ in range(2)
+            )
             clean = simulate_tissue(height, width, int(rng.integers(2**31)))
         if e.kind == "tissue":
             return clean
@@ -98,4 +123,6 @@ def read_grey(path: Path) -> np.ndarray:
 def rescaled(image: np.ndarray, scale: float, least: int) -> np.ndarray:
     """The picture at another scale, no side below ``least``."""
     height, width = (max(least, round(n * scale)) for n in image.shape)
-    return np.asarray(Image.fromarray(image.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(image.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    )
