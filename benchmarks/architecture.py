@@ -32,7 +32,7 @@ from solvers.denoiser import Denoiser
 from toolbox.deploy.calibrate import run_calibrate
 from toolbox.deploy.network import pictures
 from toolbox.training.loop import train
-from toolbox.training.recipe import Noise, Recipe
+from toolbox.training.recipe import Noise, TrainingRecipe
 
 RECIPES = Path(__file__).parents[1] / "toolbox" / "recipes"
 VARIANTS = {
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    base = Recipe.read(RECIPES / "grey.toml").model_copy(
+    base = TrainingRecipe.read(RECIPES / "grey.toml").model_copy(
         update={"noise": Noise(lowest=0.1, highest=0.4, cells=0.0)}
     )
     rows, sessions = [], {}
@@ -96,7 +96,7 @@ def main() -> None:
         )
 
 
-def trained(recipe: Recipe, data: Path, out: Path, seconds: float) -> int:
+def trained(recipe: TrainingRecipe, data: Path, out: Path, seconds: float) -> int:
     """Train for so much processor time; the number of steps comes from a short run first."""
     began = []
     probe = recipe.model_copy(update={"steps": PROBE})

@@ -36,9 +36,11 @@ def tiny_recipe(tmp_path_factory) -> Path:
 def tiny_model(tmp_path_factory, tiny_recipe, pictures) -> Path:
     """The folder of a tiny photo model after four training steps."""
     from toolbox.training.loop import train
-    from toolbox.training.recipe import Recipe
+    from toolbox.training.recipe import TrainingRecipe
 
-    return train(Recipe.read(tiny_recipe), pictures, tmp_path_factory.mktemp("model") / "tiny")
+    return train(
+        TrainingRecipe.read(tiny_recipe), pictures, tmp_path_factory.mktemp("model") / "tiny"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from export.jobs.photo import Job, Prepared, Shape, quantile
 from restoration.mri.consistency import Alternation, Consistency
 from restoration.mri.estimate import CONDITION_CHANNELS, ITERATIONS, QUANTILE, features
 from restoration.mri.real_sense import RealSense, coil_pairs
-from restoration.mri.task import MRI
+from restoration.mri.task import MRITask
 from solvers.process import CLEAN
 
 
@@ -30,7 +30,7 @@ class MRIJob(Job):
             (:class:`restoration.mri.real_sense.RealSense`).
     """
 
-    task: MRI
+    task: MRITask
     coils: int
     size: tuple[int, int] = (320, 320)
     exact: bool = False

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
-from restoration.paired.task import HAZE, MASKED, PairedRestoration, reduced_size
+from restoration.paired.task import HAZE, MASKED, PairedTask, reduced_size
 from restoration.photo.inpainting import InpaintingTask
 from restoration.posterior import CORRECTIONS
 from solvers.denoiser import Denoiser
@@ -202,7 +202,7 @@ class PairedJob(Job):
         task: with any solver and process.
     """
 
-    task: PairedRestoration
+    task: PairedTask
     size: tuple[int, int] = (256, 256)
     products: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
     correction = "none"

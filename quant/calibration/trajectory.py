@@ -283,7 +283,7 @@ def record(
 
     Corrections, tiling and conditioned copies share the network, so they are all seen::
 
-        with record(denoiser, solver="ddim", task="inpainting") as recorder:
+        with record(denoiser, solver="ddim", task="inpaint") as recorder:
             solve(DDIM(), denoiser.conditioned(condition), x, grid)
         calibration = recorder.result()
 

@@ -33,7 +33,7 @@ CHUNK = 1 << 22  # values compared at once
 
 
 @dataclass(frozen=True)
-class AffineGrid:
+class FeatureGrid:
     """``x ~ delta (code - zero_point)``, codes in ``[0, 2^bits - 1]``.
 
     Args:
@@ -58,7 +58,7 @@ class AffineGrid:
         return self.values(self.codes(x))
 
 
-def fit_grid(x: Tensor, bits: int, method: str = "minmax", *, per_row: bool = False) -> AffineGrid:
+def fit_grid(x: Tensor, bits: int, method: str = "minmax", *, per_row: bool = False) -> FeatureGrid:
     """The asymmetric grid for values ``x``: one, or one per row of ``(rows, n)``.
 
     ``minmax`` holds all values and zero. ``mse`` shrinks the range [min, max] by 0 to 79 % and
@@ -91,12 +91,12 @@ def fit_grid(x: Tensor, bits: int, method: str = "minmax", *, per_row: bool = Fa
     ):
         lo, hi = lo * shrink.to(lo), hi * shrink.to(hi)  # (shrinks, rows, 1)
         delta = ((hi - lo) / top).float().clamp(min=1e-8)
-        grid = AffineGrid(delta, (-lo.float() / delta).round(), bits)
+        grid = FeatureGrid(delta, (-lo.float() / delta).round(), bits)
         best = (grid(some) - some).abs().pow(POWER).mean(2, keepdim=True).argmin(0, keepdim=True)
         parts.append(torch.cat([v.gather(0, best)[0] for v in (delta, grid.zero_point)], dim=1))
     delta, zero_point = torch.cat(parts).unbind(1)
     shape = (len(rows), *[1] * (x.ndim - 1)) if per_row else ()
-    return AffineGrid(delta.reshape(shape), zero_point.reshape(shape), bits)
+    return FeatureGrid(delta.reshape(shape), zero_point.reshape(shape), bits)
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ class QuantizedBlock:
     """
 
     features: list[Tensor]
-    weights: list[AffineGrid]
-    activations: list[AffineGrid]
+    weights: list[FeatureGrid]
+    activations: list[FeatureGrid]
 
 
-def weight_grids(block: TemporalBlock, bits: int) -> list[AffineGrid]:
+def weight_grids(block: TemporalBlock, bits: int) -> list[FeatureGrid]:
     """A grid per output channel of each layer."""
     return [fit_grid(layer.weight, bits, "mse", per_row=True) for layer in block.layers]
 
@@ -130,7 +130,7 @@ def quantize_block(
     finite_set: bool = False,
     act_method: str = "mse",
     weights: Sequence[Tensor] | None = None,
-    grids: list[AffineGrid] | None = None,
+    grids: list[FeatureGrid] | None = None,
 ) -> QuantizedBlock:
     """Quantize the block on the inputs it will ever see, ``sinusoid (T, C)``.
 
@@ -151,7 +151,7 @@ def quantize_block(
         if weights is None
         else weights
     )
-    fitted: list[list[AffineGrid]] = [[] for _ in block.layers]
+    fitted: list[list[FeatureGrid]] = [[] for _ in block.layers]
 
     def compute(k: int, x: Tensor) -> Tensor:
         if act_bits is not None:
@@ -170,11 +170,11 @@ def quantize_block(
     )
 
 
-def _stacked(grids: list[AffineGrid]) -> AffineGrid:
+def _stacked(grids: list[FeatureGrid]) -> FeatureGrid:
     delta, zero_point = (
         torch.stack([getattr(g, name) for g in grids])[:, None] for name in ("delta", "zero_point")
     )
-    return AffineGrid(delta, zero_point, grids[0].bits)
+    return FeatureGrid(delta, zero_point, grids[0].bits)
 
 
 def tiar_loss(features: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
@@ -194,7 +194,7 @@ class QuantizedCache:
     """
 
     codes: list[Tensor]
-    grids: list[AffineGrid]
+    grids: list[FeatureGrid]
 
     @property
     def features(self) -> list[Tensor]:

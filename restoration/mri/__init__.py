@@ -17,14 +17,14 @@ from restoration.mri.sense import (
     to_channels,
     to_complex,
 )
-from restoration.mri.task import MRI, Reconstruction
+from restoration.mri.task import MRITask, RestoredScan
 
 __all__ = [
     "MASKS",
-    "MRI",
     "Consistency",
+    "MRITask",
     "Quality",
-    "Reconstruction",
+    "RestoredScan",
     "Sense",
     "SingleCoil",
     "calibration_region",

@@ -28,7 +28,7 @@ SAMPLING_STEPS = 4
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class RestoredScan:
     """A reconstructed slice or volume, in the units of the measured data; everything lies on the
     CPU.
 
@@ -59,7 +59,7 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
-class MRI:
+class MRITask:
     """Reconstruct undersampled Cartesian k-space with any denoiser of complex images (2 channels),
     solver and correction.
 
@@ -122,7 +122,7 @@ class MRI:
         num_samples: int = 1,
         seed: int = 0,
         callback: Callable[[int, Step], None] | None = None,
-    ) -> Reconstruction:
+    ) -> RestoredScan:
         """Reconstruct one slice.
 
         Args:
@@ -190,7 +190,7 @@ class MRI:
         std = samples.abs().std(0) if num_samples > 1 else torch.zeros_like(mean.real)
         error = y - operator.A(result.mean[None].to(d.device))
         residual = float((error.square().sum() / (2 * operator.coils * mask.sum())).sqrt())
-        return Reconstruction(
+        return RestoredScan(
             samples, mean, std, residual, sigma, result.nfe, time.perf_counter() - began
         )
 
@@ -202,7 +202,7 @@ class MRI:
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
         **settings,
-    ) -> Reconstruction:
+    ) -> RestoredScan:
         """Reconstruct ``(slices, coils, H, W)`` slice by slice; slice k uses seeds from ``seed + k
         num_samples`` on.
 
@@ -234,7 +234,7 @@ class MRI:
             for name in ("samples", "mean", "std")
         }
         worst = max(slices, key=lambda s: s.residual / max(s.sigma, 1e-30))
-        return Reconstruction(
+        return RestoredScan(
             **stack,
             residual=worst.residual,
             sigma=worst.sigma,

@@ -76,7 +76,7 @@ def guided_filter(image: Tensor, guide: Tensor, radius: int = 40, eps: float = 1
 
 
 @dataclass(frozen=True)
-class Dehazed:
+class DarkChannelEstimate:
     """The picture ``(B, 3, H, W)`` in [0, 1], its transmission ``(B, 1, H, W)`` and atmospheric
     light ``(B, 3, 1, 1)``.
     """
@@ -123,7 +123,7 @@ class DarkChannelPrior:
                 f"radius must be at least 0 and eps positive; got {self.radius} and {self.eps}"
             )
 
-    def __call__(self, image: Tensor) -> Dehazed:
+    def __call__(self, image: Tensor) -> DarkChannelEstimate:
         """Dehaze pictures ``(B, 3, H, W)`` in [0, 1].
 
         Raises:
@@ -140,4 +140,4 @@ class DarkChannelPrior:
             guide = (image * image.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
             transmission = guided_filter(transmission, guide, self.radius, self.eps)
         restored = (image - light) / transmission.clamp(min=self.floor) + light
-        return Dehazed(restored.clamp(0, 1), transmission.clamp(0, 1), light)
+        return DarkChannelEstimate(restored.clamp(0, 1), transmission.clamp(0, 1), light)

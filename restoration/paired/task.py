@@ -102,7 +102,7 @@ def default_process(denoiser, solver: Solver, num_inference_steps: int) -> Proce
 
 
 @dataclass(frozen=True)
-class PairedRestoration:
+class PairedTask:
     """Clean pictures from degraded ones with a conditional denoiser; the run starts at the degraded
     picture (DESIGN 3.1, 3.5).
 
@@ -273,7 +273,7 @@ def check_pair_input(
     """``image (1 or 3, H, W)`` and ``mask (H, W)``, both float32.
 
     Raises:
-        ValueError: see :class:`PairedRestoration`.
+        ValueError: see :class:`PairedTask`.
     """
     image = image.float()
     if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 1:

@@ -52,7 +52,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def quantized(task):
-    with record(task.denoiser, seed=0, solver="ddim", task="inpainting") as recorder:
+    with record(task.denoiser, seed=0, solver="ddim", task="inpaint") as recorder:
         for k in range(3):
             task(*photo(*SIZE, seed=k), seed=k)
     return quantize(task.denoiser.network, recorder.result())

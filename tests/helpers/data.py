@@ -11,7 +11,7 @@ GOLDEN = Path(os.environ.get("RESTOBOX_GOLDEN", ROOT / "tests" / "golden"))
 
 TINY_RECIPE = """
 name = "tiny"
-task = "inpainting"
+task = "inpaint"
 steps = 4
 batch_size = 2
 patch_size = 32

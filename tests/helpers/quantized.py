@@ -53,7 +53,7 @@ def recording(
     denoiser: Denoiser, steps: int = 4, seed: int = 0, count: int = 3, **options
 ) -> tuple[CalibrationSet, Grid]:
     grid = trailing(denoiser.process, steps)
-    with record(denoiser, seed=seed, solver="ddim", task="inpainting", **options) as recorder:
+    with record(denoiser, seed=seed, solver="ddim", task="inpaint", **options) as recorder:
         for k in range(count):
             x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(k))
             solve(DDIM(), denoiser.conditioned(measurement(k)), x, grid)

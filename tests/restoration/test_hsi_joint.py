@@ -39,11 +39,11 @@ from toolbox.bench.hyperspectral import run_bench_hsi
 from toolbox.deploy.calibrate import run_calibrate
 from toolbox.training.examples.hyperspectral import LatentExamples
 from toolbox.training.loop import batches, train
-from toolbox.training.recipe import Recipe
+from toolbox.training.recipe import TrainingRecipe
 
 RECIPE = """
 name = "tiny"
-task = "hyperspectral"
+task = "hsi"
 steps = 4
 batch_size = 2
 patch_size = 32
@@ -292,7 +292,7 @@ def test_the_task_takes_a_joint_denoiser(library, options):
 def recipe(tmp_path, stage="measured"):
     path = tmp_path / f"{stage}.toml"
     path.write_text(RECIPE.replace("STAGE", stage))
-    return Recipe.read(path)
+    return TrainingRecipe.read(path)
 
 
 def test_stages_train_from_each_other(folder, tmp_path):

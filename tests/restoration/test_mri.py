@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restoration.mri import (
-    MRI,
+    MRITask,
     Sense,
     SingleCoil,
     calibration_region,
@@ -254,7 +254,7 @@ def test_the_scale_of_given_maps_does_not_matter():
     assert scaled.abs().square().sum(0)[:, shading[0, 0] < 1].abs().max() == 0
     torch.testing.assert_close(scaled[..., 2:], maps[..., 2:], rtol=1e-5, atol=1e-6)
     assert normalise_maps(maps) is maps
-    task = MRI(
+    task = MRITask(
         Denoiser(lambda x, t: torch.zeros_like(x), VP.from_diffusers({}), "sample"),
         num_inference_steps=1,
     )
@@ -291,13 +291,13 @@ class Prior:
 
 def test_full_noiseless_data_give_the_sense_image():
     image, maps, _, kspace = scan()
-    result = MRI(Prior(), num_inference_steps=8)(kspace, maps=maps, sigma=0.0, num_samples=2)
+    result = MRITask(Prior(), num_inference_steps=8)(kspace, maps=maps, sigma=0.0, num_samples=2)
     torch.testing.assert_close(result.mean, image, rtol=0, atol=1e-4)
     assert result.std.max() < 1e-4
     assert result.residual < 1e-4
     assert result.nfe == 16
     one = torch.ones(1, 40, 36, dtype=torch.complex64)
-    result = MRI(Prior())(fft2c(image)[None], maps=one, sigma=0.0)
+    result = MRITask(Prior())(fft2c(image)[None], maps=one, sigma=0.0)
     torch.testing.assert_close(result.mean, image, rtol=0, atol=1e-4)
 
 
@@ -305,7 +305,7 @@ def test_full_noiseless_data_give_the_sense_image():
 def test_scale_of_the_data_is_undone(correction):
     mask = column_mask("equispaced-fraction", 36, 3, 0.2, 0)
     _, maps, _, kspace = scan(mask=mask, sigma=0.01)
-    task = MRI(Prior(), correction=correction, num_inference_steps=4)
+    task = MRITask(Prior(), correction=correction, num_inference_steps=4)
     one, other = (task(c * kspace, mask, maps, sigma=0.01 * c) for c in (1.0, 2e4))
     torch.testing.assert_close(2e4 * one.mean, other.mean, rtol=1e-3, atol=20)
 
@@ -314,7 +314,7 @@ def test_residual_does_not_exceed_the_noise():
     mask = column_mask("equispaced-fraction", 36, 3, 0.2, 0)
     for sigma in (0.003, 0.03):
         _, maps, _, kspace = scan(mask=mask, sigma=sigma)
-        result = MRI(Prior(std=0.1), num_inference_steps=4)(
+        result = MRITask(Prior(std=0.1), num_inference_steps=4)(
             kspace, mask, maps, sigma=sigma, num_samples=2
         )
         assert result.residual <= sigma
@@ -357,10 +357,10 @@ def test_posterior_mean_of_a_gaussian_prior():
     mask = (torch.rand(size, generator=g) < 0.6).float()
     noise = sigma * 2**0.5 * torch.randn(size, generator=g, dtype=torch.complex64)
     kspace = (mask * (fft2c(image) + noise))[None]
-    task = MRI(Prior(std=std), prior_std=std, num_inference_steps=100)
+    task = MRITask(Prior(std=std), prior_std=std, num_inference_steps=100)
     # the prior is given in units of the scaled image
     scale = float(torch.quantile(ifft2c(kspace[0]).abs(), 0.99))
-    task = MRI(Prior(std=std / scale), prior_std=std / scale, num_inference_steps=100)
+    task = MRITask(Prior(std=std / scale), prior_std=std / scale, num_inference_steps=100)
     result = task(kspace, mask, sigma=sigma, num_samples=24)
     wiener = ifft2c(kspace[0] * std**2 / (std**2 + sigma**2))
     measured = fft2c(result.mean - wiener)[mask > 0].abs().square().mean().sqrt()
@@ -370,7 +370,7 @@ def test_posterior_mean_of_a_gaussian_prior():
 @pytest.mark.parametrize("solver", [DDIM(), DDIM(eta=1.0)])
 def test_volume_is_slice_by_slice(solver):
     slices = [scan(seed=s, sigma=0.01)[3] for s in range(2)]
-    task, seen = MRI(Prior(), solver, 3), []
+    task, seen = MRITask(Prior(), solver, 3), []
     maps = scan()[1]
     whole = task.volume(
         torch.stack(slices),
@@ -405,7 +405,7 @@ def test_conditional_network_is_shown_the_condition():
     )
     mask = column_mask("equispaced-fraction", 35, 3, 0.2, 0)
     _, maps, op, kspace = scan((41, 35), mask=mask, sigma=0.02)
-    result = MRI(d, num_inference_steps=2)(kspace, mask, maps, sigma=0.02)
+    result = MRITask(d, num_inference_steps=2)(kspace, mask, maps, sigma=0.02)
     assert result.mean.shape == (41, 35)
     shown, scale = condition(op, to_channels(kspace[None]), 0.02)
     torch.testing.assert_close(seen[0][:, 2:, :41, :35], shown, rtol=1e-4, atol=1e-5)
@@ -416,7 +416,7 @@ def test_conditional_network_is_shown_the_condition():
     )
     wrong = Denoiser(network, VP.from_diffusers({}), condition_channels=4)
     with pytest.raises(ValueError, match="4 channels"):
-        MRI(wrong)(kspace, mask, maps)
+        MRITask(wrong)(kspace, mask, maps)
 
 
 def test_noise_level_is_found():
@@ -445,7 +445,7 @@ def test_noise_level_is_found():
 
 def test_bad_scans():
     _, maps, _, kspace = scan()
-    task = MRI(Prior())
+    task = MRITask(Prior())
     empty = kspace.clone()
     empty[:, 18:22, 16:20] = 0
     broken = kspace.clone()
@@ -463,9 +463,9 @@ def test_bad_scans():
         (lambda: task(kspace, num_samples=0), "num_samples"),
         (lambda: task.volume(kspace), "volume"),
         (lambda: task.volume(torch.stack([kspace, broken])), "slice 1"),
-        (lambda: MRI(Prior(), grid="none"), "grid"),
-        (lambda: MRI(Prior(), correction="magic"), "correction"),
-        (lambda: MRI(Prior(), prior_std=0.0), "prior_std"),
+        (lambda: MRITask(Prior(), grid="none"), "grid"),
+        (lambda: MRITask(Prior(), correction="magic"), "correction"),
+        (lambda: MRITask(Prior(), prior_std=0.0), "prior_std"),
     ]
     for run, says in cases:
         with pytest.raises(ValueError, match=says):
@@ -545,7 +545,7 @@ def test_solvers_and_corrections_explain_the_data(name, correction):
     mask = column_mask("equispaced-fraction", 36, 3, 0.2, 0)
     sigma = 0.0 if correction == "ddnm" else 0.02
     _, maps, _, kspace = scan(mask=mask, sigma=sigma)
-    task = MRI(Prior(std=0.3), solver_by_name(name), 12, correction=correction)
+    task = MRITask(Prior(std=0.3), solver_by_name(name), 12, correction=correction)
     result = task(kspace, mask, maps, sigma=sigma)
     size = (kspace.abs().square().sum() / (2 * len(kspace) * 40 * mask.sum())).sqrt()
     assert result.residual <= (sigma or 1e-3 * float(size))
@@ -559,8 +559,8 @@ def test_unknown_frequencies_are_the_networks():
     mask = column_mask("random", 36, 2, 0.2, 0).expand(40, 36)
     image, *_ = scan()
     kspace = (mask * fft2c(image))[None]
-    free = MRI(Prior(), correction="none", num_inference_steps=1)(kspace, mask, sigma=0.0)
-    result = MRI(Prior(), num_inference_steps=1)(kspace, mask, sigma=0.0)
+    free = MRITask(Prior(), correction="none", num_inference_steps=1)(kspace, mask, sigma=0.0)
+    result = MRITask(Prior(), num_inference_steps=1)(kspace, mask, sigma=0.0)
     k = fft2c(result.mean)
     torch.testing.assert_close(k * mask, kspace[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(k * (1 - mask), fft2c(free.mean) * (1 - mask), rtol=0, atol=1e-5)

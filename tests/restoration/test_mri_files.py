@@ -296,7 +296,7 @@ def test_bad_files(tmp_path, kspace):
 def model(tmp_path_factory):
     """A tiny network after two training steps on two drawn heads."""
     from toolbox.training.loop import train
-    from toolbox.training.recipe import Recipe
+    from toolbox.training.recipe import TrainingRecipe
 
     folder = tmp_path_factory.mktemp("mri")
     head = (255 * disc((72, 64)) / 1.5).numpy().astype(np.uint8)
@@ -307,7 +307,7 @@ def model(tmp_path_factory):
         " 4\nfold = 2\n[process]\nnoise_scale = 0.03\n[loss]\ndata_std = 0.03\n[simulation]\nscans"
         ' = 2\nsides = [48, 56]\nkinds = ["random", "poisson"]\n[optimizer]\nwarmup = 1\n'
     )
-    return train(Recipe.read(folder / "recipe.toml"), folder, folder / "model")
+    return train(TrainingRecipe.read(folder / "recipe.toml"), folder, folder / "model")
 
 
 def run(capsys, *arguments, command=("restore", "mri")):

@@ -17,7 +17,7 @@ from restoration.paired.haze import Scattering, procedural_depth
 from restoration.paired.task import (
     LITTLE,
     SOFT,
-    PairedRestoration,
+    PairedTask,
     carry,
     default_process,
     haze_condition,
@@ -41,7 +41,7 @@ from toolbox.training.examples.paired import Haze, PairExamples, find_pairs, mak
 from toolbox.training.examples.photo import HazeExamples
 from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
-from toolbox.training.recipe import Recipe
+from toolbox.training.recipe import TrainingRecipe
 
 SOLVERS = [
     DDIM(),
@@ -86,9 +86,7 @@ def posterior(process, spread=0.2):
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_a_network_that_knows_the_answer_gives_it(solver, steps):
     image = torch.from_numpy(smooth_picture(13, 18))
-    result = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True), 0.0), solver, steps)(
-        image
-    )
+    result = PairedTask(posterior(VP.cosine(zero_terminal_snr=True), 0.0), solver, steps)(image)
     want = (0.5 * (2 * image - 1) + 1) / 2
     torch.testing.assert_close(result.mean, want, atol=1e-5, rtol=0)
     assert result.nfe >= steps
@@ -104,10 +102,10 @@ def test_a_matched_network_answers_like_a_native_one(solver, process):
     restore alike.
     """
     image = torch.from_numpy(smooth_picture(9, 11))
-    matched = PairedRestoration(
-        posterior(VP.cosine(zero_terminal_snr=True)), solver, process=process
-    )(image)
-    native = PairedRestoration(posterior(process), solver)(image)
+    matched = PairedTask(posterior(VP.cosine(zero_terminal_snr=True)), solver, process=process)(
+        image
+    )
+    native = PairedTask(posterior(process), solver)(image)
     torch.testing.assert_close(matched.mean, native.mean, atol=2e-4, rtol=0)
     assert (matched.mean - image).abs().max() > 0.05
 
@@ -119,7 +117,7 @@ def test_restoration_starts_at_the_degraded_picture():
         (ResfusionSampler(), Resfusion.scheduled(noise_scale=LITTLE)),
     ):
         seen = []
-        task = PairedRestoration(posterior(VP.cosine(zero_terminal_snr=True)), solver)
+        task = PairedTask(posterior(VP.cosine(zero_terminal_snr=True)), solver)
         task(image, seed=7, callback=lambda k, step, seen=seen: seen.append(step))
         g = torch.Generator().manual_seed(7)
         start = process.start(2 * image[None] - 1, torch.randn(1, 3, 8, 8, generator=g))
@@ -143,7 +141,7 @@ def test_samples_spread_as_the_posterior_does():
     """
     image = torch.full((3, 40, 40), 0.6)
     process = RDDM.scheduled()
-    result = PairedRestoration(posterior(process), DDIM(), 100, grid="log-snr")(image)
+    result = PairedTask(posterior(process), DDIM(), 100, grid="log-snr")(image)
     assert float(result.mean.mean()) == pytest.approx(0.55, abs=0.005)  # ((2 x 0.6 - 1)/2 + 1)/2
     assert float(result.mean.std()) == pytest.approx(0.1, rel=0.05)  # 0.2 in [-1, 1]
 
@@ -165,7 +163,7 @@ def test_haze_networks_are_shown_the_prior_the_picture_and_its_transmission():
         residual=True,
         data_std=0.2,
     )
-    result = PairedRestoration(d, num_inference_steps=1)(image)
+    result = PairedTask(d, num_inference_steps=1)(image)
     prior = SOFT(image[None])
     shown = torch.cat([prior.image, image[None], prior.transmission], 1)
     torch.testing.assert_close(haze_condition(image[None]), shown)
@@ -190,10 +188,10 @@ def test_large_pictures_are_judged_by_a_view():
             return (z[:, 3:6] - 0.8 * (1 - t)) / t  # of y in [-1, 1], where the airlight is 0.8
 
     d = Denoiser(Perfect(), VP.cosine(zero_terminal_snr=True), "sample", condition_channels=3)
-    result = PairedRestoration(d, view=20)(hazy)
+    result = PairedTask(d, view=20)(hazy)
     assert set(sizes) == {(20, 30)}
     assert psnr(result.mean, clear) > psnr(hazy, clear) + 15
-    same = PairedRestoration(d, view=80)(hazy)
+    same = PairedTask(d, view=80)(hazy)
     torch.testing.assert_close(same.mean, clear, atol=1e-4, rtol=0)
 
 
@@ -209,9 +207,9 @@ def test_carry_is_exact_for_linear_changes():
 def test_grey_pictures_and_tiles():
     grey = torch.from_numpy(smooth_picture(20, 30, 1))
     d = posterior(VP.cosine(zero_terminal_snr=True), 0.1)
-    one = PairedRestoration(d)(grey)
+    one = PairedTask(d)(grey)
     assert one.mean.shape == (1, 20, 30)
-    tiles = PairedRestoration(d, tile=16, overlap=2)(grey)
+    tiles = PairedTask(d, tile=16, overlap=2)(grey)
     torch.testing.assert_close(
         one.mean, tiles.mean, atol=1e-5, rtol=0
     )  # pixels are independent for this network
@@ -228,7 +226,7 @@ def test_masks_reach_the_network():
     d = Denoiser(Spy(), VP.cosine(zero_terminal_snr=True), "sample", condition_channels=4)
     mask = torch.zeros(6, 6)
     mask[:3] = 1
-    PairedRestoration(d, num_inference_steps=1)(
+    PairedTask(d, num_inference_steps=1)(
         torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)), mask
     )
     torch.testing.assert_close(seen[0][0, 6], 2 * mask - 1)
@@ -254,27 +252,27 @@ def test_bad_input(image, mask, channels, says):
         condition_channels=channels,
     )
     with pytest.raises(ValueError, match=says):
-        PairedRestoration(d)(image, mask)
+        PairedTask(d)(image, mask)
 
 
 def test_bad_tasks():
     d = Denoiser(lambda z, t: z[:, :3], VP.cosine(), "sample")
     with pytest.raises(ValueError, match="condition has 0"):
-        PairedRestoration(d)
+        PairedTask(d)
     with pytest.raises(ValueError, match="grid"):
-        PairedRestoration(posterior(VP.cosine()), grid="none")
+        PairedTask(posterior(VP.cosine()), grid="none")
     with pytest.raises(ValueError, match="tile"):
-        PairedRestoration(posterior(VP.cosine()), tile=4)
+        PairedTask(posterior(VP.cosine()), tile=4)
     with pytest.raises(ValueError, match="num_inference_steps"):
-        PairedRestoration(posterior(VP.cosine()), num_inference_steps=0)(torch.zeros(3, 8, 8))
+        PairedTask(posterior(VP.cosine()), num_inference_steps=0)(torch.zeros(3, 8, 8))
 
 
 # -- training --------------------------------------------------------------------------------------
 
-PAIRS = TINY_RECIPE.replace("inpainting", "paired").replace(
+PAIRS = TINY_RECIPE.replace("inpaint", "paired").replace(
     '[condition]\nkinds = ["random", "strokes"]', "[pairs]"
 )
-HAZE = TINY_RECIPE.replace("inpainting", "dehazing").replace(
+HAZE = TINY_RECIPE.replace("inpaint", "dehaze").replace(
     '[condition]\nkinds = ["random", "strokes"]', "[haze]"
 )
 SAMPLE = '[process]\nprediction_type = "sample"\n[loss]\nmin_snr = 3.0\n'
@@ -287,10 +285,10 @@ PROCESSES = [
 ]
 
 
-def recipe_of(tmp_path, text, **changes) -> Recipe:
+def recipe_of(tmp_path, text, **changes) -> TrainingRecipe:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    return Recipe.read(path).model_copy(update=changes)
+    return TrainingRecipe.read(path).model_copy(update=changes)
 
 
 def under(kind, target, text=PAIRS):
@@ -323,7 +321,7 @@ def test_networks_are_trained_under_residual_processes(tmp_path, pairs, kind, ta
     assert not (folder / "scheduler").exists()
     solver = ResfusionSampler() if kind == "resfusion" else RDDMSampler()
     image = torch.from_numpy(smooth_picture(21, 18))
-    result = PairedRestoration(d, solver)(image)
+    result = PairedTask(d, solver)(image)
     assert result.nfe == 5
     assert torch.isfinite(result.mean).all()
 
@@ -389,7 +387,7 @@ def test_sample_loss_is_the_error_relative_to_the_best_linear_estimate(tmp_path)
 
 @pytest.mark.parametrize("text", [under("rddm", "residual_noise"), HAZE], ids=["rddm", "haze"])
 def test_resumed_run_equals_an_uncut_one(tmp_path, pairs, pictures, text):
-    recipe, data = recipe_of(tmp_path, text), pictures if "dehazing" in text else pairs
+    recipe, data = recipe_of(tmp_path, text), pictures if "dehaze" in text else pairs
     whole = train(recipe, data, tmp_path / "whole", checkpoint_every=2)
 
     def cut(step, loss):
@@ -454,7 +452,7 @@ def test_haze_examples_hold_the_model(tmp_path, pictures):
 
 def test_min_snr_weighs_the_image_error(tmp_path):
     """The loss in v, weighted, equals ``min(SNR, gamma)`` times the error of the image."""
-    text = TINY_RECIPE.replace("inpainting", "denoising").replace(
+    text = TINY_RECIPE.replace("inpaint", "denoise").replace(
         '[condition]\nkinds = ["random", "strokes"]\n', ""
     )
     d = build(recipe_of(tmp_path, text))
@@ -497,9 +495,9 @@ def test_bad_recipes(tmp_path, text, says):
     ids=lambda p: p.stem,
 )
 def test_shipped_recipes_are_accepted_and_survive_json(path):
-    recipe = Recipe.read(path)
+    recipe = TrainingRecipe.read(path)
     assert recipe.name == path.stem
-    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert TrainingRecipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 def test_bad_pairs(tmp_path, pairs):

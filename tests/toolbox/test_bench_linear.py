@@ -14,7 +14,7 @@ from restoration.metrics import psnr
 from restoration.operators.linear import Denoising
 from restoration.photo.linear import LinearTask
 from toolbox.api import load
-from toolbox.bench.linear import Case, run_bench_linear
+from toolbox.bench.linear import LinearCase, run_bench_linear
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +33,18 @@ def pictures(tmp_path_factory):
 
 def test_cases_measure_what_they_say(pictures):
     image = read_image(pictures / "0.png").pixels
-    truth, y, operator = Case("denoise:25").measure(image, 3)
+    truth, y, operator = LinearCase("denoise:25").measure(image, 3)
     assert isinstance(operator, Denoising)
     np.testing.assert_array_equal(truth, image)
     assert float((y - torch.from_numpy(image)).std()) == pytest.approx(25 / 255, rel=0.02)
-    truth, y, _ = Case("superresolve:4").measure(image, 0)
+    truth, y, _ = LinearCase("superresolve:4").measure(image, 0)
     assert truth.shape == (3, 64, 60)  # whole blocks
     np.testing.assert_allclose(y, truth.reshape(3, 16, 4, 15, 4).mean((2, 4)), atol=1e-6)
     flat = np.full((1, 40, 40), 0.25, np.float32)
     for name in ("superresolve-bicubic:2", "deblur:1.5"):
-        truth, y, _ = Case(name).measure(flat, 0)
+        truth, y, _ = LinearCase(name).measure(flat, 0)
         assert float(y.mean()) == pytest.approx(0.25, abs=2e-3)
-        assert float(y.std()) == pytest.approx(Case(name).sigma, abs=1e-3)
+        assert float(y.std()) == pytest.approx(LinearCase(name).sigma, abs=1e-3)
 
 
 def test_rows_are_the_means_of_the_pictures(pictures):
@@ -62,7 +62,9 @@ def test_rows_are_the_means_of_the_pictures(pictures):
     assert rows[1]["psnr"] > rows[0]["psnr"] + 5
     found = []
     for k in range(2):
-        truth, y, operator = Case("denoise:25").measure(read_image(pictures / f"{k}.png").pixels, k)
+        truth, y, operator = LinearCase("denoise:25").measure(
+            read_image(pictures / f"{k}.png").pixels, k
+        )
         found.append(
             psnr(
                 LinearTask(load("grey"), num_inference_steps=1)(

@@ -14,7 +14,7 @@ from restoration.mri.simulation import ring_maps, smooth_phase
 from solvers.denoiser import Denoiser
 from toolbox.training.examples.fastmri import FastMRI, MeasuredScans, rephased
 from toolbox.training.loop import train
-from toolbox.training.recipe import Recipe
+from toolbox.training.recipe import TrainingRecipe
 
 SIZE, UNIT, SIGMA, PADDING = (64, 72), 2e-5, 0.01, 4
 RECIPE = """
@@ -81,7 +81,7 @@ def folder(tmp_path_factory):
 def recipe(tmp_path, **changes):
     path = tmp_path / "r.toml"
     path.write_text(RECIPE)
-    read = Recipe.read(path)
+    read = TrainingRecipe.read(path)
     return read.model_copy(update={"fastmri": read.fastmri.model_copy(update=changes)})
 
 
@@ -159,7 +159,7 @@ def test_training_on_patches_and_through_the_sampler(tmp_path, folder):
     )
     losses = []
     second = train(
-        Recipe.read(path),
+        TrainingRecipe.read(path),
         folder,
         tmp_path / "u",
         start_from=model,
@@ -240,9 +240,9 @@ def test_bad_folders_and_recipes(tmp_path, folder):
         ("[0.14, 0.12]", "[0.14]", "pairs"),
         ("[0.14, 0.12]", "[0.14, 1.2]", "between 0 and 1"),
         ('"random"', '"poisson"', "kinds"),
-        ('"mri"', '"denoising"', "in place of"),
+        ('"mri"', '"denoise"', "in place of"),
         ("[optimizer]", '[simulation]\nkinds = ["random"]\n[optimizer]', "in place of"),
     ):
         (tmp_path / "bad.toml").write_text(RECIPE.replace(old, new))
         with pytest.raises(ValueError, match=says):
-            Recipe.read(tmp_path / "bad.toml")
+            TrainingRecipe.read(tmp_path / "bad.toml")

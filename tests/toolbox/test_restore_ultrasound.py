@@ -22,7 +22,7 @@ from toolbox.api import load
 from toolbox.cli import main
 from toolbox.training.examples.ultrasound import UltrasoundExamples
 from toolbox.training.loop import batches, train
-from toolbox.training.recipe import Recipe
+from toolbox.training.recipe import TrainingRecipe
 
 RECIPE = """
 name = "tiny"
@@ -48,7 +48,7 @@ warmup = 1
 def recipe(folder, kind="tissue", real=0):
     path = folder / f"{kind}.toml"
     path.write_text(RECIPE.replace("KIND", kind).replace("REAL", str(real)))
-    return Recipe.read(path)
+    return TrainingRecipe.read(path)
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,10 @@ def test_real_pictures_must_be_there(tmp_path):
 
 def test_recipe_needs_its_section(tmp_path):
     (tmp_path / "a.toml").write_text(
-        RECIPE.replace("ultrasound", "denoising").replace("KIND", "tissue").replace("REAL", "0")
+        RECIPE.replace("ultrasound", "denoise").replace("KIND", "tissue").replace("REAL", "0")
     )
     with pytest.raises(ValueError, match=r"\[echoes\] belongs to task 'ultrasound'"):
-        Recipe.read(tmp_path / "a.toml")
+        TrainingRecipe.read(tmp_path / "a.toml")
 
 
 # -- restore ---------------------------------------------------------------------------------------

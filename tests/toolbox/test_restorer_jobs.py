@@ -26,11 +26,11 @@ from restoration.mri.consistency import agree
 from restoration.mri.real_sense import RealSense, coil_pairs
 from restoration.mri.sense import Sense, SingleCoil, cartesian, to_channels
 from restoration.mri.simulation import ring_maps
-from restoration.mri.task import MRI
+from restoration.mri.task import MRITask
 from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
-from restoration.paired.task import PairedRestoration
+from restoration.paired.task import PairedTask
 from restoration.photo.linear import LinearTask
 from solvers.denoiser import Denoiser
 from solvers.methods.ddim import DDIM
@@ -132,7 +132,7 @@ def test_paired_runs_trace_natively_and_by_level_matching():
         (matched, ResfusionSampler()),
         (matched, EVODiff()),
     ):
-        task = PairedRestoration(base, solver, 4, process)
+        task = PairedTask(base, solver, 4, process)
         job = PairedJob(task, SIZE)
         ours, _ = run_graph(job, 5, image=y)
         assert job.name == "paired"
@@ -141,7 +141,7 @@ def test_paired_runs_trace_natively_and_by_level_matching():
 
 def test_paired_graphs_take_masks():
     mask = (smooth(1, SIZE, 3) > 0.5).float()
-    task = PairedRestoration(denoiser_of(3, 4), num_inference_steps=2)
+    task = PairedTask(denoiser_of(3, 4), num_inference_steps=2)
     ours, module = run_graph(PairedJob(task, SIZE), 2, image=smooth(3, SIZE), mask=mask)
     assert module.names[:2] == ("image", "mask")
     np.testing.assert_allclose(
@@ -155,7 +155,7 @@ def test_dehazing_graphs_reduce_and_carry_back(size, state):
     """The prior, the reduced view, the run and the way back to the whole picture: what the host
     does.
     """
-    task = PairedRestoration(denoiser_of(3, 7, residual=True), DDIM(), 2, view=16)
+    task = PairedTask(denoiser_of(3, 7, residual=True), DDIM(), 2, view=16)
     job = PairedJob(task, size)
     image = torch.cat([smooth(3, size, 1), smooth(3, size, 2)])
     ours, module = run_graph(job, 2, image=image[:1])
@@ -212,7 +212,7 @@ def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     )
     sigma = 0.0 if exact else 0.03
     kspace, mask, maps = scan(coils, sigma=sigma)
-    task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2 if coils == 1 else 1)
+    task = MRITask(denoiser_of(2, 7, residual=True), num_inference_steps=2 if coils == 1 else 1)
     host = task(kspace, mask, maps, sigma=sigma, seed=1)
     inputs = {"kspace": to_channels(kspace[None]), "mask": mask[None, None]}
     inputs |= {} if maps is None else {"maps": to_channels(maps[None])}
@@ -236,11 +236,11 @@ def test_unrolled_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     kspace, mask, maps = scan(coils, sigma=sigma)
     d = denoiser_of(2, 7, residual=True)
     d.unrolled_steps = 2
-    host = MRI(d)(kspace, mask, maps, sigma=sigma)
+    host = MRITask(d)(kspace, mask, maps, sigma=sigma)
     inputs = {"kspace": to_channels(kspace[None]), "mask": mask[None, None]}
     inputs |= {} if maps is None else {"maps": to_channels(maps[None])}
     inputs |= {} if exact else {"sigma": torch.full((1, 1, 1, 1), sigma)}
-    job = MRIJob(MRI(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200)
+    job = MRIJob(MRITask(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200)
     assert (job.correction, job.steps) == ("alternation", 2)
     ours = run_job(job, inputs, lambda shape: pytest.fail("an estimate takes no noise"))
     np.testing.assert_allclose(
@@ -248,7 +248,9 @@ def test_unrolled_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     )
     if exact:
         graph, module = run_graph(
-            MRIJob(MRI(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200),
+            MRIJob(
+                MRITask(d), coils, tuple(mask.shape), exact, iterations=30 if coils == 1 else 200
+            ),
             1,
             **inputs,
         )
@@ -259,7 +261,7 @@ def test_unrolled_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
 @pytest.mark.parametrize("coils", [1, 3])
 def test_slices_of_a_batch_keep_their_own_scale(coils):
     kspace, mask, maps = scan(coils)
-    job = MRIJob(MRI(denoiser_of(2, 7, residual=True)), coils, tuple(mask.shape), iterations=20)
+    job = MRIJob(MRITask(denoiser_of(2, 7, residual=True)), coils, tuple(mask.shape), iterations=20)
     inputs = {"kspace": to_channels(kspace[None]), "sigma": torch.full((1, 1, 1, 1), 0.01)}
     pair = {name: torch.cat([value, 4 * value]) for name, value in inputs.items()} | {
         "mask": mask.expand(2, 1, *mask.shape)
@@ -372,7 +374,7 @@ def test_integer_mri_bundle_errs_as_the_simulation_says(tmp_path):
     network.
     """
     kspace, mask, maps = scan(1)
-    task = MRI(denoiser_of(2, 7, residual=True), num_inference_steps=2)
+    task = MRITask(denoiser_of(2, 7, residual=True), num_inference_steps=2)
     with record(task.denoiser, seed=0, solver="ddim", task="mri") as recorder:
         for k in range(3):
             task(*scan(1, seed=k), sigma=0.01, seed=k)
@@ -411,9 +413,9 @@ def test_jobs_refuse_what_cannot_be_a_graph():
             LinearJob(LinearTask(denoiser_of(3), correction="dps"), Bicubic(SIZE, 4), SIZE)
         )
     with pytest.raises(ValueError, match="singular system"):
-        export_restorer(MRIJob(MRI(denoiser_of(2, 7)), 2, SIZE, exact=True))
+        export_restorer(MRIJob(MRITask(denoiser_of(2, 7)), 2, SIZE, exact=True))
     with pytest.raises(ValueError, match="7 condition channels"):
-        export_restorer(MRIJob(MRI(denoiser_of(2)), 1, SIZE))
+        export_restorer(MRIJob(MRITask(denoiser_of(2)), 1, SIZE))
     with pytest.raises(ValueError, match="once"):
         export_restorer(
             EigenImageJob(HyperspectralTask(denoiser_of(1), num_inference_steps=2), 12.0, SIZE)

@@ -18,7 +18,7 @@ from toolbox.training.immiscible import immiscible_noise
 from toolbox.training.log import Log
 from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss
-from toolbox.training.recipe import Recipe
+from toolbox.training.recipe import TrainingRecipe
 
 
 def test_model_folder_loads(tiny_model):
@@ -35,14 +35,14 @@ def test_model_folder_loads(tiny_model):
 
 
 def test_training_lowers_the_loss(tiny_recipe, pictures, tmp_path):
-    recipe = Recipe.read(tiny_recipe).model_copy(update={"steps": 60, "batch_size": 4})
+    recipe = TrainingRecipe.read(tiny_recipe).model_copy(update={"steps": 60, "batch_size": 4})
     losses = []
     train(recipe, pictures, tmp_path / "m", progress=lambda step, loss: losses.append(loss))
     assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:15])
 
 
 def test_resumed_run_equals_an_uncut_one(tiny_recipe, pictures, tmp_path):
-    recipe = Recipe.read(tiny_recipe)
+    recipe = TrainingRecipe.read(tiny_recipe)
     whole = train(recipe, pictures, tmp_path / "whole", checkpoint_every=2)
 
     class Cut(Exception):
@@ -64,7 +64,7 @@ def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
     """The loss written in v equals its definition in x0; one sample at a time, since each is
     divided by its own scale.
     """
-    recipe = Recipe.read(tiny_recipe)
+    recipe = TrainingRecipe.read(tiny_recipe)
     d = build(recipe)
     g = torch.Generator().manual_seed(0)
     for t, known in ((999, 0.5), (400, 0.2), (30, 0.9), (700, 0.0)):
@@ -87,7 +87,7 @@ def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
 
 
 def test_batches_depend_on_seed_and_step_alone(tiny_recipe, pictures):
-    recipe = Recipe.read(tiny_recipe)
+    recipe = TrainingRecipe.read(tiny_recipe)
     examples = PhotoExamples(recipe, pictures)
     first = batches(recipe, examples, 0, 0, "cpu")
     next(first)
@@ -111,7 +111,7 @@ def test_bad_recipes(tmp_path, change, says):
     path = tmp_path / "r.toml"
     path.write_text(TINY_RECIPE.replace(*change))
     with pytest.raises(ValueError, match=says):
-        Recipe.read(path)
+        TrainingRecipe.read(path)
 
 
 def test_factors_of_blocks_are_the_recipes(tiny_recipe, tmp_path):
@@ -121,20 +121,20 @@ def test_factors_of_blocks_are_the_recipes(tiny_recipe, tmp_path):
             "patch_size = 32", "patch_size = 24"
         )
     )
-    recipe = Recipe.read(path)
+    recipe = TrainingRecipe.read(path)
     c = recipe.condition
     known = draw_known(300, 24, c.kinds, 0.0, np.random.default_rng(0), c.factors)[:, 0, 0, 0]
     count = {float(v): int((known == v).sum()) for v in known.unique()}
     assert set(count) == {1 / 4, 1 / 16}
     assert 160 < count[1 / 16] < 240  # two of three, five standard deviations to either side
-    assert Recipe.read(tiny_recipe).condition.factors == list(BLOCKS)
+    assert TrainingRecipe.read(tiny_recipe).condition.factors == list(BLOCKS)
     path.write_text(path.read_text().replace("[2, 4, 4]", "[5]"))
     with pytest.raises(ValueError, match="factors"):
-        Recipe.read(path)
+        TrainingRecipe.read(path)
 
 
 def test_blocks_are_shown_as_their_enlarged_means(tiny_recipe):
-    d = build(Recipe.read(tiny_recipe))
+    d = build(TrainingRecipe.read(tiny_recipe))
     known = draw_known(40, 24, ["blocks", "random"], 0.1, np.random.default_rng(0))
     image = torch.rand(40, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     x0, shown, missing = PhotoExamples.show(d, image, known)
@@ -155,7 +155,7 @@ def test_blocks_are_shown_as_their_enlarged_means(tiny_recipe):
 
 
 def test_training_goes_on_from_a_model(tiny_recipe, tiny_model, pictures, tmp_path):
-    recipe = Recipe.read(tiny_recipe)
+    recipe = TrainingRecipe.read(tiny_recipe)
     first = []
     train(
         recipe,
@@ -178,7 +178,7 @@ def test_training_goes_on_from_a_model(tiny_recipe, tiny_model, pictures, tmp_pa
 
 
 def test_bad_data(tiny_recipe, pictures, tmp_path):
-    recipe = Recipe.read(tiny_recipe)
+    recipe = TrainingRecipe.read(tiny_recipe)
     with pytest.raises(FileNotFoundError):
         train(recipe, tmp_path / "none", tmp_path / "m")
     (tmp_path / "empty").mkdir()
@@ -199,7 +199,7 @@ def test_config_is_plain_json(tiny_model):
     assert not list(tiny_model.rglob(".*"))
 
 
-GREY_RECIPE = TINY_RECIPE.replace("inpainting", "denoising").replace(
+GREY_RECIPE = TINY_RECIPE.replace("inpaint", "denoise").replace(
     '[condition]\nkinds = ["random", "strokes"]\n', ""
 )
 
@@ -207,7 +207,7 @@ GREY_RECIPE = TINY_RECIPE.replace("inpainting", "denoising").replace(
 def test_denoisers_of_single_planes_are_trained_at_the_levels_asked_for(tmp_path, pictures):
     path = tmp_path / "grey.toml"
     path.write_text(GREY_RECIPE + "[noise]\nlowest = 0.05\nhighest = 1.0\n")
-    recipe = Recipe.read(path).model_copy(update={"steps": 40, "batch_size": 6})
+    recipe = TrainingRecipe.read(path).model_copy(update={"steps": 40, "batch_size": 6})
     source = batches(recipe, GreyExamples(recipe, pictures), 0, 0, "cpu")
     process = build(recipe).process
     levels = [process.kappa(float(t)) for _ in range(20) for t in next(source)[1]]
@@ -229,7 +229,7 @@ def test_denoisers_of_single_planes_are_trained_at_the_levels_asked_for(tmp_path
     ("old", "new", "words"),
     [
         ("[condition]", "[noise]\n[condition]", None),
-        ('task = "inpainting"', 'task = "denoising"', "condition"),
+        ('task = "inpaint"', 'task = "denoise"', "condition"),
         ("kinds", "#", "kinds"),
     ],
 )
@@ -237,10 +237,10 @@ def test_recipes_hold_the_sections_of_their_task(tmp_path, old, new, words):
     path = tmp_path / "r.toml"
     path.write_text(TINY_RECIPE.replace(old, new))
     if words is None:
-        assert Recipe.read(path).noise.highest == 3
+        assert TrainingRecipe.read(path).noise.highest == 3
     else:
         with pytest.raises(ValueError, match=words):
-            Recipe.read(path)
+            TrainingRecipe.read(path)
 
 
 # -- options ---------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_immiscible_noise_is_the_nearest_order_of_the_same_noise():
 def test_batches_take_immiscible_noise(tmp_path, pictures):
     path = tmp_path / "grey.toml"
     path.write_text(GREY_RECIPE.replace("[optimizer]", "[loss]\nimmiscible = true\n[optimizer]"))
-    recipe = Recipe.read(path).model_copy(update={"batch_size": 6})
+    recipe = TrainingRecipe.read(path).model_copy(update={"batch_size": 6})
     plain = recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"immiscible": False})})
     examples = GreyExamples(recipe, pictures)
     image, t, noise = next(batches(recipe, examples, 3, 0, "cpu"))
@@ -282,7 +282,7 @@ def test_batches_take_immiscible_noise(tmp_path, pictures):
     assert (image - noise).square().sum() < (image - drawn).square().sum()
     path.write_text(TINY_RECIPE + "[loss]\nimmiscible = true\n")
     with pytest.raises(ValueError, match="immiscible is for tasks denoising and ultrasound"):
-        Recipe.read(path)
+        TrainingRecipe.read(path)
 
 
 def test_log_goes_to_tensorboard_too(tmp_path):

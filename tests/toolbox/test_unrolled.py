@@ -12,7 +12,7 @@ from helpers.data import TINY_RECIPE
 from restoration.mri.consistency import Alternation
 from restoration.mri.sampling import column_mask
 from restoration.mri.simulation import ring_maps, simulate_kspace
-from restoration.mri.task import MRI
+from restoration.mri.task import MRITask
 from restoration.operators.linear import conjugate_gradient
 from restoration.operators.measurement import Measurement
 from solvers.denoiser import Denoiser
@@ -21,12 +21,12 @@ from solvers.methods.ddim import DDIM
 from solvers.solver import solve
 from toolbox.training.examples.photo import MRIExamples, PhotoExamples
 from toolbox.training.loop import build, measured_batches, train
-from toolbox.training.recipe import Recipe
+from toolbox.training.recipe import TrainingRecipe
 from toolbox.training.unrolled import unroll, unrolled_gain, unrolled_loss
 
 UNROLLED = "[unrolled]\nsteps = 3\n"
 MRI_RECIPE = (
-    TINY_RECIPE.replace('"inpainting"', '"mri"').replace(
+    TINY_RECIPE.replace('"inpaint"', '"mri"').replace(
         '[condition]\nkinds = ["random", "strokes"]', ""
     )
     + UNROLLED
@@ -36,18 +36,18 @@ MRI_RECIPE = (
 
 
 @pytest.fixture
-def photo_recipe(tmp_path) -> Recipe:
+def photo_recipe(tmp_path) -> TrainingRecipe:
     path = tmp_path / "unrolled.toml"
     kinds = TINY_RECIPE.replace("strokes", "blocks").replace("patch_size = 32", "patch_size = 24")
     path.write_text(kinds + UNROLLED)
-    return Recipe.read(path)
+    return TrainingRecipe.read(path)
 
 
 @pytest.fixture
-def mri_recipe(tmp_path) -> Recipe:
+def mri_recipe(tmp_path) -> TrainingRecipe:
     path = tmp_path / "mri.toml"
     path.write_text(MRI_RECIPE)
-    return Recipe.read(path)
+    return TrainingRecipe.read(path)
 
 
 @pytest.fixture
@@ -168,13 +168,13 @@ def test_mri_scans_train_a_network_that_knows_its_steps(mri_recipe, slices, tmp_
     mask = column_mask("equispaced-fraction", 36, 3, 0.2, 0)
     _, y = simulate_kspace(torch.ones(size, dtype=torch.complex64), maps, mask, 0.01, g)
     kspace = torch.complex(*y[0].chunk(2))
-    one, other = (MRI(d)(kspace, mask, maps, sigma=0.01, seed=seed) for seed in (0, 1))
+    one, other = (MRITask(d)(kspace, mask, maps, sigma=0.01, seed=seed) for seed in (0, 1))
     assert one.nfe == 3
     torch.testing.assert_close(one.mean, other.mean, rtol=0, atol=0)  # an estimate, not a sample
-    assert MRI(d).plan() == (3, "alternation")
-    assert MRI(d).plan(2) == (4, "consistency")
-    assert MRI(d, num_inference_steps=2).plan() == (2, "consistency")
-    assert MRI(d)(kspace, mask, maps, sigma=0.01, num_samples=2).std.max() > 0
+    assert MRITask(d).plan() == (3, "alternation")
+    assert MRITask(d).plan(2) == (4, "consistency")
+    assert MRITask(d, num_inference_steps=2).plan() == (2, "consistency")
+    assert MRITask(d)(kspace, mask, maps, sigma=0.01, num_samples=2).std.max() > 0
 
 
 def test_folders_keep_the_steps(mri_recipe, tmp_path):
@@ -212,23 +212,23 @@ def test_wrong_sections_are_refused(tmp_path, text, said):
     path = tmp_path / "r.toml"
     path.write_text(TINY_RECIPE + "[unrolled]\n" + text)
     with pytest.raises(ValueError, match=said):
-        Recipe.read(path)
+        TrainingRecipe.read(path)
 
 
 def test_patches_hold_whole_blocks(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text(TINY_RECIPE.replace('"strokes"', '"blocks"'))
     with pytest.raises(ValueError, match="multiple of 12; got 32"):
-        Recipe.read(path)
+        TrainingRecipe.read(path)
 
 
 def test_other_tasks_are_not_unrolled(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text(
-        TINY_RECIPE.replace('"inpainting"', '"denoising"').replace(
+        TINY_RECIPE.replace('"inpaint"', '"denoise"').replace(
             '[condition]\nkinds = ["random", "strokes"]', ""
         )
         + UNROLLED
     )
     with pytest.raises(ValueError, match="inpainting and mri"):
-        Recipe.read(path)
+        TrainingRecipe.read(path)

@@ -18,7 +18,7 @@ from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import psnr
 from restoration.operators.separable import BlockMean
 from restoration.paired.haze import Scattering, procedural_depth
-from restoration.paired.task import PairedRestoration
+from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge, push_pull
 from restoration.photo.linear import LinearTask
@@ -146,7 +146,7 @@ def test_haze_models_clear_a_picture_they_never_saw():
         denoiser = load(model)
         for solver in (RDDMSampler(), EVODiff(), DDIM(), ResfusionSampler()):
             results[model, type(solver).__name__] = psnr(
-                PairedRestoration(denoiser, solver)(hazy).mean, clear
+                PairedTask(denoiser, solver)(hazy).mean, clear
             )
     for (model, solver), value in results.items():
         assert value > psnr(hazy, clear) + 2, (model, solver)

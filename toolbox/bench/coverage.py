@@ -14,7 +14,7 @@ import numpy as np
 from restoration.io.mri import read_maps, read_scan
 from restoration.io.mri_scan import Scan
 from restoration.mri.intervals import conformal_factor, floored, least_slices
-from restoration.mri.task import MRI
+from restoration.mri.task import MRITask
 from solvers import solver_by_name
 from toolbox.api import load
 from toolbox.bench.mri import make_case
@@ -68,7 +68,7 @@ def run_mri_coverage(
             f" got {len(known)}"
         )
     sens = None if maps is None else read_maps(maps)
-    task = MRI(load(model), solver_by_name("ddim"), steps)
+    task = MRITask(load(model), solver_by_name("ddim"), steps)
     done, total = 0, len(kinds) * len(accelerations) * (len(known) + len(unknown))
     gaussian = NormalDist().inv_cdf(0.5 + level / 2)
     rows = []

@@ -30,7 +30,7 @@ BLUR_NOISE = 0.01
 
 
 @dataclass(frozen=True)
-class Case:
+class LinearCase:
     """One degradation, ``KIND:AMOUNT``: noise of sigma AMOUNT of 255, a picture AMOUNT times
     smaller (means of blocks, or bicubic), or a Gaussian blur of AMOUNT pixels with noise of 0.01.
 
@@ -106,7 +106,7 @@ def run_bench_linear(
     """Mean PSNR, SSIM and seconds of every method on every case, the same noise for all.
 
     Args:
-        cases: see :class:`Case`.
+        cases: see :class:`LinearCase`.
         models: denoisers; or the classical ``plain`` (the noisy, blurred or bicubically enlarged
             picture), ``nlm`` (non-local means; noise only) and ``bm3d`` (noise only; needs the
             package).
@@ -117,7 +117,7 @@ def run_bench_linear(
             not fit a case.
     """
     files = find_pictures(data, limit)
-    known = [Case(name) for name in cases]
+    known = [LinearCase(name) for name in cases]
     for name in models:
         if name in CLASSICAL[1:] and any(c.kind != "denoise" for c in known):
             raise ValueError(
@@ -167,7 +167,7 @@ def _task(model: str, solver: str, steps: int, num_samples: int, symmetries: int
         task.denoiser, task.solver, steps, symmetries=symmetries, start_level=0.4
     )  # as `restobox restore deblur`
 
-    def run(y: Tensor, operator, case: Case, seed: int) -> np.ndarray:
+    def run(y: Tensor, operator, case: LinearCase, seed: int) -> np.ndarray:
         chosen = blurred if case.kind == "deblur" else task
         return chosen(
             y, operator, sigma=case.sigma, num_samples=num_samples, seed=seed
@@ -195,7 +195,7 @@ def _classical(name: str) -> Callable:
                 "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
             ) from error
 
-    def run(y: Tensor, operator, case: Case, seed: int) -> np.ndarray:
+    def run(y: Tensor, operator, case: LinearCase, seed: int) -> np.ndarray:
         return (
             np.stack([denoise(plane, case.sigma) for plane in y.double().numpy()])
             .clip(0, 1)
@@ -205,7 +205,7 @@ def _classical(name: str) -> Callable:
     return run
 
 
-def _plain(y: Tensor, operator, case: Case, seed: int) -> np.ndarray:
+def _plain(y: Tensor, operator, case: LinearCase, seed: int) -> np.ndarray:
     if case.kind.startswith("super"):
         factor = int(case.amount)
         y = enlarge(y[None], factor, tuple(factor * n for n in y.shape[1:]))[0]

@@ -22,7 +22,7 @@ from restoration.mri.evaluation import coverage, slice_quality, volume_quality
 from restoration.mri.intervals import floored
 from restoration.mri.sampling import volume_seed
 from restoration.mri.sense import cartesian, to_channels, to_complex
-from restoration.mri.task import MRI
+from restoration.mri.task import MRITask
 from solvers import solver_by_name
 from toolbox.api import load
 from toolbox.tasks.mri import make_sampling, simulate
@@ -33,7 +33,7 @@ CLASSICAL = ("zero-filled", "cg-sense", "l1-wavelet")
 
 
 @dataclass(frozen=True)
-class Case:
+class MRICase:
     """Undersampled slices with their truth: ``kspace (slices, coils, H, W)`` zero where not
     sampled, ``mask (H, W)``, maps that were estimated from it, true magnitudes, and the noise
     level."""
@@ -53,7 +53,7 @@ def make_case(
     sigma: float,
     seed: int,
     name: str,
-) -> Case:
+) -> MRICase:
     """Simulated from magnitudes, or undersampled from full k-space (whose noise is then estimated,
     and ``sigma`` not used).
     """
@@ -67,10 +67,10 @@ def make_case(
     size = tuple(full.shape[-2:])
     mask = make_sampling(kind, size, acceleration, None, volume_seed(name)).expand(size)
     kspace = full * mask
-    return Case(kspace, mask, torch.stack([espirit(one, mask) for one in kspace]), truth, noise)
+    return MRICase(kspace, mask, torch.stack([espirit(one, mask) for one in kspace]), truth, noise)
 
 
-def _operators(case: Case):
+def _operators(case: MRICase):
     for one, maps in zip(case.kspace, case.maps, strict=True):
         operator = cartesian(
             case.mask, maps, tuple(case.mask.shape), tolerance=1e-5, max_iterations=100
@@ -78,19 +78,19 @@ def _operators(case: Case):
         yield operator, to_channels(one[None])
 
 
-def zero_filled(case: Case) -> Tensor:
+def zero_filled(case: MRICase) -> Tensor:
     """``|A^H y|``."""
     return torch.stack([to_complex(op.A_adjoint(y))[0, 0].abs() for op, y in _operators(case)])
 
 
-def cg_sense(case: Case, weight: float) -> Tensor:
+def cg_sense(case: MRICase, weight: float) -> Tensor:
     """Tikhonov-regularised SENSE, solved to convergence."""
     return torch.stack(
         [to_complex(op.sense(y, weight, 100))[0, 0].abs() for op, y in _operators(case)]
     )
 
 
-def l1_wavelet(case: Case, weight: float, iterations: int = 60) -> Tensor:
+def l1_wavelet(case: MRICase, weight: float, iterations: int = 60) -> Tensor:
     """sigpy's L1-wavelet reconstruction (db4, FISTA); the weight is relative to the 0.99 quantile
     of the CG-SENSE image.
 
@@ -171,7 +171,7 @@ def run_mri_bench(
     return rows
 
 
-def _measure(case: Case, model: str, steps: int | None, num_samples: int, seed: int) -> dict:
+def _measure(case: MRICase, model: str, steps: int | None, num_samples: int, seed: int) -> dict:
     if model == "zero-filled":
         tried = {None: lambda: zero_filled(case)}
     elif model == "cg-sense":
@@ -179,7 +179,7 @@ def _measure(case: Case, model: str, steps: int | None, num_samples: int, seed: 
     elif model == "l1-wavelet":
         tried = {w: lambda w=w: l1_wavelet(case, w) for w in WAVELET_WEIGHTS}
     else:
-        task = MRI(load(model), solver_by_name("ddim"), steps)
+        task = MRITask(load(model), solver_by_name("ddim"), steps)
         began = time.perf_counter()
         result = task.volume(
             case.kspace, case.mask, case.maps, sigma=case.sigma, num_samples=num_samples, seed=seed
@@ -229,7 +229,7 @@ def mean_lpips(image: Tensor, truth: Tensor) -> float | str:
         return str(error)
 
 
-def _figures(image: Tensor, case: Case, seconds: float) -> dict:
+def _figures(image: Tensor, case: MRICase, seconds: float) -> dict:
     volume = volume_quality(image.numpy(), case.truth.numpy())
     slices = slice_quality(image.numpy(), case.truth.numpy())
     return {

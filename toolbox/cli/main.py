@@ -174,7 +174,7 @@ def train(
 ) -> None:
     """Train a network from a recipe (several GPUs: `accelerate launch -m toolbox train ...`)."""
     from toolbox.training.loop import train as run
-    from toolbox.training.recipe import Recipe
+    from toolbox.training.recipe import TrainingRecipe
 
     path = recipe if recipe.is_file() else Path(__file__).parent / "recipes" / f"{recipe}.toml"
     if not path.is_file():
@@ -182,7 +182,7 @@ def train(
         raise FileNotFoundError(
             f"recipe {recipe} is neither a file nor a shipped recipe ({shipped})"
         )
-    settings = Recipe.read(path)
+    settings = TrainingRecipe.read(path)
     with ProgressBar("training", settings.steps) as bar:
         run(
             settings,

@@ -16,7 +16,7 @@ from export.jobs.photo import InpaintingJob, Job, LinearJob, PairedJob
 from restoration.io.images import read_image
 from restoration.operators.linear import Denoising
 from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
-from restoration.paired.task import HAZE, PairedRestoration
+from restoration.paired.task import HAZE, PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
@@ -65,9 +65,9 @@ def make_job(
         return InpaintingJob(InpaintingTask(denoiser, **run), size, sigma)
     if task == "mri":
         from export.jobs.mri import MRIJob
-        from restoration.mri.task import MRI
+        from restoration.mri.task import MRITask
 
-        return MRIJob(MRI(denoiser, **run), coils, size, exact=sigma == 0 and coils == 1)
+        return MRIJob(MRITask(denoiser, **run), coils, size, exact=sigma == 0 and coils == 1)
     if task == "hsi":
         from export.jobs.hyperspectral import EigenImageJob
         from restoration.hyperspectral.task import HyperspectralTask
@@ -93,7 +93,7 @@ def make_job(
                 f"the task {task} knows neither --correction nor --sigma: the network is shown the"
                 " degraded picture"
             )
-        return PairedJob(PairedRestoration(denoiser, run["solver"], steps, grid=grid), size)
+        return PairedJob(PairedTask(denoiser, run["solver"], steps, grid=grid), size)
     operators = {
         "denoise": lambda: (Denoising(), {}),
         "superresolve": lambda: (Bicubic(size, factor), {"factor": float(factor)}),

@@ -18,7 +18,7 @@ from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from restoration.io.images import read_image
 from restoration.metrics import psnr, ssim
-from restoration.paired.task import HAZE, PLAIN, PairedRestoration
+from restoration.paired.task import HAZE, PLAIN, PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.masks import KINDS, make_mask
 from solvers import solver_by_name
@@ -189,7 +189,7 @@ def run_verify(
         for k, (_, image, shown) in enumerate(cases):
             if paired:  # its solvers take turns
                 names = solver.split(",")
-                task = PairedRestoration(d, solver_by_name(names[k % len(names)]), steps)
+                task = PairedTask(d, solver_by_name(names[k % len(names)]), steps)
                 result = task(torch.from_numpy(shown), seed=seed + k)
             else:
                 task = InpaintingTask(d, solver_by_name(solver), steps)

@@ -17,7 +17,7 @@ from restoration.mri.evaluation import volume_quality
 from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed
 from restoration.mri.sense import fft2c, ifft2c, normalise_maps
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
-from restoration.mri.task import MRI
+from restoration.mri.task import MRITask
 from solvers import solver_by_name
 from solvers.files import check_outputs
 from toolbox.api import load
@@ -168,7 +168,7 @@ def run_mri(
             if made
             else make_sampling(mask, size, acceleration, center_fraction, volume_seed(file.name))
         )
-    task = MRI(load(model, device=device), solver_by_name(solver), steps, grid, correction)
+    task = MRITask(load(model, device=device), solver_by_name(solver), steps, grid, correction)
     result = task.volume(
         kspace, sampling, maps, sigma=sigma, num_samples=num_samples, seed=seed, progress=progress
     )

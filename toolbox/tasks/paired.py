@@ -15,7 +15,7 @@ import torch
 from restoration.io.images import Photo, check_writable, read_image, write_image
 from restoration.metrics import psnr, ssim
 from restoration.paired.dark_channel import DarkChannelPrior
-from restoration.paired.task import MASKED, PairedRestoration
+from restoration.paired.task import MASKED, PairedTask
 from solvers import solver_by_name
 from solvers.files import check_outputs
 from toolbox.api import load
@@ -34,7 +34,7 @@ def paired_task(
     view: int | None = None,
     tile: int = 512,
     device: str = "cpu",
-) -> PairedRestoration:
+) -> PairedTask:
     """The task around a model of that kind.
 
     Raises:
@@ -49,7 +49,7 @@ def paired_task(
         )
     if haze and denoiser.condition_channels == MASKED:
         raise ValueError(f"{model} is shown a mask; use `restobox restore paired --mask` for it")
-    return PairedRestoration(denoiser, solver_by_name(solver), steps, view=view, tile=tile)
+    return PairedTask(denoiser, solver_by_name(solver), steps, view=view, tile=tile)
 
 
 def run_paired(
@@ -201,5 +201,5 @@ def run_bench_dehaze(
     return table
 
 
-def _restorer(task: PairedRestoration, num_samples: int) -> Callable:
+def _restorer(task: PairedTask, num_samples: int) -> Callable:
     return lambda image, seed: task(image, num_samples=num_samples, seed=seed).mean

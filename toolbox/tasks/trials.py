@@ -15,10 +15,10 @@ from torch import Tensor
 
 from restoration.io.images import read_image
 from restoration.io.mri import read_scan
-from restoration.mri.task import MRI
+from restoration.mri.task import MRITask
 from restoration.operators.linear import Denoising, Inpainting
 from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
-from restoration.paired.task import PairedRestoration
+from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
 from restoration.photo.masks import KINDS, make_mask
@@ -156,7 +156,7 @@ class MRIRestorations:
                 f"{file} holds k-space; scans are simulated of magnitude images, whose truth is"
                 " known"
             )
-        self.tasks = [MRI(denoiser, solver, n, grid, correction) for n in steps]
+        self.tasks = [MRITask(denoiser, solver, n, grid, correction) for n in steps]
         self.sigma, self.seed = sigma, seed
 
     def __call__(self, k: int) -> None:
@@ -256,7 +256,7 @@ class PairedRestorations:
         seed: int,
     ):
         self.tasks = [
-            PairedRestoration(denoiser, solver_by_name(name), n, grid=grid)
+            PairedTask(denoiser, solver_by_name(name), n, grid=grid)
             for n in steps
             for name in solvers
         ]

@@ -24,11 +24,11 @@ from toolbox.training.examples.photo import EXAMPLES
 from toolbox.training.immiscible import immiscible_noise
 from toolbox.training.log import Log
 from toolbox.training.losses import denoising_loss, gain, plain_loss, residual_loss
-from toolbox.training.recipe import Recipe
+from toolbox.training.recipe import TrainingRecipe
 from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
 
 
-def build(recipe: Recipe) -> Denoiser:
+def build(recipe: TrainingRecipe) -> Denoiser:
     """The untrained denoiser of a recipe."""
     from diffusers import UNet2DModel
 
@@ -58,13 +58,13 @@ def build(recipe: Recipe) -> Denoiser:
         condition_channels=condition_channels,
         residual=native
         and condition_channels > 0
-        and recipe.task != "hyperspectral",  # whose condition holds no lift
+        and recipe.task != "hsi",  # whose condition holds no lift
         data_std=recipe.loss.data_std if native else 1.0,
         unrolled_steps=None if recipe.unrolled is None else recipe.unrolled.steps,
     )
 
 
-def shown_channels(recipe: Recipe) -> int:
+def shown_channels(recipe: TrainingRecipe) -> int:
     """Channels of the condition that a recipe's network is shown."""
     return (
         SHOWN[recipe.pairs.shown]
@@ -74,7 +74,7 @@ def shown_channels(recipe: Recipe) -> int:
 
 
 def batches(
-    recipe: Recipe, examples, start: int, rank: int, device
+    recipe: TrainingRecipe, examples, start: int, rank: int, device
 ) -> Iterator[tuple[Tensor, ...]]:
     """Endless ``(*drawn, t, noise)``, what ``examples.draw`` gives before the times.
 
@@ -96,7 +96,7 @@ def batches(
         step += 1
 
 
-def _times(recipe: Recipe, count: int, rng: np.random.Generator) -> Tensor:
+def _times(recipe: TrainingRecipe, count: int, rng: np.random.Generator) -> Tensor:
     """Training steps, all alike but the last, which gets ``terminal_share`` more."""
     T = len(recipe.process.process())
     t = torch.from_numpy(rng.integers(0, T, size=count))
@@ -105,7 +105,7 @@ def _times(recipe: Recipe, count: int, rng: np.random.Generator) -> Tensor:
 
 
 def measured_batches(
-    recipe: Recipe, examples, denoiser: Denoiser, start: int, rank: int
+    recipe: TrainingRecipe, examples, denoiser: Denoiser, start: int, rank: int
 ) -> Iterator[list[tuple[Measured, Tensor, Tensor]]]:
     """Endless batches ``[(example, t, noise)]`` for training through the sampler; drawn as
     :func:`batches` does.
@@ -122,7 +122,7 @@ def measured_batches(
 
 
 def train(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     data: str | Path,
     out: str | Path,
     *,
@@ -258,7 +258,7 @@ def train(
     return out
 
 
-def _loss(recipe: Recipe, denoiser: Denoiser, examples, part) -> Tensor:
+def _loss(recipe: TrainingRecipe, denoiser: Denoiser, examples, part) -> Tensor:
     """The loss that the recipe asks for, of what its batches hold."""
     if recipe.unrolled is not None:  # and the network stays a diffusion model
         e, t, noise = part
@@ -296,7 +296,11 @@ def _load_weights(network: nn.Module, model: str | Path) -> None:
 
 
 def save_model(
-    denoiser: Denoiser, recipe: Recipe, weights: dict[str, Tensor], out: Path, dtype=torch.float32
+    denoiser: Denoiser,
+    recipe: TrainingRecipe,
+    weights: dict[str, Tensor],
+    out: Path,
+    dtype=torch.float32,
 ) -> None:
     """Write a model folder that :meth:`Denoiser.from_pretrained` loads."""
     from safetensors.torch import save_file
@@ -327,7 +331,7 @@ def save_model(
         _write_json(out / "denoiser.json", denoiser.settings | native)
 
 
-def _learning_rate(recipe: Recipe, step: int) -> float:
+def _learning_rate(recipe: TrainingRecipe, step: int) -> float:
     """Linear warm-up, then a cosine to zero."""
     opt = recipe.optimizer
     if step < opt.warmup:

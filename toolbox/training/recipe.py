@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
@@ -24,6 +24,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+FORMER = {
+    "inpainting": "inpaint",
+    "denoising": "denoise",
+    "dehazing": "dehaze",
+    "hyperspectral": "hsi",
+}
 RESFUSION_TARGETS = ("resnoise", "sample", "residual")
 RDDM_TARGETS = ("residual_noise", "sample_noise", "residual", "epsilon", "sample")
 
@@ -163,13 +169,11 @@ class Unrolled(_Section):
     steps: int = Field(3, ge=1, le=16)
 
 
-class Recipe(_Section):
+class TrainingRecipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal[
-        "inpainting", "mri", "denoising", "dehazing", "paired", "hyperspectral", "ultrasound"
-    ]
+    task: Literal["inpaint", "mri", "denoise", "dehaze", "paired", "hsi", "ultrasound"]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -177,25 +181,31 @@ class Recipe(_Section):
     network: Network
     process: Schedule = Schedule()
     loss: Loss = Loss()
-    condition: Condition | None = None  # inpainting: which masks
+    condition: Condition | None = None  # inpaint: which masks
     simulation: Simulation | None = None  # mri: which scans are made of images
     fastmri: FastMRI | None = None  # mri: how measured k-space is undersampled, instead
-    haze: Haze | None = None  # dehazing: what haze
+    haze: Haze | None = None  # dehaze: what haze
     pairs: Pairs | None = None  # paired: where the pairs lie
-    scenes: Scenes | None = None  # hyperspectral: which scenes, and what of them
+    scenes: Scenes | None = None  # hsi: which scenes, and what of them
     echoes: Echoes | None = None  # ultrasound: which pictures
-    noise: Noise = Noise()  # denoising and ultrasound: which levels
-    unrolled: Unrolled | None = None  # inpainting and mri
+    noise: Noise = Noise()  # denoise and ultrasound: which levels
+    unrolled: Unrolled | None = None  # inpaint and mri
     optimizer: Optimizer = Optimizer()
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _renamed(cls, task: object) -> object:
+        """Recipes of version 0.1 name four tasks by other words."""
+        return FORMER.get(task, task) if isinstance(task, str) else task
 
     @model_validator(mode="after")
     def _check_task(self):
         needed = {
-            "inpainting": "condition",
+            "inpaint": "condition",
             "mri": "simulation",
-            "dehazing": "haze",
+            "dehaze": "haze",
             "paired": "pairs",
-            "hyperspectral": "scenes",
+            "hsi": "scenes",
             "ultrasound": "echoes",
         }
         if self.fastmri is not None and self.task == "mri" and self.simulation is None:
@@ -205,14 +215,14 @@ class Recipe(_Section):
         for task, section in needed.items():
             if (self.task == task) != (getattr(self, section) is not None):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
-        if self.process.kind != "vp" and self.task not in ("dehazing", "paired"):
+        if self.process.kind != "vp" and self.task not in ("dehaze", "paired"):
             raise ValueError(
                 f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and"
                 " paired have one"
             )
-        if self.loss.immiscible and self.task not in ("denoising", "ultrasound"):
+        if self.loss.immiscible and self.task not in ("denoise", "ultrasound"):
             raise ValueError(
-                "loss.immiscible is for tasks denoising and ultrasound: samplers of conditional"
+                "loss.immiscible is for tasks denoise and ultrasound: samplers of conditional"
                 " networks draw noise that knows nothing of the picture"
             )
         sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
@@ -221,21 +231,17 @@ class Recipe(_Section):
                 "prediction_type 'sample' of process 'vp' needs loss.min_snr, such as 5: its errors"
                 " weigh without bound else"
             )
-        if self.loss.min_snr is not None and not sample and self.task != "denoising":
-            raise ValueError(
-                "loss.min_snr is for prediction_type 'sample' and for task 'denoising'"
-            )
+        if self.loss.min_snr is not None and not sample and self.task != "denoise":
+            raise ValueError("loss.min_snr is for prediction_type 'sample' and for task 'denoise'")
         if self.condition is not None and "blocks" in self.condition.kinds and self.patch_size % 12:
             raise ValueError(
                 "condition.kinds 'blocks' has blocks of 2, 3 and 4 pixels: patch_size must be a"
                 f" multiple of 12; got {self.patch_size}"
             )
         if self.unrolled is not None and (
-            self.task not in ("inpainting", "mri") or self.process.kind != "vp"
+            self.task not in ("inpaint", "mri") or self.process.kind != "vp"
         ):
-            raise ValueError(
-                "section [unrolled] is for tasks inpainting and mri under process 'vp'"
-            )
+            raise ValueError("section [unrolled] is for tasks inpaint and mri under process 'vp'")
         if not self.noise.lowest < self.noise.highest:
             raise ValueError("noise.lowest must be below noise.highest")
         return self
@@ -246,7 +252,7 @@ class Recipe(_Section):
         return (-1.0, 1.0) if self.echoes is None else self.echoes.value_range
 
     @classmethod
-    def read(cls, path: str | Path) -> Recipe:
+    def read(cls, path: str | Path) -> TrainingRecipe:
         """Read a TOML recipe.
 
         Raises:

@@ -17,7 +17,7 @@ from restoration.paired.task import HAZE, MASKED, PLAIN, haze_condition
 from solvers.denoiser import Denoiser
 
 if TYPE_CHECKING:
-    from toolbox.training.recipe import Recipe
+    from toolbox.training.recipe import TrainingRecipe
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
@@ -202,7 +202,7 @@ class PairExamples:
 
     channels, condition_channels = 3, PLAIN
 
-    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+    def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         self.recipe, settings = recipe, recipe.pairs
         self.stacks: list[np.ndarray] = []  # degraded, clean and mask on channels
         for paths in find_pairs(

@@ -27,7 +27,7 @@ from toolbox.training.examples.hyperspectral import LatentExamples
 from toolbox.training.examples.mri import Scans
 from toolbox.training.examples.paired import PairExamples, kept, make_hazy
 from toolbox.training.examples.ultrasound import UltrasoundExamples
-from toolbox.training.recipe import Recipe
+from toolbox.training.recipe import TrainingRecipe
 from toolbox.training.unrolled import Measured
 
 
@@ -119,7 +119,7 @@ class PhotoExamples:
 
     channels, condition_channels = 3, 4
 
-    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+    def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ class MRIExamples:
 
     channels, condition_channels = 2, CONDITION_CHANNELS
 
-    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+    def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         kind, settings = (
             (Scans, recipe.simulation)
             if recipe.fastmri is None
@@ -228,7 +228,7 @@ class GreyExamples:
 
     channels, condition_channels = 1, 0
 
-    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+    def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
@@ -272,7 +272,7 @@ class HazeExamples:
         1.8,
     )  # of a patch: nearly whole pictures, as haze is told from the look of a scene
 
-    def __init__(self, recipe: Recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+    def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         sides = tuple(round(share * recipe.patch_size) for share in self.SIDES)
         self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude, sides)
 
@@ -297,11 +297,11 @@ class HazeExamples:
 
 
 EXAMPLES = {
-    "inpainting": PhotoExamples,
+    "inpaint": PhotoExamples,
     "mri": MRIExamples,
-    "denoising": GreyExamples,
-    "dehazing": HazeExamples,
+    "denoise": GreyExamples,
+    "dehaze": HazeExamples,
     "paired": PairExamples,
-    "hyperspectral": LatentExamples,
+    "hsi": LatentExamples,
     "ultrasound": UltrasoundExamples,
 }
