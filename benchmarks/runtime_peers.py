@@ -85,9 +85,8 @@ def main() -> None:
         times = {name: [] for name in runs}
         for turn in range(arguments.repeats + 1):
             for name, (run, _) in runs.items():
-                run(
-                    *inputs[0]
-                )  # its weights are in the cache afterwards, as in a run of many steps
+                # its weights are in the cache afterwards, as in a run of many steps
+                run(*inputs[0])
                 began = time.process_time()
                 run(*inputs[0])
                 if turn:  # the first call allocates

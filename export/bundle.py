@@ -24,9 +24,8 @@ from solvers.process import Process
 
 FORMAT, READABLE = 2, (1, 2)
 MANIFEST, NETWORK, RESTORER, CARD = "bundle.json", "network.onnx", "restorer.onnx", "README.md"
-MOST_BYTES = (
-    2**31 - 1
-)  # protobuf's limit: a larger graph needs external data, which bundles don't have
+# protobuf's limit: a larger graph needs external data, which bundles don't have
+MOST_BYTES = 2**31 - 1
 MOST_MANIFEST_BYTES = 2**24
 
 

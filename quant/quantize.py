@@ -98,9 +98,8 @@ class QuantizedNetwork(nn.Module):
     ):
         super().__init__()
         self.network = network
-        object.__setattr__(
-            self, "float_network", float_network
-        )  # not a part: neither moved nor saved with this one
+        # not a part: neither moved nor saved with this one
+        object.__setattr__(self, "float_network", float_network)
         object.__setattr__(self, "structure", structure)
         self.factors: dict[str, Tensor] = {}
         self.losses: dict[str, tuple[float, float]] = {}
@@ -461,9 +460,8 @@ def _build(
         name_blacklist=others,
     )
     for name in names:
-        swapped.get_submodule(
-            name
-        ).quant_weight()  # initialises the scale parameter from the weights
+        # initialises the scale parameter from the weights
+        swapped.get_submodule(name).quant_weight()
     swapped.eval().requires_grad_(False)
     return QuantizedNetwork(
         swapped, structure, network, names, recipe, timesteps, calibration_hash, model_hash

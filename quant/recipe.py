@@ -11,10 +11,8 @@ ROUNDING = ("nearest", "gptq", "adaround", "fbr")
 SELECTION = ("uniform", "ptq4dm", "eda-dm")
 TEMPORAL = ("table", "cache", "tiar", "fsc", "float")
 FLOAT_LAYERS = ("conv_in", "conv_out", "*conv_shortcut")
-OPTIONAL_LAYERS = (
-    *FLOAT_LAYERS,
-    "*downsamplers*",
-)  # patterns that need not match: not every network has such layers
+# patterns that need not match: not every network has such layers
+OPTIONAL_LAYERS = (*FLOAT_LAYERS, "*downsamplers*")
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,8 @@ def sample(
                 (1, *shape), generator, device=getattr(denoiser, "device", "cpu")
             )
         if y is not None:
-            x = (
-                x + (process.a(grid.times[0]) + process.c(grid.times[0])) * y
-            )  # y stands in for the image, as in Process.start
+            # y stands in for the image, as in Process.start
+            x = x + (process.a(grid.times[0]) + process.c(grid.times[0])) * y
         watch = None if callback is None else lambda step, k=k: callback(k, step)
         run = solve(
             solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch

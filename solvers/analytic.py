@@ -59,9 +59,8 @@ class GaussianMixture:
         """``(count, C, H, W)`` float64 draws; with a list of generators, draw i comes from the i-th
         alone.
         """
-        pick = torch.special.ndtr(
-            randn((count, 1), generator, dtype=torch.float64)[:, 0]
-        )  # uniform, one per draw
+        # uniform, one per draw
+        pick = torch.special.ndtr(randn((count, 1), generator, dtype=torch.float64)[:, 0])
         k = torch.searchsorted(self.weights.cumsum(0), pick).clamp(max=len(self.weights) - 1)
         return self.means[k] + self.stds[k] * randn(
             (count, *self.means.shape[1:]), generator, dtype=torch.float64

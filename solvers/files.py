@@ -19,9 +19,8 @@ from pathlib import Path
 
 MARK = ".restobox.json"  # says which files of a folder are ours, where its own format doesn't
 
-_UMASK = os.umask(
-    0o077
-)  # the only way to ask for it, and only here: other threads may be making files later
+# the only way to ask for it, and only here: other threads may be making files later
+_UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
 _waiting: ContextVar[list[_Swap] | None] = ContextVar("_waiting", default=None)
@@ -267,9 +266,8 @@ class _Swap:
         if self.old is not None and self.old.exists():
             os.replace(self.old, self.target)
             if not self.target.is_dir():
-                self.old.unlink(
-                    missing_ok=True
-                )  # a rename between two names of one file does nothing
+                # a rename between two names of one file does nothing
+                self.old.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Remove what was replaced: the files that are ours, and folders that are empty then."""

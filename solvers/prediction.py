@@ -7,15 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PREDICTION_TYPES = (
-    "epsilon",
-    "sample",
-    "v_prediction",
-)  # of every process; residual processes know more
-HEADS = {
-    "residual_noise": 2,
-    "sample_noise": 2,
-}  # outputs stacked on channels, where there are several
+# of every process; residual processes know more
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+# outputs stacked on channels, where there are several
+HEADS = {"residual_noise": 2, "sample_noise": 2}
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,8 @@ session = onnxruntime.InferenceSession(
 image = np.asarray(Image.open(photo).convert("RGB"), np.float32).transpose(2, 0, 1) / 255
 known = (np.asarray(Image.open(missing).convert("L"))[None] < 128).astype(np.float32)
 height, width = image.shape[1:]
-corner = (
-    (0, 0),
-    (0, max(0, th - height)),
-    (0, max(0, tw - width)),
-)  # around a small photo everything is unknown
+# around a small photo everything is unknown
+corner = ((0, 0), (0, max(0, th - height)), (0, max(0, tw - width)))
 x, m = np.pad(image * known, corner), np.pad(known, corner)
 noise = np.random.default_rng(0).standard_normal((draws, *x.shape), np.float32)
 over = min(th, tw) // 8  # tiles share this many pixels

@@ -18,10 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-LEAST_INNER, LEAST_OUT = (
-    512,
-    64,
-)  # inner dimension and output channels from which the matrix product pays
+# inner dimension and output channels from which the matrix product pays
+LEAST_INNER, LEAST_OUT = (512, 64)
 HEADS_FIRST = [0, 2, 1, 3]
 
 

@@ -93,9 +93,8 @@ class _Editor:
             self._constant(f"{name}.input_scale", scale),
             self._weight(name, nodes[0], layer),
         )
-        conv = (
-            self.cpu and nodes[0].op_type == "Conv"
-        )  # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
+        # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
+        conv = self.cpu and nodes[0].op_type == "Conv"
         has_bias = (
             conv
             and layer.bias is not None

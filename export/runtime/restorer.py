@@ -104,12 +104,8 @@ class Restorer:
             )
         began, (height, width) = time.perf_counter(), mask.shape
         grey = image.shape[0] == 1
-        missing = (
-            0,
-            max(0, tile[1] - width),
-            0,
-            max(0, tile[0] - height),
-        )  # a small image lies in a corner of unknown pixels
+        # a small image lies in a corner of unknown pixels
+        missing = (0, max(0, tile[1] - width), 0, max(0, tile[0] - height))
         x, known = F.pad(image.expand(3, -1, -1), missing), F.pad(mask[None], missing)
         size = x.shape[1:]
         spots = [

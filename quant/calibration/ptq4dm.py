@@ -61,9 +61,8 @@ class PTQ4DM:
         """How many of ``count`` samples each timestep of the pool gets."""
         drawn = self.draw(count, len(pool.grid), torch.Generator().manual_seed(seed))
         shares = torch.bincount(drawn, minlength=len(pool.grid)).tolist()
-        return dict(
-            zip(pool.grid, reversed(shares), strict=True)
-        )  # the grid begins with the noisiest, index T - 1
+        # the grid begins with the noisiest, index T - 1
+        return dict(zip(pool.grid, reversed(shares), strict=True))
 
     def select(self, pool: CalibrationSet, count: int, seed: int = 0) -> CalibrationSet:
         """Choose ``count`` samples.

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from quant.calibration.trajectory import CalibrationSet
 
 BLOCKS = ("ResnetBlock2D", "ResnetBlockCondNorm2D", "Attention", "BasicTransformerBlock")
-MEMORY = (
-    256 * 2**20
-)  # bytes of cached unit inputs; fewer samples are used where a unit's are larger
+# bytes of cached unit inputs; fewer samples are used where a unit's are larger
+MEMORY = 256 * 2**20
 
 
 def find_units(

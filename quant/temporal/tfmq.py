@@ -75,10 +75,8 @@ def fit_grid(x: Tensor, bits: int, method: str = "minmax", *, per_row: bool = Fa
         raise ValueError("there is nothing to fit a grid to: the values are empty, NaN or infinite")
     rows = x.detach().flatten(1) if per_row else x.detach().reshape(1, -1)
     top = 2**bits - 1
-    low, high = (
-        rows.amin(1, keepdim=True).double(),
-        rows.amax(1, keepdim=True).double(),
-    )  # float64 as the released code's numbers
+    # float64 as the released code's numbers
+    low, high = (rows.amin(1, keepdim=True).double(), rows.amax(1, keepdim=True).double())
     if method == "minmax":
         low, high = low.clamp(max=0), high.clamp(min=0)
     shrink = torch.tensor(

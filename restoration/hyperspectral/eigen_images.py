@@ -179,9 +179,8 @@ def _planes(
         - 2.5 * noise
     ).clamp(min=0)
     scale = torch.maximum(power.clamp(min=0).sqrt() / SPREAD, reach / 1.2)
-    scale = torch.maximum(
-        scale, noise / 2.5
-    )  # a plane of noise alone: stays within the levels of the training
+    # a plane of noise alone: stays within the levels of the training
+    scale = torch.maximum(scale, noise / 2.5)
     low, high = d.value_range
     half = (high - low) / 2
     kappa = float((noise / scale).max()) * half

@@ -20,11 +20,8 @@ from restoration.hyperspectral.noise import band_sigma, dead_pixels
 OUTLIER = 4.5  # residuals beyond this many sigma are no Gaussian noise: 7 in a million entries
 # standard errors from which on the mean of a line of residuals is an offset: 1 in 2000 by chance
 SIGNIFICANT = 3.5
-FIRST_EDGES = (
-    10.0,
-    4.0,
-    2.0,
-)  # eigenvalues that count at first, while stripes and outliers may still pose as spectra
+# eigenvalues that count at first, while stripes and outliers may still pose as spectra
+FIRST_EDGES = (10.0, 4.0, 2.0)
 MAX_RANK = 24
 
 

@@ -220,9 +220,8 @@ class HyperspectralTask:
                 here, gone = data_mask(block, here)
                 noisy[:, rows], part, used, offsets = model.project_lines(block, here)
                 variance[:, top - start : rows.stop - start] = part
-                new = slice(
-                    max(0, done - top), None
-                )  # rows that the last strip had as well count once
+                # rows that the last strip had as well count once
+                new = slice(max(0, done - top), None)
                 found += int(gone[:, new].sum())
                 lines += int((offsets[:, new] != 0).sum())
                 outliers += int((here & model.trusted[:, None, None] & ~used)[:, new].sum())
@@ -239,9 +238,10 @@ class HyperspectralTask:
                     :, None, :
                 ]
             )
+            # with the extremes
             model = learn_bands(
                 model, np.where(held, values, 0), held & ~columns, images[:, sample]
-            )  # with the extremes
+            )
         size = cube.values.size
         seconds = time.perf_counter() - began
         return RestoredCube(

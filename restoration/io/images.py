@@ -291,9 +291,8 @@ def _png16(array: np.ndarray) -> bytes:
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
     rows = np.frombuffer(array.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
-    data = zlib.compress(
-        np.pad(rows, ((0, 0), (1, 0))).tobytes(), 6
-    )  # each row begins with filter type 0
+    # each row begins with filter type 0
+    data = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes(), 6)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     )

@@ -426,11 +426,12 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
     frames = [rf] if compounded else [rf[..., k : k + 1] for k in range(rf.shape[2])]
     first, last = waves.depths(rf.shape[0])
     width = min(1024, max(MINIMUM_SIDE, 2 * rf.shape[1]))
+    # square pixels
     height = int(
         np.clip(
             round((last - first) / (waves.pitch * (rf.shape[1] - 1)) * width), MINIMUM_SIDE, 4096
         )
-    )  # square pixels
+    )
 
     references: list[float] = []
 

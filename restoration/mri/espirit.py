@@ -96,9 +96,8 @@ def espirit(
     calibration = _calibration(kspace, mask, calibration_width)
     kernel_width = min(kernel_width, min(calibration.shape[1:]) // 2)
     coils, (height, width) = len(kspace), kspace.shape[1:]
-    patches = calibration.unfold(1, kernel_width, 1).unfold(
-        2, kernel_width, 1
-    )  # (coils, a, b, k, k)
+    # (coils, a, b, k, k)
+    patches = calibration.unfold(1, kernel_width, 1).unfold(2, kernel_width, 1)
     rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel_width**2)
     if not rows.abs().any():
         raise ValueError("the calibration region holds only zeros")
@@ -127,9 +126,8 @@ def _projection(kernels: Tensor, size: tuple[int, int]) -> Tensor:
     small = (2 * side - 1,) * 2
     spectra = torch.fft.fft2(kernels, s=small)
     pairs = torch.einsum("kahw,kbhw->abhw", spectra, spectra.conj())
-    correlation = torch.fft.fftshift(
-        torch.fft.ifft2(pairs), AXES
-    )  # lags -(k-1) .. k-1, zero lag in the middle
+    # lags -(k-1) .. k-1, zero lag in the middle
+    correlation = torch.fft.fftshift(torch.fft.ifft2(pairs), AXES)
     out = torch.empty(*size, coils, coils, dtype=kernels.dtype)
     for a in range(coils):
         padded = correlation.new_zeros(coils - a, *size)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from restoration.mri.consistency import DOUBLINGS, STALLED
 
-SHIFTS = tuple(
-    2.0**-k for k in range(DOUBLINGS)
-)  # 1 / gamma of the proximal steps of :func:`restoration.mri.consistency.agree`
+# 1 / gamma of the proximal steps of :func:`restoration.mri.consistency.agree`
+SHIFTS = tuple(2.0**-k for k in range(DOUBLINGS))
 
 
 class RealSense:

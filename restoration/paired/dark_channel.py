@@ -27,9 +27,8 @@ def dark_channel(image: Tensor, window: int = 15) -> Tensor:
         raise ValueError(f"window must be odd and positive; got {window}")
     darkest = -image.amin(1, keepdim=True)
     for kernel, pad in (((window, 1), (window // 2, 0)), ((1, window), (0, window // 2))):
-        darkest = F.max_pool2d(
-            darkest, kernel, 1, pad
-        )  # pads with -inf: the window is cut at the border
+        # pads with -inf: the window is cut at the border
+        darkest = F.max_pool2d(darkest, kernel, 1, pad)
     return -darkest
 
 

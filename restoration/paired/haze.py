@@ -15,10 +15,8 @@ from torch import Tensor
 
 from restoration.paired.dark_channel import LUMA, guided_filter
 
-BETA = (
-    0.6,
-    1.8,
-)  # RESIDE's indoor training set (Li et al. 2019): scattering of depth that is 1 at its largest
+# RESIDE's indoor training set (Li et al. 2019): scattering of depth that is 1 at its largest
+BETA = (0.6, 1.8)
 AIRLIGHT = (0.7, 1.0)
 
 

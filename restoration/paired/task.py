@@ -21,18 +21,14 @@ from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.process import Process
 from solvers.solver import Solver, Step
 
-PLAIN, MASKED, HAZE = (
-    3,
-    4,
-    7,
-)  # condition channels: the degraded picture; and a mask; what haze_condition gives
+# condition channels: the degraded picture; and a mask; what haze_condition gives
+PLAIN, MASKED, HAZE = (3, 4, 7)
 # Noise where a run of a matched network starts, in the network's range: one answer is right, and
 # noise would leave blotches where it is unsure.
 LITTLE = 0.01
 VIEW = 128  # short side at which haze is judged: the whole scene, whatever the picture's size
-SOFT = DarkChannelPrior(
-    window=5, omega=0.8, radius=10
-)  # for that size; all of the haze would leave dark, coloured skies to be mended
+# for that size; all of the haze would leave dark, coloured skies to be mended
+SOFT = DarkChannelPrior(window=5, omega=0.8, radius=10)
 
 
 def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:

@@ -60,9 +60,10 @@ class DDRM(Correction):
         if not (0 <= eta <= 1 and 0 <= eta_b <= 1):
             raise ValueError(f"eta and eta_b must lie in [0, 1]; got {eta} and {eta_b}")
         super().__init__(denoiser, measurement)
+        # refuse early
         spectral_filter(
             measurement.operator, measurement.operator.A_adjoint(measurement.y), torch.ones_like
-        )  # refuse early
+        )
         self.eta, self.eta_b, self.strict = eta, eta_b, strict
 
     def __call__(self, x: Tensor, t: float) -> Prediction:

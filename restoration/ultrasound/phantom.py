@@ -61,10 +61,8 @@ def _anatomy(
     """Mean level in dB ``(samples, beams)``, and the amplitude of thin bright structures."""
     radius = np.linspace(*sector.radii, samples)[:, None] / sector.radii[1]
     angle = np.linspace(*sector.angles, beams)
-    v, u = (
-        radius * np.cos(angle),
-        radius * np.sin(angle),
-    )  # depth and width in units of the largest radius
+    # depth and width in units of the largest radius
+    v, u = (radius * np.cos(angle), radius * np.sin(angle))
     shape = (samples, beams)
     level = (
         rng.uniform(-32, -10)
@@ -89,9 +87,8 @@ def _anatomy(
         wall = _step(edge, 0.005) * _step(rng.uniform(0.03, 0.12) - edge, 0.01)
         level = level + wall * rng.uniform(-2, 10)
         level = level * (1 - blood) + blood * rng.uniform(-75, -48)
-        facing = (
-            np.abs(np.cos(np.arctan2(dv, du) - np.arctan2(v, u))) ** 2
-        )  # walls across the beam reflect
+        # walls across the beam reflect
+        facing = np.abs(np.cos(np.arctan2(dv, du) - np.arctan2(v, u))) ** 2
         fine = fine * (1 - blood) + np.exp(-((edge / rng.uniform(0.004, 0.012)) ** 2)) * 10 ** (
             rng.uniform(-18, 0) / 20
         ) * (0.15 + facing)

@@ -17,9 +17,8 @@ from restoration.ultrasound.bmode import (
     log_compress,
 )
 
-LEVEL = 10 ** (
-    -35 / 20
-)  # RMS amplitude of haze of strength 1 at its strongest depth, relative to white
+# RMS amplitude of haze of strength 1 at its strongest depth, relative to white
+LEVEL = 10 ** (-35 / 20)
 
 
 def simulate_haze(
@@ -159,7 +158,6 @@ def smooth_noise(
     gains = [
         np.exp(-2 * (np.pi * sigma * f) ** 2) for sigma, f in zip(grain, frequencies, strict=True)
     ]
-    field = fft.ifft2(
-        (white[0] + 1j * white[1]) * np.outer(*gains)
-    )  # white noise stays white under a Fourier transform
+    # white noise stays white under a Fourier transform
+    field = fft.ifft2((white[0] + 1j * white[1]) * np.outer(*gains))
     return field / np.sqrt(np.mean(np.abs(field) ** 2))

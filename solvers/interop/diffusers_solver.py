@@ -40,11 +40,8 @@ ONE_STEP = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
 )
-STORED = (
-    "sample",
-    "last_sample",
-    "cur_sample",
-)  # where schedulers keep the state that a later call goes on from
+# where schedulers keep the state that a later call goes on from
+STORED = ("sample", "last_sample", "cur_sample")
 
 
 @dataclass(frozen=True)
@@ -167,9 +164,8 @@ class DiffusersSolver:
         scheduler = made(
             **{**self.options, **{key: value for key, value in levels.items() if key in known}}
         )
-        scheduler.alphas_cumprod = torch.from_numpy(
-            abar.copy()
-        )  # the product of single-precision betas is a few 1e-4 off near clean
+        # the product of single-precision betas is a few 1e-4 off near clean
+        scheduler.alphas_cumprod = torch.from_numpy(abar.copy())
         scheduler.set_timesteps(count)
         visited = [float(t) for t in scheduler.timesteps]
         if [t for t in dict.fromkeys(visited) if t == int(t)] != [

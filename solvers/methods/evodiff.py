@@ -219,9 +219,8 @@ class EVODiff:
                 -distance
                 * torch.sigmoid(self._ratio(m0, slope, slope, otherwise=0.0) * (2 - step.rho**2))
             )
-        zeta = torch.where(
-            zeta.isnan(), 1 - 2 * eta, zeta
-        )  # no difference to project on: a plain second-order step
+        # no difference to project on: a plain second-order step
+        zeta = torch.where(zeta.isnan(), 1 - 2 * eta, zeta)
         return euler + 0.5 * H / zeta * mixed, answer
 
     def _ratio(self, u: Tensor, v: Tensor, norm: Tensor, otherwise: float) -> Tensor:

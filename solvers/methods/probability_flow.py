@@ -121,11 +121,8 @@ class ProbabilityFlow:
             allowed = self.atol + self.rtol * u.abs().maximum(new.abs())
             worst = (error / allowed).square().flatten(1).mean(1).max().sqrt().item()
             if worst <= 1:
-                level, u, slopes = (
-                    level + step,
-                    new,
-                    slopes[-1:],
-                )  # the last stage is the next step's first
+                # the last stage is the next step's first
+                level, u, slopes = (level + step, new, slopes[-1:])
             else:
                 slopes = slopes[:1]
             step *= min(10, max(0.2, 0.9 * max(worst, 1e-10) ** -0.2))

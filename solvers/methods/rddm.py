@@ -52,9 +52,8 @@ class RDDM(Process):
         ):
             raise ValueError("residual_sums must increase in [0, 1] and noise_sums must increase")
         super().__init__(1 - A, noise_sums, A)
-        self.first = float(
-            np.argmax(self.b_table > 0)
-        )  # the later releases' first level holds no noise
+        # the later releases' first level holds no noise
+        self.first = float(np.argmax(self.b_table > 0))
 
     def _a(self, t: np.ndarray) -> np.ndarray:
         return 1 - self._c(t)
@@ -277,9 +276,8 @@ class RDDMSampler:
         process, strides = problem.process, self.schedule or problem.process
         for t, s in grid.pairs():
             p = yield Query(x, t, editable=True)
-            x = process.add_noise(
-                p.x0, p.eps, t, y
-            )  # the state as the network, or whoever corrected it, saw it
+            # the state as the network, or whoever corrected it, saw it
+            x = process.add_noise(p.x0, p.eps, t, y)
             if y is not None:
                 x = x - (process.a(t) + process.c(t) - 1) * y
             residual, eps, x0 = self._estimates(p, x, 1 - process.a(t), process.b(t), y)

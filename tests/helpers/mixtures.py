@@ -85,9 +85,8 @@ class Patches:
         self.process, self.size = process, int(arrays["size"])
         self.log_weights = torch.from_numpy(arrays["weights"]).double().log()
         self.means = torch.from_numpy(arrays["means"]).double()
-        values, self.basis = torch.linalg.eigh(
-            torch.from_numpy(arrays["covs"]).double()
-        )  # reads the lower triangles
+        # reads the lower triangles
+        values, self.basis = torch.linalg.eigh(torch.from_numpy(arrays["covs"]).double())
         self.values = values.clamp(min=0)
 
     def mean(self, x, a, b):

@@ -39,9 +39,8 @@ def test_table_equals_timestep_network(denoiser):
         torch.testing.assert_close(
             step(x[k : k + 1], torch.tensor([k])).sample, expected, atol=1e-6, rtol=0
         )
-    mixed = denoiser.network(
-        x, torch.tensor(timesteps)
-    ).sample  # other matrix shapes round differently
+    # other matrix shapes round differently
+    mixed = denoiser.network(x, torch.tensor(timesteps)).sample
     torch.testing.assert_close(step(x, torch.arange(4)).sample, mixed, atol=1e-5, rtol=0)
     assert not any("time_embedding" in name for name, _ in step.named_parameters())
 
@@ -279,6 +278,5 @@ def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
     clean = sensitivity(quantized, calibration, target="cpu")
     assert sum(clean.values()) > sum(errors.values())
     x, t = next(calibration.batches())
-    torch.testing.assert_close(
-        quantized(x, t), quantized.simulating("tensorrt")(x, t)
-    )  # switched back, and only in a copy
+    # switched back, and only in a copy
+    torch.testing.assert_close(quantized(x, t), quantized.simulating("tensorrt")(x, t))

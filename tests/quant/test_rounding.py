@@ -204,9 +204,8 @@ def test_a_learned_layer_starts_as_nearest_rounding():
     torch.testing.assert_close(learned.codes().float(), expected)
     learned.hard = False
     x = 0.01 * torch.randint(-128, 128, (2, 3, 8, 8)).float()
-    torch.testing.assert_close(
-        learned(x), layer(x), atol=1e-4, rtol=0
-    )  # soft weights begin at the float ones
+    # soft weights begin at the float ones
+    torch.testing.assert_close(learned(x), layer(x), atol=1e-4, rtol=0)
 
 
 def test_cached_unit_inputs_stay_within_their_memory(monkeypatch, denoiser, calibration):
@@ -277,12 +276,8 @@ def test_split_points_are_where_the_skip_begins(denoiser, restructured):
     layers = skip_layers(network)
     assert {name.rpartition(".")[0] for name in layers} == set(seen)
     structure = restructured["split"].structure
-    skips = [
-        16,
-        16,
-        16,
-        32,
-    ]  # outputs of conv_in, block 0, its downsampler, block 1: popped from the end
+    # outputs of conv_in, block 0, its downsampler, block 1: popped from the end
+    skips = [16, 16, 16, 32]
     for name, channels in layers.items():
         if name.endswith("conv1"):
             assert seen[name.removesuffix(".conv1")] - channels == skips.pop()

@@ -25,9 +25,8 @@ def test_samples_are_the_network_inputs_filed_by_timestep_value(denoiser, calibr
     x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     a, b = denoiser.process.a(grid.times[0]), denoiser.process.b(grid.times[0])
     scale, unit_a, _ = denoiser.unit_levels(a, b)
-    shown = (
-        unit_a * (x - a * first.condition[:, :3]) / scale
-    )  # of a residual: the best linear estimate
+    # of a residual: the best linear estimate
+    shown = unit_a * (x - a * first.condition[:, :3]) / scale
     torch.testing.assert_close(calibration.samples[0], first.network_input(shown)[0])
 
 

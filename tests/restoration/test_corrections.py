@@ -137,9 +137,8 @@ def test_refusals():
             ValueError, match=r"DDRM puts fresh noise into its answers, which .* would combine"
         ):
             solve(solver, DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5))
-    solve(
-        PNDM(order=1), DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5)
-    )  # that is DDIM
+    # that is DDIM
+    solve(PNDM(order=1), DDRM(GaussianPrior(), noisy), image(), trailing(PROCESS, 5))
 
 
 # -- corrections with gradients --------------------------------------------------------------------

@@ -141,9 +141,8 @@ def test_envi_names_of_raw_files_and_units(tmp_path):
         wavelength="{0.4, 0.5, 0.45,\n 0.6, 0.9}",
         **{"wavelength units": "Micrometers"},
     )
-    np.testing.assert_allclose(
-        read_cube(path).wavelengths, [400, 500, 450, 600, 900]
-    )  # unsorted stays as the bands are
+    # unsorted stays as the bands are
+    np.testing.assert_allclose(read_cube(path).wavelengths, [400, 500, 450, 600, 900])
 
 
 FORMATS = ["a.hdr", "a.mat", "a.npz", "a.h5", "a.tif"]
@@ -215,9 +214,8 @@ def test_matlab_versions_and_choice_of_array(tmp_path):
 
 def test_axis_of_bands(tmp_path):
     data = values("float32")
-    np.savez(
-        tmp_path / "a.npz", cube=data, wavelength_nm=WAVELENGTHS
-    )  # bands first: only that axis has five entries
+    # bands first: only that axis has five entries
+    np.savez(tmp_path / "a.npz", cube=data, wavelength_nm=WAVELENGTHS)
     np.testing.assert_array_equal(read_cube(tmp_path / "a.npz").values, data)
     np.savez(tmp_path / "b.npz", cube=data)
     np.testing.assert_array_equal(read_cube(tmp_path / "b.npz", band_axis=0).values, data)

@@ -195,9 +195,10 @@ def test_airlight_is_the_brightest_of_the_haziest():
     image[0, :, 4, 4] = 1.0
     dark = torch.zeros(1, 1, 10, 10)
     dark[0, 0, 2, 3], dark[0, 0, 2, 4] = 0.8, 0.9
+    # not the white lamp at (4, 4)
     torch.testing.assert_close(
         airlight(image, dark, 0.02)[0, :, 0, 0], torch.tensor([0.9, 0.8, 0.7])
-    )  # not the white lamp at (4, 4)
+    )
 
 
 def test_prior_is_exact_where_it_holds():

@@ -139,9 +139,8 @@ def test_a_weak_spectrum_in_whole_columns_is_no_stripe():
     rng = np.random.default_rng(4)
     bands, height, width = 60, 48, 48
     strong = np.linspace(1, 2, bands)[:, None, None] * (0.5 + 0.5 * np.sin(np.arange(width) / 9))
-    shape = np.where(np.arange(bands) < 40, 0.1, 1.0)[
-        :, None, None
-    ]  # mostly seen by a third of the bands
+    # mostly seen by a third of the bands
+    shape = np.where(np.arange(bands) < 40, 0.1, 1.0)[:, None, None]
     place = np.zeros((height, width))
     place[:, -3:] = place[8:32, :26] = 1
     weak = 1.3 * shape * place
@@ -179,9 +178,8 @@ def test_light_gathers_in_one_eigen_image():
     model = fit_subspace(noisy, np.ones(noisy.shape, bool))
     assert model.rank == 2
     truth = np.tensordot(model.basis.T, clean / model.sigma[:, None, None], 1)
-    fine = [
-        np.diff(image, axis=0).var() / 2 for image in truth
-    ]  # of neighbours in a column, where the field is constant
+    # of neighbours in a column, where the field is constant
+    fine = [np.diff(image, axis=0).var() / 2 for image in truth]
     assert fine[1] < 0.1 * fine[0]
 
 

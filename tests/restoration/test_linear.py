@@ -177,9 +177,8 @@ def test_conditional_network_is_shown_the_enlarged_picture(tiny_model):
     y = operator.A(x[None])
     LinearTask(d, num_inference_steps=1)(y[0], operator)
     lift = torch.nn.functional.pixel_unshuffle(enlarge(2 * y - 1, 4, (24, 20)), 2)
-    torch.testing.assert_close(
-        shown[0][:, 12:24], lift, rtol=0, atol=1e-5
-    )  # after the folded state
+    # after the folded state
+    torch.testing.assert_close(shown[0][:, 12:24], lift, rtol=0, atol=1e-5)
     assert (shown[0][:, 24:] == 1 / 16).all()
     LinearTask(d, num_inference_steps=1)(x, Blur((24, 20), gaussian_kernel(1.0)), sigma=0.05)
     assert (shown[1][:, 12:] == 0).all()  # no lift for a blur
@@ -204,9 +203,8 @@ def test_thin_plate_approaches_the_dense_biharmonic_solution():
     want = image.flatten().clone()
     want[hole] = torch.linalg.solve(energy[hole][:, hole], -energy[hole][:, known] @ want[known])
     got = thin_plate(image, mask, steps=400)
-    torch.testing.assert_close(
-        got.flatten(), want, rtol=0, atol=1e-3
-    )  # steps end where the curvature of the energy is below 1e-7
+    # steps end where the curvature of the energy is below 1e-7
+    torch.testing.assert_close(got.flatten(), want, rtol=0, atol=1e-3)
 
     def bending(x):
         return float((laplacian @ x.flatten()).square().sum())

@@ -293,12 +293,13 @@ def test_deepinv_physics_work_unchanged(name):
         elif correction == "diffpir":
             assert left < 0.5
     if decomposable:
+        # V S^2 V^T = A^H A
         torch.testing.assert_close(
             spectral_filter(physics, x, torch.square),
             physics.A_adjoint(physics.A(x)),
             rtol=1e-4,
             atol=1e-5,
-        )  # V S^2 V^T = A^H A
+        )
 
 
 class _Halving(torch.nn.Module):

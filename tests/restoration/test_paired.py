@@ -168,9 +168,8 @@ def test_haze_networks_are_shown_the_prior_the_picture_and_its_transmission():
     shown = torch.cat([prior.image, image[None], prior.transmission], 1)
     torch.testing.assert_close(haze_condition(image[None]), shown)
     torch.testing.assert_close(seen[0][:, 3:], 2 * shown - 1)
-    torch.testing.assert_close(
-        result.mean, prior.image[0], atol=1e-5, rtol=0
-    )  # a network that adds nothing leaves the prior's picture
+    # a network that adds nothing leaves the prior's picture
+    torch.testing.assert_close(result.mean, prior.image[0], atol=1e-5, rtol=0)
 
 
 def test_large_pictures_are_judged_by_a_view():
@@ -210,9 +209,8 @@ def test_grey_pictures_and_tiles():
     one = PairedTask(d)(grey)
     assert one.mean.shape == (1, 20, 30)
     tiles = PairedTask(d, tile=16, overlap=2)(grey)
-    torch.testing.assert_close(
-        one.mean, tiles.mean, atol=1e-5, rtol=0
-    )  # pixels are independent for this network
+    # pixels are independent for this network
+    torch.testing.assert_close(one.mean, tiles.mean, atol=1e-5, rtol=0)
 
 
 def test_masks_reach_the_network():

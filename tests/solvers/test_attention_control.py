@@ -109,9 +109,8 @@ def test_replaced_words_are_linked():
         torch.eye(5, 4, dtype=torch.float64),
         torch.zeros(6, 4, dtype=torch.float64),
     )
-    e_target[2] = torch.tensor(
-        [0, 0.1, 2.0, 0]
-    )  # token 9 is most like token 6, whatever its length
+    # token 9 is most like token 6, whatever its length
+    e_target[2] = torch.tensor([0, 0.1, 2.0, 0])
     e_target[1] = torch.tensor([0, 0.5, 0.5, 0])
     e_target[4] = 1
     assert link_gaps(pairs, e_source, e_target)[:, 1].tolist() == [

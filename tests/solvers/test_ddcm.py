@@ -147,9 +147,8 @@ def test_the_edit_is_a_sum_of_prediction_differences(cases):
 
 def test_equal_branches_return_the_image_to_the_bit():
     d = small_mixture().denoiser(PROCESS)
-    x0 = (
-        small_mixture(3).sample(3, torch.Generator().manual_seed(0)).float()
-    )  # any image, also one the network does not expect
+    # any image, also one the network does not expect
+    x0 = small_mixture(3).sample(3, torch.Generator().manual_seed(0)).float()
     for eta in (0.0, 0.5, 1.0):
         assert torch.equal(
             edit(x0, d, d, consistency(PROCESS, 12), eta=eta, generator=generators(0, 3)), x0

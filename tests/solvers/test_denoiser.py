@@ -195,9 +195,8 @@ PROCESSES = {
 def test_every_process_is_saved_and_loaded(tmp_path, process):
     """To the bit, with every form of output it knows, whatever the number of heads."""
     for kind in process.prediction_types:
-        network = (
-            tiny_unet(6, 3 * HEADS.get(kind, 1)).eval().requires_grad_(False)
-        )  # as it is loaded: with gradients, other kernels run
+        # as it is loaded: with gradients, other kernels run
+        network = tiny_unet(6, 3 * HEADS.get(kind, 1)).eval().requires_grad_(False)
         denoiser = (
             Denoiser(
                 network,

@@ -239,9 +239,8 @@ def test_a_conditional_vp_network_restores_in_five_residual_steps(lift):
     def network(stacked, t):
         shown, y = stacked.chunk(2, dim=1)
         a, b = plain.a(float(t[0])), plain.b(float(t[0]))
-        state = (
-            shown if not lift else a * y + (shown / a if a > 0 else 0)
-        )  # of a residual it is shown a z
+        # of a residual it is shown a z
+        state = shown if not lift else a * y + (shown / a if a > 0 else 0)
         p = POSTERIOR.posterior(state, a, b)
         return a * p.eps - b * (p.x0 - y if lift else p.x0)
 

@@ -28,9 +28,10 @@ class Case:
                 tuple(self.states.shape[-2:]), int(self.options["deg"].removeprefix("sr"))
             )
         shape = self.operator.A(self.states[0]).shape
+        # quoted for [0, 1]
         self.measurement = Measurement(
             self.operator, self["y"].reshape(shape), 2 * self.options["sigma_y"]
-        )  # quoted for [0, 1]
+        )
 
     def __getitem__(self, key):
         return torch.from_numpy(self.arrays[f"{self.name}/{key}"])

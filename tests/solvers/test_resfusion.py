@@ -27,11 +27,8 @@ from solvers import (
 from solvers.methods.resfusion import TARGETS, truncated
 
 KIND = {"LinearPro": "linear", "CosinePro": "cosine"}
-TYPE = {
-    "epsilon": "resnoise",
-    "sample": "sample",
-    "residual": "residual",
-}  # the authors' words for the three modes
+# the authors' words for the three modes
+TYPE = {"epsilon": "resnoise", "sample": "sample", "residual": "residual"}
 
 
 def stand_in(x, c, t):

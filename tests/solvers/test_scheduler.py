@@ -160,6 +160,7 @@ def test_cut_inside_a_warm_up_is_refused():
             scheduler.step(noise(1), t, noise(1))
 
 
+# calls inside warm-up steps, at probes, and where a rule goes on from a state of its own
 TRIALS = {
     "s-pndm": {1},
     "plms": {1},
@@ -168,7 +169,7 @@ TRIALS = {
     "evodiff": set(range(1, 11)),
     "unipc": set(range(1, 12)),
     "diffusers-plms": {1},
-}  # calls inside warm-up steps, at probes, and where a rule goes on from a state of its own
+}
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -197,9 +198,8 @@ def test_edits_count_or_are_refused(name):
             "dpm-solver++-3m",
         ):  # straight lines, and slopes of image estimates, scale shifts
             shift = 0.1 / PROCESS.a(t)
-            exact = not isinstance(
-                SOLVERS[name](), DiffusersSolver
-            )  # those hold sigmas, one also states, in single precision
+            # those hold sigmas, one also states, in single precision
+            exact = not isinstance(SOLVERS[name](), DiffusersSolver)
             assert (image(where) - plain - shift).abs().max() < (
                 1e-10 if exact else 2e-6 * plain.abs().max()
             )
@@ -273,9 +273,8 @@ def unet():
 )
 @pytest.mark.parametrize("pipeline_class", [DDPMPipeline, DDIMPipeline])
 def test_pipeline_equals_solve(unet, pipeline_class, solver):
-    pipeline = pipeline_class(
-        unet, DDPMScheduler(prediction_type="v_prediction")
-    )  # an untrained v keeps images of moderate size
+    # an untrained v keeps images of moderate size
+    pipeline = pipeline_class(unet, DDPMScheduler(prediction_type="v_prediction"))
     pipeline.scheduler = as_scheduler(solver, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     denoiser = Denoiser(unet, PROCESS, "v_prediction")

@@ -34,11 +34,8 @@ from solvers import (
 )
 
 STEPS = 4
-WARM_UPS = (
-    "f-pndm",
-    "fon",
-    "diffusers-plms",
-)  # lists that can't be cut: inside Runge-Kutta steps, or with a start of their own
+# lists that can't be cut: inside Runge-Kutta steps, or with a start of their own
+WARM_UPS = ("f-pndm", "fon", "diffusers-plms")
 
 
 # -- pipelines -------------------------------------------------------------------------------------

@@ -154,9 +154,8 @@ def test_variable_weights_at_100_calls_on_the_published_mixture():
     """
     _, prior, x, _ = stored("A")
     process, x = VP.linear(), x[:64]
-    grid = Grid(
-        [float(t) for t in range(990 + 1, 0, -10)] + [0.0]
-    )  # abar[t + 1] of 990, 980, ... 0, then abar[0]
+    # abar[t + 1] of 990, 980, ... 0, then abar[0]
+    grid = Grid([float(t) for t in range(990 + 1, 0, -10)] + [0.0])
     result = solve(PNDM(), prior.denoiser(process), x, grid)
     assert result.nfe == 100
     assert median_rmse(result.x0, prior.flow(process, x, grid.times[0], 0.0)) <= 1.1e-4

@@ -177,9 +177,8 @@ def test_sensitivities_are_estimated_once(tmp_path, folder, monkeypatch):
     for _ in range(2):
         got = MeasuredScans(folder, cached, 32, 0).simulate(rng(5))
         torch.testing.assert_close(got[:2], want[:2], rtol=0, atol=0)
-        monkeypatch.setattr(
-            "toolbox.training.examples.fastmri.espirit", None
-        )  # the second time it is not called
+        # the second time it is not called
+        monkeypatch.setattr("toolbox.training.examples.fastmri.espirit", None)
     kept = sorted((tmp_path / "maps").iterdir())
     assert len(kept) == 2  # from the full data, and from the centre
     kept[0].write_bytes(b"broken")

@@ -269,9 +269,8 @@ def test_slices_of_a_batch_keep_their_own_scale(coils):
     pair |= {} if maps is None else {"maps": to_channels(maps[None]).expand(2, -1, -1, -1)}
     noise = torch.randn(1, *job.state, generator=torch.Generator().manual_seed(0))
     one, four = run_job(job, pair, lambda shape: noise.expand(shape))
-    torch.testing.assert_close(
-        four, 4 * one, atol=1e-4, rtol=1e-4
-    )  # a power of two: rounding is the same
+    # a power of two: rounding is the same
+    torch.testing.assert_close(four, 4 * one, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.2, 0.3, 5.0])
@@ -354,9 +353,8 @@ def test_denoisers_enter_at_calibrated_times():
     np.testing.assert_allclose(
         ours[0], job.task(y[0], job.operator, sigma=0.1).mean.numpy(), atol=1e-4
     )
-    again = make_job(
-        d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=module.timesteps
-    )  # as `verify` makes it of a bundle
+    # as `verify` makes it of a bundle
+    again = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=module.timesteps)
     torch.testing.assert_close(
         again.task(y[0], job.operator, sigma=0.1).mean, job.task(y[0], job.operator, sigma=0.1).mean
     )

@@ -78,9 +78,8 @@ def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
             a, b = d.process.a(float(t)), d.process.b(float(t))
             estimate = d.conditioned(torch.cat([lift, mask], 1))(a * x0 + b * noise, float(t)).x0
         power = ((1 - mask) * (x0 - lift) ** 2).sum() / (3 * (1 - mask).sum())
-        linear = (
-            power * b**2 / (a**2 * power + b**2)
-        )  # error of the best linear estimate of the residual from the state
+        # error of the best linear estimate of the residual from the state
+        linear = power * b**2 / (a**2 * power + b**2)
         focus = 1 - 0.9 * mask
         want = float((focus / focus.mean() * (estimate - x0) ** 2).mean() / linear)
         assert float(got) == pytest.approx(want, rel=1e-3)
@@ -293,9 +292,8 @@ def test_log_goes_to_tensorboard_too(tmp_path):
     for step in range(1, 151):
         log.add(step, step / 10, 2.0, 1e-3, lambda: math.nan)
     log.close()
-    resumed = Log(
-        tmp_path / "train.csv", 100
-    )  # from a checkpoint at step 100: what came after is told anew
+    # from a checkpoint at step 100: what came after is told anew
+    resumed = Log(tmp_path / "train.csv", 100)
     for step in range(101, 151):
         resumed.add(step, 0.5, 1.0, 5e-4, lambda: 3.0)
     resumed.close()

@@ -163,9 +163,8 @@ def run_bench_linear(
 
 def _task(model: str, solver: str, steps: int, num_samples: int, symmetries: int) -> Callable:
     task = LinearTask(load(model), solver_by_name(solver), steps, symmetries=symmetries)
-    blurred = LinearTask(
-        task.denoiser, task.solver, steps, symmetries=symmetries, start_level=0.4
-    )  # as `restobox restore deblur`
+    # as `restobox restore deblur`
+    blurred = LinearTask(task.denoiser, task.solver, steps, symmetries=symmetries, start_level=0.4)
 
     def run(y: Tensor, operator, case: LinearCase, seed: int) -> np.ndarray:
         chosen = blurred if case.kind == "deblur" else task

@@ -192,9 +192,8 @@ def _measure(case: MRICase, model: str, steps: int | None, num_samples: int, see
             "residual_over_sigma": round(result.residual / max(result.sigma, 1e-30), 3),
         }
         if num_samples > 1:
-            inside = (
-                case.truth > 0.05 * case.truth.max()
-            )  # before calibration; mri_coverage has that too
+            # before calibration; mri_coverage has that too
+            inside = case.truth > 0.05 * case.truth.max()
             row["coverage_90"] = round(
                 coverage(
                     result.magnitude, floored(result.std, result.sigma), case.truth, 0.9, inside

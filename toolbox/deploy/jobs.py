@@ -104,9 +104,8 @@ def make_job(
     from restoration.photo.linear import LinearTask
 
     operator, numbers = operators[task]()
-    entered = (
-        task == "denoise" and correction is None
-    )  # at times that the noise decides, not the grid
+    # at times that the noise decides, not the grid
+    entered = task == "denoise" and correction is None
     linear = LinearTask(denoiser, **run, timesteps=tuple(timesteps) if entered else ())
     return LinearJob(
         linear, operator, size, sigma, task, {"operator": type(operator).__name__} | numbers

@@ -37,9 +37,8 @@ def make_sampling(
     if kind not in MASKS:
         raise ValueError(f"mask {kind!r} is neither a file nor a kind; kinds: {', '.join(MASKS)}")
     if kind == "poisson":
-        half = int(
-            (size[0] * size[1] / (2 * acceleration)) ** 0.5
-        )  # at most half of the points lie in the centre
+        # at most half of the points lie in the centre
+        half = int((size[0] * size[1] / (2 * acceleration)) ** 0.5)
         return poisson_mask(*size, acceleration, min(CALIBRATION, half, *size), seed)
     return column_mask(
         kind,

@@ -82,9 +82,8 @@ class Restorations:
             operator = Inpainting(mask)
         else:
             size = image.shape[1:]
-            small = (
-                BlockMean if d.condition_channels else Bicubic
-            )  # networks that are shown a lift were trained on means of blocks
+            # networks that are shown a lift were trained on means of blocks
+            small = BlockMean if d.condition_channels else Bicubic
             makers = {
                 "denoise": Denoising,
                 "superresolve": lambda: small(size, 4),
@@ -95,9 +94,8 @@ class Restorations:
         y = y + self.sigma * torch.randn(y.shape, generator=generator)
         if self.task == "inpaint":
             y = operator.A(y)
-        name = self.correction or (
-            "diffpir" if self.sigma > 0 else "ddnm"
-        )  # of a denoiser too: its run visits the whole grid
+        # of a denoiser too: its run visits the whole grid
+        name = self.correction or ("diffpir" if self.sigma > 0 else "ddnm")
         LinearTask(d, self.solver, steps, self.grid, name)(
             y[0], operator, sigma=self.sigma, seed=seed
         )
@@ -271,9 +269,8 @@ class PairedRestorations:
         parts = [torch.from_numpy(read_image(path).pixels) for path in paths]
         if len({part.shape[1:] for part in parts}) > 1:
             raise ValueError(f"mask {paths[1]} has another size than {paths[0]}")
-        scale = rng.uniform(
-            min(1, self.side / min(parts[0].shape[1:])), 1
-        )  # from whole scenes to details
+        # from whole scenes to details
+        scale = rng.uniform(min(1, self.side / min(parts[0].shape[1:])), 1)
         parts = [
             F.interpolate(part[None], scale_factor=scale, mode="bilinear", antialias=True)[0].clamp(
                 0, 1

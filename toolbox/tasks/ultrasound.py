@@ -81,9 +81,8 @@ def run_ultrasound(
         num_inference_steps=steps,
         correction=correction,
     )
-    results = restored(
-        task, source, seed, num_samples, warm_start, stream
-    )  # checks its options before anything is written
+    # checks its options before anything is written
+    results = restored(task, source, seed, num_samples, warm_start, stream)
     figures: dict[str, list[float]] = {}
     hazes: list[np.ndarray] = []
     calls, began = 0, time.perf_counter()

@@ -83,9 +83,8 @@ def plain_loss(
     a, b = (f(t.cpu()).to(u).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
     _, a, b = denoiser.unit_levels(a, b)
     output = denoiser.output(a * u + b * noise, t).float()
-    weight = (
-        1 if min_snr is None else torch.minimum(a**2, min_snr * b**2)
-    )  # of unit levels: b^2 = 1/(SNR + 1)
+    # of unit levels: b^2 = 1/(SNR + 1)
+    weight = 1 if min_snr is None else torch.minimum(a**2, min_snr * b**2)
     return (weight * (output - (a * noise - b * u)) ** 2).mean()
 
 

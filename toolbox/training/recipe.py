@@ -40,9 +40,8 @@ class Network(_Section):
     norm_num_groups: int = Field(8, ge=1)
     fold: int = Field(1, ge=1, le=8)
     attention: bool = False  # one layer of it, in the middle of the network
-    time_embedding_dim: int | None = Field(
-        None, ge=1
-    )  # four times the first width where it is not given
+    # four times the first width where it is not given
+    time_embedding_dim: int | None = Field(None, ge=1)
 
 
 class Schedule(_Section):
@@ -129,9 +128,8 @@ class Loss(_Section):
     # unconditional networks: each picture of a batch gets a near noise
     # (:mod:`toolbox.training.immiscible`)
     immiscible: bool = False
-    min_snr: float | None = Field(
-        None, gt=0
-    )  # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
+    # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
+    min_snr: float | None = Field(None, gt=0)
 
 
 class Condition(_Section):

@@ -49,9 +49,8 @@ class Scenes(BaseModel):
         min_length=1
     )
     levels: tuple[float, float] = (0.05, 30.0)  # b/a in units of the noise
-    at_measured: float = Field(
-        0.7, ge=0, le=1
-    )  # share of samples at the level of what was measured
+    # share of samples at the level of what was measured
+    at_measured: float = Field(0.7, ge=0, le=1)
 
 
 class Latents:

@@ -30,21 +30,16 @@ class Haze(BaseModel):
     beta: tuple[float, float] = BETA
     airlight: tuple[float, float] = AIRLIGHT
     tint: float = Field(0.05, ge=0, le=1)
-    linear_light: float = Field(
-        0.0, ge=0, le=1
-    )  # share of samples whose haze is made in linear light
-    paste: float = Field(
-        0.5, ge=0, le=1
-    )  # share of things in front that are filled from other pictures or painted plain
-    rooms: float = Field(
-        0.3, ge=0, le=1
-    )  # share of samples whose surfaces are painted plain, as walls indoors are
-    levels: float = Field(
-        0.8, ge=0, le=1
-    )  # share of clear pictures stretched to black and white, as cameras expose them
-    jitter: float = Field(
-        0.4, ge=0, le=1
-    )  # how far exposure, gamma and saturation of the clear pictures vary
+    # share of samples whose haze is made in linear light
+    linear_light: float = Field(0.0, ge=0, le=1)
+    # share of things in front that are filled from other pictures or painted plain
+    paste: float = Field(0.5, ge=0, le=1)
+    # share of samples whose surfaces are painted plain, as walls indoors are
+    rooms: float = Field(0.3, ge=0, le=1)
+    # share of clear pictures stretched to black and white, as cameras expose them
+    levels: float = Field(0.8, ge=0, le=1)
+    # how far exposure, gamma and saturation of the clear pictures vary
+    jitter: float = Field(0.4, ge=0, le=1)
     drop: float = Field(0.0, ge=0, le=1)  # share of samples that are shown nothing
 
     @model_validator(mode="after")

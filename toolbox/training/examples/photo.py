@@ -265,12 +265,8 @@ class HazeExamples:
     """Clear pictures and the same ones in made-up haze."""
 
     channels, condition_channels = 3, HAZE
-    SIDES = (
-        1.0,
-        1.2,
-        1.45,
-        1.8,
-    )  # of a patch: nearly whole pictures, as haze is told from the look of a scene
+    # of a patch: nearly whole pictures, as haze is told from the look of a scene
+    SIDES = (1.0, 1.2, 1.45, 1.8)
 
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         sides = tuple(round(share * recipe.patch_size) for share in self.SIDES)
