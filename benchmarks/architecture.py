@@ -25,12 +25,12 @@ from export.runtime.session import Session
 from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
+from restoration.io.folders import picture_crops
 from restoration.metrics import psnr
 from restoration.operators.linear import Denoising
 from restoration.photo.linear import LinearTask
 from solvers.denoiser import Denoiser
 from toolbox.deploy.calibrate import run_calibrate
-from toolbox.deploy.network import pictures
 from toolbox.training.loop import train
 from toolbox.training.recipe import Noise, TrainingRecipe
 
@@ -146,7 +146,7 @@ def quantized(folder: Path, data: Path) -> Session:
 def quality(denoiser, test: Path, count: int = 12, side: int = 128) -> float:
     """Mean PSNR of one call on grey crops with noise."""
     task, values = LinearTask(denoiser, num_inference_steps=1), []
-    for k, (_, image) in enumerate(pictures(test, count, side, 0)):
+    for k, (_, image) in enumerate(picture_crops(test, count, side, 0)):
         clean = torch.from_numpy(image).mean(0, keepdim=True)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(k))
         values.append(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from restoration.io.folders import find_pictures
 from restoration.io.images import read_image
 from restoration.metrics import psnr, ssim
-from toolbox.bench.inpainting import find_pictures
 from toolbox.bench.linear import Case
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     )
     layers = [(state[name], state[name.replace("weight", "bias")]) for name in names]
     case, figures = Case(f"denoise:{options.sigma:g}"), []
-    for k, path in enumerate(find_pictures(options.data, options.limit)):
+    for k, path in enumerate(find_pictures(options.data)[: options.limit]):
         truth, y, _ = case.measure(
             read_image(path).pixels.astype(np.float32).mean(0, keepdims=True), options.seed + k
         )

@@ -20,12 +20,12 @@ from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import QuantizedNetwork, quantize
 from quant.recipe import PRESETS, QuantRecipe, Reconstruction
 from quant.sensitivity import trajectory_errors
+from restoration.io.folders import picture_crops
 from restoration.metrics import psnr
 from restoration.photo.inpainting import InpaintingTask
-from restoration.photo.masks import KINDS, make_mask
+from restoration.photo.masks import KINDS, MISSING, make_mask
 from solvers import solver_by_name
 from toolbox.api import load
-from toolbox.deploy.network import MISSING, pictures
 from toolbox.support.cost import Cost
 
 IO = ("conv_in", "conv_out")
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _restorer(denoiser, options) -> Callable[[nn.Module], float]:
     float_network = denoiser.network
     cases = []
-    for k, (_, image) in enumerate(pictures(options.data, options.count, options.side, 0)):
+    for k, (_, image) in enumerate(picture_crops(options.data, options.count, options.side, 0)):
         kind = KINDS[k % len(KINDS)]
         cases.append((image, make_mask(kind, *image.shape[1:], MISSING[kind], k)))
 

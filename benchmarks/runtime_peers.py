@@ -32,9 +32,9 @@ from quant.calibration.trajectory import record
 from quant.quantize import quantize
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
+from solvers.loop import solve
 from solvers.methods.ddim import DDIM
-from solvers.process import VP
-from solvers.solver import solve
+from solvers.processes.process import VP
 
 CPU = ["CPUExecutionProvider"]
 ARCHITECTURES = {

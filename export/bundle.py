@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from solvers.files import check_free, replace_file, replace_folder
 from solvers.interop.description import from_description
-from solvers.process import Process
+from solvers.processes.process import Process
 
 FORMAT, READABLE = 2, (1, 2)
 MANIFEST, NETWORK, RESTORER, CARD = "bundle.json", "network.onnx", "restorer.onnx", "README.md"

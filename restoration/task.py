@@ -14,8 +14,9 @@ from torch import Tensor
 from restoration.posterior import CORRECTIONS
 from restoration.wrappers.symmetry import COUNTS
 from solvers.grid import GRIDS, Grid
-from solvers.process import Process
-from solvers.solver import Solver, Step, randn, solve
+from solvers.loop import solve
+from solvers.processes.process import Process
+from solvers.solver import Solver, Step, randn
 
 
 def check_settings(task) -> None:

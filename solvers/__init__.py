@@ -10,10 +10,7 @@ The diffusers adapter (``as_scheduler``, ``SolverScheduler``) is imported on fir
 diffusers with it.
 """
 
-from functools import partial
-
 from solvers.analytic import GaussianMixture
-from solvers.continuous import VE, ContinuousVP
 from solvers.denoiser import Denoiser
 from solvers.editing.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
 from solvers.editing.text_editing import edit_prompt
@@ -29,7 +26,9 @@ from solvers.grid import (
     pndm_nodes,
     trailing,
 )
-from solvers.interop.diffusers_solver import DiffusersSolver
+from solvers.interop.diffusers_solver import DiffusersSolver, as_solver
+from solvers.loop import solve
+from solvers.methods import SOLVERS, solver_by_name
 from solvers.methods.ddcm import DDCM, Branches, edit
 from solvers.methods.ddim import DDIM
 from solvers.methods.evodiff import EVODiff
@@ -40,59 +39,10 @@ from solvers.methods.red_diff import REDDiff
 from solvers.methods.resampled import Resampled
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
-from solvers.process import CLEAN, VP, Process, StepIndexed
-from solvers.solver import (
-    LevelMatched,
-    Problem,
-    Query,
-    Solution,
-    Solver,
-    Step,
-    as_solver,
-    generators,
-    randn,
-    solve,
-)
-
-# Names for the command line and for scheduler configs; the value called without arguments is a
-# solver.
-SOLVERS = {
-    "ddim": DDIM,
-    "ddpm": partial(DDIM, eta=1.0),
-    "pndm": PNDM,
-    "s-pndm": partial(PNDM, "s-pndm"),
-    "f-pndm": partial(PNDM, "f-pndm"),
-    "plms": partial(PNDM, "plms"),
-    "ipndm": partial(PNDM, "ipndm", "fixed"),
-    "fon": partial(PNDM, "fon"),
-    "evodiff": EVODiff,
-    "resfusion": ResfusionSampler,
-    "rddm": RDDMSampler,
-    "ddcm": DDCM,
-    "dpm-solver++-2m": partial(DiffusersSolver, "DPMSolverMultistepScheduler", {"solver_order": 2}),
-    "dpm-solver++-3m": partial(DiffusersSolver, "DPMSolverMultistepScheduler", {"solver_order": 3}),
-    "unipc": partial(DiffusersSolver, "UniPCMultistepScheduler", {"solver_order": 2}),
-    "deis": partial(DiffusersSolver, "DEISMultistepScheduler", {"solver_order": 2}),
-    "diffusers-ddim": partial(DiffusersSolver, "DDIMScheduler", {"clip_sample": False}),
-    "diffusers-plms": partial(DiffusersSolver, "PNDMScheduler", {"skip_prk_steps": True}),
-}
-
-
-def solver_by_name(name: str, **options):
-    """The solver of this name, with its fields set from ``options``.
-
-    Raises:
-        ValueError: an unknown name (the message lists the known ones), or options that the solver
-            does not have.
-    """
-    if name not in SOLVERS:
-        raise ValueError(f"solver {name!r} is unknown; known: {', '.join(SOLVERS)}")
-    try:
-        return SOLVERS[name](**options)
-    except TypeError as error:
-        raise ValueError(
-            f"solver {name!r} can't be made with options {options}: {error}"
-        ) from error
+from solvers.processes.continuous import VE, ContinuousVP
+from solvers.processes.level_matching import LevelMatched
+from solvers.processes.process import CLEAN, VP, Process, StepIndexed
+from solvers.solver import Problem, Query, Solution, Solver, Step, generators, randn
 
 
 def __getattr__(name: str):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.prediction import Prediction
-from solvers.process import Process
+from solvers.processes.process import Process
 from solvers.solver import RNG, randn
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from solvers.files import replace_file
 from solvers.prediction import HEADS, Prediction
-from solvers.process import VP, Process
+from solvers.processes.process import VP, Process
 
 
 class Denoiser:

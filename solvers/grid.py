@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.process import CLEAN, Process
+from solvers.processes.process import CLEAN, Process
 
 ZERO_SNR_STAND_IN = -10.0
 

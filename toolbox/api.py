@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from solvers.denoiser import Denoiser
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -77,3 +81,19 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
             " first"
         )
     return Denoiser.from_pretrained(folder, device=device)
+
+
+def float_model(model: str) -> Denoiser:
+    """The PyTorch denoiser of this name or folder.
+
+    Raises:
+        ValueError: none, or an exported bundle.
+    """
+    import torch
+
+    denoiser = load(model)
+    if not isinstance(getattr(denoiser, "network", None), torch.nn.Module):
+        raise ValueError(
+            f"model {model!r} is an exported bundle; give the PyTorch model that it was made from"
+        )
+    return denoiser

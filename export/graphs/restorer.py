@@ -16,7 +16,7 @@ from export.graphs.network import trace
 from export.jobs.photo import Job
 from quant.temporal.table import row_of, step_network, temporal_table
 from solvers.denoiser import Denoiser
-from solvers.solver import solve
+from solvers.loop import solve
 
 MOST_PIXELS = 2**24
 

@@ -13,7 +13,7 @@ from restoration.hyperspectral.task import HyperspectralTask
 from restoration.wrappers.symmetry import Symmetric
 from solvers.grid import Grid
 from solvers.methods.ddim import DDIM
-from solvers.process import CLEAN
+from solvers.processes.process import CLEAN
 
 
 @dataclass(frozen=True)

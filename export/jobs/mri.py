@@ -13,7 +13,7 @@ from restoration.mri.consistency import Alternation, Consistency
 from restoration.mri.estimate import CONDITION_CHANNELS, ITERATIONS, QUANTILE, features
 from restoration.mri.real_sense import RealSense, coil_pairs
 from restoration.mri.task import MRITask
-from solvers.process import CLEAN
+from solvers.processes.process import CLEAN
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from restoration.photo.inpainting import InpaintingTask
 from restoration.posterior import CORRECTIONS
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid
-from solvers.process import Process
+from solvers.processes.process import Process
 from solvers.solver import Solver
 
 Shape = tuple[int, int, int]
@@ -34,7 +34,7 @@ class Prepared:
         finish: from the end of a run to the result.
         start: the state to start from; None: noise at the first level, and the process's share of
             ``y``.
-        process, y: as for :func:`solvers.solver.solve`.
+        process, y: as for :func:`solvers.loop.solve`.
     """
 
     denoiser: object

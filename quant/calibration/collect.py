@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quant.calibration.trajectory import CalibrationSet, Provenance, check_recordable, network_hash
+from restoration.io.folders import random_window
 from solvers.files import replace_file
 
 SPILL = 32 << 20  # bytes of kept inputs that are held before they go to disk
@@ -132,11 +133,7 @@ class _Draws:
         priority = rng.random()
         if self.crop is None:
             return occurrence, priority, slice(None), slice(None)
-        sides = (min(self.crop, height), min(self.crop, width))
-        top, left = (
-            int(rng.integers(n - m + 1)) for n, m in zip((height, width), sides, strict=True)
-        )
-        return occurrence, priority, slice(top, top + sides[0]), slice(left, left + sides[1])
+        return occurrence, priority, *random_window((height, width), self.crop, rng)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ from restoration.photo.lift import push_pull
 from restoration.posterior import CORRECTIONS
 from restoration.wrappers.symmetry import turn, turn_back
 from solvers.grid import GRIDS, explicit
-from solvers.process import CLEAN
-from solvers.solver import Solver, randn, solve
+from solvers.loop import solve
+from solvers.processes.process import CLEAN
+from solvers.solver import Solver, randn
 
 SPREAD = 0.4  # standard deviation of planes shown to the network, in units of half its range
 

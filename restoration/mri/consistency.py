@@ -8,7 +8,7 @@ from torch import Tensor
 
 from restoration.operators.measurement import Measurement
 from restoration.posterior import Correction, DiffPIR
-from solvers.process import CLEAN
+from solvers.processes.process import CLEAN
 
 DOUBLINGS, STALLED = 10, 0.02
 

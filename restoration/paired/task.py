@@ -18,7 +18,7 @@ from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.rddm import RDDM, RDDMSampler
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
-from solvers.process import Process
+from solvers.processes.process import Process
 from solvers.solver import Solver, Step
 
 # condition channels: the degraded picture; and a mask; what haze_condition gives

@@ -21,7 +21,7 @@ from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
-from solvers.process import CLEAN
+from solvers.processes.process import CLEAN
 from solvers.solver import Solver, Step
 
 # how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust

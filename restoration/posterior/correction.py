@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from restoration.operators.measurement import Measurement
 from solvers.prediction import Prediction
-from solvers.process import CLEAN
+from solvers.processes.process import CLEAN
 from solvers.solver import randn
 
 

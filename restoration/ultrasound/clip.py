@@ -16,8 +16,9 @@ from restoration.ultrasound.joint import JointDenoiser, stacked
 from restoration.ultrasound.task import Dehazed, UltrasoundTask, check_frame
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid
+from solvers.interop.diffusers_solver import as_solver
 from solvers.prediction import Prediction
-from solvers.solver import Problem, Query, as_solver
+from solvers.solver import Problem, Query
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from restoration.operators.linear import LinearOperator
 from solvers.prediction import Prediction
-from solvers.solver import LevelMatched
+from solvers.processes.level_matching import LevelMatched
 
 
 class JointDenoiser:

@@ -19,8 +19,9 @@ from restoration.ultrasound.power_split import power_split
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid, explicit
+from solvers.loop import solve
 from solvers.methods.ddim import DDIM
-from solvers.solver import Solver, Step, randn, solve
+from solvers.solver import Solver, Step, randn
 
 MINIMUM_SIDE = 32
 

@@ -17,7 +17,7 @@ from solvers.editing.attention_control import (
     control_self,
     refinement,
 )
-from solvers.process import Process
+from solvers.processes.process import Process
 
 STORED_PIXELS = 32 * 32  # finer maps are edited but not kept
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from solvers.grid import Grid
+from solvers.loop import drive, solve
 from solvers.prediction import Prediction
-from solvers.process import Process
-from solvers.solver import RNG, Problem, Query, drive, solve
+from solvers.processes.process import Process
+from solvers.solver import RNG, Problem, Query
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,11 @@ from torch import Tensor
 from solvers.editing.attention_control import LocalBlend
 from solvers.editing.attention_processor import AttentionControl
 from solvers.grid import Grid, consistency
+from solvers.loop import solve
 from solvers.methods.ddcm import DDCM
 from solvers.prediction import Prediction
-from solvers.process import VP, Process
-from solvers.solver import RNG, randn, solve
+from solvers.processes.process import VP, Process
+from solvers.solver import RNG, randn
 
 
 class PromptBranches:

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from solvers.continuous import VE, ContinuousVP
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
-from solvers.process import VP, Process, StepIndexed
+from solvers.processes.continuous import VE, ContinuousVP
+from solvers.processes.process import VP, Process, StepIndexed
 
 MOST_LEVELS = 100_000
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from solvers.grid import Grid
 from solvers.prediction import Prediction
-from solvers.process import Process
-from solvers.solver import Problem, Query
+from solvers.processes.process import Process
+from solvers.solver import Problem, Query, Solver
 
 # what a run decides itself, wherever a scheduler has the option: its levels are the grid's, its
 # network speaks epsilon
@@ -276,3 +276,21 @@ def _shifted(process: Process, z: Tensor, t: float, y: Tensor | None) -> Tensor:
     """``z + c y``."""
     c = process.c(t)
     return z if c == 0 else z + c * y
+
+
+def as_solver(solver) -> Solver:
+    """``solver`` itself, the solver behind a ``SolverScheduler``, or the update rule of any other
+    diffusers scheduler.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: a scheduler that can't serve (:class:`solvers.DiffusersSolver`).
+    """
+    if callable(getattr(solver, "run", None)):
+        return solver
+    if callable(getattr(solver, "set_timesteps", None)) and callable(getattr(solver, "step", None)):
+        return solver.solver if hasattr(solver, "solver") else DiffusersSolver.of(solver)
+    raise TypeError(
+        f"{solver!r} is no solver: give an object with run(problem, grid, x), or a diffusers"
+        " scheduler"
+    )

@@ -15,10 +15,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from torch import Tensor
 
-from solvers import GRIDS, SOLVERS, solver_by_name
-from solvers.grid import Grid
+from solvers.grid import GRIDS, Grid
+from solvers.methods import SOLVERS, solver_by_name
 from solvers.prediction import PREDICTION_TYPES, Prediction
-from solvers.process import CLEAN, VP
+from solvers.processes.process import CLEAN, VP
 from solvers.solver import RNG, Problem, Query
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from solvers.grid import Grid
+from solvers.loop import solve
 from solvers.prediction import Prediction
-from solvers.solver import RNG, Problem, Query, randn, solve
+from solvers.solver import RNG, Problem, Query, randn
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from solvers.grid import Grid
 from solvers.prediction import Prediction
-from solvers.process import CLEAN, Process
+from solvers.processes.process import CLEAN, Process
 from solvers.solver import Problem, Query
 
 

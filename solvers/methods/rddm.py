@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.grid import Grid
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
-from solvers.process import CLEAN, VP, Process
+from solvers.processes.process import CLEAN, VP, Process
 from solvers.solver import Problem, Query
 
 METHODS = ("res_noise", "res", "noise")

@@ -12,7 +12,7 @@ from torch import Tensor
 from solvers.grid import Grid
 from solvers.methods.ddim import DDIM
 from solvers.prediction import Prediction
-from solvers.process import Process
+from solvers.processes.process import Process
 from solvers.solver import Problem, Query, Solver
 
 

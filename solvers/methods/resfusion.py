@@ -12,7 +12,7 @@ from torch import Tensor
 
 from solvers.grid import Grid
 from solvers.prediction import PREDICTION_TYPES, Prediction
-from solvers.process import CLEAN, Process, evaluate, log_linear
+from solvers.processes.process import CLEAN, Process, evaluate, log_linear
 from solvers.solver import Problem, Query
 
 SCHEDULES = ("linear", "cosine")

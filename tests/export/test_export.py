@@ -22,14 +22,14 @@ from export.runtime.providers import Placement, count_kernels, fallen_back
 from export.runtime.session import OnnxNetwork, Session
 from quant.quantize import QuantLayer, quantize
 from quant.recipe import QuantRecipe
-from solvers.continuous import VE
 from solvers.denoiser import Denoiser
 from solvers.interop.description import describe
+from solvers.loop import solve
 from solvers.methods.ddim import DDIM
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
-from solvers.process import VP, Process, StepIndexed
-from solvers.solver import solve
+from solvers.processes.continuous import VE
+from solvers.processes.process import VP, Process, StepIndexed
 
 CPU = ["CPUExecutionProvider"]
 

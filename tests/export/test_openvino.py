@@ -21,8 +21,8 @@ from export.runtime.session import Restorer, Session
 from restoration.metrics import psnr
 from restoration.photo.inpainting import InpaintingTask
 from solvers.denoiser import Denoiser
+from solvers.loop import solve
 from solvers.methods.ddim import DDIM
-from solvers.solver import solve
 from toolbox.api import load
 from toolbox.cli import main
 

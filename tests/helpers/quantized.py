@@ -7,9 +7,9 @@ from diffusers import UNet2DModel
 from quant.calibration.trajectory import CalibrationSet, record
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid, trailing
+from solvers.loop import solve
 from solvers.methods.ddim import DDIM
-from solvers.process import VP
-from solvers.solver import solve
+from solvers.processes.process import VP
 
 
 @pytest.fixture(scope="module")

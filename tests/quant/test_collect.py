@@ -10,8 +10,8 @@ import quant.calibration.collect
 from quant.calibration.collect import collect
 from quant.calibration.trajectory import CalibrationSet
 from solvers.grid import trailing
+from solvers.loop import solve
 from solvers.methods.ddim import DDIM
-from solvers.solver import solve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from quant.calibration.trajectory import CalibrationSet, Provenance, record
 from solvers.denoiser import Denoiser
-from solvers.process import VP
+from solvers.processes.process import VP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

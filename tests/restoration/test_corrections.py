@@ -20,12 +20,13 @@ from restoration.posterior import (
 from restoration.wrappers.tiling import TiledNetwork
 from solvers.denoiser import Denoiser
 from solvers.grid import explicit, leading, log_snr, trailing
+from solvers.loop import solve
 from solvers.methods.ddim import DDIM
 from solvers.methods.pndm import PNDM
 from solvers.methods.resampled import Resampled, noise_up
 from solvers.prediction import Prediction
-from solvers.process import VP
-from solvers.solver import Problem, generators, randn, solve
+from solvers.processes.process import VP
+from solvers.solver import Problem, generators, randn
 
 PROCESS = VP.linear()
 MEAN, STD = 0.3, 0.5

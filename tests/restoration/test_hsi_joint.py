@@ -34,7 +34,7 @@ from restoration.hyperspectral.simulation import (
 from restoration.hyperspectral.task import HyperspectralTask
 from solvers.denoiser import Denoiser
 from solvers.methods.ddim import DDIM
-from solvers.process import VP
+from solvers.processes.process import VP
 from toolbox.bench.hyperspectral import run_bench_hsi
 from toolbox.deploy.calibrate import run_calibrate
 from toolbox.training.examples.hyperspectral import LatentExamples

@@ -22,7 +22,7 @@ from restoration.hyperspectral.task import HyperspectralTask, fit_rows
 from restoration.io.cubes import Cube, read_cube, write_cube
 from solvers.methods.ddim import DDIM
 from solvers.prediction import Prediction
-from solvers.process import VP
+from solvers.processes.process import VP
 
 
 class Smooth:

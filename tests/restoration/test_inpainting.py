@@ -9,7 +9,7 @@ from restoration.photo.masks import make_mask
 from restoration.posterior import CORRECTIONS
 from solvers import SOLVERS, solver_by_name
 from solvers.denoiser import Denoiser
-from solvers.process import VP
+from solvers.processes.process import VP
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from restoration.photo.lift import enlarge, push_pull, thin_plate
 from restoration.photo.linear import LinearTask, planewise
 from restoration.wrappers.symmetry import Symmetric, turn, turn_back
 from solvers.denoiser import Denoiser
-from solvers.process import VP
+from solvers.processes.process import VP
 from toolbox.cli import main
 
 PROCESS = VP.from_diffusers(

@@ -11,9 +11,11 @@ import pytest
 import torch
 from helpers.data import TINY_RECIPE, smooth_picture
 
+from restoration.io.folders import find_pairs
 from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import psnr
 from restoration.paired.haze import Scattering, procedural_depth
+from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import (
     LITTLE,
     SOFT,
@@ -37,8 +39,7 @@ from solvers import (
 from toolbox.cli import main
 from toolbox.deploy.calibrate import run_calibrate
 from toolbox.tasks.paired import run_bench_dehaze
-from toolbox.training.examples.paired import Haze, PairExamples, find_pairs, make_hazy
-from toolbox.training.examples.photo import HazeExamples
+from toolbox.training.examples.paired import HazeExamples, PairExamples
 from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
 from toolbox.training.recipe import TrainingRecipe

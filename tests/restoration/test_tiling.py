@@ -8,7 +8,7 @@ from torch import nn
 
 from restoration.wrappers.tiling import TiledNetwork, tile_starts, tile_weight, tiled
 from solvers.denoiser import Denoiser
-from solvers.process import VP
+from solvers.processes.process import VP
 
 
 @given(st.integers(1, 300), st.integers(2, 40), st.data())

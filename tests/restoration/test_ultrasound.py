@@ -35,10 +35,10 @@ from restoration.ultrasound.power_split import power_split
 from restoration.ultrasound.simulation import simulate_haze
 from restoration.ultrasound.task import UltrasoundTask
 from solvers import DDIM, PNDM, VP, GaussianMixture
-from solvers.continuous import ContinuousVP
 from solvers.denoiser import Denoiser
 from solvers.grid import log_snr
-from solvers.solver import solve
+from solvers.loop import solve
+from solvers.processes.continuous import ContinuousVP
 
 PROCESS = VP.linear()
 

@@ -16,7 +16,7 @@ from quant.quantize import quantize
 from quant.temporal.table import step_network, temporal_table
 from restoration.io.images import Photo, write_image
 from solvers.denoiser import Denoiser
-from solvers.process import VP
+from solvers.processes.process import VP
 from toolbox.cli import main
 from toolbox.deploy.calibrate import run_calibrate
 

@@ -12,9 +12,9 @@ from restoration.mri import column_mask, fft2c
 from restoration.mri.estimate import CONDITION_CHANNELS, condition
 from restoration.mri.simulation import ring_maps, smooth_phase
 from solvers.denoiser import Denoiser
-from toolbox.training.examples.fastmri import FastMRI, MeasuredScans, rephased
+from toolbox.training.examples.fastmri import MeasuredScans, rephased
 from toolbox.training.loop import train
-from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.recipe import FastMRI, TrainingRecipe
 
 SIZE, UNIT, SIGMA, PADDING = (64, 72), 2e-5, 0.01, 4
 RECIPE = """

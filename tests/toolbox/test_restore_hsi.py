@@ -10,7 +10,7 @@ import torch
 from restoration.io.cubes import Cube, read_cube, write_cube
 from restoration.io.images import read_image
 from solvers.denoiser import Denoiser
-from solvers.process import VP
+from solvers.processes.process import VP
 from toolbox.bench.hyperspectral import run_bench_hsi, simulated
 from toolbox.cli import main
 

@@ -114,7 +114,7 @@ def test_levels_spread_over_the_recipe(tmp_path, frames):
     r = recipe(tmp_path)
     examples = UltrasoundExamples(r, frames)
     _, t, _ = next(batches(r.model_copy(update={"batch_size": 500}), examples, 0, 0, "cpu"))
-    from solvers.process import VP
+    from solvers.processes.process import VP
 
     process = VP.from_diffusers(r.process.scheduler_config())
     kappa = np.log([process.kappa(float(v)) for v in t])

@@ -36,7 +36,7 @@ from solvers.denoiser import Denoiser
 from solvers.methods.ddim import DDIM
 from solvers.methods.evodiff import EVODiff
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
-from solvers.process import VP
+from solvers.processes.process import VP
 from solvers.solver import randn
 from toolbox.deploy.jobs import make_job, measurements
 

@@ -13,11 +13,11 @@ from helpers.data import TINY_RECIPE
 from restoration.operators.separable import BlockMean
 from restoration.photo.lift import enlarge, thin_plate
 from solvers.denoiser import Denoiser
-from toolbox.training.examples.photo import BLOCKS, GreyExamples, PhotoExamples, draw_known
-from toolbox.training.immiscible import immiscible_noise
+from toolbox.training.examples.grey import GreyExamples
+from toolbox.training.examples.photo import BLOCKS, PhotoExamples, draw_known
 from toolbox.training.log import Log
 from toolbox.training.loop import batches, build, train
-from toolbox.training.losses import denoising_loss
+from toolbox.training.losses import denoising_loss, immiscible_noise
 from toolbox.training.recipe import TrainingRecipe
 
 

@@ -17,9 +17,10 @@ from restoration.operators.linear import conjugate_gradient
 from restoration.operators.measurement import Measurement
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
+from solvers.loop import solve
 from solvers.methods.ddim import DDIM
-from solvers.solver import solve
-from toolbox.training.examples.photo import MRIExamples, PhotoExamples
+from toolbox.training.examples.mri import MRIExamples
+from toolbox.training.examples.photo import PhotoExamples
 from toolbox.training.loop import build, measured_batches, train
 from toolbox.training.recipe import TrainingRecipe
 from toolbox.training.unrolled import unroll, unrolled_gain, unrolled_loss

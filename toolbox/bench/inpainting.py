@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from restoration.io.folders import find_pictures
 from restoration.io.images import read_image
 from restoration.metrics import psnr, ssim
 from restoration.photo.inpainting import InpaintingTask
@@ -19,7 +20,6 @@ from restoration.photo.lift import push_pull
 from restoration.photo.masks import make_mask, parse_mask
 from solvers import solver_by_name
 from toolbox.api import load
-from toolbox.deploy.network import SUFFIXES
 
 CLASSICAL = ("biharmonic", "push-pull")
 
@@ -62,20 +62,6 @@ def read_masks(
     return found
 
 
-def find_pictures(data: Path, limit: int | None) -> list[Path]:
-    """The first ``limit`` pictures of a folder, by name.
-
-    Raises:
-        FileNotFoundError, ValueError: no such folder, or no picture in it.
-    """
-    if not data.is_dir():
-        raise FileNotFoundError(f"data folder {data} does not exist")
-    files = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)[:limit]
-    if not files:
-        raise ValueError(f"{data} holds no picture ({', '.join(sorted(SUFFIXES))})")
-    return files
-
-
 def run_bench(
     data: Path,
     *,
@@ -96,7 +82,7 @@ def run_bench(
     Raises:
         FileNotFoundError, ValueError: no pictures, unknown names, or masks that don't fit.
     """
-    files = find_pictures(data, limit)
+    files = find_pictures(data)[:limit]
     methods: list[tuple[str, str, Callable]] = []
     for model in models:
         if model in CLASSICAL:

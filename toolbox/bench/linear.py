@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from restoration.io.folders import find_pictures
 from restoration.io.images import read_image
 from restoration.metrics import psnr, ssim
 from restoration.operators.linear import Denoising
@@ -21,7 +22,6 @@ from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
 from solvers import solver_by_name
 from toolbox.api import load
-from toolbox.bench.inpainting import find_pictures
 
 CASES = ("denoise:25", "denoise:50", "superresolve:4")
 KINDS = ("denoise", "superresolve", "superresolve-bicubic", "deblur")
@@ -116,7 +116,7 @@ def run_bench_linear(
         FileNotFoundError, ValueError: no pictures, unknown names, or a classical method that does
             not fit a case.
     """
-    files = find_pictures(data, limit)
+    files = find_pictures(data)[:limit]
     known = [LinearCase(name) for name in cases]
     for name in models:
         if name in CLASSICAL[1:] and any(c.kind != "denoise" for c in known):

@@ -59,7 +59,7 @@ def bench_runtime(
     run.
     """
     from toolbox.bench.runtime import run_bench_runtime
-    from toolbox.deploy.restorer import parse_size
+    from toolbox.deploy.export import parse_size
 
     with ProgressBar("measuring", repeats) as bar:
         figures = run_bench_runtime(

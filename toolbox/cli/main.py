@@ -255,7 +255,7 @@ def export(
 ) -> None:
     """Write an ONNX bundle that `restobox restore --model FOLDER` runs."""
     if restorer:
-        from toolbox.deploy.restorer import parse_size, run_export_restorer
+        from toolbox.deploy.export import parse_size, run_export_restorer
 
         run = {
             "solver": solver,
@@ -270,7 +270,7 @@ def export(
             model, quantized, target, out, **run, size=parse_size(size), seed=seed, summary=summary
         )
     else:
-        from toolbox.deploy.network import run_export
+        from toolbox.deploy.export import run_export
 
         figures = run_export(model, quantized, target, out, seed=seed, summary=summary)
     if as_json:
@@ -319,7 +319,7 @@ def verify(
         return _verify_restorer(
             bundle, model, quantized, data, count, psnr_drop, report, device, seed, as_json
         )
-    from toolbox.deploy.network import run_verify
+    from toolbox.deploy.verify import run_verify
 
     if quantized is None or calibration is None:
         raise ValueError("a network's bundle is verified against --quantized and --calibration")
@@ -371,7 +371,7 @@ def verify(
 def _verify_restorer(
     bundle, model, quantized, data, count, psnr_drop, report, device, seed, as_json
 ) -> None:
-    from toolbox.deploy.restorer import run_verify_restorer
+    from toolbox.deploy.verify import run_verify_restorer
 
     if data is None:
         raise ValueError("a restorer is verified on pictures: give --data FOLDER")

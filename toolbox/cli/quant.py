@@ -149,7 +149,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Turn calibrated ranges into 8-bit scales and codes."""
-    from toolbox.deploy.network import run_quantize
+    from toolbox.deploy.quantize import run_quantize
 
     with ProgressBar("rounding", 1) as bar:
         options = {

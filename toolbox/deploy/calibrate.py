@@ -13,12 +13,13 @@ from quant.calibration.eda_dm import EDADM
 from quant.calibration.ptq4dm import PTQ4DM
 from quant.calibration.selection import Uniform
 from quant.calibration.trajectory import CalibrationSet
+from restoration.io.folders import find_pairs, find_pictures
 from restoration.paired.task import HAZE, MASKED, PLAIN
 from restoration.posterior import CORRECTIONS
 from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.files import check_file, check_outputs
-from toolbox.deploy.network import SUFFIXES, float_model
+from toolbox.api import float_model
 from toolbox.support.cost import Cost
 from toolbox.tasks.trials import (
     CubeRestorations,
@@ -28,7 +29,6 @@ from toolbox.tasks.trials import (
     UltrasoundRestorations,
     image_channels,
 )
-from toolbox.training.examples.paired import find_pairs
 
 TASKS = (
     "inpaint",
@@ -232,14 +232,9 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
         raise ValueError(
             f"--task {task} needs --data: a folder of pictures like those to be restored"
         )
-    if not data.is_dir():
-        raise FileNotFoundError(f"data folder {data} does not exist")
     if task == "paired" and denoiser.condition_channels == MASKED:
         return tuple(find_pairs(data, "degraded", "mask"))
-    files = tuple(sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES))
-    if not files:
-        raise ValueError(f"{data} holds no picture ({', '.join(sorted(SUFFIXES))})")
-    return files
+    return tuple(find_pictures(data))
 
 
 def _scene_files(denoiser: Denoiser, data: Path | None) -> tuple[Path, ...]:
@@ -254,14 +249,10 @@ def _scene_files(denoiser: Denoiser, data: Path | None) -> tuple[Path, ...]:
         raise ValueError(
             f"--task hsi needs --data: a folder of pictures and spectral_library.npz; got {data}"
         )
-    pictures = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)
     library = sorted(data.rglob("spectral_library.npz"))[:1]
-    if not pictures or not library:
-        raise ValueError(
-            f"{data} must hold pictures ({', '.join(sorted(SUFFIXES))}) and spectral_library.npz,"
-            " for simulated scenes"
-        )
-    return (*library, *pictures)
+    if not library:
+        raise ValueError(f"{data} must hold spectral_library.npz, for simulated scenes")
+    return (*library, *find_pictures(data))
 
 
 def _side(denoiser: Denoiser) -> int:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from export.jobs.photo import InpaintingJob, Job, LinearJob, PairedJob
+from restoration.io.folders import find_pairs, picture_crops, read_pair
 from restoration.io.images import read_image
 from restoration.operators.linear import Denoising
 from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
+from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import HAZE, PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
-from toolbox.deploy.network import pictures
-from toolbox.training.examples.paired import Haze, find_pairs, make_hazy, read_pair
 
 TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "dehaze", "paired")
 
@@ -164,7 +164,7 @@ def measurements(
             graph's size.
     """
     if job.name != "paired":
-        for k, (_, image) in enumerate(pictures(data, count, job.size, seed)):
+        for k, (_, image) in enumerate(picture_crops(data, count, job.size, seed)):
             yield measure(job, image, seed + k)
         return
     masked, (height, width) = "mask" in job.inputs, job.size

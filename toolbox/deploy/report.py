@@ -16,12 +16,13 @@ from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
 from quant.packing import network_bytes
 from quant.sensitivity import layer_sqnr, sensitivity, trajectory_errors
+from restoration.io.folders import picture_crops
 from restoration.metrics import psnr, ssim
 from restoration.photo.inpainting import InpaintingTask
-from restoration.photo.masks import KINDS, make_mask
+from restoration.photo.masks import KINDS, MISSING, make_mask
 from solvers import solver_by_name
 from solvers.files import check_outputs
-from toolbox.deploy.network import MISSING, float_model, pictures
+from toolbox.api import float_model
 from toolbox.support.html import check_report, html_table, picture, write_report
 from toolbox.support.pictures import chart
 
@@ -122,7 +123,7 @@ def _restored(
     task = InpaintingTask(denoiser, solver_by_name(solver), steps)
     chain = np.zeros(0)
     images = []
-    for k, (_, image) in enumerate(pictures(data, count, side, seed)):
+    for k, (_, image) in enumerate(picture_crops(data, count, side, seed)):
         kind = KINDS[k % len(KINDS)]
         known = make_mask(kind, *image.shape[1:], MISSING[kind], seed + k)
         seen: list[list[torch.Tensor]] = [[], []]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from restoration.io.folders import find_pairs, read_pair
 from restoration.io.images import Photo, check_writable, read_image, write_image
 from restoration.metrics import psnr, ssim
 from restoration.paired.dark_channel import DarkChannelPrior
@@ -19,7 +20,6 @@ from restoration.paired.task import MASKED, PairedTask
 from solvers import solver_by_name
 from solvers.files import check_outputs
 from toolbox.api import load
-from toolbox.training.examples.paired import find_pairs, read_pair
 
 CLASSICAL = ("input", "dark-channel")
 SOLVERS = ("resfusion", "rddm", "evodiff", "ddim")

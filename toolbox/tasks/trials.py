@@ -13,22 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from restoration.io.folders import random_window
 from restoration.io.images import read_image
 from restoration.io.mri import read_scan
 from restoration.mri.task import MRITask
 from restoration.operators.linear import Denoising, Inpainting
 from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
+from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
-from restoration.photo.masks import KINDS, make_mask
+from restoration.photo.masks import KINDS, MISSING, make_mask
 from restoration.task import sample
 from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.solver import Solver
-from toolbox.deploy.network import MISSING, float_model
+from toolbox.api import float_model
 from toolbox.tasks.mri import make_sampling, simulate
-from toolbox.training.examples.paired import Haze, make_hazy
 
 
 def image_channels(denoiser: Denoiser) -> int:
@@ -107,14 +108,8 @@ class Restorations:
         order = np.random.default_rng(self.seed).permutation(len(self.files))
         pixels = read_image(self.files[order[number % len(order)]]).pixels
         rng = np.random.default_rng([self.seed, number])
-        height, width = (min(self.side, n) for n in pixels.shape[1:])
-        top, left = (
-            int(rng.integers(n - m + 1))
-            for n, m in zip(pixels.shape[1:], (height, width), strict=True)
-        )
-        crop = torch.from_numpy(
-            np.ascontiguousarray(pixels[:, top : top + height, left : left + width])
-        )
+        rows, columns = random_window(pixels.shape, self.side, rng)
+        crop = torch.from_numpy(np.ascontiguousarray(pixels[:, rows, columns]))
         return (
             crop.mean(0, keepdim=True)
             if image_channels(self.denoiser) == 1
@@ -219,12 +214,8 @@ class UltrasoundRestorations:
         rng = np.random.default_rng([self.seed, number])
         clean = read_image(self.files[int(rng.integers(len(self.files)))]).pixels.mean(0)
         hazy = simulate_haze(clean, (0.5, 1.0, 2.0)[number % 3], self.seed + number)
-        height, width = (min(self.side, n) for n in hazy.shape)
-        top, left = (
-            int(rng.integers(n - m + 1)) for n, m in zip(hazy.shape, (height, width), strict=True)
-        )
         task(
-            torch.from_numpy(hazy[top : top + height, left : left + width].copy()),
+            torch.from_numpy(hazy[random_window(hazy.shape, self.side, rng)].copy()),
             seed=self.seed + k,
         )
 
@@ -277,12 +268,8 @@ class PairedRestorations:
             )
             for part in parts
         ]
-        height, width = (min(self.side, n) for n in parts[0].shape[1:])
-        top, left = (
-            int(rng.integers(n - m + 1))
-            for n, m in zip(parts[0].shape[1:], (height, width), strict=True)
-        )
-        image, *mask = (part[:, top : top + height, left : left + width] for part in parts)
+        rows, columns = random_window(parts[0].shape, self.side, rng)
+        image, *mask = (part[:, rows, columns] for part in parts)
         image = image.expand(3, -1, -1)
         if self.task == "dehaze":
             image = make_hazy(image, image[None], Haze(), rng)[1]
@@ -315,14 +302,9 @@ class CubeRestorations:
 
         rng = np.random.default_rng([self.seed, k])
         pixels = read_image(self.files[int(rng.integers(len(self.files)))]).pixels
-        height, width = (min(self.side, n) for n in pixels.shape[1:])
-        top, left = (
-            int(rng.integers(n - m + 1))
-            for n, m in zip(pixels.shape[1:], (height, width), strict=True)
-        )
-        picture = np.broadcast_to(
-            pixels[:, top : top + height, left : left + width], (3, height, width)
-        )
+        rows, columns = random_window(pixels.shape, self.side, rng)
+        crop = pixels[:, rows, columns]
+        picture = np.broadcast_to(crop, (3, *crop.shape[1:]))
         clean = simulate_cube(
             self.library, picture, bands_of(list(SENSORS)[k % len(SENSORS)]), [self.seed, k]
         )

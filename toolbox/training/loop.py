@@ -18,14 +18,32 @@ from solvers.files import check_folder, check_outputs, replace_file
 from solvers.interop.description import describe
 from solvers.prediction import HEADS
 from toolbox.api import load
+from toolbox.training.examples.grey import GreyExamples
 from toolbox.training.examples.hyperspectral import LatentExamples, latent_loss
-from toolbox.training.examples.paired import SHOWN
-from toolbox.training.examples.photo import EXAMPLES
-from toolbox.training.immiscible import immiscible_noise
+from toolbox.training.examples.mri import MRIExamples
+from toolbox.training.examples.paired import HazeExamples, PairExamples
+from toolbox.training.examples.photo import PhotoExamples
+from toolbox.training.examples.ultrasound import UltrasoundExamples
 from toolbox.training.log import Log
-from toolbox.training.losses import denoising_loss, gain, plain_loss, residual_loss
-from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.losses import (
+    denoising_loss,
+    gain,
+    immiscible_noise,
+    plain_loss,
+    residual_loss,
+)
+from toolbox.training.recipe import SHOWN, TrainingRecipe
 from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
+
+EXAMPLES = {
+    "inpaint": PhotoExamples,
+    "mri": MRIExamples,
+    "denoise": GreyExamples,
+    "dehaze": HazeExamples,
+    "paired": PairExamples,
+    "hsi": LatentExamples,
+    "ultrasound": UltrasoundExamples,
+}
 
 
 def build(recipe: TrainingRecipe) -> Denoiser:

@@ -10,14 +10,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from restoration.paired.simulation import Haze
+from restoration.paired.task import HAZE, MASKED, PLAIN
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
-from solvers.process import VP, Process
-from toolbox.training.examples.fastmri import FastMRI
-from toolbox.training.examples.hyperspectral import Scenes
-from toolbox.training.examples.mri import Simulation
-from toolbox.training.examples.paired import Haze, Pairs
-from toolbox.training.examples.ultrasound import Echoes
+from solvers.processes.process import VP, Process
 
 
 class _Section(BaseModel):
@@ -126,7 +123,7 @@ class Loss(_Section):
         "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
     )
     # unconditional networks: each picture of a batch gets a near noise
-    # (:mod:`toolbox.training.immiscible`)
+    # (:func:`toolbox.training.losses.immiscible_noise`)
     immiscible: bool = False
     # errors of the image weigh at most this SNR (Hang et al. 2023): `sample`, and denoising
     min_snr: float | None = Field(None, gt=0)
@@ -165,6 +162,102 @@ class Unrolled(_Section):
     """
 
     steps: int = Field(3, ge=1, le=16)
+
+
+class Simulation(_Section):
+    """Ranges of the simulated scans."""
+
+    scans: int = Field(1500, ge=1)
+    sides: tuple[int, int] = (128, 256)
+    accelerations: tuple[float, float] = (2.0, 8.0)
+    sigmas: tuple[float, float] = (0.001, 0.08)
+    texture: float = Field(0.06, ge=0)
+    map_error: float = Field(0.03, ge=0)
+    kinds: list[Literal["random", "equispaced", "equispaced-fraction", "poisson"]] = Field(
+        min_length=1
+    )
+
+
+class FastMRI(_Section):
+    """How full k-space is undersampled: fastMRI's masks, one of its pairs of centre fraction and
+    acceleration drawn for each example.
+    """
+
+    scans: int = Field(400, ge=1)  # undersampled slices that are held in memory for patches
+    kinds: list[Literal["random", "equispaced", "equispaced-fraction"]] = Field(min_length=1)
+    accelerations: list[float] = Field([4.0, 8.0], min_length=1)
+    center_fractions: list[float] = Field([0.08, 0.04], min_length=1)
+    cache: str | None = None  # folder that keeps the estimated sensitivities
+
+    @model_validator(mode="after")
+    def _check_pairs(self):
+        if len(self.accelerations) != len(self.center_fractions):
+            raise ValueError(
+                "accelerations and center_fractions are pairs: give as many of one as of the other"
+            )
+        if min(self.accelerations) < 1 or not all(0 < f < 1 for f in self.center_fractions):
+            raise ValueError(
+                "accelerations must be at least 1 and center_fractions between 0 and 1"
+            )
+        return self
+
+
+class Scenes(_Section):
+    """Ranges of the simulated scenes, and what the network learns of them.
+
+    ``stage``: ``prior``, clean latents at all noise levels without a condition; ``measured``, what
+    noise, stripes and dead pixels leave.
+    """
+
+    stage: Literal["prior", "measured"]
+    scenes: int = Field(600, ge=1)
+    side: int = Field(80, ge=16)
+    bands: tuple[int, int] = (40, 120)
+    sensors: list[Literal["finch", "vnir", "full"]] = Field(min_length=1)
+    sigmas: tuple[float, float] = (5.0, 70.0)  # of 255
+    cases: list[Literal["iid", "non-iid", "stripe", "deadline", "impulse", "mixture"]] = Field(
+        min_length=1
+    )
+    levels: tuple[float, float] = (0.05, 30.0)  # b/a in units of the noise
+    # share of samples at the level of what was measured
+    at_measured: float = Field(0.7, ge=0, le=1)
+
+
+class Echoes(_Section):
+    """Which pictures: simulated ones and a share of the folder's, and what is learned of them."""
+
+    kind: Literal["tissue", "haze"]
+    pictures: int = Field(400, ge=1)
+    real: float = Field(0.35, ge=0, le=1)
+    sides: tuple[int, int] = (320, 480)
+    scales: tuple[float, float] = (0.6, 1.0)
+    strengths: tuple[float, float] = (0.25, 3.0)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Both priors are stretched by 2 from [0, 1], so that tissue and haze add in the networks'
+        ranges too: tissue to [-0.5, 1.5], where its mean is near 0; haze, which may be negative
+        where it extinguishes, to twice its value.
+        """
+        return (-0.5, 1.5) if self.kind == "tissue" else (0.0, 2.0)
+
+
+class Pairs(_Section):
+    """Where pairs lie: section ``[pairs]`` of a recipe.
+
+    ``shown``: what the network is shown: the degraded picture, that and a mask, or what
+    :func:`restoration.paired.task.haze_condition` makes of it.
+    """
+
+    degraded: str = "degraded"
+    clean: str = "clean"
+    mask: str = "mask"
+    shown: Literal["degraded", "mask", "haze"] = "degraded"
+    scales: list[float] = Field([1.0], min_length=1)
+    drop: float = Field(0.0, ge=0, le=1)  # share of samples that are shown nothing
+
+
+SHOWN = {"degraded": PLAIN, "mask": MASKED, "haze": HAZE}  # condition channels
 
 
 class TrainingRecipe(_Section):

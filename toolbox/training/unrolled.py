@@ -14,8 +14,9 @@ from torch import Tensor
 
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
+from solvers.loop import drive
 from solvers.methods.ddim import DDIM
-from solvers.solver import Problem, drive
+from solvers.solver import Problem
 from toolbox.training.recipe import Loss
 
 

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from restoration.io.mri import HDF5, read_slice, volume_shape
@@ -20,35 +18,11 @@ from restoration.mri.sampling import centre_lines, column_mask
 from restoration.mri.sense import Sense, to_channels
 from restoration.operators.measurement import Measurement
 from solvers.files import replace_file
-from toolbox.training.examples.mri import SOLVE, Scans
+from toolbox.training.examples.scans import SOLVE, Scans
+from toolbox.training.recipe import FastMRI
 
 CALIBRATION = 24  # columns that sensitivities are estimated from: a wider centre tells no more
 HOLES = 0.05  # share of zeros inside the sampled region from which a volume counts as undersampled
-
-
-class FastMRI(BaseModel):
-    """How full k-space is undersampled: fastMRI's masks, one of its pairs of centre fraction and
-    acceleration drawn for each example.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    scans: int = Field(400, ge=1)  # undersampled slices that are held in memory for patches
-    kinds: list[Literal["random", "equispaced", "equispaced-fraction"]] = Field(min_length=1)
-    accelerations: list[float] = Field([4.0, 8.0], min_length=1)
-    center_fractions: list[float] = Field([0.08, 0.04], min_length=1)
-    cache: str | None = None  # folder that keeps the estimated sensitivities
-
-    @model_validator(mode="after")
-    def _check_pairs(self):
-        if len(self.accelerations) != len(self.center_fractions):
-            raise ValueError(
-                "accelerations and center_fractions are pairs: give as many of one as of the other"
-            )
-        if min(self.accelerations) < 1 or not all(0 < f < 1 for f in self.center_fractions):
-            raise ValueError(
-                "accelerations must be at least 1 and center_fractions between 0 and 1"
-            )
-        return self
 
 
 class MeasuredScans(Scans):

@@ -5,11 +5,9 @@ them, clean and measured.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from restoration.hyperspectral.eigen_images import Statistics
@@ -27,30 +25,10 @@ from restoration.hyperspectral.joint import (
 from restoration.hyperspectral.noise import add_noise
 from restoration.hyperspectral.simulation import SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral.subspace import data_mask, fit_subspace, weighted_coefficients
+from restoration.io.folders import random_window
 from solvers.denoiser import Denoiser
-from solvers.process import VP
-
-
-class Scenes(BaseModel):
-    """Ranges of the simulated scenes, and what the network learns of them.
-
-    ``stage``: ``prior``, clean latents at all noise levels without a condition; ``measured``, what
-    noise, stripes and dead pixels leave.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    stage: Literal["prior", "measured"]
-    scenes: int = Field(600, ge=1)
-    side: int = Field(80, ge=16)
-    bands: tuple[int, int] = (40, 120)
-    sensors: list[Literal["finch", "vnir", "full"]] = Field(min_length=1)
-    sigmas: tuple[float, float] = (5.0, 70.0)  # of 255
-    cases: list[Literal["iid", "non-iid", "stripe", "deadline", "impulse", "mixture"]] = Field(
-        min_length=1
-    )
-    levels: tuple[float, float] = (0.05, 30.0)  # b/a in units of the noise
-    # share of samples at the level of what was measured
-    at_measured: float = Field(0.7, ge=0, le=1)
+from solvers.processes.process import VP
+from toolbox.training.recipe import Scenes
 
 
 class Latents:
@@ -93,13 +71,13 @@ class Latents:
             strength = strengths(measured, variance)
             sets = groups(strength.numpy())
             channels = sets[int(rng.integers(len(sets)))][0]
-            top, left = (int(rng.integers(0, n - self.size + 1)) for n in clean.shape[1:])
+            rows, columns = random_window(clean.shape, self.size, rng)
             sign = torch.from_numpy(rng.choice([-1.0, 1.0], (len(channels), 1, 1))).float()
             turns, flip = int(rng.integers(4)), rng.random() < 0.5
             for target, source, s, empty in zip(
                 out, (clean, measured, variance), (sign, sign, 1), (0, 0, 1), strict=True
             ):
-                patch = s * source[channels, top : top + self.size, left : left + self.size]
+                patch = s * source[channels, rows, columns]
                 patch = torch.rot90(patch, turns, (1, 2))
                 target[k] = pad_channels(patch.flip(2) if flip else patch, empty)
             std[k] = pad_channels(strength[channels], WEAKEST)
@@ -139,7 +117,7 @@ class LatentExamples:
     channels, condition_channels = CHANNELS, CONDITION_CHANNELS
 
     def __init__(self, recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
-        from toolbox.training.examples.photo import Patches
+        from toolbox.training.patches import Patches
 
         self.scenes = recipe.scenes
         self.process = VP.from_diffusers(recipe.process.scheduler_config())

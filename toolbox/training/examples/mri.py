@@ -1,339 +1,64 @@
-"""Training examples for MRI: slices of a magnitude volume become many simulated multi-coil
-scans.
-"""
+"""Scans, simulated or undersampled."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from scipy import ndimage
 from torch import Tensor
 
-from restoration.mri.estimate import CONDITION_CHANNELS, condition
-from restoration.mri.sampling import column_mask, poisson_mask
-from restoration.mri.sense import Sense
-from restoration.mri.simulation import resize_maps, ring_maps, simulate_kspace, smooth_phase
+from restoration.mri.consistency import Alternation
+from restoration.mri.estimate import CONDITION_CHANNELS
 from restoration.operators.measurement import Measurement
-
-MINIMUM_SLICE = 32
-SOLVE = 1e-3  # relative residual of conjugate gradients while training through them
-
-
-class Simulation(BaseModel):
-    """Ranges of the simulated scans."""
-
-    model_config = ConfigDict(extra="forbid")
-    scans: int = Field(1500, ge=1)
-    sides: tuple[int, int] = (128, 256)
-    accelerations: tuple[float, float] = (2.0, 8.0)
-    sigmas: tuple[float, float] = (0.001, 0.08)
-    texture: float = Field(0.06, ge=0)
-    map_error: float = Field(0.03, ge=0)
-    kinds: list[Literal["random", "equispaced", "equispaced-fraction", "poisson"]] = Field(
-        min_length=1
-    )
+from solvers.denoiser import Denoiser
+from toolbox.training.examples.fastmri import MeasuredScans
+from toolbox.training.examples.scans import Scans
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.unrolled import Measured
 
 
-def read_slices(
-    folder: str | Path, exclude: tuple[str, ...] = ()
-) -> tuple[list[np.ndarray], list[Tensor]]:
-    """Magnitude slices scaled to [0, 1] and measured coil maps of all ``.npz`` files in a folder.
-
-    Real arrays ``(slices, H, W)`` are images; complex ones ``(coils, H, W)`` sensitivities.
-
-    Raises:
-        ValueError: no slices.
+class MRIExamples:
+    """Patches of multi-coil scans, simulated from images or undersampled from a folder of full
+    ones.
     """
-    slices, maps = [], []
-    for path in sorted(Path(folder).rglob("*.npz")):
-        if path.name in exclude:
-            continue
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                array = arrays[key]
-                if array.ndim != 3 or min(array.shape[1:]) < MINIMUM_SLICE:
-                    continue
-                if np.iscomplexobj(array):
-                    maps.append(
-                        resize_maps(torch.from_numpy(array.astype(np.complex64)), array.shape[1:])
-                    )
-                else:
-                    slices += [
-                        s.astype(np.float32) / s.max()
-                        for s in array
-                        if (s > 0.1 * s.max()).mean() > 0.05
-                    ]
-    if not slices:
-        raise ValueError(
-            f"{folder} holds no magnitude slices: .npz files with arrays (slices, H, W) are"
-            " accepted"
+
+    channels, condition_channels = 2, CONDITION_CHANNELS
+
+    def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        kind, settings = (
+            (Scans, recipe.simulation)
+            if recipe.fastmri is None
+            else (MeasuredScans, recipe.fastmri)
         )
-    return slices, maps
-
-
-class Scans:
-    """Simulated scans, each made once from its number and kept in memory in half precision.
-
-    Patches ``(x0, condition)`` of one scan: complex image in 2 channels and what the network is
-    shown, in units of the scan's scale.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        simulation: Simulation,
-        size: int,
-        seed: int,
-        exclude: tuple[str, ...] = (),
-    ):
-        self.slices, self.maps = read_slices(folder, exclude)
-        self.simulation, self.size, self.seed = simulation, size, seed
-        self.kept: dict[int, Tensor] = {}
-
-    def scan(self, number: int) -> Tensor:
-        """``(2 + 7, H, W)``: image and condition of scan ``number``."""
-        if number not in self.kept:
-            x0, shown, _ = self.simulate(np.random.default_rng([self.seed, 1, number]))
-            self.kept[number] = torch.cat([x0[0], shown[0]]).half()
-        return self.kept[number].float()
+        self.recipe, self.scans = (
+            recipe,
+            kind(folder, settings, recipe.patch_size, recipe.seed, exclude),
+        )
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """``(count, 2, size, size)`` and ``(count, 7, size, size)``: random patches, turned,
-        flipped, with a random global phase.
+        """Complex images in two channels, in units of the scan's scale, and what the network is
+        shown.
         """
-        out = torch.empty(count, 2 + CONDITION_CHANNELS, self.size, self.size)
-        for k in range(count):
-            scan = self.scan(int(rng.integers(self.simulation.scans)))
-            for _ in range(4):  # rather not empty background
-                top, left = (int(rng.integers(0, n - self.size + 1)) for n in scan.shape[1:])
-                patch = scan[:, top : top + self.size, left : left + self.size]
-                if patch[:2].square().sum(0).mean() > 0.02:
-                    break
-            patch = torch.rot90(patch, int(rng.integers(4)), (1, 2))
-            patch = patch.flip(2) if rng.random() < 0.5 else patch
-            out[k] = _turn_phase(patch, rng.uniform(0, 2 * np.pi), conjugate=rng.random() < 0.5)
-        return out[:, :2], out[:, 2:]
+        return self.scans.draw(count, rng)
 
-    def simulate(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Measurement]:
-        """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the
-        scan's scale.
-        """
-        s = self.simulation
-        low = max(s.sides[0], self.size)
-        size = tuple(int(rng.integers(low, max(low, s.sides[1]) + 1)) for _ in range(2))
-        magnitude = self._object(size, rng)
-        image = torch.polar(
-            torch.from_numpy(magnitude), smooth_phase(size, rng, rng.uniform(0, 1.5))
-        )
-        g = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        if (
-            rng.random() < 0.8
-            # images that come from scanners hold noise of their own: what was measured of it is to
-            # be returned
-        ):
-            image = (
-                image
-                + rng.uniform(0, s.texture)
-                * torch.randn(size, generator=g, dtype=torch.complex64)
-                * 2**0.5
+    @staticmethod
+    def show(denoiser: Denoiser, image: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return image, shown, torch.ones_like(image[:, :1])
+
+    def measured(self, denoiser: Denoiser, rng: np.random.Generator) -> list[Measured]:
+        """Whole scans, which differ in size: each by itself."""
+        batch = []
+        for _ in range(self.recipe.batch_size):
+            x0, shown, m = self.scans.simulate(rng)
+            x0, shown, y = (v.to(denoiser.device) for v in (x0, shown, m.y))
+            measurement = Measurement(m.operator, y, m.sigma)
+            batch.append(
+                Measured(
+                    x0,
+                    shown,
+                    torch.ones_like(x0[:, :1]),
+                    lambda d, m=measurement: Alternation(d, m, prior_std=d.data_std),
+                )
             )
-        maps = self._maps(size, rng)
-        if maps is not None and rng.random() < 0.6:  # estimated maps end soon after the object does
-            support = torch.from_numpy(
-                ndimage.binary_dilation(magnitude > 0.02, iterations=int(rng.integers(1, 8)))
-            )
-            maps, image = maps * support, image * support
-        acceleration = float(rng.uniform(*s.accelerations))
-        if maps is None:
-            acceleration = min(acceleration, 4.0)
-        mask = _mask(s.kinds[rng.integers(len(s.kinds))], size, acceleration, rng)
-        sigma = float(np.exp(rng.uniform(*np.log(s.sigmas))))
-        operator, y = simulate_kspace(image, maps, mask, sigma, g)
-        if maps is not None and rng.random() < 0.7:  # estimated maps are off by a few percent
-            error = (
-                ring_maps(len(maps), size, rng, width=0.5)
-                * rng.uniform(0, s.map_error)
-                * len(maps) ** 0.5
-            )
-            maps = maps + error * (maps.abs().sum(0) > 0)
-            operator = Sense(operator.mask, maps)
-        assumed = sigma * float(np.exp(rng.normal(0, 0.15)))
-        shown, scale = condition(operator, y, assumed)
-        quick = (
-            operator
-            if maps is None
-            else Sense(operator.mask, maps, tolerance=SOLVE, max_iterations=30)
-        )
-        return (
-            torch.stack([image.real, image.imag])[None] / scale,
-            shown,
-            Measurement(quick, y / scale, assumed / scale),
-        )
-
-    def _maps(self, size: tuple[int, int], rng: np.random.Generator) -> Tensor | None:
-        kind = rng.random()
-        if kind < 0.08:
-            return None
-        if kind < 0.5 or not self.maps:
-            return ring_maps(int(rng.integers(4, 13)), size, rng)
-        maps = self.maps[rng.integers(len(self.maps))]
-        maps = torch.rot90(maps, int(rng.integers(4)), (1, 2))
-        maps = maps.flip(2) if rng.random() < 0.5 else maps
-        height, width = (round(n * rng.uniform(0.75, 1)) for n in maps.shape[1:])
-        top, left = (
-            int(rng.integers(0, maps.shape[1] - height + 1)),
-            int(rng.integers(0, maps.shape[2] - width + 1)),
-        )
-        return resize_maps(maps[:, top : top + height, left : left + width].contiguous(), size)
-
-    def _object(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        if rng.random() < 0.15:
-            return _shapes(np.zeros(size, np.float32), rng, int(rng.integers(3, 12)))
-        source = self.slices[rng.integers(len(self.slices))]
-        brain = _warp(source, size, rng)
-        inside = brain > 0.08
-        brain = _contrast(brain, rng) * inside
-        if rng.random() < 0.6:
-            brain = brain + _scalp(inside, rng)
-        if rng.random() < 0.25:
-            brain = _shapes(brain, rng, int(rng.integers(1, 4)))
-        return np.clip(brain, 0, None).astype(np.float32)
-
-
-def _mask(
-    kind: str, size: tuple[int, int], acceleration: float, rng: np.random.Generator
-) -> Tensor:
-    seed = int(rng.integers(2**31))
-    if kind == "poisson":
-        side = min(int(rng.integers(12, 25)), int((size[0] * size[1] / acceleration) ** 0.5 / 2))
-        return poisson_mask(*size, acceleration, side, seed)
-    share = float(np.clip(0.32 / acceleration * rng.uniform(0.7, 1.3), 0.03, 0.2))
-    return column_mask(kind, size[1], acceleration, share, seed)
-
-
-def _warp(image: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Random scale, turn, stretch and smooth displacement, centred on the head."""
-    rows, cols = (np.flatnonzero((image > 0.1).any(axis)) for axis in (1, 0))
-    centre = np.array([rows.mean(), cols.mean()])
-    extent = np.array([np.ptp(rows), np.ptp(cols)]) + 1
-    fill = rng.uniform(0.55, 1.1)
-    scale = max(extent / (fill * np.array(size)))
-    angle, stretch = (
-        rng.normal(0, 0.25) + np.pi / 2 * rng.integers(4),
-        np.exp(rng.normal(0, 0.08, 2)),
-    )
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    y, x = np.meshgrid(
-        *(np.arange(n) - (n - 1) / 2 - rng.normal(0, 0.03 * n) for n in size), indexing="ij"
-    )
-    field = turn @ (scale * stretch[:, None] * np.stack([y.ravel(), x.ravel()]))
-    coarse = rng.normal(0, rng.uniform(0, 4), (2, 6, 6))
-    bend = np.stack(
-        [
-            ndimage.zoom(c, (size[0] / 6, size[1] / 6), order=3, grid_mode=True, mode="nearest")
-            for c in coarse
-        ]
-    )
-    where = field.reshape(2, *size) + centre[:, None, None] + bend
-    image = ndimage.gaussian_filter(image, 0.4 * (scale - 1)) if scale > 1 else image
-    return np.clip(
-        ndimage.map_coordinates(
-            image, where, order=3 if rng.random() < 0.7 else 1, mode="constant"
-        ),
-        0,
-        1,
-    ).astype(np.float32)
-
-
-def _contrast(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random smooth curve through the grey values (monotone half of the time), a bias field, some
-    fine structure.
-    """
-    knots = np.linspace(0, 1, 6)
-    values = np.sort(rng.uniform(0, 1, 6)) if rng.random() < 0.5 else rng.uniform(0.05, 1, 6)
-    if rng.random() < 0.3:
-        values = knots ** rng.uniform(0.5, 2)
-    image = np.interp(image / max(float(image.max()), 1e-6), knots, values).astype(np.float32)
-    bias = ndimage.zoom(
-        rng.normal(0, 0.1, (4, 4)),
-        tuple(n / 4 for n in image.shape),
-        order=3,
-        grid_mode=True,
-        mode="nearest",
-    )
-    if rng.random() < 0.5:  # vessels, nuclei, texture that a smooth template lacks
-        grain = ndimage.gaussian_filter(rng.normal(size=image.shape), rng.uniform(0.5, 1.5))
-        image = image * (1 + rng.uniform(0, 0.15) * grain / grain.std())
-    return image * np.exp(bias)
-
-
-def _scalp(inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A bright shell at some distance around the brain: fluid and bone dark, then skin and fat."""
-    brain = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(inside, 12), iterations=8))[
-        12:-12, 12:-12
-    ]
-    distance = ndimage.distance_transform_edt(~brain)
-    wobble = ndimage.zoom(
-        rng.normal(0, 1.5, (6, 6)),
-        tuple(n / 6 for n in inside.shape),
-        order=3,
-        grid_mode=True,
-        mode="nearest",
-    )
-    distance = distance + wobble * (distance > 0)
-    gap, skin = rng.uniform(3, 9), rng.uniform(3, 12)
-    shell = np.clip(distance - gap, 0, 1) * np.clip(gap + skin - distance, 0, 1) * (distance > 0)
-    fluid = (
-        (distance > 0)
-        * np.clip(gap * rng.uniform(0.2, 0.8) - distance, 0, 1)
-        * rng.uniform(0, 0.9)
-        * ~inside
-    )
-    patchy = ndimage.gaussian_filter(rng.normal(size=inside.shape), rng.uniform(1, 3))
-    return (
-        rng.uniform(0.3, 1.3)
-        * shell
-        * np.clip(1 + rng.uniform(0, 0.5) * patchy / patchy.std(), 0, 3)
-        + fluid
-    )
-
-
-def _shapes(image: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
-    """Ellipses, bars and combs of random grey, as in test phantoms."""
-    height, width = image.shape
-    y, x = np.mgrid[:height, :width]
-    for k in range(count):
-        body = k == 0 and not image.any()
-        centre = rng.uniform(0.4, 0.6, 2) if body else rng.uniform(0.15, 0.85, 2)
-        radius = rng.uniform(0.25, 0.45, 2) if body else rng.uniform(0.02, 0.2, 2)
-        angle = rng.uniform(0, np.pi)
-        v, u = (y - centre[0] * height) / height, (x - centre[1] * width) / width
-        v, u = (
-            (np.cos(angle) * v + np.sin(angle) * u) / radius[0],
-            (np.cos(angle) * u - np.sin(angle) * v) / radius[1],
-        )
-        form = rng.random()
-        inside = np.hypot(u, v) < 1 if body or form < 0.6 else np.maximum(abs(u), abs(v)) < 1
-        if not body and form > 0.85:
-            inside = inside & (np.mod(u * rng.uniform(2, 6), 1) < 0.5)
-        soft = ndimage.gaussian_filter(inside.astype(np.float32), rng.uniform(0.3, 0.8))
-        image = image * (1 - soft) + soft * rng.uniform(0.3 if body else 0, 1)
-    return image.astype(np.float32)
-
-
-def _turn_phase(patch: Tensor, angle: float, conjugate: bool) -> Tensor:
-    """Multiply the complex pairs of channels by one phase; optionally conjugate: the physics allows
-    both.
-
-    Compressed pairs are first expanded, so the result is what the network would be shown for the
-    turned image.
-    """
-    pairs = torch.cat([patch[:4], patch[4:8].sinh()])
-    z = torch.complex(pairs[0::2], pairs[1::2])
-    z = (z.conj() if conjugate else z) * np.exp(1j * angle)
-    pairs = torch.stack([z.real, z.imag], 1).flatten(0, 1)
-    return torch.cat([pairs[:4], pairs[4:].asinh(), patch[8:]])
+        return batch

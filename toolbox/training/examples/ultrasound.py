@@ -5,39 +5,16 @@ them for the haze prior.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from restoration.io.folders import find_pictures, random_window
 from restoration.io.images import read_image
 from restoration.ultrasound.phantom import simulate_tissue
 from restoration.ultrasound.simulation import simulate_haze
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
-
-
-class Echoes(BaseModel):
-    """Which pictures: simulated ones and a share of the folder's, and what is learned of them."""
-
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["tissue", "haze"]
-    pictures: int = Field(400, ge=1)
-    real: float = Field(0.35, ge=0, le=1)
-    sides: tuple[int, int] = (320, 480)
-    scales: tuple[float, float] = (0.6, 1.0)
-    strengths: tuple[float, float] = (0.25, 3.0)
-
-    @property
-    def value_range(self) -> tuple[float, float]:
-        """Both priors are stretched by 2 from [0, 1], so that tissue and haze add in the networks'
-        ranges too: tissue to [-0.5, 1.5], where its mean is near 0; haze, which may be negative
-        where it extinguishes, to twice its value.
-        """
-        return (-0.5, 1.5) if self.kind == "tissue" else (0.0, 2.0)
 
 
 class UltrasoundExamples:
@@ -53,16 +30,8 @@ class UltrasoundExamples:
 
     def __init__(self, recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         self.recipe, self.echoes, self.size = recipe, recipe.echoes, recipe.patch_size
-        paths = sorted(
-            p
-            for p in Path(folder).rglob("*")
-            if p.suffix.lower() in SUFFIXES and p.name not in exclude
-        )
-        self.real = (
-            []
-            if self.echoes.real == 0
-            else [image for p in paths if min((image := read_grey(p)).shape) >= self.size]
-        )
+        found = [] if self.echoes.real == 0 else map(read_grey, find_pictures(folder, exclude))
+        self.real = [image for image in found if min(image.shape) >= self.size]
         if self.echoes.real > 0 and not self.real:
             raise ValueError(
                 f"{folder} holds no picture of at least {self.size} x {self.size} pixels (JPEG,"
@@ -86,8 +55,7 @@ class UltrasoundExamples:
         for k in range(count):
             picture = self.picture(int(rng.integers(self.echoes.pictures)))
             for _ in range(4):  # rather not the black outside
-                top, left = (int(rng.integers(0, n - self.size + 1)) for n in picture.shape)
-                patch = picture[top : top + self.size, left : left + self.size]
+                patch = picture[random_window(picture.shape, self.size, rng)]
                 if (np.abs(patch) > 0.02).mean() > 0.25:
                     break
             out[k, 0] = patch[:, ::-1] if rng.random() < 0.5 else patch

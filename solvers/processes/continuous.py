@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from solvers.process import Process
+from solvers.processes.process import Process
 
 
 class Continuous(Process):

@@ -1,11 +1,8 @@
-"""A whole restoration as one file: what ``restobox export --restorer`` and ``verify`` on its bundle
-do.
-"""
+"""A bundle against the model that it was made from: what ``restobox verify`` does."""
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,26 +10,167 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
+from restoration.io.folders import find_pairs, picture_crops, read_pair
 from restoration.metrics import psnr, ssim
+from restoration.paired.simulation import Haze, make_hazy
+from restoration.paired.task import HAZE, PLAIN, PairedTask
 from restoration.photo.inpainting import InpaintingTask
-from restoration.photo.masks import KINDS, make_mask
+from restoration.photo.masks import KINDS, MISSING, make_mask
 from solvers import solver_by_name
+from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
-from toolbox.deploy.network import MISSING, float_model, pictures
+from toolbox.api import float_model
 from toolbox.support.html import check_report, html_table, picture, write_report
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """``WIDTHxHEIGHT`` to ``(height, width)``.
+def run_verify(
+    bundle: Path,
+    model: str,
+    quantized: Path,
+    calibration: Path,
+    data: Path | None,
+    *,
+    count: int,
+    side: int,
+    steps: int,
+    solver: str,
+    psnr_drop: float,
+    report: Path | None,
+    seed: int,
+    device: str = "cpu",
+) -> dict:
+    """Prove a bundle against the model it was made from: kernels, errors along the trajectory,
+    speed, restored images.
 
-    Raises:
-        ValueError: another form.
+    The figures are put into the bundle's manifest; with ``report`` also into a folder with
+    ``report.html``, ``report.json`` and pictures.
     """
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if not found:
-        raise ValueError(f"size must be WIDTHxHEIGHT, such as 256x256; got {text!r}")
-    return int(found[2]), int(found[1])
+    from export.bundle import read_bundle, set_parity
+    from export.parity import Limits, verify
+
+    check_report(report)
+    check_outputs([report], [bundle, model, quantized, calibration, data])
+    read_bundle(bundle)
+    denoiser = float_model(model)
+    made = load_quantized(quantized, denoiser.network)
+    recorded = CalibrationSet.load(calibration)
+    recorded.check(denoiser.network, solver)
+    paired = denoiser.condition_channels in (PLAIN, HAZE)
+    cases = []
+    if data is not None:
+        cases = (
+            _paired_cases(denoiser, data, count, side, seed)
+            if paired
+            else _masked_cases(data, count, side, seed)
+        )
+    restored: list[list[np.ndarray]] = []
+
+    def restore(d: Denoiser) -> float:
+        results = []
+        for k, (_, image, shown) in enumerate(cases):
+            if paired:  # its solvers take turns
+                names = solver.split(",")
+                task = PairedTask(d, solver_by_name(names[k % len(names)]), steps)
+                result = task(torch.from_numpy(shown), seed=seed + k)
+            else:
+                task = InpaintingTask(d, solver_by_name(solver), steps)
+                result = task(torch.from_numpy(image), torch.from_numpy(shown), seed=seed + k)
+            results.append(result.mean.numpy())
+        restored.append(results)
+        return float(np.mean([psnr(r, i) for r, (_, i, _) in zip(results, cases, strict=True)]))
+
+    limits = Limits(quality_drop=psnr_drop)
+    parity = verify(
+        denoiser,
+        bundle,
+        made,
+        recorded,
+        device=device,
+        restore=restore if cases else None,
+        limits=limits,
+    )
+    figures = parity.to_dict()
+    if cases:
+        pairs = [psnr(b, a) for a, b in zip(*restored, strict=True)]
+        figures["images"] = [
+            {
+                "mask": kind,
+                "psnr_float": psnr(a, i),
+                "psnr_bundle": psnr(b, i),
+                "ssim_float": ssim(a, i),
+                "ssim_bundle": ssim(b, i),
+                "psnr_between": p,
+            }
+            for (kind, i, _), a, b, p in zip(cases, *restored, pairs, strict=True)
+        ]
+    set_parity(bundle, figures)
+    if report is not None:
+        _write_report(report, bundle, figures, cases, restored)
+    return figures
+
+
+def _masked_cases(
+    data: Path, count: int, side: int, seed: int
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Kind, picture and mask."""
+    cases = []
+    for k, (_, image) in enumerate(picture_crops(data, count, side, seed)):
+        kind = KINDS[k % len(KINDS)]
+        cases.append((kind, image, make_mask(kind, *image.shape[1:], MISSING[kind], seed + k)))
+    return cases
+
+
+def _paired_cases(
+    denoiser: Denoiser, data: Path, count: int, side: int, seed: int
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Kind, clean and degraded picture: haze is simulated on clear pictures, other degradations
+    come as a folder of pairs.
+    """
+    if denoiser.condition_channels == HAZE:
+        rng = np.random.default_rng(seed)
+        pairs = [
+            make_hazy(torch.from_numpy(i), torch.from_numpy(i)[None], Haze(), rng)
+            for _, i in picture_crops(data, count, side, seed)
+        ]
+        return [("haze", clear.numpy(), hazy.numpy()) for clear, hazy in pairs]
+    cases = []
+    for paths in find_pairs(data)[:count]:
+        degraded, clean = (
+            np.broadcast_to(v, (3, *v.shape[1:]))[:, :side, :side] for v in read_pair(*paths)
+        )
+        cases.append(("degraded", np.ascontiguousarray(clean), np.ascontiguousarray(degraded)))
+    return cases
+
+
+def _write_report(
+    folder: Path, bundle: Path, figures: dict, cases: list, restored: list[list[np.ndarray]]
+) -> None:
+    body = [
+        html_table(
+            ("figure", "value"),
+            [(k, v) for k, v in figures.items() if not isinstance(v, (list, tuple, dict))],
+        )
+    ]
+    errors = zip(figures["timesteps"], figures["simulated"], figures["onnx"], strict=True)
+    body.append("<h2>Relative error against the float network</h2>")
+    body.append(
+        html_table(
+            ("timestep", "simulated", "ONNX"),
+            [(f"{t:g}", f"{a:.4f}", f"{b:.4f}") for t, a, b in errors],
+        )
+    )
+    sheets: dict[str, np.ndarray] = {}
+    for k, (kind, image, shown) in enumerate(cases):
+        panels = [
+            ("original", image),
+            (kind, shown) if shown.ndim == 3 else (f"{kind} missing", image * shown),
+            (f"float {psnr(restored[0][k], image):.2f} dB", restored[0][k]),
+            (f"bundle {psnr(restored[1][k], image):.2f} dB", restored[1][k]),
+        ]
+        body.append(picture(sheets, f"case-{k}.png", panels))
+    write_report(folder, bundle.name, figures, body, sheets)
 
 
 def float_task(
@@ -40,63 +178,6 @@ def float_task(
 ) -> InpaintingTask:
     """The run to bake in or to compare with, around a PyTorch model."""
     return InpaintingTask(float_model(model), solver_by_name(solver), steps, grid, correction)
-
-
-def run_export_restorer(
-    model: str,
-    quantized: Path | None,
-    target: str,
-    out: Path,
-    *,
-    solver: str,
-    steps: int,
-    grid: str,
-    correction: str | None,
-    sigma: float,
-    size: tuple[int, int],
-    estimates: bool,
-    seed: int,
-    summary: str = "",
-    task: str = "inpaint",
-    factor: int = 4,
-    blur: float = 1.6,
-    coils: int = 1,
-) -> dict:
-    """Export lift, solver, network and data consistency as one graph
-    (:func:`toolbox.deploy.jobs.make_job`).
-    """
-    from export.bundle import check_bundle_free
-    from export.exporter import export_restorer_bundle
-    from toolbox.deploy.jobs import make_job
-
-    check_bundle_free(out)
-    check_outputs([out], [model, quantized])
-    denoiser = float_model(model)
-    made = None if quantized is None else load_quantized(quantized, denoiser.network)
-    job = make_job(
-        denoiser,
-        task,
-        solver=solver,
-        steps=steps,
-        grid=grid,
-        correction=correction,
-        sigma=sigma,
-        size=size,
-        factor=factor,
-        blur=blur,
-        coils=coils,
-        timesteps=() if made is None else made.timesteps,
-    )
-    card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
-    bundle = export_restorer_bundle(
-        job, out, target=target, quantized=made, estimates=estimates, seed=seed, card=card
-    )
-    return {
-        "out": str(out),
-        "target": target,
-        "graph": bundle.graph,
-        "bytes": sum(f.size for f in bundle.files.values()),
-    }
 
 
 def run_verify_restorer(
@@ -148,7 +229,7 @@ def run_verify_restorer(
         denoiser.network = network
         simulated = replace(task, denoiser=denoiser)
     images, shown, sheets = [], [], {}
-    for k, (_, image) in enumerate(pictures(data, count, (run.height, run.width), seed)):
+    for k, (_, image) in enumerate(picture_crops(data, count, (run.height, run.width), seed)):
         kind = KINDS[k % len(KINDS)]
         known = torch.from_numpy(make_mask(kind, *image.shape[1:], MISSING[kind], seed + k))
         truth = torch.from_numpy(image)

@@ -1,0 +1,1 @@
+"""Forward processes, and how one answers for another."""
