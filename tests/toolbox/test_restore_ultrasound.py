@@ -125,7 +125,7 @@ def test_levels_spread_over_the_recipe(tmp_path, frames):
 
 
 def test_real_pictures_must_be_there(tmp_path):
-    with pytest.raises(ValueError, match="holds no picture of at least 32 x 32"):
+    with pytest.raises(ValueError, match="holds no picture"):
         UltrasoundExamples(recipe(tmp_path, "tissue", 0.5), tmp_path)
 
 

@@ -280,7 +280,7 @@ def test_batches_take_immiscible_noise(tmp_path, pictures):
     assert {bytes(n.numpy()) for n in noise} == {bytes(n.numpy()) for n in drawn}
     assert (image - noise).square().sum() < (image - drawn).square().sum()
     path.write_text(TINY_RECIPE + "[loss]\nimmiscible = true\n")
-    with pytest.raises(ValueError, match="immiscible is for tasks denoising and ultrasound"):
+    with pytest.raises(ValueError, match="immiscible is for tasks denoise and ultrasound"):
         TrainingRecipe.read(path)
 
 

@@ -308,7 +308,7 @@ class TrainingRecipe(_Section):
                 raise ValueError(f"section [{section}] belongs to task {task!r}, and only to it")
         if self.process.kind != "vp" and self.task not in ("dehaze", "paired"):
             raise ValueError(
-                f"process {self.process.kind!r} starts from a degraded picture; tasks dehazing and"
+                f"process {self.process.kind!r} starts from a degraded picture; tasks dehaze and"
                 " paired have one"
             )
         if self.loss.immiscible and self.task not in ("denoise", "ultrasound"):
