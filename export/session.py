@@ -18,7 +18,7 @@ __all__ = ["OnnxNetwork", "OpenVinoNetwork", "Restorer", "Session"]
 
 
 class Session(Denoiser):
-    """``Session(folder)(x, t) -> Prediction``: restorations run on it as on any denoiser.
+    """``Session(folder)(x, t) -> Prediction``: restorations run on it as on any denoiser, from several threads at once too.
 
     Args:
         folder: a bundle of a network's graph; it is verified first (:func:`export.bundle.read_bundle`).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from solvers.attention_control import INJECTED, LocalBlend, control_cross, contr
 from solvers.process import Process
 
 STORED_PIXELS = 32 * 32  # finer maps are edited but not kept
+_installing = threading.RLock()
 
 
 class AttentionControl:
@@ -76,13 +78,17 @@ class AttentionControl:
 
     @contextmanager
     def installed(self, unet) -> Iterator[None]:
-        """Let ``unet`` (diffusers) attend under this control; its own processors come back afterwards."""
-        own = unet.attn_processors
-        unet.set_attn_processor({name: ControlledAttention(self, name) for name in own})
-        try:
-            yield
-        finally:
-            unet.set_attn_processor(own)
+        """Let ``unet`` (diffusers) attend under this control; its own processors come back afterwards.
+
+        Edits in other threads wait: a network has one set of processors. Nothing else may call it meanwhile.
+        """
+        with _installing:
+            own = unet.attn_processors
+            unet.set_attn_processor({name: ControlledAttention(self, name) for name in own})
+            try:
+                yield
+            finally:
+                unet.set_attn_processor(own)
 
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
         return control_self(q, k, v, heads, early=self.progress < self.self_fraction)
