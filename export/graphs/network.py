@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import math
+import threading
 import warnings
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 OPSET = 18
 KINDS = ("timestep", "step")
+_tracing = threading.Lock()
 
 
 class _Plain(nn.Module):
@@ -116,12 +118,16 @@ def _name_transposed(model) -> None:
 
 @contextlib.contextmanager
 def _quiet():
-    """The exporter prints its progress and warns about its own internals."""
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+    """The exporter prints its progress and warns about its own internals.
+
+    One thread at a time: output, filters and the exporter's own state belong to the whole process.
+    """
+    with _tracing:
+        level = logging.getLogger("torch.onnx").level
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.getLogger("torch.onnx").setLevel(level)

@@ -3,7 +3,8 @@ ONNX Runtime session.
 
 OpenVINO compiles for known sizes far better than for free ones (measured on U-Nets: 1.2 to 1.3
 times the speed), so a graph is compiled when an input size is first met, and the last :data:`KEPT`
-sizes stay.
+sizes stay. Each keeps as many requests as threads have run it at once: a request holds the inputs
+and outputs of one call.
 
 It runs a convolution or a matrix product on integers where Q/DQ stand at its inputs, and keeps
 everything between in the layout of its kernels. What isn't quantized runs in float32, but in
@@ -13,7 +14,8 @@ that multiply bfloat16: the codes' own error is several times larger.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+import threading
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,14 +54,22 @@ class OpenVinoGraph:
         self._settings = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._compiled: OrderedDict[tuple, object] = OrderedDict()
+        # and the requests that no call is using
+        self._compiled: OrderedDict[tuple, tuple[object, deque]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get_providers(self) -> list[str]:
         return [PROVIDERS["openvino"]]
 
     def run(self, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs of these names; the arrays are the caller's."""
-        found = self._request(feed).infer(dict(feed))
+        compiled, idle = self._compile(feed)
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        found = request.infer(dict(feed))
+        idle.append(request)
         return [found[name] for name in names]
 
     def inputs(self) -> dict[str, list[int]]:
@@ -74,7 +84,7 @@ class OpenVinoGraph:
         """Operators that the compiled graph holds for inputs of these sizes, and the types they
         compute in (``u8``, ``i8``: integers).
         """
-        operators = self._request(feed).get_compiled_model().get_runtime_model().get_ops()
+        operators = self._compile(feed)[0].get_runtime_model().get_ops()
         told = [
             {key: op.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision")}
             for op in operators
@@ -87,18 +97,20 @@ class OpenVinoGraph:
             for (op, dtype), count in counts.most_common()
         ]
 
-    def _request(self, feed: Mapping[str, np.ndarray]):
+    def _compile(self, feed: Mapping[str, np.ndarray]) -> tuple[object, deque]:
         key = tuple((name, value.shape) for name, value in sorted(feed.items()))
-        if key not in self._compiled:
-            model = self._model.clone()
-            model.reshape({name: list(value.shape) for name, value in feed.items()})
-            self._compiled[key] = self._core.compile_model(
-                model, "CPU", self._settings
-            ).create_infer_request()
-            while len(self._compiled) > KEPT:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
-        return self._compiled[key]
+        with self._lock:
+            if key not in self._compiled:
+                model = self._model.clone()
+                model.reshape({name: list(value.shape) for name, value in feed.items()})
+                self._compiled[key] = (
+                    self._core.compile_model(model, "CPU", self._settings),
+                    deque(),
+                )
+                while len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
 
 
 def _shapes(ports) -> dict[str, list[int]]:

@@ -27,7 +27,8 @@ __all__ = ["OnnxNetwork", "OpenVinoNetwork", "Restorer", "Session"]
 
 
 class Session(Denoiser):
-    """``Session(folder)(x, t) -> Prediction``: restorations run on it as on any denoiser.
+    """``Session(folder)(x, t) -> Prediction``: restorations run on it as on any denoiser, from
+    several threads at once too.
 
     Args:
         folder: a bundle of a network's graph; it is verified first
@@ -113,8 +114,8 @@ def open_network(
 class OnnxNetwork:
     """``network(x (B, C, h, w), t (B,)) -> (B, C_out, h, w)`` by an ONNX Runtime session.
 
-    Tensors are bound where they lie: on a GPU nothing is copied to the host, and one binding with
-    its output serves all calls of a size.
+    Tensors are bound where they lie: on a GPU nothing is copied to the host. The binding and the
+    output belong to one call, so that threads can share the network.
     """
 
     def __init__(
@@ -132,26 +133,24 @@ class OnnxNetwork:
         self.providers: list[str] = self.session.get_providers()
         self.cuda = self.providers[0] != PROVIDERS["cpu"]
         self.outputs = self.session.get_outputs()[0].shape[1]
-        self._bound: tuple[Tensor, object] | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         place = torch.device("cuda" if self.cuda else "cpu")
-        feed = x.detach().to(place, torch.float32).contiguous()
-        out, binding = self._binding((feed.shape[0], self.outputs, *feed.shape[2:]), place)
+        feed, second = (
+            x.detach().to(place, torch.float32).contiguous(),
+            second_input(self.timesteps, t),
+        )
+        out = torch.empty((feed.shape[0], self.outputs, *feed.shape[2:]), device=place)
+        # holds addresses only: feed, second and out live until the call is over
+        binding = self.session.io_binding()
         binding.bind_input("x", place.type, 0, np.float32, tuple(feed.shape), feed.data_ptr())
-        for name, value in second_input(self.timesteps, t).items():
+        for name, value in second.items():
             binding.bind_cpu_input(name, value)
+        binding.bind_output("output", place.type, 0, np.float32, tuple(out.shape), out.data_ptr())
         if self.cuda:
             torch.cuda.current_stream().synchronize()  # the session has a stream of its own
         self.session.run_with_iobinding(binding)
-        return out.to(x.device, copy=True)
-
-    def _binding(self, shape: tuple[int, ...], place: torch.device):
-        if self._bound is None or tuple(self._bound[0].shape) != shape:
-            out, binding = torch.empty(shape, device=place), self.session.io_binding()
-            binding.bind_output("output", place.type, 0, np.float32, shape, out.data_ptr())
-            self._bound = (out, binding)
-        return self._bound
+        return out.to(x.device)
 
     def placement(self, height: int, width: int) -> list[Placement]:
         channels = self.session.get_inputs()[0].shape[1]

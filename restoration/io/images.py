@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ _DAMAGED = (
     RuntimeError,
     LookupError,
 )
+
+_opening = threading.Lock()
 
 
 class _BadSize(ValueError):
@@ -69,12 +72,10 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Photo:
             head = file.read(26)
         array, orientation = _decode_tiff16(path, max_pixels) if head[:4] in _TIFF else (None, 1)
         if array is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the size is checked here, from the header
-                with Image.open(path) as image:
-                    _check_size(path, image.width, image.height, max_pixels)
-                    orientation = image.getexif().get(0x0112, 1)
-                    array = _decode(path, image, head)
+            with _open(path) as image:
+                _check_size(path, image.width, image.height, max_pixels)
+                orientation = image.getexif().get(0x0112, 1)
+                array = _decode(path, image, head)
     except _BadSize:
         raise
     except Image.DecompressionBombError as error:
@@ -181,6 +182,17 @@ def check_writable(path: str | Path) -> None:
         raise PermissionError(f"the folder {path.parent} is not writable")
 
 
+def _open(path: Path) -> Image.Image:
+    """The header only. Pillow's warnings about it are no use: the size is checked here.
+
+    Warning filters belong to the whole process: threads that change and restore them at once would
+    leave them changed.
+    """
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(path)
+
+
 def _check_size(path: Path, width: int, height: int, limit: int) -> None:
     if width < 1 or height < 1:
         raise _BadSize(f"{path} is empty ({width} x {height} pixels)")
@@ -233,7 +245,7 @@ def _decode(path: Path, image: Image.Image, head: bytes) -> np.ndarray:
             decode_image,
         )  # Pillow cuts 16-bit colour down to 8
 
-        with Image.open(path) as check:
+        with _open(path) as check:
             check.verify()  # checksums: the decoder below does not survive a wrong one
         return decode_image(str(path), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     if image.mode.startswith("I;16"):

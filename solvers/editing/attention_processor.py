@@ -4,6 +4,7 @@ DDCM's branches.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ from solvers.editing.attention_control import (
 from solvers.processes.process import Process
 
 STORED_PIXELS = 32 * 32  # finer maps are edited but not kept
+_installing = threading.RLock()
 
 
 class AttentionControl:
@@ -102,13 +104,17 @@ class AttentionControl:
     def installed(self, unet) -> Iterator[None]:
         """Let ``unet`` (diffusers) attend under this control; its own processors come back
         afterwards.
+
+        Edits in other threads wait: a network has one set of processors. Nothing else may call it
+        meanwhile.
         """
-        own = unet.attn_processors
-        unet.set_attn_processor({name: ControlledAttention(self, name) for name in own})
-        try:
-            yield
-        finally:
-            unet.set_attn_processor(own)
+        with _installing:
+            own = unet.attn_processors
+            unet.set_attn_processor({name: ControlledAttention(self, name) for name in own})
+            try:
+                yield
+            finally:
+                unet.set_attn_processor(own)
 
     def self_attention(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int

@@ -261,4 +261,4 @@ def test_placement_and_doctor_on_the_command_line(bundles, monkeypatch, capsys):
 def test_threads_are_set(bundles):
     graph = OpenVinoGraph(bundles / "float" / NETWORK, "float", threads=1)
     feed = {"x": np.zeros((1, 28, 8, 8), np.float32), "t": np.zeros(1, np.float32)}
-    assert graph._request(feed).get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+    assert graph._compile(feed)[0].get_property("INFERENCE_NUM_THREADS") == 1
