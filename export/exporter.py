@@ -15,7 +15,7 @@ from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
 from export.jobs.photo import InpaintingJob, Job
 from quant.calibration.trajectory import network_hash
-from quant.quantize import QuantizedNetwork
+from quant.network import QuantizedNetwork
 from quant.temporal.table import step_network, temporal_table
 from restoration.photo.inpainting import InpaintingTask
 from solvers import SOLVERS

@@ -14,7 +14,7 @@ from export.exporter import INTEGER, export_model
 from export.runtime.providers import PROVIDERS
 from export.runtime.session import OnnxNetwork, Session
 from quant.calibration.trajectory import CalibrationSet
-from quant.quantize import QuantizedNetwork
+from quant.network import QuantizedNetwork
 from solvers.denoiser import Denoiser
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from quant.calibration.trajectory import network_hash
-from quant.quantize import (
+from quant.network import (
     QuantizedNetwork,
     QuantLayer,
     quantizable_layers,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.quantize import QuantizedNetwork
+from quant.network import QuantizedNetwork
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:

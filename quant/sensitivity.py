@@ -7,15 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from quant.calibration.trajectory import CalibrationSet
-
-if TYPE_CHECKING:  # quantize asks here which layers to leave in float
-    from quant.quantize import QuantizedNetwork
+from quant.network import QuantizedNetwork
 
 
 @torch.no_grad()

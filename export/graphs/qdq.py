@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from quant.quantize import QuantLayer
+from quant.network import QuantLayer
 
 TARGETS = ("cpu", "tensorrt")
 

@@ -4,9 +4,11 @@
 With ``f_k`` the features of solver step k (k = 0 the noisiest), the input of the U-Net's middle
 attention:
 
-    density    d_k = #{j != k: mean (f_k - f_j)^2 <= r} diversity  v_k = sum_{j != k} sum_{samples,
-    pixels} 1 - cos(f_k, f_j)          (cosine along the channels) weight     w = minmax(d) + lambda
-    minmax(v),   n_k ~ N w_k / sum w
+    density    d_k = #{j != k: mean (f_k - f_j)^2 <= r}
+    diversity  v_k = sum_{j != k} sum_{samples, pixels} 1 - cos(f_k, f_j)
+    weight     w = minmax(d) + lambda minmax(v),   n_k ~ N w_k / sum w
+
+where the cosine is taken along the channels.
 
 Liu et al. 2024, Enhanced Distribution Alignment for Post-Training Quantization of Diffusion Models,
 sec. 4.1. Both sums need inner products of features only: ``|f_j - f_k|^2 = |f_j|^2 + |f_k|^2 - 2

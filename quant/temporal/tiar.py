@@ -1,8 +1,9 @@
 """TIAR: round the weights of the whole temporal information block together, for the features it
 yields (TFMQ).
 
-    min over roundings  sum_i mean_t |e_i^q(t) - e_i(t)|^2 + lambda_r sum (1 - |2 h - 1|^b) W^q =
-    delta (clamp(floor(W/delta) + h + z, 0, 2^bits - 1) - z),   h = clip(1.2 sigmoid(a) - 0.1, 0, 1)
+    min over roundings  sum_i mean_t |e_i^q(t) - e_i(t)|^2 + lambda_r sum (1 - |2 h - 1|^b)
+    W^q = delta (clamp(floor(W/delta) + h + z, 0, 2^bits - 1) - z)
+    h   = clip(1.2 sigmoid(a) - 0.1, 0, 1)
 
 Block reconstruction fits each projection inside its residual block, to what the images there look
 like, and confuses the features of different timesteps; here the MLP and all projections are one

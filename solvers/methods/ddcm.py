@@ -26,10 +26,11 @@ class DDCM:
     x0)/b``, so it needs no inversion. Source and target branches start from one state, share every
     fresh ``z``, and differ only by what the network says of them (Xu et al. 2024, alg. 1):
 
-        ``p = x0 + ((x^g - x^s) - b (e^g - e^s))/a``                                 the edited
-        image so far ``x^g <- a' p  + b' (sqrt(1 - eta) (e^g - e^s + e_cons) + sqrt(eta) z)`` ``x^s
-        <- a' x0 + b' (sqrt(1 - eta) d + sqrt(eta) z)``                        ``d``: ``e_cons``, or
-        the layout branch's direction
+        ``p = x0 + ((x^g - x^s) - b (e^g - e^s))/a``
+        ``x^g <- a' p  + b' (sqrt(1 - eta) (e^g - e^s + e_cons) + sqrt(eta) z)``
+        ``x^s <- a' x0 + b' (sqrt(1 - eta) d + sqrt(eta) z)``
+
+    ``p`` is the edited image so far, and ``d`` is ``e_cons`` or the layout branch's direction.
 
     With ``eta = 1``, ``edited = x0 - sum_i kappa_i (e^g_i - e^s_i)``: equal networks return ``x0``
     exactly and an error common to both branches cancels, so ask both in one batch with the same
