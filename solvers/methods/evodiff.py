@@ -172,7 +172,7 @@ class EVODiff:
                 )
                 m0, m1, eps = answer.x0, m0, answer.eps
             x = _shifted(process, z, nodes[i], y)
-        # 7. To the clean level by the last image estimate, and by the change of the noise estimates.
+        # 7. To the clean level by the last image estimate and the change of the noise estimates.
         if not nodes or nodes[-1] == end:
             return x
         p = yield Query(x, nodes[-1], editable=True)
