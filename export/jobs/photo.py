@@ -111,7 +111,7 @@ class InpaintingJob(Job):
     sigma: float = 0.0
     name = "inpaint"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "task", replace(self.task, tile=2**31))
 
     @property
@@ -155,7 +155,7 @@ class LinearJob(Job):
     name: str = "denoise"
     record: dict[str, str | float] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "task", replace(self.task, tile=2**31))
 
     @property
@@ -207,7 +207,7 @@ class PairedJob(Job):
     products: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
     correction = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "task", replace(self.task, tile=2**31))
         products = tuple(_reduction(n, m) for n, m in zip(self.size, self.state[1:], strict=True))
         object.__setattr__(self, "products", products)
