@@ -13,7 +13,8 @@ from export.graphs.network import export_graph
 from export.graphs.precision import to_half
 from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
-from export.jobs.photo import InpaintingJob, Job
+from export.jobs.base import Job
+from export.jobs.photo import InpaintingJob
 from quant.calibration.trajectory import network_hash
 from quant.network import QuantizedNetwork
 from quant.temporal.table import step_network, temporal_table
@@ -159,7 +160,7 @@ def export_restorer_bundle(
     bundle that :class:`export.runtime.session.Restorer` runs.
 
     Args:
-        job: one of :mod:`export.jobs.photo`; of an inpainting task a job is made with ``sigma`` and
+        job: one of :mod:`export.jobs`; of an inpainting task a job is made with ``sigma`` and
             ``size``.
 
     Raises:

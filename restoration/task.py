@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,12 +20,27 @@ from solvers.loop import solve
 from solvers.processes.process import Process
 from solvers.solver import DenoiserLike, Solver, Step, device_of, randn
 
-if TYPE_CHECKING:
-    from restoration.photo.inpainting import InpaintingTask
-    from restoration.photo.linear import LinearTask
+
+class PictureTask(Protocol):
+    """The settings that picture tasks share."""
+
+    @property
+    def grid(self) -> str: ...
+
+    @property
+    def tile(self) -> int: ...
+
+    @property
+    def overlap(self) -> int: ...
+
+    @property
+    def symmetries(self) -> int: ...
+
+    @property
+    def correction(self) -> str | None: ...
 
 
-def check_settings(task: InpaintingTask | LinearTask) -> None:
+def check_settings(task: PictureTask) -> None:
     """Raises ValueError where the grid, tiles, symmetries or correction of a picture task can't
     be.
     """

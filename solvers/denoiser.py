@@ -44,10 +44,10 @@ class Denoiser:
         condition_channels: channels appended to the state (0: unconditional). Without a condition
             they are zeros.
         residual: the condition's first C channels are an image estimate (the lift) and the network
-            predicts the diffusion of ``x0 - lift``, and its image estimate is added to the lift
-            (DESIGN 3.5). Instead of the state it sees the best linear estimate of the residual,
-            ``a' z`` below: at few steps states are mostly noise, of which this leaves as much as is
-            of use.
+            predicts the diffusion of ``x0 - lift``; its image estimate is added to the lift
+            (docs/design.md, "Lift, then diffuse"). Instead of the state it sees ``a' z`` below, the
+            best linear estimate of the residual: at few steps a state is mostly noise, of which
+            this leaves as much as is of use.
         data_std: standard deviation s of what is diffused. The network works on ``u = x0/s``, with
             the state ``z = x/sqrt(s^2 a^2 + b^2) = a' u + b' eps`` (``x - a lift`` for a residual),
             so that input and target have about unit size at every level (Karras et al. 2022, table

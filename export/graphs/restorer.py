@@ -2,7 +2,7 @@
 
 Everything between is inside: lift, the solver's coefficients, the temporal table's rows, every
 network call (weights stored once), data consistency, range conversion and clamping. A device needs
-ONNX Runtime and nothing else. :mod:`export.jobs.photo` has the tasks.
+ONNX Runtime and nothing else. :mod:`export.jobs` has the tasks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.network import trace
-from export.jobs.photo import Job
+from export.jobs.base import Job
 from quant.temporal.table import row_of, step_network, temporal_table
 from solvers.denoiser import Denoiser
 from solvers.loop import solve

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.jobs.photo import Job, Prepared, Shape, ordered, quantile
+from export.jobs.base import Job, Prepared, Shape, ordered, quantile
 from restoration.hyperspectral.eigen_images import SPREAD
 from restoration.hyperspectral.task import HyperspectralTask
 from restoration.wrappers.symmetry import Symmetric

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.jobs.photo import Job, Prepared, Shape, quantile
+from export.jobs.base import Job, Prepared, Shape, quantile
 from restoration.mri.consistency import Alternation, Consistency
 from restoration.mri.estimate import CONDITION_CHANNELS, ITERATIONS, QUANTILE, features
 from restoration.mri.real_sense import RealSense, coil_pairs

@@ -30,7 +30,6 @@ from restoration.io.mri_scan import (
 T = TypeVar("T")
 
 HDF5 = (".h5", ".hdf5", ".mrd")
-KSPACE = (*HDF5, ".npz", ".mat")
 NIFTI = (".nii", ".nii.gz")
 NOISE_SCAN = 1 << 18  # ISMRMRD numbers flags from 1; ACQ_IS_NOISE_MEASUREMENT is the 19th
 

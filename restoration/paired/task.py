@@ -99,7 +99,7 @@ def default_process(denoiser: DenoiserLike, solver: Solver, num_inference_steps:
 @dataclass(frozen=True)
 class PairedTask:
     """Clean pictures from degraded ones with a conditional denoiser; the run starts at the degraded
-    picture (DESIGN 3.1, 3.5).
+    picture (docs/design.md, "One process" and "Lift, then diffuse").
 
     The network's condition tells what it is shown: 3 channels the degraded picture; 4 that and a
     mask (1 where it is degraded, such as a shadow); 7 what :func:`haze_condition` makes of a hazy

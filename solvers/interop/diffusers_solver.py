@@ -194,19 +194,23 @@ class DiffusersSolver:
     def _run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process, y = problem.process, problem.y
         nodes = list(grid.times)
+        # 1. diffusers' rules know no level without signal: leave it by a first-order step.
         while process.a(nodes[0]) <= 0 and len(nodes) > 1:
             p = yield Query(x, nodes[0], editable=True)
             x = process.add_noise(p.x0, p.eps, nodes[1], y)
             del nodes[0]
+        # 2. Nor does the clean level belong to their training levels.
         end = nodes[-1]
         while nodes and process.b(nodes[-1]) == 0:
             nodes.pop()
         if not nodes:
             return x
+        # 3. The scheduler walks the noisy nodes, and on to the clean image if it can.
         to_clean = nodes[-1] != end
         denoise = to_clean and self._ends_noisy()
         if len(nodes) > 1 or (to_clean and not denoise):
             x = yield from self._walk(problem, nodes, x, to_last=denoise or not to_clean)
+        # 4. Where it can't, one more question gives the image.
         if denoise:
             x = (yield Query(x, nodes[-1], editable=True)).x0
         elif not to_clean:
@@ -216,11 +220,12 @@ class DiffusersSolver:
     def _walk(self, problem: Problem, nodes: list[float], x: Tensor, to_last: bool) -> Queries:
         """From the state at the first node to that at the last, or to the image."""
         process, y = problem.process, problem.y
+        # 1. A scheduler whose training levels are those of the nodes.
         kappas = [process.kappa(t) for t in nodes]
         scheduler = self.make(kappas, to_last)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        # schedulers hold x/a (variance exploding) or the unit-variance state; scale_model_input
-        # tells which
+        # 2. Schedulers hold x/a (variance exploding) or the state of unit variance;
+        # scale_model_input tells which.
         exploding = not torch.equal(
             scheduler.scale_model_input(torch.ones(1), scheduler.timesteps[0]), torch.ones(1)
         )
@@ -228,6 +233,7 @@ class DiffusersSolver:
             process.a(nodes[0]) if exploding else _size(process, nodes[0])
         )
         for index in scheduler.timesteps:
+            # 3. Its next level as our time and state; the answer as its noise estimate.
             t = _time(process, nodes, kappas, float(index))
             a, b, size = process.a(t), process.b(t), _size(process, t)
             z = size * scheduler.scale_model_input(sample, index)
@@ -238,6 +244,7 @@ class DiffusersSolver:
             sample = scheduler.step(
                 p.eps, index, state / (a if exploding else size), **noise
             ).prev_sample.to(x.dtype)
+        # 4. The end: the image, or the state at the last node.
         if not to_last:
             return sample
         end = nodes[-1]
@@ -247,9 +254,7 @@ class DiffusersSolver:
 
     def _ends_noisy(self) -> bool:
         """Whether the rule can't reach the clean level."""
-        if str(self.options.get("algorithm_type")).endswith(
-            "dpmsolver"
-        ):  # DPM-Solver on noise estimates
+        if str(self.options.get("algorithm_type")).endswith("dpmsolver"):  # on noise estimates
             return True
         sigmas = getattr(self.make([2.0, 1.0], to_last=False), "sigmas", None)
         return sigmas is not None and float(sigmas[-1]) > 0

@@ -280,15 +280,19 @@ class RDDMSampler:
         process, strides = problem.process, self.schedule or problem.process
         for t, s in grid.pairs():
             p = yield Query(x, t, editable=True)
-            # the state as the network, or whoever corrected it, saw it
+            # 1. The state as the network, or whoever corrected it, saw it; in the paper's
+            # coordinates, where y is a part of the image.
             x = process.add_noise(p.x0, p.eps, t, y)
             if y is not None:
                 x = x - (process.a(t) + process.c(t) - 1) * y
+            # 2. Residual, noise and image by the method's rule; the last step ends on the image.
             residual, eps, x0 = self._estimates(p, x, 1 - process.a(t), process.b(t), y)
             if s == CLEAN and self.image_at_end:
                 return x0
+            # 3. Strides of residual and noise.
             dA, B, B_s = strides.a(s) - strides.a(t), strides.b(t), strides.b(s)
             ratio = B_s / B if B > 0 else 0.0
+            # 4. Remove some of both, and add fresh noise where the method does.
             if self.ancestral:
                 kept, new = ratio**2, 1 - ratio**2
                 x = kept * x + (new * (1 - strides.a(s)) - kept * dA) * residual + new * x0
@@ -301,6 +305,7 @@ class RDDMSampler:
                     x = x - (B - (B_s**2 - fresh**2) ** 0.5) * eps
             if fresh > 0:
                 x = x + fresh * problem.noise(x)
+            # 5. Back to this process's state.
             if y is not None:
                 x = x + (process.a(s) + process.c(s) - 1) * y
         return x

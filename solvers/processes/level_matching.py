@@ -13,8 +13,8 @@ from solvers.solver import DenoiserLike
 
 @dataclass(frozen=True)
 class LevelMatched:
-    """A denoiser of one process answering for another, at the level with the same log-SNR (DESIGN
-    3.1).
+    """A denoiser of one process answering for another, at the level with the same log-SNR
+    (docs/design.md, "One process").
 
     With ``z = (x - c y)/sqrt(a^2 + b^2)`` the estimate E[x0 | z, y] depends on t only through a/b.
     The state shown to the denoiser holds its own process's share of ``y``. Levels beyond the native

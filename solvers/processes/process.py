@@ -133,7 +133,8 @@ class Process:
         """The (real) time in ``[-1, end]`` with this log-SNR; the nearest end of the process where
         it has none.
 
-        This is how a network trained under one process answers a query of another (DESIGN 3.1).
+        This is how a network trained under one process answers a query of another
+        (docs/design.md, "One process").
         """
         lo, hi = CLEAN, self.end
         if log_snr >= self.log_snr(lo):

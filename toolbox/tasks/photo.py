@@ -30,7 +30,7 @@ from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
 from toolbox.api import load
-from toolbox.support.pictures import heat
+from toolbox.support.sheets import heat
 
 
 def run_inpainting(

@@ -1,0 +1,114 @@
+"""What a restorer graph can do: for each task, its inputs, its noise, and how a run starts and
+ends, in traceable tensor operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from restoration.posterior import CORRECTIONS
+from solvers.denoiser import Denoiser
+from solvers.grid import Grid
+from solvers.processes.process import Process
+from solvers.solver import Solver
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One run on one measurement.
+
+    Attributes:
+        denoiser: what the solver asks, conditioned and corrected.
+        finish: from the end of a run to the result.
+        start: the state to start from; None: noise at the first level, and the process's share of
+            ``y``.
+        process, y: as for :func:`solvers.loop.solve`.
+    """
+
+    denoiser: object
+    grid: Grid
+    solver: Solver
+    finish: Callable[[Tensor], Tensor]
+    start: Tensor | None = None
+    process: Process | None = None
+    y: Tensor | None = None
+
+
+class Job:
+    """A task with everything fixed but the measurement. Subclasses are frozen dataclasses with
+    these attributes and :meth:`prepare`.
+
+    Attributes:
+        name: of the task, as the command line calls it.
+        denoiser: around a PyTorch network whose temporal path can be tabulated.
+        inputs: names and shapes of the measurement's tensors, without the batch.
+        state: ``(C, H, W)`` of the noise.
+        correction, sigma, steps, grid_name, solver_name: for the record.
+    """
+
+    name: str
+    sigma: float = 0.0
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.task.denoiser
+
+    @property
+    def correction(self) -> str:
+        return self.task.correction or "none"
+
+    @property
+    def steps(self) -> int | None:
+        return getattr(getattr(self, "task", None), "num_inference_steps", None)
+
+    @property
+    def operator_record(self) -> dict[str, str | float]:
+        return {}
+
+    def around(self, denoiser: Denoiser) -> Job:
+        """The same job around another denoiser."""
+        return replace(self, task=replace(self.task, denoiser=denoiser))
+
+    def check(self) -> None:
+        """Refuse what can't be a graph, in words.
+
+        Raises:
+            ValueError: a correction that differentiates the network.
+        """
+        if self.correction in CORRECTIONS and CORRECTIONS[self.correction].needs_gradient:
+            raise ValueError(
+                f"{self.correction} differentiates the network, which a graph can't; use ddnm,"
+                " diffpir, ddrm or repaint"
+            )
+
+    def example(self) -> dict[str, Tensor]:
+        """Inputs ``(1, ...)`` that mean something, for a dry run."""
+        return {name: torch.full((1, *shape), 0.5) for name, shape in self.inputs.items()}
+
+    def prepare(self, **inputs: Tensor) -> Prepared:
+        """A run on a batch of measurements."""
+        raise TypeError(f"{type(self).__name__} must define prepare")
+
+
+def ordered(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest (from 0) of each row of ``(B, n)``."""
+    n = values.shape[1]
+    return (
+        values.topk(n - k, dim=1).values[:, -1]
+        if k >= n // 2
+        else -(-values).topk(k + 1, dim=1).values[:, -1]
+    )
+
+
+def quantile(values: Tensor, q: float) -> Tensor:
+    """``torch.quantile`` of each row of ``(B, n)``, by operators that graphs have."""
+    place = q * (values.shape[1] - 1)
+    low, high = ordered(values, math.floor(place)), ordered(values, math.ceil(place))
+    return low + (place - math.floor(place)) * (high - low)
