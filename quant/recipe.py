@@ -48,7 +48,7 @@ class Reconstruction:
     drop: float = 0.5
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, low, high in (
             ("iterations", 1, 10**6),
             ("batch_size", 1, 4096),
@@ -134,7 +134,7 @@ class QuantRecipe:
     selection: str = "uniform"
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8) or isinstance(self.weight_bits, bool):
             raise ValueError(f"weight_bits must be 8 or 4; got {self.weight_bits!r}")
         if self.act_bits != 8:

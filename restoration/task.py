@@ -7,6 +7,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +18,29 @@ from restoration.wrappers.symmetry import COUNTS
 from solvers.grid import GRIDS, Grid
 from solvers.loop import solve
 from solvers.processes.process import Process
-from solvers.solver import Solver, Step, randn
+from solvers.solver import DenoiserLike, Solver, Step, device_of, randn
 
 
-def check_settings(task) -> None:
+class PictureTask(Protocol):
+    """The settings that picture tasks share."""
+
+    @property
+    def grid(self) -> str: ...
+
+    @property
+    def tile(self) -> int: ...
+
+    @property
+    def overlap(self) -> int: ...
+
+    @property
+    def symmetries(self) -> int: ...
+
+    @property
+    def correction(self) -> str | None: ...
+
+
+def check_settings(task: PictureTask) -> None:
     """Raises ValueError where the grid, tiles, symmetries or correction of a picture task can't
     be.
     """
@@ -63,7 +84,7 @@ class Restored:
 
 @torch.no_grad()
 def sample(
-    denoiser,
+    denoiser: DenoiserLike,
     shape: tuple[int, int, int],
     grid: Grid,
     solver: Solver,
@@ -96,14 +117,13 @@ def sample(
     for k in range(num_samples):
         generator = torch.Generator().manual_seed(seed + k)
         x = start
-        if start is None:
-            x = process.b(grid.times[0]) * randn(
-                (1, *shape), generator, device=getattr(denoiser, "device", "cpu")
-            )
+        if x is None:
+            noise = randn((1, *shape), generator, device=device_of(denoiser))
+            x = process.b(grid.times[0]) * noise
         if y is not None:
             # y stands in for the image, as in Process.start
             x = x + (process.a(grid.times[0]) + process.c(grid.times[0])) * y
-        watch = None if callback is None else lambda step, k=k: callback(k, step)
+        watch = None if callback is None else partial(callback, k)
         run = solve(
             solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch
         )

@@ -172,7 +172,7 @@ def _dry_run(job: Job) -> tuple[list[float], int]:
     draws, outputs = 0, job.denoiser.network.config.out_channels
 
     class Silent(Denoiser):
-        def __init__(self):
+        def __init__(self) -> None:
             self.__dict__ |= job.denoiser.__dict__
 
         def call_network(self, z: Tensor, t) -> Tensor:

@@ -29,7 +29,7 @@ class PairedJob(Job):
     products: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
     correction = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "task", replace(self.task, tile=2**31))
         products = tuple(_reduction(n, m) for n, m in zip(self.size, self.state[1:], strict=True))
         object.__setattr__(self, "products", products)

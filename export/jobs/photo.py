@@ -22,7 +22,7 @@ class InpaintingJob(Job):
     sigma: float = 0.0
     name = "inpaint"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "task", replace(self.task, tile=2**31))
 
     @property
@@ -66,7 +66,7 @@ class LinearJob(Job):
     name: str = "denoise"
     record: dict[str, str | float] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "task", replace(self.task, tile=2**31))
 
     @property

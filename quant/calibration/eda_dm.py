@@ -59,7 +59,7 @@ class EDADM:
     radius: float | None = None
     batch: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight must be a finite number >= 0; got {self.weight}")
         if not 0 < self.quantile < 1:

@@ -56,7 +56,7 @@ class TIAR:
     lambda_round: float = 0.01
     batch: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.iterations < 1 or self.batch < 1:
             raise ValueError(
                 f"iterations and batch must be at least 1; got {self.iterations} and {self.batch}"

@@ -310,7 +310,7 @@ def _trusted(values: np.ndarray, valid: np.ndarray, share: float = 0.03) -> np.n
     impulses are, as they also clip.
     """
     everywhere = ~valid.any(0)  # no data in any band
-    columns = ~valid.any(1)  # (B, W)
+    columns = np.logical_not(valid.any(1))  # (B, W)
     isolated = ~valid & ~everywhere & ~columns[:, None, :]
     doubtful = isolated.mean((1, 2)) > share
     # most bands must agree before the others can be left out

@@ -18,7 +18,7 @@ from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
-from solvers.solver import Solver, Step
+from solvers.solver import DenoiserLike, Solver, Step
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class InpaintingTask:
     overlap: int = 64
     symmetries: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
 
     def __call__(
@@ -84,14 +84,17 @@ class InpaintingTask:
         """
         image, mask = (v.to(self.denoiser.device) for v in check_inpainting(image, mask))
         corrected, finish = self.prepare(image[None], mask[None, None], sigma)
-        options = {
-            "num_samples": num_samples,
-            "seed": seed,
-            "finish": finish,
-            "callback": callback,
-            "calls": self.symmetries,
-        }
-        return sample(corrected, (3, *mask.shape), self.nodes(), self.solver, **options)
+        return sample(
+            corrected,
+            (3, *mask.shape),
+            self.nodes(),
+            self.solver,
+            num_samples=num_samples,
+            seed=seed,
+            finish=finish,
+            callback=callback,
+            calls=self.symmetries,
+        )
 
     def nodes(self) -> Grid:
         """The times of a run."""
@@ -101,7 +104,9 @@ class InpaintingTask:
         """Name of the correction that a run with this noise uses."""
         return self.correction or ("diffpir" if sigma > 0 else "ddnm")
 
-    def prepare(self, image: Tensor, known: Tensor, sigma: float = 0.0):
+    def prepare(
+        self, image: Tensor, known: Tensor, sigma: float = 0.0
+    ) -> tuple[DenoiserLike, Callable[[Tensor], Tensor]]:
         """The denoiser that a run asks, and what makes an image of its end. Tensor operations only:
         it can be traced.
 

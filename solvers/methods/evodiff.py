@@ -14,10 +14,12 @@ from torch import Tensor
 from solvers.grid import Grid
 from solvers.prediction import Prediction
 from solvers.processes.process import Process
-from solvers.solver import Problem, Query
+from solvers.solver import Problem, Queries, Query
 
 MODES = ("consistent", "paper")
 FINALS = ("second", "paper", "euler", "full")
+# a step: its question, then the new state and the answer
+Body = Generator[Query, Prediction, tuple[Tensor, Prediction]]
 INNERS = ("channel", "sample")
 
 
@@ -119,7 +121,7 @@ class EVODiff:
     final: str | None = None
     inner: str = "channel"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} is unknown; known: {', '.join(MODES)}")
         if self.final is None:
@@ -134,7 +136,7 @@ class EVODiff:
         """Whether a step also uses earlier answers."""
         return True
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process, y = problem.process, problem.y
         nodes = list(grid.times)
         # 1. A level without signal has no log-SNR: leave it by a first-order step.
@@ -171,7 +173,7 @@ class EVODiff:
                     problem, step, (nodes[0], nodes[last], last), euler, m0, m1
                 )
                 m0, m1, eps = answer.x0, m0, answer.eps
-            x = _shifted(process, z, nodes[i], y)
+            x = process.shifted(z, nodes[i], y)
         # 7. To the clean level by the last image estimate and the change of the noise estimates.
         if not nodes or nodes[-1] == end:
             return x
@@ -184,18 +186,29 @@ class EVODiff:
 
     @staticmethod
     def _consistent_step(
-        problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor
-    ):
+        problem: Problem,
+        step: Interval,
+        ends: tuple[float, float, int],
+        euler: Tensor,
+        m0: Tensor,
+        m1: Tensor,
+    ) -> Body:
         d1 = (m0 - m1) / step.r
         probe = euler + 0.5 * step.H * d1
-        answer = yield Query(_shifted(problem.process, probe, step.to, problem.y), step.to)
+        answer = yield Query(problem.process.shifted(probe, step.to, problem.y), step.to)
         return euler + 0.25 * step.H * (d1 + answer.x0 - m0), answer
 
     def _paper_step(
-        self, problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor
-    ):
+        self,
+        problem: Problem,
+        step: Interval,
+        ends: tuple[float, float, int],
+        euler: Tensor,
+        m0: Tensor,
+        m1: Tensor,
+    ) -> Body:
         H, h, r = step.H, step.h, step.r
-        start, end, steps = run
+        start, end, steps = ends
         origin = problem.process.origin
         tau = (step.to + end - 2 * origin) / (start + end - 2 * origin)
         w = (1 - tau**2) / 2
@@ -206,7 +219,7 @@ class EVODiff:
         d1 = m0 - b1 * m1
         ri = torch.sigmoid(0.25 * b1.abs()) * r
         lean = 0.5 * H / ri * d1
-        answer = yield Query(_shifted(problem.process, euler + lean, step.to, problem.y), step.to)
+        answer = yield Query(problem.process.shifted(euler + lean, step.to, problem.y), step.to)
         mt = answer.x0
 
         # 2. The correction: a mixture of both differences, whose weight eta their angle decides.
@@ -245,9 +258,3 @@ class EVODiff:
         q = 1 - 0.5 * math.sqrt(rho if rho < 0.5 else rho - 0.5)
         noise = step.process.b(step.to) * step.process.b(step.at)
         return (1 - math.sqrt(noise)) * euler + 0.5 * step.H * (m0 - q * m1)
-
-
-def _shifted(process: Process, z: Tensor, t: float, y: Tensor | None) -> Tensor:
-    """``z + c y``."""
-    c = process.c(t)
-    return z if c == 0 else z + c * y

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from solvers.grid import Grid
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
-from solvers.processes.process import CLEAN, VP, Process
-from solvers.solver import Problem, Query
+from solvers.processes.process import CLEAN, VP, Process, Table
+from solvers.solver import Problem, Queries, Query
 
 METHODS = ("res_noise", "res", "noise")
 WEIGHTS = ("increased", "decreased", "average", "normal")
@@ -42,7 +42,7 @@ class RDDM(Process):
 
     prediction_types = (*PREDICTION_TYPES, "residual", "residual_noise", "sample_noise")
 
-    def __init__(self, residual_sums, noise_sums):
+    def __init__(self, residual_sums: ArrayLike, noise_sums: ArrayLike):
         A = np.array(residual_sums, dtype=np.float64)
         A = np.where(np.abs(A - 1) < 1e-9, 1.0, A)  # sums of weights miss 1 by rounding
         if (
@@ -55,7 +55,7 @@ class RDDM(Process):
         # the later releases' first level holds no noise
         self.first = float(np.argmax(self.b_table > 0))
 
-    def _a(self, t: np.ndarray) -> np.ndarray:
+    def _a(self, t: Table) -> Table:
         return 1 - self._c(t)
 
     @classmethod
@@ -88,13 +88,17 @@ class RDDM(Process):
         """
         return cls(1 - process.a_table, process.b_table)
 
-    def predict(self, output, x, t: float, prediction_type: str, y=None) -> Prediction:
+    def predict(
+        self, output: Tensor, x: Tensor, t: float, prediction_type: str, y: Tensor | None = None
+    ) -> Prediction:
         """As :meth:`Process.predict`. Two-headed networks give a :class:`ResidualPrediction`.
 
         A noise network says nothing about the image where ``A = 1``: the degraded image stands in
         for it there.
         """
-        if y is None and (prediction_type not in PREDICTION_TYPES or self.a(t) == 0):
+        if y is None:
+            if prediction_type in PREDICTION_TYPES and self.a(t) != 0:
+                return super().predict(output, x, t, prediction_type)
             raise ValueError(
                 f"{prediction_type!r} of a residual process needs the degraded image: pass it as y"
             )
@@ -142,9 +146,7 @@ class RDDM(Process):
         return a * x0 + c * y + b * eps, torch.cat(targets[target], dim=1)
 
 
-def weights(
-    steps: int, name: str, power: float = 1.0, *, release: str = "restoration"
-) -> np.ndarray:
+def weights(steps: int, name: str, power: float = 1.0, *, release: str = "restoration") -> Table:
     """Shares of each step in a sum of 1, shape ``(steps,)``.
 
     ``increased``: proportional to ``u^power``; ``decreased``: its flip; ``average``: equal;
@@ -254,7 +256,7 @@ class RDDMSampler:
     schedule: Process | None = None
     image_at_end: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method {self.method!r} is unknown; known: {', '.join(METHODS)}")
         if not 0 <= self.eta <= 1:
@@ -264,7 +266,7 @@ class RDDMSampler:
         if (self.eta > 0) + self.ancestral + self.separate > 1:
             raise ValueError("eta, ancestral and separate exclude each other; give one")
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         y = problem.y if problem.process.holds_image else None
         if self.separate:
             for part in ("residual", "noise"):
@@ -272,7 +274,9 @@ class RDDMSampler:
             return x
         return (yield from self._pass(problem, grid, x, y, "both"))
 
-    def _pass(self, problem: Problem, grid: Grid, x: Tensor, y: Tensor | None, part: str):
+    def _pass(
+        self, problem: Problem, grid: Grid, x: Tensor, y: Tensor | None, part: str
+    ) -> Queries:
         process, strides = problem.process, self.schedule or problem.process
         for t, s in grid.pairs():
             p = yield Query(x, t, editable=True)

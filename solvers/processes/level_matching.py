@@ -8,6 +8,7 @@ from torch import Tensor
 
 from solvers.prediction import Prediction
 from solvers.processes.process import Process
+from solvers.solver import DenoiserLike
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LevelMatched:
         y: the degraded image, where one of the two processes holds it.
     """
 
-    denoiser: object
+    denoiser: DenoiserLike
     process: Process
     y: Tensor | None = None
 
