@@ -5,40 +5,16 @@ ends, in traceable tensor operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from restoration.posterior import CORRECTIONS
+from restoration.task import Run
 from solvers.denoiser import Denoiser
-from solvers.grid import Grid
-from solvers.processes.process import Process
-from solvers.solver import Solver
 
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One run on one measurement.
-
-    Attributes:
-        denoiser: what the solver asks, conditioned and corrected.
-        finish: from the end of a run to the result.
-        start: the state to start from; None: noise at the first level, and the process's share of
-            ``y``.
-        process, y: as for :func:`solvers.loop.solve`.
-    """
-
-    denoiser: object
-    grid: Grid
-    solver: Solver
-    finish: Callable[[Tensor], Tensor]
-    start: Tensor | None = None
-    process: Process | None = None
-    y: Tensor | None = None
 
 
 class Job:
@@ -92,7 +68,7 @@ class Job:
         """Inputs ``(1, ...)`` that mean something, for a dry run."""
         return {name: torch.full((1, *shape), 0.5) for name, shape in self.inputs.items()}
 
-    def prepare(self, **inputs: Tensor) -> Prepared:
+    def prepare(self, **inputs: Tensor) -> Run:
         """A run on a batch of measurements."""
         raise TypeError(f"{type(self).__name__} must define prepare")
 

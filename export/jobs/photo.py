@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from export.jobs.base import Job, Prepared, Shape
+from export.jobs.base import Job, Shape
 from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
 from restoration.photo.inpainting import InpaintingTask
+from restoration.task import Run
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class InpaintingJob(Job):
     def example(self) -> dict[str, Tensor]:
         return super().example() | {"mask": torch.ones(1, 1, *self.size)}
 
-    def prepare(self, image: Tensor, mask: Tensor) -> Prepared:
-        denoiser, finish = self.task.prepare(image, mask, self.sigma)
-        return Prepared(denoiser, self.task.nodes(), self.task.solver, finish)
+    def prepare(self, image: Tensor, mask: Tensor) -> Run:
+        return self.task.prepare(image, mask, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class LinearJob(Job):
     pictures in [0, 1].
 
     Args:
-        task: has ``denoiser``, ``solver``, ``correction`` and ``prepare(measurement, shape) ->
-            (denoiser, start or None, grid, finish)``.
+        task: :class:`restoration.photo.linear.LinearTask`.
         operator: of :mod:`restoration.operators.linear` or :mod:`restoration.operators.separable`.
         size: ``(H, W)`` of the restored pictures.
         name: ``denoise``, ``superresolve`` or ``deblur``.
@@ -93,9 +92,6 @@ class LinearJob(Job):
     def state(self) -> Shape:
         return (3, *self.size)
 
-    def prepare(self, image: Tensor) -> Prepared:
+    def prepare(self, image: Tensor) -> Run:
         shape = (image.shape[0], 3, *self.size)
-        denoiser, start, grid, finish = self.task.prepare(
-            Measurement(self.operator, image, self.sigma), shape
-        )
-        return Prepared(denoiser, grid, self.task.solver, finish, start)
+        return self.task.prepare(Measurement(self.operator, image, self.sigma), shape)
