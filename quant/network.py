@@ -79,6 +79,18 @@ class QuantizedNetwork(nn.Module):
     structure: Network
     network: Network
 
+    @property
+    def outputs(self) -> bool:
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, on: bool) -> None:
+        self._outputs = bool(on)
+        for name in self.names:
+            layer = self.network.get_submodule(name)
+            if has_output_scale(layer):
+                layer.output_quant.disable_quant = not on
+
     def __init__(
         self,
         network: Network,
@@ -125,18 +137,6 @@ class QuantizedNetwork(nn.Module):
         if self.table is not None:
             t = torch.tensor([self.table.index(v) for v in t.reshape(-1).tolist()], device=x.device)
         return output_of(self.network(x, t))
-
-    @property
-    def outputs(self) -> bool:
-        return self._outputs
-
-    @outputs.setter
-    def outputs(self, on: bool) -> None:
-        self._outputs = bool(on)
-        for name in self.names:
-            layer = self.network.get_submodule(name)
-            if has_output_scale(layer):
-                layer.output_quant.disable_quant = not on
 
     def simulating(self, target: str) -> QuantizedNetwork:
         """A copy (weights shared) that quantizes what an exported graph for ``target`` (``cpu``,

@@ -13,7 +13,13 @@ from restoration.mri.consistency import Alternation, Consistency
 from restoration.mri.estimate import CONDITION_CHANNELS, ITERATIONS, QUANTILE, features
 from restoration.mri.real_sense import RealSense, coil_pairs
 from restoration.mri.task import MRITask
+from restoration.operators.linear import Denoising
+from restoration.operators.measurement import Measurement
+from solvers.denoiser import Denoiser
 from solvers.processes.process import CLEAN
+
+# stands for a measurement that the functions of a correction hold
+IN_AGREE = Measurement(Denoising(), torch.zeros(1))
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,9 @@ class MRIJob(Job):
             return Prepared(d, grid, solver, lambda x: scale * seen * x)
         if correction == "consistency":
             return Prepared(_Agreeing(d, agree), grid, solver, lambda x: scale * seen * agree(x))
-        width = self.denoiser.data_std if self.task.prior_std is None else self.task.prior_std
+        width = (
+            float(self.denoiser.data_std) if self.task.prior_std is None else self.task.prior_std
+        )
 
         def prox(x: Tensor, variance: float) -> Tensor:
             if self.exact:
@@ -123,8 +131,8 @@ class MRIJob(Job):
 
 
 class _Agreeing(Consistency):
-    def __init__(self, denoiser, agree: Callable[[Tensor], Tensor]):
-        super().__init__(denoiser, None)
+    def __init__(self, denoiser: Denoiser, agree: Callable[[Tensor], Tensor]):
+        super().__init__(denoiser, IN_AGREE)
         self.agree = agree
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
@@ -134,12 +142,12 @@ class _Agreeing(Consistency):
 class _Alternating(Alternation):
     def __init__(
         self,
-        denoiser,
+        denoiser: Denoiser,
         agree: Callable[[Tensor], Tensor],
         prox: Callable[[Tensor, float], Tensor],
         width: float,
     ):
-        super().__init__(denoiser, None, prior_std=width)
+        super().__init__(denoiser, IN_AGREE, prior_std=width)
         self.agree, self.prox = agree, prox
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
