@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -171,8 +170,7 @@ def export_restorer_bundle(
     denoiser = job.denoiser
     check_target(denoiser, target, quantized)
     calibrated = None if quantized is None else quantized.timesteps
-    shown = copy.copy(denoiser)
-    shown.network = _structure(denoiser, quantized)
+    shown = denoiser.around(_structure(denoiser, quantized))
     tabulate = (
         temporal_table
         if quantized is None
@@ -181,7 +179,7 @@ def export_restorer_bundle(
     model, module = export_restorer(
         job.around(shown), estimates=estimates, timesteps=calibrated, tabulate=tabulate
     )
-    task = getattr(job, "task", job)
+    task = job.task
     run = Run(
         task=job.name,
         solver=_solver_name(getattr(task, "solver", None)),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ def verify(
         [reference, session.network], bundle.channels, size, times[0], repeats
     )
     counted = bundle.target == "cpu" or (device == "openvino" and bundle.target in INTEGER)
-    figures = {
+    figures: dict[str, Any] = {
         "device": device,
         "planned": bundle.planned,
         "fused": session.integer_convs() if counted else None,

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,10 @@ from quant.structure.equalize import apply_factors, groups, insert_scales
 from quant.structure.split import split_shortcuts
 from quant.temporal.table import TemporalTable, step_network, temporal_block, temporal_table
 from quant.temporal.tfmq import table_of
+from solvers.denoiser import Network, output_of
+
+# of brevitas, which has no types
+Layer = Any
 
 TEMPORAL_PARTS = (
     "time_proj",
@@ -70,14 +75,30 @@ class QuantizedNetwork(nn.Module):
             default.
     """
 
+    float_network: Network
+    structure: Network
+    network: Network
+
+    @property
+    def outputs(self) -> bool:
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, on: bool) -> None:
+        self._outputs = bool(on)
+        for name in self.names:
+            layer = self.network.get_submodule(name)
+            if has_output_scale(layer):
+                layer.output_quant.disable_quant = not on
+
     def __init__(
         self,
-        network,
-        structure,
-        float_network,
-        names,
+        network: Network,
+        structure: Network,
+        float_network: Network,
+        names: Sequence[str],
         recipe: QuantRecipe,
-        timesteps,
+        timesteps: Sequence[float],
         calibration_hash: str,
         model_hash: str,
     ):
@@ -115,20 +136,7 @@ class QuantizedNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         if self.table is not None:
             t = torch.tensor([self.table.index(v) for v in t.reshape(-1).tolist()], device=x.device)
-        out = self.network(x, t)
-        return out if isinstance(out, Tensor) else out.sample
-
-    @property
-    def outputs(self) -> bool:
-        return self._outputs
-
-    @outputs.setter
-    def outputs(self, on: bool) -> None:
-        self._outputs = bool(on)
-        for name in self.names:
-            layer = self.network.get_submodule(name)
-            if isinstance(layer, nn.Conv2d):
-                layer.output_quant.disable_quant = not on
+        return output_of(self.network(x, t))
 
     def simulating(self, target: str) -> QuantizedNetwork:
         """A copy (weights shared) that quantizes what an exported graph for ``target`` (``cpu``,
@@ -184,8 +192,8 @@ def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -
 
 
 def structured(
-    network: nn.Module, recipe: QuantRecipe, factors: Mapping[str, Tensor] | None = None
-) -> nn.Module:
+    network: Network, recipe: QuantRecipe, factors: Mapping[str, Tensor] | None = None
+) -> Network:
     """The float modules that a recipe quantizes: ``network`` itself, or a copy with split shortcuts
     and equalisation.
 
@@ -229,13 +237,13 @@ def weight_scales(weight: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def set_scales(
-    layer: nn.Module, input_scale: float, output_scale: Tensor, weight_scale: Tensor
+    layer: Layer, input_scale: float, output_scale: Tensor, weight_scale: Tensor
 ) -> None:
     """Write fixed scales into a brevitas layer made here. brevitas stores the magnitude of the
     lowest code: 128 (or 127, 7) steps.
     """
     scaling(layer.input_quant.fused_activation_quant_proxy).value.fill_(input_scale * 128)
-    if isinstance(layer, nn.Conv2d):
+    if has_output_scale(layer):
         value = scaling(layer.output_quant.fused_activation_quant_proxy).value
         value.copy_((output_scale.to(value) * 128).reshape(value.shape))
     value = scaling(layer.weight_quant).value
@@ -243,12 +251,16 @@ def set_scales(
     value.copy_((weight_scale.to(value) * top).reshape(value.shape))
 
 
-def scaling(proxy: nn.Module) -> nn.Module:
+def has_output_scale(layer: Layer) -> bool:
+    return isinstance(layer, nn.Conv2d)
+
+
+def scaling(proxy: Any) -> Any:
     return proxy.tensor_quant.scaling_impl
 
 
-def _output_scale(layer: nn.Module) -> np.ndarray:
-    if not isinstance(layer, nn.Conv2d):
+def _output_scale(layer: Layer) -> np.ndarray:
+    if not has_output_scale(layer):
         return np.ones(layer.out_features, np.float32)
     return (
         (scaling(layer.output_quant.fused_activation_quant_proxy).value / 128)
@@ -260,11 +272,11 @@ def _output_scale(layer: nn.Module) -> np.ndarray:
 
 @torch.no_grad()
 def build(
-    structure,
-    network,
-    names,
+    structure: Network,
+    network: Network,
+    names: Sequence[str],
     recipe: QuantRecipe,
-    timesteps,
+    timesteps: Sequence[float],
     calibration_hash: str,
     model_hash: str,
 ) -> QuantizedNetwork:
@@ -314,7 +326,7 @@ def rebuild(
     network: nn.Module,
     recipe: QuantRecipe,
     layers: dict[str, QuantLayer],
-    timesteps,
+    timesteps: Sequence[float],
     calibration_hash: str,
     factors: Mapping[str, Tensor] | None = None,
     features: Tensor | None = None,

@@ -8,14 +8,19 @@ ONNX Runtime and nothing else. :mod:`export.jobs` has the tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from export.graphs.network import trace
 from export.jobs.base import Job
-from quant.temporal.table import row_of, step_network, temporal_table
+from quant.temporal.table import TemporalTable, row_of, step_network, temporal_table
 from solvers.denoiser import Denoiser
+from solvers.solver import Callback
+
+# from a network and its timesteps to the temporal table
+Tabulate = Callable[[Any, Sequence[float]], TemporalTable]
 
 MOST_PIXELS = 2**24
 
@@ -41,7 +46,7 @@ class RestorerNetwork(nn.Module):
             table.
     """
 
-    def __init__(self, job: Job, estimates: bool = False, tabulate: Callable = temporal_table):
+    def __init__(self, job: Job, estimates: bool = False, tabulate: Tabulate = temporal_table):
         super().__init__()
         job.check()
         self.estimates = estimates
@@ -74,7 +79,7 @@ def run_job(
     job: Job,
     inputs: dict[str, Tensor],
     draw: Callable[..., Tensor],
-    callback: Callable | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """One run: the inputs' batch ``(B, ...)``, noise by ``draw(shape)``, and the result ``(B,
     ...)``.
@@ -89,7 +94,7 @@ class _Traced(Denoiser):
     graph, a time would need its layers.
     """
 
-    def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], tabulate: Callable):
+    def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], tabulate: Tabulate):
         self.__dict__ |= denoiser.__dict__
         self.timesteps = timesteps
         self.network = step_network(denoiser.network, tabulate(denoiser.network, timesteps))
@@ -105,7 +110,7 @@ def export_restorer(
     *,
     estimates: bool = False,
     timesteps: Sequence[float] | None = None,
-    tabulate: Callable = temporal_table,
+    tabulate: Tabulate = temporal_table,
 ):
     """The float ONNX graph of a whole run.
 

@@ -5,7 +5,9 @@ ends, in traceable tensor operations.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from solvers.denoiser import Denoiser
 Shape = tuple[int, int, int]
 
 
-class Job:
+class Job(ABC):
     """A task with everything fixed but the measurement. Subclasses are frozen dataclasses with
     these attributes and :meth:`prepare`.
 
@@ -29,8 +31,21 @@ class Job:
         correction, sigma, steps, grid_name, solver_name: for the record.
     """
 
-    name: str
+    task: Any
+    size: tuple[int, int]
     sigma: float = 0.0
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def inputs(self) -> dict[str, Shape]: ...
+
+    @property
+    @abstractmethod
+    def state(self) -> Shape: ...
 
     @property
     def denoiser(self) -> Denoiser:
@@ -42,7 +57,7 @@ class Job:
 
     @property
     def steps(self) -> int | None:
-        return getattr(getattr(self, "task", None), "num_inference_steps", None)
+        return getattr(self.task, "num_inference_steps", None)
 
     @property
     def operator_record(self) -> dict[str, str | float]:
@@ -50,7 +65,8 @@ class Job:
 
     def around(self, denoiser: Denoiser) -> Job:
         """The same job around another denoiser."""
-        return replace(self, task=replace(self.task, denoiser=denoiser))
+        job: Any = self  # a dataclass, as all of them are
+        return replace(job, task=replace(self.task, denoiser=denoiser))
 
     def check(self) -> None:
         """Refuse what can't be a graph, in words.
@@ -68,9 +84,9 @@ class Job:
         """Inputs ``(1, ...)`` that mean something, for a dry run."""
         return {name: torch.full((1, *shape), 0.5) for name, shape in self.inputs.items()}
 
-    def prepare(self, **inputs: Tensor) -> Run:
+    @abstractmethod
+    def prepare(self, *args: Any, **inputs: Any) -> Run:
         """A run on a batch of measurements."""
-        raise TypeError(f"{type(self).__name__} must define prepare")
 
 
 def ordered(values: Tensor, k: int) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from export.jobs.base import Job, Shape
-from restoration.operators.linear import Denoising
+from restoration.operators.linear import Denoising, LinearOperator
 from restoration.operators.measurement import Measurement
 from restoration.photo.inpainting import InpaintingTask
+from restoration.photo.linear import LinearTask
 from restoration.task import Run
 
 
@@ -51,15 +52,14 @@ class LinearJob(Job):
     pictures in [0, 1].
 
     Args:
-        task: :class:`restoration.photo.linear.LinearTask`.
         operator: of :mod:`restoration.operators.linear` or :mod:`restoration.operators.separable`.
         size: ``(H, W)`` of the restored pictures.
         name: ``denoise``, ``superresolve`` or ``deblur``.
         record: name and numbers of the operator.
     """
 
-    task: object
-    operator: object
+    task: LinearTask
+    operator: LinearOperator
     size: tuple[int, int]
     sigma: float = 0.0
     name: str = "denoise"
@@ -86,7 +86,8 @@ class LinearJob(Job):
 
     @property
     def inputs(self) -> dict[str, Shape]:
-        return {"image": tuple(self.operator.A(torch.zeros(1, 3, *self.size)).shape[1:])}
+        channels, height, width = self.operator.A(torch.zeros(1, 3, *self.size)).shape[1:]
+        return {"image": (channels, height, width)}
 
     @property
     def state(self) -> Shape:

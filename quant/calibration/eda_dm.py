@@ -173,9 +173,10 @@ def measure_distances(rows: Iterable[Tensor]) -> Distances:
         unit = row / row.norm(dim=1, keepdim=True).clamp(min=1e-6)
         gram, similar = (v.flatten(1) @ v.flatten(1).T for v in (row, unit))
         far = row[0].numel() / row.shape[1] - similar
-        products, cosine = (gram, far) if products is None else (products + gram, cosine + far)
+        products = gram if products is None else products + gram
+        cosine = far if cosine is None else cosine + far
         size += row[0].numel()
-    if products is None:
+    if products is None or cosine is None:
         raise ValueError("no features to compare")
     squares = products.diagonal()
     mse = ((squares[:, None] + squares[None] - 2 * products) / size).clamp(min=0)

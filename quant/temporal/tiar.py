@@ -121,7 +121,7 @@ class TIAR:
         generator = torch.Generator().manual_seed(seed)
         with torch.enable_grad():
             for step in range(1, self.iterations + 1):
-                chosen = slice(None)
+                chosen: slice | Tensor = slice(None)
                 if len(sinusoid) > self.batch:
                     chosen = torch.randperm(len(sinusoid), generator=generator)[: self.batch].to(
                         sinusoid.device

@@ -166,11 +166,11 @@ def truncated(schedule: str, steps: int) -> Table:
             f"the {schedule} schedule takes a whole number of steps from {least} up; got {steps!r}"
         )
     if schedule == "linear":
-        betas: Table = np.linspace(0.1 / steps, 20 / steps, steps)
+        betas = np.linspace(0.1 / steps, 20 / steps, steps)
     else:
         f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-        betas = np.minimum(1 - f[1:] / f[:-1], 0.999).astype(np.float64)
-    abar: Table = np.cumprod(1 - betas)
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    abar: np.ndarray = np.cumprod(1 - betas)
     k = int(np.argmax(abar <= 0.25))  # betas above 1 come only after this
     return np.concatenate([abar[:k], [0.25]]) if 0.5 - np.sqrt(abar[k]) > 0.01 else abar
 
