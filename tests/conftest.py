@@ -14,6 +14,21 @@ settings.register_profile("default", deadline=None, max_examples=50)
 settings.load_profile("default")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def traces():
+    """Graphs are traced once in a run; see :mod:`helpers.traces`."""
+    from helpers.traces import remembering
+
+    import export.graphs.network
+    import export.graphs.restorer
+
+    with pytest.MonkeyPatch.context() as patch:
+        once = remembering(export.graphs.network.trace)
+        patch.setattr(export.graphs.network, "trace", once)
+        patch.setattr(export.graphs.restorer, "trace", once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """A folder with two small training pictures."""
