@@ -1,5 +1,6 @@
 """Shared fixtures: pictures, a tiny photo network, its calibration."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,18 @@ settings.load_profile("default")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traces():
-    """Graphs are traced once in a run; see :mod:`helpers.traces`."""
+def traces(tmp_path_factory):
+    """Graphs are traced once in a run of all workers; see :mod:`helpers.traces`."""
     from helpers.traces import remembering
 
     import export.graphs.network
     import export.graphs.restorer
 
     with pytest.MonkeyPatch.context() as patch:
-        once = remembering(export.graphs.network.trace)
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"
+        folder.mkdir(exist_ok=True)
+        once = remembering(export.graphs.network.trace, folder)
         patch.setattr(export.graphs.network, "trace", once)
         patch.setattr(export.graphs.restorer, "trace", once)
         yield

@@ -3,10 +3,13 @@
 import io
 import pickle
 from hashlib import sha256
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import torch
+
+from solvers.files import replace_file
 
 
 class _Content(pickle.Pickler):
@@ -20,10 +23,10 @@ class _Content(pickle.Pickler):
         return NotImplemented
 
 
-def _content(*objects) -> bytes:
+def _content(*objects) -> str:
     file = io.BytesIO()
     _Content(file).dump(objects)
-    return sha256(file.getvalue()).digest()
+    return sha256(file.getvalue()).hexdigest()
 
 
 def _extents(shapes):
@@ -35,21 +38,22 @@ def _extents(shapes):
     return repr(shapes), *(getattr(shapes, name, None) for name in ("__name__", "min", "max"))
 
 
-def remembering(trace):
+def remembering(trace, folder: Path):
     """``export.graphs.network.trace``, which answers a second call on the same content - the
-    module's code, attributes and weights, and the inputs - with a copy of its first answer.
+    module's code, attributes and weights, and the inputs - with a copy of its first answer;
+    ``folder`` holds the answers of all workers.
     """
-    known: dict[bytes, bytes] = {}
 
     def once(module, inputs, dynamic_shapes, what):
         try:
-            key = _content(module, inputs, _extents(dynamic_shapes), what)
+            name = _content(module, inputs, _extents(dynamic_shapes), what)
         except (pickle.PicklingError, AttributeError, TypeError):  # a class of a test's own
             return trace(module, inputs, dynamic_shapes, what)
-        if key in known:
-            return ir.from_proto(onnx.load_from_string(known[key]))
+        known = folder / f"{name}.onnx"
+        if known.exists():
+            return ir.from_proto(onnx.load(known))
         model = trace(module, inputs, dynamic_shapes, what)
-        known[key] = ir.to_proto(model).SerializeToString()
+        replace_file(known, lambda place: onnx.save(ir.to_proto(model), place))
         return model
 
     return once
