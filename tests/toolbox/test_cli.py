@@ -307,6 +307,7 @@ def test_chart_refuses_what_it_cannot_draw():
     assert lower > upper  # the first point is low on the page
 
 
+@pytest.mark.long
 def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     bundle = tmp_path / "restorer"
     made = (
@@ -386,6 +387,7 @@ def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     assert content["weights"]["int8"] > 0
 
 
+@pytest.mark.long
 def test_dehazing_restorer(cli, pictures, tmp_path):
     bundle = tmp_path / "dehazer"
     made = (
@@ -421,6 +423,7 @@ def test_inspect_prints_tables(cli, road):
         assert word in out
 
 
+@pytest.mark.long
 def test_bench_runtime(cli, road, tiny_model):
     code, out, _ = cli(
         "bench",
