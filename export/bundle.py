@@ -49,6 +49,7 @@ class Settings(_Part):
     residual: bool
     data_std: float = Field(1.0, gt=0)
     unrolled_steps: int | None = Field(None, ge=1, le=1000)
+    shown: str | None = Field(None, max_length=40)
 
 
 class Run(_Part):

@@ -19,7 +19,7 @@ from restoration.metrics import noise_level, psnr, ssim
 from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
-from toolbox.api import load
+from toolbox.api import check_model, load
 
 if TYPE_CHECKING:
     from restoration.hyperspectral.task import RestoredCube
@@ -129,6 +129,7 @@ def inpaint(
     denoiser = _load(model, device, dtype)
     task: Any = denoiser
     if getattr(denoiser, "run", None) is None:
+        check_model(denoiser, "inpaint", _named(model))
         task = InpaintingTask(denoiser, solver_by_name(solver), steps, correction=correction)
 
     def run(pixels: Tensor, mask: Picture, **options: Any) -> Restored:
@@ -242,14 +243,9 @@ def dehaze(
 
     The others, and Raises: as :func:`inpaint`.
     """
-    from restoration.paired.task import HAZE, PairedTask
+    from restoration.paired.task import PairedTask
 
-    denoiser = _network(_load(model, device, dtype), "dehaze")
-    if denoiser.condition_channels != HAZE:
-        raise ValueError(
-            f"{_named(model)} is no haze model: its network is shown"
-            f" {denoiser.condition_channels} channels, haze shows it {HAZE}; haze and haze-int8 fit"
-        )
+    denoiser = check_model(_load(model, device, dtype), "dehaze", _named(model))
     task = PairedTask(denoiser, solver_by_name(solver), steps, view=view)
     settings = {"solver": solver, "steps": steps, "view": view}
     return Restorer("dehaze", denoiser, settings, lambda pixels, **o: task(pixels, **o))
@@ -270,7 +266,7 @@ def paired(
     """
     from restoration.paired.task import PairedTask
 
-    denoiser = _network(_load(model, device, dtype), "paired")
+    denoiser = check_model(_load(model, device, dtype), "paired", _named(model))
     task = PairedTask(denoiser, solver_by_name(solver), steps)
 
     def run(pixels: Tensor, mask: Picture | None = None, **options: Any) -> Restored:
@@ -301,8 +297,8 @@ def ultrasound(
     from restoration.ultrasound.task import UltrasoundTask
 
     task = UltrasoundTask(
-        _network(_load(tissue, device, None), "ultrasound"),
-        _network(_load(haze, device, None), "ultrasound"),
+        check_model(_load(tissue, device, None), "ultrasound", _named(tissue)),
+        check_model(_load(haze, device, None), "ultrasound", _named(haze)),
         strength=strength,
         sigma=sigma,
         solver=solver_by_name(solver),
@@ -331,7 +327,7 @@ def mri(
     from restoration.mri.task import MRITask
 
     task = MRITask(
-        _network(_load(model, device, None), "mri"),
+        check_model(_load(model, device, None), "mri", _named(model)),
         solver_by_name(solver),
         steps,
         correction=correction,
@@ -377,10 +373,9 @@ def hsi(
     """
     from restoration.hyperspectral.task import HyperspectralTask
     from restoration.io.cube import Cube
-    from toolbox.tasks.hyperspectral import denoiser_channels
 
-    denoiser = _network(_load(model, device, None), "hsi")
-    channels = denoiser_channels(denoiser)
+    denoiser = check_model(_load(model, device, None), "hsi", _named(model))
+    channels = denoiser.image_channels or 1
     task = HyperspectralTask(
         denoiser, solver_by_name(solver), steps, None, symmetries, channels=channels
     )
@@ -406,7 +401,7 @@ def _linear(
 ) -> Restorer:
     from restoration.photo.linear import LinearTask
 
-    denoiser = _network(model, name)
+    denoiser = check_model(model, name, "the model")
     options = {key: value for key, value in settings.items() if key not in ("solver", "steps")}
     task = LinearTask(denoiser, solver_by_name(settings["solver"]), settings["steps"], **options)
 
@@ -430,16 +425,6 @@ def _load(model: Model, device: str, dtype: torch.dtype | None) -> Any:
         network.to(dtype)
     log.info("loaded %s on %s", _named(model), device)
     return found
-
-
-def _network(model: Any, task: str) -> Denoiser:
-    """Refuse a whole restoration in one graph where a network is needed."""
-    if getattr(model, "run", None) is not None:
-        raise ValueError(
-            f"this bundle is a whole restoration ({model.run.task}) in one graph; {task} takes a"
-            " network's model or bundle"
-        )
-    return model
 
 
 def _named(model: Model) -> str:

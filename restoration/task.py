@@ -15,6 +15,7 @@ from torch import Tensor
 
 from restoration.posterior import CORRECTIONS
 from restoration.wrappers.symmetry import COUNTS
+from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.loop import solve
 from solvers.processes.process import Process
@@ -59,6 +60,72 @@ def check_settings(task: PictureTask) -> None:
         raise ValueError(
             f"correction {task.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"
         )
+
+
+# what the network of a denoiser can be shown beside the state
+SHOWN = {
+    "none": "nothing",
+    "lift+known": "the lifted picture and what is known of each pixel",
+    "degraded": "the degraded picture",
+    "degraded+mask": "the degraded picture and a mask",
+    "haze": "a hazy picture and what is known of its haze",
+    "mri": "a SENSE image and where it may be wrong",
+    "joint": "measured latents of a cube and their noise",
+}
+# by channels of the image and of the condition, for models that don't say; of four channels beside
+# pictures a mask and the degraded picture are the rarer case, and their recipe says so
+INFERRED = {
+    (3, 4): "lift+known",
+    (1, 2): "lift+known",
+    (3, 3): "degraded",
+    (3, 7): "haze",
+    (2, 7): "mri",
+}
+# what a task shows its network, and on how many channels it works
+KINDS = {
+    "inpaint": (("lift+known", "none"), (3,)),
+    "denoise": (("lift+known", "none"), (1, 3)),
+    "superresolve": (("lift+known", "none"), (1, 3)),
+    "deblur": (("lift+known", "none"), (1, 3)),
+    "dehaze": (("haze",), (3,)),
+    "paired": (("degraded", "degraded+mask", "haze"), (3,)),
+    "ultrasound": (("none",), (1,)),
+    "mri": (("mri", "none"), (2,)),
+    "hsi": (("none", "joint"), (1, 8)),
+}
+
+
+def shown_to(denoiser: Denoiser) -> str:
+    """What the network is shown, a word of :data:`SHOWN`: as its model says, or by its channels;
+    ``other`` where neither tells.
+    """
+    if denoiser.shown is not None:
+        return denoiser.shown
+    if denoiser.condition_channels == 0:
+        return "none"
+    channels = denoiser.image_channels
+    if channels == 8:
+        return "joint"
+    return INFERRED.get((channels or 3, denoiser.condition_channels), "other")
+
+
+def check_kind(denoiser: Denoiser, task: str) -> None:
+    """Refuse a network that was made for something else.
+
+    Raises:
+        ValueError: what it is shown, or the number of its image channels, is not the task's.
+    """
+    kinds, channels = KINDS[task]
+    found, own = shown_to(denoiser), denoiser.image_channels
+    if found in kinds and (own is None or own in channels):
+        return
+    wanted = " or ".join(SHOWN[kind] for kind in kinds)
+    counts = " or ".join(map(str, channels))
+    beside = SHOWN.get(found, f"{denoiser.condition_channels} channels")
+    raise ValueError(
+        f"{task} takes a network of {counts}-channel images that is shown {wanted}; this one has"
+        f" {own or 'unknown'} image channels and is shown {beside}"
+    )
 
 
 @dataclass(frozen=True)

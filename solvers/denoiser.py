@@ -54,6 +54,8 @@ class Denoiser:
             1, for ``v_prediction``).
         unrolled_steps: number of trailing steps that the network was trained through as a whole,
             from zero noise, with a task's data consistency at each; None: it was not.
+        shown: what the condition holds, in a word of :mod:`restoration.task`; None: unsaid, and
+            then inferred from the channels.
 
     A network trained under a process that holds the degraded image ``y`` sees the state with its
     share of ``y``. ``y`` is the condition's first C channels, or what :meth:`with_degraded` was
@@ -76,6 +78,7 @@ class Denoiser:
         residual: bool = False,
         data_std: float = 1.0,
         unrolled_steps: int | None = None,
+        shown: str | None = None,
     ):
         if prediction_type not in process.prediction_types:
             raise ValueError(
@@ -105,6 +108,7 @@ class Denoiser:
         self.residual = residual
         self.data_std: float | Tensor = float(data_std)
         self.unrolled_steps = unrolled_steps
+        self.shown = shown
         self.condition: Tensor | None = None
         self.degraded: Tensor | None = None
 
@@ -115,6 +119,17 @@ class Denoiser:
         if isinstance(self.network, nn.Module):
             return next((p.device for p in self.network.parameters()), torch.device("cpu"))
         return torch.device("cpu")
+
+    @property
+    def image_channels(self) -> int | None:
+        """Channels of the images, or of what else is diffused; None where the network doesn't
+        tell.
+        """
+        config = getattr(self.network, "config", None)
+        if config is not None:
+            return int(config.in_channels) // self.fold**2 - self.condition_channels
+        out = getattr(self.network, "outputs", None)
+        return None if out is None else int(out) // self.fold**2
 
     def around(self, network: Network) -> Self:
         """A copy that asks another network, ``network(input, t)``, which takes and gives the same
@@ -313,6 +328,7 @@ class Denoiser:
             unrolled_steps = (
                 None if extra.get("unrolled_steps") is None else int(extra["unrolled_steps"])
             )
+            shown = None if extra.get("shown") is None else str(extra["shown"])
             process = from_description(extra["process"]) if "process" in extra else None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{root / 'denoiser.json'} is damaged: {error}") from error
@@ -344,6 +360,7 @@ class Denoiser:
             residual=bool(extra.get("residual", False)),
             data_std=data_std,
             unrolled_steps=unrolled_steps,
+            shown=shown,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -408,11 +425,8 @@ class Denoiser:
             "residual": self.residual,
             "data_std": self.data_std,
         }
-        return (
-            found
-            if self.unrolled_steps is None
-            else found | {"unrolled_steps": self.unrolled_steps}
-        )
+        said = {"unrolled_steps": self.unrolled_steps, "shown": self.shown}
+        return found | {name: value for name, value in said.items() if value is not None}
 
 
 def output_of(answer: Any) -> Tensor:

@@ -15,8 +15,8 @@ ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A shipped model: name, place, precision (``fp32`` or ``int8``), a sentence about it, and the
-    SHA-256 of its weights.
+    """A shipped model: name, place, precision (``fp32`` or ``int8``), a sentence about it, the
+    SHA-256 of its weights, and the tasks that it was made for.
     """
 
     name: str
@@ -24,6 +24,7 @@ class ModelInfo:
     precision: str
     summary: str
     sha256: str
+    tasks: tuple[str, ...] = ()
 
 
 def models() -> list[ModelInfo]:
@@ -38,6 +39,7 @@ def models() -> list[ModelInfo]:
                 content["precision"],
                 content["summary"],
                 content["sha256"],
+                tuple(content["tasks"]),
             )
         )
     return found
@@ -83,15 +85,46 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
     return Denoiser.from_pretrained(folder, device=device)
 
 
-def float_model(model: str) -> Denoiser:
-    """The PyTorch denoiser of this name or folder.
+def load_for(
+    task: str, model: str | Path, *, device: str = "cpu", threads: int | None = None
+) -> Denoiser:
+    """The network's denoiser of this name or folder, which must have been made for such a task.
 
     Raises:
-        ValueError: none, or an exported bundle.
+        ValueError: as :func:`load`; a whole restoration in one graph, or a network that is shown
+            something else.
+    """
+    found = load(model, device=device, threads=threads)
+    return check_model(found, task, str(model))
+
+
+def check_model(found: Denoiser, task: str, name: str) -> Denoiser:
+    """``found`` itself, if ``task`` can run on it; the error names shipped models that fit."""
+    from restoration.task import check_kind
+
+    if getattr(found, "run", None) is not None:
+        raise ValueError(
+            f"{name} is a whole restoration ({found.run.task}) in one graph; {task} takes a"
+            " network's model or bundle"
+        )
+    try:
+        check_kind(found, task)
+    except ValueError as error:
+        fitting = [info.name for info in models() if task in info.tasks]
+        named = ", ".join(fitting) or "none"
+        raise ValueError(f"{name}: {error}; shipped models that fit: {named}") from None
+    return found
+
+
+def float_model(model: str, task: str | None = None) -> Denoiser:
+    """The PyTorch denoiser of this name or folder, made for ``task`` if one is named.
+
+    Raises:
+        ValueError: none, an exported bundle, or a network of another kind.
     """
     import torch
 
-    denoiser = load(model)
+    denoiser = load(model) if task is None else load_for(task, model)
     if not isinstance(getattr(denoiser, "network", None), torch.nn.Module):
         raise ValueError(
             f"model {model!r} is an exported bundle; give the PyTorch model that it was made from"

@@ -75,6 +75,7 @@ class Session(Denoiser):
             residual=s.residual,
             data_std=s.data_std,
             unrolled_steps=s.unrolled_steps,
+            shown=s.shown,
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:

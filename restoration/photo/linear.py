@@ -134,7 +134,7 @@ class LinearTask:
                 measurement.y.expand(-1, 3, *measurement.y.shape[2:]),
                 measurement.sigma,
             )
-        elif shape[1] == 3 and _image_channels(d) == 1:
+        elif shape[1] == 3 and d.image_channels == 1:
             d = planewise(d)
         like = measurement.operator.A_adjoint(measurement.y)
         m = measurement.in_range(*d.value_range, like=like)
@@ -272,18 +272,9 @@ def planewise(denoiser: Denoiser) -> Denoiser:
     return denoiser.around(PlanewiseNetwork(denoiser.network, denoiser.fold**2))
 
 
-def _image_channels(denoiser: Denoiser) -> int:
-    """Of the state; 3 where the network doesn't tell."""
-    config = getattr(denoiser.network, "config", None)
-    if config is not None:
-        return config.in_channels // denoiser.fold**2 - denoiser.condition_channels
-    out = getattr(denoiser.network, "outputs", None)
-    return 3 if out is None else out // denoiser.fold**2
-
-
 def _network_channels(denoiser: Denoiser, channels: int) -> int:
     """Channels of the state of a run on pictures of ``channels`` (1 or 3)."""
-    own = _image_channels(denoiser)
+    own = denoiser.image_channels or 3  # where the network does not tell
     if own not in (1, 3):
         raise ValueError(f"the network works on {own} channels, not on pictures (1 or 3)")
     if denoiser.condition_channels not in (0, own + 1):

@@ -14,7 +14,6 @@ from restoration.hyperspectral.simulation import SENSORS, SpectralLibrary, bands
 from restoration.hyperspectral.task import HyperspectralTask
 from restoration.io.cubes import read_cube
 from toolbox.api import load
-from toolbox.tasks.hyperspectral import denoiser_channels
 
 CLASSICAL = ("noisy", "subspace", "fasthyde-nlm", "fasthyde", "bm4d")
 
@@ -109,9 +108,9 @@ def _restore(
     if method in ("subspace", "fasthyde-nlm"):
         return _Classical(None if method == "subspace" else _non_local_means)(noisy).rows()
     denoiser = models[method]
-    return HyperspectralTask(denoiser, symmetries=symmetries, channels=denoiser_channels(denoiser))(
-        noisy
-    ).rows()
+    return HyperspectralTask(
+        denoiser, symmetries=symmetries, channels=denoiser.image_channels or 1
+    )(noisy).rows()
 
 
 class _Classical(HyperspectralTask):

@@ -14,8 +14,8 @@ from quant.calibration.ptq4dm import PTQ4DM
 from quant.calibration.selection import Uniform
 from quant.calibration.trajectory import CalibrationSet
 from restoration.io.folders import find_pairs, find_pictures
-from restoration.paired.task import HAZE, MASKED, PLAIN
 from restoration.posterior import CORRECTIONS
+from restoration.task import shown_to
 from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.files import check_file, check_outputs
@@ -27,7 +27,6 @@ from toolbox.tasks.trials import (
     PairedRestorations,
     Restorations,
     UltrasoundRestorations,
-    image_channels,
 )
 
 TASKS = (
@@ -102,7 +101,7 @@ def run_calibrate(
         raise ValueError(f"--samples must be at least 1; got {samples}")
     if select is not None and samples is None:
         raise ValueError(f"--select {select} needs --samples: how many network inputs to choose")
-    denoiser = float_model(model)
+    denoiser = float_model(model, None if task == "generate" else task)
     sigma = {"denoise": 0.1, "mri": 0.01}.get(task, 0.0) if sigma is None else sigma
     files = _files(denoiser, task, data)
     side = _side(denoiser) if side is None else side
@@ -197,50 +196,26 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
         if data is not None:
             raise ValueError("the task generate starts from noise and takes no --data")
         return ()
-    channels = image_channels(denoiser)
     if task == "mri":
         if data is None or not data.is_file():
             raise ValueError(
                 "--task mri needs --data: a file of magnitude images (.nii.gz, .npz, DICOM) to"
                 " simulate scans of"
             )
-        if channels != 2:
-            raise ValueError(
-                f"MRI networks work on 2 channels (real, imaginary); this one works on {channels}"
-            )
         return (data,)
     if task == "hsi":
         return _scene_files(denoiser, data)
-    if channels not in (1, 3):
-        raise ValueError(
-            f"the network works on {channels} channels, not on pictures; calibrate it with --task"
-            " generate"
-        )
-    fitting = {
-        0: ("inpaint", "denoise", "superresolve", "deblur", "ultrasound"),
-        PLAIN: ("paired",),
-        MASKED: ("inpaint", "superresolve", "paired"),
-        HAZE: ("dehaze",),
-    }
-    known = fitting.get(denoiser.condition_channels, ())
-    if task not in known:
-        raise ValueError(
-            f"the network is shown {denoiser.condition_channels} channels besides the state; "
-            f"--task {', '.join((*known, 'generate'))} fits it, not {task}"
-        )
     if data is None:
         raise ValueError(
             f"--task {task} needs --data: a folder of pictures like those to be restored"
         )
-    if task == "paired" and denoiser.condition_channels == MASKED:
+    if task == "paired" and shown_to(denoiser) == "degraded+mask":
         return tuple(find_pairs(data, "degraded", "mask"))
     return tuple(find_pictures(data))
 
 
 def _scene_files(denoiser: Denoiser, data: Path | None) -> tuple[Path, ...]:
-    from restoration.hyperspectral.joint import CHANNELS, CONDITION_CHANNELS
-
-    if (image_channels(denoiser), denoiser.condition_channels) != (CHANNELS, CONDITION_CHANNELS):
+    if shown_to(denoiser) != "joint":
         raise ValueError(
             "--task hsi fits networks of joint latents (recipe hsi); calibrate those of single"
             " planes with --task denoise"

@@ -20,8 +20,9 @@ from restoration.io.images import read_image
 from restoration.operators.linear import Denoising
 from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
 from restoration.paired.simulation import Haze, make_hazy
-from restoration.paired.task import HAZE, PairedTask
+from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
+from restoration.task import KINDS, check_kind
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 
@@ -57,6 +58,8 @@ def make_job(
     Raises:
         ValueError: an unknown task, or what the task refuses.
     """
+    if task in KINDS:
+        check_kind(denoiser, task)
     run = {
         "solver": solver_by_name(solver),
         "num_inference_steps": steps,
@@ -84,12 +87,6 @@ def make_job(
         )
         return EigenImageJob(HyperspectralTask(denoiser, symmetries=1, axes=1), time, size)
     if task in ("dehaze", "paired"):
-        if (denoiser.condition_channels == HAZE) != (task == "dehaze"):
-            other = "dehaze" if denoiser.condition_channels == HAZE else "paired"
-            raise ValueError(
-                f"the network's condition has {denoiser.condition_channels} channels; {task} needs"
-                f" another network, or --task {other}"
-            )
         if correction is not None or sigma:
             raise ValueError(
                 f"the task {task} knows neither --correction nor --sigma: the network is shown the"

@@ -14,7 +14,7 @@ from restoration.io.envi import raw_file
 from restoration.io.images import Photo, check_writable, write_image
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
-from toolbox.api import load
+from toolbox.api import load_for
 
 RGB = (640.0, 550.0, 470.0)  # nanometres
 
@@ -58,8 +58,8 @@ def run_hsi(
             f"reference {reference} has shape {truth.values.shape} but the cube has"
             f" {source.values.shape} (B, H, W)"
         )
-    denoiser = load(model, device=device)
-    channels = denoiser_channels(denoiser)
+    denoiser = load_for("hsi", model, device=device)
+    channels = denoiser.image_channels or 1
     task = HyperspectralTask(
         denoiser, solver_by_name(solver), steps, correction, symmetries, channels=channels
     )
@@ -114,18 +114,6 @@ def parse_auto(name: str, text: str, kind: type):
         return kind(text)
     except ValueError as error:
         raise ValueError(f"--{name} takes auto or a number; got {text!r}") from error
-
-
-def denoiser_channels(denoiser) -> int:
-    """Channels of a loaded denoiser's images, from its network or its bundle."""
-    if (bundle := getattr(denoiser, "bundle", None)) is not None:
-        import onnx
-
-        graph = onnx.load(denoiser.folder / bundle.model_file, load_external_data=False).graph
-        out = graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    else:
-        out = denoiser.network.config.out_channels
-    return max(1, out // denoiser.fold**2)
 
 
 def rgb_bands(cube: Cube) -> tuple[int, int, int]:

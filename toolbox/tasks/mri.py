@@ -20,7 +20,7 @@ from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
 from restoration.mri.task import MRITask
 from solvers import solver_by_name
 from solvers.files import check_outputs
-from toolbox.api import load
+from toolbox.api import load_for
 
 CALIBRATION = 24
 
@@ -167,7 +167,9 @@ def run_mri(
             if made
             else make_sampling(mask, size, acceleration, center_fraction, volume_seed(file.name))
         )
-    task = MRITask(load(model, device=device), solver_by_name(solver), steps, grid, correction)
+    task = MRITask(
+        load_for("mri", model, device=device), solver_by_name(solver), steps, grid, correction
+    )
     result = task.volume(
         kspace, sampling, maps, sigma=sigma, num_samples=num_samples, seed=seed, progress=progress
     )

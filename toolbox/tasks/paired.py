@@ -16,10 +16,10 @@ from restoration.io.folders import find_pairs, read_pair
 from restoration.io.images import Photo, check_writable, read_image, write_image
 from restoration.metrics import psnr, ssim
 from restoration.paired.dark_channel import DarkChannelPrior
-from restoration.paired.task import MASKED, PairedTask
+from restoration.paired.task import PairedTask
 from solvers import solver_by_name
 from solvers.files import check_outputs
-from toolbox.api import load
+from toolbox.api import load_for
 
 CLASSICAL = ("input", "dark-channel")
 SOLVERS = ("resfusion", "rddm", "evodiff", "ddim")
@@ -41,14 +41,7 @@ def paired_task(
         ValueError: an unknown model or solver, a whole-restoration bundle, or a model that was made
             for something else.
     """
-    denoiser = load(model, device=device)
-    if getattr(denoiser, "run", None) is not None:
-        raise ValueError(
-            f"{model} is a whole restoration in one graph; paired restoration needs a network's"
-            " model or bundle"
-        )
-    if haze and denoiser.condition_channels == MASKED:
-        raise ValueError(f"{model} is shown a mask; use `restobox restore paired --mask` for it")
+    denoiser = load_for("dehaze" if haze else "paired", model, device=device)
     return PairedTask(denoiser, solver_by_name(solver), steps, view=view, tile=tile)
 
 

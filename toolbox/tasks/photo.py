@@ -28,7 +28,7 @@ from restoration.photo.masks import make_mask, parse_mask
 from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
-from toolbox.api import load
+from toolbox.api import check_model, load, load_for
 from toolbox.support.sheets import heat
 
 
@@ -85,6 +85,7 @@ def run_inpainting(
             )
         solver, steps, task = run.solver, run.steps, denoiser
     else:
+        check_model(denoiser, "inpaint", model)
         task = InpaintingTask(
             denoiser, solver_by_name(solver), steps, grid, correction, tile, symmetries=symmetries
         )
@@ -156,11 +157,7 @@ def run_linear(
         operator = Denoising() if task == "denoise" else Blur(size, gaussian_kernel(amount))
     truth = _truth(reference, (len(photo.pixels), *size))
     spread_file = _check_output(out, photo, std)
-    denoiser = load(model, device=device)
-    if getattr(denoiser, "run", None) is not None:
-        raise ValueError(
-            f"{model} holds a whole restoration of another task; --model takes a denoiser here"
-        )
+    denoiser = load_for(task, model, device=device)
     done = itertools.count(1)
     restore = LinearTask(
         denoiser,

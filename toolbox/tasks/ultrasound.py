@@ -16,7 +16,7 @@ from restoration.ultrasound.contrast import cnr, gcnr, ks, read_regions
 from restoration.ultrasound.task import Dehazed, UltrasoundTask
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
-from toolbox.api import load
+from toolbox.api import load_for
 
 
 def run_ultrasound(
@@ -73,8 +73,8 @@ def run_ultrasound(
     if masks is not None and not {"tissue", "blood"} <= set(masks):
         raise ValueError(f"regions {regions} must name tissue and blood; found {', '.join(masks)}")
     task = UltrasoundTask(
-        load(tissue, device=device),
-        load(haze, device=device),
+        load_for("ultrasound", tissue, device=device),
+        load_for("ultrasound", haze, device=device),
         strength=strength,
         sigma=sigma,
         solver=solver_by_name(solver),

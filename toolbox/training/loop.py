@@ -79,7 +79,16 @@ def build(recipe: TrainingRecipe) -> Denoiser:
         and recipe.task != "hsi",  # whose condition holds no lift
         data_std=recipe.loss.data_std if native else 1.0,
         unrolled_steps=None if recipe.unrolled is None else recipe.unrolled.steps,
+        shown=shown_kind(recipe),
     )
+
+
+def shown_kind(recipe: TrainingRecipe) -> str:
+    """What a recipe's network is shown, a word of :data:`restoration.task.SHOWN`."""
+    if recipe.pairs is not None:
+        return {"degraded": "degraded", "mask": "degraded+mask", "haze": "haze"}[recipe.pairs.shown]
+    kinds = {"inpaint": "lift+known", "mri": "mri", "dehaze": "haze", "hsi": "joint"}
+    return kinds.get(recipe.task, "none")
 
 
 def shown_channels(recipe: TrainingRecipe) -> int:
