@@ -72,18 +72,17 @@ SHOWN = {
     "mri": "a SENSE image and where it may be wrong",
     "joint": "measured latents of a cube and their noise",
 }
-# by channels of the image and of the condition, for models that don't say; of four channels beside
-# pictures a mask and the degraded picture are the rarer case, and their recipe says so
+# what it can be by the channels of image and condition, for models that don't say
 INFERRED = {
-    (3, 4): "lift+known",
-    (1, 2): "lift+known",
-    (3, 3): "degraded",
-    (3, 7): "haze",
-    (2, 7): "mri",
+    (3, 4): ("lift+known", "degraded+mask"),
+    (1, 2): ("lift+known",),
+    (3, 3): ("degraded",),
+    (3, 7): ("haze",),
+    (2, 7): ("mri",),
 }
 # what a task shows its network, and on how many channels it works
 KINDS = {
-    "inpaint": (("lift+known", "none"), (3,)),
+    "inpaint": (("lift+known", "none"), (1, 3)),
     "denoise": (("lift+known", "none"), (1, 3)),
     "superresolve": (("lift+known", "none"), (1, 3)),
     "deblur": (("lift+known", "none"), (1, 3)),
@@ -95,18 +94,18 @@ KINDS = {
 }
 
 
-def shown_to(denoiser: Denoiser) -> str:
-    """What the network is shown, a word of :data:`SHOWN`: as its model says, or by its channels;
-    ``other`` where neither tells.
+def shown_to(denoiser: Denoiser) -> tuple[str, ...]:
+    """What the network is shown, words of :data:`SHOWN`: as its model says, or all that it can be
+    by its channels; empty where neither tells.
     """
     if denoiser.shown is not None:
-        return denoiser.shown
+        return (denoiser.shown,)
     if denoiser.condition_channels == 0:
-        return "none"
+        return ("none",)
     channels = denoiser.image_channels
     if channels == 8:
-        return "joint"
-    return INFERRED.get((channels or 3, denoiser.condition_channels), "other")
+        return ("joint",)
+    return INFERRED.get((channels or 3, denoiser.condition_channels), ())
 
 
 def check_kind(denoiser: Denoiser, task: str) -> None:
@@ -117,11 +116,12 @@ def check_kind(denoiser: Denoiser, task: str) -> None:
     """
     kinds, channels = KINDS[task]
     found, own = shown_to(denoiser), denoiser.image_channels
-    if found in kinds and (own is None or own in channels):
+    if set(found) & set(kinds) and (own is None or own in channels):
         return
     wanted = " or ".join(SHOWN[kind] for kind in kinds)
     counts = " or ".join(map(str, channels))
-    beside = SHOWN.get(found, f"{denoiser.condition_channels} channels")
+    beside = " or ".join(SHOWN.get(word, word) for word in found)
+    beside = beside or f"{denoiser.condition_channels} channels of an unknown kind"
     raise ValueError(
         f"{task} takes a network of {counts}-channel images that is shown {wanted}; this one has"
         f" {own or 'unknown'} image channels and is shown {beside}"

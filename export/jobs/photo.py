@@ -42,6 +42,14 @@ class InpaintingJob(Job):
     def example(self) -> dict[str, Tensor]:
         return super().example() | {"mask": torch.ones(1, 1, *self.size)}
 
+    def check(self) -> None:
+        super().check()
+        if self.denoiser.image_channels != 3:
+            raise ValueError(
+                "inpainting graphs hold networks of 3-channel images; this one works on"
+                f" {self.denoiser.image_channels} channels"
+            )
+
     def prepare(self, image: Tensor, mask: Tensor) -> Run:
         return self.task.prepare(image, mask, self.sigma)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import thin_plate
+from restoration.photo.linear import planewise
 from restoration.posterior import CORRECTIONS
 from restoration.task import Restored, Run, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
@@ -29,7 +30,7 @@ class InpaintingTask:
     an unconditional one is steered by the correction alone.
 
     Args:
-        denoiser: PyTorch, fake-quantized or ONNX, of 3-channel images.
+        denoiser: PyTorch, fake-quantized or ONNX, of 3-channel images or of single planes.
         solver: any solver of this toolbox.
         num_inference_steps: solver steps, from 1 to the number of levels of the process.
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
@@ -104,7 +105,10 @@ class InpaintingTask:
         """
         d = self.denoiser
         grey = image.shape[1] == 1
-        x = image.expand(-1, 3, -1, -1)
+        plain = d.image_channels == 1  # a network of single planes restores them one by one
+        x = image if plain else image.expand(-1, 3, -1, -1)
+        if plain and not grey:
+            d = planewise(d)
         measurement = Measurement(Inpainting(known), x * known, sigma).in_range(
             *d.value_range, like=x
         )
@@ -130,7 +134,7 @@ class InpaintingTask:
             unit = torch.where(known > 0, image, unit) if sigma == 0 else unit
             return unit.clamp(0, 1)
 
-        shape = (3, int(x.shape[-2]), int(x.shape[-1]))
+        shape = (int(x.shape[1]), int(x.shape[-2]), int(x.shape[-1]))
         return Run(corrected, self.solver, self.nodes(), shape, finish, calls=self.symmetries)
 
 

@@ -10,6 +10,7 @@ from restoration.posterior import CORRECTIONS
 from solvers import SOLVERS, solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
+from toolbox import load
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,17 @@ def test_unknown_names(denoiser):
         InpaintingTask(denoiser)(*case(), num_samples=0)
     with pytest.raises(ValueError, match="condition"):
         InpaintingTask(Denoiser(lambda z, t: z, VP.linear(), condition_channels=2))(*case())
+
+
+def test_networks_of_single_planes_restore_them_one_by_one():
+    """A colour picture's planes each as a grey picture of their own; a grey picture as it is."""
+    image, mask = torch.from_numpy(smooth_picture(24, 20)), torch.ones(24, 20)
+    mask[8:14, 5:12] = 0
+    task = InpaintingTask(load("grey"), num_inference_steps=3)
+    colour = task(image, mask, seed=2).mean
+    for k in range(3):
+        plane = task(image[k : k + 1], mask, seed=2).mean
+        assert plane.shape == (1, 24, 20)
+        torch.testing.assert_close(plane[0][mask > 0], image[k][mask > 0], rtol=0, atol=0)
+        assert (plane[0] - image[k]).abs().max() < 0.5
+    assert (colour - image)[:, mask == 0].abs().mean() < (image - 0.5)[:, mask == 0].abs().mean()

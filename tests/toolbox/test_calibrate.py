@@ -247,9 +247,9 @@ def test_an_interrupted_call_goes_on(colour, pictures, tmp_path, monkeypatch):
             "{colour} --task inpaint --correction magic --data {place}/good -o {place}/c",
             "correction 'magic' is unknown",
         ),
-        ("{latent} --task denoise --data {place}/good -o {place}/c", "works on 4 channels"),
+        ("{latent} --task denoise --data {place}/good -o {place}/c", "has 4 image channels"),
         ("{place}/good --task generate -o {place}/c", "no model folder"),
-        ("photo --task deblur --data {place}/good -o {place}/c", "--task inpaint"),
+        ("haze --task deblur --data {place}/good -o {place}/c", "models that fit: grey"),
         ("photo-int8 --data {place}/good -o {place}/c", "exported bundle"),
     ],
 )

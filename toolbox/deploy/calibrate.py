@@ -209,13 +209,13 @@ def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]
         raise ValueError(
             f"--task {task} needs --data: a folder of pictures like those to be restored"
         )
-    if task == "paired" and shown_to(denoiser) == "degraded+mask":
+    if task == "paired" and "degraded+mask" in shown_to(denoiser):
         return tuple(find_pairs(data, "degraded", "mask"))
     return tuple(find_pictures(data))
 
 
 def _scene_files(denoiser: Denoiser, data: Path | None) -> tuple[Path, ...]:
-    if shown_to(denoiser) != "joint":
+    if "joint" not in shown_to(denoiser):
         raise ValueError(
             "--task hsi fits networks of joint latents (recipe hsi); calibrate those of single"
             " planes with --task denoise"

@@ -22,7 +22,7 @@ from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
-from restoration.task import KINDS, check_kind
+from restoration.task import KINDS, check_kind, shown_to
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 
@@ -60,6 +60,8 @@ def make_job(
     """
     if task in KINDS:
         check_kind(denoiser, task)
+    if task == "paired" and "haze" in shown_to(denoiser):
+        raise ValueError("this is a network for haze: export it with --task dehaze")
     run = {
         "solver": solver_by_name(solver),
         "num_inference_steps": steps,
