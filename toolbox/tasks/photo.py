@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from restoration.io.images import (
     write_image,
 )
 from restoration.metrics import LPIPSUnavailable, lpips, noise_level, psnr, ssim
-from restoration.operators.linear import Denoising
+from restoration.operators.linear import Denoising, LinearOperator
 from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge
@@ -69,11 +70,12 @@ def run_inpainting(
     spread_file = _check_output(out, photo, std)
     denoiser = load(model, device=device)
     done = itertools.count(1)
-    options = {
+    options: dict[str, Any] = {
         "num_samples": num_samples,
         "seed": seed,
         "callback": lambda *_: progress(next(done)),
     }
+    task: Any
     run = getattr(denoiser, "run", None)
     if run is not None:  # a whole restoration: what it does was settled on export
         if run.sigma != sigma:
@@ -142,8 +144,9 @@ def run_linear(
     check_writable(out)
     check_outputs([out, _spread_file(out) if std else None], [image, reference, model])
     photo = read_image(image)
-    size = photo.pixels.shape[1:]
-    if sigma == "auto":
+    size = (photo.pixels.shape[1], photo.pixels.shape[2])
+    operator: LinearOperator
+    if isinstance(sigma, str):
         sigma = noise_level(photo.pixels)
         if not sigma > 1e-4:
             raise ValueError(f"{image} shows no noise to estimate; give --sigma")
@@ -151,7 +154,7 @@ def run_linear(
         factor = int(amount)
         if factor != amount or not 2 <= factor <= 8:
             raise ValueError(f"the factor must be a whole number from 2 to 8; got {amount:g}")
-        size = tuple(factor * n for n in size)
+        size = (factor * size[0], factor * size[1])
         if math.prod(size) > MAX_PIXELS:
             raise ValueError(
                 f"the result would have {math.prod(size):,} pixels; at most {MAX_PIXELS:,} are"
@@ -258,8 +261,8 @@ def _write(
             "ssim": round(ssim(restored, truth), 4),
         }
         try:
-            colour = [np.broadcast_to(v, (3, height, width)) for v in (restored, truth)]
-            figures["lpips"] = round(lpips(*colour), 4)
+            ours, true = (np.broadcast_to(v, (3, height, width)) for v in (restored, truth))
+            figures["lpips"] = round(lpips(ours, true), 4)
         except LPIPSUnavailable as error:
             figures["lpips"] = str(error)
     with together():
