@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.data import ROOT
 
-FLOORS = {"solvers": 1, "restoration": 2, "quant": 3, "export": 4, "toolbox": 5}
+FLOORS = {"solvers": 1, "restoration": 2, "quant": 3, "export": 4, "toolbox": 5, "restobox": 6}
 FILES = [p for floor in FLOORS for p in sorted((ROOT / floor).rglob("*.py"))]
 ROOMS = sorted({p.parent for p in FILES})
 MOST, MOST_AT_THE_DOOR = 14, 12

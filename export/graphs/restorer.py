@@ -17,7 +17,6 @@ from export.graphs.network import trace
 from export.jobs.base import Job
 from quant.temporal.table import TemporalTable, row_of, step_network, temporal_table
 from solvers.denoiser import Denoiser
-from solvers.loop import solve
 from solvers.solver import Callback
 
 # from a network and its timesteps to the temporal table
@@ -85,17 +84,9 @@ def run_job(
     """One run: the inputs' batch ``(B, ...)``, noise by ``draw(shape)``, and the result ``(B,
     ...)``.
     """
-    p = job.prepare(**inputs)
-    process = p.denoiser.process if p.process is None else p.process
-    x, first = p.start, next(iter(inputs.values()))
-    if x is None:
-        x = process.b(p.grid.times[0]) * draw((first.shape[0], *job.state))
-        if p.y is not None:
-            x = x + process.c(p.grid.times[0]) * p.y
-    run = solve(
-        p.solver, p.denoiser, x, p.grid, process=p.process, y=p.y, generator=draw, callback=callback
-    )
-    return p.finish(run.x0)
+    run = job.prepare(**inputs)
+    count = next(iter(inputs.values())).shape[0]
+    return run.finish(run.solve(run.first_state(draw, count), draw, callback).x0)
 
 
 class _Traced(Denoiser):

@@ -6,41 +6,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from restoration.posterior import CORRECTIONS
+from restoration.task import Run
 from solvers.denoiser import Denoiser
-from solvers.grid import Grid
-from solvers.processes.process import Process
-from solvers.solver import DenoiserLike, Solver
 
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One run on one measurement.
-
-    Attributes:
-        denoiser: what the solver asks, conditioned and corrected.
-        finish: from the end of a run to the result.
-        start: the state to start from; None: noise at the first level, and the process's share of
-            ``y``.
-        process, y: as for :func:`solvers.loop.solve`.
-    """
-
-    denoiser: DenoiserLike
-    grid: Grid
-    solver: Solver
-    finish: Callable[[Tensor], Tensor]
-    start: Tensor | None = None
-    process: Process | None = None
-    y: Tensor | None = None
 
 
 class Job(ABC):
@@ -109,7 +85,7 @@ class Job(ABC):
         return {name: torch.full((1, *shape), 0.5) for name, shape in self.inputs.items()}
 
     @abstractmethod
-    def prepare(self, *args: Any, **inputs: Any) -> Prepared:
+    def prepare(self, *args: Any, **inputs: Any) -> Run:
         """A run on a batch of measurements."""
 
 

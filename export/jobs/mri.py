@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.jobs.base import Job, Prepared, Shape, quantile
+from export.jobs.base import Job, Shape, quantile
 from restoration.mri.consistency import Alternation, Consistency
 from restoration.mri.estimate import CONDITION_CHANNELS, ITERATIONS, QUANTILE, features
 from restoration.mri.real_sense import RealSense, coil_pairs
 from restoration.mri.task import MRITask
 from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
+from restoration.task import Run
 from solvers.denoiser import Denoiser
 from solvers.processes.process import CLEAN
 
@@ -82,7 +83,7 @@ class MRIJob(Job):
 
     def prepare(
         self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None, sigma: Tensor | None = None
-    ) -> Prepared:
+    ) -> Run:
         operator, y = RealSense(mask, maps, self.iterations), coil_pairs(kspace * mask)
         noise = torch.zeros_like(kspace[:, :1, :1, :1]) if sigma is None else sigma
         zero_filled = operator.A_adjoint(y)
@@ -106,9 +107,10 @@ class MRIJob(Job):
         steps, correction = self.task.plan()
         grid, solver = self.task.nodes(steps), self.task.solver
         if correction == "none":
-            return Prepared(d, grid, solver, lambda x: scale * seen * x)
+            return Run(d, solver, grid, self.state, lambda x: scale * seen * x)
         if correction == "consistency":
-            return Prepared(_Agreeing(d, agree), grid, solver, lambda x: scale * seen * agree(x))
+            asked: Consistency | Alternation = _Agreeing(d, agree)
+            return Run(asked, solver, grid, self.state, lambda x: scale * seen * agree(x))
         width = (
             float(self.denoiser.data_std) if self.task.prior_std is None else self.task.prior_std
         )
@@ -120,14 +122,8 @@ class MRIJob(Job):
                 x, y / scale[:, None], variance * (scale / noise.clamp(min=1e-12)) ** 2
             )
 
-        start = torch.zeros_like(first)
-        return Prepared(
-            _Alternating(d, agree, prox, width),
-            grid,
-            solver,
-            lambda x: scale * seen * agree(x),
-            start,
-        )
+        asked, start = _Alternating(d, agree, prox, width), torch.zeros_like(first)
+        return Run(asked, solver, grid, self.state, lambda x: scale * seen * agree(x), start)
 
 
 class _Agreeing(Consistency):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.jobs.base import Job, Prepared, Shape
+from export.jobs.base import Job, Shape
 from restoration.paired.task import HAZE, MASKED, PairedTask, reduced_size
+from restoration.task import Run
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,8 @@ class PairedJob(Job):
             *(self.size if self.task.side is None else reduced_size(self.size, self.task.side)),
         )
 
-    def prepare(self, image: Tensor, mask: Tensor | None = None) -> Prepared:
-        run = self.task.prepare(image, mask, self._reduced)
-        return Prepared(
-            run.denoiser, run.grid, self.task.solver, run.finish, None, run.process, run.y
-        )
+    def prepare(self, image: Tensor, mask: Tensor | None = None) -> Run:
+        return self.task.prepare(image, mask, self._reduced)
 
     def _reduced(self, image: Tensor, _: int) -> Tensor:
         """What ``restoration.paired.task.reduced`` does, as two matrix products: TensorRT resizes

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from export.jobs.base import Job, Prepared, Shape
+from export.jobs.base import Job, Shape
 from restoration.operators.linear import Denoising, LinearOperator
 from restoration.operators.measurement import Measurement
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
+from restoration.task import Run
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,8 @@ class InpaintingJob(Job):
     def example(self) -> dict[str, Tensor]:
         return super().example() | {"mask": torch.ones(1, 1, *self.size)}
 
-    def prepare(self, image: Tensor, mask: Tensor) -> Prepared:
-        denoiser, finish = self.task.prepare(image, mask, self.sigma)
-        return Prepared(denoiser, self.task.nodes(), self.task.solver, finish)
+    def prepare(self, image: Tensor, mask: Tensor) -> Run:
+        return self.task.prepare(image, mask, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,6 @@ class LinearJob(Job):
     def state(self) -> Shape:
         return (3, *self.size)
 
-    def prepare(self, image: Tensor) -> Prepared:
+    def prepare(self, image: Tensor) -> Run:
         shape = (image.shape[0], 3, *self.size)
-        denoiser, start, grid, finish = self.task.prepare(
-            Measurement(self.operator, image, self.sigma), shape
-        )
-        return Prepared(denoiser, grid, self.task.solver, finish, start)
+        return self.task.prepare(Measurement(self.operator, image, self.sigma), shape)

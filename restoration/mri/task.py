@@ -25,7 +25,7 @@ from restoration.mri.sense import (
 )
 from restoration.operators.measurement import Measurement
 from restoration.posterior import CORRECTIONS, DiffPIR
-from restoration.task import sample
+from restoration.task import Run, sample
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
@@ -186,17 +186,9 @@ class MRITask:
         def finish(x0: Tensor) -> Tensor:
             return scale * seen * (x0 if correction == "none" else agree(x0, measurement))
 
-        result = sample(
-            corrected,
-            (2, *mask.shape),
-            grid,
-            solver,
-            num_samples=num_samples,
-            seed=seed,
-            start=start,
-            finish=finish,
-            callback=callback,
-        )
+        shape = (2, int(mask.shape[0]), int(mask.shape[1]))
+        run = Run(corrected, solver, grid, shape, finish, start)
+        result = sample(run, num_samples=num_samples, seed=seed, callback=callback)
         samples = to_complex(result.samples)[:, 0]
         mean = to_complex(result.mean[None])[0, 0]
         std = samples.abs().std(0) if num_samples > 1 else torch.zeros_like(mean.real)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.paired.dark_channel import DarkChannelPrior, box_mean
-from restoration.task import Restored, sample
+from restoration.task import Restored, Run, sample
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS, Grid
+from solvers.grid import GRIDS
 from solvers.methods.rddm import RDDM, RDDMSampler
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.processes.process import Process
@@ -184,26 +184,15 @@ class PairedTask:
         run = self.prepare(
             image.to(device)[None], None if mask is None else mask.to(device)[None, None]
         )
-        return sample(
-            run.denoiser,
-            run.shape,
-            run.grid,
-            self.solver,
-            num_samples=num_samples,
-            seed=seed,
-            process=run.process,
-            y=run.y,
-            finish=run.finish,
-            callback=callback,
-        )
+        return sample(run, num_samples=num_samples, seed=seed, callback=callback)
 
     def prepare(
         self,
         image: Tensor,
         mask: Tensor | None = None,
         reduce: Callable[[Tensor, int], Tensor] | None = None,
-    ) -> PairedRun:
-        """What a run needs. Tensor operations only: it can be traced.
+    ) -> Run:
+        """The run on these pictures. Tensor operations only: it can be traced.
 
         Args:
             image: pictures ``(B, C, H, W)`` in [0, 1], C = 1 or 3.
@@ -230,7 +219,8 @@ class PairedTask:
             return unit if small is image else carry(image, small, unit).clamp(0, 1)
 
         y = condition[:, :3] if process.holds_image else None
-        return PairedRun(d, (3, *small.shape[-2:]), grid, process, y, finish)
+        shape = (3, int(small.shape[-2]), int(small.shape[-1]))
+        return Run(d, self.solver, grid, shape, finish, process=process, y=y)
 
     @property
     def side(self) -> int | None:
@@ -238,20 +228,6 @@ class PairedTask:
         one.
         """
         return self.view or (VIEW if self.denoiser.condition_channels == HAZE else None)
-
-
-@dataclass(frozen=True)
-class PairedRun:
-    """A run on some pictures: the conditioned denoiser, the state's ``(C, h, w)``, times of
-    ``process``, its ``y`` if it holds one, and from the end of the run to pictures ``(B, C, H, W)``
-    in [0, 1]."""
-
-    denoiser: Denoiser
-    shape: tuple[int, int, int]
-    grid: Grid
-    process: Process
-    y: Tensor | None
-    finish: Callable[[Tensor], Tensor]
 
 
 def paired_condition(denoiser: Denoiser, image: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from restoration.operators.measurement import Measurement
 from restoration.operators.separable import Bicubic, BlockMean
 from restoration.photo.lift import enlarge, thin_plate
 from restoration.posterior import CORRECTIONS, DiffPIR
-from restoration.task import Restored, check_settings, sample
+from restoration.task import Restored, Run, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
@@ -115,33 +115,14 @@ class LinearTask:
                 "the measurement must be of a picture (1 or 3, H, W); this operator makes"
                 f" {tuple(shape[1:])} of it"
             )
-        asked, start, grid, finish = self.prepare(measurement, shape)
-        channels = _network_channels(self.denoiser, shape[1])
-        return sample(
-            asked,
-            (channels, *shape[2:]),
-            grid,
-            self.solver,
-            start=start,
-            num_samples=num_samples,
-            seed=seed,
-            finish=finish,
-            callback=callback,
-            calls=self.symmetries,
-        )
+        run = self.prepare(measurement, shape)
+        return sample(run, num_samples=num_samples, seed=seed, callback=callback)
 
-    def prepare(
-        self, measurement: Measurement, shape: Sequence[int]
-    ) -> tuple[DenoiserLike, Tensor | None, Grid, Callable[[Tensor], Tensor]]:
-        """What a run needs. Tensor operations only: it can be traced.
+    def prepare(self, measurement: Measurement, shape: Sequence[int]) -> Run:
+        """The run on this measurement. Tensor operations only: it can be traced.
 
         Args:
             measurement: of pictures of ``shape (B, C, H, W)`` in [0, 1].
-
-        Returns:
-            The denoiser that is asked, the state to start from (None: noise), the grid, and a
-                function from the end of a run to pictures
-            ``(B, C, H, W)`` in [0, 1].
         """
         d = self.denoiser
         grey = shape[1] == 1
@@ -169,24 +150,30 @@ class LinearTask:
             unit = d.to_unit(x0)
             return (unit.mean(1, keepdim=True) if grey else unit).clamp(0, 1)
 
+        def run(
+            asked: DenoiserLike,
+            grid: Grid,
+            start: Tensor | None = None,
+            finish: Callable[[Tensor], Tensor] = finish,
+        ) -> Run:
+            channels = _network_channels(self.denoiser, shape[1])
+            state = (channels, int(shape[2]), int(shape[3]))
+            return Run(asked, self.solver, grid, state, finish, start, calls=self.symmetries)
+
         asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
         if isinstance(m.operator, Denoising) and self.correction is None:
             start, grid, contrast = self._enter(m)
             middle = sum(d.value_range) / 2
-            return asked, start, grid, lambda x0: finish(middle + (x0 - middle) / contrast)
+            return run(asked, grid, start, lambda x0: finish(middle + (x0 - middle) / contrast))
         if self.correction is None and m.sigma > 0:
             asked = DiffPIR(asked, m, prior_std=math.inf if self.start_level else PRIOR_STD)
         else:
             asked = CORRECTIONS[self.correction or "ddnm"](asked, m)
         if self.start_level is None:
-            return asked, None, GRIDS[self.grid](d.process, self.num_inference_steps), finish
+            return run(asked, GRIDS[self.grid](d.process, self.num_inference_steps))
         t = d.process.time_at(-2 * math.log(self.start_level))
-        return (
-            asked,
-            d.process.a(t) * _regularized(m),
-            _grid_from(d.process, t, self.num_inference_steps),
-            finish,
-        )
+        grid = _grid_from(d.process, t, self.num_inference_steps)
+        return run(asked, grid, d.process.a(t) * _regularized(m))
 
     def _enter(self, m: Measurement) -> tuple[Tensor, Grid, float]:
         """The noisy picture as a state of the process, the times from there, and the contrast that

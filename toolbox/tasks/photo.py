@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from restoration.io.images import (
 )
 from restoration.metrics import LPIPSUnavailable, lpips, noise_level, psnr, ssim
 from restoration.operators.linear import Denoising, LinearOperator
-from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
+from restoration.operators.separable import Bicubic, BlockMean, Blur, Separable, gaussian_kernel
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
@@ -151,18 +150,9 @@ def run_linear(
         if not sigma > 1e-4:
             raise ValueError(f"{image} shows no noise to estimate; give --sigma")
     if task == "superresolve":
+        operator = enlargement(size, amount, kernel)
         factor = int(amount)
-        if factor != amount or not 2 <= factor <= 8:
-            raise ValueError(f"the factor must be a whole number from 2 to 8; got {amount:g}")
         size = (factor * size[0], factor * size[1])
-        if math.prod(size) > MAX_PIXELS:
-            raise ValueError(
-                f"the result would have {math.prod(size):,} pixels; at most {MAX_PIXELS:,} are"
-                " accepted"
-            )
-        if kernel not in ("block", "bicubic"):
-            raise ValueError(f"kernel {kernel!r} is unknown; known: block, bicubic")
-        operator = {"block": BlockMean, "bicubic": Bicubic}[kernel](size, factor)
         if photo.alpha is not None:
             alpha = torch.from_numpy(photo.alpha)[None, None].float()
             photo = replace(photo, alpha=enlarge(alpha, factor, size)[0, 0].clamp(0, 1).numpy())
@@ -203,6 +193,24 @@ def run_linear(
         "sigma": sigma,
     }
     return _write(image, out, photo, result, spread_file, truth, {"task": task} | settings)
+
+
+def enlargement(size: tuple[int, int], factor: float, kernel: str) -> Separable:
+    """The operator that made a picture of ``size (H, W)`` from one ``factor`` times as large.
+
+    Raises:
+        ValueError: a factor or a kernel that is not known, or a result that is too large.
+    """
+    if factor != int(factor) or not 2 <= factor <= 8:
+        raise ValueError(f"the factor must be a whole number from 2 to 8; got {factor:g}")
+    if kernel not in ("block", "bicubic"):
+        raise ValueError(f"kernel {kernel!r} is unknown; known: block, bicubic")
+    height, width = (int(factor) * n for n in size)
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"the result would have {height * width:,} pixels; at most {MAX_PIXELS:,} are accepted"
+        )
+    return {"block": BlockMean, "bicubic": Bicubic}[kernel]((height, width), int(factor))
 
 
 def _truth(reference: Path | None, shape: tuple[int, int, int]) -> np.ndarray | None:
