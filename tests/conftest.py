@@ -1,5 +1,6 @@
 """Shared fixtures: pictures, a tiny photo network, its calibration."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,24 @@ torch.set_num_threads(1)  # test tensors are small: more threads only wait for e
 # a busy machine is no failure
 settings.register_profile("default", deadline=None, max_examples=50)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(tmp_path_factory):
+    """Graphs are traced once in a run of all workers; see :mod:`helpers.traces`."""
+    from helpers.traces import remembering
+
+    import export.graphs.network
+    import export.graphs.restorer
+
+    with pytest.MonkeyPatch.context() as patch:
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"
+        folder.mkdir(exist_ok=True)
+        once = remembering(export.graphs.network.trace, folder)
+        patch.setattr(export.graphs.network, "trace", once)
+        patch.setattr(export.graphs.restorer, "trace", once)
+        yield
 
 
 @pytest.fixture(scope="session")

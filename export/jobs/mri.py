@@ -109,8 +109,8 @@ class MRIJob(Job):
         if correction == "none":
             return Run(d, solver, grid, self.state, lambda x: scale * seen * x)
         if correction == "consistency":
-            asked: Consistency | Alternation = _Agreeing(d, agree)
-            return Run(asked, solver, grid, self.state, lambda x: scale * seen * agree(x))
+            agreeing = _Agreeing(d, agree)
+            return Run(agreeing, solver, grid, self.state, lambda x: scale * seen * agree(x))
         width = (
             float(self.denoiser.data_std) if self.task.prior_std is None else self.task.prior_std
         )
@@ -122,8 +122,8 @@ class MRIJob(Job):
                 x, y / scale[:, None], variance * (scale / noise.clamp(min=1e-12)) ** 2
             )
 
-        asked, start = _Alternating(d, agree, prox, width), torch.zeros_like(first)
-        return Run(asked, solver, grid, self.state, lambda x: scale * seen * agree(x), start)
+        turning, start = _Alternating(d, agree, prox, width), torch.zeros_like(first)
+        return Run(turning, solver, grid, self.state, lambda x: scale * seen * agree(x), start)
 
 
 class _Agreeing(Consistency):

@@ -182,6 +182,7 @@ def test_every_planned_conv_runs_on_integers_and_errors_agree(
     assert read_bundle(bundles / "cpu").parity["fused"] == parity.fused
 
 
+@pytest.mark.long
 def test_quantized_temporal_features_are_in_the_graph(tmp_path, denoiser, calibration):
     made = quantize(denoiser.network, calibration, QuantRecipe(weight_bits=4, temporal="fsc"))
     export_bundle(denoiser, tmp_path / "b", target="cpu", quantized=made)
@@ -280,7 +281,7 @@ def _run_unoptimised(model, x):
 
 def test_attention_layers_are_found_and_quantized():
     denoiser = tiny_denoiser(attention=True)
-    calibration, _ = recording(denoiser, steps=2)
+    calibration, _ = recording(denoiser)
     quantized = quantize(denoiser.network, calibration)
     assert any("to_q" in name for name in quantized.names)
     model = export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps)
@@ -342,7 +343,9 @@ def test_attention_becomes_one_operator_on_cpus_only():
     np.testing.assert_allclose(*outputs, atol=2e-5)
 
 
-@pytest.mark.parametrize("change", ["mask", "scale", "axis"])
+@pytest.mark.parametrize(
+    "change", ["mask", *(pytest.param(c, marks=pytest.mark.long) for c in ("scale", "axis"))]
+)
 def test_other_attentions_are_left_alone(change):
     """A mask, a scaled value or a softmax over another axis is no plain attention."""
 

@@ -40,31 +40,36 @@ def denoiser():
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory, denoiser, quantized):
-    """One bundle per target, and a restorer; the float network is a timestep graph."""
+    """One bundle per target; the float network is a timestep graph."""
     root = tmp_path_factory.mktemp("bundles")
     export_bundle(denoiser, root / "float")
-    export_restorer_bundle(
-        InpaintingTask(denoiser, DDIM(), 1),
-        root / "restorer",
-        target="cpu",
-        quantized=quantized,
-        size=SIZE,
-    )
     for target in ("cpu", "tensorrt"):
         export_bundle(denoiser, root / target, target=target, quantized=quantized, seed=0)
     return root
 
 
+@pytest.fixture(scope="module")
+def restorer(tmp_path_factory, denoiser, quantized):
+    folder = tmp_path_factory.mktemp("restorer") / "r"
+    task = InpaintingTask(denoiser, DDIM(), 1)
+    export_restorer_bundle(task, folder, target="cpu", quantized=quantized, size=SIZE)
+    return folder
+
+
+MISSING = r"^device openvino needs the package openvino: pip install 'restobox\[openvino\]'$"
+
+
+@pytest.mark.long
+def test_without_the_package_restorers_say_what_to_install(restorer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=MISSING):
+        Restorer(restorer, device="openvino")
+
+
 def test_without_the_package_the_error_says_what_to_install(bundles, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    for kind, name in ((Session, "cpu"), (Restorer, "restorer")):
-        with pytest.raises(
-            ImportError,
-            match=(
-                r"^device openvino needs the package openvino: pip install 'restobox\[openvino\]'$"
-            ),
-        ):
-            kind(bundles / name, device="openvino")
+    with pytest.raises(ImportError, match=MISSING):
+        Session(bundles / "cpu", device="openvino")
     monkeypatch.setattr(
         sys,
         "argv",
@@ -190,13 +195,14 @@ def test_sizes_are_compiled_once_and_the_last_are_kept(bundles):
 
 
 @needs_openvino
-def test_a_restorer_is_the_loop_around_the_network(bundles, denoiser):
+@pytest.mark.long
+def test_a_restorer_is_the_loop_around_the_network(bundles, restorer):
     g = torch.Generator().manual_seed(3)
     image = torch.nn.functional.interpolate(
         torch.rand(1, 3, 5, 5, generator=g), size=SIZE, mode="bilinear"
     )[0]
     mask = (torch.rand(SIZE, generator=g) > 0.5).float()
-    restorer = Restorer(bundles / "restorer", device="openvino", threads=1)
+    restorer = Restorer(restorer, device="openvino", threads=1)
     assert restorer.providers == ["OpenVINO"]
     assert restorer.integer_convs() == restorer.bundle.planned > 0
     loop = InpaintingTask(Session(bundles / "cpu", device="openvino", threads=1), DDIM(), 1)

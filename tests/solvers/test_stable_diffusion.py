@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from helpers.covering import covering
 from helpers.networks import tiny_unet
 
 from solvers import (
@@ -138,7 +139,7 @@ def text_to_image(pipeline, seed, count, **options):
     ).images
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", covering(SOLVERS))
 def test_text_to_image(components, name):
     """The pipeline's latents are the ones that solve() finds with the guided network, run after
     run, whatever the batch.
@@ -177,7 +178,7 @@ def guided_solution(pipeline, solver, seed, count):
     return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("name", [name for name in SOLVERS if name not in WARM_UPS])
+@pytest.mark.parametrize("name", covering(n for n in SOLVERS if n not in WARM_UPS))
 def test_image_to_image(components, name):
     """Starts inside the grid, again and again; each sample depends on its generator alone."""
     pipeline = pipeline_of(StableDiffusionImg2ImgPipeline, components, solver_by_name(name))
@@ -234,7 +235,7 @@ def test_pipelines_save_and_load(components, tmp_path, name):
     assert (back.config.beta_schedule, back.config.steps_offset) == ("scaled_linear", 1)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", covering(SOLVERS))
 @pytest.mark.parametrize("made", [DDPMPipeline, DDIMPipeline])
 def test_unconditional_pipelines(made, name):
     torch.manual_seed(0)

@@ -321,6 +321,7 @@ def mri_model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_mri_networks_are_calibrated_on_simulated_scans(mri_model, tmp_path):
     rows, columns = np.mgrid[-1:1:128j, -1:1:120j]
     slices = np.stack(

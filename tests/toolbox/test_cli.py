@@ -5,7 +5,6 @@ kind of bad input.
 import json
 import os
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.data import ROOT, smooth_picture
+from helpers.commands import restobox, restobox_process
+from helpers.data import smooth_picture
 from PIL import Image
 
 from quant.calibration.trajectory import CalibrationSet
@@ -109,36 +109,31 @@ def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory, tiny_model, pictures):
-    """Calibrate, quantize and export the tiny model once, through the command line in a process of
-    its own.
+    """Calibrate, quantize and export the tiny model once through the command line, the first in a
+    process of its own.
     """
     place = tmp_path_factory.mktemp("road")
-    for arguments in (
+    calibrated = ("--steps", 2, "--steps", 3, "--count", 4, "--side", 48)
+    for run, arguments in (
         (
-            "calibrate",
-            tiny_model,
-            "--data",
-            pictures,
-            "-o",
-            place / "c.safetensors",
-            "--steps",
-            2,
-            "--steps",
-            3,
-            "--count",
-            4,
-            "--side",
-            48,
+            restobox_process,
+            (
+                "calibrate",
+                tiny_model,
+                "--data",
+                pictures,
+                "-o",
+                place / "c.safetensors",
+                *calibrated,
+            ),
         ),
-        ("quantize", tiny_model, "--calibration", place / "c.safetensors", "-o", place / "q"),
-        ("export", tiny_model, "--quantized", place / "q", "-o", place / "bundle"),
+        (
+            restobox,
+            ("quantize", tiny_model, "--calibration", place / "c.safetensors", "-o", place / "q"),
+        ),
+        (restobox, ("export", tiny_model, "--quantized", place / "q", "-o", place / "bundle")),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "toolbox", *map(str, arguments)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        done = run(*arguments)
         assert done.returncode == 0, done.stderr
     return place
 
@@ -309,6 +304,7 @@ def test_chart_refuses_what_it_cannot_draw():
     assert rows[columns.argmin()] > rows[columns.argmax()]  # the first point is low on the page
 
 
+@pytest.mark.long
 def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     bundle = tmp_path / "restorer"
     made = (
@@ -388,6 +384,7 @@ def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     assert content["weights"]["int8"] > 0
 
 
+@pytest.mark.long
 def test_dehazing_restorer(cli, pictures, tmp_path):
     bundle = tmp_path / "dehazer"
     made = (
@@ -423,6 +420,7 @@ def test_inspect_prints_tables(cli, road):
         assert word in out
 
 
+@pytest.mark.long
 def test_bench_runtime(cli, road, tiny_model):
     code, out, _ = cli(
         "bench",

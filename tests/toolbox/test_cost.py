@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from toolbox import cost
+from toolbox.support import cost
 from toolbox.support.cost import Cost
 
 HELD = """

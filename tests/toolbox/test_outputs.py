@@ -6,11 +6,11 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import restobox, restobox_process
 from helpers.data import smooth_picture
 
 from export.bundle import check_bundle_free
@@ -31,17 +31,6 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }
-
-
-def run(*arguments, **options):
-    code = "import sys; from toolbox.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,
-    )
 
 
 def text(content: str):
@@ -292,9 +281,18 @@ def photo(tmp_path_factory):
 )
 def test_commands_refuse_to_write_over_inputs(photo, arguments):
     before = everything(photo)
-    done = run("restore", *arguments.split(), cwd=photo)
+    done = restobox("restore", *arguments.split(), cwd=photo)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert everything(photo) == before
+
+
+def test_a_process_refuses_in_one_line_too(photo):
+    before = everything(photo)
+    arguments = ("restore", "inpaint", "photo.png", "--mask", "mask.png", "-o", "photo.png")
+    here, there = restobox(*arguments, cwd=photo), restobox_process(*arguments, cwd=photo)
+    assert (there.returncode, there.stdout, there.stderr) == (2, "", here.stderr)
+    assert len(there.stderr.splitlines()) == 1
     assert everything(photo) == before
 
 
@@ -302,7 +300,7 @@ def test_training_never_writes_over_a_model(tmp_path, tiny_recipe, pictures):
     out = tmp_path / "model"
     out.mkdir()
     (out / "denoiser.json").write_text("precious")
-    done = run("train", tiny_recipe, "--data", pictures, "-o", out)
+    done = restobox_process("train", tiny_recipe, "--data", pictures, "-o", out)
     assert done.returncode == 2
     assert "--resume" in done.stderr
     assert everything(out) == {"denoiser.json": b"precious"}
@@ -313,7 +311,7 @@ def test_training_never_writes_over_a_model(tmp_path, tiny_recipe, pictures):
 SLOW = """
 import sys, time
 from pathlib import Path
-import toolbox.cli.main as cli
+import toolbox.cli
 from solvers.files import replace_file, replace_marked_folder, together
 
 def work():
@@ -329,8 +327,8 @@ def work():
         else:
             replace_marked_folder(Path(sys.argv[1]) / "out", write, "thing")
 
-cli.app = lambda standalone_mode: work()
-sys.exit(cli.main())
+sys.modules["toolbox.cli.main"].app = lambda standalone_mode: work()
+sys.exit(toolbox.cli.main())
 """
 
 
@@ -342,34 +340,42 @@ def test_signals_leave_nothing_half_written(tmp_path, kind, sent, code):
     )
     assert process.stdout.readline() == "writing\n"
     process.send_signal(sent)
-    assert process.wait(timeout=20) == code
+    assert process.wait(timeout=120) == code
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_process_loses_nothing(tmp_path):
     """SIGKILL at any moment of the swap: old content, new content, or the old one under its hidden
-    name.
+    name. One process imports what is needed, and forks those that are killed.
     """
     code = """
-import itertools, sys
+import itertools, os, signal, sys, time
 from pathlib import Path
 from solvers.files import replace_marked_folder
-for k in itertools.count():
-    write = lambda place: (place / "x").write_text(str(k))
-    replace_marked_folder(Path(sys.argv[1]) / "out", write, "thing")
-    if k == 0:
-        print("started", flush=True)
+
+def swap(place, started):
+    for k in itertools.count():
+        write = lambda folder: (folder / "x").write_text(str(k))
+        replace_marked_folder(place / "out", write, "thing")
+        if k == 0:
+            os.write(started, b"!")
+
+for k in range(8):
+    place = Path(sys.argv[1]) / str(k)
+    place.mkdir()
+    reads, started = os.pipe()
+    child = os.fork()
+    if child == 0:
+        swap(place, started)
+    assert os.read(reads, 1) == b"!"
+    time.sleep(0.02 + 0.013 * k)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
 """
-    for k in range(8):
-        place = tmp_path / str(k)
-        place.mkdir()
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout.readline() == "started\n"
-        time.sleep(0.02 + 0.013 * k)
-        process.kill()
-        process.wait()
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=300)
+    assert len(list(tmp_path.iterdir())) == 8
+    for place in tmp_path.iterdir():
         assert any(path.name == "x" and path.read_text().isdigit() for path in place.rglob("*"))
 
 

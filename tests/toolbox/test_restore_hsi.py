@@ -133,6 +133,7 @@ def test_bench_measures_each_method(scene, model, monkeypatch, capsys):
     assert "noise case 'rain' is unknown" in text.err
 
 
+@pytest.mark.long
 def test_shipped_models_beat_the_subspace_and_8_bits_cost_nothing():
     rows = run_bench_hsi(
         ["simulated"],

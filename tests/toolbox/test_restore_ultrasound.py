@@ -289,6 +289,7 @@ def test_bench_says_what_it_can_not_do(cli, frames, tmp_path):
     assert "enough tissue and blood" in err
 
 
+@pytest.mark.long
 def test_eight_bit_prior(cli, priors, frames, tmp_path):
     """The road to an 8-bit bundle: calibrated on dehazing, exported, and run beside a float prior
     without gradients.

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from diffusers import UNet2DModel
+from helpers.networks import shallow_unet
 from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 
 from export.exporter import export_restorer_bundle
@@ -48,25 +48,10 @@ SIZE = (24, 32)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def network(channels: int, condition: int, outputs: int | None = None) -> UNet2DModel:
-    torch.manual_seed(0)
-    made = UNet2DModel(
-        in_channels=channels + condition,
-        out_channels=outputs or channels,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        add_attention=False,
-    )
-    return made.eval().requires_grad_(False)
-
-
 def denoiser_of(channels: int, condition: int = 0, **options) -> Denoiser:
     process = VP.cosine(100, zero_terminal_snr=True)
     return Denoiser(
-        network(channels, condition),
+        shallow_unet(channels + condition, channels),
         process,
         "v_prediction",
         multiple=2,
@@ -101,11 +86,20 @@ def smooth(channels: int, size, seed: int = 0) -> torch.Tensor:
     ("name", "operator", "sigma", "correction", "solver"),
     [
         ("superresolve", Bicubic(SIZE, 4), 0.0, "ddnm", DDIM()),
-        ("superresolve", Bicubic(SIZE, 2), 0.05, "diffpir", EVODiff()),
+        pytest.param(
+            "superresolve", Bicubic(SIZE, 2), 0.05, "diffpir", EVODiff(), marks=pytest.mark.long
+        ),
         # mild: the pseudo-inverse of a strong blur amplifies single precision's rounding beyond
         # 1e-4 on both sides
         ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "diffpir", DDIM(eta=1.0)),
-        ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "ddrm", DDIM()),
+        pytest.param(
+            "deblur",
+            Blur(SIZE, gaussian_kernel(0.6).tolist()),
+            0.02,
+            "ddrm",
+            DDIM(),
+            marks=pytest.mark.long,
+        ),
         ("denoise", Denoising(), 0.1, None, DDIM()),
     ],
 )
@@ -123,22 +117,30 @@ def test_linear_operators_trace(name, operator, sigma, correction, solver):
 # -- pairs -----------------------------------------------------------------------------------------
 
 
-def test_paired_runs_trace_natively_and_by_level_matching():
-    process = Resfusion.scheduled("linear", 12)
-    native = Denoiser(network(3, 3), process, "resnoise", multiple=2, condition_channels=3)
-    matched = denoiser_of(3, 3)
+PROCESS = Resfusion.scheduled("linear", 12)
+
+
+@pytest.mark.parametrize(
+    ("native", "solver"),
+    [
+        (True, ResfusionSampler()),
+        pytest.param(True, DDIM(), marks=pytest.mark.long),
+        pytest.param(False, ResfusionSampler(), marks=pytest.mark.long),
+        (False, EVODiff()),
+    ],
+)
+def test_paired_runs_trace_natively_and_by_level_matching(native, solver):
+    base = (
+        Denoiser(shallow_unet(6, 3), PROCESS, "resnoise", multiple=2, condition_channels=3)
+        if native
+        else denoiser_of(3, 3)
+    )
     y = smooth(3, SIZE)
-    for base, solver in (
-        (native, ResfusionSampler()),
-        (native, DDIM()),
-        (matched, ResfusionSampler()),
-        (matched, EVODiff()),
-    ):
-        task = PairedTask(base, solver, 4, process)
-        job = PairedJob(task, SIZE)
-        ours, _ = run_graph(job, 5, image=y)
-        assert job.name == "paired"
-        np.testing.assert_allclose(ours, task(y[0], seed=5).samples.numpy(), atol=1e-4)
+    task = PairedTask(base, solver, 4, PROCESS)
+    job = PairedJob(task, SIZE)
+    ours, _ = run_graph(job, 5, image=y)
+    assert job.name == "paired"
+    np.testing.assert_allclose(ours, task(y[0], seed=5).samples.numpy(), atol=1e-4)
 
 
 def test_paired_graphs_take_masks():
