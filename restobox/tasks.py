@@ -51,12 +51,12 @@ class Restorer:
 
     @overload
     def __call__(
-        self, picture: Sequence[Picture], *extra: Any, **options: Any
+        self, picture: list[Picture] | tuple[Picture, ...], *extra: Any, **options: Any
     ) -> list[RestoredPicture]: ...
 
     def __call__(
         self,
-        picture: Picture | Sequence[Picture],
+        picture: Picture | list[Picture] | tuple[Picture, ...],
         *extra: Any,
         reference: Picture | None = None,
         num_samples: int = 1,

@@ -3,8 +3,13 @@
 from toolbox import load, models
 """
 
+from typing import TYPE_CHECKING, Any
 
-def __getattr__(name: str):
+if TYPE_CHECKING:
+    from toolbox.api import ModelInfo, load, models
+
+
+def __getattr__(name: str) -> Any:
     # imported on first use, so that the command line opens at once
     if name in ("load", "models", "ModelInfo"):
         from toolbox import api

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from solvers.denoiser import Denoiser
@@ -45,7 +45,9 @@ def models() -> list[ModelInfo]:
     return found
 
 
-def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
+# Any stands for the Restorer of a bundle that holds a whole restoration: only who loads such a
+# bundle has to tell the two apart
+def load(model: str | Path, *, device: str = "cpu", threads: int | None = None) -> Denoiser | Any:
     """A denoiser by the name of a shipped model, or from a folder.
 
     Args:
@@ -73,7 +75,7 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None):
         from export.bundle import read_bundle
         from export.runtime.session import Restorer, Session
 
-        kind = Restorer if read_bundle(folder).graph == "restorer" else Session
+        kind: Any = Restorer if read_bundle(folder).graph == "restorer" else Session
         return kind(folder, device=device, threads=threads)
     from solvers.denoiser import Denoiser
 

@@ -5,6 +5,7 @@ sizes checked before reading.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,7 @@ _UNITS = {
 
 
 def read_cube(
-    path: str | Path,
+    path: str | os.PathLike[str],
     key: str | None = None,
     band_axis: int | None = None,
     max_values: int = MAX_VALUES,

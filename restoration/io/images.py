@@ -56,7 +56,7 @@ class Photo:
     bits: int = 8
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Photo:
+def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo:
     """Read a picture file (anything Pillow knows; TIFF also with 16 bits per channel), upright.
 
     Raises:

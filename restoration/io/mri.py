@@ -324,7 +324,7 @@ def read_maps(path: str | Path) -> np.ndarray:
     return complex_array(maps, path, ranks=(3, 4))
 
 
-def read_sampling(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+def read_sampling(path: str | Path, size: tuple[int, ...]) -> np.ndarray:
     """A sampling mask ``(H, W)`` or ``(W,)`` from an ``.npy`` file, or from an ``.npz`` file with
     one array or one named ``mask``.
 

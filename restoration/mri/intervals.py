@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 
 def least_slices(level: float) -> int:
@@ -84,7 +85,7 @@ def conformal_factor(
     return float(score[order][min(index, len(order) - 1)])
 
 
-def floored(std: np.ndarray, sigma: float) -> np.ndarray:
+def floored(std: np.ndarray | Tensor, sigma: float) -> np.ndarray:
     """``max(std, sigma)``: few samples may agree on a pixel by chance, but none is known better
     than the noise of fully sampled data.
 

@@ -248,7 +248,7 @@ class MRITask:
 
     def plan(self, num_samples: int = 1) -> tuple[int, str]:
         """Steps and correction of a run for so many samples."""
-        unrolled = self.denoiser.unrolled_steps
+        unrolled = getattr(self.denoiser, "unrolled_steps", None)
         steps = self.num_inference_steps
         if steps is None:
             steps = SAMPLING_STEPS if num_samples > 1 else unrolled or 1

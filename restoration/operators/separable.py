@@ -96,7 +96,7 @@ class BlockMean(Separable):
         ValueError: a factor below 1 or larger than the image.
     """
 
-    def __init__(self, size: tuple[int, int], factor: int = 4):
+    def __init__(self, size: Sequence[int], factor: int = 4):
         _check_factor(size, factor)
         super().__init__(_block_means(size[0], factor), _block_means(size[1], factor))
         self.factor = factor
@@ -115,7 +115,7 @@ class Bicubic(Separable):
         ValueError: a factor below 1 or larger than the image.
     """
 
-    def __init__(self, size: tuple[int, int], factor: int = 4):
+    def __init__(self, size: Sequence[int], factor: int = 4):
         _check_factor(size, factor)
         super().__init__(_bicubic(size[0], factor), _bicubic(size[1], factor))
         self.factor = factor
@@ -138,8 +138,8 @@ class Blur(Separable):
 
     def __init__(
         self,
-        size: tuple[int, int],
-        kernel: Sequence[float],
+        size: Sequence[int],
+        kernel: Sequence[float] | Tensor,
         padding: str = "reflect",
         rcond: float = 1e-6,
     ):
@@ -187,7 +187,7 @@ def _full_svd(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return F.pad(u[:, :k], (0, n - k)), F.pad(s, (0, n - k)), vt.T
 
 
-def _check_factor(size: tuple[int, int], factor: int) -> None:
+def _check_factor(size: Sequence[int], factor: int) -> None:
     if not 1 <= factor <= min(size):
         raise ValueError(
             f"factor must lie between 1 and the image's smaller side; got {factor} for"

@@ -49,7 +49,7 @@ def _mean_square(u: Tensor, v: Tensor) -> Tensor:
     return (u * v).mean((1, 2, 3), keepdim=True)
 
 
-def enlarge(means: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
+def enlarge(means: Tensor, factor: int, size: tuple[int, ...]) -> Tensor:
     """Bicubic interpolation of ``(B, C, h, w)`` means of ``factor x factor`` blocks to ``size (H,
     W)``.
     """

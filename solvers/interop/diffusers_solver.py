@@ -103,8 +103,7 @@ class DiffusersSolver:
             )
         if unknown := [key for key in self.options if key not in known]:
             raise ValueError(
-                f"{self.name} has no option {', '.join(unknown)}; it has"
-                f" {', '.join(list(known)[1:])}"
+                f"{self.name} has no option {', '.join(unknown)}; it has {', '.join(known)}"
             )
         if "skip_prk_steps" in known and not self.options.get("skip_prk_steps", False):
             raise ValueError(
@@ -261,7 +260,7 @@ class DiffusersSolver:
 
 
 def _options(scheduler: type) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(scheduler.__init__).parameters  # type: ignore[misc]  # of this class
+    return inspect.signature(scheduler).parameters
 
 
 def _size(process: Process, t: float) -> float:

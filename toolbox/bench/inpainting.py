@@ -103,7 +103,7 @@ def run_bench(
     for path in files:
         image = read_image(path).pixels
         image = np.ascontiguousarray(np.broadcast_to(image, (3, *image.shape[1:])))
-        for name, mask in read_masks(masks, names, *image.shape[1:], seed):
+        for name, mask in read_masks(masks, names, image.shape[1], image.shape[2], seed):
             for model, solver, method in methods:
                 began = time.perf_counter()
                 restored = method(image, mask)

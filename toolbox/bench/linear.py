@@ -16,7 +16,7 @@ from torch import Tensor
 from restoration.io.folders import find_pictures
 from restoration.io.images import read_image
 from restoration.metrics import psnr, ssim
-from restoration.operators.linear import Denoising
+from restoration.operators.linear import Denoising, LinearOperator
 from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
@@ -75,6 +75,7 @@ class LinearCase:
             height, width = (n // factor * factor for n in image.shape[1:])
             image = np.ascontiguousarray(image[:, :height, :width])
         size = image.shape[1:]
+        operator: LinearOperator
         match self.kind:
             case "denoise":
                 operator = Denoising()
@@ -147,7 +148,7 @@ def run_bench_linear(
                 )
                 progress(sum(map(len, rows.values())), total)
     table = []
-    for (case, name), values in rows.items():
+    for (label, name), values in rows.items():
         p, s, seconds = np.mean(values, axis=0)
         calls = 0 if name in CLASSICAL else steps * num_samples * symmetries
         figures = {
@@ -156,7 +157,7 @@ def run_bench_linear(
             "seconds": round(float(seconds), 2),
         }
         table.append(
-            {"case": case, "model": name, "calls": calls, "pictures": len(values), **figures}
+            {"case": label, "model": name, "calls": calls, "pictures": len(values), **figures}
         )
     return table
 
@@ -188,11 +189,12 @@ def _classical(name: str) -> Callable:
 
     else:
         try:
-            from bm3d import bm3d as denoise
+            from bm3d import bm3d
         except ImportError as error:
             raise ValueError(
                 "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
             ) from error
+        denoise = bm3d
 
     def run(y: Tensor, operator, case: LinearCase, seed: int) -> np.ndarray:
         return (

@@ -7,7 +7,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,11 +175,11 @@ def run_mri_bench(
 
 def _measure(case: MRICase, model: str, steps: int | None, num_samples: int, seed: int) -> dict:
     if model == "zero-filled":
-        tried = {None: lambda: zero_filled(case)}
+        tried: dict[float | None, Callable[[], Tensor]] = {None: partial(zero_filled, case)}
     elif model == "cg-sense":
-        tried = {w: lambda w=w: cg_sense(case, w) for w in SENSE_WEIGHTS}
+        tried = {w: partial(cg_sense, case, w) for w in SENSE_WEIGHTS}
     elif model == "l1-wavelet":
-        tried = {w: lambda w=w: l1_wavelet(case, w) for w in WAVELET_WEIGHTS}
+        tried = {w: partial(l1_wavelet, case, w) for w in WAVELET_WEIGHTS}
     else:
         task = MRITask(load(model), solver_by_name("ddim"), steps)
         began = time.perf_counter()
@@ -201,14 +203,14 @@ def _measure(case: MRICase, model: str, steps: int | None, num_samples: int, see
                 4,
             )
         return row
-    best = None
+    best: dict[str, Any] = {}
     for weight, run in tried.items():
         began = time.perf_counter()
         image = run()
         row = _figures(image, case, time.perf_counter() - began) | (
             {} if weight is None else {"weight": weight}
         )
-        if best is None or row["psnr"] > best["psnr"]:
+        if not best or row["psnr"] > best["psnr"]:
             best, found = row, image
     return best | {"lpips": mean_lpips(found, case.truth)}
 

@@ -84,11 +84,11 @@ def run_bench_runtime(
         )
     from quant.calibration.trajectory import network_hash
 
-    ours, found = network_hash(denoiser.network), [read_bundle(folder) for folder in bundles]
-    for folder, bundle in zip(bundles, found, strict=True):
+    ours, read = network_hash(denoiser.network), [read_bundle(folder) for folder in bundles]
+    for folder, bundle in zip(bundles, read, strict=True):
         if bundle.model != ours:
             raise ValueError(f"{folder} was made from another model than {model}")
-    t = next((bundle.timesteps[0] for bundle in found if bundle.timesteps), denoiser.process.end)
+    t = next((bundle.timesteps[0] for bundle in read if bundle.timesteps), denoiser.process.end)
     x = torch.randn(
         batch, input_channels(denoiser), *size, generator=torch.Generator().manual_seed(0)
     ).to(denoiser.device)
@@ -104,7 +104,7 @@ def run_bench_runtime(
             export_bundle(denoiser, places[name], target=target, timesteps=[t])
         places |= {
             f"{folder.name} ({bundle.target})": folder
-            for folder, bundle in zip(bundles, found, strict=True)
+            for folder, bundle in zip(bundles, read, strict=True)
         }
         graphs = {name: (folder, device) for name, folder in places.items()}
         if device == "cpu" and find_spec("openvino") is not None:

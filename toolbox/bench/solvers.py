@@ -29,7 +29,7 @@ from solvers import (
 )
 
 # names beside those of SOLVERS, for comparison alone
-EXTRA = {
+EXTRA: dict[str, Callable[[], Solver]] = {
     "evodiff-paper": partial(solver_by_name, "evodiff", mode="paper"),
     "unipc-3": partial(DiffusersSolver, "UniPCMultistepScheduler", {"solver_order": 3}),
     "deis-3": partial(DiffusersSolver, "DEISMultistepScheduler", {"solver_order": 3}),

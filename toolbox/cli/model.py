@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -200,7 +200,7 @@ def quantize(
     from toolbox.deploy.quantize import run_quantize
 
     with ProgressBar("rounding", 1) as bar:
-        options = {
+        options: dict[str, Any] = {
             "preset": preset,
             "solver": solver,
             "float_macs": float_macs,
@@ -249,7 +249,7 @@ def report_(
     """
     from toolbox.deploy.report import run_report
 
-    options = {
+    options: dict[str, Any] = {
         "data": data,
         "count": count,
         "side": side,
@@ -332,7 +332,7 @@ def export(
     if restorer:
         from toolbox.deploy.export import parse_size, run_export_restorer
 
-        run = {
+        run: dict[str, Any] = {
             "solver": solver,
             "steps": steps,
             "grid": grid,

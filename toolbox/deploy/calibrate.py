@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from quant.calibration.collect import collect
 from quant.calibration.eda_dm import EDADM
@@ -110,6 +111,7 @@ def run_calibrate(
     solvers = solver.split(",") if paired else [solver]
     for n in () if paired else steps:
         GRIDS[grid](denoiser.process, n)
+    restore: Callable[[int], None]
     if paired:
         restore = PairedRestorations(denoiser, task, files, solvers, steps, grid, side, seed)
     elif task == "mri":
@@ -162,7 +164,7 @@ def run_calibrate(
                 data=hashes,
                 progress=progress,
             )
-            if chosen is not None:
+            if chosen is not None and samples is not None:
                 recorded = select_samples(recorded, denoiser, chosen, samples, seed)
                 recorded.save(out)
         finally:
@@ -191,7 +193,8 @@ def select_samples(
     return {"uniform": Uniform, "ptq4dm": PTQ4DM}[name]().select(pool, count, seed)
 
 
-def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Path, ...]:
+def _files(denoiser: Denoiser, task: str, data: Path | None) -> tuple[Any, ...]:
+    """Pictures, or pairs of them."""
     if task == "generate":
         if data is not None:
             raise ValueError("the task generate starts from noise and takes no --data")

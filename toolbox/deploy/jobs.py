@@ -7,12 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from export.jobs.base import Job
+from export.jobs.mri import MRIJob
 from export.jobs.paired import PairedJob
 from export.jobs.photo import InpaintingJob, LinearJob
 from restoration.io.folders import find_pairs, picture_crops, read_pair
@@ -24,7 +26,7 @@ from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from restoration.task import KINDS, check_kind, shown_to
 from solvers import solver_by_name
-from solvers.denoiser import Denoiser
+from solvers.denoiser import Denoiser, Network
 
 TASKS = ("inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "dehaze", "paired")
 
@@ -62,7 +64,7 @@ def make_job(
         check_kind(denoiser, task)
     if task == "paired" and "haze" in shown_to(denoiser):
         raise ValueError("this is a network for haze: export it with --task dehaze")
-    run = {
+    run: dict[str, Any] = {
         "solver": solver_by_name(solver),
         "num_inference_steps": steps,
         "grid": grid,
@@ -135,7 +137,7 @@ def measure(job: Job, picture: np.ndarray, seed: int) -> tuple[dict[str, Tensor]
     if job.name == "dehaze":
         clear, hazy = make_hazy(image[0], image, Haze(), rng)
         return {"image": hazy[None]}, clear[None]
-    if job.name != "mri":
+    if not isinstance(job, MRIJob):
         raise ValueError(f"restorers of task {job.name} are verified on their own data")
     from restoration.mri.sense import to_channels
     from restoration.mri.simulation import ring_maps, simulate_kspace, smooth_phase
@@ -185,12 +187,9 @@ def measurements(
         yield {"image": degraded} | ({"mask": mask[0]} if masked else {}), clean
 
 
-def simulated(job: Job, network) -> Job:
+def simulated(job: Job, network: Network) -> Job:
     """The same job around the simulated 8-bit network."""
-    denoiser = job.denoiser
-    shown = type(denoiser).__new__(type(denoiser))
-    shown.__dict__ |= denoiser.__dict__ | {"network": network}
-    return job.around(shown)
+    return job.around(job.denoiser.around(network))
 
 
 def record_of(run) -> dict:

@@ -4,11 +4,11 @@ pictures, in bytes.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def run_report(
     progress(2, total)
     errors = trajectory_errors(network, denoiser.network, inputs)
     progress(3, total)
-    layers = [
+    layers: list[dict[str, Any]] = [
         {
             "layer": name,
             "kind": "conv" if layer.codes.ndim == 4 else "linear",
@@ -119,14 +119,13 @@ def _restored(
     denoiser, network, data, count, side, solver, steps, seed, sheets, shown, progress
 ) -> dict:
     """The same pictures, masks and noise through the float and the quantized network."""
-    small = copy.copy(denoiser)
-    small.network = network
+    small = denoiser.around(network)
     task = InpaintingTask(denoiser, solver_by_name(solver), steps)
     chain = np.zeros(0)
     images = []
     for k, (_, image) in enumerate(picture_crops(data, count, side, seed)):
         kind = KINDS[k % len(KINDS)]
-        known = make_mask(kind, *image.shape[1:], MISSING[kind], seed + k)
+        known = make_mask(kind, image.shape[1], image.shape[2], MISSING[kind], seed + k)
         seen: list[list[torch.Tensor]] = [[], []]
         results = []
         for estimates, d in zip(seen, (denoiser, small), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +71,8 @@ def run_verify(
         for k, (_, image, shown) in enumerate(cases):
             if paired:  # its solvers take turns
                 names = solver.split(",")
-                task = PairedTask(d, solver_by_name(names[k % len(names)]), steps)
-                result = task(torch.from_numpy(shown), seed=seed + k)
+                pair = PairedTask(d, solver_by_name(names[k % len(names)]), steps)
+                result = pair(torch.from_numpy(shown), seed=seed + k)
             else:
                 task = InpaintingTask(d, solver_by_name(solver), steps)
                 result = task(torch.from_numpy(image), torch.from_numpy(shown), seed=seed + k)
@@ -118,7 +117,8 @@ def _masked_cases(
     cases = []
     for k, (_, image) in enumerate(picture_crops(data, count, side, seed)):
         kind = KINDS[k % len(KINDS)]
-        cases.append((kind, image, make_mask(kind, *image.shape[1:], MISSING[kind], seed + k)))
+        height, width = image.shape[1:]
+        cases.append((kind, image, make_mask(kind, height, width, MISSING[kind], seed + k)))
     return cases
 
 
@@ -225,13 +225,12 @@ def run_verify_restorer(
         network = load_quantized(quantized, task.denoiser.network).simulating(
             restorer.bundle.target
         )
-        denoiser = copy.copy(task.denoiser)
-        denoiser.network = network
-        simulated = replace(task, denoiser=denoiser)
-    images, shown, sheets = [], [], {}
+        simulated = replace(task, denoiser=task.denoiser.around(network))
+    images, shown = [], []
+    sheets: dict[str, np.ndarray] = {}
     for k, (_, image) in enumerate(picture_crops(data, count, (run.height, run.width), seed)):
         kind = KINDS[k % len(KINDS)]
-        known = torch.from_numpy(make_mask(kind, *image.shape[1:], MISSING[kind], seed + k))
+        known = torch.from_numpy(make_mask(kind, run.height, run.width, MISSING[kind], seed + k))
         truth = torch.from_numpy(image)
         ours = restorer(truth, known, seed=seed + k).mean.numpy()
         host = task(truth, known, sigma=run.sigma, seed=seed + k).mean.numpy()
@@ -307,7 +306,8 @@ def _verify_job(restorer, model, data, count, psnr_drop, seed, quantized, report
         hosts["simulated"] = simulated(
             job, load_quantized(quantized, job.denoiser.network).simulating(bundle.target)
         )
-    images, shown, sheets = [], [], {}
+    images, shown = [], []
+    sheets: dict[str, np.ndarray] = {}
     for k, (inputs, truth) in enumerate(measurements(job, data, count, seed)):
         results = {
             "bundle": (

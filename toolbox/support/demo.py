@@ -45,7 +45,8 @@ def run_demo(
     check_marked(out, KIND)
     check_outputs([out], [model])
     original = read_image(PHOTO).pixels
-    known = make_mask(mask[0], *original.shape[1:], mask[1], seed)
+    height, width = original.shape[1:]
+    known = make_mask(mask[0], height, width, mask[1], seed)
     degraded = original * known + (1 - known) * 0.5
     task = InpaintingTask(load(model), solver_by_name(solver), steps)
     done = iter(range(1, 10**9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,9 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join(lines) + "</table>"
 
 
-def picture(pictures: dict[str, np.ndarray], name: str, panels: Sequence) -> str:
+def picture(
+    pictures: dict[str, np.ndarray], name: str, panels: Iterable[tuple[str, np.ndarray]]
+) -> str:
     """Put titled panels beside each other, as ``name``, into ``pictures`` and return the HTML that
     shows them.
     """

@@ -36,8 +36,9 @@ def sheet(
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
     height, width = panels[0][1].shape[-2:]
-    font = ImageFont.load_default(size=max(12, min(20, width // 20)))
-    bar = font.size + 10
+    letters = max(12, min(20, width // 20))
+    font = ImageFont.load_default(size=letters)
+    bar = letters + 10
     canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + bar)), "white")
     draw = ImageDraw.Draw(canvas)
     for k, (caption, picture) in enumerate(panels):

@@ -9,7 +9,8 @@ import numpy as np
 
 from restoration.hyperspectral.quality import cube_quality
 from restoration.hyperspectral.task import HyperspectralTask, RestoredCube
-from restoration.io.cubes import Cube, check_cube_writable, read_cube, write_cube
+from restoration.io.cube import Cube
+from restoration.io.cubes import check_cube_writable, read_cube, write_cube
 from restoration.io.envi import raw_file
 from restoration.io.images import Photo, check_writable, write_image
 from solvers import solver_by_name
@@ -126,9 +127,11 @@ def rgb_bands(cube: Cube) -> tuple[int, int, int]:
         and cube.wavelengths.min() < 500
         and cube.wavelengths.max() > 600
     ):
-        return tuple(int(np.abs(cube.wavelengths - w).argmin()) for w in RGB)
+        red, green, blue = (int(np.abs(cube.wavelengths - w).argmin()) for w in RGB)
+        return red, green, blue
     order = np.arange(bands) if cube.wavelengths is None else np.argsort(cube.wavelengths)
-    return tuple(int(order[k]) for k in ((5 * bands) // 6, bands // 2, bands // 6))
+    red, green, blue = (int(order[k]) for k in ((5 * bands) // 6, bands // 2, bands // 6))
+    return red, green, blue
 
 
 def quick_look(cube: Cube, result: RestoredCube) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from restoration.io.mri_output import check_output, std_file, write_reconstructi
 from restoration.io.mri_scan import Scan
 from restoration.mri.espirit import mvue, rss
 from restoration.mri.evaluation import volume_quality
-from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed
+from restoration.mri.sampling import MASKS, Seed, column_mask, poisson_mask, volume_seed
 from restoration.mri.sense import fft2c, ifft2c, normalise_maps
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
 from restoration.mri.task import MRITask
@@ -26,7 +27,7 @@ CALIBRATION = 24
 
 
 def make_sampling(
-    kind: str, size: tuple[int, int], acceleration: float, center_fraction: float | None, seed
+    kind: str, size: tuple[int, ...], acceleration: float, center_fraction: float | None, seed: Seed
 ) -> Tensor:
     """A mask ``(W,)``, or ``(H, W)`` for ``poisson``; the centre is fastMRI's share for the
     acceleration unless given (0.32/R).
@@ -39,7 +40,7 @@ def make_sampling(
     if kind == "poisson":
         # at most half of the points lie in the centre
         half = int((size[0] * size[1] / (2 * acceleration)) ** 0.5)
-        return poisson_mask(*size, acceleration, min(CALIBRATION, half, *size), seed)
+        return poisson_mask(size[0], size[1], acceleration, min(CALIBRATION, half, *size), seed)
     return column_mask(
         kind,
         size[1],
@@ -60,7 +61,8 @@ def simulate(
     Args:
         sigma: noise of real and imaginary part as a share of the volume's 0.99 quantile.
     """
-    size, rng = scan.magnitude.shape[1:], np.random.default_rng(seed)
+    magnitude: Any = scan.magnitude
+    size, rng = magnitude.shape[1:], np.random.default_rng(seed)
     if maps is None:
         sens = (
             ring_maps(coils, size, rng)
@@ -70,8 +72,8 @@ def simulate(
     else:
         sens = resize_maps(torch.from_numpy(maps), size)
     phase = smooth_phase(size, rng)
-    images = torch.polar(torch.from_numpy(scan.magnitude), phase.expand(scan.magnitude.shape))
-    noise = sigma * float(np.quantile(scan.magnitude, 0.99))
+    images = torch.polar(torch.from_numpy(magnitude), phase.expand(magnitude.shape))
+    noise = sigma * float(np.quantile(magnitude, 0.99))
     clean = fft2c(images[:, None] * sens)
     g = torch.Generator().manual_seed(seed)
     return (

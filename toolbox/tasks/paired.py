@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def run_paired(
         shown = torch.from_numpy((pixels.mean(0) >= 0.5).astype(np.float32))
     task = paired_task(model, solver, steps, haze=haze, view=view, tile=tile, device=device)
     done = itertools.count(1)
-    options = {
+    options: dict[str, Any] = {
         "num_samples": num_samples,
         "seed": seed,
         "callback": lambda *_: progress(next(done)),

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from restoration.io.images import (
     write_image,
 )
 from restoration.metrics import LPIPSUnavailable, lpips, noise_level, psnr, ssim
-from restoration.operators.linear import Denoising
-from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
+from restoration.operators.linear import Denoising, LinearOperator
+from restoration.operators.separable import Bicubic, BlockMean, Blur, Separable, gaussian_kernel
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
@@ -68,11 +69,12 @@ def run_inpainting(
     spread_file = _check_output(out, photo, std)
     denoiser = load(model, device=device)
     done = itertools.count(1)
-    options = {
+    options: dict[str, Any] = {
         "num_samples": num_samples,
         "seed": seed,
         "callback": lambda *_: progress(next(done)),
     }
+    task: Any
     run = getattr(denoiser, "run", None)
     if run is not None:  # a whole restoration: what it does was settled on export
         if run.sigma != sigma:
@@ -142,14 +144,16 @@ def run_linear(
     check_writable(out)
     check_outputs([out, _spread_file(out) if std else None], [image, reference, model])
     photo = read_image(image)
-    size = photo.pixels.shape[1:]
-    if sigma == "auto":
+    size = (photo.pixels.shape[1], photo.pixels.shape[2])
+    operator: LinearOperator
+    if isinstance(sigma, str):
         sigma = noise_level(photo.pixels)
         if not sigma > 1e-4:
             raise ValueError(f"{image} shows no noise to estimate; give --sigma")
     if task == "superresolve":
         operator = enlargement(size, amount, kernel)
-        size, factor = tuple(int(amount) * n for n in size), int(amount)
+        factor = int(amount)
+        size = (factor * size[0], factor * size[1])
         if photo.alpha is not None:
             alpha = torch.from_numpy(photo.alpha)[None, None].float()
             photo = replace(photo, alpha=enlarge(alpha, factor, size)[0, 0].clamp(0, 1).numpy())
@@ -188,7 +192,7 @@ def run_linear(
     return _write(image, out, photo, result, spread_file, truth, {"task": task} | settings)
 
 
-def enlargement(size: tuple[int, int], factor: float, kernel: str) -> BlockMean | Bicubic:
+def enlargement(size: tuple[int, int], factor: float, kernel: str) -> Separable:
     """The operator that made a picture of ``size (H, W)`` from one ``factor`` times as large.
 
     Raises:
@@ -262,8 +266,8 @@ def _write(
             "ssim": round(ssim(restored, truth), 4),
         }
         try:
-            colour = [np.broadcast_to(v, (3, height, width)) for v in (restored, truth)]
-            figures["lpips"] = round(lpips(*colour), 4)
+            ours, true = (np.broadcast_to(v, (3, height, width)) for v in (restored, truth))
+            figures["lpips"] = round(lpips(ours, true), 4)
         except LPIPSUnavailable as error:
             figures["lpips"] = str(error)
     with together():

@@ -4,9 +4,10 @@ noise from the seed and its number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from restoration.io.folders import random_window
 from restoration.io.images import read_image
 from restoration.io.mri import read_scan
 from restoration.mri.task import MRITask
-from restoration.operators.linear import Denoising, Inpainting
+from restoration.operators.linear import Denoising, Inpainting, LinearOperator
 from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import PairedTask
@@ -71,11 +72,12 @@ class Restorations:
             return
         image = self.picture(number)
         generator = torch.Generator().manual_seed(seed)
+        operator: LinearOperator
         noise = self.sigma * torch.randn(image.shape, generator=generator)
         if self.task == "inpaint":
             kind = KINDS[number % len(KINDS)]
             mask = torch.from_numpy(
-                make_mask(kind, *image.shape[1:], MISSING[kind], self.seed + number)
+                make_mask(kind, image.shape[1], image.shape[2], MISSING[kind], self.seed + number)
             )
             if image.shape[0] == 3:
                 task = InpaintingTask(d, self.solver, steps, self.grid, self.correction)
@@ -86,7 +88,7 @@ class Restorations:
             size = image.shape[1:]
             # networks that are shown a lift were trained on means of blocks
             small = BlockMean if d.condition_channels else Bicubic
-            makers = {
+            makers: dict[str, Callable[[], LinearOperator]] = {
                 "denoise": Denoising,
                 "superresolve": lambda: small(size, 4),
                 "deblur": lambda: Blur(size, gaussian_kernel(1.6)),
@@ -145,19 +147,21 @@ class MRIRestorations:
         seed: int,
     ):
         self.scan = read_scan(file)
-        if self.scan.magnitude is None:
+        magnitude = self.scan.magnitude
+        if magnitude is None:
             raise ValueError(
                 f"{file} holds k-space; scans are simulated of magnitude images, whose truth is"
                 " known"
             )
+        self.magnitude = magnitude
         self.tasks = [MRITask(denoiser, solver, n, grid, correction) for n in steps]
         self.sigma, self.seed = sigma, seed
 
     def __call__(self, k: int) -> None:
         number, task = k // len(self.tasks), self.tasks[k % len(self.tasks)]
         rng = np.random.default_rng([self.seed, number])
-        one = int(rng.integers(len(self.scan.magnitude)))
-        scan = replace(self.scan, magnitude=self.scan.magnitude[one : one + 1])
+        one = int(rng.integers(len(self.magnitude)))
+        scan = replace(self.scan, magnitude=self.magnitude[one : one + 1])
         kspace, maps, noise = simulate(scan, None, 8, self.sigma, self.seed + number)
         kind, acceleration = (
             ("equispaced-fraction", "poisson", "random")[number % 3],
@@ -201,10 +205,12 @@ class UltrasoundRestorations:
                 "--task ultrasound needs the other prior: --partner haze:MODEL or tissue:MODEL;"
                 f" got {partner!r}"
             )
-        pair = (float_model(name), denoiser) if role == "tissue" else (denoiser, float_model(name))
-        options = {} if correction is None else {"correction": correction}
+        other = float_model(name)
+        tissue, haze = (other, denoiser) if role == "tissue" else (denoiser, other)
+        options: dict[str, Any] = {} if correction is None else {"correction": correction}
         self.tasks = [
-            UltrasoundTask(*pair, solver=solver, num_inference_steps=n, **options) for n in steps
+            UltrasoundTask(tissue, haze, solver=solver, num_inference_steps=n, **options)
+            for n in steps
         ]
         self.files, self.side, self.seed = files, side, seed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,7 @@ def restored(
 
 
 def _measure(figures: dict[str, list[float]], seen, image: np.ndarray, truth, masks) -> None:
-    values = {}
+    values: dict[str, Any] = {}
     if truth is not None:
         values |= {"psnr": psnr(image[None], truth[None]), "ssim": ssim(image[None], truth[None])}
     if masks is not None:

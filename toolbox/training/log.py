@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,8 @@ class Log:
 
     def __init__(self, path: Path, start: int):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.rows, self.began = path, [], time.monotonic()
+        self.path, self.began = path, time.monotonic()
+        self.rows: list[Any] = []
         if start == 0 or not path.exists():
             path.write_text(",".join(("step", *LOGGED)) + "\n")
         self.writer = None

@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ from toolbox.training.losses import (
 from toolbox.training.recipe import SHOWN, TrainingRecipe
 from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
 
-EXAMPLES = {
+EXAMPLES: dict[str, Any] = {
     "inpaint": PhotoExamples,
     "mri": MRIExamples,
     "denoise": GreyExamples,
@@ -227,10 +229,11 @@ def train(
         average, start = state["average"], state["step"]
     network, optimizer = accelerator.prepare(network, optimizer)
     average = {k: v.to(accelerator.device) for k, v in average.items()}
-    denoiser.network = network
+    denoiser = denoiser.around(network)
     log = Log(out / "train.csv", start) if accelerator.is_main_process else None
     conditional = shown_channels(recipe) > 0 and not isinstance(examples, LatentExamples)
     rng = np.random.default_rng([recipe.seed, 2])
+    source: Iterator[Any]
     if recipe.unrolled is not None:
         source = measured_batches(recipe, examples, denoiser, start, accelerator.process_index)
         held = [
@@ -278,7 +281,7 @@ def train(
                     "average": average,
                     "step": step + 1,
                 }
-                _replace(checkpoint, lambda path, s=state: torch.save(s, path))
+                _replace(checkpoint, partial(torch.save, state))
                 save_model(denoiser, recipe, average, out)
     if log is not None:
         log.close()
@@ -297,13 +300,16 @@ def _loss(recipe: TrainingRecipe, denoiser: Denoiser, examples, part) -> Tensor:
         )
     *drawn, t, noise = part
     if isinstance(examples, LatentExamples):
-        return latent_loss(denoiser, *drawn, t, noise, prior=recipe.scenes.stage == "prior")
+        clean, measured, variance, std = drawn
+        prior = examples.scenes.stage == "prior"
+        return latent_loss(denoiser, clean, measured, variance, std, t, noise, prior=prior)
     if shown_channels(recipe) == 0:
-        return plain_loss(denoiser, *drawn, t, noise, recipe.loss.min_snr)
+        (image,) = drawn
+        return plain_loss(denoiser, image, t, noise, recipe.loss.min_snr)
+    x0, condition, missing = examples.show(denoiser, *drawn)
     if denoiser.process.holds_image:
-        x0, condition, _ = examples.show(denoiser, *drawn)
         return residual_loss(denoiser, x0, condition, t, noise, recipe.loss)
-    return denoising_loss(denoiser, *examples.show(denoiser, *drawn), t, noise, recipe.loss)
+    return denoising_loss(denoiser, x0, condition, missing, t, noise, recipe.loss)
 
 
 def _load_weights(network: nn.Module, model: str | Path) -> None:
@@ -376,7 +382,7 @@ def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> No
         average[key].lerp_(value, 1 - decay)
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     def readable(temporary: Path) -> None:
         write(temporary)
         temporary.chmod(0o644)  # safetensors makes its files private

@@ -4,6 +4,8 @@ run's log tells.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -65,9 +67,8 @@ def residual_loss(
     for Resfusion, absolute and summed over the two heads for RDDM, as released.
     """
     target_type, channels = denoiser.prediction_type, x0.shape[1]
-    state, target = denoiser.process.training_pair(
-        x0, condition[:, :channels], noise, t.cpu(), target_type
-    )
+    process: Any = denoiser.process  # Resfusion or RDDM
+    state, target = process.training_pair(x0, condition[:, :channels], noise, t.cpu(), target_type)
     error = denoiser.conditioned(condition).output(state, t).float() - target
     return HEADS.get(target_type, 1) * (error.square() if loss.norm == "l2" else error.abs()).mean()
 

@@ -57,7 +57,7 @@ class Patches:
         for k, index in enumerate(rng.integers(len(self.images), size=count)):
             image = self.images[index]
             rows, columns = random_window(image.shape[:2], self.size, rng)
-            patch = np.rot90(image[rows, columns], rng.integers(4))
+            patch = np.rot90(image[rows, columns], int(rng.integers(4)))
             out[k] = (patch if rng.random() < 0.5 else patch[:, ::-1])[..., rng.permutation(3)]
         return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from restoration.paired.task import HAZE, MASKED, PLAIN
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
 from solvers.processes.process import VP, Process
+
+T = TypeVar("T")
 
 
 class _Section(BaseModel):
@@ -150,9 +152,10 @@ class Noise(_Section):
     highest: float = Field(3.0, gt=0)
     cells: float = Field(0.25, ge=0, le=1)
 
-    def times(self, process: VP, count: int, rng: np.random.Generator) -> torch.Tensor:
+    def times(self, process: Process, count: int, rng: np.random.Generator) -> torch.Tensor:
         """``(count,)`` times whose levels spread evenly in the logarithm of the noise."""
-        log_kappa = rng.uniform(*np.log([self.lowest, self.highest]), size=count)
+        low, high = np.log([self.lowest, self.highest])
+        log_kappa = rng.uniform(low, high, size=count)
         return torch.tensor([process.time_at(-2 * k) for k in log_kappa], dtype=torch.float32)
 
 
@@ -258,6 +261,13 @@ class Pairs(_Section):
 
 
 SHOWN = {"degraded": PLAIN, "mask": MASKED, "haze": HAZE}  # condition channels
+
+
+def needed(section: T | None) -> T:
+    """A section that a recipe's task has: :class:`TrainingRecipe` sees to that."""
+    if section is None:
+        raise ValueError("the recipe lacks a section that its task needs")
+    return section
 
 
 class TrainingRecipe(_Section):

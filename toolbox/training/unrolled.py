@@ -16,7 +16,7 @@ from solvers.denoiser import Denoiser
 from solvers.grid import trailing
 from solvers.loop import drive
 from solvers.methods.ddim import DDIM
-from solvers.solver import Problem
+from solvers.solver import DenoiserLike, Problem, bound, device_of
 from toolbox.training.recipe import Loss
 
 
@@ -35,20 +35,25 @@ class Measured:
     x0: Tensor
     condition: Tensor
     missing: Tensor
-    correct: Callable[[Denoiser], object] | None
+    correct: Callable[[Denoiser], DenoiserLike] | None
+
+    def corrected(self, denoiser: Denoiser) -> DenoiserLike:
+        """``denoiser`` with the condition shown to it, and the correction around it if any."""
+        shown = denoiser.conditioned(self.condition)
+        return shown if self.correct is None else self.correct(shown)
 
 
-def unroll(denoiser, shape: tuple[int, ...], steps: int) -> Tensor:
+def unroll(denoiser: DenoiserLike, shape: tuple[int, ...], steps: int) -> Tensor:
     """The end of a DDIM run of ``steps`` trailing steps from zero noise, with gradients.
 
     Without noise every state is the last estimate, scaled: network and data consistency take turns
     on it, as in an unrolled scheme.
     """
     grid = trailing(denoiser.process, steps)
-    run = DDIM().run(Problem(denoiser.process), grid, torch.zeros(shape, device=denoiser.device))
-    if callable(getattr(denoiser, "bind", None)):
-        denoiser = denoiser.bind(grid.times, torch.zeros_like)
-    return drive(run, denoiser)
+    run = DDIM().run(
+        Problem(denoiser.process), grid, torch.zeros(shape, device=device_of(denoiser))
+    )
+    return drive(run, bound(denoiser, grid.times, torch.zeros_like))
 
 
 def unrolled_loss(denoiser: Denoiser, example: Measured, steps: int, loss: Loss) -> Tensor:
@@ -56,7 +61,7 @@ def unrolled_loss(denoiser: Denoiser, example: Measured, steps: int, loss: Loss)
     (``loss.floor`` bounds that from below).
     """
     x0, missing = example.x0, example.missing.expand_as(example.x0)
-    end = unroll(example.correct(denoiser.conditioned(example.condition)), tuple(x0.shape), steps)
+    end = unroll(example.corrected(denoiser), tuple(x0.shape), steps)
     dims = (1, 2, 3)
     gap = (missing * (x0 - example.condition[:, : x0.shape[1]]) ** 2).sum(dims) / missing.sum(
         dims
@@ -70,7 +75,7 @@ def unrolled_gain(denoiser: Denoiser, batch: list[Measured], steps: int) -> floa
     """How much better the end of a run is than the lift, in dB: the mean over the batch."""
     gains = []
     for e in batch:
-        end = unroll(e.correct(denoiser.conditioned(e.condition)), tuple(e.x0.shape), steps)
+        end = unroll(e.corrected(denoiser), tuple(e.x0.shape), steps)
         errors = [
             (x - e.x0).square().mean((1, 2, 3)).clamp(min=1e-12)
             for x in (e.condition[:, : e.x0.shape[1]], end)

@@ -18,14 +18,14 @@ from restoration.mri.sampling import centre_lines, column_mask
 from restoration.mri.sense import Sense, to_channels
 from restoration.operators.measurement import Measurement
 from solvers.files import replace_file
-from toolbox.training.examples.scans import SOLVE, Scans
+from toolbox.training.examples.scans import SOLVE, KeptScans
 from toolbox.training.recipe import FastMRI
 
 CALIBRATION = 24  # columns that sensitivities are estimated from: a wider centre tells no more
 HOLES = 0.05  # share of zeros inside the sampled region from which a volume counts as undersampled
 
 
-class MeasuredScans(Scans):
+class MeasuredScans(KeptScans):
     """Undersampled slices of measured volumes: real coils, real noise. Only the slice at hand is
     read.
 
@@ -47,8 +47,8 @@ class MeasuredScans(Scans):
         seed: int,
         exclude: tuple[str, ...] = (),
     ):
-        self.simulation, self.size, self.seed = settings, size, seed
-        self.kept: dict[int, Tensor] = {}
+        super().__init__(settings.scans, size, seed)
+        self.simulation = settings
         self.slices: list[tuple[Path, int]] = []
         for path in sorted(
             p for p in Path(folder).rglob("*") if p.suffix.lower() in HDF5 and p.name not in exclude
@@ -84,7 +84,9 @@ class MeasuredScans(Scans):
                 return drawn
         raise ValueError("100 slices in a row held no signal: are these volumes empty?")
 
-    def _undersampled(self, path: Path, index: int, rng: np.random.Generator):
+    def _undersampled(
+        self, path: Path, index: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Measurement] | None:
         s = self.simulation
         kspace = torch.from_numpy(read_slice(path, index))
         peak = kspace.abs().max()

@@ -28,7 +28,7 @@ from restoration.hyperspectral.subspace import data_mask, fit_subspace, weighted
 from restoration.io.folders import random_window
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
-from toolbox.training.recipe import Scenes
+from toolbox.training.recipe import Scenes, needed
 
 
 class Latents:
@@ -73,9 +73,10 @@ class Latents:
             channels = sets[int(rng.integers(len(sets)))][0]
             rows, columns = random_window(clean.shape, self.size, rng)
             sign = torch.from_numpy(rng.choice([-1.0, 1.0], (len(channels), 1, 1))).float()
+            signs = (sign, sign, torch.ones_like(sign))
             turns, flip = int(rng.integers(4)), rng.random() < 0.5
             for target, source, s, empty in zip(
-                out, (clean, measured, variance), (sign, sign, 1), (0, 0, 1), strict=True
+                out, (clean, measured, variance), signs, (0, 0, 1), strict=True
             ):
                 patch = s * source[channels, rows, columns]
                 patch = torch.rot90(patch, turns, (1, 2))
@@ -119,10 +120,10 @@ class LatentExamples:
     def __init__(self, recipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         from toolbox.training.patches import Patches
 
-        self.scenes = recipe.scenes
+        self.scenes = needed(recipe.scenes)
         self.process = VP.from_diffusers(recipe.process.scheduler_config())
-        pictures = Patches(folder, recipe.scenes.side, exclude)
-        self.latents = Latents(pictures, folder, recipe.scenes, recipe.patch_size, recipe.seed)
+        pictures = Patches(folder, self.scenes.side, exclude)
+        self.latents = Latents(pictures, folder, self.scenes, recipe.patch_size, recipe.seed)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
         """Clean and measured latents, variance, strengths."""
@@ -132,8 +133,8 @@ class LatentExamples:
         """Mostly the time of what was measured, ``b/a = 1``; else spread evenly in the logarithm of
         the noise.
         """
-        level = np.log(self.scenes.levels)
-        log_level = rng.uniform(*level, count) * (rng.random(count) >= self.scenes.at_measured)
+        low, high = np.log(self.scenes.levels)
+        log_level = rng.uniform(low, high, count) * (rng.random(count) >= self.scenes.at_measured)
         return torch.tensor([self.process.time_at(-2 * v) for v in log_level], dtype=torch.float32)
 
 

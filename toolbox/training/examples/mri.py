@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from restoration.mri.estimate import CONDITION_CHANNELS
 from restoration.operators.measurement import Measurement
 from solvers.denoiser import Denoiser
 from toolbox.training.examples.fastmri import MeasuredScans
-from toolbox.training.examples.scans import Scans
-from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.examples.scans import KeptScans, Scans
+from toolbox.training.recipe import TrainingRecipe, needed
 from toolbox.training.unrolled import Measured
 
 
@@ -26,14 +27,11 @@ class MRIExamples:
     channels, condition_channels = 2, CONDITION_CHANNELS
 
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
-        kind, settings = (
-            (Scans, recipe.simulation)
+        self.recipe, size, seed = recipe, recipe.patch_size, recipe.seed
+        self.scans: KeptScans = (
+            Scans(folder, needed(recipe.simulation), size, seed, exclude)
             if recipe.fastmri is None
-            else (MeasuredScans, recipe.fastmri)
-        )
-        self.recipe, self.scans = (
-            recipe,
-            kind(folder, settings, recipe.patch_size, recipe.seed, exclude),
+            else MeasuredScans(folder, recipe.fastmri, size, seed, exclude)
         )
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -53,12 +51,10 @@ class MRIExamples:
             x0, shown, m = self.scans.simulate(rng)
             x0, shown, y = (v.to(denoiser.device) for v in (x0, shown, m.y))
             measurement = Measurement(m.operator, y, m.sigma)
-            batch.append(
-                Measured(
-                    x0,
-                    shown,
-                    torch.ones_like(x0[:, :1]),
-                    lambda d, m=measurement: Alternation(d, m, prior_std=d.data_std),
-                )
-            )
+            missing = torch.ones_like(x0[:, :1])
+            batch.append(Measured(x0, shown, missing, _alternating(measurement)))
         return batch
+
+
+def _alternating(measurement: Measurement) -> Callable[[Denoiser], Alternation]:
+    return lambda d: Alternation(d, measurement, prior_std=float(d.data_std))

@@ -15,7 +15,7 @@ from restoration.paired.simulation import make_hazy
 from restoration.paired.task import HAZE, PLAIN, haze_condition
 from solvers.denoiser import Denoiser
 from toolbox.training.patches import Patches
-from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.recipe import TrainingRecipe, needed
 
 
 class PairExamples:
@@ -30,7 +30,8 @@ class PairExamples:
     channels, condition_channels = 3, PLAIN
 
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
-        self.recipe, settings = recipe, recipe.pairs
+        self.recipe, self.settings = recipe, needed(recipe.pairs)
+        settings = self.settings
         self.stacks: list[np.ndarray] = []  # degraded, clean and mask on channels
         for paths in find_pairs(
             folder,
@@ -70,11 +71,11 @@ class PairExamples:
         for index in rng.integers(len(self.stacks), size=count):
             stack = self.stacks[index]
             part = stack[(slice(None), *random_window(stack.shape, size, rng))]
-            patch = np.rot90(part, rng.integers(4), axes=(1, 2))
+            patch = np.rot90(part, int(rng.integers(4)), axes=(1, 2))
             out.append(np.ascontiguousarray(patch if rng.random() < 0.5 else patch[..., ::-1]))
         drawn = torch.from_numpy(np.stack(out)).float() / 255
         clean, degraded, mask = drawn[:, 3:6], drawn[:, :3], (drawn[:, 6:] >= 0.5).float()
-        return clean, torch.cat([degraded, mask], dim=1), kept(count, self.recipe.pairs.drop, rng)
+        return clean, torch.cat([degraded, mask], dim=1), kept(count, self.settings.drop, rng)
 
     @staticmethod
     def show(
@@ -105,16 +106,15 @@ class HazeExamples:
 
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         sides = tuple(round(share * recipe.patch_size) for share in self.SIDES)
-        self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude, sides)
+        self.haze = needed(recipe.haze)
+        self.patches = Patches(folder, recipe.patch_size, exclude, sides)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clear and hazy pictures in [0, 1], and 0 where the condition is dropped."""
         drawn = self.patches.draw(2 * count, rng)
-        pairs = [
-            make_hazy(picture, drawn[count:], self.recipe.haze, rng) for picture in drawn[:count]
-        ]
+        pairs = [make_hazy(picture, drawn[count:], self.haze, rng) for picture in drawn[:count]]
         clear, hazy = (torch.stack(part) for part in zip(*pairs, strict=True))
-        return clear, (hazy * 255).round() / 255, kept(count, self.recipe.haze.drop, rng)
+        return clear, (hazy * 255).round() / 255, kept(count, self.haze.drop, rng)
 
     @staticmethod
     def show(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.operators.linear import Inpainting
+from restoration.operators.linear import Inpainting, LinearOperator
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import BlockMean
 from restoration.photo.lift import enlarge, thin_plate
@@ -18,7 +18,7 @@ from restoration.photo.masks import make_mask
 from restoration.posterior.ddnm import DDNM
 from solvers.denoiser import Denoiser
 from toolbox.training.patches import Patches
-from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.recipe import TrainingRecipe, needed
 from toolbox.training.unrolled import Measured
 
 BLOCKS = (2, 3, 4)
@@ -27,7 +27,7 @@ BLOCKS = (2, 3, 4)
 def draw_known(
     count: int,
     size: int,
-    kinds: list[str],
+    kinds: Sequence[str],
     drop: float,
     rng: np.random.Generator,
     factors: Sequence[int] = BLOCKS,
@@ -38,9 +38,9 @@ def draw_known(
     masks = np.zeros((count, 1, size, size), np.float32)
     for k in range(count):
         if rng.random() >= drop:
-            kind = kinds[rng.integers(len(kinds))]
+            kind = kinds[int(rng.integers(len(kinds)))]
             if kind == "blocks":
-                masks[k] = 1 / factors[rng.integers(len(factors))] ** 2
+                masks[k] = 1 / factors[int(rng.integers(len(factors)))] ** 2
                 continue
             missing = rng.uniform(0.3, 0.97) if kind == "random" else rng.uniform(0.05, 0.4)
             masks[k, 0] = make_mask(kind, size, size, missing, rng)
@@ -54,10 +54,11 @@ class PhotoExamples:
 
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         self.recipe, self.patches = recipe, Patches(folder, recipe.patch_size, exclude)
+        self.condition = needed(recipe.condition)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and what is known of them."""
-        c = self.recipe.condition
+        c = self.condition
         return self.patches.draw(count, rng), draw_known(
             count, self.recipe.patch_size, c.kinds, c.drop, rng, c.factors
         )
@@ -79,13 +80,9 @@ class PhotoExamples:
         """A batch of which pixels are known, or the means of blocks, or (a share ``drop`` of the
         batches) nothing.
         """
-        condition, size, count = (
-            self.recipe.condition,
-            self.recipe.patch_size,
-            self.recipe.batch_size,
-        )
-        kinds, factors = condition.kinds, condition.factors
-        if rng.random() < condition.drop:
+        size, count = self.recipe.patch_size, self.recipe.batch_size
+        kinds, factors = self.condition.kinds, self.condition.factors
+        if rng.random() < self.condition.drop:
             nothing = torch.zeros(count, 1, size, size, device=denoiser.device)
             return [
                 Measured(
@@ -93,13 +90,12 @@ class PhotoExamples:
                     correct=None,
                 )
             ]
-        blocks = kinds[rng.integers(len(kinds))] == "blocks"
-        factor = factors[rng.integers(len(factors))]
+        operator: LinearOperator
+        blocks = kinds[int(rng.integers(len(kinds)))] == "blocks"
+        factor = factors[int(rng.integers(len(factors)))]
         if blocks:
-            known, operator = (
-                torch.full((count, 1, size, size), 1 / factor**2, device=denoiser.device),
-                BlockMean((size, size), factor),
-            )
+            known = torch.full((count, 1, size, size), 1 / factor**2, device=denoiser.device)
+            operator = BlockMean((size, size), factor)
         else:
             known = draw_known(count, size, [k for k in kinds if k != "blocks"], 0.0, rng).to(
                 denoiser.device

@@ -60,23 +60,15 @@ def read_slices(
     return slices, maps
 
 
-class Scans:
-    """Simulated scans, each made once from its number and kept in memory in half precision.
+class KeptScans:
+    """Scans, each made once from its number and kept in memory in half precision.
 
     Patches ``(x0, condition)`` of one scan: complex image in 2 channels and what the network is
     shown, in units of the scan's scale.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        simulation: Simulation,
-        size: int,
-        seed: int,
-        exclude: tuple[str, ...] = (),
-    ):
-        self.slices, self.maps = read_slices(folder, exclude)
-        self.simulation, self.size, self.seed = simulation, size, seed
+    def __init__(self, count: int, size: int, seed: int):
+        self.count, self.size, self.seed = count, size, seed
         self.kept: dict[int, Tensor] = {}
 
     def scan(self, number: int) -> Tensor:
@@ -92,7 +84,7 @@ class Scans:
         """
         out = torch.empty(count, 2 + CONDITION_CHANNELS, self.size, self.size)
         for k in range(count):
-            scan = self.scan(int(rng.integers(self.simulation.scans)))
+            scan = self.scan(int(rng.integers(self.count)))
             for _ in range(4):  # rather not empty background
                 rows, columns = random_window(scan.shape, self.size, rng)
                 patch = scan[:, rows, columns]
@@ -107,9 +99,32 @@ class Scans:
         """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the
         scan's scale.
         """
+        raise TypeError(f"{type(self).__name__} must define simulate")
+
+
+class Scans(KeptScans):
+    """Scans that are simulated of images."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        simulation: Simulation,
+        size: int,
+        seed: int,
+        exclude: tuple[str, ...] = (),
+    ):
+        super().__init__(simulation.scans, size, seed)
+        self.slices, self.maps = read_slices(folder, exclude)
+        self.simulation = simulation
+
+    def simulate(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Measurement]:
+        """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the
+        scan's scale.
+        """
         s = self.simulation
         low = max(s.sides[0], self.size)
-        size = tuple(int(rng.integers(low, max(low, s.sides[1]) + 1)) for _ in range(2))
+        height, width = (int(rng.integers(low, max(low, s.sides[1]) + 1)) for _ in range(2))
+        size = (height, width)
         magnitude = self._object(size, rng)
         image = torch.polar(
             torch.from_numpy(magnitude), smooth_phase(size, rng, rng.uniform(0, 1.5))
