@@ -104,10 +104,11 @@ def check_model(found: Denoiser, task: str, name: str) -> Denoiser:
     """``found`` itself, if ``task`` can run on it; the error names shipped models that fit."""
     from restoration.task import check_kind
 
-    if getattr(found, "run", None) is not None:
+    run = getattr(found, "run", None)
+    if run is not None:
         raise ValueError(
-            f"{name} is a whole restoration ({found.run.task}) in one graph; {task} takes a"
-            " network's model or bundle"
+            f"{name} is a whole restoration ({run.task}) in one graph; {task} takes a network's"
+            " model or bundle"
         )
     try:
         check_kind(found, task)
