@@ -308,6 +308,7 @@ def test_the_last_convolution_may_be_quantized_too(denoiser, calibration):
     assert errors[1] == pytest.approx(errors[0], rel=0.1)
 
 
+@pytest.mark.long
 def test_attention_becomes_one_operator_on_cpus_only():
     denoiser = tiny_denoiser(attention=True)
     quantized = quantize(denoiser.network, recording(denoiser, steps=2)[0])

@@ -1,6 +1,6 @@
 """Parameters of which the default run takes some, and the long run the others."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import pytest
 
@@ -11,3 +11,14 @@ KINDS = ("ddim", "ddpm", "pndm", "f-pndm", "evodiff", "resfusion", "ddcm", "unip
 
 def covering(values: Iterable, kept: Collection = KINDS) -> list:
     return [v if v in kept else pytest.param(v, marks=pytest.mark.long) for v in values]
+
+
+class Lazily(dict):
+    """What ``make(name)`` returns, made when it is first asked for."""
+
+    def __init__(self, make: Callable):
+        self.make = make
+
+    def __missing__(self, name):
+        self[name] = self.make(name)
+        return self[name]
