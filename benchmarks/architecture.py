@@ -1,8 +1,7 @@
 """Which U-Net for an edge device: PSNR of the 8-bit network against its time on one CPU thread, all
 trained for the same processor time.
 
-    python benchmarks/architecture.py --data TRAINING_PICTURES --test TEST_PICTURES [--minutes 5]
-    [--json]
+    python benchmarks/architecture.py --data TRAINING_PICTURES --test TEST_PICTURES
 
 Each architecture starts from random weights and trains the denoising recipe `grey`, at noise around
 sigma 25, for so many minutes of one core's processor time, cosine to zero; then 8 bits (preset

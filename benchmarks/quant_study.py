@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from quant.calibration.trajectory import CalibrationSet
-from quant.quantize import QuantizedNetwork, quantize
+from quant.network import QuantizedNetwork
+from quant.quantize import quantize
 from quant.recipe import PRESETS, QuantRecipe, Reconstruction
 from quant.sensitivity import trajectory_errors
 from restoration.io.folders import picture_crops

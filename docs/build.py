@@ -26,6 +26,7 @@ from solvers import (
 )
 
 HERE = Path(__file__).parent
+FLOORS = ("toolbox", "export", "quant", "restoration", "solvers")
 NOTE = "<!-- Made by docs/build.py from the docstrings: edit those. -->\n"
 SECTIONS = ("When to use it", "NFE", "Reference", "Where the authors' code differs")
 # page: class, order, network calls for N steps, stochastic, starts from, paper
@@ -192,6 +193,32 @@ def index() -> str:
     return "\n".join(lines) + "\n"
 
 
+def house() -> str:
+    """A picture of the floors and their rooms, as SVG: folders are boxes, files lie beside them."""
+    width, line, out, top = 980, 19, [], 10
+    for floor, name in enumerate(FLOORS, 1):
+        root = HERE.parent / name
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name != "__pycache__")
+        files = sorted(p.stem for p in root.glob("*.py") if not p.name.startswith("__"))
+        rows = textwrap.wrap(", ".join(files), 118) if files else []
+        height = 38 + line * len(rows) + 34 * -(-len(folders) // 7)
+        box = f'<rect x="10" y="{top}" width="{width - 20}" height="{height}" rx="6"'
+        out.append(f'{box} fill="#f4f1ea" stroke="#8a7f6a"/>')
+        out.append(f'<text x="22" y="{top + 23}" font-weight="bold">{6 - floor}  {name}/</text>')
+        y = top + 34
+        for k, room in enumerate(folders):
+            x, row = 22 + k % 7 * 134, y + k // 7 * 34
+            out.append(f'<rect x="{x}" y="{row}" width="126" height="27" rx="4" fill="#d9e4dd"/>')
+            out.append(f'<text x="{x + 8}" y="{row + 18}">{room.name}/</text>')
+        y += 34 * -(-len(folders) // 7)
+        for k, text in enumerate(rows):
+            out.append(f'<text x="22" y="{y + 14 + k * line}" fill="#555">{text}</text>')
+        top += height + 10
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top}" '
+    style = 'font-family="sans-serif" font-size="13">'
+    return "\n".join([head + style, *out, "</svg>"]) + "\n"
+
+
 def corrections() -> str:
     lines = [
         NOTE,
@@ -219,7 +246,11 @@ def corrections() -> str:
 def pages() -> dict[str, str]:
     """Every generated file by its path below ``docs``."""
     found = {f"solvers/{name}.md": page(cls, names_of(cls)) for name, (cls, *_) in TABLE.items()}
-    return found | {"solvers/README.md": index(), "corrections.md": corrections()}
+    return found | {
+        "solvers/README.md": index(),
+        "corrections.md": corrections(),
+        "house.svg": house(),
+    }
 
 
 if __name__ == "__main__":

@@ -126,7 +126,10 @@ class Bundle(_Part):
         """Format 1 wrote ``{"kind": "VP", "tables": [...]}``."""
         if not isinstance(process, dict) or "tables" not in process:
             return process
-        names = {"VP": ("vp", "alphas_cumprod"), "StepIndexed": ("step-indexed", "alphas_cumprod")}
+        names: dict[object, tuple[str, ...]] = {
+            "VP": ("vp", "alphas_cumprod"),
+            "StepIndexed": ("step-indexed", "alphas_cumprod"),
+        }
         kind, *fields = names.get(process.get("kind"), ("tables", "a_table", "b_table", "c_table"))
         return {"kind": kind} | dict(zip(fields, process["tables"], strict=True))
 

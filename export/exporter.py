@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from export.graphs.network import export_graph
 from export.graphs.precision import to_half
 from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
-from export.jobs.photo import InpaintingJob, Job
+from export.jobs.base import Job
+from export.jobs.photo import InpaintingJob
 from quant.calibration.trajectory import network_hash
-from quant.quantize import QuantizedNetwork
+from quant.network import QuantizedNetwork
 from quant.temporal.table import step_network, temporal_table
 from restoration.photo.inpainting import InpaintingTask
 from solvers import SOLVERS
@@ -159,7 +159,7 @@ def export_restorer_bundle(
     bundle that :class:`export.runtime.session.Restorer` runs.
 
     Args:
-        job: one of :mod:`export.jobs.photo`; of an inpainting task a job is made with ``sigma`` and
+        job: one of :mod:`export.jobs`; of an inpainting task a job is made with ``sigma`` and
             ``size``.
 
     Raises:
@@ -170,8 +170,7 @@ def export_restorer_bundle(
     denoiser = job.denoiser
     check_target(denoiser, target, quantized)
     calibrated = None if quantized is None else quantized.timesteps
-    shown = copy.copy(denoiser)
-    shown.network = _structure(denoiser, quantized)
+    shown = denoiser.around(_structure(denoiser, quantized))
     tabulate = (
         temporal_table
         if quantized is None
@@ -180,7 +179,7 @@ def export_restorer_bundle(
     model, module = export_restorer(
         job.around(shown), estimates=estimates, timesteps=calibrated, tabulate=tabulate
     )
-    task = getattr(job, "task", job)
+    task = job.task
     run = Run(
         task=job.name,
         solver=_solver_name(getattr(task, "solver", None)),

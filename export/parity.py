@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from export.exporter import INTEGER, export_model
 from export.runtime.providers import PROVIDERS
 from export.runtime.session import OnnxNetwork, Session
 from quant.calibration.trajectory import CalibrationSet
-from quant.quantize import QuantizedNetwork
+from quant.network import QuantizedNetwork
 from solvers.denoiser import Denoiser
 
 
@@ -135,7 +136,7 @@ def verify(
         [reference, session.network], bundle.channels, size, times[0], repeats
     )
     counted = bundle.target == "cpu" or (device == "openvino" and bundle.target in INTEGER)
-    figures = {
+    figures: dict[str, Any] = {
         "device": device,
         "planned": bundle.planned,
         "fused": session.integer_convs() if counted else None,

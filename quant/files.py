@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from quant.calibration.trajectory import network_hash
-from quant.quantize import (
+from quant.network import (
     QuantizedNetwork,
     QuantLayer,
     quantizable_layers,
@@ -43,7 +43,7 @@ def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
     for name, layer in quantized.layers().items():
         tensors[f"{name}/codes"], tensors[f"{name}/weight_scale"] = layer.codes, layer.weight_scale
         tensors[f"{name}/input_scale"], tensors[f"{name}/output_scale"] = (
-            np.float32([layer.input_scale]),
+            np.array([layer.input_scale], np.float32),
             layer.output_scale,
         )
         if layer.bias is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.quantize import QuantizedNetwork
+from quant.network import QuantizedNetwork
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ def network_bytes(quantized: QuantizedNetwork, *, packed: bool = True) -> dict[s
     layers = quantized.layers()
     half = packed and quantized.recipe.weight_bits == 4
     codes = sum(
-        (layer.codes.size + 1) // 2 if half else layer.codes.size for layer in layers.values()
+        int(layer.codes.size + 1) // 2 if half else layer.codes.size for layer in layers.values()
     )
     scales = sum(4 * (len(layer.weight_scale) + 1) for layer in layers.values())
     weights = {f"{name}.weight" for name in layers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 RANGES = ("percentile", "max", "mean", "min", "mse", "p2.4")
@@ -48,7 +48,7 @@ class Reconstruction:
     drop: float = 0.5
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, low, high in (
             ("iterations", 1, 10**6),
             ("batch_size", 1, 4096),
@@ -64,7 +64,7 @@ class Reconstruction:
                     f"reconstruction.{name} must be a whole number in [{low}, {high}]; got"
                     f" {value!r}"
                 )
-        for name, high in (
+        for name, most in (
             ("lr_weight", 10),
             ("lr_step", 10),
             ("lambda_round", 1e6),
@@ -75,9 +75,9 @@ class Reconstruction:
             if (
                 isinstance(value, bool)
                 or not isinstance(value, (int, float))
-                or not 0 <= value <= high
+                or not 0 <= value <= most
             ):
-                raise ValueError(f"reconstruction.{name} must lie in [0, {high:g}]; got {value!r}")
+                raise ValueError(f"reconstruction.{name} must lie in [0, {most:g}]; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class QuantRecipe:
     selection: str = "uniform"
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8) or isinstance(self.weight_bits, bool):
             raise ValueError(f"weight_bits must be 8 or 4; got {self.weight_bits!r}")
         if self.act_bits != 8:
@@ -236,20 +236,18 @@ def _check_keys(kind: type, content: Any, what: str) -> None:
 # The papers' methods on this library's deployable grid (symmetric, activations at the layers'
 # inputs, constant scales). Iterations are hundreds, not the papers' thousands: see
 # docs/quantization.md for what that costs.
-_EDADM = {
-    "range": "p2.4",
-    "skip": ("conv_in", "conv_out"),
-    "rounding": "fbr",
-    "split_shortcut": True,
-    "selection": "eda-dm",
-}
+_EDADM = QuantRecipe(
+    range="p2.4",
+    skip=("conv_in", "conv_out"),
+    rounding="fbr",
+    split_shortcut=True,
+    selection="eda-dm",
+)
 PRESETS = {
     "ptq4dm-w8a8": QuantRecipe(range="p2.4", skip=(), selection="ptq4dm"),
-    "eda-dm-w8a8": QuantRecipe(
-        **_EDADM, reconstruction=Reconstruction(lr_weight=5e-2, lr_step=1e-3)
-    ),
-    "eda-dm-w4a8": QuantRecipe(
-        4, **_EDADM, reconstruction=Reconstruction(lr_weight=5e-1, lr_step=5e-4)
+    "eda-dm-w8a8": replace(_EDADM, reconstruction=Reconstruction(lr_weight=5e-2, lr_step=1e-3)),
+    "eda-dm-w4a8": replace(
+        _EDADM, weight_bits=4, reconstruction=Reconstruction(lr_weight=5e-1, lr_step=5e-4)
     ),
     "tfmq-w8a8": QuantRecipe(
         range="p2.4",

@@ -7,15 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from quant.calibration.trajectory import CalibrationSet
-
-if TYPE_CHECKING:  # quantize asks here which layers to leave in float
-    from quant.quantize import QuantizedNetwork
+from quant.network import Layer, QuantizedNetwork, has_output_scale
 
 
 @torch.no_grad()
@@ -231,9 +228,9 @@ def choose_float_layers(
     if missing := sorted(set(errors) - set(costs)):
         raise ValueError(f"no cost is given for {', '.join(missing)}")
     price = {name: costs[name].bytes if float_macs is None else costs[name].macs for name in errors}
-    left = (
-        extra_bytes if float_macs is None else float_macs * sum(costs[name].macs for name in costs)
-    )
+    left: float = extra_bytes or 0
+    if float_macs is not None:
+        left = float_macs * sum(costs[name].macs for name in costs)
     chosen = []
     for name in sorted(errors, key=lambda n: (-(errors[n] ** 2) / max(price[n], 1), n)):
         if errors[name] > 0 and price[name] <= left:
@@ -249,7 +246,7 @@ def _first_inputs(calibration: CalibrationSet, samples: int) -> dict[float, tupl
     return inputs
 
 
-def _switch(layer: nn.Module, on: bool, output: bool) -> None:
+def _switch(layer: Layer, on: bool, output: bool) -> None:
     layer.input_quant.disable_quant = layer.weight_quant.disable_quant = not on
-    if isinstance(layer, nn.Conv2d):
+    if has_output_scale(layer):
         layer.output_quant.disable_quant = not output

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+# (C, H, W)
+Image = Tensor | np.ndarray
 
-def _pair(image, reference) -> tuple[np.ndarray, np.ndarray]:
+
+def _pair(image: Image, reference: Image) -> tuple[np.ndarray, np.ndarray]:
     image, reference = (
         np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, dtype=np.float64)
         for v in (image, reference)
@@ -22,7 +25,7 @@ def _pair(image, reference) -> tuple[np.ndarray, np.ndarray]:
     return image, reference
 
 
-def psnr(image, reference) -> float:
+def psnr(image: Image, reference: Image) -> float:
     """Peak signal-to-noise ratio in dB of ``(C, H, W)`` images in [0, 1] (peak 1); infinite for
     equal images.
     """
@@ -34,7 +37,7 @@ def psnr(image, reference) -> float:
     return float(peak_signal_noise_ratio(reference, image, data_range=1.0))
 
 
-def ssim(image, reference) -> float:
+def ssim(image: Image, reference: Image) -> float:
     """Structural similarity in [-1, 1] of ``(C, H, W)`` images in [0, 1], mean over channels (Wang
     et al. 2004: Gaussian window, 1.5).
 
@@ -65,7 +68,7 @@ class LPIPSUnavailable(RuntimeError):
     """LPIPS can't be computed because its backbone's weights are not on this machine."""
 
 
-def lpips(image, reference, backbone: str = "alex") -> float:
+def lpips(image: Image, reference: Image, backbone: str = "alex") -> float:
     """LPIPS distance (Zhang et al. 2018) of ``(3, H, W)`` images in [0, 1]; lower is closer.
 
     Raises:
@@ -97,7 +100,7 @@ def lpips(image, reference, backbone: str = "alex") -> float:
         return float(model(image, reference, normalize=True))
 
 
-def noise_level(image) -> float:
+def noise_level(image: Image) -> float:
     """Standard deviation of the white noise on ``(C, H, W)``, from the median of the finest
     diagonal Haar coefficients (Donoho & Johnstone 1994); fine texture counts as noise.
 

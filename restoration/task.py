@@ -7,6 +7,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +18,29 @@ from restoration.wrappers.symmetry import COUNTS
 from solvers.grid import GRIDS, Grid
 from solvers.loop import solve
 from solvers.processes.process import Process
-from solvers.solver import Solver, Step, randn
+from solvers.solver import RNG, DenoiserLike, Solution, Solver, Step, device_of, randn
 
 
-def check_settings(task) -> None:
+class PictureTask(Protocol):
+    """The settings that picture tasks share."""
+
+    @property
+    def grid(self) -> str: ...
+
+    @property
+    def tile(self) -> int: ...
+
+    @property
+    def overlap(self) -> int: ...
+
+    @property
+    def symmetries(self) -> int: ...
+
+    @property
+    def correction(self) -> str | None: ...
+
+
+def check_settings(task: PictureTask) -> None:
     """Raises ValueError where the grid, tiles, symmetries or correction of a picture task can't
     be.
     """
@@ -61,54 +82,88 @@ class Restored:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run on a batch of measurements: what a task's ``prepare`` makes of them, in tensor
+    operations only. The host's loop, calibration and exported graphs run the same.
+
+    Attributes:
+        denoiser: what the solver asks, conditioned and corrected.
+        solver: or a diffusers scheduler.
+        grid: times of the process.
+        shape: ``(C, H, W)`` of the state.
+        finish: from the end of a run ``(B, C, H, W)`` to the result, pictures in [0, 1].
+        start: the state to start from; None: noise, and the degraded image where the process holds
+            it.
+        process: that the run follows; None: the denoiser's.
+        y: the degraded image, where the process holds it.
+        calls: network calls that the denoiser makes for one answer.
+    """
+
+    denoiser: DenoiserLike
+    solver: Solver
+    grid: Grid
+    shape: tuple[int, int, int]
+    finish: Callable[[Tensor], Tensor] = lambda x: x
+    start: Tensor | None = None
+    process: Process | None = None
+    y: Tensor | None = None
+    calls: int = 1
+
+    def first_state(self, draw: Callable[[tuple[int, ...]], Tensor], count: int = 1) -> Tensor:
+        """``(count, C, H, W)``: :attr:`start`, or noise by ``draw(shape)`` at the first level.
+
+        The degraded image stands in for the clean one, as in ``Process.start``: ``(a + c) y``. That
+        is ``c y`` where the grid begins without signal, and matters where it doesn't (``leading``).
+        """
+        if self.start is not None:
+            return self.start
+        process, t = self.process or self.denoiser.process, self.grid.times[0]
+        x = process.b(t) * draw((count, *self.shape))
+        return x if self.y is None else x + (process.a(t) + process.c(t)) * self.y
+
+    def solve(
+        self, x: Tensor, generator: RNG, callback: Callable[[Step], bool | None] | None = None
+    ) -> Solution:
+        """From the state ``x`` to the end."""
+        return solve(
+            self.solver,
+            self.denoiser,
+            x,
+            self.grid,
+            process=self.process,
+            y=self.y,
+            generator=generator,
+            callback=callback,
+        )
+
+
 @torch.no_grad()
 def sample(
-    denoiser,
-    shape: tuple[int, int, int],
-    grid: Grid,
-    solver: Solver,
+    run: Run,
     *,
     num_samples: int = 1,
     seed: int = 0,
-    process: Process | None = None,
-    y: Tensor | None = None,
-    start: Tensor | None = None,
-    finish: Callable[[Tensor], Tensor] = lambda x: x,
     callback: Callable[[int, Step], None] | None = None,
-    calls: int = 1,
 ) -> Restored:
-    """Draw ``num_samples`` images of ``shape (C, H, W)``; sample k uses seed ``seed + k`` alone.
+    """Draw ``num_samples`` results of a run on one measurement; sample k uses ``seed + k`` alone.
 
     Args:
-        denoiser: conditioned and corrected, answers in its own value range.
-        start: ``(1, C, H, W)``, the state that every run starts from; noise by default.
-        finish: from the end of a run ``(1, C, H, W)`` to an image in [0, 1].
         callback: called with the sample's number and the step.
-        calls: network calls that the denoiser makes for one answer.
 
     Raises:
         ValueError: ``num_samples`` below 1.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {num_samples}")
-    process = denoiser.process if process is None else process
     began, nfe, samples = time.perf_counter(), 0, []
     for k in range(num_samples):
         generator = torch.Generator().manual_seed(seed + k)
-        x = start
-        if start is None:
-            x = process.b(grid.times[0]) * randn(
-                (1, *shape), generator, device=getattr(denoiser, "device", "cpu")
-            )
-        if y is not None:
-            # y stands in for the image, as in Process.start
-            x = x + (process.a(grid.times[0]) + process.c(grid.times[0])) * y
-        watch = None if callback is None else lambda step, k=k: callback(k, step)
-        run = solve(
-            solver, denoiser, x, grid, process=process, y=y, generator=[generator], callback=watch
-        )
-        samples.append(finish(run.x0)[0].cpu())
-        nfe += calls * run.nfe
+        draw = partial(randn, generator=generator, device=device_of(run.denoiser))
+        watch = None if callback is None else partial(callback, k)
+        end = run.solve(run.first_state(draw), [generator], watch)
+        samples.append(run.finish(end.x0)[0].cpu())
+        nfe += run.calls * end.nfe
     stack = torch.stack(samples)
     std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
     mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit

@@ -10,6 +10,8 @@ The diffusers adapter (``as_scheduler``, ``SolverScheduler``) is imported on fir
 diffusers with it.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from solvers.analytic import GaussianMixture
 from solvers.denoiser import Denoiser
 from solvers.editing.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
@@ -42,10 +44,13 @@ from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
 from solvers.processes.continuous import VE, ContinuousVP
 from solvers.processes.level_matching import LevelMatched
 from solvers.processes.process import CLEAN, VP, Process, StepIndexed
-from solvers.solver import Problem, Query, Solution, Solver, Step, generators, randn
+from solvers.solver import DenoiserLike, Problem, Query, Solution, Solver, Step, generators, randn
+
+if TYPE_CHECKING:
+    from solvers.interop.scheduler import SolverScheduler, as_scheduler
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in ("SolverScheduler", "as_scheduler"):
         from solvers.interop import scheduler
 
@@ -68,6 +73,7 @@ __all__ = [
     "ContinuousVP",
     "DDPMInversion",
     "Denoiser",
+    "DenoiserLike",
     "DiffusersSolver",
     "EVODiff",
     "GaussianMixture",

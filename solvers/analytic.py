@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.prediction import Prediction
-from solvers.processes.process import Process
+from solvers.processes.process import Process, Table
 from solvers.solver import RNG, randn
 
 
@@ -33,7 +33,7 @@ class GaussianMixture:
     means: Tensor
     stds: Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         weights, means, stds = (
             torch.as_tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.stds)
         )
@@ -100,25 +100,15 @@ class GaussianMixture:
 
         end = max(process.kappa(s), 1e-5)
 
-        def slope(log_kappa, y):
+        def slope(log_kappa: float, y: Table) -> Table:
             kappa = math.exp(log_kappa)
-            return (
-                kappa
-                * self.posterior(torch.from_numpy(y).reshape(x.shape), 1.0, kappa)
-                .eps.reshape(-1)
-                .numpy()
-            )
+            eps = self.posterior(torch.from_numpy(y).reshape(x.shape), 1.0, kappa).eps
+            return kappa * eps.reshape(-1).numpy()
 
         span = (math.log(process.kappa(t)), math.log(end))
-        y = solve_ivp(
-            slope,
-            span,
-            (x / process.a(t)).reshape(-1).numpy(),
-            method="DOP853",
-            rtol=1e-10,
-            atol=1e-11,
-        ).y[:, -1]
-        y = torch.from_numpy(y).reshape(x.shape)
+        start: Table = (x / process.a(t)).reshape(-1).numpy()
+        path = solve_ivp(slope, span, start, method="DOP853", rtol=1e-10, atol=1e-11)
+        y = torch.from_numpy(path.y[:, -1]).reshape(x.shape)
         return process.a(s) * y if process.kappa(s) > 0 else self.posterior(y, 1.0, end).x0
 
     def denoiser(self, process: Process) -> MixtureDenoiser:
@@ -137,7 +127,7 @@ class MixtureDenoiser:
     mixture: GaussianMixture
     process: Process
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.process.holds_image:
             raise ValueError(
                 "a mixture knows no degraded image: give a process with c = 0, and the other one to"

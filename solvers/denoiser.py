@@ -8,6 +8,7 @@ import copy
 import json
 import tempfile
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,11 @@ from torch import Tensor, nn
 from solvers.files import replace_file
 from solvers.prediction import HEADS, Prediction
 from solvers.processes.process import VP, Process
+
+# a network of any library: a function, an ``nn.Module`` or a session, with attributes of its own
+Network = Any
+# a number, or a tensor of them
+Number = TypeVar("Number", float, Tensor)
 
 
 class Denoiser:
@@ -38,10 +44,10 @@ class Denoiser:
         condition_channels: channels appended to the state (0: unconditional). Without a condition
             they are zeros.
         residual: the condition's first C channels are an image estimate (the lift) and the network
-            predicts the diffusion of ``x0 - lift``, and its image estimate is added to the lift
-            (DESIGN 3.5). Instead of the state it sees the best linear estimate of the residual,
-            ``a' z`` below: at few steps states are mostly noise, of which this leaves as much as is
-            of use.
+            predicts the diffusion of ``x0 - lift``; its image estimate is added to the lift
+            (docs/design.md, "Lift, then diffuse"). Instead of the state it sees ``a' z`` below, the
+            best linear estimate of the residual: at few steps a state is mostly noise, of which
+            this leaves as much as is of use.
         data_std: standard deviation s of what is diffused. The network works on ``u = x0/s``, with
             the state ``z = x/sqrt(s^2 a^2 + b^2) = a' u + b' eps`` (``x - a lift`` for a residual),
             so that input and target have about unit size at every level (Karras et al. 2022, table
@@ -59,7 +65,7 @@ class Denoiser:
 
     def __init__(
         self,
-        network,
+        network: Network,
         process: Process,
         prediction_type: str = "epsilon",
         *,
@@ -89,7 +95,7 @@ class Denoiser:
             raise ValueError(f"fold and multiple must be at least 1; got {fold} and {multiple}")
         if unrolled_steps is not None and unrolled_steps < 1:
             raise ValueError(f"unrolled_steps must be at least 1, or None; got {unrolled_steps}")
-        self.network = network
+        self.network: Network = network
         self.process = process
         self.prediction_type = prediction_type
         self.value_range = (float(value_range[0]), float(value_range[1]))
@@ -97,7 +103,7 @@ class Denoiser:
         self.multiple = multiple
         self.condition_channels = condition_channels
         self.residual = residual
-        self.data_std = float(data_std)
+        self.data_std: float | Tensor = float(data_std)
         self.unrolled_steps = unrolled_steps
         self.condition: Tensor | None = None
         self.degraded: Tensor | None = None
@@ -110,7 +116,15 @@ class Denoiser:
             return next((p.device for p in self.network.parameters()), torch.device("cpu"))
         return torch.device("cpu")
 
-    def conditioned(self, condition: Tensor) -> Denoiser:
+    def around(self, network: Network) -> Self:
+        """A copy that asks another network, ``network(input, t)``, which takes and gives the same
+        channels.
+        """
+        other = copy.copy(self)
+        other.network = network
+        return other
+
+    def conditioned(self, condition: Tensor) -> Self:
         """A copy that shows ``condition (1 or B, condition_channels, H, W)`` to the network (which
         is shared, not copied).
 
@@ -126,7 +140,7 @@ class Denoiser:
         other.condition = condition
         return other
 
-    def with_degraded(self, y: Tensor) -> Denoiser:
+    def with_degraded(self, y: Tensor) -> Self:
         """A copy whose process holds the image ``y (1 or B, C, H, W)``, for networks that are not
         shown it (zeros: generation).
         """
@@ -150,11 +164,11 @@ class Denoiser:
         x0 = self.data_std * p.x0
         return Prediction(x0 if lift is None else x0 + lift, p.eps)
 
-    def unit_levels(self, a, b):
+    def unit_levels(self, a: Number, b: Number) -> tuple[Number, Number, Number]:
         """``sqrt(s^2 a^2 + b^2)`` and the coefficients ``a', b'`` of the state divided by it, from
         ``a, b`` (numbers or tensors).
         """
-        scale = (self.data_std**2 * a**2 + b**2) ** 0.5
+        scale: Any = (self.data_std**2 * a**2 + b**2) ** 0.5
         return scale, self.data_std * a / scale, b / scale
 
     def _degraded(self, x: Tensor) -> Tensor | None:
@@ -170,7 +184,7 @@ class Denoiser:
             return None
         return self.condition[:, : x.shape[1]].to(x)
 
-    def output(self, z: Tensor, t) -> Tensor:
+    def output(self, z: Tensor, t: float | Tensor) -> Tensor:
         """The network's raw output for ``z (B, C, H, W)`` at time ``t`` (a number, or one per
         sample); two heads give 2C channels.
         """
@@ -180,12 +194,12 @@ class Denoiser:
             out = F.pixel_shuffle(out, self.fold)
         return out[:, : z.shape[1] * HEADS.get(self.prediction_type, 1), :height, :width]
 
-    def call_network(self, z: Tensor, t) -> Tensor:
+    def call_network(self, z: Tensor, t: float | Tensor) -> Tensor:
         """The network itself, on its own (folded, padded) input."""
         out = self.network(
             z, torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
         )
-        return out if isinstance(out, Tensor) else out.sample
+        return output_of(out)
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         # a half-precision network still gets a single-precision state to sample with
@@ -342,7 +356,6 @@ class Denoiser:
         """
         from solvers.interop.description import describe
 
-        config = getattr(self.network, "config", None)
         if (
             not hasattr(self.network, "save_pretrained")
             or type(self.network).__name__ != "UNet2DModel"
@@ -351,7 +364,7 @@ class Denoiser:
                 "model folders hold a diffusers UNet2DModel; this network is a"
                 f" {type(self.network).__name__}"
             )
-        if self.multiple != 2 ** (len(config.block_out_channels) - 1):
+        if self.multiple != 2 ** (len(self.network.config.block_out_channels) - 1):
             raise ValueError(
                 f"a model folder's multiple follows from its network's depth; {self.multiple} can't"
                 " be kept"
@@ -384,7 +397,7 @@ class Denoiser:
         _write_json(root / "denoiser.json", content)
 
     @property
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """The part of the description that diffusers has no place for (the content of
         ``denoiser.json``).
         """
@@ -402,7 +415,19 @@ class Denoiser:
         )
 
 
-def _with_text(network: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+def output_of(answer: Any) -> Tensor:
+    """The tensor of a network's answer: itself, or its ``sample`` (diffusers)."""
+    return answer if isinstance(answer, Tensor) else answer.sample
+
+
+def timesteps_of(network: Network) -> tuple[float, ...]:
+    """The only times that a network answers at; empty where it answers at any."""
+    return tuple(getattr(network, "timesteps", ()))
+
+
+def _with_text(
+    network: Network, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward hook: the stored text embedding for a network that is called without one."""
     x = inputs[0]
     return (
@@ -412,7 +437,7 @@ def _with_text(network: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, d
     )
 
 
-def _show_text(network: nn.Module, path: Path) -> None:
+def _show_text(network: Network, path: Path) -> None:
     """Let ``network(x, t)`` run on the stored text embedding: a buffer, so that it counts as a part
     of the model.
     """
@@ -456,7 +481,7 @@ def _show_text(network: nn.Module, path: Path) -> None:
     network.register_forward_pre_hook(_with_text, with_kwargs=True)
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -466,7 +491,7 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     replace_file(
         path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     )

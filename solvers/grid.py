@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.processes.process import CLEAN, Process
+from solvers.processes.process import CLEAN, Process, Table
 
 ZERO_SNR_STAND_IN = -10.0
 
@@ -23,7 +23,7 @@ class Grid:
 
     times: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         times = tuple(float(t) for t in self.times)
         if len(times) < 2:
             raise ValueError("a grid needs at least two times: the start and the level to end on")
@@ -122,11 +122,11 @@ def karras(process: Process, num_inference_steps: int, rho: float = 7.0) -> Grid
     Zero terminal SNR as in :func:`log_snr`.
     """
     n = _check_steps(process, num_inference_steps)
-    ends = [
+    top, bottom = (
         math.exp(-level / (2 * rho))
         for level in (_start_level(process), process.log_snr(process.first))
-    ]
-    return _at_levels(process, -2 * rho * np.log(np.linspace(*ends, n)))
+    )
+    return _at_levels(process, -2 * rho * np.log(np.linspace(top, bottom, n)))
 
 
 def consistency(
@@ -164,12 +164,12 @@ def _start_level(process: Process) -> float:
     return ZERO_SNR_STAND_IN if math.isinf(level) else level
 
 
-def _at_levels(process: Process, levels: np.ndarray) -> Grid:
+def _at_levels(process: Process, levels: Table) -> Grid:
     times = (max(process.time_at(level), process.first) for level in levels[1:])
     return Grid((process.end, *times, CLEAN))
 
 
-GRIDS = {
+GRIDS: dict[str, Callable[[Process, int], Grid]] = {
     "trailing": trailing,
     "leading": leading,
     "pndm": pndm_nodes,

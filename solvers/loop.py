@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,20 +13,35 @@ from solvers.interop.diffusers_solver import as_solver
 from solvers.prediction import Prediction
 from solvers.processes.level_matching import LevelMatched
 from solvers.processes.process import Process
-from solvers.solver import RNG, Problem, Query, Solution, Solver, Step, all_finite
+from solvers.solver import (
+    RNG,
+    Callback,
+    DenoiserLike,
+    Problem,
+    Query,
+    Solution,
+    Solver,
+    Step,
+    all_finite,
+    bound,
+    draws_noise,
+    keeps_history,
+)
+
+End = TypeVar("End")
 
 
 @torch.no_grad()
 def solve(
     solver: Solver,
-    denoiser,
+    denoiser: DenoiserLike,
     x: Tensor,
     grid: Grid,
     *,
     process: Process | None = None,
     y: Tensor | None = None,
     generator: RNG = None,
-    callback: Callable[[Step], bool | None] | None = None,
+    callback: Callback | None = None,
 ) -> Solution:
     """Run ``solver`` from ``x`` over ``grid``; ``denoiser(x, t) -> Prediction`` answers its
     queries.
@@ -64,7 +80,7 @@ def solve(
         raise ValueError(
             f"the grid starts at t={grid.times[0]} but the process ends at t={process.end:g}"
         )
-    if getattr(denoiser, "draws_noise", False) and getattr(solver, "keeps_history", False):
+    if draws_noise(denoiser) and keeps_history(solver):
         raise ValueError(
             f"{type(denoiser).__name__} puts fresh noise into its answers, which"
             f" {type(solver).__name__} would combine over several steps: use a one-step solver such"
@@ -74,13 +90,12 @@ def solve(
     x = x.to(torch.promote_types(dtype, torch.float32))
     problem = Problem(process, y, generator)
     native = denoiser.process
-    if callable(getattr(denoiser, "bind", None)):
-        times = (
-            grid.times
-            if process == native
-            else tuple(native.time_at(process.log_snr(t)) for t in grid.times)
-        )
-        denoiser = denoiser.bind(times, problem.noise)
+    times = (
+        grid.times
+        if process == native
+        else tuple(native.time_at(process.log_snr(t)) for t in grid.times)
+    )
+    denoiser = bound(denoiser, times, problem.noise)
     ask = denoiser if process == native else LevelMatched(denoiser, process, y)
     run = solver.run(problem, grid, x)
     nfe = 0
@@ -97,9 +112,9 @@ def solve(
         return Solution(end.value.to(dtype), nfe)
 
 
-def drive(run: Generator[Query, Prediction, Tensor], denoiser) -> Tensor:
-    """The end ``(B, C, H, W)`` of a run whose queries ``denoiser(x, t) -> Prediction`` answers;
-    gradients as the caller has them.
+def drive(run: Generator[Query, Prediction, End], denoiser: DenoiserLike) -> End:
+    """The end of a run whose queries ``denoiser(x, t) -> Prediction`` answers; gradients as the
+    caller has them.
     """
     try:
         query = next(run)

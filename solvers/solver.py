@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Protocol
 
 import torch
@@ -27,6 +29,8 @@ from solvers.prediction import Prediction
 from solvers.processes.process import Process
 
 RNG = torch.Generator | Sequence[torch.Generator] | Callable[[torch.Size], Tensor] | None
+# N(0, I) noise of the shape, dtype and device of a tensor
+Noise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,52 @@ class Problem:
         return randn(like.shape, self.generator, device=like.device, dtype=like.dtype)
 
 
+# what ``run`` of a solver gives: questions, each answered by a prediction, then the end of the run
+Queries = Generator[Query, Prediction, Tensor]
+
+
 class Solver(Protocol):
-    def run(
-        self, problem: Problem, grid: Grid, x: Tensor
-    ) -> Generator[Query, Prediction, Tensor]: ...
+    """Anything with ``run``; one whose property ``keeps_history`` is True combines the answers of
+    several steps.
+    """
+
+    def run(self, problem: Problem, grid: Grid, x: Tensor, /) -> Queries: ...
+
+
+class DenoiserLike(Protocol):
+    """What a solver's questions are answered by: a callable with the process that its times are of.
+
+    What else it can have is asked for in one place each: :func:`bound` (``bind``),
+    :func:`draws_noise` and :func:`device_of` (``device``).
+    """
+
+    @property
+    def process(self) -> Process: ...
+
+    def __call__(self, x: Tensor, t: float, /) -> Prediction: ...
+
+
+def bound(denoiser: DenoiserLike, times: Sequence[float], noise: Noise) -> DenoiserLike:
+    """What its ``bind(times, noise)`` returns, or the denoiser itself where it has no such method:
+    ``times`` are the run's nodes as times of the denoiser's process, ``noise`` is its noise source.
+    """
+    bind = getattr(denoiser, "bind", None)
+    return bind(times, noise) if callable(bind) else denoiser
+
+
+def device_of(denoiser: DenoiserLike) -> torch.device:
+    """Where its states must live: its ``device``, the CPU where it has none."""
+    return torch.device(getattr(denoiser, "device", "cpu"))
+
+
+def draws_noise(denoiser: DenoiserLike) -> bool:
+    """Whether its answers hold fresh noise."""
+    return bool(getattr(denoiser, "draws_noise", False))
+
+
+def keeps_history(solver: Solver) -> bool:
+    """Whether it combines the answers of several steps."""
+    return bool(getattr(solver, "keeps_history", False))
 
 
 @dataclass(frozen=True)
@@ -83,7 +129,17 @@ class Solution:
     nfe: int
 
 
-def randn(shape, generator: RNG = None, *, device="cpu", dtype=torch.float32) -> Tensor:
+# what a callback of a run says: True ends it
+Callback = Callable[[Step], bool | None]
+
+
+def randn(
+    shape: Sequence[int],
+    generator: RNG = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """N(0, I) noise ``(B, ...)``; with a list of generators sample i is drawn from the i-th alone.
 
     Raises:
@@ -101,6 +157,11 @@ def randn(shape, generator: RNG = None, *, device="cpu", dtype=torch.float32) ->
         for g in generator
     ]
     return torch.stack(draws)
+
+
+def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """``sum_j w_j x_j``, of as many weights as tensors."""
+    return reduce(add, (w * x for w, x in zip(weights, tensors, strict=True)))
 
 
 def all_finite(x: Tensor) -> bool:

@@ -1,34 +1,71 @@
-"""The house itself: imports go down, packages are typed, the front door opens at once."""
+"""The house itself: imports go down and never in a circle, rooms are small, packages are typed, the
+front door opens at once.
+"""
 
 import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.data import ROOT
 
-ROOT = Path(__file__).parent.parent
-FLOORS = {"solvers": 1, "restoration": 2, "quant": 3, "export": 4, "toolbox": 5}
+FLOORS = {"solvers": 1, "restoration": 2, "quant": 3, "export": 4, "toolbox": 5, "restobox": 6}
 FILES = [p for floor in FLOORS for p in sorted((ROOT / floor).rglob("*.py"))]
+ROOMS = sorted({p.parent for p in FILES})
+MOST, MOST_AT_THE_DOOR = 14, 12
 
 
-def imported(tree: ast.AST):
-    for node in ast.walk(tree):
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of the house, and others, that a file imports anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "absolute imports only"
-            yield node.module
+            assert not node.level, f"{path}: absolute imports only"
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                yield inner if inner in MODULES else node.module
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down(path):
-    mine = FLOORS[path.relative_to(ROOT).parts[0]]
-    for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
-        assert FLOORS.get(module.split(".")[0], 0) <= mine, (
-            f"{path} imports {module} from a floor above"
-        )
+IMPORTS = {module: set(imported(path)) - {module} for module, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    mine = FLOORS[module.split(".")[0]]
+    for other in IMPORTS[module]:
+        floor = FLOORS.get(other.split(".")[0], 0)
+        assert floor <= mine, f"{module} imports {other} from a floor above"
+
+
+def test_no_circle_of_imports():
+    """Leaves are taken away until nothing is left; what can't be taken away is a circle."""
+    left = {module: {m for m in others if m in MODULES} for module, others in IMPORTS.items()}
+    while True:
+        leaves = {module for module, others in left.items() if not others}
+        if not leaves:
+            break
+        left = {m: others - leaves for m, others in left.items() if m not in leaves}
+    assert not left, f"these import each other in a circle: {', '.join(sorted(left))}"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_are_small(room):
+    """A reader takes in about a dozen entries at a glance; and a room is for more than one file."""
+    entries = sorted(p.name for p in room.iterdir() if p.name != "__pycache__")
+    most = MOST_AT_THE_DOOR if room == ROOT / "toolbox" else MOST
+    assert len(entries) <= most, f"{room} has {len(entries)} entries: {', '.join(entries)}"
+    assert len([name for name in entries if name != "__init__.py"]) > 1, f"{room} holds one file"
 
 
 @pytest.mark.parametrize("floor", FLOORS)
@@ -42,16 +79,8 @@ def test_importing_a_floor_pulls_in_nothing_heavy(floor):
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    loaded = set(json.loads(out.stdout))
-    assert not loaded & {
-        "diffusers",
-        "brevitas",
-        "onnx",
-        "onnxruntime",
-        "skimage",
-        "lpips",
-        "accelerate",
-    }
+    heavy = {"diffusers", "brevitas", "onnx", "onnxruntime", "skimage", "lpips", "accelerate"}
+    assert not set(json.loads(out.stdout)) & heavy
 
 
 def test_help_imports_no_torch():

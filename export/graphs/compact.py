@@ -48,7 +48,7 @@ def compact(model: ir.Model, layers: set[str]):
     kept = {
         *graph.inputs,
         *graph.outputs,
-        *(value for value in tensors if value.name.endswith(KEPT)),
+        *(value for value in tensors if (value.name or "").endswith(KEPT)),
     }
     taken = {value.name for value in (*kept, *tensors, *between)}
     names = (name for k in count() if (name := f"v{k}") not in taken)

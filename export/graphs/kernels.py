@@ -52,16 +52,17 @@ def _fuse(graph: ir.Graph, softmax: ir.Node, name: str) -> bool:
         or axis not in (-1, 3)
     ):
         return False
-    found = [
+    parts = (
         _heads(scores.inputs[0]),
         _heads(scores.inputs[1], transposed=True),
         _heads(mixed.inputs[1]),
-    ]
+    )
+    found = [part for part in parts if part is not None]
     joined = _only_user(mixed, "Transpose")
     out = None if joined is None or _perm(joined) != HEADS_FIRST else _only_user(joined, "Reshape")
     if (
         out is None
-        or None in found
+        or len(found) < 3
         or len({heads for _, heads, _ in found}) != 1
         or found[2][2] != 1
     ):
@@ -76,29 +77,35 @@ def _fuse(graph: ir.Graph, softmax: ir.Node, name: str) -> bool:
         name=name,
     )
     value, old = fused.outputs[0], out.outputs[0]
-    value.name, value.shape, value.dtype = name, old.shape, old.dtype
+    value.name, value.shape = name, old.shape
+    if old.dtype is not None:
+        value.dtype = old.dtype
     graph.insert_before(out, fused)
     for user, index in list(old.uses()):
         user.replace_input_with(index, value)
     return True
 
 
-def _heads(value: ir.Value, transposed: bool = False) -> tuple[ir.Value, int, float] | None:
+def _heads(value: ir.Value | None, transposed: bool = False) -> tuple[ir.Value, int, float] | None:
     """Of ``(B, heads, S, d)``, or with its last two axes exchanged: what it was split from ``(B, S,
     heads * d)``, heads, factor.
     """
     scale = 1.0
-    while (node := value.producer()) is not None:
+    while value is not None and (node := value.producer()) is not None:
         if (
             node.op_type == "Mul"
-            and node.inputs[1].const_value is not None
-            and node.inputs[1].const_value.size == 1
+            and (factor := _numbers(node.inputs[1])) is not None
+            and factor.size == 1
         ):
-            scale *= float(node.inputs[1].const_value.numpy().item())
+            scale *= float(factor.item())
         elif transposed and node.op_type == "Transpose" and _perm(node) == [0, 1, 3, 2]:
             transposed = False
-        elif transposed and node.op_type == "Reshape" and _flat_transpose(node) is not None:
-            node, transposed = _flat_transpose(node), False
+        elif (
+            transposed
+            and node.op_type == "Reshape"
+            and (first := _flat_transpose(node)) is not None
+        ):
+            node, transposed = first, False
         else:
             break
         value = node.inputs[0]
@@ -108,10 +115,11 @@ def _heads(value: ir.Value, transposed: bool = False) -> tuple[ir.Value, int, fl
         if split is None or transposed or _perm(split) != HEADS_FIRST
         else _producer(split.inputs[0], "Reshape")
     )
-    if split is None or split.inputs[0].shape is None or len(split.inputs[0].shape) != 3:
+    whole = None if split is None else split.inputs[0]
+    if split is None or whole is None or whole.shape is None or len(whole.shape) != 3:
         return None
     heads = _entry(split.inputs[1], 2)
-    return None if heads is None or heads < 1 else (split.inputs[0], heads, scale)
+    return None if heads is None or heads < 1 else (whole, heads, scale)
 
 
 def _flat_transpose(reshape: ir.Node) -> ir.Node | None:
@@ -126,20 +134,22 @@ def _flat_transpose(reshape: ir.Node) -> ir.Node | None:
     )
 
 
-def _entry(shape: ir.Value, k: int) -> int | None:
+def _entry(shape: ir.Value | None, k: int) -> int | None:
     """The k-th number of a shape that is a constant, or put together from numbers that are."""
     joined = _producer(shape, "Concat")
     if joined is not None and len(joined.inputs) > k:
         shape, k = joined.inputs[k], 0
-    return (
-        None
-        if shape.const_value is None or shape.const_value.size <= k
-        else int(shape.const_value.numpy()[k])
-    )
+    numbers = _numbers(shape)
+    return None if numbers is None or numbers.size <= k else int(numbers[k])
 
 
-def _producer(value: ir.Value, op: str) -> ir.Node | None:
-    node = value.producer()
+def _numbers(value: ir.Value | None) -> np.ndarray | None:
+    """Of a constant."""
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _producer(value: ir.Value | None, op: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op else None
 
 

@@ -9,9 +9,13 @@ import logging
 import math
 import threading
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 OPSET = 18
 KINDS = ("timestep", "step")
@@ -72,7 +76,9 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     return model
 
 
-def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes, what: str):
+def trace(
+    module: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any, what: str
+) -> ir.Model:
     """``module`` as an ``onnx_ir.Model``; the parameters of its attribute ``network`` keep their
     own names.
 
@@ -84,9 +90,10 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes, what: s
             program = torch.export.export(
                 module, inputs, dynamic_shapes=dynamic_shapes, strict=False
             )
-            model = torch.onnx.export(
+            exported: Any = torch.onnx.export(
                 program, opset_version=OPSET, dynamo=True, optimize=True, verbose=False
-            ).model
+            )
+            model = exported.model
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
             raise ValueError(

@@ -118,7 +118,7 @@ class _Halver:
         if (value, dtype) in self.casts:
             return self.casts[value, dtype]
         short = "half" if dtype == ir.DataType.FLOAT16 else "single"
-        if value.is_initializer():
+        if value.const_value is not None and value.is_initializer():
             array = value.const_value.numpy().astype(dtype.numpy())
             cast = ir.Value(
                 name=f"{value.name}.{short}",
@@ -154,9 +154,12 @@ def _in_network(node: ir.Node) -> bool:
 
 def _tiny_scales(node: ir.Node) -> bool:
     """Whether a Q or DQ node has a scale that float16 can't hold to its usual precision."""
-    if node.op_type not in QDQ or node.inputs[1].const_value is None:
+    if node.op_type not in QDQ:
         return False
-    return float(node.inputs[1].const_value.numpy().min()) < LEAST_NORMAL
+    scale = node.inputs[1]
+    if scale is None or scale.const_value is None:
+        return False
+    return float(scale.const_value.numpy().min()) < LEAST_NORMAL
 
 
 def _from_time_only(graph: ir.Graph) -> set[ir.Node]:
@@ -174,4 +177,5 @@ def _from_time_only(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _constant(value: ir.Value) -> bool:
-    return value.producer() is not None and value.producer().op_type == "Constant"
+    node = value.producer()
+    return node is not None and node.op_type == "Constant"

@@ -17,12 +17,12 @@ running them on integers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from quant.quantize import QuantLayer
+from quant.network import QuantLayer
 
 TARGETS = ("cpu", "tensorrt")
 
@@ -64,19 +64,18 @@ def weighted_nodes(model: ir.Model) -> dict[str, list[ir.Node]]:
     """Conv, Gemm and MatMul nodes with a constant weight, by the module that owns it (several where
     a graph calls it several times).
     """
-    found = {}
+    found: dict[str, list[ir.Node]] = {}
     for node in model.graph:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         weight = node.inputs[1]
-        if (
-            node.op_type == "MatMul"
-            and weight.producer() is not None
-            and weight.producer().op_type == "Transpose"
-        ):
-            weight = weight.producer().inputs[0]
-        if weight.is_initializer() and weight.name.endswith(".weight"):
-            found.setdefault(weight.name.removesuffix(".weight"), []).append(node)
+        maker = None if weight is None else weight.producer()
+        if node.op_type == "MatMul" and maker is not None and maker.op_type == "Transpose":
+            weight = maker.inputs[0]
+        if weight is None or not weight.is_initializer():
+            continue
+        if (name := weight.name or "").endswith(".weight"):
+            found.setdefault(name.removesuffix(".weight"), []).append(node)
     return found
 
 
@@ -95,13 +94,10 @@ class _Editor:
         )
         # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
         conv = self.cpu and nodes[0].op_type == "Conv"
-        has_bias = (
-            conv
-            and layer.bias is not None
-            and len(nodes[0].inputs) > 2
-            and nodes[0].inputs[2] is not None
-        )
-        bias = self._bias(name, nodes[0], layer, scale) if has_bias else None
+        has_bias = conv and len(nodes[0].inputs) > 2 and nodes[0].inputs[2] is not None
+        bias = None
+        if has_bias and layer.bias is not None:
+            bias = self._bias(name, nodes[0], layer, layer.bias, scale)
         steps = layer.output_scale.astype(np.float32)
         for k, node in enumerate(nodes):
             call = name if len(nodes) == 1 else f"{name}.{k}"
@@ -115,7 +111,8 @@ class _Editor:
                 self._quantize_output(name, call, node, steps)
 
     def _weight(self, name: str, node: ir.Node, layer: QuantLayer) -> ir.Value:
-        codes, axis, steps = layer.codes, 0, layer.weight_scale.astype(np.float32)
+        codes, axis = layer.codes, 0
+        steps: np.ndarray = layer.weight_scale.astype(np.float32)
         if self.cpu and node.op_type == "Conv":
             steps = steps / layer.output_scale.astype(np.float32)
         if node.op_type == "MatMul":
@@ -127,12 +124,12 @@ class _Editor:
         )
 
     def _bias(
-        self, name: str, node: ir.Node, layer: QuantLayer, input_scale: np.float32
+        self, name: str, node: ir.Node, layer: QuantLayer, bias: np.ndarray, input_scale: np.float32
     ) -> ir.Value:
-        step = input_scale * layer.weight_scale.astype(np.float32)
-        codes = np.clip(
-            np.rint(layer.bias.astype(np.float64) / step), -(2**31) + 1, 2**31 - 1
-        ).astype(np.int32)
+        step: np.ndarray = input_scale * layer.weight_scale.astype(np.float32)
+        codes = np.clip(np.rint(bias.astype(np.float64) / step), -(2**31) + 1, 2**31 - 1).astype(
+            np.int32
+        )
         step = input_scale * (
             layer.weight_scale.astype(np.float32) / layer.output_scale.astype(np.float32)
         )
@@ -147,10 +144,10 @@ class _Editor:
         users = list(out.uses())
         q = ir.node("QuantizeLinear", [out, self.one, self.zero], name=f"{call}.output_q")
         zeros = self._constant(f"qdq.zeros.{len(steps)}", np.full(len(steps), 128, np.uint8))
-        steps = self._constant(f"{name}.output_scale", steps)
+        scale = self._constant(f"{name}.output_scale", steps)
         dq = ir.node(
             "DequantizeLinear",
-            [q.outputs[0], steps, zeros],
+            [q.outputs[0], scale, zeros],
             attributes={"axis": 1},
             name=f"{call}.output_dq",
         )
@@ -161,28 +158,34 @@ class _Editor:
         for k, value in enumerate(self.graph.outputs):
             if value is out:  # the last convolution: its own result is in codes
                 steady = dq.outputs[0]
-                out.name, steady.name, steady.dtype, steady.shape = (
-                    f"{call}.output_codes",
-                    out.name,
-                    out.dtype,
-                    out.shape,
-                )
+                steady.name, steady.shape = out.name, out.shape
+                if out.dtype is not None:
+                    steady.dtype = out.dtype
+                out.name = f"{call}.output_codes"
                 self.graph.outputs[k] = steady
 
-    def _round_trip(self, value: ir.Value, name: str, step: ir.Value, before: ir.Node) -> ir.Value:
+    def _round_trip(
+        self, value: ir.Value | None, name: str, step: ir.Value, before: ir.Node
+    ) -> ir.Value:
         q = self._insert("QuantizeLinear", [value, step, self.zero], f"{name}_q", before=before)
         return self._insert("DequantizeLinear", [q, step, self.zero], f"{name}_dq", before=before)
 
-    def _constant(self, name: str, array) -> ir.Value:
+    def _constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
         if name in self.graph.initializers:  # a layer called several times
             return self.graph.initializers[name]
-        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
-        value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
+        tensor = ir.Tensor(np.asarray(array), name=name)
+        value = ir.Value(name=name, const_value=tensor)
+        value.shape, value.dtype = tensor.shape, tensor.dtype
         self.graph.register_initializer(value)
         return value
 
     def _insert(
-        self, op: str, inputs: list[ir.Value], name: str, before: ir.Node, **attributes
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        before: ir.Node,
+        **attributes: int,
     ) -> ir.Value:
         node = ir.node(op, inputs, attributes=attributes or None, name=name)
         node.outputs[0].name = name

@@ -2,21 +2,25 @@
 
 Everything between is inside: lift, the solver's coefficients, the temporal table's rows, every
 network call (weights stored once), data consistency, range conversion and clamping. A device needs
-ONNX Runtime and nothing else. :mod:`export.jobs.photo` has the tasks.
+ONNX Runtime and nothing else. :mod:`export.jobs` has the tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from export.graphs.network import trace
-from export.jobs.photo import Job
-from quant.temporal.table import row_of, step_network, temporal_table
+from export.jobs.base import Job
+from quant.temporal.table import TemporalTable, row_of, step_network, temporal_table
 from solvers.denoiser import Denoiser
-from solvers.loop import solve
+from solvers.solver import Callback
+
+# from a network and its timesteps to the temporal table
+Tabulate = Callable[[Any, Sequence[float]], TemporalTable]
 
 MOST_PIXELS = 2**24
 
@@ -42,7 +46,7 @@ class RestorerNetwork(nn.Module):
             table.
     """
 
-    def __init__(self, job: Job, estimates: bool = False, tabulate: Callable = temporal_table):
+    def __init__(self, job: Job, estimates: bool = False, tabulate: Tabulate = temporal_table):
         super().__init__()
         job.check()
         self.estimates = estimates
@@ -75,22 +79,14 @@ def run_job(
     job: Job,
     inputs: dict[str, Tensor],
     draw: Callable[..., Tensor],
-    callback: Callable | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """One run: the inputs' batch ``(B, ...)``, noise by ``draw(shape)``, and the result ``(B,
     ...)``.
     """
-    p = job.prepare(**inputs)
-    process = p.denoiser.process if p.process is None else p.process
-    x, first = p.start, next(iter(inputs.values()))
-    if x is None:
-        x = process.b(p.grid.times[0]) * draw((first.shape[0], *job.state))
-        if p.y is not None:
-            x = x + process.c(p.grid.times[0]) * p.y
-    run = solve(
-        p.solver, p.denoiser, x, p.grid, process=p.process, y=p.y, generator=draw, callback=callback
-    )
-    return p.finish(run.x0)
+    run = job.prepare(**inputs)
+    count = next(iter(inputs.values())).shape[0]
+    return run.finish(run.solve(run.first_state(draw, count), draw, callback).x0)
 
 
 class _Traced(Denoiser):
@@ -98,7 +94,7 @@ class _Traced(Denoiser):
     graph, a time would need its layers.
     """
 
-    def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], tabulate: Callable):
+    def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], tabulate: Tabulate):
         self.__dict__ |= denoiser.__dict__
         self.timesteps = timesteps
         self.network = step_network(denoiser.network, tabulate(denoiser.network, timesteps))
@@ -114,7 +110,7 @@ def export_restorer(
     *,
     estimates: bool = False,
     timesteps: Sequence[float] | None = None,
-    tabulate: Callable = temporal_table,
+    tabulate: Tabulate = temporal_table,
 ):
     """The float ONNX graph of a whole run.
 
@@ -172,7 +168,7 @@ def _dry_run(job: Job) -> tuple[list[float], int]:
     draws, outputs = 0, job.denoiser.network.config.out_channels
 
     class Silent(Denoiser):
-        def __init__(self):
+        def __init__(self) -> None:
             self.__dict__ |= job.denoiser.__dict__
 
         def call_network(self, z: Tensor, t) -> Tensor:

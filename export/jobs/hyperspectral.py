@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.jobs.photo import Job, Prepared, Shape, ordered, quantile
+from export.jobs.base import Job, Shape, ordered, quantile
 from restoration.hyperspectral.eigen_images import SPREAD
 from restoration.hyperspectral.task import HyperspectralTask
+from restoration.task import Run
 from restoration.wrappers.symmetry import Symmetric
 from solvers.grid import Grid
 from solvers.methods.ddim import DDIM
@@ -57,7 +58,7 @@ class EigenImageJob(Job):
                 " time with some signal"
             )
 
-    def prepare(self, image: Tensor, level: Tensor) -> Prepared:
+    def prepare(self, image: Tensor, level: Tensor) -> Run:
         d = self.denoiser
         pixels = image.flatten(1)
         count = pixels.shape[1]
@@ -78,6 +79,5 @@ class EigenImageJob(Job):
         def finish(x0: Tensor) -> Tensor:
             return centre + scale * (x0 - middle) / (contrast * half)
 
-        return Prepared(
-            Symmetric(d, self.task.symmetries), Grid((self.time, CLEAN)), DDIM(), finish, start
-        )
+        asked, grid = Symmetric(d, self.task.symmetries), Grid((self.time, CLEAN))
+        return Run(asked, DDIM(), grid, self.state, finish, start)

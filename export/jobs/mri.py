@@ -8,12 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.jobs.photo import Job, Prepared, Shape, quantile
+from export.jobs.base import Job, Shape, quantile
 from restoration.mri.consistency import Alternation, Consistency
 from restoration.mri.estimate import CONDITION_CHANNELS, ITERATIONS, QUANTILE, features
 from restoration.mri.real_sense import RealSense, coil_pairs
 from restoration.mri.task import MRITask
+from restoration.operators.linear import Denoising
+from restoration.operators.measurement import Measurement
+from restoration.task import Run
+from solvers.denoiser import Denoiser
 from solvers.processes.process import CLEAN
+
+# stands for a measurement that the functions of a correction hold
+IN_AGREE = Measurement(Denoising(), torch.zeros(1))
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class MRIJob(Job):
 
     def prepare(
         self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None, sigma: Tensor | None = None
-    ) -> Prepared:
+    ) -> Run:
         operator, y = RealSense(mask, maps, self.iterations), coil_pairs(kspace * mask)
         noise = torch.zeros_like(kspace[:, :1, :1, :1]) if sigma is None else sigma
         zero_filled = operator.A_adjoint(y)
@@ -100,10 +107,13 @@ class MRIJob(Job):
         steps, correction = self.task.plan()
         grid, solver = self.task.nodes(steps), self.task.solver
         if correction == "none":
-            return Prepared(d, grid, solver, lambda x: scale * seen * x)
+            return Run(d, solver, grid, self.state, lambda x: scale * seen * x)
         if correction == "consistency":
-            return Prepared(_Agreeing(d, agree), grid, solver, lambda x: scale * seen * agree(x))
-        width = self.denoiser.data_std if self.task.prior_std is None else self.task.prior_std
+            agreeing = _Agreeing(d, agree)
+            return Run(agreeing, solver, grid, self.state, lambda x: scale * seen * agree(x))
+        width = (
+            float(self.denoiser.data_std) if self.task.prior_std is None else self.task.prior_std
+        )
 
         def prox(x: Tensor, variance: float) -> Tensor:
             if self.exact:
@@ -112,19 +122,13 @@ class MRIJob(Job):
                 x, y / scale[:, None], variance * (scale / noise.clamp(min=1e-12)) ** 2
             )
 
-        start = torch.zeros_like(first)
-        return Prepared(
-            _Alternating(d, agree, prox, width),
-            grid,
-            solver,
-            lambda x: scale * seen * agree(x),
-            start,
-        )
+        turning, start = _Alternating(d, agree, prox, width), torch.zeros_like(first)
+        return Run(turning, solver, grid, self.state, lambda x: scale * seen * agree(x), start)
 
 
 class _Agreeing(Consistency):
-    def __init__(self, denoiser, agree: Callable[[Tensor], Tensor]):
-        super().__init__(denoiser, None)
+    def __init__(self, denoiser: Denoiser, agree: Callable[[Tensor], Tensor]):
+        super().__init__(denoiser, IN_AGREE)
         self.agree = agree
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
@@ -134,12 +138,12 @@ class _Agreeing(Consistency):
 class _Alternating(Alternation):
     def __init__(
         self,
-        denoiser,
+        denoiser: Denoiser,
         agree: Callable[[Tensor], Tensor],
         prox: Callable[[Tensor, float], Tensor],
         width: float,
     ):
-        super().__init__(denoiser, None, prior_std=width)
+        super().__init__(denoiser, IN_AGREE, prior_std=width)
         self.agree, self.prox = agree, prox
 
     def correct(self, x0: Tensor, t: float) -> Tensor:

@@ -18,6 +18,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,11 +52,14 @@ class OpenVinoGraph:
         self._model = self._core.read_model(str(path))
         capable = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = precision or ("bf16" if target == "tensorrt" and capable else "f32")
-        self._settings = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
+        self._settings: dict[str, str | int] = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         # and the requests that no call is using
-        self._compiled: OrderedDict[tuple, tuple[object, deque]] = OrderedDict()
+        self._compiled: OrderedDict[tuple[Any, ...], tuple[Any, deque[Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get_providers(self) -> list[str]:
@@ -97,7 +101,7 @@ class OpenVinoGraph:
             for (op, dtype), count in counts.most_common()
         ]
 
-    def _compile(self, feed: Mapping[str, np.ndarray]) -> tuple[object, deque]:
+    def _compile(self, feed: Mapping[str, np.ndarray]) -> tuple[Any, deque[Any]]:
         key = tuple((name, value.shape) for name, value in sorted(feed.items()))
         with self._lock:
             if key not in self._compiled:

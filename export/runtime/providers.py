@@ -237,15 +237,16 @@ def tensorrt_options(
         "trt_timing_cache_enable": "1",
     }
     options["trt_timing_cache_path"] = str(folder)
-    if bundle.graph == "restorer":
-        r = bundle.run
+    if (r := bundle.run) is not None:
         sides = (("min", 1), ("opt", 1), ("max", largest[0]))
         shapes = {}
         for k, b in sides:
             names = [
                 f"{name}:{'x'.join(map(str, (b, *shape)))}" for name, shape in r.inputs.items()
             ]
-            names += [f"noise:{'x'.join(map(str, (r.draws, b, *r.state)))}"] if r.draws else []
+            names += (
+                [f"noise:{'x'.join(map(str, (r.draws, b, *(r.state or ()))))}"] if r.draws else []
+            )
             shapes[k] = ",".join(names)
     else:
         m, c = bundle.settings.multiple, bundle.channels

@@ -49,7 +49,7 @@ class Restorer:
         cache=None,
     ):
         self.folder, self.bundle = Path(folder), read_bundle(folder)
-        if self.bundle.graph != "restorer":
+        if self.bundle.graph != "restorer" or self.bundle.run is None:
             raise ValueError(
                 f"{folder} holds a network only; run it with export.runtime.session.Session"
             )
@@ -171,7 +171,7 @@ class Restorer:
         began, samples = time.perf_counter(), []
         feed = {name: inputs[name][None].float().contiguous().numpy() for name in self.run.inputs}
         for k in range(num_samples):
-            if self.run.draws:
+            if self.run.draws and self.run.state is not None:
                 generator = torch.Generator().manual_seed(seed + k)
                 noise = [randn((1, *self.run.state), generator) for _ in range(self.run.draws)]
                 feed["noise"] = torch.stack(noise).numpy()

@@ -4,9 +4,11 @@
 With ``f_k`` the features of solver step k (k = 0 the noisiest), the input of the U-Net's middle
 attention:
 
-    density    d_k = #{j != k: mean (f_k - f_j)^2 <= r} diversity  v_k = sum_{j != k} sum_{samples,
-    pixels} 1 - cos(f_k, f_j)          (cosine along the channels) weight     w = minmax(d) + lambda
-    minmax(v),   n_k ~ N w_k / sum w
+    density    d_k = #{j != k: mean (f_k - f_j)^2 <= r}
+    diversity  v_k = sum_{j != k} sum_{samples, pixels} 1 - cos(f_k, f_j)
+    weight     w = minmax(d) + lambda minmax(v),   n_k ~ N w_k / sum w
+
+where the cosine is taken along the channels.
 
 Liu et al. 2024, Enhanced Distribution Alignment for Post-Training Quantization of Diffusion Models,
 sec. 4.1. Both sums need inner products of features only: ``|f_j - f_k|^2 = |f_j|^2 + |f_k|^2 - 2
@@ -57,7 +59,7 @@ class EDADM:
     radius: float | None = None
     batch: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight must be a finite number >= 0; got {self.weight}")
         if not 0 < self.quantile < 1:
@@ -171,9 +173,10 @@ def measure_distances(rows: Iterable[Tensor]) -> Distances:
         unit = row / row.norm(dim=1, keepdim=True).clamp(min=1e-6)
         gram, similar = (v.flatten(1) @ v.flatten(1).T for v in (row, unit))
         far = row[0].numel() / row.shape[1] - similar
-        products, cosine = (gram, far) if products is None else (products + gram, cosine + far)
+        products = gram if products is None else products + gram
+        cosine = far if cosine is None else cosine + far
         size += row[0].numel()
-    if products is None:
+    if products is None or cosine is None:
         raise ValueError("no features to compare")
     squares = products.diagonal()
     mse = ((squares[:, None] + squares[None] - 2 * products) / size).clamp(min=0)

@@ -38,7 +38,7 @@ class PTQ4DM:
     mean: float = 0.4
     std: float = 0.4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (abs(self.mean) < float("inf") and 0 < self.std < float("inf")):
             raise ValueError(
                 f"mean must be finite and std positive; got {self.mean} and {self.std}"

@@ -127,10 +127,20 @@ def measure_ranges(
     times = tuple(sorted(tables, reverse=True))
     amax = np.stack([tables[t][0] for t in times], axis=-1)
     histogram = np.stack([tables[t][1] for t in times], axis=-2)
-    tops = [
-        tuple(np.zeros(0) if row[side] is None else row[side].numpy() for row in channels)
+    inputs, outputs = (
+        Ranges(
+            layers,
+            times,
+            amax[:, side],
+            histogram[:, side],
+            tuple(
+                np.zeros(0) if top is None else top.numpy() for top in (r[side] for r in channels)
+            ),
+        )
         for side in (0, 1)
-    ]
-    return tuple(
-        Ranges(layers, times, amax[:, side], histogram[:, side], tops[side]) for side in (0, 1)
     )
+    return inputs, outputs
+
+
+def _array(top: Tensor | None) -> np.ndarray:
+    return np.zeros(0) if top is None else top.numpy()

@@ -127,7 +127,7 @@ class RunningRange:
     def see(self, x: Tensor) -> AffineGrid:
         """Take in one batch and return the grid so far."""
         low, high = search_range(x, self.bits, symmetric=self.symmetric)
-        if self.low is not None:
+        if self.low is not None and self.high is not None:
             low = self.momentum * self.low + (1 - self.momentum) * low
             high = self.momentum * self.high + (1 - self.momentum) * high
         self.low, self.high = low, high
@@ -143,7 +143,8 @@ def _windows(width: Tensor, bits: int):
 
 
 def _extremes(x: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
-    return tuple(x.flatten(1).aminmax(dim=1)) if per_channel else tuple(x.aminmax())
+    low, high = x.flatten(1).aminmax(dim=1) if per_channel else x.aminmax()
+    return low, high
 
 
 def _score(approximation: Tensor, x: Tensor, per_channel: bool, power: float) -> Tensor:

@@ -1,8 +1,8 @@
 """Learned rounding (AdaRound, Nagel et al. 2020, arXiv 2004.10568, eqs. 21-25) and GPTQ (Frantar et
 al. 2022, through brevitas).
 
-    W_hat = s clip(floor(W/s) + h(a) + z, low, high) - s z,   h(a) = clip(1.2 sigmoid(a) - 0.1, 0,
-    1)
+    W_hat = s clip(floor(W/s) + h(a) + z, low, high) - s z
+    h(a)  = clip(1.2 sigmoid(a) - 0.1, 0, 1)
 
 Soft while it is trained, hard (``a >= 0``) afterwards. The regulariser ``sum(1 - |2h - 1|^b)``
 drives h to 0 or 1 as b falls from 20 to 2 after a warm-up. EDA-DM's release builds it but never

@@ -44,13 +44,16 @@ SNAPSHOTS = 5
 class LearnedLayer(nn.Module):
     """A Conv2d or Linear with soft-rounded weights and a learnable activation step."""
 
-    def __init__(self, layer: nn.Module, weight_step: Tensor, input_step: float, bits: int):
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, weight_step: Tensor, input_step: float, bits: int
+    ):
         super().__init__()
         self.layer, self.top = layer, 2 ** (bits - 1) - 1
         self.weight_step = weight_step.reshape(-1, *[1] * (layer.weight.ndim - 1))
         self.logits = nn.Parameter(initial_logits(layer.weight.detach(), self.weight_step))
         self.step = nn.Parameter(torch.tensor(float(input_step)))
-        self.hard, self.drop, self.generator = True, 0.0, None
+        self.hard, self.drop = True, 0.0
+        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         weight = rounded(
@@ -239,7 +242,8 @@ class _watch:
     """Collects the outputs of some modules while the block runs."""
 
     def __init__(self, modules: dict[str, nn.Module]):
-        self.modules, self.outputs = modules, {}
+        self.modules = modules
+        self.outputs: dict[str, Tensor] = {}
 
     def __enter__(self) -> dict[str, Tensor]:
         self.handles = [

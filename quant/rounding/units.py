@@ -4,6 +4,8 @@ them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +72,9 @@ class UnitInputs:
         name: str,
         samples: list[tuple[Tensor, Tensor]],
     ):
-        self.float, self.quantized, self.others = [], [], []
+        self.float: list[Tensor] = []
+        self.quantized: list[Tensor] = []
+        self.others: list[tuple[list[Any], dict[str, Any]]] = []
         self.bytes = 0
         for x, t in _chunks(samples):
             (a, *rest), keywords = _inputs_of(network, name, x, t)
@@ -197,7 +201,7 @@ def spread_samples(
         x = calibration.samples[k]
         for axis in (-2, -1):
             room = x.shape[axis] - (crop or x.shape[axis])
-            if room > 0:
+            if crop is not None and room > 0:
                 start = 8 * int(torch.randint(room // 8 + 1, (1,), generator=generator))
                 x = x.narrow(axis, start, crop)
         samples.append(

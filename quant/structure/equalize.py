@@ -16,9 +16,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from solvers.denoiser import Network
+
 
 class ChannelScale(nn.Module):
     """``x (B, C, h, w)`` times a factor per channel."""
+
+    factor: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -85,7 +89,7 @@ def groups(network: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, ...
 
 @torch.no_grad()
 def smooth_factors(
-    network: nn.Module, names: list[str], channels: Mapping[str, Tensor], alpha: float
+    network: Network, names: list[str], channels: Mapping[str, Tensor], alpha: float
 ) -> dict[str, Tensor]:
     """``f (C,)`` of every group; ``channels``: largest |input| of each channel, by layer name.
 
@@ -115,7 +119,7 @@ def smooth_factors(
 
 
 @torch.no_grad()
-def apply_factors(network: nn.Module, factors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+def apply_factors(network: Network, factors: Mapping[str, Tensor], names: Iterable[str]) -> None:
     """Divide the inputs and multiply the weights of ``network`` in place; in float its function
     stays what it was.
     """

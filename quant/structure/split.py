@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from solvers.denoiser import Network
 
 
 class SplitConv2d(nn.Module):
@@ -29,29 +32,23 @@ class SplitConv2d(nn.Module):
             )
         self.channels = channels
         parts = []
-        for start, stop, bias in (
-            (0, channels, conv.bias is not None),
-            (channels, conv.in_channels, False),
-        ):
-            options = {
-                "stride": conv.stride,
-                "padding": conv.padding,
-                "dilation": conv.dilation,
-                "padding_mode": conv.padding_mode,
+        for start, stop, bias in ((0, channels, conv.bias), (channels, conv.in_channels, None)):
+            options: dict[str, Any] = {
+                name: getattr(conv, name)
+                for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
             }
             part = nn.Conv2d(
                 stop - start,
                 conv.out_channels,
-                conv.kernel_size,
-                bias=bias,
-                **options,
+                bias=bias is not None,
                 device=conv.weight.device,
+                **options,
             )
             part.weight = nn.Parameter(
                 conv.weight.detach()[:, start:stop].clone(), requires_grad=False
             )
-            if bias:
-                part.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+            if bias is not None:
+                part.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
             parts.append(part)
         self.first, self.second = parts
 
@@ -80,7 +77,7 @@ def skip_layers(network: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
-def split_shortcuts(network: nn.Module, skip: Iterable[str] = ()) -> list[str]:
+def split_shortcuts(network: Network, skip: Iterable[str] = ()) -> list[str]:
     """Replace those convolutions of ``network`` (changed in place) that ``skip`` doesn't keep in
     float; returns their names.
 

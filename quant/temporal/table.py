@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from solvers.denoiser import Network
+
 
 class TemporalTable(nn.Module):
     """Rows ``[e_1(t) | e_2(t) | ...]`` for a list of timesteps.
@@ -25,6 +27,8 @@ class TemporalTable(nn.Module):
         features: ``(len(timesteps), sum of widths)`` float32.
         slices: module name of each projection -> ``(start, stop)`` columns.
     """
+
+    features: Tensor
 
     def __init__(
         self, timesteps: Sequence[float], features: Tensor, slices: dict[str, tuple[int, int]]
@@ -111,7 +115,7 @@ class TemporalBlock:
         return [layer(2 + k, h) for k in range(len(self.projections))]
 
 
-def temporal_block(unet: nn.Module) -> TemporalBlock:
+def temporal_block(unet: Network) -> TemporalBlock:
     """Find the temporal information block of a diffusers ``UNet2DModel`` or
     ``UNet2DConditionModel``.
 
@@ -188,7 +192,7 @@ def temporal_block(unet: nn.Module) -> TemporalBlock:
 
 
 @torch.no_grad()
-def temporal_table(unet: nn.Module, timesteps: Sequence[float]) -> TemporalTable:
+def temporal_table(unet: Network, timesteps: Sequence[float]) -> TemporalTable:
     """Compute ``e_i(t)`` with the network's own float layers.
 
     Raises:
@@ -222,7 +226,7 @@ def slices(block: TemporalBlock) -> dict[str, tuple[int, int]]:
     return found
 
 
-def step_network(unet: nn.Module, table: TemporalTable) -> nn.Module:
+def step_network(unet: Network, table: TemporalTable) -> nn.Module:
     """A copy of ``unet`` that is called with a table index in place of the timestep:
     ``network(input, index (B,))``.
 
@@ -249,7 +253,7 @@ class _Pass(nn.Module):
         return rows
 
 
-def _activation(unet: nn.Module, name: str) -> nn.Module | None:
+def _activation(unet: Network, name: str) -> nn.Module | None:
     """What the residual block of this projection applies to the time embedding before it; None for
     nothing.
     """

@@ -1,8 +1,9 @@
 """TIAR: round the weights of the whole temporal information block together, for the features it
 yields (TFMQ).
 
-    min over roundings  sum_i mean_t |e_i^q(t) - e_i(t)|^2 + lambda_r sum (1 - |2 h - 1|^b) W^q =
-    delta (clamp(floor(W/delta) + h + z, 0, 2^bits - 1) - z),   h = clip(1.2 sigmoid(a) - 0.1, 0, 1)
+    min over roundings  sum_i mean_t |e_i^q(t) - e_i(t)|^2 + lambda_r sum (1 - |2 h - 1|^b)
+    W^q = delta (clamp(floor(W/delta) + h + z, 0, 2^bits - 1) - z)
+    h   = clip(1.2 sigmoid(a) - 0.1, 0, 1)
 
 Block reconstruction fits each projection inside its residual block, to what the images there look
 like, and confuses the features of different timesteps; here the MLP and all projections are one
@@ -55,7 +56,7 @@ class TIAR:
     lambda_round: float = 0.01
     batch: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.iterations < 1 or self.batch < 1:
             raise ValueError(
                 f"iterations and batch must be at least 1; got {self.iterations} and {self.batch}"
@@ -120,7 +121,7 @@ class TIAR:
         generator = torch.Generator().manual_seed(seed)
         with torch.enable_grad():
             for step in range(1, self.iterations + 1):
-                chosen = slice(None)
+                chosen: slice | Tensor = slice(None)
                 if len(sinusoid) > self.batch:
                     chosen = torch.randperm(len(sinusoid), generator=generator)[: self.batch].to(
                         sinusoid.device

@@ -29,11 +29,13 @@ from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import push_pull
 from restoration.posterior import CORRECTIONS
-from restoration.wrappers.symmetry import turn, turn_back
+from restoration.wrappers.symmetry import average, turn, turn_back
+from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, explicit
 from solvers.loop import solve
+from solvers.prediction import Prediction
 from solvers.processes.process import CLEAN
-from solvers.solver import Solver, randn
+from solvers.solver import DenoiserLike, Solver, device_of, randn
 
 SPREAD = 0.4  # standard deviation of planes shown to the network, in units of half its range
 
@@ -71,6 +73,7 @@ class Sampling:
             x0 = d.scaled(contrast)(process.a(t) * (middle + contrast * (y - middle)), t).x0
             return middle + (x0 - middle) / contrast
         samples = []
+        asked: DenoiserLike = d
         for k in range(self.num_samples):
             generator = torch.Generator().manual_seed(seed + 100_003 * k)
             if self.correction is None:
@@ -80,7 +83,7 @@ class Sampling:
                     self.num_inference_steps,
                 )
                 nodes = sorted({process.time_at(float(v)) for v in levels}, reverse=True)
-                start, asked, grid = process.a(t) * y, d, explicit([n for n in nodes if n > CLEAN])
+                start, grid = process.a(t) * y, explicit([n for n in nodes if n > CLEAN])
             else:
                 asked = CORRECTIONS[self.correction](d, Measurement(Denoising(), y, kappa))
                 grid = GRIDS["log-snr"](process, self.num_inference_steps)
@@ -94,7 +97,7 @@ class Sampling:
         """Mean of ``restore(k)``, which returns an image turned by :func:`turn`, over flips and
         turns k.
         """
-        return sum(turn_back(restore(k), k) for k in range(self.symmetries)) / self.symmetries
+        return average([turn_back(restore(k), k) for k in range(self.symmetries)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +214,9 @@ def jointly(
         latent, strength = pad_channels((x - centre)[members]), pad_channels(std[members], WEAKEST)
         noise = pad_channels(variance[members], 1.0)
 
-        def restore(k, latent=latent, strength=strength, noise=noise):
+        def restore(
+            k: int, latent: Tensor = latent, strength: Tensor = strength, noise: Tensor = noise
+        ) -> Tensor:
             y = turn(latent, k)
             asked = d.shown(measured_features(y, strength, turn(noise, k)), strength)
             return sampling.from_level(asked, y[None], 1.0, sampling.seed + k)[0]
@@ -230,16 +235,16 @@ class Counter:
         timesteps: the only times it may be asked at; empty: any.
     """
 
-    def __init__(self, denoiser, timesteps: tuple[float, ...] = ()):
+    def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...] = ()):
         self.denoiser, self.calls, self.timesteps = denoiser, [0], timesteps
         self.process, self.value_range = denoiser.process, denoiser.value_range
-        self.device = getattr(denoiser, "device", "cpu")
+        self.device = device_of(denoiser)
 
     @property
     def count(self) -> int:
         return self.calls[0]
 
-    def __call__(self, x: Tensor, t: float):
+    def __call__(self, x: Tensor, t: float) -> Prediction:
         self.calls[0] += 1
         return self.denoiser(x, t)
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+# (B, H, W)
+Image = Tensor | np.ndarray
 
-def _cubes(cube, reference) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def _cubes(cube: Image, reference: Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cube, reference = (
         np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, dtype=np.float64)
         for v in (cube, reference)
@@ -23,7 +26,7 @@ def _cubes(cube, reference) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.where(valid, cube, 0), np.where(valid, reference, 0), valid
 
 
-def mpsnr(cube, reference, highest: float = 100.0) -> float:
+def mpsnr(cube: Image, reference: Image, highest: float = 100.0) -> float:
     """Mean over bands of the PSNR with peak 1, in dB. A band without error would make the mean
     infinite: none counts above ``highest``.
     """
@@ -33,7 +36,7 @@ def mpsnr(cube, reference, highest: float = 100.0) -> float:
     return float(np.mean(np.minimum(-10 * np.log10(np.maximum(mse, 1e-300)), highest)))
 
 
-def mssim(cube, reference) -> float:
+def mssim(cube: Image, reference: Image) -> float:
     """Mean over bands of the SSIM with peak 1 (Wang et al. 2004: Gaussian window, 1.5); constant
     bands are defined by its constants.
 
@@ -48,7 +51,7 @@ def mssim(cube, reference) -> float:
     return float(np.mean([ssim(a[None], b[None]) for a, b in zip(cube, reference, strict=True)]))
 
 
-def sam(cube, reference) -> float:
+def sam(cube: Image, reference: Image) -> float:
     """Spectral angle mapper: mean over pixels of the angle between spectra, in radians.
 
     Two zero spectra have no angle between them; a zero and another one are orthogonal.
@@ -64,7 +67,7 @@ def sam(cube, reference) -> float:
     return float(angle[valid.any(0)].mean())
 
 
-def ergas(cube, reference, ratio: float = 1.0) -> float:
+def ergas(cube: Image, reference: Image, ratio: float = 1.0) -> float:
     """``100 ratio sqrt(mean_b (RMSE_b / mean_b)^2)`` (Wald 2000); ``ratio`` of resolutions is 1 for
     denoising.
 
@@ -83,7 +86,7 @@ def ergas(cube, reference, ratio: float = 1.0) -> float:
     return float(100 * ratio * np.sqrt(np.mean(mse[used] / mean[used] ** 2)))
 
 
-def cube_quality(cube, reference) -> dict[str, float]:
+def cube_quality(cube: Image, reference: Image) -> dict[str, float]:
     """All four: ``mpsnr`` (dB), ``mssim``, ``sam`` (radians), ``ergas``."""
     return {
         name: f(cube, reference)

@@ -183,7 +183,9 @@ def simulate_cube(
     share = abundances(picture, len(spectra), rng)
     if rng.random() < 0.5:
         texture = rng.choice([0.0, 0.1, 0.3])
-        share = (1 - texture) * fields(*picture.shape[1:], len(spectra), rng) + texture * share
+        share = (1 - texture) * fields(
+            picture.shape[1], picture.shape[2], len(spectra), rng
+        ) + texture * share
     light = picture.mean(0) / max(float(picture.mean()), 1e-6)
     light = 1 + rng.uniform(0, 0.4) * (np.clip(light, 0, 2) - 1)
     drift = gaussian_filter(rng.standard_normal(share.shape), (0, *[rng.uniform(1, 12)] * 2))

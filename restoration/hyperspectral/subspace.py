@@ -160,6 +160,7 @@ def fit_subspace(
     Raises:
         ValueError: no band has two different valid values.
     """
+    # 1. Start: means, and noise levels from differences of neighbours (or as given).
     bands, _, width = values.shape
     values = np.where(valid, values, 0).astype(np.float64)
     count = np.maximum(valid.sum((1, 2)), 1)
@@ -189,14 +190,16 @@ def fit_subspace(
         np.zeros(values.shape[:2]),
     )
     for k in range(iterations):
+        # 2. Whiten, and set aside what doesn't belong to the fit. Columns and rows with an offset
+        # are fitted by the other bands: a component that was once taken for offsets must be able to
+        # come back.
         z = model.whitened(values) - lines[:, :, None]
-        # columns and rows with an offset are fitted by the other bands: a component that was taken
-        # for offsets must not be held by them
         clear = _enough(
             used & (model.stripes == 0)[:, None, :] & (lines == 0)[:, :, None], used, model.rank
         )
         shift = np.where(clear, z, low_rank).mean((1, 2)) * trusted
         z, model = z - shift[:, None, None], replace(model, mean=model.mean + shift)
+        # 3. Eigenvectors; the rank is the number of eigenvalues beyond those of noise.
         filled = np.where(clear, z, low_rank - shift[:, None, None] * (k > 0)).reshape(bands, -1)
         eigenvalues, vectors = np.linalg.eigh(filled @ filled.T / filled.shape[1])
         edge = noise_edge(int(trusted.sum()), filled.shape[1])
@@ -206,6 +209,7 @@ def fit_subspace(
         model = replace(model, basis=vectors[:, ::-1][:, :r])
         if bands <= 2 * r:
             break
+        # 4. Coefficients by what is trusted, then offsets of columns and of rows in what is left.
         a, _ = weighted_coefficients(model.basis, z, clear)
         low_rank = np.tensordot(model.basis, a, 1)
         residual = z + model.stripes[:, None, :] - low_rank
@@ -213,8 +217,8 @@ def fit_subspace(
         residual = residual - stripes[:, None, :] + lines[:, :, None]
         lines = _offsets(residual, used, 2)
         residual = residual - lines[:, :, None]
-        # the fit has taken its share of the noise out of each residual: a larger one where it rests
-        # on few bands
+        # 5. Noise levels from the residuals. The fit has taken its share of the noise out of each,
+        # a larger share where a component rests on few bands; `left` makes up for that.
         held = model.basis * clear.mean((1, 2))[:, None]
         own = (
             model.basis @ np.linalg.inv(held.T @ model.basis + 1e-6 * np.eye(r)) * model.basis
@@ -228,6 +232,7 @@ def fit_subspace(
                 np.maximum(np.minimum(model.sigma * scale, spatial), floor),
                 model.sigma,
             )
+        # 6. Outliers by the new levels; done when neither they nor the levels change any more.
         factor = (model.sigma / new)[:, None]
         limit = OUTLIER * np.maximum(new / model.sigma, 0.5)[:, None, None]
         here = valid & trusted[:, None, None]
@@ -305,7 +310,7 @@ def _trusted(values: np.ndarray, valid: np.ndarray, share: float = 0.03) -> np.n
     impulses are, as they also clip.
     """
     everywhere = ~valid.any(0)  # no data in any band
-    columns = ~valid.any(1)  # (B, W)
+    columns = np.logical_not(valid.any(1))  # (B, W)
     isolated = ~valid & ~everywhere & ~columns[:, None, :]
     doubtful = isolated.mean((1, 2)) > share
     # most bands must agree before the others can be left out

@@ -28,11 +28,11 @@ from restoration.hyperspectral.eigen_images import (
 )
 from restoration.hyperspectral.joint import CONDITION_CHANNELS
 from restoration.hyperspectral.subspace import Subspace, data_mask, fit_subspace, learn_bands
-from restoration.io.cubes import Cube
+from restoration.io.cube import Cube
 from restoration.posterior import CORRECTIONS
 from restoration.wrappers.symmetry import COUNTS
 from restoration.wrappers.tiling import tile_weight, tiled
-from solvers.denoiser import Denoiser
+from solvers.denoiser import Denoiser, timesteps_of
 from solvers.methods.ddim import DDIM
 from solvers.solver import Solver
 
@@ -124,7 +124,7 @@ class HyperspectralTask:
     overlap: int = 32
     block: int = 256
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.symmetries not in COUNTS:
             raise ValueError(f"symmetries must be 1, 2, 4 or 8; got {self.symmetries}")
         if self.axes not in (1, 2):
@@ -155,7 +155,7 @@ class HyperspectralTask:
     @property
     def joint(self) -> bool:
         """Whether the denoiser takes all eigen-images as one latent."""
-        return getattr(self.denoiser, "condition_channels", 0) == CONDITION_CHANNELS
+        return self.denoiser.condition_channels == CONDITION_CHANNELS
 
     def __call__(
         self,
@@ -192,13 +192,14 @@ class HyperspectralTask:
         sigma, rank = _check(cube.values, sigma, rank)
         bands, height, width = cube.values.shape
         try:
-            dead = np.broadcast_to(False if dead is None else dead, cube.values.shape)
+            gaps = np.zeros(()) if dead is None else dead
+            dead = np.broadcast_to(gaps, cube.values.shape)
         except ValueError as error:
             raise ValueError(
-                f"dead has shape {np.shape(dead)}; it must fit the cube {cube.values.shape}"
+                f"dead has shape {np.shape(gaps)}; it must fit the cube {cube.values.shape}"
             ) from error
 
-        def read(rows) -> tuple[np.ndarray, np.ndarray]:
+        def read(rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.asarray(cube.values[:, rows]), cube.valid(rows) & (dead[:, rows] == 0)
 
         sample = fit_rows(height, width, bands)
@@ -268,7 +269,7 @@ class HyperspectralTask:
             like: what contrasts and noise levels are told from; None: these images.
         """
         d = self.denoiser
-        timesteps = tuple(getattr(d.network, "timesteps", ()))
+        timesteps = timesteps_of(d.network)
         if max(images.shape[1:]) > self.tile:
             unit = d.fold * d.multiple
             d = tiled(d, self.tile // unit * unit, self.overlap // unit * unit)
@@ -329,7 +330,9 @@ def _kept(shape: tuple[int, ...]) -> np.ndarray:
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 
-def _check(values: np.ndarray, sigma, rank: int | None) -> tuple[np.ndarray | None, int | None]:
+def _check(
+    values: np.ndarray, sigma: float | np.ndarray | None, rank: int | None
+) -> tuple[np.ndarray | None, int | None]:
     if values.ndim != 3 or min(values.shape) < 1:
         raise ValueError(f"a cube must be (B, H, W); got shape {values.shape}")
     if values.dtype.kind not in "iuf":

@@ -28,7 +28,7 @@ class Cube:
     key: str = ""
     header: dict[str, str] = field(default_factory=dict)
 
-    def valid(self, rows: slice = slice(None)) -> np.ndarray:
+    def valid(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Bool ``(B, h, W)`` of some rows: where the cube holds data."""
         block = self.values[:, rows]
         valid = np.isfinite(block) if block.dtype.kind == "f" else np.ones(block.shape, bool)

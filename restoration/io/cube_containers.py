@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,11 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
         ValueError: more than a MATLAB v5 file holds.
     """
     key, last = like.key or "cube", np.ascontiguousarray(out.transpose(1, 2, 0))
-    extra = {} if like.wavelengths is None else {"wavelength_nm": np.asarray(like.wavelengths)}
-    extra |= {} if like.no_data is None else {"no_data": np.asarray(float(like.no_data))}
+    extra: dict[str, Any] = (
+        {} if like.wavelengths is None else {"wavelength_nm": np.asarray(like.wavelengths)}
+    )
+    if like.no_data is not None:
+        extra["no_data"] = np.asarray(float(like.no_data))
     suffix = path.suffix.lower()
     if suffix == ".mat":
         from scipy.io import savemat
@@ -90,13 +94,8 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
     else:
         import tifffile
 
-        note = (
-            {}
-            if like.wavelengths is None
-            else {"wavelength_nm": [float(v) for v in like.wavelengths]}
-        )
-        note |= {} if like.no_data is None else {"no_data": float(like.no_data)}
-        options = {
+        note = {name: content.tolist() for name, content in extra.items()}
+        options: dict[str, Any] = {
             "photometric": "minisblack",
             "metadata": None,
             "description": json.dumps(note),
@@ -137,7 +136,11 @@ def _check_size(path: Path, shape: tuple[int, ...], max_values: int) -> None:
 
 
 def _cube(
-    path: Path, values: np.ndarray, key: str, shapes: dict, read: Callable[[str], np.ndarray]
+    path: Path,
+    values: np.ndarray,
+    key: str,
+    shapes: dict[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
 ) -> tuple[Cube, int]:
     name = next((n for wanted in _WAVELENGTHS for n in shapes if n.lower() == wanted), None)
     wavelengths = None
@@ -186,7 +189,7 @@ def _read_hdf5(
     with h5py.File(path, "r") as file:
         shapes: dict[str, tuple[int, ...]] = {}
 
-        def note(name, item):
+        def note(name: str, item: Any) -> None:
             if isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf":
                 shapes[name] = item.shape[::-1] if turned else item.shape
 
@@ -222,7 +225,7 @@ def _read_tiff(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]
     try:
         with tifffile.TiffFile(path) as file:
             pages = list(file.pages)
-            first = pages[0]
+            first = file.pages.first
             if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
                 raise ValueError(f"{path}: its pages differ in size or type; bands must be alike")
             _check_size(path, (len(pages), *first.shape), max_values)
@@ -235,7 +238,7 @@ def _read_tiff(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]
             )
             planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
             note = _note(first.description)
-            bad = file.pages[0].tags.get(42113)  # GDAL_NODATA
+            bad = first.tags.get(42113)  # GDAL_NODATA
     except tifffile.TiffFileError as error:
         raise ValueError(f"{path} is no readable TIFF file: {error}") from error
     wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
@@ -247,7 +250,7 @@ def _read_tiff(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]
     ), (0 if planar else 2)
 
 
-def _note(description: str) -> dict:
+def _note(description: str) -> dict[str, Any]:
     try:
         content = json.loads(description)
     except ValueError:

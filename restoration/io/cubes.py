@@ -142,7 +142,7 @@ def check_cube_writable(path: str | Path, like: Cube) -> None:
         raise ValueError(f"output {path} would overwrite the cube that is read; give another name")
 
 
-def _base(values: np.ndarray):
+def _base(values: np.ndarray) -> np.ndarray:
     while not isinstance(values, np.memmap) and isinstance(values.base, np.ndarray):
         values = values.base
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +97,12 @@ def interleave_of(path: Path, header: dict[str, str]) -> str:
     return interleave
 
 
+# writes the values into an array (bands, lines, samples)
+Fill = Callable[[np.ndarray], object]
+
+
 def write_envi(
-    path: Path, header: dict[str, str], shape: tuple[int, int, int], dtype: np.dtype, fill
+    path: Path, header: dict[str, str], shape: tuple[int, int, int], dtype: np.dtype, fill: Fill
 ) -> None:
     """Write a header and, beside it, a ``.raw`` file; never more than a block of lines is held in
     memory.

@@ -85,20 +85,21 @@ def find_pairs(
                 f"{root} holds no folder {name!r}; pairs lie in {degraded}/ and {clean}/ (and masks"
                 f" in {mask or 'mask'}/)"
             )
+    folders = [n for n in (clean, mask) if n is not None]
     names = [
         {p.stem: p for p in sorted((root / n).iterdir()) if p.suffix.lower() in SUFFIXES}
-        for n in (clean, mask)
-        if n is not None
+        for n in folders
     ]
     found = []
     for path in sorted(p for p in (root / degraded).iterdir() if p.suffix.lower() in SUFFIXES):
         partners = [known.get(path.stem) or known.get(path.stem.split("_")[0]) for known in names]
-        if None in partners:
-            missing = (clean, mask)[partners.index(None)]
-            raise ValueError(
-                f"{path} has no partner in {root / missing}: it needs a file of the same name there"
-            )
-        found.append((path, *partners))
+        for folder, partner in zip(folders, partners, strict=True):
+            if partner is None:
+                raise ValueError(
+                    f"{path} has no partner in {root / folder}: it needs a file of the same name"
+                    " there"
+                )
+        found.append((path, *filter(None, partners)))
     if not found:
         raise ValueError(f"{root / degraded} holds no picture ({', '.join(SUFFIXES)})")
     return found

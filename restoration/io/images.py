@@ -210,11 +210,11 @@ def _decode_tiff16(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
-        if page.bitspersample != 16 or page.photometric.name not in (
-            "MINISBLACK",
-            "MINISWHITE",
-            "RGB",
+        page = file.pages.first
+        if page.bitspersample != 16 or page.photometric not in (
+            tifffile.PHOTOMETRIC.MINISBLACK,
+            tifffile.PHOTOMETRIC.MINISWHITE,
+            tifffile.PHOTOMETRIC.RGB,
         ):
             return None, 1
         _check_size(path, page.imagewidth, page.imagelength, max_pixels)
@@ -224,12 +224,12 @@ def _decode_tiff16(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]
             if "imagecodecs" not in str(error):
                 raise
             raise ValueError(
-                f"compression {page.compression.name} needs the package imagecodecs; save it with"
-                " ZIP or none"
+                f"compression {tifffile.COMPRESSION(page.compression).name} needs the package"
+                " imagecodecs; save it with ZIP or none"
             ) from error
         if array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             array = np.moveaxis(array, 0, -1)
-        if page.photometric.name == "MINISWHITE" and array.dtype == np.uint16:
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype == np.uint16:
             array = 65535 - array
         tag = page.tags.get(274)
         return array.reshape(page.imagelength, page.imagewidth, -1), (

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from restoration.io.mri_scan import (
     Scan,
+    Stored,
     check_points,
     complex_array,
     magnitude_array,
@@ -25,8 +27,9 @@ from restoration.io.mri_scan import (
     real_array,
 )
 
+T = TypeVar("T")
+
 HDF5 = (".h5", ".hdf5", ".mrd")
-KSPACE = (*HDF5, ".npz", ".mat")
 NIFTI = (".nii", ".nii.gz")
 NOISE_SCAN = 1 << 18  # ISMRMRD numbers flags from 1; ACQ_IS_NOISE_MEASUREMENT is the 19th
 
@@ -84,21 +87,14 @@ def _read_hdf5(path: Path) -> Scan:
         if "ismrmrd_header" in file:
             raw = _dataset(file, "ismrmrd_header", path)[()]
             header = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
-        target = next(
-            (
-                file_key
-                for file_key in ("reconstruction_rss", "reconstruction_esc")
-                if file_key in file
-            ),
-            None,
-        )
-        target = None if target is None else real_array(_dataset(file, target, path), path)
+        key = next((k for k in ("reconstruction_rss", "reconstruction_esc") if k in file), None)
+        target = None if key is None else real_array(_dataset(file, key, path), path)
         mask = (
             mask_array(_dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
         )
         attributes = {
-            key: value.item() if hasattr(value, "item") else value
-            for key, value in file.attrs.items()
+            name: value.item() if hasattr(value, "item") else value
+            for name, value in file.attrs.items()
             if np.size(value) == 1
         }
     crop, spacing = (None, (1.0, 1.0, 1.0)) if header is None else _recon_space(header)
@@ -121,7 +117,8 @@ def volume_shape(path: str | Path) -> tuple[int, int, int, int]:
         FileNotFoundError, ValueError: no such file, no HDF5, one of a single coil or of another
             shape, a link out of the file.
     """
-    return _volume(Path(path), lambda kspace, shape: shape)
+    slices, coils, height, width = _volume(Path(path), lambda kspace, shape: shape)
+    return slices, coils, height, width
 
 
 def read_slice(path: str | Path, index: int) -> np.ndarray:
@@ -132,7 +129,7 @@ def read_slice(path: str | Path, index: int) -> np.ndarray:
     """
     path = Path(path)
 
-    def read(kspace, shape):
+    def read(kspace: Stored, shape: tuple[int, ...]) -> np.ndarray:
         if not 0 <= index < shape[0]:
             raise ValueError(f"{path} has slices 0 to {shape[0] - 1}; there is no slice {index}")
         return complex_array(kspace[index], path, ranks=(3,))
@@ -140,7 +137,7 @@ def read_slice(path: str | Path, index: int) -> np.ndarray:
     return _volume(path, read)
 
 
-def _volume(path: Path, use):
+def _volume(path: Path, use: Callable[[Stored, tuple[int, ...]], T]) -> T:
     if not path.is_file():
         raise FileNotFoundError(f"scan {path} does not exist")
     with _hdf5(path) as file:
@@ -158,7 +155,7 @@ def _volume(path: Path, use):
         return use(kspace, tuple(kspace.shape[:4]))
 
 
-def _read_ismrmrd(path: Path, file) -> Scan:
+def _read_ismrmrd(path: Path, file: Any) -> Scan:
     """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix; repetitions
     are averaged; noise scans left out.
     """
@@ -166,9 +163,9 @@ def _read_ismrmrd(path: Path, file) -> Scan:
     records, xml = _dataset(group, "data", path), _dataset(group, "xml", path)
     text = np.ravel(xml[()])[0]
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    size = [_number(text, "encodedSpace", "matrixSize", axis) for axis in "xyz"]
+    size = _numbers(text, "encodedSpace", "matrixSize")
     trajectory = re.search(r"<trajectory>\s*(\w+)\s*</trajectory>", text)
-    if None in size or trajectory is None:
+    if size is None or trajectory is None:
         raise ValueError(f"{path} has a header without encoded matrix size or trajectory")
     if trajectory.group(1).lower() != "cartesian":
         raise ValueError(
@@ -429,7 +426,7 @@ def _read_dicom(path: Path) -> Scan:
     )
 
 
-def _position(head) -> float:
+def _position(head: Any) -> float:
     if "ImagePositionPatient" in head and "ImageOrientationPatient" in head:
         axes = np.array(head.ImageOrientationPatient, float).reshape(2, 3)
         return float(np.cross(*axes) @ np.array(head.ImagePositionPatient, float))
@@ -440,7 +437,7 @@ def _position(head) -> float:
 
 
 @contextmanager
-def _hdf5(path: Path) -> Iterator:
+def _hdf5(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
@@ -454,7 +451,7 @@ def _hdf5(path: Path) -> Iterator:
         raise ValueError(f"{path} can't be read as HDF5: {error}") from error
 
 
-def _inside(group, name: str, path: Path) -> None:
+def _inside(group: Any, name: str, path: Path) -> None:
     import h5py
 
     link = group.get(name, getlink=True)
@@ -465,7 +462,7 @@ def _inside(group, name: str, path: Path) -> None:
         )
 
 
-def _dataset(file, name: str, path: Path):
+def _dataset(file: Any, name: str, path: Path) -> Stored:
     """A dataset whose values lie in this very file."""
     import h5py
 
@@ -485,14 +482,20 @@ def _recon_space(header: str) -> tuple[tuple[int, int] | None, tuple[float, floa
     """Size ``(h, w)`` and spacing of the reconstructed image by an ISMRMRD header: x is along the
     readout, fastMRI's rows.
     """
-    size = [_number(header, "reconSpace", "matrixSize", axis) for axis in "xyz"]
-    if None in size or min(size) < 1:
+    size = _numbers(header, "reconSpace", "matrixSize")
+    if size is None or min(size) < 1:
         return None, (1.0, 1.0, 1.0)
     spacing = [
         (_number(header, "reconSpace", "fieldOfView_mm", axis) or n) / n
         for axis, n in zip("xyz", size, strict=True)
     ]
     return (int(size[0]), int(size[1])), (spacing[2], spacing[0], spacing[1])
+
+
+def _numbers(header: str, *path: str) -> list[float] | None:
+    """x, y and z under a path of element names; None if one is missing."""
+    found = [n for axis in "xyz" if (n := _number(header, *path, axis)) is not None]
+    return found if len(found) == 3 else None
 
 
 def _number(header: str, *path: str) -> float | None:

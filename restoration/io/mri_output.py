@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from restoration.io.images import Photo, check_writable, write_image
-from restoration.io.mri import HDF5, NIFTI, Scan, need, suffix
+from restoration.io.mri import HDF5, NIFTI, suffix
+from restoration.io.mri_scan import Scan, need
 from solvers.files import replace_file, together
 
 OUTPUT = (".h5", ".hdf5", *NIFTI, ".png")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 MAX_POINTS = 500_000_000
+
+# an array, or a dataset of h5py, whose values are read on demand
+Stored = Any
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,14 @@ class Scan:
     mask: np.ndarray | None = None
     maps: np.ndarray | None = None
     target: np.ndarray | None = None
-    attributes: dict = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     header: str | None = None
     crop: tuple[int, int] | None = None
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     affine: np.ndarray | None = None
 
 
-def check_points(path: Path, shape) -> None:
+def check_points(path: Path, shape: Sequence[int]) -> None:
     points = 1
     for n in shape:
         points *= int(n)
@@ -61,7 +66,7 @@ def pairs(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def complex_array(array, path: Path, ranks: tuple[int, ...]) -> np.ndarray:
+def complex_array(array: Stored, path: Path, ranks: tuple[int, ...]) -> np.ndarray:
     """complex64 from complex numbers of any width or real pairs in a last axis of length 2; the
     type is checked before reading.
     """
@@ -80,7 +85,7 @@ def complex_array(array, path: Path, ranks: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(values.astype(np.complex64))
 
 
-def real_array(array, path: Path) -> np.ndarray:
+def real_array(array: Stored, path: Path) -> np.ndarray:
     if array.ndim != 3 or array.dtype.kind != "f":
         raise ValueError(
             f"{path} has a reconstruction of shape {tuple(array.shape)} and type {array.dtype};"
@@ -102,7 +107,7 @@ def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
     return array
 
 
-def mask_array(array, shape, path: Path) -> np.ndarray:
+def mask_array(array: Stored, shape: Sequence[int], path: Path) -> np.ndarray:
     mask = np.asarray(array[()])
     if mask.shape not in (tuple(shape[-2:]), tuple(shape[-1:])):
         raise ValueError(
@@ -116,7 +121,7 @@ def mask_array(array, shape, path: Path) -> np.ndarray:
     return mask.astype(np.float32)
 
 
-def need(module: str, what: str):
+def need(module: str, what: str) -> Any:
     """Import an optional package; the ImportError says that ``what`` (a plural) need it, and the
     pip line.
     """

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -225,7 +226,7 @@ def _grey_frame(pixels: np.ndarray, path: Path, grey: bool) -> np.ndarray:
     return pixels.mean(0, dtype=np.float32)
 
 
-def _natural(path: Path) -> list:
+def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [
         (0, int(part), "") if part.isdigit() else (1, 0, part)
         for part in re.split(r"(\d+)", path.name.lower())
@@ -393,10 +394,14 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
     rf = rf[..., None] if rf.ndim == 2 else rf
     struct = content[names[0]] if names else None
 
-    def value(name: str, default=None):
-        fields = struct.dtype.names if struct is not None and struct.dtype.names else ()
+    def value(name: str, default: Any = None) -> Any:
+        fields = struct.dtype.names or () if struct is not None else ()
         match = next((f for f in fields if f.lower() == name.lower()), None)
-        return default if match is None else np.asarray(struct[match].item(), np.float64)
+        return (
+            default
+            if struct is None or match is None
+            else np.asarray(struct[match].item(), np.float64)
+        )
 
     rate = sampling_rate or value("fs")
     if rate is None:
@@ -488,7 +493,7 @@ def _dicom(paths: list[Path], grey: bool) -> Clip:
     return Clip(len(places), sizes.pop(), frame, "DICOM")
 
 
-def _dicom_pixels(pydicom, path: Path, grey: bool) -> np.ndarray:
+def _dicom_pixels(pydicom: Any, path: Path, grey: bool) -> np.ndarray:
     """``(n, H, W)`` in [0, 1]."""
     try:
         data = pydicom.dcmread(path)

@@ -4,6 +4,8 @@ noise.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from restoration.operators.measurement import Measurement
@@ -47,7 +49,8 @@ def agree(x: Tensor, measurement: Measurement) -> Tensor:
     would only copy their error into the image: the data's weight stops growing once a doubling
     takes less than STALLED of the squared residual off.
     """
-    operator, sigma = measurement.operator, measurement.sigma
+    operator: Any = measurement.operator  # Sense or SingleCoil
+    sigma = measurement.sigma
     if sigma == 0:
         return x + operator.A_dagger(measurement.residual(x))
     goal = sigma**2 * 2 * operator.coils * operator.mask.sum()

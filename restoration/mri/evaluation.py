@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
+
+# (slices, H, W)
+Volume = Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Quality:
     nmse: float
 
 
-def volume_quality(reconstruction, truth) -> Quality:
+def volume_quality(reconstruction: Volume, truth: Volume) -> Quality:
     """fastMRI's evaluation of one volume (Zbontar et al. 2018, section 6.2, and ``evaluate.py``).
 
     Both are cropped to a centred square of the truth's width; NMSE and PSNR run over the whole
@@ -39,7 +43,7 @@ def volume_quality(reconstruction, truth) -> Quality:
     return _quality(_centre_crop(x, width), _centre_crop(y, width))
 
 
-def slice_quality(reconstruction, truth) -> list[Quality]:
+def slice_quality(reconstruction: Volume, truth: Volume) -> list[Quality]:
     """The same figures for each slice alone, with that slice's own maximum as data range; no
     cropping.
     """
@@ -68,7 +72,7 @@ def _centre_crop(x: np.ndarray, side: int) -> np.ndarray:
     return x[..., top : top + side, left : left + side]
 
 
-def _pair(reconstruction, truth) -> tuple[np.ndarray, np.ndarray]:
+def _pair(reconstruction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarray]:
     x, y = (np.asarray(v, dtype=np.float64) for v in (reconstruction, truth))
     if x.shape != y.shape or x.ndim != 3 or x.size == 0:
         raise ValueError(
@@ -83,7 +87,9 @@ def _pair(reconstruction, truth) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def coverage(mean, spread, truth, level: float = 0.9, where=None) -> float:
+def coverage(
+    mean: Volume, spread: Volume, truth: Volume, level: float = 0.9, where: Volume | None = None
+) -> float:
     """Share of pixels whose true value lies in ``mean +- z spread``, z the Gaussian quantile of
     ``level``.
 

@@ -23,7 +23,9 @@ def least_slices(level: float) -> int:
     return max(1, math.ceil(level / (1 - level) - 1e-9))
 
 
-def conformal_factor(error: Sequence, std: Sequence, level: float = 0.9) -> float:
+def conformal_factor(
+    error: Sequence[np.ndarray], std: Sequence[np.ndarray], level: float = 0.9
+) -> float:
     """The factor q for which ``estimate +- q std`` holds the truth with probability ``level``,
     fitted on slices whose truth is known.
 
@@ -78,10 +80,11 @@ def conformal_factor(error: Sequence, std: Sequence, level: float = 0.9) -> floa
     score, weight = np.concatenate(scores), np.concatenate(weights)
     order = np.argsort(score, kind="stable")
     below = np.cumsum(weight[order])
-    return float(score[order][min(np.searchsorted(below, level - 1e-12), len(order) - 1)])
+    index = int(np.searchsorted(below, level - 1e-12))
+    return float(score[order][min(index, len(order) - 1)])
 
 
-def floored(std, sigma: float):
+def floored(std: np.ndarray, sigma: float) -> np.ndarray:
     """``max(std, sigma)``: few samples may agree on a pixel by chance, but none is known better
     than the noise of fully sampled data.
 

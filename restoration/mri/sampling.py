@@ -4,9 +4,15 @@ discs for two phase-encoding axes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
+
+# of ``numpy.random.RandomState``
+Seed = int | Sequence[int] | None
 
 MASKS = ("random", "equispaced", "equispaced-fraction", "poisson")
 
@@ -26,7 +32,9 @@ def centre_lines(width: int, center_fraction: float) -> tuple[int, int]:
     return (width - count + 1) // 2, count
 
 
-def column_mask(kind: str, width: int, acceleration: float, center_fraction: float, seed) -> Tensor:
+def column_mask(
+    kind: str, width: int, acceleration: float, center_fraction: float, seed: Seed
+) -> Tensor:
     """``(W,)``: one of fastMRI's masks, with its order of random draws.
 
     - ``random``: each column with probability ``(W/R - n)/(W - n)``, joined with the n centre
@@ -66,8 +74,8 @@ def column_mask(kind: str, width: int, acceleration: float, center_fraction: flo
     if kind == "random":
         mask[rng.uniform(size=width) < (width / acceleration - count) / (width - count)] = 1
     elif kind == "equispaced":
-        step = max(1, round(acceleration))
-        mask[rng.randint(0, high=step) :: step] = 1
+        every = max(1, round(acceleration))
+        mask[rng.randint(0, high=every) :: every] = 1
     elif count * acceleration == width:
         pass  # the centre is all there is
     else:
@@ -78,7 +86,9 @@ def column_mask(kind: str, width: int, acceleration: float, center_fraction: flo
     return torch.from_numpy(mask)
 
 
-def poisson_mask(height: int, width: int, acceleration: float, calibration: int, seed) -> Tensor:
+def poisson_mask(
+    height: int, width: int, acceleration: float, calibration: int, seed: Seed
+) -> Tensor:
     """``(H, W)``: variable-density Poisson discs for two phase-encoding directions, density falling
     as ``1/(1 + s r)`` squared.
 
@@ -109,14 +119,14 @@ def poisson_mask(height: int, width: int, acceleration: float, calibration: int,
     if acceleration == 1:
         return torch.ones(height, width)
     order = rng.permutation(np.flatnonzero(r.ravel() <= 1))
-    low, high, best = 0.0, float(max(height, width)), None
+    low, high = 0.0, float(max(height, width))
+    best, least = centre, math.inf
     for _ in range(14):
         slope = (low + high) / 2
         mask = centre | _discs(order, (1 + slope * r) / 2 * 2, height, width)
-        if best is None or abs(mask.sum() - height * width / acceleration) < abs(
-            best.sum() - height * width / acceleration
-        ):
-            best = mask
+        gap = abs(mask.sum() - height * width / acceleration)
+        if gap < least:
+            best, least = mask, gap
         if mask.size / mask.sum() < acceleration:
             low = slope
         else:

@@ -7,6 +7,7 @@ W)`` real and imaginary part, ``(B, 2 coils, H, W)`` all real parts, then all im
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -192,7 +193,7 @@ class SingleCoil(LinearOperator):
         return to_channels(ifft2c(f(self.mask.to(x)) * fft2c(_complex(x))))
 
 
-def sampling_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def sampling_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     """``(H, W)`` float from ``(H, W)`` or ``(W,)``, checked.
 
     Raises:
@@ -210,7 +211,7 @@ def sampling_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def cartesian(
-    mask: Tensor, maps: Tensor | None, size: tuple[int, int], **settings
+    mask: Tensor, maps: Tensor | None, size: tuple[int, ...], **settings: Any
 ) -> Sense | SingleCoil:
     """The operator for coil maps, or for one coil where there are none; ``settings`` are those of
     :class:`Sense`.

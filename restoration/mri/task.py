@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +14,23 @@ from torch import Tensor
 from restoration.mri.consistency import Alternation, Consistency, agree
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, condition, image_scale, lift, noise_level
-from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
+from restoration.mri.sense import (
+    Sense,
+    SingleCoil,
+    cartesian,
+    normalise_maps,
+    sampling_mask,
+    to_channels,
+    to_complex,
+)
 from restoration.operators.measurement import Measurement
 from restoration.posterior import CORRECTIONS, DiffPIR
-from restoration.task import sample
+from restoration.task import Run, sample
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
-from solvers.solver import Solver, Step
+from solvers.solver import DenoiserLike, Solver, Step
 
 METHODS = ("none", "consistency", "alternation", "red-diff", *CORRECTIONS)
 SAMPLING_STEPS = 4
@@ -101,7 +110,7 @@ class MRITask:
     correction: str | None = None
     prior_std: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.grid not in GRIDS:
             raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
         if self.correction is not None and self.correction not in METHODS:
@@ -166,7 +175,7 @@ class MRITask:
         y = to_channels(kspace[None]) * mask
         d, scale = self._shown(operator, y, sigma)
         measurement = Measurement(operator, y / scale, sigma / scale)
-        corrected, solver = self._corrected(d, measurement, correction)
+        corrected, solver = self._corrected(d, operator, measurement, correction)
         start = (
             torch.zeros(1, 2, *mask.shape, device=d.device) if correction == "alternation" else None
         )
@@ -177,14 +186,9 @@ class MRITask:
         def finish(x0: Tensor) -> Tensor:
             return scale * seen * (x0 if correction == "none" else agree(x0, measurement))
 
-        options = {
-            "num_samples": num_samples,
-            "seed": seed,
-            "start": start,
-            "finish": finish,
-            "callback": callback,
-        }
-        result = sample(corrected, (2, *mask.shape), grid, solver, **options)
+        shape = (2, int(mask.shape[0]), int(mask.shape[1]))
+        run = Run(corrected, solver, grid, shape, finish, start)
+        result = sample(run, num_samples=num_samples, seed=seed, callback=callback)
         samples = to_complex(result.samples)[:, 0]
         mean = to_complex(result.mean[None])[0, 0]
         std = samples.abs().std(0) if num_samples > 1 else torch.zeros_like(mean.real)
@@ -201,7 +205,7 @@ class MRITask:
         maps: Tensor | None = None,
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
-        **settings,
+        **settings: Any,
     ) -> RestoredScan:
         """Reconstruct ``(slices, coils, H, W)`` slice by slice; slice k uses seeds from ``seed + k
         num_samples`` on.
@@ -244,7 +248,7 @@ class MRITask:
 
     def plan(self, num_samples: int = 1) -> tuple[int, str]:
         """Steps and correction of a run for so many samples."""
-        unrolled = getattr(self.denoiser, "unrolled_steps", None)
+        unrolled = self.denoiser.unrolled_steps
         steps = self.num_inference_steps
         if steps is None:
             steps = SAMPLING_STEPS if num_samples > 1 else unrolled or 1
@@ -263,7 +267,9 @@ class MRITask:
             grid = Grid(GRIDS[self.grid](self.denoiser.process, steps + 1).times[1:])
         return grid
 
-    def _shown(self, operator, y: Tensor, sigma: float):
+    def _shown(
+        self, operator: Sense | SingleCoil, y: Tensor, sigma: float
+    ) -> tuple[Denoiser, float]:
         """The denoiser with its condition, and the scale of the images it sees."""
         d = self.denoiser
         if d.condition_channels == 0:
@@ -276,13 +282,15 @@ class MRITask:
         shown, scale = condition(operator, y, sigma)
         return d.conditioned(shown), scale
 
-    def _corrected(self, d, measurement: Measurement, name: str):
-        width = d.data_std if self.prior_std is None else self.prior_std
+    def _corrected(
+        self, d: Denoiser, operator: Sense | SingleCoil, measurement: Measurement, name: str
+    ) -> tuple[DenoiserLike, Solver]:
+        width = float(d.data_std) if self.prior_std is None else self.prior_std
         match name:
             case "none":
                 return d, self.solver
             case "red-diff":
-                start = lift(measurement.operator, measurement.y, measurement.sigma)
+                start = lift(operator, measurement.y, measurement.sigma)
                 return d, REDDiff(measurement, lam=0.25, lr=0.02, decay=True, start=start)
             case "consistency":
                 return Consistency(d, measurement), self.solver

@@ -11,9 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Operator(Protocol):
+    """The contract: a measurement of images ``(B, C, H, W)`` in deepinv's words."""
+
+    def A(self, x: Tensor, /) -> Tensor: ...
+
+    def A_adjoint(self, y: Tensor, /) -> Tensor: ...
+
+    def A_dagger(self, y: Tensor, /) -> Tensor: ...
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, /) -> Tensor: ...
+
 
 METHODS = ("A", "A_adjoint", "A_dagger", "prox_l2")
 
@@ -166,7 +180,7 @@ class NonlinearOperator:
         )
 
 
-def spectral_filter(operator, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+def spectral_filter(operator: Any, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """``V f(S) V^T x`` for an operator ``U S V^T``: ``f`` maps singular values (0 where nothing is
     measured) to factors.
 
@@ -250,12 +264,19 @@ class _Inverse(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, b, apply, start, max_iterations, tolerance):
+    def forward(
+        ctx: Any,
+        b: Tensor,
+        apply: Callable[[Tensor], Tensor],
+        start: Tensor | None,
+        max_iterations: int,
+        tolerance: float,
+    ) -> Tensor:
         ctx.settings = apply, max_iterations, tolerance
         return conjugate_gradient(apply, b, start, max_iterations, tolerance)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         apply, max_iterations, tolerance = ctx.settings
         return (
             conjugate_gradient(apply, gradient, None, max_iterations, tolerance),
@@ -266,7 +287,7 @@ class _Inverse(torch.autograd.Function):
         )
 
 
-def check_operator(operator) -> None:
+def check_operator(operator: object) -> None:
     """Raise TypeError naming what is missing unless ``operator`` has the four methods of the
     contract.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from restoration.operators.linear import check_operator
+from restoration.operators.linear import Operator, check_operator
 from solvers.solver import all_finite
 
 
@@ -25,11 +25,11 @@ class Measurement:
         ValueError: ``y`` is empty or not finite, or ``sigma`` is negative or not finite.
     """
 
-    operator: object
+    operator: Operator
     y: Tensor
     sigma: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_operator(self.operator)
         if self.y.numel() == 0 or not all_finite(self.y):
             raise ValueError("the measurement is empty or holds NaN or infinite values")

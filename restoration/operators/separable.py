@@ -98,7 +98,7 @@ class BlockMean(Separable):
 
     def __init__(self, size: tuple[int, int], factor: int = 4):
         _check_factor(size, factor)
-        super().__init__(*(_block_means(length, factor) for length in size))
+        super().__init__(_block_means(size[0], factor), _block_means(size[1], factor))
         self.factor = factor
 
 
@@ -117,7 +117,7 @@ class Bicubic(Separable):
 
     def __init__(self, size: tuple[int, int], factor: int = 4):
         _check_factor(size, factor)
-        super().__init__(*(_bicubic(length, factor) for length in size))
+        super().__init__(_bicubic(size[0], factor), _bicubic(size[1], factor))
         self.factor = factor
 
 
@@ -155,7 +155,8 @@ class Blur(Separable):
                 f"a kernel of {len(taps)} taps is too long for an image of {tuple(size)} pixels"
                 f" with {padding} padding"
             )
-        super().__init__(*(_convolution(length, taps, padding) for length in size), rcond=rcond)
+        rows, columns = (_convolution(length, taps, padding) for length in size)
+        super().__init__(rows, columns, rcond)
 
 
 def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
@@ -196,7 +197,7 @@ def _check_factor(size: tuple[int, int], factor: int) -> None:
 
 def _block_means(length: int, factor: int) -> Tensor:
     owner = torch.arange(length) // factor
-    member = (owner[None] == torch.arange(owner[-1] + 1)[:, None]).double()
+    member = (owner[None] == torch.arange(int(owner[-1]) + 1)[:, None]).double()
     return member / member.sum(1, keepdim=True)
 
 

@@ -110,7 +110,7 @@ class DarkChannelPrior:
     radius: int = 40
     eps: float = 1e-3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.window < 1 or self.window % 2 == 0:
             raise ValueError(f"window must be odd and positive; got {self.window}")
         if not (0 < self.omega <= 1 and 0 < self.floor <= 1):

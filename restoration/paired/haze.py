@@ -39,7 +39,7 @@ class Scattering:
     airlight: float | tuple[float, float, float] = 1.0
     linear_light: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         light = np.atleast_1d(self.airlight)
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta must be a finite number >= 0; got {self.beta}")
@@ -50,13 +50,18 @@ class Scattering:
 
     @classmethod
     def draw(
-        cls, rng: np.random.Generator, beta=BETA, airlight=AIRLIGHT, tint: float = 0.0
+        cls,
+        rng: np.random.Generator,
+        beta: tuple[float, float] = BETA,
+        airlight: tuple[float, float] = AIRLIGHT,
+        tint: float = 0.0,
     ) -> Scattering:
         """Both uniform in their ranges; ``tint`` lowers each channel of the airlight by up to that,
         on its own.
         """
         light = rng.uniform(*airlight) - tint * rng.random(3)
-        return cls(float(rng.uniform(*beta)), tuple(float(v) for v in light.clip(0, 1)))
+        red, green, blue = light.clip(0, 1).tolist()
+        return cls(float(rng.uniform(*beta)), (red, green, blue))
 
     def transmission(self, depth: Tensor) -> Tensor:
         """``exp(-beta d)`` in (0, 1], of ``depth``'s shape."""
@@ -162,7 +167,7 @@ def procedural_depth(
     yaw = rng.uniform(-0.8, 0.8)
     right, ahead = x * np.cos(yaw) + np.sin(yaw), np.cos(yaw) - x * np.sin(yaw)
 
-    def hit(along, distance):
+    def hit(along: np.ndarray, distance: float) -> np.ndarray:
         return distance / np.maximum(along, 1e-3)
 
     depth = np.full((height, width), rng.uniform(2, 8), np.float32)  # the far layer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -31,7 +33,7 @@ class Haze(BaseModel):
     drop: float = Field(0.0, ge=0, le=1)  # share of samples that are shown nothing
 
     @model_validator(mode="after")
-    def _check_ranges(self):
+    def _check_ranges(self) -> Self:
         if not 0 <= self.beta[0] <= self.beta[1]:
             raise ValueError("beta must be [low, high] with 0 <= low <= high")
         if not 0 <= self.airlight[0] <= self.airlight[1] <= 1:
@@ -73,7 +75,7 @@ def make_hazy(
     with, all in [0, 1].
     """
     clear = vary(clear, settings.jitter, rng)
-    depth, labels = procedural_depth(*clear.shape[1:], rng)
+    depth, labels = procedural_depth(clear.shape[1], clear.shape[2], rng)
     if rng.random() < settings.rooms:
         for k in range(labels.min(), 0):
             clear = torch.where(torch.from_numpy(labels == k), plain(clear, rng), clear)

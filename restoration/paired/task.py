@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.paired.dark_channel import DarkChannelPrior, box_mean
-from restoration.task import Restored, sample
+from restoration.task import Restored, Run, sample
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS, Grid
+from solvers.grid import GRIDS
 from solvers.methods.rddm import RDDM, RDDMSampler
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.processes.process import Process
-from solvers.solver import Solver, Step
+from solvers.solver import DenoiserLike, Solver, Step
 
 # condition channels: the degraded picture; and a mask; what haze_condition gives
 PLAIN, MASKED, HAZE = (3, 4, 7)
@@ -44,18 +44,17 @@ def reduced_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size with ``side`` as its shorter one, in the same proportion; small sizes as they
     are.
     """
-    return (
-        tuple(max(1, round(n * side / min(size))) for n in size)
-        if min(size) > side
-        else tuple(size)
-    )
+    height, width = size
+    if min(size) <= side:
+        return height, width
+    return max(1, round(height * side / min(size))), max(1, round(width * side / min(size)))
 
 
 def reduced(image: Tensor, side: int) -> Tensor:
     """Pictures ``(B, C, H, W)`` made smaller so that the short side is ``side`` pixels (without
     aliasing); small ones as they are.
     """
-    size = reduced_size(tuple(image.shape[-2:]), side)
+    size = reduced_size((image.shape[-2], image.shape[-1]), side)
     if size == tuple(image.shape[-2:]):
         return image
     return F.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 1)
@@ -82,7 +81,7 @@ def carry(
     return slope * image + offset
 
 
-def default_process(denoiser, solver: Solver, num_inference_steps: int) -> Process:
+def default_process(denoiser: DenoiserLike, solver: Solver, num_inference_steps: int) -> Process:
     """What a run follows from the degraded picture: the network's own process if that holds the
     picture, else, by level matching and with little noise, Resfusion's for its own sampler (its
     schedule with at least that many levels; five as released) and RDDM's for any other.
@@ -100,7 +99,7 @@ def default_process(denoiser, solver: Solver, num_inference_steps: int) -> Proce
 @dataclass(frozen=True)
 class PairedTask:
     """Clean pictures from degraded ones with a conditional denoiser; the run starts at the degraded
-    picture (DESIGN 3.1, 3.5).
+    picture (docs/design.md, "One process" and "Lift, then diffuse").
 
     The network's condition tells what it is shown: 3 channels the degraded picture; 4 that and a
     mask (1 where it is degraded, such as a shadow); 7 what :func:`haze_condition` makes of a hazy
@@ -138,7 +137,7 @@ class PairedTask:
     tile: int = 512
     overlap: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.grid not in GRIDS:
             raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
         if self.view is not None and self.view < 16:
@@ -185,23 +184,15 @@ class PairedTask:
         run = self.prepare(
             image.to(device)[None], None if mask is None else mask.to(device)[None, None]
         )
-        options = {
-            "num_samples": num_samples,
-            "seed": seed,
-            "finish": run.finish,
-            "callback": callback,
-        }
-        return sample(
-            run.denoiser, run.shape, run.grid, self.solver, process=run.process, y=run.y, **options
-        )
+        return sample(run, num_samples=num_samples, seed=seed, callback=callback)
 
     def prepare(
         self,
         image: Tensor,
         mask: Tensor | None = None,
         reduce: Callable[[Tensor, int], Tensor] | None = None,
-    ) -> PairedRun:
-        """What a run needs. Tensor operations only: it can be traced.
+    ) -> Run:
+        """The run on these pictures. Tensor operations only: it can be traced.
 
         Args:
             image: pictures ``(B, C, H, W)`` in [0, 1], C = 1 or 3.
@@ -228,7 +219,8 @@ class PairedTask:
             return unit if small is image else carry(image, small, unit).clamp(0, 1)
 
         y = condition[:, :3] if process.holds_image else None
-        return PairedRun(d, (3, *small.shape[-2:]), grid, process, y, finish)
+        shape = (3, int(small.shape[-2]), int(small.shape[-1]))
+        return Run(d, self.solver, grid, shape, finish, process=process, y=y)
 
     @property
     def side(self) -> int | None:
@@ -238,28 +230,13 @@ class PairedTask:
         return self.view or (VIEW if self.denoiser.condition_channels == HAZE else None)
 
 
-@dataclass(frozen=True)
-class PairedRun:
-    """A run on some pictures: the conditioned denoiser, the state's ``(C, h, w)``, times of
-    ``process``, its ``y`` if it holds one, and from the end of the run to pictures ``(B, C, H, W)``
-    in [0, 1]."""
-
-    denoiser: Denoiser
-    shape: tuple[int, int, int]
-    grid: Grid
-    process: Process
-    y: Tensor | None
-    finish: Callable[[Tensor], Tensor]
-
-
 def paired_condition(denoiser: Denoiser, image: Tensor, mask: Tensor | None = None) -> Tensor:
     """What the network is shown of degraded pictures ``(B, 3, H, W)`` in [0, 1] and masks ``(B, 1,
     H, W)``, in its value range.
     """
-    parts = {PLAIN: (image,), MASKED: (image, mask), HAZE: (image,)}[denoiser.condition_channels]
-    shown = (
-        haze_condition(image) if denoiser.condition_channels == HAZE else torch.cat(parts, dim=1)
-    )
+    shown = image if mask is None else torch.cat([image, mask], dim=1)
+    if denoiser.condition_channels == HAZE:
+        shown = haze_condition(image)
     return denoiser.from_unit(shown)
 
 

@@ -12,7 +12,7 @@ from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import thin_plate
 from restoration.posterior import CORRECTIONS
-from restoration.task import Restored, check_settings, sample
+from restoration.task import Restored, Run, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
@@ -54,7 +54,7 @@ class InpaintingTask:
     overlap: int = 64
     symmetries: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
 
     def __call__(
@@ -83,15 +83,8 @@ class InpaintingTask:
                 nothing, or an impossible step count.
         """
         image, mask = (v.to(self.denoiser.device) for v in check_inpainting(image, mask))
-        corrected, finish = self.prepare(image[None], mask[None, None], sigma)
-        options = {
-            "num_samples": num_samples,
-            "seed": seed,
-            "finish": finish,
-            "callback": callback,
-            "calls": self.symmetries,
-        }
-        return sample(corrected, (3, *mask.shape), self.nodes(), self.solver, **options)
+        run = self.prepare(image[None], mask[None, None], sigma)
+        return sample(run, num_samples=num_samples, seed=seed, callback=callback)
 
     def nodes(self) -> Grid:
         """The times of a run."""
@@ -101,18 +94,13 @@ class InpaintingTask:
         """Name of the correction that a run with this noise uses."""
         return self.correction or ("diffpir" if sigma > 0 else "ddnm")
 
-    def prepare(self, image: Tensor, known: Tensor, sigma: float = 0.0):
-        """The denoiser that a run asks, and what makes an image of its end. Tensor operations only:
-        it can be traced.
+    def prepare(self, image: Tensor, known: Tensor, sigma: float = 0.0) -> Run:
+        """The run on these pictures. Tensor operations only: it can be traced.
 
         Args:
             image: ``(B, C, H, W)`` in [0, 1], C = 1 or 3; unknown pixels hold finite values.
             known: ``(B, 1, H, W)``; 1 = known, 0 = missing.
             sigma: as in a call.
-
-        Returns:
-            The corrected denoiser, and a function from the end of a run ``(B, 3, H, W)`` to ``(B,
-                C, H, W)`` in [0, 1].
         """
         d = self.denoiser
         grey = image.shape[1] == 1
@@ -142,7 +130,8 @@ class InpaintingTask:
             unit = torch.where(known > 0, image, unit) if sigma == 0 else unit
             return unit.clamp(0, 1)
 
-        return corrected, finish
+        shape = (3, int(x.shape[-2]), int(x.shape[-1]))
+        return Run(corrected, self.solver, self.nodes(), shape, finish, calls=self.symmetries)
 
 
 def check_inpainting(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

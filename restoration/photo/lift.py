@@ -1,5 +1,5 @@
-"""Lifts: the cheapest good image that a measurement allows, where the diffusion then starts (DESIGN
-3.5).
+"""Lifts: the cheapest good image that a measurement allows, where the diffusion then
+starts (docs/design.md, "Lift, then diffuse").
 """
 
 from __future__ import annotations

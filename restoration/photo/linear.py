@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +9,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from restoration.operators.linear import Denoising, Inpainting
+from restoration.operators.linear import Denoising, Inpainting, Operator
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import Bicubic, BlockMean
 from restoration.photo.lift import enlarge, thin_plate
 from restoration.posterior import CORRECTIONS, DiffPIR
-from restoration.task import Restored, check_settings, sample
+from restoration.task import Restored, Run, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
-from solvers.denoiser import Denoiser
+from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
-from solvers.processes.process import CLEAN
-from solvers.solver import Solver, Step
+from solvers.processes.process import CLEAN, Process
+from solvers.solver import DenoiserLike, Solver, Step
 
 # how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust
 # in noisy data
@@ -78,7 +77,7 @@ class LinearTask:
     start_level: float | None = None
     timesteps: tuple[float, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
         if self.start_level is not None and not 0 < self.start_level < math.inf:
             raise ValueError(f"start_level must be a positive number; got {self.start_level}")
@@ -86,7 +85,7 @@ class LinearTask:
     def __call__(
         self,
         y: Tensor,
-        operator,
+        operator: Operator,
         *,
         sigma: float = 0.0,
         num_samples: int = 1,
@@ -116,33 +115,14 @@ class LinearTask:
                 "the measurement must be of a picture (1 or 3, H, W); this operator makes"
                 f" {tuple(shape[1:])} of it"
             )
-        asked, start, grid, finish = self.prepare(measurement, shape)
-        channels = _network_channels(self.denoiser, shape[1])
-        return sample(
-            asked,
-            (channels, *shape[2:]),
-            grid,
-            self.solver,
-            start=start,
-            num_samples=num_samples,
-            seed=seed,
-            finish=finish,
-            callback=callback,
-            calls=self.symmetries,
-        )
+        run = self.prepare(measurement, shape)
+        return sample(run, num_samples=num_samples, seed=seed, callback=callback)
 
-    def prepare(
-        self, measurement: Measurement, shape
-    ) -> tuple[object, Tensor | None, Grid, Callable[[Tensor], Tensor]]:
-        """What a run needs. Tensor operations only: it can be traced.
+    def prepare(self, measurement: Measurement, shape: Sequence[int]) -> Run:
+        """The run on this measurement. Tensor operations only: it can be traced.
 
         Args:
             measurement: of pictures of ``shape (B, C, H, W)`` in [0, 1].
-
-        Returns:
-            The denoiser that is asked, the state to start from (None: noise), the grid, and a
-                function from the end of a run to pictures
-            ``(B, C, H, W)`` in [0, 1].
         """
         d = self.denoiser
         grey = shape[1] == 1
@@ -170,24 +150,30 @@ class LinearTask:
             unit = d.to_unit(x0)
             return (unit.mean(1, keepdim=True) if grey else unit).clamp(0, 1)
 
-        asked = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
+        def run(
+            asked: DenoiserLike,
+            grid: Grid,
+            start: Tensor | None = None,
+            finish: Callable[[Tensor], Tensor] = finish,
+        ) -> Run:
+            channels = _network_channels(self.denoiser, shape[1])
+            state = (channels, int(shape[2]), int(shape[3]))
+            return Run(asked, self.solver, grid, state, finish, start, calls=self.symmetries)
+
+        asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
         if isinstance(m.operator, Denoising) and self.correction is None:
             start, grid, contrast = self._enter(m)
             middle = sum(d.value_range) / 2
-            return asked, start, grid, lambda x0: finish(middle + (x0 - middle) / contrast)
+            return run(asked, grid, start, lambda x0: finish(middle + (x0 - middle) / contrast))
         if self.correction is None and m.sigma > 0:
             asked = DiffPIR(asked, m, prior_std=math.inf if self.start_level else PRIOR_STD)
         else:
             asked = CORRECTIONS[self.correction or "ddnm"](asked, m)
         if self.start_level is None:
-            return asked, None, GRIDS[self.grid](d.process, self.num_inference_steps), finish
+            return run(asked, GRIDS[self.grid](d.process, self.num_inference_steps))
         t = d.process.time_at(-2 * math.log(self.start_level))
-        return (
-            asked,
-            d.process.a(t) * _regularized(m),
-            _grid_from(d.process, t, self.num_inference_steps),
-            finish,
-        )
+        grid = _grid_from(d.process, t, self.num_inference_steps)
+        return run(asked, grid, d.process.a(t) * _regularized(m))
 
     def _enter(self, m: Measurement) -> tuple[Tensor, Grid, float]:
         """The noisy picture as a state of the process, the times from there, and the contrast that
@@ -201,9 +187,7 @@ class LinearTask:
         process, contrast = self.denoiser.process, 1.0
         t = process.time_at(-2 * math.log(m.sigma))
         known = [
-            s
-            for s in self.timesteps or getattr(self.denoiser.network, "timesteps", ())
-            if process.a(s) > 0
+            s for s in self.timesteps or timesteps_of(self.denoiser.network) if process.a(s) > 0
         ]
         if known:
             t = min(known, key=lambda s: abs(process.log_snr(s) + 2 * math.log(m.sigma)))
@@ -222,7 +206,7 @@ def _regularized(m: Measurement) -> Tensor:
     return m.operator.prox_l2(m.operator.A_adjoint(m.y), m.y, (PRIOR_STD / 2 / m.sigma) ** 2)
 
 
-def _grid_from(process, t: float, steps: int, known: Sequence[float] = ()) -> Grid:
+def _grid_from(process: Process, t: float, steps: int, known: Sequence[float] = ()) -> Grid:
     """``steps`` times from ``t`` down, evenly spread in log-SNR, and the clean end; the nearest of
     the ``known`` ones, if there are any.
 
@@ -233,10 +217,11 @@ def _grid_from(process, t: float, steps: int, known: Sequence[float] = ()) -> Gr
     levels = [process.log_snr(t) + (top - process.log_snr(t)) * k / steps for k in range(steps)]
     times = sorted({t, *(process.time_at(level) for level in levels[1:])}, reverse=True)
     if known:
-        times = sorted(
-            {min(known, key=lambda s, v=level: abs(process.log_snr(s) - v)) for level in levels},
-            reverse=True,
-        )
+
+        def nearest(level: float) -> float:
+            return min(known, key=lambda s: abs(process.log_snr(s) - level))
+
+        times = sorted({nearest(level) for level in levels}, reverse=True)
         if len(times) < steps:
             raise ValueError(
                 f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold:"
@@ -246,11 +231,11 @@ def _grid_from(process, t: float, steps: int, known: Sequence[float] = ()) -> Gr
     return Grid((*(s for s in times if s > CLEAN), CLEAN))
 
 
-def _condition(m: Measurement, shape) -> Tensor | None:
+def _condition(m: Measurement, shape: Sequence[int]) -> Tensor | None:
     """The lifted picture and what is known of each pixel, ``(B, C + 1, H, W)``; None where there is
     no lift for the operator.
     """
-    size = tuple(shape[-2:])
+    size = (shape[-2], shape[-1])
     if isinstance(m.operator, Inpainting):
         known = m.operator.mask.to(m.y).expand(shape[0], 1, *size)
         return torch.cat([thin_plate(m.y, known), known], dim=1)
@@ -265,28 +250,26 @@ class PlanewiseNetwork(nn.Module):
     itself.
     """
 
-    def __init__(self, network, channels: int):
+    def __init__(self, network: Network, channels: int):
         super().__init__()
         self.network, self.channels = network, channels
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         groups = z.shape[1] // self.channels
-        out = self.network(z.reshape(-1, self.channels, *z.shape[2:]), t.repeat_interleave(groups))
-        out = out if isinstance(out, Tensor) else out.sample
+        planes = z.reshape(-1, self.channels, *z.shape[2:])
+        out = output_of(self.network(planes, t.repeat_interleave(groups)))
         return out.reshape(len(z), -1, *out.shape[2:])
 
     @property
-    def timesteps(self):
-        return getattr(self.network, "timesteps", ())
+    def timesteps(self) -> tuple[float, ...]:
+        return timesteps_of(self.network)
 
 
 def planewise(denoiser: Denoiser) -> Denoiser:
     """A copy of a denoiser of single planes that takes pictures of any number of channels, one by
     one.
     """
-    other = copy.copy(denoiser)
-    other.network = PlanewiseNetwork(denoiser.network, denoiser.fold**2)
-    return other
+    return denoiser.around(PlanewiseNetwork(denoiser.network, denoiser.fold**2))
 
 
 def _image_channels(denoiser: Denoiser) -> int:

@@ -9,7 +9,7 @@ from restoration.posterior.mmps import MMPS
 from restoration.posterior.pigdm import PiGDM
 from restoration.posterior.repaint import RePaint
 
-CORRECTIONS = {
+CORRECTIONS: dict[str, type[Correction]] = {
     "ddnm": DDNM,
     "ddnm+": DDNMPlus,
     "ddrm": DDRM,

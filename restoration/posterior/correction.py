@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from restoration.operators.measurement import Measurement
+from solvers.denoiser import Network
 from solvers.prediction import Prediction
-from solvers.processes.process import CLEAN
-from solvers.solver import randn
+from solvers.processes.process import CLEAN, Process
+from solvers.solver import DenoiserLike, Noise, bound, device_of, randn
 
 
 class Correction:
@@ -32,26 +34,23 @@ class Correction:
     # : whether its noise estimate holds fresh noise; ``solve`` refuses multi-step solvers then
     draws_noise = False
 
-    def __init__(self, denoiser, measurement: Measurement):
+    def __init__(self, denoiser: DenoiserLike, measurement: Measurement):
         self.denoiser = denoiser
         self.measurement = measurement
         self.times: tuple[float, ...] | None = None
-        self.noise: Callable[[Tensor], Tensor] = lambda like: randn(
-            like.shape, device=like.device, dtype=like.dtype
-        )
+        self.noise: Noise = lambda like: randn(like.shape, device=like.device, dtype=like.dtype)
 
     @property
-    def process(self):
+    def process(self) -> Process:
         return self.denoiser.process
 
-    def bind(self, times: Sequence[float], noise: Callable[[Tensor], Tensor]) -> Correction:
+    def bind(self, times: Sequence[float], noise: Noise) -> Self:
         """A copy that knows the run it serves: its node times (of this process) and its noise
         source. ``solve`` calls it.
         """
         other = copy.copy(self)
         other.times, other.noise = tuple(times), noise
-        if callable(getattr(self.denoiser, "bind", None)):
-            other.denoiser = self.denoiser.bind(times, noise)
+        other.denoiser = bound(self.denoiser, times, noise)
         return other
 
     def next_time(self, t: float) -> float:
@@ -61,8 +60,8 @@ class Correction:
         return max((s for s in self.times if s < t), default=CLEAN)
 
     @property
-    def device(self):
-        return self.denoiser.device
+    def device(self) -> torch.device:
+        return device_of(self.denoiser)
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         p = self.denoiser(x, t)
@@ -91,7 +90,7 @@ class GradientCorrection(Correction):
 
     needs_gradient = True
 
-    def __init__(self, denoiser, measurement: Measurement):
+    def __init__(self, denoiser: DenoiserLike, measurement: Measurement):
         super().__init__(denoiser, measurement)
         network = _innermost(denoiser)
         if network is not None and not isinstance(network, nn.Module):
@@ -122,13 +121,13 @@ class GradientCorrection(Correction):
         return torch.autograd.grad(x0, x, v.detach(), retain_graph=keep)[0]
 
 
-def _innermost(denoiser):
+def _innermost(denoiser: Any) -> Network:
     """The network at the core of nested denoisers; None for one without a network (a closed-form
     prior).
     """
     while hasattr(denoiser, "denoiser"):
         denoiser = denoiser.denoiser
-    network = getattr(denoiser, "network", None)
+    network: Network = getattr(denoiser, "network", None)
     while hasattr(network, "network"):  # a tiled network is a module around any network
         network = network.network
     return network

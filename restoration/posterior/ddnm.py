@@ -7,6 +7,7 @@ from torch import Tensor
 from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import Correction
 from restoration.posterior.ddrm import DDRM
+from solvers.solver import DenoiserLike
 
 
 class DDNM(Correction):
@@ -18,7 +19,7 @@ class DDNM(Correction):
             DiffPIR.
     """
 
-    def __init__(self, denoiser, measurement: Measurement):
+    def __init__(self, denoiser: DenoiserLike, measurement: Measurement):
         if measurement.sigma > 0:
             raise ValueError(
                 f"DDNM is for noiseless data (sigma = {measurement.sigma:.3g} was given); use"
@@ -49,5 +50,5 @@ class DDNMPlus(DDRM):
         ValueError: ``eta`` outside [0, 1].
     """
 
-    def __init__(self, denoiser, measurement: Measurement, eta: float = 0.85):
+    def __init__(self, denoiser: DenoiserLike, measurement: Measurement, eta: float = 0.85):
         super().__init__(denoiser, measurement, eta=eta, eta_b=1.0)

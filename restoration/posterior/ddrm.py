@@ -11,6 +11,7 @@ from restoration.operators.linear import spectral_filter
 from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import Correction
 from solvers.prediction import Prediction
+from solvers.solver import DenoiserLike
 
 
 class DDRM(Correction):
@@ -50,7 +51,7 @@ class DDRM(Correction):
 
     def __init__(
         self,
-        denoiser,
+        denoiser: DenoiserLike,
         measurement: Measurement,
         eta: float = 0.85,
         eta_b: float = 1.0,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import Correction
+from solvers.solver import DenoiserLike
 
 
 class DiffPIR(Correction):
@@ -28,7 +29,11 @@ class DiffPIR(Correction):
     """
 
     def __init__(
-        self, denoiser, measurement: Measurement, lam: float = 1.0, prior_std: float = math.inf
+        self,
+        denoiser: DenoiserLike,
+        measurement: Measurement,
+        lam: float = 1.0,
+        prior_std: float = math.inf,
     ):
         if not (lam > 0 and prior_std > 0):
             raise ValueError(f"lam and prior_std must be positive; got {lam} and {prior_std}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import GradientCorrection
 from solvers.prediction import Prediction
+from solvers.solver import DenoiserLike
 
 
 class DPS(GradientCorrection):
@@ -33,7 +34,7 @@ class DPS(GradientCorrection):
         ValueError: a negative scale.
     """
 
-    def __init__(self, denoiser, measurement: Measurement, scale: float = 1.0):
+    def __init__(self, denoiser: DenoiserLike, measurement: Measurement, scale: float = 1.0):
         if not scale >= 0:
             raise ValueError(f"scale must not be negative; got {scale}")
         super().__init__(denoiser, measurement)

@@ -11,6 +11,7 @@ from restoration.operators.linear import conjugate_gradient
 from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import GradientCorrection
 from solvers.prediction import Prediction
+from solvers.solver import DenoiserLike
 
 
 class MMPS(GradientCorrection):
@@ -31,7 +32,7 @@ class MMPS(GradientCorrection):
         ValueError: fewer than one iteration.
     """
 
-    def __init__(self, denoiser, measurement: Measurement, iterations: int = 5):
+    def __init__(self, denoiser: DenoiserLike, measurement: Measurement, iterations: int = 5):
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {iterations}")
         super().__init__(denoiser, measurement)

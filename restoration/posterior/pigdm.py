@@ -10,6 +10,7 @@ from torch import Tensor
 from restoration.operators.measurement import Measurement
 from restoration.posterior.correction import GradientCorrection
 from solvers.prediction import Prediction
+from solvers.solver import DenoiserLike
 
 
 class PiGDM(GradientCorrection):
@@ -36,7 +37,7 @@ class PiGDM(GradientCorrection):
 
     def __init__(
         self,
-        denoiser,
+        denoiser: DenoiserLike,
         measurement: Measurement,
         scale: float = 1.0,
         *,

@@ -29,7 +29,7 @@ class PlaneWaves:
     start: float = 0.0
     angles: tuple[float, ...] = (0.0,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("sampling_rate", "pitch", "sound_speed"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number; got {getattr(self, name)}")

@@ -83,7 +83,7 @@ class Sector:
     radii: tuple[float, float]
     angles: tuple[float, float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise ValueError(f"a picture has at least one pixel; got {self.width} x {self.height}")
         if not (

@@ -18,7 +18,8 @@ from solvers.denoiser import Denoiser
 from solvers.grid import Grid
 from solvers.interop.diffusers_solver import as_solver
 from solvers.prediction import Prediction
-from solvers.solver import Problem, Query
+from solvers.processes.process import Process
+from solvers.solver import Problem, Query, keeps_history
 
 
 @torch.no_grad()
@@ -81,11 +82,12 @@ def _same_size(frames: Iterable[Tensor]) -> Iterator[Tensor]:
 def _one_by_one(
     task: UltrasoundTask, frames: Iterator[Tensor], seed: int, warm_start: float | None
 ) -> Iterator[Dehazed]:
-    before, last = None, None
+    before: Tensor | None = None
+    last: Dehazed | None = None
     for frame in frames:
         began = time.perf_counter()
         grid, start = task.nodes(), None
-        if warm_start is not None and last is not None and similar(before, frame):
+        if warm_start is not None and last and before is not None and similar(before, frame):
             grid, start = enter(grid, task, warm_start), last.state
         solution = task.sample(frame, grid, torch.Generator().manual_seed(seed), start)
         last, before = (
@@ -127,7 +129,8 @@ class _Run:
         self.correction = task.corrected(frame).bind(grid.times, problem.noise)
         self.run = as_solver(task.solver).run(problem, grid, state)
         self.query: Query = next(self.run)
-        self.nfe, self.result = 0, None
+        self.nfe = 0
+        self.result: Dehazed | None = None
 
     def answer(self, prediction: Prediction) -> None:
         correction = copy.copy(self.correction)
@@ -144,7 +147,7 @@ class _Run:
 class _Answered:
     """A denoiser whose answer is known already."""
 
-    def __init__(self, prediction: Prediction, process):
+    def __init__(self, prediction: Prediction, process: Process):
         self.prediction, self.process = prediction, process
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
@@ -153,44 +156,47 @@ class _Answered:
 
 def _streamed(task: UltrasoundTask, frames: Iterator[Tensor], seed: int) -> Iterator[Dehazed]:
     running: deque[_Run] = deque()
-    joint, more = None, True
+    joint: JointDenoiser | None = None
+    parts: list[Denoiser] = []
+    more = True
     while more or running:
         frame = next(frames, None)
         more = frame is not None
-        if more:
+        if frame is not None:
             if joint is None:
                 joint = task.joint(frame.shape)
-                _check_stream(task, frame, joint)
+                parts = _check_stream(task, frame, joint)
             running.append(_Run(task, frame, joint, seed))
         if not running:
             return
         queries = [run.query for run in running]
         halves = [
             ask_together(part, [q.x.chunk(2, dim=1)[k] for q in queries], [q.t for q in queries])
-            for k, part in enumerate((joint.tissue, joint.haze))
+            for k, part in enumerate(parts)
         ]
         for run, *answers in zip(list(running), *halves, strict=True):
             run.answer(stacked(answers))
-        while running and running[0].result is not None:
-            yield running.popleft().result
+        while running and (result := running[0].result) is not None:
+            running.popleft()
+            yield result
 
 
-def _check_stream(task: UltrasoundTask, frame: Tensor, joint: JointDenoiser) -> None:
+def _check_stream(task: UltrasoundTask, frame: Tensor, joint: JointDenoiser) -> list[Denoiser]:
+    """The two networks that all frames' runs ask together."""
     if task.corrected(frame).needs_gradient:
         raise TypeError(
             f"stream batching shares network calls, which {task.correction} differentiates: use"
             " diffpir, ddnm+ or ddrm"
         )
-    if getattr(task.solver, "keeps_history", False) and task.corrected(frame).draws_noise:
+    if keeps_history(task.solver) and task.corrected(frame).draws_noise:
         raise ValueError(
             f"{task.correction} draws noise, which {type(task.solver).__name__} would combine over"
             " steps: use DDIM"
         )
-    if (
-        not all(isinstance(d, Denoiser) for d in (joint.tissue, joint.haze))
-        or joint.haze.process != joint.tissue.process
-    ):
+    parts = [d for d in (joint.tissue, joint.haze) if isinstance(d, Denoiser)]
+    if len(parts) < 2 or joint.haze.process != joint.tissue.process:
         raise ValueError("stream batching needs two network denoisers of one process")
+    return parts
 
 
 def ask_together(denoiser: Denoiser, states: list[Tensor], times: list[float]) -> list[Prediction]:

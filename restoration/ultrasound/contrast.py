@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 
-def gcnr(x, y, bins: int = 256) -> float:
+def gcnr(x: np.ndarray, y: np.ndarray, bins: int = 256) -> float:
     """Generalised contrast-to-noise ratio (Rodriguez-Molares et al. 2020): ``1 - sum min(f, g)``,
     histograms over common bins.
 
@@ -32,7 +32,7 @@ def gcnr(x, y, bins: int = 256) -> float:
     return float(1 - np.minimum(f, g).sum())
 
 
-def cnr(x, y) -> float:
+def cnr(x: np.ndarray, y: np.ndarray) -> float:
     """``|mean x - mean y| / sqrt(var x + var y)``; infinite for different constants, 0 for equal
     ones.
     """
@@ -41,7 +41,7 @@ def cnr(x, y) -> float:
     return float(gap / spread) if spread > 0 else (math.inf if gap > 0 else 0.0)
 
 
-def contrast(x, y) -> float:
+def contrast(x: np.ndarray, y: np.ndarray) -> float:
     """``20 log10(mean x / mean y)`` in dB, of amplitudes (not of log-compressed grey values).
 
     Raises:
@@ -53,7 +53,7 @@ def contrast(x, y) -> float:
     return float(20 * np.log10(x.mean() / y.mean()))
 
 
-def ks(x, y) -> tuple[float, float]:
+def ks(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Two-sample Kolmogorov-Smirnov statistic in [0, 1] and its p-value.
 
     Between a region before and after a restoration: low in tissue (kept as it was), high where haze
@@ -84,7 +84,7 @@ def read_regions(path: str | Path, shape: tuple[int, int]) -> dict[str, np.ndarr
     return {name: boxes_mask(boxes, shape, f"{path}, {name}") for name, boxes in content.items()}
 
 
-def boxes_mask(boxes, shape: tuple[int, int], name: str = "region") -> np.ndarray:
+def boxes_mask(boxes: object, shape: tuple[int, int], name: str = "region") -> np.ndarray:
     """``(H, W)``: True inside any box ``[top, left, bottom, right]`` (one box, or a list of them).
 
     Raises:
@@ -151,7 +151,7 @@ def anatomical_regions(image: np.ndarray, border: float = 0.12) -> dict[str, np.
     return regions
 
 
-def _regions(x, y) -> tuple[np.ndarray, np.ndarray]:
+def _regions(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = (np.asarray(v, np.float64).ravel() for v in (x, y))
     if x.size == 0 or y.size == 0:
         raise ValueError("a region is empty")

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from restoration.operators.linear import LinearOperator
+from solvers.denoiser import Network
 from solvers.prediction import Prediction
 from solvers.processes.level_matching import LevelMatched
+from solvers.solver import DenoiserLike, device_of
 
 
 class JointDenoiser:
@@ -43,7 +45,7 @@ class JointDenoiser:
         ValueError: a denoiser that takes a condition, or a process that holds the degraded image.
     """
 
-    def __init__(self, tissue, haze):
+    def __init__(self, tissue: DenoiserLike, haze: DenoiserLike):
         for name, d in (("tissue", tissue), ("haze", haze)):
             if getattr(d, "condition_channels", 0) or d.process.holds_image:
                 raise ValueError(f"the {name} prior must be unconditional")
@@ -56,10 +58,10 @@ class JointDenoiser:
 
     @property
     def device(self) -> torch.device:
-        return getattr(self.tissue, "device", torch.device("cpu"))
+        return device_of(self.tissue)
 
     @property
-    def network(self):
+    def network(self) -> Network:
         """A network that is no ``nn.Module``, if one of the two is; corrections ask whether they
         can differentiate.
         """

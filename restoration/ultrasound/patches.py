@@ -29,7 +29,10 @@ def patch_grid(
         raise ValueError(
             f"patches of {tuple(size)} do not fit into a picture of {tuple(shape)} pixels (H, W)"
         )
-    return tuple(range(0, n - s + 1, s - o) for n, s, o in zip(shape, size, overlap, strict=True))
+    rows, columns = (
+        range(0, n - s + 1, s - o) for n, s, o in zip(shape, size, overlap, strict=True)
+    )
+    return rows, columns
 
 
 def cut(image: Tensor, size: Sequence[int], overlap: Sequence[int]) -> Tensor:

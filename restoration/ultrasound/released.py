@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+Score = Callable[[Tensor, Tensor], Tensor]
+Draw = Callable[[torch.Size], Tensor]
+
 GUIDANCE = ("projection", "dps", "pigdm")
 
 
@@ -44,6 +47,9 @@ class SimpleVE:
 
     def g(self, t: Tensor) -> Tensor:
         return self.sigma**t
+
+    def alpha(self, t: Tensor, steps: int) -> Tensor:
+        raise TypeError("a VE diffusion has no alphas")
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class ReleasedSampler:
     noise_std: float = 0.1
     sde: SimpleVE | ReleasedVP = field(default_factory=SimpleVE)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.guidance not in GUIDANCE:
             raise ValueError(f"guidance {self.guidance!r} is unknown; known: {', '.join(GUIDANCE)}")
         if self.steps < 1:
@@ -121,9 +127,9 @@ class ReleasedSampler:
     def run(
         self,
         y: Tensor,
-        score_x: Callable[[Tensor, Tensor], Tensor],
-        score_h: Callable[[Tensor, Tensor], Tensor] | None,
-        noise: Callable[[torch.Size], Tensor],
+        score_x: Score,
+        score_h: Score | None,
+        noise: Draw,
         callback: Callable[[Tensor, Tensor | None], None] = lambda x, h: None,
     ) -> tuple[Tensor, Tensor | None]:
         """Tissue and haze, the predictor's last means.
@@ -147,13 +153,15 @@ class ReleasedSampler:
             t = self._time(y, time)
             x, mean_x, grad_x = self.predict(x, t, score_x, noise)
             grad_h = None
-            if h is not None:
+            if h is not None and score_h is not None:
                 h, mean_h, grad_h = self.predict(h, t, score_h, noise)
             callback(mean_x, mean_h)
             x, h = self.guide(y, x, h, mean_x, mean_h, grad_x, grad_h, t, noise)
         return mean_x, mean_h
 
-    def predict(self, x: Tensor, t: Tensor, score, noise) -> tuple[Tensor, Tensor, Tensor]:
+    def predict(
+        self, x: Tensor, t: Tensor, score: Score, noise: Draw
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The state after corrector and predictor, the predictor's mean, and the gradient of that
         mean's sum.
         """
@@ -175,7 +183,16 @@ class ReleasedSampler:
         return mean + g / self.steps**0.5 * noise(x.shape), mean, gradient
 
     def guide(
-        self, y, x, h, mean_x, mean_h, grad_x, grad_h, t: Tensor, noise
+        self,
+        y: Tensor,
+        x: Tensor,
+        h: Tensor | None,
+        mean_x: Tensor,
+        mean_h: Tensor | None,
+        grad_x: Tensor,
+        grad_h: Tensor | None,
+        t: Tensor,
+        noise: Draw,
     ) -> tuple[Tensor, Tensor | None]:
         """One guidance step on the states after both predictors."""
         a, b, std = self.blend, 1 - self.blend, _wide(self.sde.std(t), y)
@@ -187,7 +204,7 @@ class ReleasedSampler:
             return x - self.lam * (b * b * x - b * y_t + a * b * h), h - self.kappa * (
                 a * a * h - a * y_t + a * b * x
             )
-        if h is None:
+        if h is None or mean_h is None or grad_h is None:
             residual = y - mean_x
             weight = (
                 1 / residual.norm() if self.guidance == "dps" else r2 / (self.noise_std**2 + r2)
@@ -200,7 +217,7 @@ class ReleasedSampler:
             h + self.kappa * weight * a * grad_h * residual,
         )
 
-    def _time(self, y: Tensor, t) -> Tensor:
+    def _time(self, y: Tensor, t: float | Tensor) -> Tensor:
         return torch.full((len(y),), float(t), dtype=y.dtype)
 
 

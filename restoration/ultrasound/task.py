@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from restoration.operators.measurement import Measurement
-from restoration.posterior import CORRECTIONS
+from restoration.posterior import CORRECTIONS, Correction
 from restoration.ultrasound.joint import JointDenoiser, Superposition
 from restoration.ultrasound.power_split import power_split
 from restoration.wrappers.tiling import tiled
@@ -21,7 +21,7 @@ from solvers.denoiser import Denoiser
 from solvers.grid import Grid, explicit
 from solvers.loop import solve
 from solvers.methods.ddim import DDIM
-from solvers.solver import Solver, Step, randn
+from solvers.solver import RNG, Callback, Solution, Solver, Step, randn
 
 MINIMUM_SIDE = 32
 
@@ -98,7 +98,7 @@ class UltrasoundTask:
     tile: int = 1024
     overlap: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("strength", "noisiest", "cleanest"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number; got {getattr(self, name)}")
@@ -157,12 +157,17 @@ class UltrasoundTask:
         return explicit(list(dict.fromkeys(float(t) for t in times if t >= process.first)))
 
     def sample(
-        self, frame: Tensor, grid: Grid, generator, start: Tensor | None = None, callback=None
-    ):
+        self,
+        frame: Tensor,
+        grid: Grid,
+        generator: RNG,
+        start: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Solution:
         """One run over ``grid``; ``start`` is the estimate ``(1, 2, H, W)`` that the first state is
         built on.
 
-        Returns a ``solvers.solver.Solution`` in the networks' range.
+        The solution is in the networks' range.
         """
         denoiser = self.corrected(frame)
         return solve(
@@ -175,7 +180,7 @@ class UltrasoundTask:
         )
 
     def first_state(
-        self, frame: Tensor, grid: Grid, generator, start: Tensor | None = None
+        self, frame: Tensor, grid: Grid, generator: RNG, start: Tensor | None = None
     ) -> Tensor:
         """``a start + b noise`` at the grid's first node; ``start`` by default as the task says."""
         process, t = self.tissue.process, grid.times[0]
@@ -204,11 +209,11 @@ class UltrasoundTask:
             Superposition(1.0, weight_h / weight_x), y / weight_x, self.sigma / weight_x
         )
 
-    def corrected(self, frame: Tensor):
+    def corrected(self, frame: Tensor) -> Correction:
         """The denoiser that a run asks."""
         return CORRECTIONS[self.correction](self.joint(frame.shape), self.measurement(frame))
 
-    def joint(self, shape) -> JointDenoiser:
+    def joint(self, shape: Sequence[int]) -> JointDenoiser:
         """Both priors as one, in tiles where a frame of ``shape (H, W)`` is larger than a tile."""
         parts = []
         for d in (self.tissue, self.haze):

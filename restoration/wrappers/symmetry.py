@@ -4,9 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
+import torch
 from torch import Tensor
 
+from solvers.denoiser import Denoiser
 from solvers.prediction import Prediction
+from solvers.processes.process import Process
 
 COUNTS = (1, 2, 4, 8)
 
@@ -32,6 +39,11 @@ def rotate(x: Tensor, quarters: int) -> Tensor:
     return x.transpose(-2, -1).flip(-2 if quarters == 1 else -1)
 
 
+def average(images: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors of one shape."""
+    return reduce(add, images) / len(images)
+
+
 class Symmetric:
     """A denoiser that asks ``denoiser`` about ``count`` turned images and averages what comes back,
     turned upright again.
@@ -47,7 +59,7 @@ class Symmetric:
         ValueError: another count.
     """
 
-    def __init__(self, denoiser, count: int):
+    def __init__(self, denoiser: Denoiser, count: int):
         if count not in COUNTS:
             raise ValueError(
                 f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {count}"
@@ -60,17 +72,16 @@ class Symmetric:
         ]
 
     @property
-    def process(self):
+    def process(self) -> Process:
         return self.denoiser.process
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.denoiser.device
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         answers = [d(turn(x, k), t) for k, d in enumerate(self.turned)]
-        x0, eps = (
-            sum(turn_back(getattr(p, name), k) for k, p in enumerate(answers)) / len(answers)
-            for name in ("x0", "eps")
+        return Prediction(
+            average([turn_back(p.x0, k) for k, p in enumerate(answers)]),
+            average([turn_back(p.eps, k) for k, p in enumerate(answers)]),
         )
-        return Prediction(x0, eps)

@@ -4,12 +4,10 @@ blended, so no seam can grow.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from solvers.denoiser import Denoiser
+from solvers.denoiser import Denoiser, Network, output_of
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -46,7 +44,7 @@ class TiledNetwork(nn.Module):
         overlap: pixels shared by neighbours, less than ``tile``.
     """
 
-    def __init__(self, network, tile: int, overlap: int):
+    def __init__(self, network: Network, tile: int, overlap: int):
         super().__init__()
         self.network, self.tile, self.overlap = network, tile, overlap
 
@@ -56,18 +54,17 @@ class TiledNetwork(nn.Module):
             tile_starts(height, self.tile, self.overlap),
             tile_starts(width, self.tile, self.overlap),
         )
-        total = weights = None
+        total = weights = z  # of the first tile's channels and type
         for top in rows:
             for left in columns:
                 part = z[..., top : top + self.tile, left : left + self.tile]
-                out = self.network(part, t)
-                out = out if isinstance(out, Tensor) else out.sample
+                out = output_of(self.network(part, t))
                 h, w = out.shape[-2:]
                 weight = (
                     tile_weight(top, h, height, self.overlap)[:, None]
                     * tile_weight(left, w, width, self.overlap)
                 ).to(out)
-                if total is None:
+                if top == left == 0:
                     total = out.new_zeros(*out.shape[:2], height, width)
                     weights = out.new_zeros(height, width)
                 total[..., top : top + h, left : left + w] += weight * out
@@ -90,6 +87,6 @@ def tiled(denoiser: Denoiser, tile: int = 512, overlap: int = 64) -> Denoiser:
         )
     if 2 * overlap >= tile:
         raise ValueError(f"overlap must be less than half a tile; got {overlap} of {tile}")
-    other = copy.copy(denoiser)
-    other.network = TiledNetwork(denoiser.network, tile // denoiser.fold, overlap // denoiser.fold)
-    return other
+    return denoiser.around(
+        TiledNetwork(denoiser.network, tile // denoiser.fold, overlap // denoiser.fold)
+    )

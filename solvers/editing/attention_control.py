@@ -33,10 +33,11 @@ def control_self(
     """
     parts = [_branches(x, heads) for x in (q, k, v)]
     orders = ((0, 0, 0), (0, 0, 0), (0, 1, 0)) if early else ((0, 1, 1), (0, 1, 0), (0, 1, 0))
-    return tuple(
+    q, k, v = (
         part[:, list(order)].reshape(x.shape)
         for part, order, x in zip(parts, orders, (q, k, v), strict=True)
     )
+    return q, k, v
 
 
 def refine(base: Tensor, target: Tensor, mapper: Tensor, alphas: Tensor) -> Tensor:
@@ -144,14 +145,14 @@ class LocalBlend:
             )
         return blended
 
-    def where(self, maps: Tensor, words: Tensor, threshold: float, size: tuple[int, int]) -> Tensor:
+    def where(self, maps: Tensor, words: Tensor, threshold: float, size: Sequence[int]) -> Tensor:
         """Mask ``(1, 1, H, W)`` of words in maps ``(layers, heads, pixels, tokens)`` of an image
         with the same proportions.
         """
         seen = (maps * words.to(maps))[..., 1 : self.length - 1].mean((0, 1)).amax(-1)
         shrink = round((size[0] * size[1] / len(seen)) ** 0.5)
         plane = seen.reshape(1, 1, -(-size[0] // shrink), -1)
-        plane = F.interpolate(plane, size=size, mode="nearest")
+        plane = F.interpolate(plane, size=tuple(size), mode="nearest")
         return plane > threshold * plane.max()
 
 
@@ -172,7 +173,7 @@ def align(source: Sequence[int], target: Sequence[int]) -> Tensor:
                 "delete": score[i - 1][j],
                 "match": score[i - 1][j - 1] + (1 if left == right else -1),
             }
-            came[i][j] = max(options, key=options.get)  # the first of equals
+            came[i][j] = max(options, key=options.__getitem__)  # the first of equals
             score[i][j] = options[came[i][j]]
     i, j, pairs = len(source), len(target), []
     while j > 0:

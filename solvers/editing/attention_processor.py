@@ -7,10 +7,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from solvers.denoiser import Network
 from solvers.editing.attention_control import (
     INJECTED,
     LocalBlend,
@@ -18,6 +20,7 @@ from solvers.editing.attention_control import (
     control_self,
     refinement,
 )
+from solvers.methods.ddcm import Blend
 from solvers.processes.process import Process
 
 STORED_PIXELS = 32 * 32  # finer maps are edited but not kept
@@ -101,7 +104,7 @@ class AttentionControl:
         self.calls += 1
 
     @contextmanager
-    def installed(self, unet) -> Iterator[None]:
+    def installed(self, unet: Network) -> Iterator[None]:
         """Let ``unet`` (diffusers) attend under this control; its own processors come back
         afterwards.
 
@@ -130,7 +133,7 @@ class AttentionControl:
             self.maps[name] = self.maps.get(name, 0) + stored
         return torch.cat([other, conditional])
 
-    def blender(self, process: Process):
+    def blender(self, process: Process) -> Blend | None:
         """For ``DDCM(blend=...)``: the local blend with all maps seen so far, from the second step
         on; None without one.
 
@@ -139,7 +142,8 @@ class AttentionControl:
         Raises:
             ValueError: (when called) the network has no such layer.
         """
-        if self.blend is None:
+        local = self.blend
+        if local is None:
             return None
 
         def blend(source: Tensor, target: Tensor, layout: Tensor, t: float) -> Tensor:
@@ -153,7 +157,7 @@ class AttentionControl:
                     " without local blend"
                 )
             last_but_one = self.skipped + self.calls == self.num_steps - 1
-            return self.blend(
+            return local(
                 source, target, layout, torch.stack(chosen), process.a(t), keep_layout=last_but_one
             )
 
@@ -169,7 +173,13 @@ class ControlledAttention:
         self.control, self.name = control, name
 
     def __call__(
-        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **_
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **_: object,
     ) -> Tensor:
         residual, shape = hidden_states, hidden_states.shape
         if attn.spatial_norm is not None:
@@ -179,7 +189,7 @@ class ControlledAttention:
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         context, crosses = hidden_states, encoder_hidden_states is not None
-        if crosses:
+        if encoder_hidden_states is not None:
             context = (
                 attn.norm_encoder_hidden_states(encoder_hidden_states)
                 if attn.norm_cross

@@ -14,7 +14,7 @@ from solvers.grid import Grid
 from solvers.loop import drive, solve
 from solvers.prediction import Prediction
 from solvers.processes.process import Process
-from solvers.solver import RNG, Problem, Query
+from solvers.solver import RNG, DenoiserLike, Problem, Queries, Query
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class DDPMInversion:
 
     inversion: Inversion
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         found = self.inversion
         steps = {pair: k for k, pair in enumerate(found.grid.pairs())}
         for t, s in grid.pairs():
@@ -113,7 +113,7 @@ def inverting(
 
 @torch.no_grad()
 def invert(
-    denoiser,
+    denoiser: DenoiserLike,
     x0: Tensor,
     grid: Grid,
     *,
@@ -149,7 +149,7 @@ def invert(
     return drive(inverting(Problem(process, None, generator), grid, x0, eta, compat), denoiser)
 
 
-def regenerate(inversion: Inversion, denoiser, skip: int = 0) -> Tensor:
+def regenerate(inversion: Inversion, denoiser: DenoiserLike, skip: int = 0) -> Tensor:
     """The image ``(B, C, H, W)`` that the inversion's noises lead to under ``denoiser``, leaving
     out the ``skip`` noisiest steps.
 

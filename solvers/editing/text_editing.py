@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from solvers.denoiser import Network
 from solvers.editing.attention_control import LocalBlend
 from solvers.editing.attention_processor import AttentionControl
 from solvers.grid import Grid, consistency
@@ -42,7 +44,7 @@ class PromptBranches:
 
     def __init__(
         self,
-        unet,
+        unet: Network,
         process: Process,
         prompts: Tensor,
         no_prompt: Tensor,
@@ -92,7 +94,7 @@ class PromptBranches:
 
 @torch.no_grad()
 def edit_prompt(
-    pipeline,
+    pipeline: Any,
     image: Tensor,
     source: str,
     target: str,
@@ -154,16 +156,18 @@ def edit_prompt(
     of_target, _ = pipeline.encode_prompt(target, weight.device, 1, True)
     ids = [list(pipeline.tokenizer(prompt).input_ids) for prompt in (source, target)]
     tokens = of_source.shape[1]
-    words = [
+    edited, mutual = (
         _positions(pipeline.tokenizer, ids[1], chosen, tokens)
         for chosen in (edited_words, kept_words)
-    ]
+    )
+    chooses = bool(edited.any() or mutual.any())
     control_state = None
     if control:
-        blend = LocalBlend(*words, len(ids[1])) if any(w.any() for w in words) else None
+        blend = LocalBlend(edited, mutual, len(ids[1])) if chooses else None
         skipped = num_inference_steps - kept
         control_state = AttentionControl(
-            *ids,
+            ids[0],
+            ids[1],
             num_inference_steps,
             skipped=skipped,
             cross_fraction=cross_fraction,
@@ -172,7 +176,7 @@ def edit_prompt(
             tokens=tokens,
             embeddings=(of_source[0], of_target[0]),
         )
-    elif any(w.any() for w in words):
+    elif chooses:
         raise ValueError("edited_words and kept_words need attention control: leave control=True")
     denoiser = PromptBranches(
         unet,
@@ -196,7 +200,7 @@ def edit_prompt(
     return ((decoded + 1) / 2).clamp(0, 1).to(image)
 
 
-def _positions(tokenizer, prompt: list[int], words: str, tokens: int) -> Tensor:
+def _positions(tokenizer: Any, prompt: list[int], words: str, tokens: int) -> Tensor:
     """``(tokens,)``, 1 where ``prompt`` holds one of the words."""
     found = torch.zeros(tokens)
     for word in words.split():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
@@ -62,7 +63,7 @@ HELD_AS = {
 }
 
 
-def describe(process: Process) -> dict:
+def describe(process: Process) -> dict[str, Any]:
     """The process as JSON data that :func:`from_description` turns into an equal one.
 
     Raises:

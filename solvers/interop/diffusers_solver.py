@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Generator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from solvers.grid import Grid
-from solvers.prediction import Prediction
 from solvers.processes.process import Process
-from solvers.solver import Problem, Query, Solver
+from solvers.solver import Problem, Queries, Query, Solver
+
+# any of diffusers': each has options and attributes of its own
+Scheduler = Any
 
 # what a run decides itself, wherever a scheduler has the option: its levels are the grid's, its
 # network speaks epsilon
@@ -83,10 +86,10 @@ class DiffusersSolver:
     """
 
     scheduler: str | type
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
-        known = inspect.signature(self._class().__init__).parameters
+    def __post_init__(self) -> None:
+        known = _options(self._class())
         needed, foreign = (
             {"trained_betas", "num_train_timesteps", "prediction_type"},
             {"original_inference_steps", "tau_func"},
@@ -115,13 +118,13 @@ class DiffusersSolver:
             )
 
     @classmethod
-    def of(cls, scheduler) -> DiffusersSolver:
+    def of(cls, scheduler: Scheduler) -> DiffusersSolver:
         """The update rule of a scheduler object, which stays as it is.
 
         Raises:
             ValueError: as the class.
         """
-        known = inspect.signature(type(scheduler).__init__).parameters
+        known = _options(type(scheduler))
         return cls(
             type(scheduler), {key: value for key, value in scheduler.config.items() if key in known}
         )
@@ -135,7 +138,7 @@ class DiffusersSolver:
         """Whether a step also uses earlier answers."""
         return self.name not in ONE_STEP and self.options.get("solver_order", 2) > 1
 
-    def _class(self) -> type:
+    def _class(self) -> type[Any]:
         if not isinstance(self.scheduler, str):
             return self.scheduler
         import diffusers
@@ -148,7 +151,7 @@ class DiffusersSolver:
             )
         return found
 
-    def make(self, kappas: list[float], to_last: bool):
+    def make(self, kappas: list[float], to_last: bool) -> Scheduler:
         """A scheduler whose training levels are ``kappas`` (descending), set to visit them and to
         end clean, or ``to_last`` of them.
 
@@ -156,7 +159,7 @@ class DiffusersSolver:
             ValueError: it would not visit each of them in order.
         """
         made, count = self._class(), len(kappas)
-        known = inspect.signature(made.__init__).parameters
+        known = _options(made)
         abar = 1 / (1 + np.array(kappas[::-1]) ** 2)
         betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
         levels = {"num_train_timesteps": count, "trained_betas": betas.tolist(), **LEVELS}
@@ -183,43 +186,46 @@ class DiffusersSolver:
             scheduler.set_begin_index(0)
         return scheduler
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         dtype = x.dtype
         x = x.to(torch.promote_types(dtype, torch.float32))
         return (yield from self._run(problem, grid, x)).to(dtype)
 
-    def _run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def _run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process, y = problem.process, problem.y
         nodes = list(grid.times)
+        # 1. diffusers' rules know no level without signal: leave it by a first-order step.
         while process.a(nodes[0]) <= 0 and len(nodes) > 1:
             p = yield Query(x, nodes[0], editable=True)
             x = process.add_noise(p.x0, p.eps, nodes[1], y)
             del nodes[0]
+        # 2. Nor does the clean level belong to their training levels.
         end = nodes[-1]
         while nodes and process.b(nodes[-1]) == 0:
             nodes.pop()
         if not nodes:
             return x
+        # 3. The scheduler walks the noisy nodes, and on to the clean image if it can.
         to_clean = nodes[-1] != end
         denoise = to_clean and self._ends_noisy()
         if len(nodes) > 1 or (to_clean and not denoise):
             x = yield from self._walk(problem, nodes, x, to_last=denoise or not to_clean)
+        # 4. Where it can't, one more question gives the image.
         if denoise:
             x = (yield Query(x, nodes[-1], editable=True)).x0
         elif not to_clean:
             return x
         return process.add_noise(x, torch.zeros_like(x), end, y)
 
-    def _walk(
-        self, problem: Problem, nodes: list[float], x: Tensor, to_last: bool
-    ) -> Generator[Query, Prediction, Tensor]:
+    def _walk(self, problem: Problem, nodes: list[float], x: Tensor, to_last: bool) -> Queries:
         """From the state at the first node to that at the last, or to the image."""
         process, y = problem.process, problem.y
+        # 1. A scheduler whose training levels are those of the nodes.
         kappas = [process.kappa(t) for t in nodes]
         scheduler = self.make(kappas, to_last)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        # schedulers hold x/a (variance exploding) or the unit-variance state; scale_model_input
-        # tells which
+        # 2. Schedulers hold x/a (variance exploding) or the state of unit variance;
+        # scale_model_input tells which.
         exploding = not torch.equal(
             scheduler.scale_model_input(torch.ones(1), scheduler.timesteps[0]), torch.ones(1)
         )
@@ -227,31 +233,35 @@ class DiffusersSolver:
             process.a(nodes[0]) if exploding else _size(process, nodes[0])
         )
         for index in scheduler.timesteps:
+            # 3. Its next level as our time and state; the answer as its noise estimate.
             t = _time(process, nodes, kappas, float(index))
             a, b, size = process.a(t), process.b(t), _size(process, t)
             z = size * scheduler.scale_model_input(sample, index)
             editable = all(getattr(scheduler, name, None) is None for name in STORED)
-            p = yield Query(_shifted(process, z, t, y), t, editable)
+            p = yield Query(process.shifted(z, t, y), t, editable)
             state = a * p.x0 + b * p.eps  # x - c y as the network, or whoever corrected it, saw it
             noise = {"generator": problem.generator} if takes_generator else {}
             sample = scheduler.step(
                 p.eps, index, state / (a if exploding else size), **noise
             ).prev_sample.to(x.dtype)
+        # 4. The end: the image, or the state at the last node.
         if not to_last:
             return sample
         end = nodes[-1]
-        return _shifted(
-            process, sample * (process.a(end) if exploding else _size(process, end)), end, y
+        return process.shifted(
+            sample * (process.a(end) if exploding else _size(process, end)), end, y
         )
 
     def _ends_noisy(self) -> bool:
         """Whether the rule can't reach the clean level."""
-        if str(self.options.get("algorithm_type")).endswith(
-            "dpmsolver"
-        ):  # DPM-Solver on noise estimates
+        if str(self.options.get("algorithm_type")).endswith("dpmsolver"):  # on noise estimates
             return True
         sigmas = getattr(self.make([2.0, 1.0], to_last=False), "sigmas", None)
         return sigmas is not None and float(sigmas[-1]) > 0
+
+
+def _options(scheduler: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(scheduler.__init__).parameters  # type: ignore[misc]  # of this class
 
 
 def _size(process: Process, t: float) -> float:
@@ -272,13 +282,7 @@ def _time(process: Process, nodes: list[float], kappas: list[float], index: floa
     )
 
 
-def _shifted(process: Process, z: Tensor, t: float, y: Tensor | None) -> Tensor:
-    """``z + c y``."""
-    c = process.c(t)
-    return z if c == 0 else z + c * y
-
-
-def as_solver(solver) -> Solver:
+def as_solver(solver: Any) -> Solver:
     """``solver`` itself, the solver behind a ``SolverScheduler``, or the update rule of any other
     diffusers scheduler.
 

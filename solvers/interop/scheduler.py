@@ -5,24 +5,26 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from solvers.grid import GRIDS, Grid
 from solvers.methods import SOLVERS, solver_by_name
 from solvers.prediction import PREDICTION_TYPES, Prediction
 from solvers.processes.process import CLEAN, VP
-from solvers.solver import RNG, Problem, Query
+from solvers.solver import RNG, Problem, Query, Solver
 
 
-class SolverScheduler(SchedulerMixin, ConfigMixin):
+class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as all of diffusers' do
     """A solver's generator behind ``set_timesteps`` / ``step``.
 
     ``timesteps`` lists every network call (times repeat where a method calls twice at one level);
@@ -58,7 +60,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     order = 1
     init_noise_sigma = 1.0
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # it is diffusers'
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -71,7 +73,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: str = "trailing",
         steps_offset: int = 0,
         solver: str = "pndm",
-        solver_options: dict | None = None,
+        solver_options: dict[str, Any] | None = None,
     ):
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(
@@ -93,12 +95,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self._run: _Run | None = None
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return int(self.config["num_train_timesteps"])
 
     # -- before the run ----------------------------------------------------------------------------
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device=None, timesteps=None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Iterable[float] | None = None,
     ) -> None:
         """Lay the grid of ``num_inference_steps`` steps, or of the descending ``timesteps``, both
         ending clean; list the calls.
@@ -106,14 +111,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: both or none given; a step count or times outside the process.
         """
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("give num_inference_steps or timesteps, and not both")
-        if timesteps is not None:
+        if timesteps is not None and num_inference_steps is None:
             grid = Grid((*(float(t) for t in timesteps), CLEAN))
+        elif timesteps is not None or num_inference_steps is None:
+            raise ValueError("give num_inference_steps or timesteps, and not both")
         else:
-            grid = GRIDS[self.config.timestep_spacing](self.process, num_inference_steps)
-            if self.config.timestep_spacing == "leading":
-                grid = Grid((*(t + self.config.steps_offset for t in grid.times[:-1]), CLEAN))
+            grid = GRIDS[self.config["timestep_spacing"]](self.process, num_inference_steps)
+            if self.config["timestep_spacing"] == "leading":
+                grid = Grid((*(t + self.config["steps_offset"] for t in grid.times[:-1]), CLEAN))
         if grid.times[0] > len(self.process) - 1:
             raise ValueError(
                 f"the grid starts at t={grid.times[0]} but the process ends at"
@@ -137,7 +142,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     def begin_index(self) -> int | None:
         return self._begin_index
 
-    def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -154,13 +159,13 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     def step(
         self,
         model_output: Tensor,
-        timestep,
+        timestep: float | Tensor,
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
         generator: RNG = None,
         return_dict: bool = True,
-    ):
+    ) -> DDPMSchedulerOutput | tuple[Tensor]:
         """Answer the call at ``timestep`` with ``model_output (B, C or 2C, H, W)`` and return the
         next call's state.
 
@@ -182,7 +187,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             )
         if self._grid is None:
             self.set_timesteps(len(self.process))
-        t = float(np.float32(timestep))  # as published in timesteps
+        assert self._grid is not None
+        t = float(np.float32(float(timestep)))  # as published in timesteps
         run = self._run
         if run is None or not run.expects(t):
             if run is not None and t not in (np.float32(run.times[0]), np.float32(self._times[0])):
@@ -190,9 +196,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
                     f"the run's next call is at timestep {run.query.t}, not {t}; call set_timesteps"
                     " to begin another run"
                 )
-            run = self._run = self._begin(t, sample, generator)
+            run = self._run = self._begin(self._grid, t, sample, generator)
         model_output = model_output[:, : sample.shape[1]]
-        prediction = run.answer(model_output, sample, self.config.prediction_type)
+        prediction = run.answer(model_output, sample, self.config["prediction_type"])
         if run.done:
             self._run = None
         previous = run.shown
@@ -202,9 +208,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             prev_sample=previous, pred_original_sample=prediction.x0.to(sample.dtype)
         )
 
-    def _begin(self, t: float, sample: Tensor, generator: RNG) -> _Run:
+    def _begin(self, whole: Grid, t: float, sample: Tensor, generator: RNG) -> _Run:
         """Start a run at the call at ``t``: the whole grid, or the rest of it."""
-        shown = [float(v) for v in np.float32(self._times)]
+        shown = [float(v) for v in np.array(self._times, dtype=np.float32)]
         if t not in shown:
             raise ValueError(f"timestep {t} is not among the scheduler's timesteps")
         k = shown.index(t)
@@ -212,8 +218,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             k = self._begin_index
         start, times = partial(_Run, self.process, sample, generator), self._times[k:]
         if k == 0:
-            return start(self.solver, self._grid, times)
-        grid = self._grid.start_at(times[0])
+            return start(self.solver, whole, times)
+        grid = whole.start_at(times[0])
         for solver in filter(None, (self.solver, _single_call(self.solver))):
             if _call_times(solver, self.process, grid) == times:
                 return start(solver, grid, times)
@@ -230,7 +236,13 @@ class _Run:
     """
 
     def __init__(
-        self, process: VP, sample: Tensor, generator: RNG, solver, grid: Grid, times: list[float]
+        self,
+        process: VP,
+        sample: Tensor,
+        generator: RNG,
+        solver: Solver,
+        grid: Grid,
+        times: list[float],
     ):
         self.process, self.times, self.dtype = process, times, sample.dtype
         x = sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True)
@@ -263,8 +275,8 @@ class _Run:
 
 
 def as_scheduler(
-    solver,
-    process: VP | dict | None = None,
+    solver: Any,
+    process: VP | Mapping[str, Any] | None = None,
     grid: str = "trailing",
     *,
     prediction_type: str | None = None,
@@ -283,7 +295,7 @@ def as_scheduler(
     Raises:
         ValueError: a process that is not a plain VP, unknown names.
     """
-    config: dict = {}
+    config: dict[str, Any] = {}
     if isinstance(process, VP):
         if type(process) is not VP:
             raise ValueError(
@@ -309,7 +321,9 @@ def as_scheduler(
         scheduler = SolverScheduler(**config)
         scheduler.register_to_config(
             solver=type(solver).__name__,
-            solver_options=asdict(solver) if is_dataclass(solver) else None,
+            solver_options=asdict(solver)
+            if is_dataclass(solver) and not isinstance(solver, type)
+            else None,
         )
     else:
         scheduler = SolverScheduler(**config, solver=name, solver_options=asdict(solver))
@@ -319,11 +333,11 @@ def as_scheduler(
     return scheduler
 
 
-def _single_call(solver):
+def _single_call(solver: Any) -> Solver | None:
     return solver.single_call() if hasattr(solver, "single_call") else None
 
 
-def _call_times(solver, process: VP, grid: Grid) -> list[float]:
+def _call_times(solver: Solver, process: VP, grid: Grid) -> list[float]:
     """Times of all network calls, found by answering zeros."""
     zero = torch.zeros(1, 1, 8, 8)
     run = solver.run(Problem(process, None, torch.Generator().manual_seed(0)), grid, zero)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from solvers.interop.diffusers_solver import DiffusersSolver
 from solvers.methods.ddcm import DDCM
@@ -11,10 +13,10 @@ from solvers.methods.evodiff import EVODiff
 from solvers.methods.pndm import PNDM
 from solvers.methods.rddm import RDDMSampler
 from solvers.methods.resfusion import ResfusionSampler
+from solvers.solver import Solver
 
-# The value called without arguments is a
-# solver.
-SOLVERS = {
+# The value called without arguments is a solver.
+SOLVERS: dict[str, Callable[..., Solver]] = {
     "ddim": DDIM,
     "ddpm": partial(DDIM, eta=1.0),
     "pndm": PNDM,
@@ -36,7 +38,7 @@ SOLVERS = {
 }
 
 
-def solver_by_name(name: str, **options):
+def solver_by_name(name: str, **options: Any) -> Solver:
     """The solver of this name, with its fields set from ``options``.
 
     Raises:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor
 from solvers.grid import Grid
 from solvers.loop import solve
 from solvers.prediction import Prediction
-from solvers.solver import RNG, Problem, Query, randn
+from solvers.solver import RNG, DenoiserLike, Problem, Queries, Query, randn
+
+# ``blend(source, target, layout, t)``: the target branch to go on with
+Blend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,11 @@ class DDCM:
     x0)/b``, so it needs no inversion. Source and target branches start from one state, share every
     fresh ``z``, and differ only by what the network says of them (Xu et al. 2024, alg. 1):
 
-        ``p = x0 + ((x^g - x^s) - b (e^g - e^s))/a``                                 the edited
-        image so far ``x^g <- a' p  + b' (sqrt(1 - eta) (e^g - e^s + e_cons) + sqrt(eta) z)`` ``x^s
-        <- a' x0 + b' (sqrt(1 - eta) d + sqrt(eta) z)``                        ``d``: ``e_cons``, or
-        the layout branch's direction
+        ``p = x0 + ((x^g - x^s) - b (e^g - e^s))/a``
+        ``x^g <- a' p  + b' (sqrt(1 - eta) (e^g - e^s + e_cons) + sqrt(eta) z)``
+        ``x^s <- a' x0 + b' (sqrt(1 - eta) d + sqrt(eta) z)``
+
+    ``p`` is the edited image so far, and ``d`` is ``e_cons`` or the layout branch's direction.
 
     With ``eta = 1``, ``edited = x0 - sum_i kappa_i (e^g_i - e^s_i)``: equal networks return ``x0``
     exactly and an error common to both branches cancels, so ask both in one batch with the same
@@ -69,33 +73,33 @@ class DDCM:
     eta: float = 1.0
     layout: bool = False
     mask: Tensor | None = None
-    blend: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
+    blend: Blend | None = None
     data_step: Callable[[Tensor, float], Tensor] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1]; got {self.eta}")
         if self.x0 is None and (self.layout or self.mask is not None or self.blend is not None):
             raise ValueError("layout, mask and blend belong to editing: give the image as x0")
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         return (
             yield from (
-                self.sample(problem, grid, x) if self.x0 is None else self.edit(problem, grid, x)
+                self.sample(problem, grid, x)
+                if self.x0 is None
+                else self.edit(problem, grid, self.x0, x)
             )
         )
 
-    def sample(
-        self, problem: Problem, grid: Grid, x: Tensor
-    ) -> Generator[Query, Prediction, Tensor]:
+    def sample(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         for t, s in grid.pairs():
             answer = yield Query(x, t, editable=True)
             p = self.data_step(answer.x0, t) if self.data_step else answer.x0
             x = problem.process.add_noise(p, self.noise(problem, answer.eps, s), s, problem.y)
         return x
 
-    def edit(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
-        process, x0 = problem.process, self.x0.to(x)
+    def edit(self, problem: Problem, grid: Grid, image: Tensor, x: Tensor) -> Queries:
+        process, x0 = problem.process, image.to(x)
         if x0.shape != x.shape:
             raise ValueError(
                 f"the start state is {tuple(x.shape)} but the image to edit is {tuple(x0.shape)}"
@@ -148,7 +152,7 @@ class Branches:
         ValueError: denoisers of different processes; a batch that can't be divided.
     """
 
-    def __init__(self, *denoisers):
+    def __init__(self, *denoisers: DenoiserLike):
         if not denoisers or any(d.process != denoisers[0].process for d in denoisers):
             raise ValueError("branches need denoisers of one process")
         self.denoisers, self.process = denoisers, denoisers[0].process
@@ -166,14 +170,14 @@ class Branches:
 
 def edit(
     x0: Tensor,
-    source,
-    target,
+    source: DenoiserLike,
+    target: DenoiserLike,
     grid: Grid,
     *,
-    layout=None,
+    layout: DenoiserLike | None = None,
     eta: float = 1.0,
     mask: Tensor | None = None,
-    blend: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None,
+    blend: Blend | None = None,
     from_noise: bool = True,
     generator: RNG = None,
 ) -> Tensor:

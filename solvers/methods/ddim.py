@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from solvers.grid import Grid
-from solvers.solver import Problem, Query
+from solvers.solver import Problem, Queries, Query
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class DDIM:
 
     eta: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1]; got {self.eta}")
 
-    def run(self, problem: Problem, grid: Grid, x):
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process = problem.process
         for t, s in grid.pairs():
             p = yield Query(x, t, editable=True)

@@ -14,10 +14,12 @@ from torch import Tensor
 from solvers.grid import Grid
 from solvers.prediction import Prediction
 from solvers.processes.process import Process
-from solvers.solver import Problem, Query
+from solvers.solver import Problem, Queries, Query
 
 MODES = ("consistent", "paper")
 FINALS = ("second", "paper", "euler", "full")
+# a step: its question, then the new state and the answer
+Body = Generator[Query, Prediction, tuple[Tensor, Prediction]]
 INNERS = ("channel", "sample")
 
 
@@ -119,7 +121,7 @@ class EVODiff:
     final: str | None = None
     inner: str = "channel"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} is unknown; known: {', '.join(MODES)}")
         if self.final is None:
@@ -134,41 +136,45 @@ class EVODiff:
         """Whether a step also uses earlier answers."""
         return True
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process, y = problem.process, problem.y
         nodes = list(grid.times)
+        # 1. A level without signal has no log-SNR: leave it by a first-order step.
         while process.a(nodes[0]) <= 0 and len(nodes) > 1:
             p = yield Query(x, nodes[0], editable=True)
             x = process.add_noise(p.x0, p.eps, nodes[1], y)
             del nodes[0]
+        # 2. Neither has the clean level: it is reached in step 7, from the last noisy node.
         end = nodes[-1]
-        while (
-            nodes and process.b(nodes[-1]) == 0
-        ):  # no noise left: the image estimate of the last noisy node gives the state
+        while nodes and process.b(nodes[-1]) == 0:
             nodes.pop()
         last = len(nodes) - 1
         m0 = m1 = x
         eps = None  # the newest noise estimate, at node i - 1
         for i in range(1, last + 1):
             step = Interval(process, nodes[max(i - 2, 0)], nodes[i - 1], nodes[i])
-            if i <= 2:  # the network is asked at the state itself
+            # 3. The first two steps ask the network at the state itself.
+            if i <= 2:
                 p = yield Query(x, nodes[i - 1], editable=i == 1)
                 m0, m1, eps = p.x0, (p.x0 if i == 1 else m0), p.eps
                 z = process.a(nodes[i - 1]) * p.x0 + process.b(nodes[i - 1]) * p.eps  # x - c y
+            # 4. The first-order step, which all others start from.
             euler = step.rho * z + step.H * m0
+            # 5. The first step and the last one end without another question ...
             if i == 1 or (i == last and self.final == "euler"):
                 z = euler
             elif i == last and self.final == "second":
                 z = euler + 0.5 * step.H / step.r * (m0 - m1)
             elif i == last and self.final == "paper":
                 z = self._released_last_step(step, euler, m0, m1)
-            else:
+            else:  # 6. ... the others ask at the probe and correct by the answer.
                 body = self._paper_step if self.mode == "paper" else self._consistent_step
                 z, answer = yield from body(
                     problem, step, (nodes[0], nodes[last], last), euler, m0, m1
                 )
                 m0, m1, eps = answer.x0, m0, answer.eps
-            x = _shifted(process, z, nodes[i], y)
+            x = process.shifted(z, nodes[i], y)
+        # 7. To the clean level by the last image estimate and the change of the noise estimates.
         if not nodes or nodes[-1] == end:
             return x
         p = yield Query(x, nodes[-1], editable=True)
@@ -180,35 +186,49 @@ class EVODiff:
 
     @staticmethod
     def _consistent_step(
-        problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor
-    ):
+        problem: Problem,
+        step: Interval,
+        ends: tuple[float, float, int],
+        euler: Tensor,
+        m0: Tensor,
+        m1: Tensor,
+    ) -> Body:
         d1 = (m0 - m1) / step.r
         probe = euler + 0.5 * step.H * d1
-        answer = yield Query(_shifted(problem.process, probe, step.to, problem.y), step.to)
+        answer = yield Query(problem.process.shifted(probe, step.to, problem.y), step.to)
         return euler + 0.25 * step.H * (d1 + answer.x0 - m0), answer
 
     def _paper_step(
-        self, problem: Problem, step: Interval, run: tuple, euler: Tensor, m0: Tensor, m1: Tensor
-    ):
+        self,
+        problem: Problem,
+        step: Interval,
+        ends: tuple[float, float, int],
+        euler: Tensor,
+        m0: Tensor,
+        m1: Tensor,
+    ) -> Body:
         H, h, r = step.H, step.h, step.r
-        start, end, steps = run
+        start, end, steps = ends
         origin = problem.process.origin
         tau = (step.to + end - 2 * origin) / (start + end - 2 * origin)
         w = (1 - tau**2) / 2
         base = math.sqrt(step.rho / step.previous_rho)
 
+        # 1. The probe: how much of the older estimate to take away, and how far to lean.
         b1 = (1 - w) * base + w * self._ratio(m0, m1, m1, otherwise=1.0)
         d1 = m0 - b1 * m1
         ri = torch.sigmoid(0.25 * b1.abs()) * r
         lean = 0.5 * H / ri * d1
-        answer = yield Query(_shifted(problem.process, euler + lean, step.to, problem.y), step.to)
+        answer = yield Query(problem.process.shifted(euler + lean, step.to, problem.y), step.to)
         mt = answer.x0
 
+        # 2. The correction: a mixture of both differences, whose weight eta their angle decides.
         b2 = (1 - w) * base + w * self._ratio(mt, m0, m0, otherwise=1.0)
         d2 = mt - b2 * m0
         p, q = d1 / r, r * d2  # both without 1/h, which cancels
         eta = 0.5 * torch.sigmoid(0.5 * self._ratio(q + p, q - p, q - p, otherwise=0.0).abs())
         mixed = (1 - eta) * q - eta * p
+        # 3. Its length zeta, from what the probe's lean leaves of it.
         remainder = lean - 0.5 * H / ri * mixed
         distance = (self._ratio(remainder, d1, d1, otherwise=math.nan) / H).abs() - 0.5
         if steps <= 20:
@@ -238,9 +258,3 @@ class EVODiff:
         q = 1 - 0.5 * math.sqrt(rho if rho < 0.5 else rho - 0.5)
         noise = step.process.b(step.to) * step.process.b(step.at)
         return (1 - math.sqrt(noise)) * euler + 0.5 * step.H * (m0 - q * m1)
-
-
-def _shifted(process: Process, z: Tensor, t: float, y: Tensor | None) -> Tensor:
-    """``z + c y``."""
-    c = process.c(t)
-    return z if c == 0 else z + c * y

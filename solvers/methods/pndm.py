@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers.grid import Grid
 from solvers.prediction import Prediction
 from solvers.processes.process import CLEAN, Process
-from solvers.solver import Problem, Query
+from solvers.solver import Problem, Queries, Query, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,13 @@ class Increments(Transfer):
         return self.process.add_noise(self.start.x0, self.start.eps, self.t, self.y)
 
 
-def pseudo_heun(move: Transfer, g1: Tensor, s: float) -> Generator[Query, Prediction, Tensor]:
+def pseudo_heun(move: Transfer, g1: Tensor, s: float) -> Queries:
     """``(g1 + g2)/2`` with ``g2`` asked where ``g1`` leads (eq. 14)."""
     g2 = move.gradient((yield Query(move.to(s, g1), s)).eps)
     return (g1 + g2) / 2
 
 
-def pseudo_runge_kutta(
-    move: Transfer, g1: Tensor, s: float
-) -> Generator[Query, Prediction, Tensor]:
+def pseudo_runge_kutta(move: Transfer, g1: Tensor, s: float) -> Queries:
     """``(g1 + 2 g2 + 2 g3 + g4)/6``; all four moves start from the same state (eq. 13)."""
     middle = (move.t + s) / 2
     g2 = move.gradient((yield Query(move.to(middle, g1), middle)).eps)
@@ -81,11 +79,7 @@ def pseudo_runge_kutta(
 
 def combine(weights: Sequence[float], history: Sequence[Tensor]) -> Tensor:
     """``sum_j w_j g_j``; a single gradient is returned as it is."""
-    return (
-        history[0]
-        if len(history) == 1
-        else sum(w * g for w, g in zip(weights, history, strict=True))
-    )
+    return history[0] if len(history) == 1 else weighted_sum(weights, history)
 
 
 def lagrange_weights(nodes: Sequence[float], target: float) -> list[float]:
@@ -108,7 +102,8 @@ def lagrange_weights(nodes: Sequence[float], target: float) -> list[float]:
 
 
 # variant: what its first steps are, how many of them, highest order afterwards
-VARIANTS = {
+WarmUp = Callable[[Transfer, Tensor, float], Queries]
+VARIANTS: dict[str, tuple[WarmUp | None, int, int]] = {
     "ddim": (None, 0, 1),
     "s-pndm": (pseudo_heun, 1, 2),
     "f-pndm": (pseudo_runge_kutta, 3, 4),
@@ -200,7 +195,7 @@ class PNDM:
     weights: str | None = None
     order: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant {self.variant!r} is unknown; known: {', '.join(VARIANTS)}")
         if self.weights is None:
@@ -229,7 +224,7 @@ class PNDM:
             return self
         return replace(self, variant="ipndm", order=min(self.order, VARIANTS[self.variant][2]))
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process, y = problem.process, problem.y
         start, warm_up, order = VARIANTS[self.variant]
         order = min(order, self.order)
@@ -254,7 +249,7 @@ class PNDM:
             gradient = move.gradient(p.eps)
             kappas = [kappa, *kappas][:order]
             history = [gradient, *history][:order]
-            if warm_up > 0 and s > CLEAN:
+            if start is not None and warm_up > 0 and s > CLEAN:
                 warm_up -= 1
                 gradient = yield from start(move, gradient, s)
             elif self.weights == "variable":

@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from solvers.grid import Grid
-from solvers.prediction import Prediction
-from solvers.solver import Problem, Query
+from solvers.solver import Problem, Queries, Query, weighted_sum
 
 # Dormand & Prince 1980: nodes, stages (the last is the 5th-order step), and 5th minus 4th order
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
@@ -64,14 +62,14 @@ class ProbabilityFlow:
     atol: float = 1e-5
     max_calls: int = 10_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0 and self.max_calls > 0):
             raise ValueError(
                 f"rtol, atol and max_calls must be positive; got {self.rtol}, {self.atol} and"
                 f" {self.max_calls}"
             )
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process, y, times = problem.process, problem.y, list(grid.times)
         while (
             process.a(times[0]) <= 0 and len(times) > 1
@@ -87,15 +85,13 @@ class ProbabilityFlow:
         p = yield Query(x, last, editable=True)
         return process.add_noise(p.x0, p.eps, times[-1], y)
 
-    def _flow(
-        self, problem: Problem, x: Tensor, t: float, s: float
-    ) -> Generator[Query, Prediction, Tensor]:
+    def _flow(self, problem: Problem, x: Tensor, t: float, s: float) -> Queries:
         process, y, calls = problem.process, problem.y, 0
 
         def scale(time: float) -> float:
             return math.hypot(process.a(time), process.b(time))
 
-        def ask(u: Tensor, level: float) -> Generator[Query, Prediction, Tensor]:
+        def ask(u: Tensor, level: float) -> Queries:
             nonlocal calls
             calls += 1
             if calls > self.max_calls:
@@ -105,8 +101,7 @@ class ProbabilityFlow:
                 )
             time = min(max(process.time_at(-2 * level), s), t)
             kappa = process.kappa(time)
-            shift = process.c(time) * y if process.c(time) else 0
-            p = yield Query(scale(time) * u + shift, time)
+            p = yield Query(process.shifted(scale(time) * u, time, y), time)
             return kappa / math.hypot(1, kappa) * p.eps - kappa**2 / (1 + kappa**2) * u
 
         level, end = math.log(process.kappa(t)), math.log(process.kappa(s))
@@ -115,9 +110,9 @@ class ProbabilityFlow:
         while level > end:
             step = max(step, end - level)
             for node, weights in zip(NODES, STAGES, strict=True):
-                new = u + step * sum(w * k for w, k in zip(weights, slopes, strict=True))
+                new = u + step * weighted_sum(weights, slopes)
                 slopes.append((yield from ask(new, level + node * step)))
-            error = step * sum(w * k for w, k in zip(ERROR, slopes, strict=True))
+            error = step * weighted_sum(ERROR, slopes)
             allowed = self.atol + self.rtol * u.abs().maximum(new.abs())
             worst = (error / allowed).square().flatten(1).mean(1).max().sqrt().item()
             if worst <= 1:
@@ -126,4 +121,4 @@ class ProbabilityFlow:
             else:
                 slopes = slopes[:1]
             step *= min(10, max(0.2, 0.9 * max(worst, 1e-10) ** -0.2))
-        return scale(s) * u + (process.c(s) * y if process.c(s) else 0)
+        return process.shifted(scale(s) * u, s, y)

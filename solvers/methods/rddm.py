@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from solvers.grid import Grid
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
-from solvers.processes.process import CLEAN, VP, Process
-from solvers.solver import Problem, Query
+from solvers.processes.process import CLEAN, VP, Process, Table
+from solvers.solver import Problem, Queries, Query
 
 METHODS = ("res_noise", "res", "noise")
 WEIGHTS = ("increased", "decreased", "average", "normal")
@@ -42,7 +42,7 @@ class RDDM(Process):
 
     prediction_types = (*PREDICTION_TYPES, "residual", "residual_noise", "sample_noise")
 
-    def __init__(self, residual_sums, noise_sums):
+    def __init__(self, residual_sums: ArrayLike, noise_sums: ArrayLike):
         A = np.array(residual_sums, dtype=np.float64)
         A = np.where(np.abs(A - 1) < 1e-9, 1.0, A)  # sums of weights miss 1 by rounding
         if (
@@ -55,7 +55,7 @@ class RDDM(Process):
         # the later releases' first level holds no noise
         self.first = float(np.argmax(self.b_table > 0))
 
-    def _a(self, t: np.ndarray) -> np.ndarray:
+    def _a(self, t: Table) -> Table:
         return 1 - self._c(t)
 
     @classmethod
@@ -88,13 +88,17 @@ class RDDM(Process):
         """
         return cls(1 - process.a_table, process.b_table)
 
-    def predict(self, output, x, t: float, prediction_type: str, y=None) -> Prediction:
+    def predict(
+        self, output: Tensor, x: Tensor, t: float, prediction_type: str, y: Tensor | None = None
+    ) -> Prediction:
         """As :meth:`Process.predict`. Two-headed networks give a :class:`ResidualPrediction`.
 
         A noise network says nothing about the image where ``A = 1``: the degraded image stands in
         for it there.
         """
-        if y is None and (prediction_type not in PREDICTION_TYPES or self.a(t) == 0):
+        if y is None:
+            if prediction_type in PREDICTION_TYPES and self.a(t) != 0:
+                return super().predict(output, x, t, prediction_type)
             raise ValueError(
                 f"{prediction_type!r} of a residual process needs the degraded image: pass it as y"
             )
@@ -142,9 +146,7 @@ class RDDM(Process):
         return a * x0 + c * y + b * eps, torch.cat(targets[target], dim=1)
 
 
-def weights(
-    steps: int, name: str, power: float = 1.0, *, release: str = "restoration"
-) -> np.ndarray:
+def weights(steps: int, name: str, power: float = 1.0, *, release: str = "restoration") -> Table:
     """Shares of each step in a sum of 1, shape ``(steps,)``.
 
     ``increased``: proportional to ``u^power``; ``decreased``: its flip; ``average``: equal;
@@ -254,7 +256,7 @@ class RDDMSampler:
     schedule: Process | None = None
     image_at_end: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method {self.method!r} is unknown; known: {', '.join(METHODS)}")
         if not 0 <= self.eta <= 1:
@@ -264,7 +266,7 @@ class RDDMSampler:
         if (self.eta > 0) + self.ancestral + self.separate > 1:
             raise ValueError("eta, ancestral and separate exclude each other; give one")
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         y = problem.y if problem.process.holds_image else None
         if self.separate:
             for part in ("residual", "noise"):
@@ -272,19 +274,25 @@ class RDDMSampler:
             return x
         return (yield from self._pass(problem, grid, x, y, "both"))
 
-    def _pass(self, problem: Problem, grid: Grid, x: Tensor, y: Tensor | None, part: str):
+    def _pass(
+        self, problem: Problem, grid: Grid, x: Tensor, y: Tensor | None, part: str
+    ) -> Queries:
         process, strides = problem.process, self.schedule or problem.process
         for t, s in grid.pairs():
             p = yield Query(x, t, editable=True)
-            # the state as the network, or whoever corrected it, saw it
+            # 1. The state as the network, or whoever corrected it, saw it; in the paper's
+            # coordinates, where y is a part of the image.
             x = process.add_noise(p.x0, p.eps, t, y)
             if y is not None:
                 x = x - (process.a(t) + process.c(t) - 1) * y
+            # 2. Residual, noise and image by the method's rule; the last step ends on the image.
             residual, eps, x0 = self._estimates(p, x, 1 - process.a(t), process.b(t), y)
             if s == CLEAN and self.image_at_end:
                 return x0
+            # 3. Strides of residual and noise.
             dA, B, B_s = strides.a(s) - strides.a(t), strides.b(t), strides.b(s)
             ratio = B_s / B if B > 0 else 0.0
+            # 4. Remove some of both, and add fresh noise where the method does.
             if self.ancestral:
                 kept, new = ratio**2, 1 - ratio**2
                 x = kept * x + (new * (1 - strides.a(s)) - kept * dA) * residual + new * x0
@@ -297,6 +305,7 @@ class RDDMSampler:
                     x = x - (B - (B_s**2 - fresh**2) ** 0.5) * eps
             if fresh > 0:
                 x = x + fresh * problem.noise(x)
+            # 5. Back to this process's state.
             if y is not None:
                 x = x + (process.a(s) + process.c(s) - 1) * y
         return x

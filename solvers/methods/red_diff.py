@@ -5,18 +5,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from solvers.grid import Grid
-from solvers.prediction import Prediction
-from solvers.solver import Problem, Query
+from solvers.solver import Problem, Queries, Query
 
 # weight of the prior's gradient eps - n as a function of kappa = b/a
-WEIGHTINGS = {
+WEIGHTINGS: dict[str, Callable[[float], float]] = {
     "linear": lambda kappa: kappa,
     "sqrt": math.sqrt,
     "square": lambda kappa: kappa**2,
@@ -27,6 +27,19 @@ WEIGHTINGS = {
 }
 REDUCTIONS = ("sum", "mean")
 RETURNS = ("mu", "x0_pred")
+
+# ours or deepinv's: ``A``, and what else it can do
+Operator = Any
+
+
+class Measured(Protocol):
+    """What was measured, ``y``, and how."""
+
+    @property
+    def operator(self) -> Operator: ...
+
+    @property
+    def y(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +104,7 @@ class REDDiff:
             level without signal.
     """
 
-    measurement: object
+    measurement: Measured
     weighting: str = "linear"
     lam: float = 0.25
     data_weight: float = 1.0
@@ -106,7 +119,7 @@ class REDDiff:
     betas: tuple[float, float] = (0.9, 0.99)
     epsilon: float = 1e-8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (
             ("weighting", WEIGHTINGS),
             ("reduction", REDUCTIONS),
@@ -134,7 +147,7 @@ class REDDiff:
                     f" {type(self.measurement).__name__} has no {name}"
                 )
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process, operator, y = problem.process, self.measurement.operator, self.measurement.y.to(x)
         if process.a(grid.times[0]) == 0:
             raise ValueError(
@@ -191,7 +204,7 @@ def dot(u: Tensor, v: Tensor) -> Tensor:
     return (u * v).sum((1, 2, 3), keepdim=True)
 
 
-def first_estimate(operator, y: Tensor, sigma: float) -> Tensor:
+def first_estimate(operator: Operator, y: Tensor, sigma: float) -> Tensor:
     """``A^+ y``, the authors' start; for noisy linear data ``(A^H A + sigma^2 I)^-1 A^H y``: the
     inverse of a blur drowns in noise.
     """
@@ -205,7 +218,7 @@ def first_estimate(operator, y: Tensor, sigma: float) -> Tensor:
     return operator.A_dagger(y)
 
 
-def data_gradient(operator, x: Tensor, y: Tensor) -> Tensor:
+def data_gradient(operator: Operator, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of ``|A x - y|^2 / 2``: ``J_A^T (A x - y)``, by the operator's own rule or by
     automatic differentiation.
     """
@@ -226,12 +239,14 @@ class Adam:
 
     def __init__(self, betas: tuple[float, float], epsilon: float):
         self.betas, self.epsilon = betas, epsilon
-        self.step, self.mean, self.square = 0, 0.0, 0.0
+        self.step = 0
+        self.mean: float | Tensor = 0.0
+        self.square: float | Tensor = 0.0
 
     def direction(self, gradient: Tensor) -> Tensor:
         first, second = self.betas
         self.step += 1
-        self.mean = first * self.mean + (1 - first) * gradient
-        self.square = second * self.square + (1 - second) * gradient**2
-        root = (self.square / (1 - second**self.step)).sqrt()
-        return self.mean / (1 - first**self.step) / (root + self.epsilon)
+        self.mean = mean = first * self.mean + (1 - first) * gradient
+        self.square = square = second * self.square + (1 - second) * gradient**2
+        root = (square / (1 - second**self.step)).sqrt()
+        return mean / (1 - first**self.step) / (root + self.epsilon)

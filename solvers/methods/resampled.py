@@ -4,16 +4,13 @@ al. 2022, Wang et al. 2023.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from solvers.grid import Grid
 from solvers.methods.ddim import DDIM
-from solvers.prediction import Prediction
-from solvers.processes.process import Process
-from solvers.solver import Problem, Query, Solver
+from solvers.solver import Problem, Queries, Solver, keeps_history
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Resampled:
     jump: int = 10
     repeats: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.jump < 1 or self.repeats < 1:
             raise ValueError(
                 f"jump and repeats must be at least 1; got {self.jump} and {self.repeats}"
@@ -55,9 +52,9 @@ class Resampled:
     @property
     def keeps_history(self) -> bool:
         """As the solver that walks down."""
-        return getattr(self.solver, "keeps_history", False)
+        return keeps_history(self.solver)
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         for first in range(0, len(grid), self.jump):
             stretch = Grid(grid.times[first : first + self.jump + 1])
             for again in range(self.repeats):
@@ -73,13 +70,10 @@ def noise_up(problem: Problem, x: Tensor, s: float, t: float) -> Tensor:
     Raises:
         ValueError: ``x_s`` has no signal, so it can't be scaled.
     """
-    process: Process = problem.process
+    process, y = problem.process, problem.y
     if process.a(s) == 0:
         raise ValueError(f"level t={s} has no signal to go back up from")
     ratio = process.a(t) / process.a(s)
-    shift_s, shift_t = process.c(s), process.c(t)
-    x = x - shift_s * problem.y if shift_s else x
-    x = ratio * x + max(
-        process.b(t) ** 2 - (ratio * process.b(s)) ** 2, 0.0
-    ) ** 0.5 * problem.noise(x)
-    return x + shift_t * problem.y if shift_t else x
+    fresh = max(process.b(t) ** 2 - (ratio * process.b(s)) ** 2, 0.0) ** 0.5
+    x = ratio * process.unshifted(x, s, y) + fresh * problem.noise(x)
+    return process.shifted(x, t, y)

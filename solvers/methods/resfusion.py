@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from solvers.grid import Grid
 from solvers.prediction import PREDICTION_TYPES, Prediction
-from solvers.processes.process import CLEAN, Process, evaluate, log_linear
-from solvers.solver import Problem, Query
+from solvers.processes.process import CLEAN, Process, Table, Times, evaluate, log_linear
+from solvers.solver import Problem, Queries, Query
 
 SCHEDULES = ("linear", "cosine")
 TARGETS = ("resnoise", "sample", "residual")
@@ -48,7 +48,7 @@ class Resfusion(Process):
 
     prediction_types = (*PREDICTION_TYPES, "residual", "resnoise")
 
-    def __init__(self, alphas_cumprod, noise_scale: float = 1.0):
+    def __init__(self, alphas_cumprod: ArrayLike, noise_scale: float = 1.0):
         abar = np.array(alphas_cumprod, dtype=np.float64)
         if (
             abar.ndim != 1
@@ -87,28 +87,30 @@ class Resfusion(Process):
         abar = truncated(schedule, steps)
         return cls(abar[: 1 + np.argmin(np.abs(np.sqrt(abar) - 0.5))], noise_scale)
 
-    def _q(self, t: np.ndarray) -> np.ndarray:
+    def _q(self, t: Table) -> Table:
         return log_linear(t, self.root_table, 1.0)
 
-    def _a(self, t: np.ndarray) -> np.ndarray:
+    def _a(self, t: Table) -> Table:
         return 2 * self._q(t) - 1
 
-    def _b(self, t: np.ndarray) -> np.ndarray:
+    def _b(self, t: Table) -> Table:
         return self.noise_scale * np.sqrt(-np.expm1(2 * np.log(self._q(t))))
 
-    def _c(self, t: np.ndarray) -> np.ndarray:
+    def _c(self, t: Table) -> Table:
         return 1 - self._q(t)
 
-    def _g(self, t: np.ndarray) -> np.ndarray:
+    def _g(self, t: Table) -> Table:
         return (
             self._b(t) / self.noise_scale**2 / (1 + self._q(t) / self._q(np.maximum(t - 1, CLEAN)))
         )
 
-    def resnoise_weight(self, t):
+    def resnoise_weight(self, t: Times) -> Times:
         """``g``, the residual's share in ``resnoise``, at one time or a tensor of times."""
         return evaluate(self._g, t, self.end)
 
-    def predict(self, output, x, t: float, prediction_type: str, y=None) -> Prediction:
+    def predict(
+        self, output: Tensor, x: Tensor, t: float, prediction_type: str, y: Tensor | None = None
+    ) -> Prediction:
         if prediction_type not in ("residual", "resnoise"):
             return super().predict(output, x, t, prediction_type, y)
         if y is None:
@@ -144,7 +146,7 @@ class Resfusion(Process):
         )
 
 
-def truncated(schedule: str, steps: int) -> np.ndarray:
+def truncated(schedule: str, steps: int) -> Table:
     """``abar`` of the released schedules, shape ``(L,)``.
 
     ``linear``: ``beta`` from ``0.1/steps`` to ``20/steps``; ``cosine``: Improved DDPM's with betas
@@ -168,9 +170,9 @@ def truncated(schedule: str, steps: int) -> np.ndarray:
     else:
         f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
-    abar = np.cumprod(1 - betas)
+    abar: np.ndarray = np.cumprod(1 - betas)
     k = int(np.argmax(abar <= 0.25))  # betas above 1 come only after this
-    return np.append(abar[:k], 0.25) if 0.5 - np.sqrt(abar[k]) > 0.01 else abar
+    return np.concatenate([abar[:k], [0.25]]) if 0.5 - np.sqrt(abar[k]) > 0.01 else abar
 
 
 @dataclass(frozen=True)
@@ -206,13 +208,13 @@ class ResfusionSampler:
     eta: float = 1.0
     clip: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1]; got {self.eta}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive, or None for no limit; got {self.clip}")
 
-    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Generator[Query, Prediction, Tensor]:
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process = problem.process
         for t, s in grid.pairs():
             p = yield Query(x, t, editable=True)

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from solvers.processes.process import Process
+from solvers.processes.process import Process, Table
 
 
 class Continuous(Process):
@@ -42,10 +42,10 @@ class Continuous(Process):
     def __len__(self) -> int:
         raise TypeError("a continuous process has no number of levels; its noisiest time is `end`")
 
-    def _key(self) -> tuple:
+    def _key(self) -> tuple[object, ...]:
         return tuple(sorted(vars(self).items()))
 
-    def _c(self, t: np.ndarray) -> np.ndarray:
+    def _c(self, t: Table) -> Table:
         return np.zeros_like(t)
 
 
@@ -59,10 +59,10 @@ class VE(Continuous):
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
         super().__init__(sigma_min, sigma_max)
 
-    def _a(self, t: np.ndarray) -> np.ndarray:
+    def _a(self, t: Table) -> Table:
         return np.ones_like(t)
 
-    def _b(self, t: np.ndarray) -> np.ndarray:
+    def _b(self, t: Table) -> Table:
         return np.maximum(t, 0)
 
     def time_at(self, log_snr: float) -> float:
@@ -90,14 +90,14 @@ class ContinuousVP(Continuous):
             )
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
 
-    def _log_a(self, t: np.ndarray) -> np.ndarray:
+    def _log_a(self, t: Table) -> Table:
         t = np.maximum(t, 0)
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
-    def _a(self, t: np.ndarray) -> np.ndarray:
+    def _a(self, t: Table) -> Table:
         return np.exp(self._log_a(t))
 
-    def _b(self, t: np.ndarray) -> np.ndarray:
+    def _b(self, t: Table) -> Table:
         return np.sqrt(-np.expm1(2 * self._log_a(t)))
 
     def time_at(self, log_snr: float) -> float:

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from solvers.prediction import Prediction
 from solvers.processes.process import Process
+from solvers.solver import DenoiserLike
 
 
 @dataclass(frozen=True)
 class LevelMatched:
-    """A denoiser of one process answering for another, at the level with the same log-SNR (DESIGN
-    3.1).
+    """A denoiser of one process answering for another, at the level with the same log-SNR
+    (docs/design.md, "One process").
 
     With ``z = (x - c y)/sqrt(a^2 + b^2)`` the estimate E[x0 | z, y] depends on t only through a/b.
     The state shown to the denoiser holds its own process's share of ``y``. Levels beyond the native
@@ -26,7 +27,7 @@ class LevelMatched:
         y: the degraded image, where one of the two processes holds it.
     """
 
-    denoiser: object
+    denoiser: DenoiserLike
     process: Process
     y: Tensor | None = None
 

@@ -8,13 +8,21 @@ a Python float.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from solvers.prediction import PREDICTION_TYPES, Prediction
 
 CLEAN = -1.0
+
+Table = NDArray[np.float64]
+# one time, or a tensor of times
+Times = TypeVar("Times", float, Tensor)
 
 
 class Process:
@@ -42,7 +50,7 @@ class Process:
     first: float = 0.0
     prediction_types: tuple[str, ...] = PREDICTION_TYPES
 
-    def __init__(self, a_table, b_table, c_table=None):
+    def __init__(self, a_table: ArrayLike, b_table: ArrayLike, c_table: ArrayLike | None = None):
         self.a_table, self.b_table = _table("a_table", a_table), _table("b_table", b_table)
         self.c_table = _table(
             "c_table", np.zeros_like(self.a_table) if c_table is None else c_table
@@ -73,12 +81,14 @@ class Process:
         """Whether the degraded image ``y`` is part of the state at some time."""
         return bool(self.c_table.any())
 
-    def _key(self) -> tuple:
+    def _key(self) -> tuple[object, ...]:
         """What makes two processes of one class equal."""
         return self.a_table.tobytes(), self.b_table.tobytes(), self.c_table.tobytes()
 
-    def __eq__(self, other) -> bool:
-        return type(self) is type(other) and self._key() == other._key()
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Process) and type(self) is type(other) and self._key() == other._key()
+        )
 
     def __hash__(self) -> int:
         return hash((type(self), *self._key()))
@@ -86,25 +96,25 @@ class Process:
     # -- coefficients ------------------------------------------------------------------------------
     # Each takes a float and returns a float, or takes a tensor of times and returns a float64 CPU t
 
-    def a(self, t):
+    def a(self, t: Times) -> Times:
         """Signal coefficient at time ``t`` in ``[-1, end]``."""
         return evaluate(self._a, t, self.end)
 
-    def b(self, t):
+    def b(self, t: Times) -> Times:
         """Noise coefficient at time ``t`` in ``[-1, end]``."""
         return evaluate(self._b, t, self.end)
 
-    def c(self, t):
+    def c(self, t: Times) -> Times:
         """Coefficient of the degraded image at time ``t`` in ``[-1, end]``."""
         return evaluate(self._c, t, self.end)
 
-    def _a(self, t: np.ndarray) -> np.ndarray:
+    def _a(self, t: Table) -> Table:
         return log_linear(t, self.a_table, 1.0)
 
-    def _b(self, t: np.ndarray) -> np.ndarray:
+    def _b(self, t: Table) -> Table:
         return np.sqrt(_linear(t, self.b_table**2, 0.0))
 
-    def _c(self, t: np.ndarray) -> np.ndarray:
+    def _c(self, t: Table) -> Table:
         return _linear(t, self.c_table, 0.0)
 
     def kappa(self, t: float) -> float:
@@ -123,7 +133,8 @@ class Process:
         """The (real) time in ``[-1, end]`` with this log-SNR; the nearest end of the process where
         it has none.
 
-        This is how a network trained under one process answers a query of another (DESIGN 3.1).
+        This is how a network trained under one process answers a query of another
+        (docs/design.md, "One process").
         """
         lo, hi = CLEAN, self.end
         if log_snr >= self.log_snr(lo):
@@ -133,31 +144,27 @@ class Process:
         for _ in range(
             9
         ):  # log-SNR decreases with t; each round keeps one 64th, down to the spacing of floats
-            t = np.linspace(lo, hi, 65)
+            times = np.linspace(lo, hi, 65)
             with np.errstate(divide="ignore"):
                 k = int(
                     np.argmax(
-                        2 * (np.log(np.maximum(self._a(t), 0)) - np.log(self._b(t))) < log_snr
+                        2 * (np.log(np.maximum(self._a(times), 0)) - np.log(self._b(times)))
+                        < log_snr
                     )
                 )
             if k == 0:  # rounding left no point below
                 break
-            lo, hi = float(t[k - 1]), float(t[k])
+            lo, hi = float(times[k - 1]), float(times[k])
         t = 0.5 * (lo + hi)
         return float(round(t)) if abs(t - round(t)) < 1e-9 else t
 
     # -- states ------------------------------------------------------------------------------------
 
-    def add_noise(self, x0, eps, t: float, y=None):
+    def add_noise(self, x0: Tensor, eps: Tensor, t: float, y: Tensor | None = None) -> Tensor:
         """``a x0 + c y + b eps`` at one time for the whole batch; all tensors share one shape."""
-        x, c = self.a(t) * x0 + self.b(t) * eps, self.c(t)
-        if c == 0:
-            return x
-        if y is None:
-            raise ValueError("this process holds the degraded image: pass it as y")
-        return x + c * y
+        return self.shifted(self.a(t) * x0 + self.b(t) * eps, t, y)
 
-    def start(self, y, eps):
+    def start(self, y: Tensor, eps: Tensor) -> Tensor:
         """The noisiest state that can be built from the degraded image alone: ``(a + c) y + b eps``
         at ``end``.
 
@@ -165,7 +172,9 @@ class Process:
         """
         return self.add_noise(y, eps, self.end, y)
 
-    def predict(self, output, x, t: float, prediction_type: str, y=None) -> Prediction:
+    def predict(
+        self, output: Tensor, x: Tensor, t: float, prediction_type: str, y: Tensor | None = None
+    ) -> Prediction:
         """What a network's ``output`` says about the state ``x = a x0 + c y + b eps`` it saw at
         time ``t``.
 
@@ -180,7 +189,7 @@ class Process:
             output, self.unshifted(x, t, y), self.a(t), self.b(t), prediction_type
         )
 
-    def unshifted(self, x, t: float, y=None):
+    def unshifted(self, x: Tensor, t: float, y: Tensor | None = None) -> Tensor:
         """``x - c y``."""
         c = self.c(t)
         if c == 0:
@@ -189,7 +198,18 @@ class Process:
             raise ValueError("this process holds the degraded image: pass it as y")
         return x - c * y
 
-    def transfer(self, x, eps, t: float, s: float, y=None):
+    def shifted(self, x: Tensor, t: float, y: Tensor | None = None) -> Tensor:
+        """``x + c y``."""
+        c = self.c(t)
+        if c == 0:
+            return x
+        if y is None:
+            raise ValueError("this process holds the degraded image: pass it as y")
+        return x + c * y
+
+    def transfer(
+        self, x: Tensor, eps: Tensor, t: float, s: float, y: Tensor | None = None
+    ) -> Tensor:
         """Move ``x`` from ``t`` to ``s`` along a fixed noise ``eps`` without forming ``x0`` (PNDM's
         phi).
 
@@ -205,11 +225,11 @@ class Process:
             raise ValueError(
                 f"level t={t} has no signal left; the first move must use the predicted image"
             )
-        shifted = y is not None and (self.c(t) != 0 or self.c(s) != 0)
-        if shifted:
-            x = x - self.c(t) * y
+        if y is None or (self.c(t) == 0 and self.c(s) == 0):
+            return (a_s / a_t) * x + a_s * (self.kappa(s) - self.kappa(t)) * eps
+        x = x - self.c(t) * y
         x = (a_s / a_t) * x + a_s * (self.kappa(s) - self.kappa(t)) * eps
-        return x + self.c(s) * y if shifted else x
+        return x + self.c(s) * y
 
 
 class VP(Process):
@@ -220,55 +240,55 @@ class VP(Process):
             0 means zero terminal SNR.
     """
 
-    def __init__(self, alphas_cumprod):
+    def __init__(self, alphas_cumprod: ArrayLike):
         abar = _table("alphas_cumprod", alphas_cumprod)
         if (abar < 0).any() or (abar >= 1).any() or (np.diff(abar) >= 0).any():
             raise ValueError("alphas_cumprod must decrease strictly and lie in [0, 1)")
         self.alphas_cumprod = abar
         super().__init__(np.sqrt(abar), np.sqrt(1 - abar))
 
-    def _b(self, t: np.ndarray) -> np.ndarray:
+    def _b(self, t: Table) -> Table:
         # 1 - a^2 through expm1 of log a^2: no cancellation close to the clean level
         with np.errstate(divide="ignore"):
             return np.sqrt(-np.expm1(2 * np.log(self._a(t))))
 
     @classmethod
-    def from_betas(cls, betas, zero_terminal_snr: bool = False) -> VP:
+    def from_betas(cls, betas: ArrayLike, zero_terminal_snr: bool = False) -> VP:
         """From ``beta_t``, shape ``(T,)``, each in ``(0, 1)``; optionally rescaled to zero terminal
         SNR (Lin et al. 2024, alg. 1).
 
         The last ``beta`` may be 1: zero terminal SNR as it stands.
         """
-        betas = np.asarray(betas, dtype=np.float64)
+        rates = np.asarray(betas, dtype=np.float64)
         if (
-            betas.ndim != 1
-            or betas.size == 0
-            or not ((betas > 0) & (betas <= 1)).all()
-            or (betas[:-1] == 1).any()
+            rates.ndim != 1
+            or rates.size == 0
+            or not ((rates > 0) & (rates <= 1)).all()
+            or (rates[:-1] == 1).any()
         ):
             raise ValueError(
                 "betas must be a table (T,) with values in (0, 1); only the last may be 1"
             )
-        abar = np.cumprod(1 - betas)
+        abar = np.cumprod(1 - rates)
         if zero_terminal_snr:
             root = np.sqrt(abar)
             abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         return cls(abar)
 
     @classmethod
-    def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02, **kwargs) -> VP:
+    def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02, **kwargs: bool) -> VP:
         """DDPM's schedule: ``beta`` linear from ``start`` to ``end``."""
         return cls.from_betas(np.linspace(start, end, T), **kwargs)
 
     @classmethod
     def scaled_linear(
-        cls, T: int = 1000, start: float = 8.5e-4, end: float = 0.012, **kwargs
+        cls, T: int = 1000, start: float = 8.5e-4, end: float = 0.012, **kwargs: bool
     ) -> VP:
         """Latent diffusion's schedule: ``sqrt(beta)`` linear."""
         return cls.from_betas(np.linspace(start**0.5, end**0.5, T) ** 2, **kwargs)
 
     @classmethod
-    def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999, **kwargs) -> VP:
+    def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999, **kwargs: bool) -> VP:
         """Improved DDPM's schedule: ``abar = cos^2`` with offset ``s`` and betas capped at
         ``max_beta``.
         """
@@ -276,7 +296,7 @@ class VP(Process):
         return cls.from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), **kwargs)
 
     @classmethod
-    def from_diffusers(cls, config: dict) -> VP:
+    def from_diffusers(cls, config: Mapping[str, Any]) -> VP:
         """From a diffusers scheduler config (``beta_schedule``, ``beta_start``, ``trained_betas``,
         ``rescale_betas_zero_snr`` ...).
 
@@ -310,7 +330,7 @@ class StepIndexed(VP):
     for ``t`` in ``[-1, T-2]``.
     """
 
-    def _a(self, t: np.ndarray) -> np.ndarray:
+    def _a(self, t: Table) -> Table:
         index = np.floor(t).astype(int) + 1
         if (index >= len(self)).any():
             raise ValueError(f"step-indexed levels exist for t <= {len(self) - 2}; got t={t.max()}")
@@ -323,7 +343,7 @@ class StepIndexed(VP):
         return float(np.argmin(np.abs(levels - log_snr)) - 1) if log_snr < levels[0] else CLEAN
 
 
-def _table(name: str, values) -> np.ndarray:
+def _table(name: str, values: ArrayLike) -> Table:
     table = np.array(values, dtype=np.float64)
     if table.ndim != 1 or table.size == 0 or not np.isfinite(table).all():
         raise ValueError(
@@ -333,23 +353,19 @@ def _table(name: str, values) -> np.ndarray:
     return table
 
 
-def evaluate(f, t, end: float):
-    values = np.asarray(t.detach().cpu() if isinstance(t, torch.Tensor) else t, dtype=np.float64)
+def evaluate(f: Callable[[Table], Table], t: Times, end: float) -> Times:
+    values = np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=np.float64)
     if not ((values >= CLEAN) & (values <= end)).all():
         raise ValueError(f"time must lie in [-1, {end:g}]; got {t}")
     out = f(np.atleast_1d(values))
-    return (
-        torch.from_numpy(out.reshape(values.shape))
-        if isinstance(t, torch.Tensor)
-        else float(out[0])
-    )
+    return torch.from_numpy(out.reshape(values.shape)) if isinstance(t, Tensor) else float(out[0])
 
 
-def _linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
+def _linear(t: Table, table: Table, clean: float) -> Table:
     return np.interp(t, np.arange(-1, table.size), np.concatenate([[clean], table]))
 
 
-def log_linear(t: np.ndarray, table: np.ndarray, clean: float) -> np.ndarray:
+def log_linear(t: Table, table: Table, clean: float) -> Table:
     full = np.concatenate([[clean], table])
     k = np.clip(np.floor(t).astype(int) + 1, 0, full.size - 2)
     w = t - (k - 1)

@@ -20,7 +20,8 @@ from export.graphs.qdq import insert_qdq, weighted_nodes
 from export.parity import Limits, verify
 from export.runtime.providers import Placement, count_kernels, fallen_back
 from export.runtime.session import OnnxNetwork, Session
-from quant.quantize import QuantLayer, quantize
+from quant.network import QuantLayer
+from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from solvers.denoiser import Denoiser
 from solvers.interop.description import describe

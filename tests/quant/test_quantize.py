@@ -12,7 +12,8 @@ from torch import nn
 
 from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 from quant.files import load_quantized, save_quantized
-from quant.quantize import quantizable_layers, quantize, set_scales, weight_scales
+from quant.network import quantizable_layers, set_scales, weight_scales
+from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from quant.sensitivity import sensitivity
 from quant.temporal.table import sinusoids, step_network, temporal_block, temporal_table

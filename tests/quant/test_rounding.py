@@ -20,8 +20,9 @@ from export.exporter import export_bundle
 from export.runtime.session import OnnxNetwork
 from quant.calibration.trajectory import network_hash
 from quant.files import load_quantized, save_quantized
+from quant.network import quantizable_layers, structured
 from quant.packing import network_bytes, pack_nibbles, unpack_nibbles
-from quant.quantize import quantizable_layers, quantize, structured
+from quant.quantize import quantize
 from quant.ranges.measure import measure_ranges
 from quant.recipe import PRESETS, QuantRecipe, Reconstruction
 from quant.rounding.reconstruction import LearnedLayer, fake_quantize

@@ -19,7 +19,7 @@ from restoration.operators.measurement import Measurement
 from restoration.operators.separable import BlockMean, Blur, gaussian_kernel
 from restoration.photo.lift import push_pull
 from restoration.posterior import CORRECTIONS
-from restoration.task import sample
+from restoration.task import Run, sample
 from solvers import GRIDS, SOLVERS, solver_by_name, trailing
 from toolbox import load
 from toolbox.api import ZOO
@@ -74,13 +74,8 @@ def restore(solver, correction, operator, backend, steps=STEPS, grid="trailing")
     )
     corrected = CORRECTIONS[correction](shown, own, **OPTIONS.get(correction, {}))
     levels = GRIDS[grid](denoiser.process, steps)
-    return sample(
-        corrected,
-        (3, SIDE, SIDE),
-        levels,
-        solver_by_name(solver),
-        finish=lambda x: denoiser.to_unit(x).clamp(0, 1),
-    ).mean
+    finish = lambda x: denoiser.to_unit(x).clamp(0, 1)  # noqa: E731
+    return sample(Run(corrected, solver_by_name(solver), levels, (3, SIDE, SIDE), finish)).mean
 
 
 def psnr(image):

@@ -2,7 +2,7 @@
 against closed forms.
 
 The images are a Gaussian mixture, the degraded image is ``y = x0 + s n``, so ``p(x0 | y)`` is a
-mixture too and its exact denoiser is the conditional network that DESIGN's level matching asks for.
+mixture too and its exact denoiser is the conditional network that level matching asks for.
 """
 
 import math

@@ -12,9 +12,11 @@ from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 
 from export.exporter import export_restorer_bundle
 from export.graphs.restorer import export_restorer, run_job
+from export.jobs.base import ordered, quantile
 from export.jobs.hyperspectral import EigenImageJob
 from export.jobs.mri import MRIJob
-from export.jobs.photo import LinearJob, PairedJob, ordered, quantile
+from export.jobs.paired import PairedJob
+from export.jobs.photo import LinearJob
 from export.runtime.providers import open_session
 from export.runtime.session import Restorer
 from quant.calibration.trajectory import record

@@ -40,7 +40,7 @@ class LinearCase:
 
     name: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         kind, _, amount = self.name.partition(":")
         try:
             value = float(amount)

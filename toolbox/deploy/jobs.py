@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.jobs.photo import InpaintingJob, Job, LinearJob, PairedJob
+from export.jobs.base import Job
+from export.jobs.paired import PairedJob
+from export.jobs.photo import InpaintingJob, LinearJob
 from restoration.io.folders import find_pairs, picture_crops, read_pair
 from restoration.io.images import read_image
 from restoration.operators.linear import Denoising

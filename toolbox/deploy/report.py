@@ -5,6 +5,7 @@ pictures, in bytes.
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from solvers import solver_by_name
 from solvers.files import check_outputs
 from toolbox.api import float_model
 from toolbox.support.html import check_report, html_table, picture, write_report
-from toolbox.support.pictures import chart
+from toolbox.support.sheets import chart
 
 
 def run_report(
@@ -165,24 +166,22 @@ def _restored(
     } | means
 
 
+def _curve(sheets: dict[str, np.ndarray], name: str, title: str, values: dict[str, float]) -> str:
+    """The HTML of a curve; a table where matplotlib (extra ``plots``) isn't installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return html_table((title, ""), list(values.items()))
+    sheets[name] = chart(title, list(values), list(values.values()))
+    return f'<p><img src="{name}" alt="{title}"></p>'
+
+
 def _write(
     out: Path, name: str, figures: dict, shown: list[str], sheets: dict[str, np.ndarray]
 ) -> None:
-    times = figures["timesteps"]
-    sheets["timesteps.png"] = chart(
-        "relative error of the network's output",
-        [f"{r['t']:g}" for r in times],
-        {"quantized": [r["error"] for r in times]},
-    )
-    body = ['<p><img src="timesteps.png" alt="error by timestep"></p>']
+    errors = {f"{r['t']:g}": r["error"] for r in figures["timesteps"]}
+    body = [_curve(sheets, "timesteps.png", "relative error of the network's output", errors)]
     if "chain" in figures:
-        steps = figures["chain"]
-        sheets["chain.png"] = chart(
-            "relative error of the image estimate",
-            [str(r["step"]) for r in steps],
-            {"chain": [r["error"] for r in steps]},
-        )
-        body.append('<p><img src="chain.png" alt="error along the chain"></p>')
+        errors = {str(r["step"]): r["error"] for r in figures["chain"]}
+        body.append(_curve(sheets, "chain.png", "relative error of the image estimate", errors))
         means = [
             (key, figures[key])
             for key in (

@@ -16,7 +16,7 @@ from restoration.photo.masks import make_mask
 from solvers import solver_by_name
 from solvers.files import check_marked, check_outputs, replace_marked_folder
 from toolbox.api import ZOO, load
-from toolbox.support.pictures import heat, sheet
+from toolbox.support.sheets import heat, sheet
 
 KIND = "demo"
 PHOTO = ZOO / "demo" / "chelsea.png"

@@ -11,7 +11,7 @@ import numpy as np
 
 from restoration.io.images import Photo, write_image
 from solvers.files import check_marked, replace_marked_folder
-from toolbox.support.pictures import sheet
+from toolbox.support.sheets import sheet
 
 STYLE = (
     "body{font-family:sans-serif;margin:2em}td,th{padding:.2em 1em;text-align:right}"

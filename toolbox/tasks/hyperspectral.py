@@ -147,7 +147,7 @@ def quick_look(cube: Cube, result: RestoredCube) -> np.ndarray:
     """A picture ``(3, H', W')`` in [0, 1]: three bands before and after, and the spectra of three
     pixels.
     """
-    from toolbox.support.pictures import sheet
+    from toolbox.support.sheets import sheet
 
     bands = list(rgb_bands(cube))
     # block by block: the cube may be larger than memory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
 from toolbox.api import load
-from toolbox.support.pictures import heat
+from toolbox.support.sheets import heat
 
 
 def run_inpainting(
@@ -148,18 +147,8 @@ def run_linear(
         if not sigma > 1e-4:
             raise ValueError(f"{image} shows no noise to estimate; give --sigma")
     if task == "superresolve":
-        factor = int(amount)
-        if factor != amount or not 2 <= factor <= 8:
-            raise ValueError(f"the factor must be a whole number from 2 to 8; got {amount:g}")
-        size = tuple(factor * n for n in size)
-        if math.prod(size) > MAX_PIXELS:
-            raise ValueError(
-                f"the result would have {math.prod(size):,} pixels; at most {MAX_PIXELS:,} are"
-                " accepted"
-            )
-        if kernel not in ("block", "bicubic"):
-            raise ValueError(f"kernel {kernel!r} is unknown; known: block, bicubic")
-        operator = {"block": BlockMean, "bicubic": Bicubic}[kernel](size, factor)
+        operator = enlargement(size, amount, kernel)
+        size, factor = tuple(int(amount) * n for n in size), int(amount)
         if photo.alpha is not None:
             alpha = torch.from_numpy(photo.alpha)[None, None].float()
             photo = replace(photo, alpha=enlarge(alpha, factor, size)[0, 0].clamp(0, 1).numpy())
@@ -200,6 +189,24 @@ def run_linear(
         "sigma": sigma,
     }
     return _write(image, out, photo, result, spread_file, truth, {"task": task} | settings)
+
+
+def enlargement(size: tuple[int, int], factor: float, kernel: str) -> BlockMean | Bicubic:
+    """The operator that made a picture of ``size (H, W)`` from one ``factor`` times as large.
+
+    Raises:
+        ValueError: a factor or a kernel that is not known, or a result that is too large.
+    """
+    if factor != int(factor) or not 2 <= factor <= 8:
+        raise ValueError(f"the factor must be a whole number from 2 to 8; got {factor:g}")
+    if kernel not in ("block", "bicubic"):
+        raise ValueError(f"kernel {kernel!r} is unknown; known: block, bicubic")
+    height, width = (int(factor) * n for n in size)
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"the result would have {height * width:,} pixels; at most {MAX_PIXELS:,} are accepted"
+        )
+    return {"block": BlockMean, "bicubic": Bicubic}[kernel]((height, width), int(factor))
 
 
 def _truth(reference: Path | None, shape: tuple[int, int, int]) -> np.ndarray | None:

@@ -24,7 +24,7 @@ from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
 from restoration.photo.masks import KINDS, MISSING, make_mask
-from restoration.task import sample
+from restoration.task import Run, sample
 from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.solver import Solver
@@ -66,7 +66,8 @@ class Restorations:
         d, seed = self.denoiser, self.seed + k
         grid = GRIDS[self.grid](d.process, steps)
         if self.task == "generate":
-            sample(d, (image_channels(d), self.side, self.side), grid, self.solver, seed=seed)
+            shape = (image_channels(d), self.side, self.side)
+            sample(Run(d, self.solver, grid, shape), seed=seed)
             return
         image = self.picture(number)
         generator = torch.Generator().manual_seed(seed)

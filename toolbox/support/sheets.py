@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -48,41 +50,25 @@ def sheet(
     return np.asarray(canvas).transpose(2, 0, 1).astype(np.float32) / 255
 
 
-def chart(
-    title: str, x: list[str], series: dict[str, list[float]], width: int = 720, height: int = 320
-) -> np.ndarray:
-    """Curves over named places, as ``(3, H, W)`` in [0, 1]: one line per series, linear axis from
-    0.
+def chart(title: str, x: Sequence[str], values: Sequence[float]) -> np.ndarray:
+    """A curve over named places from 0, as ``(3, H, W)`` in [0, 1].
 
     Raises:
-        ValueError: a series of another length than ``x``, or values that are negative or not
-            finite.
+        ValueError: another number of values than places, or values that are negative or not finite.
+        ImportError: matplotlib isn't installed (extra ``plots``).
     """
-    for name, values in series.items():
-        if len(values) != len(x) or not np.isfinite(values).all() or min(values, default=0) < 0:
-            raise ValueError(f"series {name!r} must hold {len(x)} finite values >= 0")
-    font = ImageFont.load_default(size=13)
-    canvas = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(canvas)
-    left, top, right, bottom = 70, 34, width - 150, height - 34
-    most = max((max(values, default=0) for values in series.values()), default=0) or 1.0
-    draw.text((left, 8), title, fill="black", font=font)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        level = bottom - share * (bottom - top)
-        draw.line([(left, level), (right, level)], fill=(220, 220, 220))
-        draw.text((6, level - 8), f"{share * most:.3g}", fill="black", font=font)
-    places = [left + (right - left) * k / max(len(x) - 1, 1) for k in range(len(x))]
-    stride = max(1, -(-len(x) // 12))
-    for place, name in list(zip(places, x, strict=True))[::stride]:
-        draw.text((place - 4 * len(name), bottom + 8), name, fill="black", font=font)
-    for k, (name, values) in enumerate(series.items()):
-        shade = tuple(int(255 * v) for v in _COLOURS[1 + k % 3])
-        points = [
-            (place, bottom - value / most * (bottom - top))
-            for place, value in zip(places, values, strict=True)
-        ]
-        draw.line(points, fill=shade, width=2)
-        for px, py in points:
-            draw.ellipse([px - 2, py - 2, px + 2, py + 2], fill=shade)
-        draw.text((right + 10, top + 18 * k), name, fill=shade, font=font)
-    return np.asarray(canvas).transpose(2, 0, 1).astype(np.float32) / 255
+    if len(values) != len(x) or not np.isfinite(values).all() or min(values, default=0) < 0:
+        raise ValueError(f"a chart of {len(x)} places takes as many finite values >= 0")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot(title=title)
+    axes.plot(x, values, marker=".")
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(x[:: max(1, -(-len(x) // 12))])
+    axes.grid(alpha=0.4)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
+    return np.ascontiguousarray(drawn.transpose(2, 0, 1)).astype(np.float32) / 255
