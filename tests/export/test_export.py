@@ -270,13 +270,15 @@ def test_shifted_unsigned_grid_computes_the_same():
 
 
 def _run_unoptimised(model, x):
-    import onnxruntime
+    level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _run(model.SerializeToString(), {"x": x}, graph_optimization_level=level)
 
+
+def _run(data, feed, **settings):
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=CPU).run(
-        None, {"x": x}
-    )[0]
+    for name, value in {"intra_op_num_threads": 1, **settings}.items():
+        setattr(options, name, value)
+    return onnxruntime.InferenceSession(data, options, providers=CPU).run(None, feed)[0]
 
 
 def test_attention_layers_are_found_and_quantized():
@@ -309,6 +311,7 @@ def test_the_last_convolution_may_be_quantized_too(denoiser, calibration):
     assert errors[1] == pytest.approx(errors[0], rel=0.1)
 
 
+@pytest.mark.long
 def test_attention_becomes_one_operator_on_cpus_only():
     denoiser = tiny_denoiser(attention=True)
     quantized = quantize(denoiser.network, recording(denoiser, steps=2)[0])
@@ -335,10 +338,7 @@ def test_attention_becomes_one_operator_on_cpus_only():
         np.float32([3, 50]),
     )
     outputs = [
-        onnxruntime.InferenceSession(m.SerializeToString(), providers=CPU).run(
-            None, {"x": x, "t": t}
-        )[0]
-        for m in (ir.to_proto(plain), models["float"])
+        _run(m.SerializeToString(), {"x": x, "t": t}) for m in (ir.to_proto(plain), models["float"])
     ]
     np.testing.assert_allclose(*outputs, atol=2e-5)
 
@@ -411,7 +411,7 @@ def test_shifted_codes_compute_the_same():
     outputs = []
     for data in (plain, shifted):
         feed = {"x": x}
-        outputs.append(onnxruntime.InferenceSession(data, providers=CPU).run(None, feed)[0])
+        outputs.append(_run(data, feed))
         assert {p.op: p.count for p in count_kernels(data, CPU, feed)}["QLinearConv"] == 1
     np.testing.assert_array_equal(*outputs)
     assert shift_codes(shifted) == shifted

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers.covering import crossed
 from helpers.data import smooth_picture
 
 from export.graphs.restorer import run_job
@@ -42,8 +43,7 @@ def of_the_graph(job, inputs, seed):
     return run_job(job, inputs, lambda shape: randn(tuple(shape), generator))[0]
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "grid"), crossed(SOLVERS, GRIDS, ("ddim", "evodiff")))
 @pytest.mark.parametrize("task", ["dehaze", "inpaint", "superresolve"])
 def test_host_and_graph_run_the_same(task, solver, grid):
     run = {"solver": solver_by_name(solver), "num_inference_steps": STEPS, "grid": grid}

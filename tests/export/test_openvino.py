@@ -33,9 +33,13 @@ needs_openvino = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def denoiser():
-    return tiny_denoiser(attention=True)
+@pytest.fixture(
+    scope="module",
+    params=[False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["convolutions", "attention"],
+)
+def denoiser(request):
+    return tiny_denoiser(attention=request.param)
 
 
 @pytest.fixture(scope="module")

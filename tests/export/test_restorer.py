@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from helpers.networks import shallow_unet
 from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 from PIL import Image
 
@@ -47,7 +48,9 @@ def photo(height, width, seed=0, channels=3):
 
 @pytest.fixture(scope="module")
 def task():
-    return InpaintingTask(tiny_denoiser(), DDIM(), 3)
+    denoiser = tiny_denoiser()
+    denoiser.network = shallow_unet(28, 12, width=32)  # each step is traced
+    return InpaintingTask(denoiser, DDIM(), 3)
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +102,10 @@ def test_graph_takes_batches(bundles):
 @pytest.mark.parametrize(
     ("changes", "sigma"),
     [
-        ({"solver": DDIM(eta=1.0)}, 0.0),
-        ({"solver": PNDM()}, 0.0),
+        pytest.param({"solver": DDIM(eta=1.0)}, 0.0, marks=pytest.mark.long),
+        pytest.param({"solver": PNDM()}, 0.0, marks=pytest.mark.long),
         ({"solver": EVODiff(), "grid": "log-snr", "num_inference_steps": 4}, 0.0),
-        ({"correction": "diffpir"}, 0.1),
+        pytest.param({"correction": "diffpir"}, 0.1, marks=pytest.mark.long),
         ({"correction": "repaint"}, 0.0),
     ],
 )
@@ -213,6 +216,7 @@ def test_tensorrt_restorer_keeps_its_contract(bundles):
     }
 
 
+@pytest.mark.long
 def test_half_precision_is_close(task, tmp_path):
     export_restorer_bundle(task, tmp_path / "cuda", target="cuda", size=SIZE)
     image, mask = photo(*SIZE)

@@ -19,7 +19,7 @@ def tiny_unet(in_channels=3, out_channels=3):
     )
 
 
-def shallow_unet(in_channels, out_channels):
+def shallow_unet(in_channels, out_channels, width=8):
     """One level, no middle: three residual blocks, for graphs that ask it several times."""
     from diffusers import UNet2DModel
 
@@ -28,7 +28,7 @@ def shallow_unet(in_channels, out_channels):
         in_channels=in_channels,
         out_channels=out_channels,
         layers_per_block=1,
-        block_out_channels=(8,),
+        block_out_channels=(width,),
         norm_num_groups=4,
         down_block_types=("DownBlock2D",),
         mid_block_type=None,

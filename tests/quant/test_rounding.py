@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers.covering import Lazily, covering
 from helpers.quantized import one_thread, recording, tiny_denoiser  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = Reconstruction(iterations=15, batch_size=4, samples=8, crop=None, lr_weight=1e-1)
 LEARNED = {"gptq": {}, "adaround": {}, "fbr": {}, "fbr-steps": {"lr_step": 1e-3}}
+QUICKEST = ("gptq", "fbr")  # of those without and with gradients
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def nearest(denoiser, calibration):
 
 @pytest.fixture(scope="module")
 def learned(denoiser, calibration):
-    return {name: quantize(denoiser.network, calibration, recipe(name)) for name in LEARNED}
+    return Lazily(lambda name: quantize(denoiser.network, calibration, recipe(name)))
 
 
 def mean_error(quantized, denoiser, calibration) -> float:
@@ -91,7 +93,7 @@ def same_layers(a, b) -> bool:
 # -- rounding --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", covering(LEARNED, QUICKEST))
 def test_learned_rounding_beats_nearest_on_other_data(
     name, learned, nearest, denoiser, calibration, held_out
 ):
@@ -102,7 +104,7 @@ def test_learned_rounding_beats_nearest_on_other_data(
         assert np.abs(layer.codes.astype(int)).max() <= 7
 
 
-@pytest.mark.parametrize("name", ["gptq", "fbr-steps"])
+@pytest.mark.parametrize("name", covering(["gptq", "fbr-steps"], QUICKEST))
 def test_same_seed_same_bytes(name, learned, denoiser):
     again = quantize(denoiser.network, recording(denoiser)[0], recipe(name))
     assert same_layers(again, learned[name])
@@ -114,7 +116,7 @@ def test_another_seed_is_another_run(learned, denoiser, calibration):
     )
 
 
-@pytest.mark.parametrize("name", ["adaround", "fbr", "fbr-steps"])
+@pytest.mark.parametrize("name", covering(["adaround", "fbr", "fbr-steps"], QUICKEST))
 def test_no_unit_ends_worse_than_it_began_and_codes_stay_neighbours(name, learned, nearest):
     assert all(after <= before for before, after in learned[name].losses.values())
     assert (
@@ -245,10 +247,9 @@ STRUCTURES = {
 
 @pytest.fixture(scope="module")
 def restructured(denoiser, calibration):
-    return {
-        name: quantize(denoiser.network, calibration, QuantRecipe(**options))
-        for name, options in STRUCTURES.items()
-    }
+    return Lazily(
+        lambda name: quantize(denoiser.network, calibration, QuantRecipe(**STRUCTURES[name]))
+    )
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -327,9 +328,9 @@ def test_structures_need_something_to_work_on(calibration):
         SplitConv2d(nn.Conv2d(4, 4, 1), 4)
 
 
-@pytest.mark.parametrize("name", [*STRUCTURES, *LEARNED])
+@pytest.mark.parametrize("name", covering([*STRUCTURES, *LEARNED], ("split", "both", *QUICKEST)))
 def test_file_round_trip(tmp_path, name, restructured, learned, denoiser, calibration):
-    quantized = (restructured | learned)[name]
+    quantized = (restructured if name in STRUCTURES else learned)[name]
     save_quantized(quantized, tmp_path / "q")
     loaded = load_quantized(tmp_path / "q", denoiser.network)
     assert same_layers(loaded, quantized)
@@ -338,11 +339,11 @@ def test_file_round_trip(tmp_path, name, restructured, learned, denoiser, calibr
     torch.testing.assert_close(loaded(x, t), quantized(x, t))
 
 
-@pytest.mark.parametrize("name", ["both", "gptq"])
+@pytest.mark.parametrize("name", covering(["both", "gptq"], QUICKEST))
 def test_export_runs_the_codes_on_integers(
     tmp_path, name, restructured, learned, denoiser, calibration
 ):
-    quantized = (restructured | learned)[name]
+    quantized = (restructured if name in STRUCTURES else learned)[name]
     bundle = export_bundle(denoiser, tmp_path / "bundle", target="cpu", quantized=quantized)
     model = onnx.load(tmp_path / "bundle" / NETWORK)
     tensors = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from helpers.covering import crossed
 from helpers.mixtures import noise, small_mixture
 from helpers.networks import tiny_unet
 
@@ -49,8 +50,10 @@ def loop(scheduler, x, timesteps=None, generator=None, edit=lambda x, k: x):
     return x
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize(
+    ("name", "prediction_type"),
+    crossed(SOLVERS, ["epsilon", "sample", "v_prediction"], ("ddim", "pndm", "evodiff")),
+)
 def test_equals_solve(name, prediction_type):
     solver = SOLVERS[name]()
     scheduler = as_scheduler(solver, PROCESS, prediction_type=prediction_type)

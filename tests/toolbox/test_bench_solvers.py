@@ -77,6 +77,7 @@ def test_the_published_table_on_sigma_grids(table, lay):
     assert walked >= 9
 
 
+@pytest.mark.long
 def test_the_published_table_on_whole_timesteps():
     """diffusers' own timesteps: `linspace` for the multi-step classes, `leading` and `trailing` for
     DDIM and PLMS where N divides T.
@@ -235,6 +236,7 @@ def test_errors(options, said):
         bench_solvers(**options)
 
 
+@pytest.mark.long
 def test_every_default_name_is_a_solver():
     """All that are compared by default come near the same image on a fine grid."""
     prior, process = mixture(0), VP.linear()

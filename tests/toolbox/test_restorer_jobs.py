@@ -91,7 +91,14 @@ def smooth(channels: int, size, seed: int = 0) -> torch.Tensor:
         ),
         # mild: the pseudo-inverse of a strong blur amplifies single precision's rounding beyond
         # 1e-4 on both sides
-        ("deblur", Blur(SIZE, gaussian_kernel(0.6).tolist()), 0.02, "diffpir", DDIM(eta=1.0)),
+        pytest.param(
+            "deblur",
+            Blur(SIZE, gaussian_kernel(0.6).tolist()),
+            0.02,
+            "diffpir",
+            DDIM(eta=1.0),
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             "deblur",
             Blur(SIZE, gaussian_kernel(0.6).tolist()),
@@ -100,7 +107,7 @@ def smooth(channels: int, size, seed: int = 0) -> torch.Tensor:
             DDIM(),
             marks=pytest.mark.long,
         ),
-        ("denoise", Denoising(), 0.1, None, DDIM()),
+        pytest.param("denoise", Denoising(), 0.1, None, DDIM(), marks=pytest.mark.long),
     ],
 )
 def test_linear_operators_trace(name, operator, sigma, correction, solver):
@@ -136,7 +143,7 @@ def test_paired_runs_trace_natively_and_by_level_matching(native, solver):
         else denoiser_of(3, 3)
     )
     y = smooth(3, SIZE)
-    task = PairedTask(base, solver, 4, PROCESS)
+    task = PairedTask(base, solver, 3, PROCESS)
     job = PairedJob(task, SIZE)
     ours, _ = run_graph(job, 5, image=y)
     assert job.name == "paired"
@@ -154,7 +161,10 @@ def test_paired_graphs_take_masks():
     assert (task(smooth(3, SIZE)[0], 1 - mask[0, 0], seed=2).samples - ours).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("size", "state"), [((40, 56), (3, 16, 22)), ((16, 20), (3, 16, 20))])
+@pytest.mark.parametrize(
+    ("size", "state"),
+    [((40, 56), (3, 16, 22)), pytest.param((16, 20), (3, 16, 20), marks=pytest.mark.long)],
+)
 def test_dehazing_graphs_reduce_and_carry_back(size, state):
     """The prior, the reduced view, the run and the way back to the whole picture: what the host
     does.
@@ -206,7 +216,12 @@ def scan(coils: int, size=(32, 36), sigma: float = 0.01, seed: int = 0):
 
 
 @pytest.mark.parametrize(
-    ("coils", "exact"), [(1, True), (1, False), pytest.param(3, False, marks=pytest.mark.slow)]
+    ("coils", "exact"),
+    [
+        pytest.param(1, True, marks=pytest.mark.long),
+        (1, False),
+        pytest.param(3, False, marks=pytest.mark.slow),
+    ],
 )
 def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     # the host stops conjugate gradients at 1e-5 of the residual, 1e-4 of the image: here it goes on
@@ -312,7 +327,7 @@ def test_quantiles_are_torchs():
 # -- eigen-images ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("symmetries", [1, 8])
+@pytest.mark.parametrize("symmetries", [1, pytest.param(8, marks=pytest.mark.long)])
 def test_eigen_images_are_the_host_step(symmetries):
     d = denoiser_of(1)
     time = 12.0
@@ -371,6 +386,7 @@ def test_denoisers_enter_at_calibrated_times():
 # -- bundles ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_integer_mri_bundle_errs_as_the_simulation_says(tmp_path):
     """The bundle's int8 run is as near to the float run as the host's loop around the simulated
     network.

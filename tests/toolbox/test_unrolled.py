@@ -231,5 +231,5 @@ def test_other_tasks_are_not_unrolled(tmp_path):
         )
         + UNROLLED
     )
-    with pytest.raises(ValueError, match="inpainting and mri"):
+    with pytest.raises(ValueError, match="inpaint and mri"):
         TrainingRecipe.read(path)

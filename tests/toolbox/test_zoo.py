@@ -60,7 +60,8 @@ def test_shipped_models_are_complete_and_small():
 def test_scenes_are_measured_in_patterns_that_no_model_was_trained_on():
     patterns = set(
         re.findall(
-            r"from skimage\.data import (\w+)", (ROOT / "toolbox" / "bench_hsi.py").read_text()
+            r"from skimage\.data import (\w+)",
+            (ROOT / "toolbox" / "bench" / "hyperspectral.py").read_text(),
         )
     )
     trained = {
