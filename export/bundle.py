@@ -34,6 +34,8 @@ class _Part(BaseModel):
 
 
 class File(_Part):
+    """A file of the folder."""
+
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=1, le=MOST_BYTES)
 

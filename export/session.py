@@ -1,4 +1,5 @@
 """Where :mod:`export.runtime.session` was up to 0.1; model cards of that time name it."""
 
-from export.runtime.session import Restorer as Restorer
-from export.runtime.session import Session as Session
+from export.runtime.session import Restorer, Session
+
+__all__ = ["Restorer", "Session"]

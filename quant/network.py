@@ -252,10 +252,12 @@ def set_scales(
 
 
 def has_output_scale(layer: Layer) -> bool:
+    """Convolutions have steps for their outputs too."""
     return isinstance(layer, nn.Conv2d)
 
 
 def scaling(proxy: Any) -> Any:
+    """The module of a brevitas quantizer that holds its scale."""
     return proxy.tensor_quant.scaling_impl
 
 

@@ -248,7 +248,7 @@ def dehaze(
     denoiser = check_model(_load(model, device, dtype), "dehaze", _named(model))
     task = PairedTask(denoiser, solver_by_name(solver), steps, view=view)
     settings = {"solver": solver, "steps": steps, "view": view}
-    return Restorer("dehaze", denoiser, settings, lambda pixels, **o: task(pixels, **o))
+    return Restorer("dehaze", denoiser, settings, task)
 
 
 def paired(

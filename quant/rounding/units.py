@@ -211,6 +211,7 @@ def spread_samples(
 
 
 def stacked(samples: list[tuple[Tensor, Tensor]], size: int) -> list[tuple[Tensor, Tensor]]:
+    """Samples of equal shape in batches of at most ``size``."""
     groups: dict[tuple, list] = {}
     for x, t in samples:
         groups.setdefault(tuple(x.shape), []).append((x, t))

@@ -245,8 +245,9 @@ def step_network(unet: Network, table: TemporalTable) -> nn.Module:
 
 
 class _Pass(nn.Module):
-    """Stands where the time embedding stood: the rows are its result. (UNet2DConditionModel hands
-    it a condition too, None here.)
+    """Stands where the time embedding stood: the rows are its result.
+
+    ``UNet2DConditionModel`` hands it a condition too, which is None here.
     """
 
     def forward(self, rows: Tensor, condition: Tensor | None = None) -> Tensor:

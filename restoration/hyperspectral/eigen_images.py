@@ -137,7 +137,8 @@ class Statistics:
 
 def filled(images: np.ndarray, variance: np.ndarray, level: Tensor) -> Tensor:
     """Eigen-images ``(r, H, W)``; pixels with more than a hundred times the usual variance (too few
-    entries were valid there) are filled from around."""
+    entries were valid there) are filled from around.
+    """
     bad = (variance > (10 * level.numpy()[:, None, None]) ** 2).any(0)
     x = torch.from_numpy(np.asarray(images)).float()
     return (

@@ -321,7 +321,8 @@ def _offsets(
     residual: np.ndarray, used: np.ndarray, axis: int, significance: float = SIGNIFICANT
 ) -> np.ndarray:
     """Means along ``axis`` (1: ``(B, W)`` of columns, 2: ``(B, h)`` of rows) where they are
-    significant, else 0; impulses are out of ``used`` and beyond the clip."""
+    significant, else 0; impulses are out of ``used`` and beyond the clip.
+    """
     count = used.sum(axis)
     around = np.where(used, residual, 0).sum(axis) / np.maximum(count, 1)
     for _ in range(2):  # a mean of what lies within the outlier limit of it

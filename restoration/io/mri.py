@@ -228,8 +228,8 @@ def _read_npz(path: Path) -> Scan:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {Path(n).stem: n for n in archive.namelist() if n.endswith(".npy")}
-            for key in names:
-                with archive.open(names[key]) as member:
+            for name in names.values():
+                with archive.open(name) as member:
                     version = np.lib.format.read_magic(member)
                     read = (
                         np.lib.format.read_array_header_1_0

@@ -49,6 +49,7 @@ class Scan:
 
 
 def check_points(path: Path, shape: Sequence[int]) -> None:
+    """Refuse an empty array, or more points than are accepted, before anything is read."""
     points = 1
     for n in shape:
         points *= int(n)
@@ -86,6 +87,7 @@ def complex_array(array: Stored, path: Path, ranks: tuple[int, ...]) -> np.ndarr
 
 
 def real_array(array: Stored, path: Path) -> np.ndarray:
+    """A reconstruction ``(slices, H, W)`` of real numbers."""
     if array.ndim != 3 or array.dtype.kind != "f":
         raise ValueError(
             f"{path} has a reconstruction of shape {tuple(array.shape)} and type {array.dtype};"
@@ -95,6 +97,7 @@ def real_array(array: Stored, path: Path) -> np.ndarray:
 
 
 def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
+    """Magnitudes ``(slices, H, W)``; one slice may come without its axis."""
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.dtype.kind not in "uif":
         raise ValueError(
@@ -108,6 +111,7 @@ def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def mask_array(array: Stored, shape: Sequence[int], path: Path) -> np.ndarray:
+    """The mask ``(H, W)`` of k-space of this shape; columns stand for all their points."""
     mask = np.asarray(array[()])
     if mask.shape not in (tuple(shape[-2:]), tuple(shape[-1:])):
         raise ValueError(

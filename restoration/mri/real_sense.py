@@ -151,8 +151,10 @@ def coil_pairs(y: Tensor) -> Tensor:
 
 
 def dot(u: Tensor, v: Tensor) -> Tensor:
+    """Inner products ``(B, 1, 1, 1)``."""
     return (u * v).sum((1, 2, 3), keepdim=True)
 
 
 def energy(u: Tensor) -> Tensor:
+    """Squared norms ``(B, 1, 1, 1)``."""
     return dot(u, u)

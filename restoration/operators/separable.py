@@ -70,7 +70,7 @@ class Separable(LinearOperator):
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         right = z + gamma * self.A_adjoint(y)
         factor = 1 / (1 + gamma * self.all_values**2)  # nothing is inverted, so nothing is cut off
-        return self.spectral_filter(right, lambda s: factor.to(s))
+        return self.spectral_filter(right, factor.to)
 
     def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``V f(S) V^T x``; ``f`` sees the ``(H, W)`` singular values."""

@@ -354,6 +354,7 @@ def _table(name: str, values: ArrayLike) -> Table:
 
 
 def evaluate(f: Callable[[Table], Table], t: Times, end: float) -> Times:
+    """``f`` of times in [CLEAN, end], numbers or a tensor of them, in double precision."""
     values = np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=np.float64)
     if not ((values >= CLEAN) & (values <= end)).all():
         raise ValueError(f"time must lie in [-1, {end:g}]; got {t}")
@@ -366,6 +367,7 @@ def _linear(t: Table, table: Table, clean: float) -> Table:
 
 
 def log_linear(t: Table, table: Table, clean: float) -> Table:
+    """``table`` between its entries: straight in the logarithm where both are positive."""
     full = np.concatenate([[clean], table])
     k = np.clip(np.floor(t).astype(int) + 1, 0, full.size - 2)
     w = t - (k - 1)

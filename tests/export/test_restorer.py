@@ -313,7 +313,7 @@ def test_edge_runner_needs_no_torch(bundles, tmp_path):
                 (site / name).symlink_to(path)
     python = home / "bin" / "python"
     missing = subprocess.run(
-        [python, "-c", "import torch"], capture_output=True, text=True, cwd=tmp_path
+        [python, "-c", "import torch"], check=False, capture_output=True, text=True, cwd=tmp_path
     )
     assert "No module named 'torch'" in missing.stderr
     command = [

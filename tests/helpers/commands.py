@@ -30,6 +30,7 @@ def restobox_process(*arguments, cwd: Path | str = ROOT) -> subprocess.Completed
     """The same in a process of its own, which imports everything anew: seconds."""
     return subprocess.run(
         [sys.executable, "-m", "toolbox", *map(str, arguments)],
+        check=False,
         cwd=cwd,
         capture_output=True,
         text=True,

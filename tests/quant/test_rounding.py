@@ -61,7 +61,9 @@ def recipe(rounding: str, bits: int = 4, **changes) -> QuantRecipe:
         f: getattr(QUICK, f) for f in ("iterations", "batch_size", "samples", "crop", "lr_weight")
     } | LEARNED[rounding]
     return QuantRecipe(
-        bits, rounding=rounding.split("-")[0], reconstruction=Reconstruction(**options | changes)
+        bits,
+        rounding=rounding.partition("-")[0],
+        reconstruction=Reconstruction(**options | changes),
     )
 
 

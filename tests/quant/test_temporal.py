@@ -163,7 +163,7 @@ def test_cache_golden():
     [
         unconditional,
         lambda: unconditional(resnet_time_scale_shift="scale_shift"),
-        lambda: conditional(),
+        conditional,
         lambda: conditional(
             time_embedding_act_fn="gelu",
             resnet_skip_time_act=True,

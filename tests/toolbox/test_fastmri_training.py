@@ -215,7 +215,7 @@ def broken(kspace):
         (undersampled, r"undersampled \(75% of its points"),
         (lambda k: k[:, 0], r"several coils"),
         (lambda k: k[:, :1], r"several coils"),
-        (lambda k: abs(k), r"several coils"),
+        (abs, r"several coils"),
         (lambda k: 0 * k, "only zeros"),
         (broken, "NaN"),
         (lambda k: k[:, :, :30], "smaller than patch_size 32"),

@@ -38,7 +38,8 @@ CLASSICAL = ("zero-filled", "cg-sense", "l1-wavelet")
 class MRICase:
     """Undersampled slices with their truth: ``kspace (slices, coils, H, W)`` zero where not
     sampled, ``mask (H, W)``, maps that were estimated from it, true magnitudes, and the noise
-    level."""
+    level.
+    """
 
     kspace: Tensor
     mask: Tensor

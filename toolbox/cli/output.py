@@ -60,6 +60,7 @@ def cost_line(figures: dict[str, Any]) -> str:
 
 
 def print_json(content: Any) -> None:
+    """One JSON object on stdout."""
     print(json.dumps(_finite(content), indent=2, allow_nan=False))
 
 
@@ -73,6 +74,7 @@ def _finite(content: Any) -> Any:
 
 
 def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table on stdout."""
     from rich.console import Console
     from rich.table import Table
 

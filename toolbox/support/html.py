@@ -49,6 +49,7 @@ def write_report(
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """Rows of numbers and words as HTML."""
     lines = ["<table><tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in header) + "</tr>"]
     for row in rows:
         cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)

@@ -34,6 +34,8 @@ RDDM_TARGETS = ("residual_noise", "sample_noise", "residual", "epsilon", "sample
 
 
 class Network(_Section):
+    """The U-Net."""
+
     block_out_channels: list[int] = Field(min_length=1)
     layers_per_block: int = Field(2, ge=1)
     norm_num_groups: int = Field(8, ge=1)
@@ -101,7 +103,8 @@ class Schedule(_Section):
     def scheduler_config(self) -> dict:
         """In diffusers' words. ``noise_scale`` multiplies every noise-to-signal ratio (a shift of
         log-SNR, Hoogeboom et al. 2023): a schedule made for data of unit size then suits data of
-        that standard deviation."""
+        that standard deviation.
+        """
         config = self.model_dump(exclude={"noise_scale", "kind", "sum_scale"})
         if self.noise_scale == 1:
             return config
@@ -117,6 +120,8 @@ class Schedule(_Section):
 
 
 class Loss(_Section):
+    """What is minimised."""
+
     data_std: float = Field(0.12, gt=0)
     floor: float = Field(0.05, gt=0)
     known_weight: float = Field(0.1, ge=0, le=1)
@@ -132,12 +137,16 @@ class Loss(_Section):
 
 
 class Condition(_Section):
+    """What is known of a picture."""
+
     drop: float = Field(0.15, ge=0, le=1)
     kinds: list[Literal["random", "strokes", "text", "box", "blocks"]] = Field(min_length=1)
     factors: list[Literal[2, 3, 4]] = Field([2, 3, 4], min_length=1)  # sides of `blocks` in pixels
 
 
 class Optimizer(_Section):
+    """AdamW with a warm-up, a cosine to zero and an average of the weights."""
+
     learning_rate: float = Field(5e-4, gt=0)
     warmup: int = Field(300, ge=0)
     ema: float = Field(0.999, ge=0, lt=1)

@@ -154,7 +154,8 @@ class MeasuredScans(KeptScans):
 
 def rephased(image: Tensor, maps: Tensor, others: Tensor) -> Tensor:
     """``(H, W)`` with the phase that makes the same coil images with ``others`` as the image does
-    with ``maps``: the phase of a set of sensitivities is free. Zero where either set is."""
+    with ``maps``: the phase of a set of sensitivities is free. Zero where either set is.
+    """
     turn = (others.conj() * maps).sum(0)
     return image * torch.where(
         turn.abs() > 0, turn / turn.abs().clamp(min=1e-12), torch.zeros_like(turn)
