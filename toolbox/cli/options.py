@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -49,3 +50,26 @@ PictureOut = Annotated[
 ]
 
 DEFAULT_MODEL = "photo-int8"
+
+
+def refuse_unused(context: typer.Context, names: Iterable[str], where: str) -> None:
+    """Refuse options that this call can't use, instead of dropping them.
+
+    Args:
+        context: of the command that runs.
+        names: of its parameters.
+        where: ends the sentence "... has no effect".
+
+    Raises:
+        ValueError: the user gave one of them.
+    """
+    flags = {p.name: p.opts[0] for p in context.command.params}
+    given = [flags[n] for n in names if _given(context, n)]
+    if given:
+        has = "has" if len(given) == 1 else "have"
+        raise ValueError(f"{', '.join(given)} {has} no effect {where}; leave it out")
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")

@@ -24,6 +24,7 @@ from toolbox.cli.options import (
     Steps,
     Symmetries,
     Tile,
+    refuse_unused,
 )
 from toolbox.cli.output import ProgressBar, print_json
 
@@ -40,6 +41,7 @@ Sigma = Annotated[float, typer.Option(help="Noise on the picture, in units of [0
 
 @app.command("inpaint")
 def inpaint(
+    context: typer.Context,
     image: Annotated[
         Path,
         typer.Argument(
@@ -92,7 +94,12 @@ def inpaint(
     as_json: Json = False,
 ) -> None:
     """Fill the missing pixels of a photo."""
+    from toolbox.api import holds_restoration
     from toolbox.tasks.photo import run_inpainting
+
+    if holds_restoration(model):
+        own = ("solver", "steps", "grid", "correction", "tile", "symmetries")
+        refuse_unused(context, own, "on a whole restoration, which was exported with its own")
 
     if std and samples < 2:
         raise ValueError("--std needs at least two samples: add -n 4")
@@ -286,6 +293,7 @@ def _linear(
 
 @app.command("mri")
 def mri(
+    context: typer.Context,
     file: Annotated[
         Path,
         typer.Argument(
@@ -356,6 +364,10 @@ def mri(
 ) -> None:
     """Reconstruct undersampled Cartesian MRI, one coil or many."""
     from toolbox.tasks.mri import run_mri
+
+    if mask is None or Path(mask).exists():
+        own = ("acceleration", "center_fraction")
+        refuse_unused(context, own, "without a kind of --mask to undersample by")
 
     if samples > 1 and steps == 1:
         raise ValueError("one step gives the mean, the same for every sample: leave --steps out")
