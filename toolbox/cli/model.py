@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from toolbox.cli.options import Json, Seed, Solver, Steps, refuse_unused
+from toolbox.cli.options import Commands, Json, Seed, Solver, Steps, refuse_unused
 from toolbox.cli.output import ProgressBar, cost_line, print_json, print_table
 
-app = typer.Typer()
+app = Commands()
 
 
 @app.command()
@@ -402,12 +402,13 @@ def verify(
             help="Folder of pictures to restore with both; none: only the network is compared."
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="Pictures to restore.")] = 8,
+    count: Annotated[int, typer.Option(help="Pictures to restore.", min=1)] = 8,
     side: Annotated[int, typer.Option(help="Side of the crops, in pixels.")] = 256,
     solver: Solver = "ddim",
     steps: Steps = 5,
     psnr_drop: Annotated[
-        float, typer.Option(help="Largest accepted mean loss of PSNR on restored pictures, in dB.")
+        float,
+        typer.Option(help="Largest accepted mean loss of PSNR on restored pictures, in dB.", min=0),
     ] = 0.1,
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.html, report.json and pictures.")

@@ -10,6 +10,7 @@ import typer
 
 from toolbox.cli.options import (
     DEFAULT_MODEL,
+    Commands,
     Device,
     Grid,
     Json,
@@ -28,7 +29,7 @@ from toolbox.cli.options import (
 )
 from toolbox.cli.output import ProgressBar, print_json
 
-app = typer.Typer(help="Restore a measurement of yours.", no_args_is_help=True)
+app = Commands(help="Restore a measurement of yours.", no_args_is_help=True)
 
 
 SMALL_BLOCKS = "photo-x4-int8"
