@@ -68,9 +68,9 @@ def solve(
             estimate.
 
     Raises:
-        ValueError: ``x`` holds NaN or infinity, the grid leaves the process, or a solver that
-            combines answers of several steps (``keeps_history``) is given a denoiser whose answers
-            hold fresh noise (``draws_noise``).
+        ValueError: ``x`` or the end of the run holds NaN or infinity, the grid leaves the process,
+            or a solver that combines answers of several steps (``keeps_history``) is given a
+            denoiser whose answers hold fresh noise (``draws_noise``).
     """
     solver = as_solver(solver)
     if not all_finite(x):
@@ -106,10 +106,20 @@ def solve(
             nfe += 1
             if callback is not None and callback(Step(nfe - 1, query, prediction)):
                 run.close()
-                return Solution(prediction.x0.to(dtype), nfe)
+                return Solution(_finite(prediction.x0).to(dtype), nfe)
             query = run.send(prediction)
     except StopIteration as end:
-        return Solution(end.value.to(dtype), nfe)
+        return Solution(_finite(end.value).to(dtype), nfe)
+
+
+def _finite(x0: Tensor) -> Tensor:
+    """``x0``: an image that isn't one must not be taken for one, whatever made it so."""
+    if not all_finite(x0):
+        raise ValueError(
+            "the run ended in NaN or infinite values: the network, or a correction, answered with"
+            " them; check the model's weights, and half precision, which overflows beyond 65504"
+        )
+    return x0
 
 
 def drive(run: Generator[Query, Prediction, End], denoiser: DenoiserLike) -> End:

@@ -87,6 +87,15 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None) 
     return Denoiser.from_pretrained(folder, device=device)
 
 
+def holds_restoration(model: str | Path) -> bool:
+    """Whether this name or folder is a bundle of a whole restoration in one graph."""
+    if not (Path(model) / "bundle.json").is_file():
+        return False
+    from export.bundle import read_bundle
+
+    return read_bundle(model).graph == "restorer"
+
+
 def load_for(
     task: str, model: str | Path, *, device: str = "cpu", threads: int | None = None
 ) -> Denoiser:

@@ -175,7 +175,7 @@ class Restorer:
                 generator = torch.Generator().manual_seed(seed + k)
                 noise = [randn((1, *self.run.state), generator) for _ in range(self.run.draws)]
                 feed["noise"] = torch.stack(noise).numpy()
-            samples.append(torch.from_numpy(self.session.run(["restored"], feed)[0][0]))
+            samples.append(self._run(feed)[0])
         stack = torch.stack(samples)
         std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
         mean = stack.double().mean(0).float()
@@ -189,7 +189,16 @@ class Restorer:
             n: v.contiguous().numpy()
             for n, v in (("image", image), ("mask", mask), ("noise", noise))
         }
-        return torch.from_numpy(self.session.run(["restored"], feed)[0])
+        return self._run(feed)
+
+    def _run(self, feed: dict[str, np.ndarray]) -> Tensor:
+        restored = torch.from_numpy(self.session.run(["restored"], feed)[0])
+        if not torch.isfinite(restored).all():
+            raise ValueError(
+                f"{self.folder} answered with NaN or infinite values; its weights are damaged, or"
+                " overflow in half precision: export it again"
+            )
+        return restored
 
     def placement(self) -> list[Placement]:
         """Which operators ran where, counted in one profiled run; OpenVINO tells it without one."""

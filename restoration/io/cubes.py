@@ -58,6 +58,11 @@ def read_cube(
     if not path.is_file():
         raise FileNotFoundError(f"cube {path} does not exist")
     if suffix == ".hdr":
+        if key is not None or band_axis is not None:
+            raise ValueError(
+                f"{path}: an ENVI header names its one array and its axes itself; leave out"
+                " --key and --band-axis"
+            )
         return _read_envi(path)
     cube, axis = read_container(path, key, max_values)
     if cube.values.dtype.kind not in "iuf":

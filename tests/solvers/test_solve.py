@@ -435,3 +435,22 @@ def test_import_leaves_diffusers_alone():
         [sys.executable, "-c", "import sys, solvers; sys.exit('diffusers' in sys.modules)"],
         check=True,
     )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_answers_with_no_number_is_an_error(solver, value):
+    """From the third call on: an image of NaN must never look like a result."""
+    process, calls = VP.linear(), []
+    exact = small_mixture().denoiser(process)
+
+    class Failing:
+        process = exact.process
+
+        def __call__(self, x, t):
+            calls.append(t)
+            answer = exact(x, t)
+            return answer if len(calls) < 3 else Prediction(answer.x0 * value, answer.eps * value)
+
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        solve(solver_by_name(solver), Failing(), noise(1), trailing(process, 6))

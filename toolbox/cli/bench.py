@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from toolbox.cli.options import DEFAULT_MODEL, Json, Samples, Seed, Steps, Symmetries
+from toolbox.cli.options import DEFAULT_MODEL, Commands, Json, Samples, Seed, Steps, Symmetries
 from toolbox.cli.output import ProgressBar, print_json, print_table
 
 
@@ -22,7 +22,7 @@ class _PicturesFirst(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
+app = Commands(
     help="Measure models on pictures (`restobox bench FOLDER ...`), or solvers.",
     no_args_is_help=True,
     cls=_PicturesFirst,

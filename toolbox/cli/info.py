@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from toolbox.cli.options import DEFAULT_MODEL, Json, Model, Samples, Seed, Solver, Steps
+from toolbox.cli.options import DEFAULT_MODEL, Commands, Json, Model, Samples, Seed, Solver, Steps
 from toolbox.cli.output import ProgressBar, print_json, print_table
 
-app = typer.Typer()
+app = Commands()
 
 
 @app.command()

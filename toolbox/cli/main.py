@@ -11,8 +11,9 @@ import warnings
 import typer
 
 from toolbox.cli import bench, info, model, restore
+from toolbox.cli.options import Commands
 
-app = typer.Typer(
+app = Commands(
     name="restobox",
     help=(
         "Restore images with diffusion samplers; calibrate, quantize and export the networks that"

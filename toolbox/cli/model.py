@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from toolbox.cli.options import Json, Seed, Solver, Steps
+from toolbox.cli.options import Commands, Json, Seed, Solver, Steps, refuse_unused
 from toolbox.cli.output import ProgressBar, cost_line, print_json, print_table
 
-app = typer.Typer()
+app = Commands()
 
 
 @app.command()
@@ -72,6 +72,7 @@ def train(
 
 @app.command()
 def calibrate(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A shipped float model (photo) or a diffusers folder.")
     ],
@@ -133,6 +134,12 @@ def calibrate(
     from toolbox.deploy.calibrate import run_calibrate
 
     steps = steps or [5]
+    if task != "ultrasound":
+        refuse_unused(context, ["partner"], f"on the task {task}")
+    if task in ("generate", "hsi", "dehaze", "paired"):
+        refuse_unused(context, ["correction", "sigma"], f"on the task {task}")
+    if task in ("hsi", "ultrasound"):
+        refuse_unused(context, ["grid"], f"on the task {task}")
     with ProgressBar("calibrating", count * len(steps)) as bar:
         figures = run_calibrate(
             model,
@@ -275,8 +282,31 @@ def report_(
         )
 
 
+# of a whole restoration; a network's graph holds none of them
+RESTORER_OPTIONS = (
+    "task",
+    "factor",
+    "blur",
+    "coils",
+    "solver",
+    "steps",
+    "grid",
+    "correction",
+    "sigma",
+    "size",
+    "estimates",
+)
+
+
+def _unused_by_restorer(task: str) -> list[str]:
+    own = {"factor": "superresolve", "blur": "deblur", "coils": "mri"}
+    unused = [name for name, owner in own.items() if owner != task]
+    return unused + (["solver", "steps", "grid", "correction"] if task == "hsi" else [])
+
+
 @app.command()
 def export(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="The float model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.")],
     quantized: Annotated[
@@ -330,6 +360,7 @@ def export(
 ) -> None:
     """Write an ONNX bundle that `restobox restore --model FOLDER` runs."""
     if restorer:
+        refuse_unused(context, _unused_by_restorer(task), f"on a restorer of the task {task}")
         from toolbox.deploy.export import parse_size, run_export_restorer
 
         run: dict[str, Any] = {
@@ -347,6 +378,7 @@ def export(
     else:
         from toolbox.deploy.export import run_export
 
+        refuse_unused(context, RESTORER_OPTIONS, "without --restorer")
         figures = run_export(model, quantized, target, out, seed=seed, summary=summary)
     if as_json:
         return print_json(figures)
@@ -355,6 +387,7 @@ def export(
 
 @app.command()
 def verify(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="Bundle written by `restobox export`.")],
     model: Annotated[str, typer.Option(help="The float model.")],
     quantized: Annotated[
@@ -369,12 +402,13 @@ def verify(
             help="Folder of pictures to restore with both; none: only the network is compared."
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="Pictures to restore.")] = 8,
+    count: Annotated[int, typer.Option(help="Pictures to restore.", min=1)] = 8,
     side: Annotated[int, typer.Option(help="Side of the crops, in pixels.")] = 256,
     solver: Solver = "ddim",
     steps: Steps = 5,
     psnr_drop: Annotated[
-        float, typer.Option(help="Largest accepted mean loss of PSNR on restored pictures, in dB.")
+        float,
+        typer.Option(help="Largest accepted mean loss of PSNR on restored pictures, in dB.", min=0),
     ] = 0.1,
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.html, report.json and pictures.")
@@ -391,6 +425,8 @@ def verify(
     from export.bundle import read_bundle
 
     if read_bundle(bundle).graph == "restorer":
+        own = ("calibration", "side", "solver", "steps")
+        refuse_unused(context, own, "on a whole restoration, which was exported with its own")
         return _verify_restorer(
             bundle, model, quantized, data, count, psnr_drop, report, device, seed, as_json
         )
@@ -398,6 +434,9 @@ def verify(
 
     if quantized is None or calibration is None:
         raise ValueError("a network's bundle is verified against --quantized and --calibration")
+    if data is None:
+        pictures = ("count", "side", "steps", "psnr_drop")
+        refuse_unused(context, pictures, "without --data, the pictures to restore")
     figures = run_verify(
         bundle,
         model,

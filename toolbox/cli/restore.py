@@ -10,6 +10,7 @@ import typer
 
 from toolbox.cli.options import (
     DEFAULT_MODEL,
+    Commands,
     Device,
     Grid,
     Json,
@@ -24,10 +25,11 @@ from toolbox.cli.options import (
     Steps,
     Symmetries,
     Tile,
+    refuse_unused,
 )
 from toolbox.cli.output import ProgressBar, print_json
 
-app = typer.Typer(help="Restore a measurement of yours.", no_args_is_help=True)
+app = Commands(help="Restore a measurement of yours.", no_args_is_help=True)
 
 
 SMALL_BLOCKS = "photo-x4-int8"
@@ -40,6 +42,7 @@ Sigma = Annotated[float, typer.Option(help="Noise on the picture, in units of [0
 
 @app.command("inpaint")
 def inpaint(
+    context: typer.Context,
     image: Annotated[
         Path,
         typer.Argument(
@@ -92,7 +95,12 @@ def inpaint(
     as_json: Json = False,
 ) -> None:
     """Fill the missing pixels of a photo."""
+    from toolbox.api import holds_restoration
     from toolbox.tasks.photo import run_inpainting
+
+    if holds_restoration(model):
+        own = ("solver", "steps", "grid", "correction", "tile", "symmetries")
+        refuse_unused(context, own, "on a whole restoration, which was exported with its own")
 
     if std and samples < 2:
         raise ValueError("--std needs at least two samples: add -n 4")
@@ -286,6 +294,7 @@ def _linear(
 
 @app.command("mri")
 def mri(
+    context: typer.Context,
     file: Annotated[
         Path,
         typer.Argument(
@@ -356,6 +365,10 @@ def mri(
 ) -> None:
     """Reconstruct undersampled Cartesian MRI, one coil or many."""
     from toolbox.tasks.mri import run_mri
+
+    if mask is None or Path(mask).exists():
+        own = ("acceleration", "center_fraction")
+        refuse_unused(context, own, "without a kind of --mask to undersample by")
 
     if samples > 1 and steps == 1:
         raise ValueError("one step gives the mean, the same for every sample: leave --steps out")

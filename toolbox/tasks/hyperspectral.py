@@ -53,7 +53,10 @@ def run_hsi(
     if quicklook is not None:
         check_writable(quicklook)
     mask = None if dead is None else read_cube(dead).values
-    truth = None if reference is None else read_cube(reference, key, band_axis)
+    truth = None
+    if reference is not None:
+        envi = reference.suffix.lower() == ".hdr"  # which has one array and names its axes
+        truth = read_cube(reference) if envi else read_cube(reference, key, band_axis)
     if truth is not None and truth.values.shape != source.values.shape:
         raise ValueError(
             f"reference {reference} has shape {truth.values.shape} but the cube has"

@@ -259,8 +259,14 @@ def train(
                 loss = _loss(recipe, denoiser, examples, part) / (
                     len(batch) if recipe.unrolled is not None else 1
                 )
-            accelerator.backward(loss)
             total += float(loss.detach())
+            if not math.isfinite(total):
+                raise ValueError(
+                    f"the loss is {total} at step {step + 1}: training diverged. {out} keeps the"
+                    " last checkpoint; lower optimizer.learning_rate, or train without half"
+                    " precision"
+                )
+            accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
