@@ -343,7 +343,8 @@ def test_file_round_trip(tmp_path, name, restructured, learned, denoiser, calibr
     torch.testing.assert_close(loaded(x, t), quantized(x, t))
 
 
-@pytest.mark.parametrize("name", covering(["both", "gptq"], QUICKEST))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["both", "gptq"])
 def test_export_runs_the_codes_on_integers(
     tmp_path, name, restructured, learned, denoiser, calibration
 ):
