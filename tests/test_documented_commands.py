@@ -1,6 +1,7 @@
 """Every command and every import that the README, the docs and the model cards show exists."""
 
 import ast
+import functools
 import importlib
 import re
 import shlex
@@ -30,10 +31,15 @@ def commands(page: Path) -> list[str]:
     return lines + [found for found in literals if not re.search(r"\||\.\.\.|…|CASE", found)]
 
 
+@functools.cache
+def command_line():
+    return typer.main.get_command(app)
+
+
 def parse(line: str) -> None:
     """Let the command line parse it, without running anything."""
     words = shlex.split(line.partition(" #")[0].partition(" > ")[0])[1:]
-    command, context = typer.main.get_command(app), None
+    command, context = command_line(), None
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         if words[0] not in command.commands and "pictures" in command.commands:
             words.insert(0, "pictures")  # `bench FOLDER` is `bench pictures FOLDER`

@@ -332,7 +332,7 @@ def test_structures_need_something_to_work_on(calibration):
         SplitConv2d(nn.Conv2d(4, 4, 1), 4)
 
 
-@pytest.mark.parametrize("name", covering([*STRUCTURES, *LEARNED], ("both", "fbr")))
+@pytest.mark.parametrize("name", covering([*STRUCTURES, *LEARNED], ("fbr",)))
 def test_file_round_trip(tmp_path, name, restructured, learned, denoiser, calibration):
     quantized = (restructured if name in STRUCTURES else learned)[name]
     save_quantized(quantized, tmp_path / "q")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.covering import covering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ def test_grids(process, build, data):
 
 
 @pytest.mark.parametrize("build", GRIDS.values(), ids=GRIDS)
-@pytest.mark.parametrize("n", [333, 999, 1000])
+@pytest.mark.parametrize("n", covering([333, 999, 1000], [1000]))
 def test_long_grids(build, n):
     check(PROCESSES["linear"], build, n)
 

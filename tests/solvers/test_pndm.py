@@ -345,9 +345,7 @@ def test_lagrange_weights():
             assert weights @ nodes**power == pytest.approx(mean, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    "n", covering([1, 2, 3, 4, 7, 30, 79, 999, 1000], [1, 2, 3, 4, 7, 30, 79, 1000])
-)
+@pytest.mark.parametrize("n", covering([1, 2, 3, 4, 7, 30, 79, 999, 1000], [1, 2, 3, 4, 7, 30, 79]))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_number_of_steps(variant, n):
     """One call per step and the warm-up's extra ones; the result is an image of the mixture, not
