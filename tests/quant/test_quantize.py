@@ -105,7 +105,7 @@ def test_the_float_network_is_left_alone(denoiser, calibration):
     [
         QuantRecipe(),
         QuantRecipe(weight_bits=4, range="mse", skip=("conv_in",)),
-        QuantRecipe(range="max"),
+        pytest.param(QuantRecipe(range="max"), marks=pytest.mark.long),
     ],
 )
 def test_file_round_trip(tmp_path, denoiser, calibration, recipe):

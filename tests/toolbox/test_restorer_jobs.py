@@ -133,7 +133,7 @@ PROCESS = Resfusion.scheduled("linear", 12)
         (True, ResfusionSampler()),
         pytest.param(True, DDIM(), marks=pytest.mark.long),
         pytest.param(False, ResfusionSampler(), marks=pytest.mark.long),
-        (False, EVODiff()),
+        pytest.param(False, EVODiff(), marks=pytest.mark.long),
     ],
 )
 def test_paired_runs_trace_natively_and_by_level_matching(native, solver):
