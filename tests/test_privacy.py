@@ -22,8 +22,8 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_nothing_leaves_the_machine(name, pictures, tmp_path):
-    """The home folder stays empty (telemetry would keep an id of the device there), and where strace
-    is installed, no address of the network is ever used.
+    """The home folder stays empty (telemetry would keep a device's id there), and where strace is
+    installed, no address of the network is ever used.
     """
     home, out = tmp_path / "home", tmp_path / "out"
     home.mkdir()
