@@ -104,7 +104,11 @@ def test_graph_takes_batches(bundles):
     [
         pytest.param({"solver": DDIM(eta=1.0)}, 0.0, marks=pytest.mark.long),
         pytest.param({"solver": PNDM()}, 0.0, marks=pytest.mark.long),
-        ({"solver": EVODiff(), "grid": "log-snr", "num_inference_steps": 4}, 0.0),
+        pytest.param(
+            {"solver": EVODiff(), "grid": "log-snr", "num_inference_steps": 4},
+            0.0,
+            marks=pytest.mark.long,
+        ),
         pytest.param({"correction": "diffpir"}, 0.1, marks=pytest.mark.long),
         ({"correction": "repaint"}, 0.0),
     ],

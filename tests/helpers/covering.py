@@ -10,7 +10,7 @@ KINDS = ("ddim", "ddpm", "pndm", "f-pndm", "evodiff", "resfusion", "ddcm", "unip
 
 
 def covering(values: Iterable, kept: Collection = KINDS) -> list:
-    return [v if v in kept else _long(*(v if isinstance(v, tuple) else (v,))) for v in values]
+    return [v if v in kept else _long(v) for v in values]
 
 
 def crossed(names: Iterable, others: Iterable, kept: Collection = KINDS) -> list:

@@ -106,12 +106,14 @@ def test_learned_rounding_beats_nearest_on_other_data(
         assert np.abs(layer.codes.astype(int)).max() <= 7
 
 
-@pytest.mark.parametrize("name", covering(["gptq", "fbr-steps"], QUICKEST))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["gptq", "fbr-steps"])
 def test_same_seed_same_bytes(name, learned, denoiser):
     again = quantize(denoiser.network, recording(denoiser)[0], recipe(name))
     assert same_layers(again, learned[name])
 
 
+@pytest.mark.long
 def test_another_seed_is_another_run(learned, denoiser, calibration):
     assert not same_layers(
         quantize(denoiser.network, calibration, recipe("fbr", seed=1)), learned["fbr"]
@@ -330,7 +332,7 @@ def test_structures_need_something_to_work_on(calibration):
         SplitConv2d(nn.Conv2d(4, 4, 1), 4)
 
 
-@pytest.mark.parametrize("name", covering([*STRUCTURES, *LEARNED], ("split", "both", *QUICKEST)))
+@pytest.mark.parametrize("name", covering([*STRUCTURES, *LEARNED], ("both", "fbr")))
 def test_file_round_trip(tmp_path, name, restructured, learned, denoiser, calibration):
     quantized = (restructured if name in STRUCTURES else learned)[name]
     save_quantized(quantized, tmp_path / "q")
@@ -341,7 +343,8 @@ def test_file_round_trip(tmp_path, name, restructured, learned, denoiser, calibr
     torch.testing.assert_close(loaded(x, t), quantized(x, t))
 
 
-@pytest.mark.parametrize("name", covering(["both", "gptq"], QUICKEST))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["both", "gptq"])
 def test_export_runs_the_codes_on_integers(
     tmp_path, name, restructured, learned, denoiser, calibration
 ):

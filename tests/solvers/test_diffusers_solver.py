@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from helpers.covering import crossed
 from helpers.data import smooth_picture
 from helpers.exact_flow import exact_flow
 from helpers.mixtures import median_rmse, noise, small_mixture
@@ -92,8 +93,10 @@ def their_loop(scheduler, unet, x, steps):
     return x
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("name", "prediction_type"),
+    crossed(ACCEPTED, ["epsilon", "v_prediction"], ("ddim", "unipc", "heun")),
+)
 def test_equals_diffusers_own_loop(unet, name, prediction_type):
     """On its own timesteps. Its table, products of single-precision betas, is held in double
     precision, as ours are.

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.covering import covering
 from helpers.data import golden
 from helpers.exact_flow import exact_flow
 from helpers.mixtures import median_rmse, noise, small_mixture
@@ -393,7 +394,8 @@ class Saturated:
     [VE(), ContinuousVP(), VP.linear(), VP.linear(zero_terminal_snr=True)],
     ids=["edm", "cvp", "vp", "zero"],
 )
-def test_degenerate_targets_stay_finite(mode, process):
+@pytest.mark.parametrize("counts", covering([(1, 2, 3, 4), (10, 25)], [(1, 2, 3, 4)]))
+def test_degenerate_targets_stay_finite(mode, process, counts):
     """One picture, the zero picture, a saturated network: all inner products of differences
     vanish.
     """
@@ -406,7 +408,7 @@ def test_degenerate_targets_stay_finite(mode, process):
     ]
     x = process.b(process.end) * noise(2)
     for denoiser, target in cases:
-        for n in (1, 2, 3, 4, 10, 25):
+        for n in counts:
             for inner in INNERS:
                 for final in FINALS:
                     image = solve(EVODiff(mode, final, inner), denoiser, x, log_snr(process, n)).x0

@@ -332,8 +332,15 @@ sys.exit(toolbox.cli.main())
 """
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("kind", "sent", "code"),
+    [
+        ("file", signal.SIGTERM, 143),
+        ("folder", signal.SIGINT, 130),
+        pytest.param("folder", signal.SIGTERM, 143, marks=pytest.mark.long),
+        pytest.param("file", signal.SIGINT, 130, marks=pytest.mark.long),
+    ],
+)
 def test_signals_leave_nothing_half_written(tmp_path, kind, sent, code):
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, str(tmp_path), kind], stdout=subprocess.PIPE, text=True
