@@ -4,12 +4,15 @@ python restore.py BUNDLE photo.png mask.png restored.png      (in the mask, whit
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is imported
+import onnxruntime
 
 folder, photo, missing, out = sys.argv[1:5]
 bundle = json.loads((Path(folder) / "bundle.json").read_text())

@@ -68,6 +68,7 @@ def open_session(
     """
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # where it was imported before export/__init__.py
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # the layout pass of the next level adds more transposes than it saves around integer
