@@ -281,6 +281,7 @@ def _run(data, feed, **settings):
     return onnxruntime.InferenceSession(data, options, providers=CPU).run(None, feed)[0]
 
 
+@pytest.mark.long
 def test_attention_layers_are_found_and_quantized():
     denoiser = tiny_denoiser(attention=True)
     calibration, _ = recording(denoiser)

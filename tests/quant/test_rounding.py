@@ -95,7 +95,7 @@ def same_layers(a, b) -> bool:
 # -- rounding --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", covering(LEARNED, QUICKEST))
+@pytest.mark.parametrize("name", covering(LEARNED, ["fbr"]))
 def test_learned_rounding_beats_nearest_on_other_data(
     name, learned, nearest, denoiser, calibration, held_out
 ):
@@ -477,6 +477,7 @@ def test_costs_are_multiplications_and_bytes(nearest, calibration):
     assert layer_costs(nearest, x, t, packed=True)[name].bytes == 28 * 16 * 16 * 9 // 8
 
 
+@pytest.mark.long
 def test_float_layers_stay_within_the_budget_and_lower_the_error(nearest, denoiser, calibration):
     errors, costs = (
         sensitivity(nearest, calibration),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.covering import crossed
 
 from restoration.operators.linear import Denoising, Inpainting, LinearFunction, conjugate_gradient
 from restoration.operators.measurement import Measurement
@@ -418,7 +419,8 @@ NOISELESS = ("ddnm", "repaint")
 
 @pytest.mark.parametrize(
     ("name", "operator"),
-    [(n, op) for n in CORRECTIONS for op in MATRIX if n not in NOISELESS or op != "denoising"],
+    crossed(NOISELESS, [op for op in MATRIX if op != "denoising"], ())
+    + crossed([n for n in CORRECTIONS if n not in NOISELESS], MATRIX, ("diffpir",)),
 )
 def test_every_correction_restores_with_every_solver(name, operator):
     """Smooth random images of a known Gaussian law: closer to the truth than ``A^H y`` on data with

@@ -313,6 +313,7 @@ def test_strips_are_blended_into_the_same_cube(monkeypatch):
     np.testing.assert_allclose(parts.rows(), whole.rows(), atol=1e-5)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_cube(monkeypatch, tmp_path):
     for name, size in (
         ("FIT_ENTRIES", 40 * 64 * 32),

@@ -504,6 +504,7 @@ def test_bench_of_coverage(capsys, tmp_path, model):
     assert "at least 3 slices; got 2" in error
 
 
+@pytest.mark.long
 def test_bench_tells_lpips_where_its_weights_are(tmp_path):
     """With the backbone's file at hand (features drawn here: what is measured then is the sum, not
     the perception).

@@ -343,7 +343,12 @@ def test_residual_losses_are_the_papers(tmp_path, kind, target):
 
 
 @pytest.mark.parametrize(
-    "text", [under("resfusion", "residual"), under("rddm", "sample"), PAIRS + SAMPLE]
+    "text",
+    [
+        under("resfusion", "residual"),
+        pytest.param(under("rddm", "sample"), marks=pytest.mark.long),
+        pytest.param(PAIRS + SAMPLE, marks=pytest.mark.long),
+    ],
 )
 def test_training_lowers_the_loss(tmp_path, pairs, text):
     """On one fixed batch, before and after."""

@@ -161,10 +161,8 @@ def test_paired_graphs_take_masks():
     assert (task(smooth(3, SIZE)[0], 1 - mask[0, 0], seed=2).samples - ours).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("size", "state"),
-    [((40, 56), (3, 16, 22)), pytest.param((16, 20), (3, 16, 20), marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("size", "state"), [((40, 56), (3, 16, 22)), ((16, 20), (3, 16, 20))])
 def test_dehazing_graphs_reduce_and_carry_back(size, state):
     """The prior, the reduced view, the run and the way back to the whole picture: what the host
     does.
@@ -218,7 +216,7 @@ def scan(coils: int, size=(32, 36), sigma: float = 0.01, seed: int = 0):
 @pytest.mark.parametrize(
     ("coils", "exact"),
     [
-        (1, True),
+        pytest.param(1, True, marks=pytest.mark.long),
         pytest.param(1, False, marks=pytest.mark.long),  # a solver of 30 iterations in the graph
         pytest.param(3, False, marks=pytest.mark.slow),
     ],

@@ -113,6 +113,7 @@ def test_ends_of_noiseless_runs_explain_what_was_measured(photo_recipe, pictures
     assert seen == {"nothing", "Inpainting", "BlockMean"}
 
 
+@pytest.mark.long
 def test_training_lowers_the_error_at_the_end_of_the_run(photo_recipe, pictures, tmp_path):
     recipe = photo_recipe.model_copy(update={"steps": 60, "batch_size": 4})
     held = [

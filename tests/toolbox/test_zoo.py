@@ -114,6 +114,7 @@ def test_int8_runs_on_integers(name):
     assert session.integer_convs() == session.bundle.planned > 0
 
 
+@pytest.mark.long
 def test_mri_models_reconstruct_what_they_never_saw(tmp_path):
     """A drawn phantom, scanned by simulation: nothing like the training brain."""
     phantom = resize(shepp_logan_phantom(), (128, 112), anti_aliasing=True).astype(np.float32)
@@ -138,6 +139,7 @@ def test_mri_models_reconstruct_what_they_never_saw(tmp_path):
     assert all(row["residual_over_sigma"] <= 1.01 for row in rows[1:])
 
 
+@pytest.mark.long
 def test_haze_models_clear_a_picture_they_never_saw():
     clear = torch.from_numpy(np.ascontiguousarray(read_image(ZOO / "demo" / "chelsea.png").pixels))
     depth, _ = procedural_depth(*clear.shape[1:], np.random.default_rng(4))
@@ -154,6 +156,7 @@ def test_haze_models_clear_a_picture_they_never_saw():
         assert abs(value - results["haze", solver]) < 0.1
 
 
+@pytest.mark.long
 def test_demo_writes_its_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys,
