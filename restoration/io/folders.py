@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.io.images import read_image
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+from restoration.io.images import SUFFIXES, read_image
 
 
 def find_pictures(folder: str | Path, exclude: Sequence[str] = ()) -> list[Path]:

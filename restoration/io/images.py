@@ -18,7 +18,9 @@ from PIL import Image, UnidentifiedImageError
 from solvers.files import replace_file
 
 MAX_PIXELS = 100_000_000
-WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+# that are read in folders, and written
+# of pictures that are found in folders, and that are written
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # what Pillow, tifffile (ValueError, IndexError, KeyError) and torchvision (RuntimeError) raise on
 # damaged files
@@ -172,8 +174,8 @@ def check_writable(path: str | Path) -> None:
         OSError: the folder does not exist or is not writable, or ``path`` is a folder.
     """
     path = Path(path)
-    if path.suffix.lower() not in WRITABLE:
-        raise ValueError(f"output {path} must end in one of {', '.join(WRITABLE)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; give a file name")
     if not path.parent.is_dir():

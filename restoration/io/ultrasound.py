@@ -12,13 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.images import MAX_PIXELS, Photo, check_writable, read_image, write_image
+from restoration.io.images import (
+    MAX_PIXELS,
+    SUFFIXES,
+    Photo,
+    check_writable,
+    read_image,
+    write_image,
+)
 from restoration.ultrasound.beamforming import PlaneWaves, beamform
 from restoration.ultrasound.bmode import DYNAMIC_RANGE, envelope, log_compress
 from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
 
 HDF5 = (".h5", ".hdf5")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+PICTURES = (*SUFFIXES, ".bmp")
 DICOM = (".dcm", ".dicom", ".ima")
 MAX_FRAMES = 100_000
 FRAMES = "folder of restored frames"

@@ -263,10 +263,10 @@ def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
             size=SIZE,
         )
     assert not (tmp_path / "x").exists()
-    with pytest.raises(ValueError, match=r"export\.session\.Restorer"):
+    with pytest.raises(ValueError, match=r"export\.runtime\.session\.Restorer"):
         Session(bundles / "float")
     export_bundle(task.denoiser, tmp_path / "network")
-    with pytest.raises(ValueError, match=r"export\.session\.Session"):
+    with pytest.raises(ValueError, match=r"export\.runtime\.session\.Session"):
         Restorer(tmp_path / "network")
     with pytest.raises(ValueError, match="CPU kernels"):
         Restorer(bundles / "cpu", device="cuda")
