@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -677,3 +678,8 @@ def test_bad_input_elsewhere(cli, photo, tiny_model, arguments, says):
     assert says in err
     assert err.count("\n") == 1
     assert sorted(p.name for p in photo.iterdir()) == before
+
+
+def test_version(cli):
+    code, out, _ = cli("--version")
+    assert (code, out.strip()) == (0, metadata.version("restobox"))

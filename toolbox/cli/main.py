@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -20,12 +21,28 @@ app = Commands(
         " do it."
     ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(restore.app, name="restore")
 app.registered_commands += info.app.registered_commands + model.app.registered_commands
 app.add_typer(bench.app, name="bench")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("restobox"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> int:
