@@ -86,7 +86,7 @@ KINDS = {
     "denoise": (("lift+known", "none"), (1, 3)),
     "superresolve": (("lift+known", "none"), (1, 3)),
     "deblur": (("lift+known", "none"), (1, 3)),
-    "dehaze": (("haze",), (3,)),
+    "dehaze": (("haze", "degraded"), (3,)),
     "paired": (("degraded", "degraded+mask", "haze"), (3,)),
     "ultrasound": (("none",), (1,)),
     "mri": (("mri", "none"), (2,)),

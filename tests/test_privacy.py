@@ -20,7 +20,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    ["restore", *(pytest.param(name, marks=pytest.mark.long) for name in ("export", "verify"))],
+)
 def test_nothing_leaves_the_machine(name, pictures, tmp_path):
     """The home folder stays empty (telemetry would keep a device's id there), and where strace is
     installed, no address of the network is ever used.

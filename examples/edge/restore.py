@@ -15,19 +15,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is 
 import onnxruntime
 
 folder, photo, missing, out = sys.argv[1:5]
-bundle = json.loads((Path(folder) / "bundle.json").read_text())
-draws, th, tw = (bundle["run"][k] for k in ("draws", "height", "width"))
+run = json.loads((Path(folder) / "bundle.json").read_text())["run"]
+draws, th, tw = run["draws"], run["height"], run["width"]
 options = onnxruntime.SessionOptions()
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-session = onnxruntime.InferenceSession(
-    f"{folder}/restorer.onnx", options, providers=onnxruntime.get_available_providers()
-)
-
+known = onnxruntime.get_available_providers()
+session = onnxruntime.InferenceSession(f"{folder}/restorer.onnx", options, providers=known)
 image = np.asarray(Image.open(photo).convert("RGB"), np.float32).transpose(2, 0, 1) / 255
 known = (np.asarray(Image.open(missing).convert("L"))[None] < 128).astype(np.float32)
 height, width = image.shape[1:]
-# around a small photo everything is unknown
-corner = ((0, 0), (0, max(0, th - height)), (0, max(0, tw - width)))
+corner = ((0, 0), (0, max(0, th - height)), (0, max(0, tw - width)))  # unknown, if any
 x, m = np.pad(image * known, corner), np.pad(known, corner)
 noise = np.random.default_rng(0).standard_normal((draws, *x.shape), np.float32)
 over = min(th, tw) // 8  # tiles share this many pixels
@@ -37,8 +34,7 @@ for top in sorted({min(t, x.shape[1] - th) for t in range(0, x.shape[1], th - ov
     for left in sorted({min(s, x.shape[2] - tw) for s in range(0, x.shape[2], tw - over)}):
         at = (..., slice(top, top + th), slice(left, left + tw))
         feed = {"image": x[at][None], "mask": m[at][None], "noise": noise[at][:, None]}
-        weight = np.outer(*ramp).astype(np.float32)
-        total[at] += session.run(["restored"], feed)[0][0] * weight
-        weights[at] += weight
+        total[at] += session.run(["restored"], feed)[0][0] * np.outer(*ramp)
+        weights[at] += np.outer(*ramp)
 restored = np.where(known > 0, image, (total / weights)[:, :height, :width])
 Image.fromarray((restored.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8)).save(out)

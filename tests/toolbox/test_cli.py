@@ -555,7 +555,7 @@ BAD = [
     ("output is a folder", ("{image}", "-m", "{mask}", "-o", "{dir}"), "must end in"),
     ("unknown output format", ("{image}", "-m", "{mask}", "-o", "{dir}/o.xyz"), "must end in"),
     ("std of one sample", ("{image}", "-m", "{mask}", "-o", "{out}", "--std"), "-n 4"),
-    ("no samples", ("{image}", "-m", "{mask}", "-o", "{out}", "-n", "0"), "num_samples"),
+    ("no samples", ("{image}", "-m", "{mask}", "-o", "{out}", "-n", "0"), "equal to 1"),
     (
         "reference of another size",
         ("{image}", "-m", "{mask}", "-o", "{out}", "--reference", "{small}"),

@@ -308,8 +308,10 @@ def test_training_never_writes_over_a_model(tmp_path, tiny_recipe, pictures):
 
 # -- signals ---------------------------------------------------------------------------------------
 
+# Ctrl-C is asked for: a shell's background jobs, the tests perhaps among them, ignore it
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 import toolbox.cli
 from solvers.files import replace_file, replace_marked_folder, together

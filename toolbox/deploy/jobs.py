@@ -62,8 +62,11 @@ def make_job(
     """
     if task in KINDS:
         check_kind(denoiser, task)
-    if task == "paired" and "haze" in shown_to(denoiser):
-        raise ValueError("this is a network for haze: export it with --task dehaze")
+    if task in ("paired", "dehaze") and ("haze" in shown_to(denoiser)) != (task == "dehaze"):
+        other = "paired" if task == "dehaze" else "dehaze"
+        raise ValueError(
+            f"this network is for another kind of pictures: export it with --task {other}"
+        )
     run: dict[str, Any] = {
         "solver": solver_by_name(solver),
         "num_inference_steps": steps,
