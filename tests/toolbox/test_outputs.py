@@ -309,10 +309,12 @@ def test_training_never_writes_over_a_model(tmp_path, tiny_recipe, pictures):
 # -- signals ---------------------------------------------------------------------------------------
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import toolbox.cli
 from solvers.files import replace_file, replace_marked_folder, together
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 
 def work():
     def write(place):
