@@ -142,6 +142,7 @@ def test_float_network_is_left_alone(denoiser, calibration):
     assert network_hash(denoiser.network) == before
 
 
+@pytest.mark.long
 def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, learned, denoiser, calibration):
     class Interrupt(Exception):
         pass
@@ -256,7 +257,7 @@ def restructured(denoiser, calibration):
     )
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", covering(STRUCTURES, ["both"]))
 def test_the_structure_is_the_same_function(name, restructured, denoiser, calibration):
     x, t = next(calibration.batches())
     expected = denoiser.network(x, t).sample

@@ -109,7 +109,7 @@ def test_the_prior_is_the_files(bench):
             assert sample < bound - 2  # a draw is twice as far from the truth as the mean
 
 
-@pytest.mark.parametrize(("method", "task"), crossed(FIGURES, TASKS, ("ddrm",)))
+@pytest.mark.parametrize(("method", "task"), crossed(FIGURES, TASKS, ()))
 def test_methods_reach_their_figures(bench, method, task):
     """Within 0.3 dB on the published file; on any: better than zero-filling, not better than the
     bound.

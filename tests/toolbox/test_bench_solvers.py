@@ -57,7 +57,10 @@ def stored(part):
     return arrays, prior, torch.from_numpy(arrays[f"{part}_x_T"]), json.loads(str(arrays["json"]))
 
 
-@pytest.mark.parametrize(("table", "lay"), [("B-logSNR", log_snr), ("B-rho7", karras)])
+@pytest.mark.parametrize(
+    ("table", "lay"),
+    [("B-logSNR", log_snr), pytest.param("B-rho7", karras, marks=pytest.mark.long)],
+)
 def test_the_published_table_on_sigma_grids(table, lay):
     """Median and root mean square errors of every stored case up to 20 calls, to 2 % or
     single-precision sigmas' floor.

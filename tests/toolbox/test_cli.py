@@ -63,6 +63,7 @@ def test_quantize_minds_solver_and_selection(cli, road, tiny_model, tmp_path):
     assert "--select ptq4dm" in err
 
 
+@pytest.mark.long
 def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp_path):
     """As many layers as the share allows, fewer multiplications than it, and less error than
     without.

@@ -147,6 +147,7 @@ def test_phase_of_other_sensitivities():
     assert not rephased(image, maps, 0 * others).any()
 
 
+@pytest.mark.long
 def test_training_on_patches_and_through_the_sampler(tmp_path, folder):
     settings = recipe(tmp_path)
     model = train(settings, folder, tmp_path / "m")

@@ -127,14 +127,10 @@ def test_linear_operators_trace(name, operator, sigma, correction, solver):
 PROCESS = Resfusion.scheduled("linear", 12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("native", "solver"),
-    [
-        (True, ResfusionSampler()),
-        pytest.param(True, DDIM(), marks=pytest.mark.long),
-        pytest.param(False, ResfusionSampler(), marks=pytest.mark.long),
-        pytest.param(False, EVODiff(), marks=pytest.mark.long),
-    ],
+    [(True, ResfusionSampler()), (True, DDIM()), (False, ResfusionSampler()), (False, EVODiff())],
 )
 def test_paired_runs_trace_natively_and_by_level_matching(native, solver):
     base = (
