@@ -20,18 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from restobox.measurements import hsi, mri, ultrasound
     from restobox.pictures import RestoredPicture
-    from restobox.tasks import (
-        deblur,
-        dehaze,
-        denoise,
-        hsi,
-        inpaint,
-        mri,
-        paired,
-        superresolve,
-        ultrasound,
-    )
+    from restobox.tasks import deblur, dehaze, denoise, inpaint, paired, superresolve
     from toolbox.api import ModelInfo, load, models
 
 PACKAGES = ("solvers", "restoration", "quant", "export", "toolbox")
@@ -68,21 +59,14 @@ except PackageNotFoundError:  # used from a source folder that isn't installed
 
 _WHERE = {
     "RestoredPicture": "restobox.pictures",
+    "hsi": "restobox.measurements",
+    "mri": "restobox.measurements",
+    "ultrasound": "restobox.measurements",
     "ModelInfo": "toolbox.api",
     "load": "toolbox.api",
     "models": "toolbox.api",
 }
-_TASKS = (
-    "deblur",
-    "dehaze",
-    "denoise",
-    "hsi",
-    "inpaint",
-    "mri",
-    "paired",
-    "superresolve",
-    "ultrasound",
-)
+_TASKS = ("deblur", "dehaze", "denoise", "inpaint", "paired", "superresolve")
 
 
 def __getattr__(name: str) -> object:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.io.images import Photo, check_writable, read_image, write_image
+from restoration.photo.lift import enlarge
 from restoration.task import Restored
 
 Picture: TypeAlias = "Image.Image | np.ndarray | Tensor | str | os.PathLike[str]"
@@ -113,13 +114,27 @@ class RestoredPicture(Restored):
     @property
     def image(self) -> Image.Image | np.ndarray | Tensor:
         """The mean, in the form that the picture came in (a path: PIL)."""
-        return self.to_pil() if self.form.kind == "pil" else self._array(self.form)
+        if self.form.kind != "pil":
+            return self._array(self.form)
+        if self.form.layout == "HW":  # PIL's only pictures of 16 bits are grey
+            codes = (self.mean[0].clamp(0, 1) * self.form.white).round().numpy()
+            return Image.fromarray(codes.astype(np.uint16))
+        return self.to_pil()
+
+    @property
+    def alpha(self) -> np.ndarray | None:
+        """Transparency ``(H, W)`` in [0, 1] of the picture that came in, enlarged with it."""
+        alpha, size = self.form.alpha, tuple(self.mean.shape[1:])
+        if alpha is None or alpha.shape == size:
+            return alpha
+        given = torch.from_numpy(alpha)[None, None].float()
+        return enlarge(given, size[0] // alpha.shape[0], size)[0, 0].clamp(0, 1).numpy()
 
     def to_pil(self) -> Image.Image:
         """The mean as a PIL image of 8 bits, with the transparency of the picture that came in."""
         parts = [self.mean.numpy()]
-        if self.form.alpha is not None and self.form.alpha.shape == parts[0].shape[1:]:
-            parts.append(self.form.alpha[None])
+        if (alpha := self.alpha) is not None:
+            parts.append(alpha[None])
         codes = np.rint(np.clip(np.concatenate(parts), 0, 1) * 255).astype(np.uint8)
         return Image.fromarray(codes[0] if len(codes) == 1 else codes.transpose(1, 2, 0))
 
@@ -136,10 +151,8 @@ class RestoredPicture(Restored):
         """
         place = Path(path)
         check_writable(place)
-        alpha = self.form.alpha
-        fits = alpha is not None and alpha.shape == tuple(self.mean.shape[1:])
         bits = 16 if self.form.white > 255 else 8
-        write_image(place, Photo(self.mean.numpy(), alpha if fits else None, bits))
+        write_image(place, Photo(self.mean.numpy(), self.alpha, bits))
         return place
 
     def _array(self, form: Form) -> np.ndarray | Tensor:

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from restobox.models import Model, load_model, named
 from restobox.pictures import Picture, RestoredPicture, read_mask, read_picture
 from restoration.metrics import noise_level, psnr, ssim
 from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
-from toolbox.api import check_model, load
-
-if TYPE_CHECKING:
-    from restoration.hyperspectral.task import RestoredCube
-    from restoration.mri.task import RestoredScan
-    from restoration.ultrasound.task import Dehazed
-
-Model = str | os.PathLike[str] | Denoiser
-log = logging.getLogger("restobox")
+from toolbox.api import check_model
 
 
 @dataclass(frozen=True)
-class Restorer:
+class Restoration:
     """A loaded model and a task's settings. Call it on a picture, or on a list of them.
 
     Attributes:
@@ -112,7 +101,7 @@ def inpaint(
     correction: str | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Restorer:
+) -> Restoration:
     """Fill missing pixels: ``inpaint(...)(picture, mask, sigma=0.0)``; white (or True) is missing.
 
     Args:
@@ -126,17 +115,17 @@ def inpaint(
     """
     from restoration.photo.inpainting import InpaintingTask
 
-    denoiser = _load(model, device, dtype)
+    denoiser = load_model(model, device, dtype)
     task: Any = denoiser
     if getattr(denoiser, "run", None) is None:
-        check_model(denoiser, "inpaint", _named(model))
+        check_model(denoiser, "inpaint", named(model))
         task = InpaintingTask(denoiser, solver_by_name(solver), steps, correction=correction)
 
     def run(pixels: Tensor, mask: Picture, **options: Any) -> Restored:
         return task(pixels, read_mask(mask, _size(pixels)), **options)
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    return Restorer("inpaint", denoiser, settings, run, ("a mask",))
+    return Restoration("inpaint", denoiser, settings, run, ("a mask",))
 
 
 def denoise(
@@ -147,7 +136,7 @@ def denoise(
     correction: str | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Restorer:
+) -> Restoration:
     """Remove white noise: ``denoise(...)(picture, sigma=0.1)``; ``sigma`` is in units of [0, 1] and
     is estimated where it isn't given.
 
@@ -162,7 +151,7 @@ def denoise(
         return Denoising(), found
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    return _linear("denoise", _load(model, device, dtype), settings, measured)
+    return _linear("denoise", load_model(model, device, dtype), settings, measured)
 
 
 def superresolve(
@@ -175,7 +164,7 @@ def superresolve(
     correction: str | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Restorer:
+) -> Restoration:
     """Enlarge ``factor`` times: ``superresolve(4)(picture, sigma=0.0)``.
 
     Args:
@@ -193,7 +182,7 @@ def superresolve(
         return enlargement(_size(pixels), factor, kernel), sigma or 0.0
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    return _linear("superresolve", _load(chosen, device, dtype), settings, measured)
+    return _linear("superresolve", load_model(chosen, device, dtype), settings, measured)
 
 
 def deblur(
@@ -206,7 +195,7 @@ def deblur(
     start_level: float | None = 0.4,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Restorer:
+) -> Restoration:
     """Sharpen what a Gaussian of standard deviation ``blur`` pixels blurred:
     ``deblur(1.6)(picture, sigma=0.01)``.
 
@@ -224,7 +213,7 @@ def deblur(
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     settings |= {"start_level": start_level}
-    return _linear("deblur", _load(model, device, dtype), settings, measured)
+    return _linear("deblur", load_model(model, device, dtype), settings, measured)
 
 
 def dehaze(
@@ -235,7 +224,7 @@ def dehaze(
     view: int | None = 128,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Restorer:
+) -> Restoration:
     """Take outdoor haze out of a photo: ``dehaze()(picture)``.
 
     Args:
@@ -245,10 +234,10 @@ def dehaze(
     """
     from restoration.paired.task import PairedTask
 
-    denoiser = check_model(_load(model, device, dtype), "dehaze", _named(model))
+    denoiser = check_model(load_model(model, device, dtype), "dehaze", named(model))
     task = PairedTask(denoiser, solver_by_name(solver), steps, view=view)
     settings = {"solver": solver, "steps": steps, "view": view}
-    return Restorer("dehaze", denoiser, settings, task)
+    return Restoration("dehaze", denoiser, settings, task)
 
 
 def paired(
@@ -258,7 +247,7 @@ def paired(
     steps: int = 5,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Restorer:
+) -> Restoration:
     """Restore with a model trained on pairs (recipe ``paired``): ``paired(MODEL)(picture)``, and a
     mask (white where it is degraded) for models that are shown one.
 
@@ -266,128 +255,14 @@ def paired(
     """
     from restoration.paired.task import PairedTask
 
-    denoiser = check_model(_load(model, device, dtype), "paired", _named(model))
+    denoiser = check_model(load_model(model, device, dtype), "paired", named(model))
     task = PairedTask(denoiser, solver_by_name(solver), steps)
 
     def run(pixels: Tensor, mask: Picture | None = None, **options: Any) -> Restored:
         shown = None if mask is None else read_mask(mask, _size(pixels), white_is_one=True)
         return task(pixels, shown, **options)
 
-    return Restorer("paired", denoiser, {"solver": solver, "steps": steps}, run, ("a mask",))
-
-
-def ultrasound(
-    tissue: Model = "ultrasound-tissue",
-    haze: Model = "ultrasound-haze",
-    *,
-    strength: float = 1.0,
-    sigma: float = 0.02,
-    solver: str = "ddim",
-    steps: int = 4,
-    correction: str = "diffpir",
-    device: str = "cpu",
-) -> Callable[..., Dehazed]:
-    """Take the haze out of B-mode frames: ``ultrasound()(frame)`` with a frame ``(H, W)`` in [0, 1]
-    or a picture; the result has ``image``, ``haze`` and ``std``.
-
-    Args:
-        strength: above 1 more haze is taken away, below 1 less.
-        sigma: noise that is neither tissue nor haze, in units of [0, 1].
-    """
-    from restoration.ultrasound.task import UltrasoundTask
-
-    task = UltrasoundTask(
-        check_model(_load(tissue, device, None), "ultrasound", _named(tissue)),
-        check_model(_load(haze, device, None), "ultrasound", _named(haze)),
-        strength=strength,
-        sigma=sigma,
-        solver=solver_by_name(solver),
-        num_inference_steps=steps,
-        correction=correction,
-    )
-
-    def run(frame: Picture, **options: Any) -> Dehazed:
-        return task(read_picture(frame)[0].mean(0), **options)
-
-    return run
-
-
-def mri(
-    model: Model = "mri",
-    *,
-    solver: str = "ddim",
-    steps: int | None = None,
-    correction: str | None = None,
-    device: str = "cpu",
-) -> Callable[..., RestoredScan]:
-    """Reconstruct undersampled Cartesian MRI: ``mri()(kspace, mask=None, maps=None)`` with complex
-    k-space ``(coils, H, W)`` or ``(slices, coils, H, W)``, zero frequency in the centre, or a file;
-    the result has complex ``mean``, ``std``, ``sigma`` and ``residual``.
-    """
-    from restoration.mri.task import MRITask
-
-    task = MRITask(
-        check_model(_load(model, device, None), "mri", _named(model)),
-        solver_by_name(solver),
-        steps,
-        correction=correction,
-    )
-
-    def run(
-        kspace: np.ndarray | Tensor | str | os.PathLike[str],
-        mask: np.ndarray | Tensor | None = None,
-        maps: np.ndarray | Tensor | None = None,
-        **options: Any,
-    ) -> RestoredScan:
-        if isinstance(kspace, (str, os.PathLike)):
-            from restoration.io.mri import read_scan
-
-            scan = read_scan(Path(kspace))
-            if scan.kspace is None:
-                raise ValueError(f"{kspace} holds images, not k-space")
-            kspace = scan.kspace
-            mask = scan.mask if mask is None else mask
-            maps = scan.maps if maps is None else maps
-        data = torch.as_tensor(kspace).to(torch.complex64)
-        sampled = None if mask is None else torch.as_tensor(mask).float()
-        sensed = None if maps is None else torch.as_tensor(maps).to(torch.complex64)
-        one = task if data.ndim == 3 else task.volume
-        return one(data, sampled, sensed, **options)
-
-    return run
-
-
-def hsi(
-    model: Model = "grey",
-    *,
-    solver: str = "ddim",
-    steps: int = 1,
-    symmetries: int = 8,
-    device: str = "cpu",
-) -> Callable[..., RestoredCube]:
-    """Denoise a hyperspectral cube: ``hsi()(cube)`` with an array ``(bands, H, W)`` or a file; the
-    result's ``rows()`` are the restored values.
-
-    Args:
-        symmetries: flips and turns to average over: 1, 2, 4, 8.
-    """
-    from restoration.hyperspectral.task import HyperspectralTask
-    from restoration.io.cube import Cube
-
-    denoiser = check_model(_load(model, device, None), "hsi", _named(model))
-    channels = denoiser.image_channels or 1
-    task = HyperspectralTask(
-        denoiser, solver_by_name(solver), steps, None, symmetries, channels=channels
-    )
-
-    def run(cube: np.ndarray | str | os.PathLike[str] | Cube, **options: Any) -> RestoredCube:
-        if isinstance(cube, (str, os.PathLike)):
-            from restoration.io.cubes import read_cube
-
-            cube = read_cube(cube)
-        return task(cube if isinstance(cube, Cube) else Cube(np.asarray(cube)), **options)
-
-    return run
+    return Restoration("paired", denoiser, {"solver": solver, "steps": steps}, run, ("a mask",))
 
 
 # -- what they share ------------------------------------------------------------------------------
@@ -398,7 +273,7 @@ def _linear(
     model: Denoiser,
     settings: dict[str, Any],
     measured: Callable[[Tensor, float | None], tuple[Any, float]],
-) -> Restorer:
+) -> Restoration:
     from restoration.photo.linear import LinearTask
 
     denoiser = check_model(model, name, "the model")
@@ -409,26 +284,7 @@ def _linear(
         operator, noise = measured(pixels, sigma)
         return task(pixels, operator, sigma=noise, **given)
 
-    return Restorer(name, denoiser, settings, run)
-
-
-def _load(model: Model, device: str, dtype: torch.dtype | None) -> Any:
-    """The model on its device; weights of another type where that is asked for."""
-    found = model if isinstance(model, Denoiser) else load(os.fspath(model), device=device)
-    if dtype is not None:
-        network = getattr(found, "network", None)
-        if not isinstance(network, torch.nn.Module):
-            raise ValueError(
-                f"{_named(model)} is an exported bundle, whose precision is its graph's; leave out"
-                " dtype"
-            )
-        network.to(dtype)
-    log.info("loaded %s on %s", _named(model), device)
-    return found
-
-
-def _named(model: Model) -> str:
-    return type(model).__name__ if isinstance(model, Denoiser) else f"model {os.fspath(model)!r}"
+    return Restoration(name, denoiser, settings, run)
 
 
 def _size(pixels: Tensor) -> tuple[int, int]:
@@ -446,15 +302,4 @@ def _compare(restored: Tensor, truth: Tensor) -> dict[str, float]:
     return found | ({"ssim": ssim(*pair)} if min(restored.shape[1:]) >= 11 else {})
 
 
-__all__ = [
-    "Restorer",
-    "deblur",
-    "dehaze",
-    "denoise",
-    "hsi",
-    "inpaint",
-    "mri",
-    "paired",
-    "superresolve",
-    "ultrasound",
-]
+__all__ = ["Restoration", "deblur", "dehaze", "denoise", "inpaint", "paired", "superresolve"]

@@ -229,3 +229,29 @@ def test_everything_named_is_there():
         assert getattr(restobox, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'sharpen'"):
         _ = restobox.sharpen
+
+
+def test_transparency_is_enlarged_with_the_picture(photo):
+    image = Image.fromarray(photo).convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 128))
+    large = restobox.superresolve(2)(image).to_pil()
+    assert (large.mode, large.size) == ("RGBA", (96, 80))
+    assert set(np.asarray(large)[..., 3].ravel().tolist()) == {128}
+
+
+def test_grey_pictures_of_16_bits_come_back_with_them(photo, mask, restore):
+    image = Image.fromarray(photo[..., 0].astype(np.uint16) * 257)
+    back = restore(image, mask).image
+    assert back.mode == "I;16"
+    known = ~mask
+    np.testing.assert_array_equal(np.asarray(back)[known], np.asarray(image)[known])
+
+
+def test_a_denoiser_of_the_callers_stays_as_it_is():
+    denoiser = load("photo-x4")
+    before = next(denoiser.network.parameters()).dtype
+    made = restobox.superresolve(4, denoiser, dtype=torch.float64)
+    assert next(made.model.network.parameters()).dtype == torch.float64
+    assert next(denoiser.network.parameters()).dtype == before
+    with pytest.raises(ValueError, match="lives on cpu; move its network to cuda"):
+        restobox.superresolve(4, denoiser, device="cuda")

@@ -1,0 +1,136 @@
+"""Tasks whose measurements are no pictures: ultrasound frames, MRI, hyperspectral cubes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restobox.models import Model, load_model, named
+from restobox.pictures import Picture, read_picture
+from solvers import solver_by_name
+from toolbox.api import check_model
+
+if TYPE_CHECKING:
+    from restoration.hyperspectral.task import RestoredCube
+    from restoration.mri.task import RestoredScan
+    from restoration.ultrasound.task import Dehazed
+
+
+def ultrasound(
+    tissue: Model = "ultrasound-tissue",
+    haze: Model = "ultrasound-haze",
+    *,
+    strength: float = 1.0,
+    sigma: float = 0.02,
+    solver: str = "ddim",
+    steps: int = 4,
+    correction: str = "diffpir",
+    device: str = "cpu",
+) -> Callable[..., Dehazed]:
+    """Take the haze out of B-mode frames: ``ultrasound()(frame)`` with a frame ``(H, W)`` in [0, 1]
+    or a picture; the result has ``image``, ``haze`` and ``std``.
+
+    Args:
+        strength: above 1 more haze is taken away, below 1 less.
+        sigma: noise that is neither tissue nor haze, in units of [0, 1].
+    """
+    from restoration.ultrasound.task import UltrasoundTask
+
+    task = UltrasoundTask(
+        check_model(load_model(tissue, device, None), "ultrasound", named(tissue)),
+        check_model(load_model(haze, device, None), "ultrasound", named(haze)),
+        strength=strength,
+        sigma=sigma,
+        solver=solver_by_name(solver),
+        num_inference_steps=steps,
+        correction=correction,
+    )
+
+    def run(frame: Picture, **options: Any) -> Dehazed:
+        return task(read_picture(frame)[0].mean(0), **options)
+
+    return run
+
+
+def mri(
+    model: Model = "mri",
+    *,
+    solver: str = "ddim",
+    steps: int | None = None,
+    correction: str | None = None,
+    device: str = "cpu",
+) -> Callable[..., RestoredScan]:
+    """Reconstruct undersampled Cartesian MRI: ``mri()(kspace, mask=None, maps=None)`` with complex
+    k-space ``(coils, H, W)`` or ``(slices, coils, H, W)``, zero frequency in the centre, or a file;
+    the result has complex ``mean``, ``std``, ``sigma`` and ``residual``.
+    """
+    from restoration.mri.task import MRITask
+
+    task = MRITask(
+        check_model(load_model(model, device, None), "mri", named(model)),
+        solver_by_name(solver),
+        steps,
+        correction=correction,
+    )
+
+    def run(
+        kspace: np.ndarray | Tensor | str | os.PathLike[str],
+        mask: np.ndarray | Tensor | None = None,
+        maps: np.ndarray | Tensor | None = None,
+        **options: Any,
+    ) -> RestoredScan:
+        if isinstance(kspace, (str, os.PathLike)):
+            from restoration.io.mri import read_scan
+
+            scan = read_scan(Path(kspace))
+            if scan.kspace is None:
+                raise ValueError(f"{kspace} holds images, not k-space")
+            kspace = scan.kspace
+            mask = scan.mask if mask is None else mask
+            maps = scan.maps if maps is None else maps
+        data = torch.as_tensor(kspace).to(torch.complex64)
+        sampled = None if mask is None else torch.as_tensor(mask).float()
+        sensed = None if maps is None else torch.as_tensor(maps).to(torch.complex64)
+        one = task if data.ndim == 3 else task.volume
+        return one(data, sampled, sensed, **options)
+
+    return run
+
+
+def hsi(
+    model: Model = "grey",
+    *,
+    solver: str = "ddim",
+    steps: int = 1,
+    symmetries: int = 8,
+    device: str = "cpu",
+) -> Callable[..., RestoredCube]:
+    """Denoise a hyperspectral cube: ``hsi()(cube)`` with an array ``(bands, H, W)`` or a file; the
+    result's ``rows()`` are the restored values.
+
+    Args:
+        symmetries: flips and turns to average over: 1, 2, 4, 8.
+    """
+    from restoration.hyperspectral.task import HyperspectralTask
+    from restoration.io.cube import Cube
+
+    denoiser = check_model(load_model(model, device, None), "hsi", named(model))
+    channels = denoiser.image_channels or 1
+    task = HyperspectralTask(
+        denoiser, solver_by_name(solver), steps, None, symmetries, channels=channels
+    )
+
+    def run(cube: np.ndarray | str | os.PathLike[str] | Cube, **options: Any) -> RestoredCube:
+        if isinstance(cube, (str, os.PathLike)):
+            from restoration.io.cubes import read_cube
+
+            cube = read_cube(cube)
+        return task(cube if isinstance(cube, Cube) else Cube(np.asarray(cube)), **options)
+
+    return run
