@@ -54,7 +54,7 @@ class Settings(_Part):
     shown: str | None = Field(None, max_length=40)
 
 
-class Run(_Part):
+class RunRecord(_Part):
     """What a restorer graph does: measurement and ``noise (draws, B, *state)`` in, ``restored`` and
     perhaps ``estimates`` out.
 
@@ -115,7 +115,7 @@ class Bundle(_Part):
     seed: int | None = None
     versions: dict[str, str]
     parity: dict[str, Any] | None = None
-    run: Run | None = None
+    run: RunRecord | None = None
     files: dict[str, File] = Field(max_length=100)
 
     @property

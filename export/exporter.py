@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.bundle import Bundle, Run, write_bundle
+from export.bundle import Bundle, RunRecord, write_bundle
 from export.graphs.compact import compact, name_layers
 from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
@@ -180,7 +180,7 @@ def export_restorer_bundle(
         job.around(shown), estimates=estimates, timesteps=calibrated, tabulate=tabulate
     )
     task = job.task
-    run = Run(
+    run = RunRecord(
         task=job.name,
         solver=_solver_name(getattr(task, "solver", None)),
         steps=job.steps or len(module.timesteps),

@@ -14,9 +14,10 @@ from quant.files import load_quantized
 from restoration.io.folders import find_pairs, picture_crops, read_pair
 from restoration.metrics import psnr, ssim
 from restoration.paired.simulation import Haze, make_hazy
-from restoration.paired.task import HAZE, PLAIN, PairedTask
+from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.masks import KINDS, MISSING, make_mask
+from restoration.task import shown_to
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
@@ -56,7 +57,7 @@ def run_verify(
     made = load_quantized(quantized, denoiser.network)
     recorded = CalibrationSet.load(calibration)
     recorded.check(denoiser.network, solver)
-    paired = denoiser.condition_channels in (PLAIN, HAZE)
+    paired = bool({"degraded", "haze"} & set(shown_to(denoiser)))
     cases = []
     if data is not None:
         cases = (
@@ -128,7 +129,7 @@ def _paired_cases(
     """Kind, clean and degraded picture: haze is simulated on clear pictures, other degradations
     come as a folder of pairs.
     """
-    if denoiser.condition_channels == HAZE:
+    if "haze" in shown_to(denoiser):
         rng = np.random.default_rng(seed)
         pairs = [
             make_hazy(torch.from_numpy(i), torch.from_numpy(i)[None], Haze(), rng)

@@ -33,11 +33,6 @@ from toolbox.api import float_model
 from toolbox.tasks.mri import make_sampling, simulate
 
 
-def image_channels(denoiser: Denoiser) -> int:
-    """Channels of the images (or latents) that the network denoises."""
-    return denoiser.network.config.in_channels // denoiser.fold**2 - denoiser.condition_channels
-
-
 @dataclass(frozen=True)
 class Restorations:
     """Restoration ``k`` of many: picture ``k // len(steps)`` of a folder, at ``steps[k %
@@ -67,7 +62,7 @@ class Restorations:
         d, seed = self.denoiser, self.seed + k
         grid = GRIDS[self.grid](d.process, steps)
         if self.task == "generate":
-            shape = (image_channels(d), self.side, self.side)
+            shape = (d.image_channels or 3, self.side, self.side)
             sample(Run(d, self.solver, grid, shape), seed=seed)
             return
         image = self.picture(number)
@@ -115,7 +110,7 @@ class Restorations:
         crop = torch.from_numpy(np.ascontiguousarray(pixels[:, rows, columns]))
         return (
             crop.mean(0, keepdim=True)
-            if image_channels(self.denoiser) == 1
+            if self.denoiser.image_channels == 1
             else crop.expand(3, -1, -1)
         )
 
