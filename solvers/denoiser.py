@@ -5,19 +5,15 @@ fold, condition.
 from __future__ import annotations
 
 import copy
-import json
-import tempfile
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from solvers.files import replace_file
 from solvers.prediction import HEADS, Prediction
-from solvers.processes.process import VP, Process
+from solvers.processes.process import Process
 
 # a network of any library: a function, an ``nn.Module`` or a session, with attributes of its own
 Network = Any
@@ -274,94 +270,9 @@ class Denoiser:
             FileNotFoundError: no such folder.
             ValueError: the folder holds no diffusers U-Net, or its files are damaged.
         """
-        import diffusers
+        from solvers.interop.pretrained import read_model
 
-        from solvers.interop.description import from_description
-
-        root = Path(folder)
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root} is not a folder; give a diffusers model folder")
-        unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
-        weights = unet / "diffusion_pytorch_model.safetensors"
-        if not (unet / "config.json").is_file() or not weights.is_file():
-            raise ValueError(
-                f"{root} is no model folder: it needs config.json and {weights.name} (in it or in"
-                " unet/)"
-            )
-        config = _read_json(unet / "config.json")
-        kind = config.get("_class_name")
-        if kind not in ("UNet2DModel", "UNet2DConditionModel"):
-            raise ValueError(
-                f"{unet / 'config.json'} describes {kind!r}; UNet2DModel and UNet2DConditionModel"
-                " are accepted"
-            )
-        try:
-            network, report = getattr(diffusers, kind).from_pretrained(
-                unet,
-                use_safetensors=True,
-                low_cpu_mem_usage=False,
-                torch_dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise ValueError(f"{unet} can't be loaded as a {kind}: {_first_line(error)}") from error
-        if missing := sorted(report["missing_keys"]):  # diffusers would leave them random
-            raise ValueError(
-                f"{weights} lacks {len(missing)} of the network's tensors, such as {missing[0]}"
-            )
-        for weight in (
-            network.parameters()
-        ):  # those of a mapped file lie at its odd addresses, where some processors round otherwise
-            weight.data = weight.data.clone()
-        if kind == "UNet2DConditionModel":
-            _show_text(network, root / "encoder_hidden_states.safetensors")
-        places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
-        schedule = next((_read_json(p) for p in places if p.is_file()), {})
-        extra = _read_json(root / "denoiser.json") if (root / "denoiser.json").is_file() else {}
-        try:
-            fold, condition_channels = (
-                int(extra.get("fold", 1)),
-                int(extra.get("condition_channels", 0)),
-            )
-            low, high = (float(v) for v in extra.get("value_range", (-1.0, 1.0)))
-            data_std = float(extra.get("data_std", 1.0))
-            unrolled_steps = (
-                None if extra.get("unrolled_steps") is None else int(extra["unrolled_steps"])
-            )
-            shown = None if extra.get("shown") is None else str(extra["shown"])
-            process = from_description(extra["process"]) if "process" in extra else None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{root / 'denoiser.json'} is damaged: {error}") from error
-        process = VP.from_diffusers(schedule) if process is None else process
-        prediction_type = extra.get("prediction_type", schedule.get("prediction_type", "epsilon"))
-        if prediction_type not in process.prediction_types:
-            raise ValueError(
-                f"{root}: prediction_type {prediction_type!r} is unknown; known:"
-                f" {', '.join(process.prediction_types)}"
-            )
-        ins, outs = network.config.in_channels, network.config.out_channels
-        # half: a second head, or a learned variance after the prediction
-        if ins - fold**2 * condition_channels not in (
-            (outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)
-        ):
-            raise ValueError(
-                f"{root}: a network of {ins} input and {outs} output channels can't have fold"
-                f" {fold} and {condition_channels} condition channels for {prediction_type!r}; see"
-                " denoiser.json"
-            )
-        return cls(
-            network.eval().requires_grad_(False).to(device),
-            process,
-            prediction_type,
-            value_range=(low, high),
-            fold=fold,
-            multiple=2 ** (len(network.config.block_out_channels) - 1),
-            condition_channels=condition_channels,
-            residual=bool(extra.get("residual", False)),
-            data_std=data_std,
-            unrolled_steps=unrolled_steps,
-            shown=shown,
-        )
+        return cls(**read_model(Path(folder), device))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what :meth:`from_pretrained` loads: ``unet/``, ``denoiser.json`` and, for a VP
@@ -371,47 +282,16 @@ class Denoiser:
             ValueError: the network is no diffusers ``UNet2DModel``, or the process is of a class of
                 your own.
         """
-        from solvers.interop.description import describe
+        from solvers.interop.pretrained import write_model
 
-        if (
-            not hasattr(self.network, "save_pretrained")
-            or type(self.network).__name__ != "UNet2DModel"
-        ):
-            raise ValueError(
-                "model folders hold a diffusers UNet2DModel; this network is a"
-                f" {type(self.network).__name__}"
-            )
-        if self.multiple != 2 ** (len(self.network.config.block_out_channels) - 1):
-            raise ValueError(
-                f"a model folder's multiple follows from its network's depth; {self.multiple} can't"
-                " be kept"
-            )
-        root = Path(folder)
-        content = self.settings | {
-            "prediction_type": self.prediction_type,
-            "process": describe(self.process),
-        }
-        (root / "unet").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as temporary:
-            self.network.save_pretrained(temporary, safe_serialization=True)
-            for path in Path(temporary).iterdir():
-                path.replace(root / "unet" / path.name)
-        if type(self.process) is VP:
-            abar = self.process.alphas_cumprod
-            betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
-            schedule = {
-                "_class_name": "DDIMScheduler",
-                "num_train_timesteps": len(abar),
-                "trained_betas": betas.tolist(),
-            }
-            (root / "scheduler").mkdir(exist_ok=True)
-            spacing = {
-                "prediction_type": self.prediction_type,
-                "timestep_spacing": "trailing",
-                "clip_sample": False,
-            }
-            _write_json(root / "scheduler" / "scheduler_config.json", schedule | spacing)
-        _write_json(root / "denoiser.json", content)
+        write_model(
+            Path(folder),
+            self.network,
+            self.process,
+            prediction_type=self.prediction_type,
+            multiple=self.multiple,
+            settings=self.settings,
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -437,79 +317,3 @@ def output_of(answer: Any) -> Tensor:
 def timesteps_of(network: Network) -> tuple[float, ...]:
     """The only times that a network answers at; empty where it answers at any."""
     return tuple(getattr(network, "timesteps", ()))
-
-
-def _with_text(
-    network: Network, inputs: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward hook: the stored text embedding for a network that is called without one."""
-    x = inputs[0]
-    return (
-        inputs,
-        {"encoder_hidden_states": network.encoder_hidden_states.to(x).expand(x.shape[0], -1, -1)}
-        | named,
-    )
-
-
-def _show_text(network: Network, path: Path) -> None:
-    """Let ``network(x, t)`` run on the stored text embedding: a buffer, so that it counts as a part
-    of the model.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    config = network.config
-    if (
-        config.class_embed_type
-        or config.num_class_embeds
-        or config.addition_embed_type
-        or config.encoder_hid_dim_type
-    ):
-        raise ValueError(
-            "this UNet2DConditionModel takes class labels, image sizes or pooled embeddings with"
-            " every call; only one that takes a text embedding alone is accepted"
-        )
-    if not path.is_file():
-        raise ValueError(
-            "a UNet2DConditionModel needs a text embedding: write the prompt's"
-            f" encoder_hidden_states (1, L, D) to {path} under the key encoder_hidden_states"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            states = file.get_tensor("encoder_hidden_states").float()
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} holds no tensor encoder_hidden_states: {_first_line(error)}"
-        ) from error
-    width = config.cross_attention_dim
-    if (
-        states.ndim != 3
-        or states.shape[0] != 1
-        or states.shape[2] != width
-        or not torch.isfinite(states).all()
-    ):
-        raise ValueError(
-            f"{path}: encoder_hidden_states must be finite and (1, L, {width}), one prompt; got"
-            f" {tuple(states.shape)}"
-        )
-    network.register_buffer("encoder_hidden_states", states)
-    network.register_forward_pre_hook(_with_text, with_kwargs=True)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable JSON: {_first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    replace_file(
-        path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

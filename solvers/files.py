@@ -233,6 +233,11 @@ def check_outputs(
             raise ValueError(f"two outputs have the name {place}; give each its own")
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 # -- how it is done --------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from restoration.io.cube import Cube, numbers
-from solvers.files import replace_file
+from solvers.files import first_line, replace_file
 
 _WAVELENGTHS = (
     "wavelength_nm",
@@ -49,9 +49,7 @@ def read_container(path: Path, key: str | None, max_values: int) -> tuple[Cube, 
         NotImplementedError,
         IndexError,
     ) as error:
-        raise ValueError(
-            f"{path} can't be read: {(str(error).splitlines() or ['damaged'])[0]}"
-        ) from error
+        raise ValueError(f"{path} can't be read: {first_line(error)}") from error
 
 
 def write_container(path: Path, like: Cube, out: np.ndarray) -> None:

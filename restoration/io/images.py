@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from solvers.files import replace_file
+from solvers.files import first_line, replace_file
 
 MAX_PIXELS = 100_000_000
 # that are read in folders, and written
@@ -85,7 +85,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ph
             f"{path} has too many pixels; at most {max_pixels / 1e6:.0f} megapixels are accepted"
         ) from error
     except _DAMAGED as error:
-        raise ValueError(f"{path} can't be read as an image: {_first_line(error)}") from error
+        raise ValueError(f"{path} can't be read as an image: {first_line(error)}") from error
     if array.dtype not in (np.uint8, np.uint16):
         raise ValueError(
             f"{path} has pixels of type {array.dtype}; 8- and 16-bit integers are accepted"
@@ -310,7 +310,3 @@ def _png16(array: np.ndarray) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,7 +22,13 @@ from restoration.io.images import (
 )
 from restoration.ultrasound.beamforming import PlaneWaves, beamform
 from restoration.ultrasound.bmode import DYNAMIC_RANGE, envelope, log_compress
-from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
+from solvers.files import (
+    check_folder,
+    check_marked,
+    first_line,
+    replace_file,
+    replace_marked_folder,
+)
 
 HDF5 = (".h5", ".hdf5")
 PICTURES = (*SUFFIXES, ".bmp")
@@ -278,7 +284,7 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
                 )
             shape, kind = file[found].shape, file[found].dtype
     except OSError as error:
-        raise ValueError(f"{path} can't be read as HDF5: {_first_line(error)}") from error
+        raise ValueError(f"{path} can't be read as HDF5: {first_line(error)}") from error
     name = found.removeprefix("data/")
     channels = shape[3] if len(shape) == 4 else 1
     most = 2 if name == "beamformed_data" else 1
@@ -314,7 +320,7 @@ def _hdf5(path: Path, dynamic_range: float) -> Clip:
                 else ""
             )
             raise ValueError(
-                f"{path}: frame {k} can't be read: {_first_line(error)}{advice}"
+                f"{path}: frame {k} can't be read: {first_line(error)}{advice}"
             ) from error
         if not np.isfinite(values).all():
             raise ValueError(f"{path}: frame {k} holds NaN or infinite values")
@@ -396,7 +402,7 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
     except _Refused:
         raise
     except Exception as error:  # scipy's parser raises whatever the bytes lead it to
-        raise ValueError(f"{path} can't be read as a .mat file: {_first_line(error)}") from error
+        raise ValueError(f"{path} can't be read as a .mat file: {first_line(error)}") from error
     rf = np.asarray(content[key])
     rf = rf[..., None] if rf.ndim == 2 else rf
     struct = content[names[0]] if names else None
@@ -471,7 +477,7 @@ def _dicom(paths: list[Path], grey: bool) -> Clip:
         except (pydicom.errors.InvalidDicomError, OSError, EOFError) as error:
             if len(paths) > 1 and path.suffix == "":
                 continue
-            raise ValueError(f"{path} can't be read as DICOM: {_first_line(error)}") from error
+            raise ValueError(f"{path} can't be read as DICOM: {first_line(error)}") from error
         if "Rows" not in head or "Columns" not in head:
             continue
         count, size = int(head.get("NumberOfFrames", 1) or 1), (int(head.Rows), int(head.Columns))
@@ -519,14 +525,10 @@ def _dicom_pixels(pydicom: Any, path: Path, grey: bool) -> np.ndarray:
         EOFError,
         ValueError,
     ) as error:
-        raise ValueError(f"{path} can't be decoded: {_first_line(error)}") from error
+        raise ValueError(f"{path} can't be decoded: {first_line(error)}") from error
     top = 2 ** int(data.get("BitsStored", 8)) - 1
     shape = (int(data.Rows), int(data.Columns))
     pixels = np.clip(pixels.reshape(-1, *shape, 3 if colour else 1) / top, 0, 1)
     if kind == "MONOCHROME1":
         pixels = 1 - pixels
     return np.stack([_grey_frame(frame.transpose(2, 0, 1), path, grey) for frame in pixels])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

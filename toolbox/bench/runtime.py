@@ -17,6 +17,7 @@ from export.bundle import NETWORK, read_bundle
 from export.exporter import export_bundle, input_channels
 from export.runtime.session import Session, open_network
 from solvers.denoiser import Denoiser
+from solvers.files import first_line
 from toolbox.api import load
 from toolbox.support.cost import Cost
 
@@ -172,7 +173,7 @@ def _compiled(
         made = torch.compile(network)
         made(x, t)
     except Exception as error:  # whatever the compiler's backends raise
-        return None, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return None, first_line(error)
     return made, ""
 
 
