@@ -349,6 +349,6 @@ def test_mri_networks_are_calibrated_on_simulated_scans(mri_model, tmp_path):
     np.savez(tmp_path / "raw.npz", kspace=np.ones((2, 16, 16), np.complex64))
     with pytest.raises(ValueError, match="k-space"):
         run_calibrate(str(mri_model), tmp_path / "raw.npz", tmp_path / "d.safetensors", task="mri")
-    with pytest.raises(ValueError, match="2 channels"):
+    with pytest.raises(ValueError, match="2-channel"):
         run_calibrate("photo", tmp_path / "brain.npz", tmp_path / "d.safetensors", task="mri")
     assert not (tmp_path / "d.safetensors").exists()
