@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,16 +36,10 @@ def collect(
     restore: Callable[[int], object],
     count: int,
     out: str | Path,
+    provenance: Provenance | None = None,
     *,
     per_timestep: int = 8,
     crop: int | None = None,
-    seed: int = 0,
-    solver: str = "",
-    steps: int = 0,
-    task: str = "",
-    grid: str = "",
-    correction: str = "",
-    data: Iterable[str] = (),
     progress: Callable[[int], None] = lambda done: None,
 ) -> CalibrationSet:
     """Call ``restore(0) ... restore(count - 1)`` and keep what ``denoiser.network`` is shown, by
@@ -60,12 +54,11 @@ def collect(
         restore: restores measurement k with the deployed solver, grid and correction; must do the
             same whenever it is called with k.
         count: number of restorations.
+        provenance: of what is recorded; its seed is that of the choice and the crops. An
+            interrupted run only goes on if all of it agrees. None: of this network, seed 0.
         per_timestep: most inputs kept per timestep.
         crop: keep a random square of this side of each input (a multiple of the network's
             ``multiple``); None keeps all of it.
-        seed: of the choice and the crops.
-        solver, steps, task, grid, correction, data: go to the provenance; an interrupted run only
-            goes on if all agree.
         progress: called with the number of restorations done.
 
     Returns:
@@ -79,9 +72,7 @@ def collect(
     if count < 1:
         raise ValueError(f"count must be at least 1; got {count}")
     network, out = denoiser.network, Path(out)
-    provenance = Provenance(
-        network_hash(network), seed, solver, steps, task, tuple(data), grid, correction
-    )
+    provenance = provenance or Provenance(network_hash(network), 0, "", 0)
     job = provenance.to_dict() | {
         "data": list(provenance.data),
         "count": count,
@@ -92,7 +83,7 @@ def collect(
     try:
         for k in range(store.open(), count):
             progress(k)
-            draws = _Draws(seed, k, crop)
+            draws = _Draws(provenance.seed, k, crop)
             handle = network.register_forward_pre_hook(
                 lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1])
             )

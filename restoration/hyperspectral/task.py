@@ -106,6 +106,8 @@ class HyperspectralTask:
         tile: side of the tiles for larger eigen-images, in pixels; strips of rows share an overlap
             that is blended.
         block: most rows of the cube in memory at a time.
+        timesteps: the only times that the network may be asked at; empty: any, or those that an
+            exported network holds.
 
     Raises:
         ValueError: a number or name that is not accepted, or a correction of a joint denoiser,
@@ -123,6 +125,7 @@ class HyperspectralTask:
     tile: int = 512
     overlap: int = 32
     block: int = 256
+    timesteps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.symmetries not in COUNTS:
@@ -269,7 +272,7 @@ class HyperspectralTask:
             like: what contrasts and noise levels are told from; None: these images.
         """
         d = self.denoiser
-        timesteps = timesteps_of(d.network)
+        timesteps = self.timesteps or timesteps_of(d.network)
         if max(images.shape[1:]) > self.tile:
             unit = d.fold * d.multiple
             d = tiled(d, self.tile // unit * unit, self.overlap // unit * unit)

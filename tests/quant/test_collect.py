@@ -8,7 +8,7 @@ from helpers.quantized import measurement, one_thread, tiny_denoiser  # noqa: F4
 
 import quant.calibration.collect
 from quant.calibration.collect import collect
-from quant.calibration.trajectory import CalibrationSet
+from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 from solvers.grid import trailing
 from solvers.loop import solve
 from solvers.methods.ddim import DDIM
@@ -51,15 +51,12 @@ def restorer(denoiser, stop_at=None, calls=None):
 
 
 def run(denoiser, out, stop_at=None, calls=None, count=6, **options):
-    options = {
-        "per_timestep": 3,
-        "crop": 8,
-        "seed": 5,
-        "solver": "ddim",
-        "steps": 4,
-        "data": ["aa", "bb"],
-    } | options
-    return collect(denoiser, restorer(denoiser, stop_at, calls), count, out, **options)
+    told = {"seed": 5, "solver": "ddim", "steps": 4, "data": ("aa", "bb")}
+    told |= {name: options.pop(name) for name in list(options) if name in told}
+    provenance = Provenance(network_hash(denoiser.network), **told)
+    options = {"per_timestep": 3, "crop": 8} | options
+    restore = restorer(denoiser, stop_at, calls)
+    return collect(denoiser, restore, count, out, provenance, **options)
 
 
 def names(folder):

@@ -5,6 +5,7 @@ runs in its stages.
 import numpy as np
 import pytest
 import torch
+from helpers.deploy import calibrate as run_calibrate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -36,7 +37,6 @@ from solvers.denoiser import Denoiser
 from solvers.methods.ddim import DDIM
 from solvers.processes.process import VP
 from toolbox.bench.hyperspectral import run_bench_hsi
-from toolbox.deploy.calibrate import run_calibrate
 from toolbox.training.examples.hyperspectral import LatentExamples
 from toolbox.training.loop import batches, train
 from toolbox.training.recipe import TrainingRecipe

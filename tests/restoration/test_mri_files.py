@@ -454,19 +454,14 @@ def test_bad_commands(capsys, tmp_path, kspace, model):
 
 def test_bench(tmp_path, model):
     from toolbox.bench.mri import run_mri_bench
+    from toolbox.bench.options import Extent, Methods, Scans
 
     np.savez(tmp_path / "image.npz", image=disc((48, 40)).numpy()[None])
     rows = run_mri_bench(
         tmp_path / "image.npz",
-        kinds=["poisson"],
-        accelerations=[2.0],
-        maps=None,
-        sigma=0.01,
-        models=["zero-filled", "cg-sense", str(model)],
-        steps=2,
-        num_samples=2,
-        limit=1,
-        seed=0,
+        Scans(["poisson"], [2.0]),
+        Methods(["zero-filled", "cg-sense", str(model)], steps=2),
+        Extent(limit=1, samples=2),
     )
     zero, sense, mine = rows
     assert all(isinstance(r["lpips"], str) or r["lpips"] > 0 for r in rows)

@@ -14,7 +14,8 @@ from restoration.metrics import psnr
 from restoration.operators.linear import Denoising
 from restoration.photo.linear import LinearTask
 from toolbox.api import load
-from toolbox.bench.linear import LinearCase, run_bench_linear
+from toolbox.bench.options import Extent, Methods
+from toolbox.bench.pictures import BLUR_NOISE, linear_cases, measure
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +32,34 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_cases_measure_what_they_say(pictures):
+def trial_of(folder, name, k=0):
+    (case,) = linear_cases(folder, [name], False, Extent(seed=0))
+    return case, list(case.trials())[k]
+
+
+def test_cases_measure_what_they_say(pictures, tmp_path):
     image = read_image(pictures / "0.png").pixels
-    truth, y, operator = LinearCase("denoise:25").measure(image, 3)
-    assert isinstance(operator, Denoising)
-    np.testing.assert_array_equal(truth, image)
-    assert float((y - torch.from_numpy(image)).std()) == pytest.approx(25 / 255, rel=0.02)
-    truth, y, _ = LinearCase("superresolve:4").measure(image, 0)
-    assert truth.shape == (3, 64, 60)  # whole blocks
-    np.testing.assert_allclose(y, truth.reshape(3, 16, 4, 15, 4).mean((2, 4)), atol=1e-6)
-    flat = np.full((1, 40, 40), 0.25, np.float32)
-    for name in ("superresolve-bicubic:2", "deblur:1.5"):
-        truth, y, _ = LinearCase(name).measure(flat, 0)
+    case, trial = trial_of(pictures, "denoise:25")
+    assert isinstance(case.task.operator((66, 61), case.options), Denoising)
+    np.testing.assert_array_equal(trial.truth, image)
+    noise = trial.inputs["image"] - torch.from_numpy(image)
+    assert float(noise.std()) == pytest.approx(25 / 255, rel=0.02)
+    _, trial = trial_of(pictures, "superresolve:4")
+    assert trial.truth.shape == (3, 64, 60)  # whole blocks
+    blocks = trial.truth.reshape(3, 16, 4, 15, 4).mean((2, 4))
+    np.testing.assert_allclose(trial.inputs["image"], blocks, atol=1e-6)
+    (tmp_path / "flat").mkdir()
+    write_image(tmp_path / "flat" / "a.png", Photo(np.full((3, 40, 40), 0.25, np.float32)))
+    for name, sigma in (("superresolve-bicubic:2", 0.0), ("deblur:1.5", BLUR_NOISE)):
+        y = trial_of(tmp_path / "flat", name)[1].inputs["image"]
         assert float(y.mean()) == pytest.approx(0.25, abs=2e-3)
-        assert float(y.std()) == pytest.approx(LinearCase(name).sigma, abs=1e-3)
+        assert float(y.std()) == pytest.approx(sigma, abs=1e-3)
 
 
 def test_rows_are_the_means_of_the_pictures(pictures):
-    rows = run_bench_linear(
-        pictures, cases=["denoise:25", "deblur:1.5"], models=["plain", "grey"], steps=1
-    )
+    extent, methods = Extent(), Methods(["plain", "grey"], steps=1)
+    cases = linear_cases(pictures, ["denoise:25", "deblur:1.5"], False, extent)
+    rows = measure(cases, methods, extent, progress=lambda done, total: None)
     assert [(r["case"], r["model"], r["calls"], r["pictures"]) for r in rows] == [
         ("denoise:25", "plain", 0, 2),
         ("denoise:25", "grey", 1, 2),
@@ -60,19 +69,11 @@ def test_rows_are_the_means_of_the_pictures(pictures):
     # noise of 25 of 255 that is hardly ever clipped
     assert rows[0]["psnr"] == pytest.approx(20 * math.log10(255 / 25), abs=0.1)
     assert rows[1]["psnr"] > rows[0]["psnr"] + 5
-    found = []
+    task, found = LinearTask(load("grey"), num_inference_steps=1), []
     for k in range(2):
-        truth, y, operator = LinearCase("denoise:25").measure(
-            read_image(pictures / f"{k}.png").pixels, k
-        )
-        found.append(
-            psnr(
-                LinearTask(load("grey"), num_inference_steps=1)(
-                    y, operator, sigma=25 / 255
-                ).mean.numpy(),
-                truth,
-            )
-        )
+        trial = trial_of(pictures, "denoise:25", k)[1]
+        mean = task(trial.inputs["image"], Denoising(), sigma=25 / 255).mean
+        found.append(psnr(mean.numpy(), trial.truth.numpy()))
     assert rows[1]["psnr"] == pytest.approx(np.mean(found), abs=1e-3)
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from helpers.data import smooth_picture
+from helpers.deploy import calibrate as run_calibrate
 from helpers.quantized import one_thread  # noqa: F401
 from safetensors.torch import save_file
 
-import toolbox.deploy.calibrate
 from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
 from quant.temporal.table import step_network, temporal_table
@@ -18,7 +18,7 @@ from restoration.io.images import Photo, write_image
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
 from toolbox.cli import main
-from toolbox.deploy.calibrate import run_calibrate
+from toolbox.tasks.photo import Inpaint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,7 +74,7 @@ def latent(tmp_path_factory):
 
 
 def calibrate(folder, data, out, **options):
-    return run_calibrate(str(folder), data, out, **{"steps": (3,), "count": 2} | options)
+    return run_calibrate(folder, data, out, **{"steps": (3,), "count": 2} | options)
 
 
 @pytest.mark.parametrize("task", ["inpaint", "denoise", "superresolve", "deblur"])
@@ -201,18 +201,18 @@ def test_selection_keeps_the_asked_number(colour, pictures, tmp_path, select):
 
 def test_an_interrupted_call_goes_on(colour, pictures, tmp_path, monkeypatch):
     whole = calibrate(colour, pictures, tmp_path / "whole", count=4, samples=6)
-    original = toolbox.deploy.calibrate.Restorations.__call__
+    original = Inpaint.trial
 
-    def dies(self, k):
+    def dies(self, source, k, options):
         if k == 2:
             raise KeyboardInterrupt
-        original(self, k)
+        return original(self, source, k, options)
 
-    monkeypatch.setattr(toolbox.deploy.calibrate.Restorations, "__call__", dies)
+    monkeypatch.setattr(Inpaint, "trial", dies)
     with pytest.raises(KeyboardInterrupt):
         calibrate(colour, pictures, tmp_path / "cut", count=4, samples=6)
     assert not (tmp_path / "cut").exists()
-    monkeypatch.setattr(toolbox.deploy.calibrate.Restorations, "__call__", original)
+    monkeypatch.setattr(Inpaint, "trial", original)
     done = []
     assert (
         calibrate(colour, pictures, tmp_path / "cut", count=4, samples=6, progress=done.append)[

@@ -40,7 +40,10 @@ from solvers.methods.evodiff import EVODiff
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.processes.process import VP
 from solvers.solver import randn
-from toolbox.deploy.jobs import make_job, measurements
+from toolbox.deploy.export import make_job
+from toolbox.deploy.options import Whole
+from toolbox.tasks.options import Settings
+from toolbox.tasks.paired import Paired
 
 CPU = ["CPUExecutionProvider"]
 SIZE = (24, 32)
@@ -354,8 +357,9 @@ def test_denoisers_enter_at_calibrated_times():
     known = (90.0, 50.0, 20.0, 12.0, 7.0, 3.0)
     d = denoiser_of(3)
     y = smooth(3, SIZE) + 0.1 * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
-    free = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2)
-    job = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=known)
+    whole = Whole("denoise", sigma=0.1, size="32x24")
+    free = make_job(d, whole, Settings(steps=2))
+    job = make_job(d, whole, Settings(steps=2), known)
     with pytest.raises(ValueError, match="not in the temporal table"):
         export_restorer(free, timesteps=known)
     ours, module = run_graph(job, 0, image=y)
@@ -369,12 +373,12 @@ def test_denoisers_enter_at_calibrated_times():
         ours[0], job.task(y[0], job.operator, sigma=0.1).mean.numpy(), atol=1e-4
     )
     # as `verify` makes it of a bundle
-    again = make_job(d, "denoise", sigma=0.1, size=SIZE, steps=2, timesteps=module.timesteps)
+    again = make_job(d, whole, Settings(steps=2), module.timesteps)
     torch.testing.assert_close(
         again.task(y[0], job.operator, sigma=0.1).mean, job.task(y[0], job.operator, sigma=0.1).mean
     )
     with pytest.raises(ValueError, match="take at most 1 of them"):
-        make_job(d, "denoise", sigma=0.1, size=SIZE, steps=4, timesteps=(90.0, 50.0, 12.0)).task(
+        make_job(d, whole, Settings(steps=4), (90.0, 50.0, 12.0)).task(
             y[0], job.operator, sigma=0.1
         )
 
@@ -438,24 +442,30 @@ def test_jobs_refuse_what_cannot_be_a_graph():
 
 def test_the_command_line_makes_paired_jobs(tmp_path):
     haze, plain, masked = denoiser_of(3, 7), denoiser_of(3, 3), denoiser_of(3, 4)
-    assert make_job(haze, "dehaze", size=SIZE).name == "dehaze"
-    for d, task, words in ((haze, "paired", "--task dehaze"), (plain, "dehaze", "--task paired")):
+    assert make_job(haze, Whole("dehaze", size="32x24")).name == "dehaze"
+    for d, task, words in ((haze, "paired", "task dehaze"), (plain, "dehaze", "task paired")):
         with pytest.raises(ValueError, match=words):
-            make_job(d, task, size=SIZE)
-    for refused in ({"sigma": 0.1}, {"correction": "ddnm"}):
-        with pytest.raises(ValueError, match="neither --correction nor --sigma"):
-            make_job(plain, "paired", size=SIZE, **refused)
+            make_job(d, Whole(task, size="32x24"))
+    with pytest.raises(ValueError, match="knows no --sigma"):
+        make_job(plain, Whole("paired", sigma=0.1, size="32x24"))
+    with pytest.raises(ValueError, match="knows no --correction"):
+        make_job(plain, Whole("paired", size="32x24"), Settings(correction="ddnm"))
     for k, folder in enumerate(("degraded", "clean", "mask")):
         (tmp_path / folder).mkdir()
         write_image(
             tmp_path / folder / "a.png",
             Photo(smooth(1 if folder == "mask" else 3, (30, 40), k)[0].numpy()),
         )
+    task = Paired()
+    options = task.simulated(plain)
     for d, names in ((plain, ["image"]), (masked, ["image", "mask"])):
-        ((inputs, truth),) = measurements(make_job(d, "paired", size=SIZE), tmp_path, 3, 0)
-        assert list(inputs) == names
-        assert all(value.shape[2:] == truth.shape[2:] == SIZE for value in inputs.values())
-        assert (inputs["image"] - smooth(3, (30, 40), 0)[:, :, :24, :32]).abs().max() < 1 / 255
-        assert (truth - smooth(3, (30, 40), 1)[:, :, :24, :32]).abs().max() < 1 / 255
-    with pytest.raises(ValueError, match="smaller than the restorer's 64 x 64"):
-        next(measurements(make_job(plain, "paired", size=(64, 64)), tmp_path, 3, 0))
+        trial = task.trial(task.source(tmp_path, d, SIZE, 0), 0, options)
+        assert list(trial.inputs) == names
+        assert all(value.shape[1:] == SIZE for value in (*trial.inputs.values(), trial.truth))
+    # the same window of both, however it was drawn: their difference is that of the pictures
+    shift = smooth(3, (30, 40), 0) - smooth(3, (30, 40), 1)
+    found = trial.inputs["image"] - trial.truth
+    assert float(found.min()) >= float(shift.min()) - 0.02
+    assert float(found.max()) <= float(shift.max()) + 0.02
+    small = task.trial(task.source(tmp_path, plain, (64, 64), 0), 0, options)
+    assert small.truth.shape[1:] == (30, 40)

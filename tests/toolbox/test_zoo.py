@@ -26,8 +26,9 @@ from restoration.photo.masks import make_mask
 from solvers import DDIM, EVODiff, RDDMSampler, ResfusionSampler
 from toolbox import load, models
 from toolbox.api import ZOO
-from toolbox.bench.inpainting import run_bench
 from toolbox.bench.mri import run_mri_bench
+from toolbox.bench.options import Extent, Methods, Scans
+from toolbox.bench.pictures import inpainting_cases, measure
 from toolbox.cli import main
 
 CROP = (slice(None), slice(40, 168), slice(100, 260))
@@ -119,18 +120,10 @@ def test_mri_models_reconstruct_what_they_never_saw(tmp_path):
     """A drawn phantom, scanned by simulation: nothing like the training brain."""
     phantom = resize(shepp_logan_phantom(), (128, 112), anti_aliasing=True).astype(np.float32)
     np.savez(tmp_path / "phantom.npz", image=phantom[None])
-    options = {
-        "kinds": ["poisson"],
-        "accelerations": [4.0],
-        "maps": None,
-        "sigma": 0.01,
-        "steps": None,
-        "num_samples": 1,
-        "limit": None,
-        "seed": 0,
-    }
     rows = run_mri_bench(
-        tmp_path / "phantom.npz", models=["zero-filled", "mri", "mri-int8"], **options
+        tmp_path / "phantom.npz",
+        Scans(["poisson"], [4.0]),
+        Methods(["zero-filled", "mri", "mri-int8"]),
     )
     zero_filled, ours, int8 = (row["psnr"] for row in rows)
     assert ours > zero_filled + 3
@@ -191,15 +184,14 @@ def test_bench_measures_every_method_on_every_mask(tmp_path, case):
     write_image(tmp_path / "a.png", Photo(image.numpy()))
     write_image(tmp_path / "b.png", Photo(np.ascontiguousarray(image.numpy().transpose(0, 2, 1))))
     np.savez(tmp_path / "masks.npz", random80_128=mask.numpy().astype(bool))
-    common = {
-        "models": ["push-pull", "photo-int8"],
-        "solvers": ["ddim", "pndm"],
-        "steps": 2,
-        "num_samples": 1,
-        "limit": None,
-        "seed": 0,
-    }
-    rows = run_bench(tmp_path, masks=str(tmp_path / "masks.npz"), names=["random80"], **common)
+    methods, extent = Methods(["push-pull", "photo-int8"], ["ddim", "pndm"], 2), Extent()
+    masks = str(tmp_path / "masks.npz")
+
+    def run_bench(*source):
+        cases = inpainting_cases(*source, extent)
+        return measure(cases, methods, extent, progress=lambda done, total: None)
+
+    rows = run_bench(tmp_path, masks, ["random80"])
     assert [(r["model"], r["solver"], r["pictures"]) for r in rows] == [
         ("push-pull", "", 2),
         ("photo-int8", "ddim", 2),
@@ -215,9 +207,9 @@ def test_bench_measures_every_method_on_every_mask(tmp_path, case):
         abs=0.02,  # the files hold 8 bits
     )
     with pytest.raises(ValueError, match="no mask 'strokes'"):
-        run_bench(tmp_path, masks=str(tmp_path / "masks.npz"), names=["strokes"], **common)
+        run_bench(tmp_path, masks, ["strokes"])
     with pytest.raises(FileNotFoundError):
-        run_bench(tmp_path / "none", masks=None, names=["random:0.5"], **common)
+        run_bench(tmp_path / "none", None, ["random:0.5"])
 
 
 def test_readme_python_runs(tmp_path, case):

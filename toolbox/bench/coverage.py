@@ -4,7 +4,7 @@ slices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -18,6 +18,7 @@ from restoration.mri.task import MRITask
 from solvers import solver_by_name
 from toolbox.api import load
 from toolbox.bench.mri import make_case
+from toolbox.bench.options import Extent, Intervals, Scans
 
 TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
 
@@ -25,18 +26,12 @@ TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
 def run_mri_coverage(
     data: Path,
     calibration: Path,
+    model: str = "mri",
+    scans: Scans = Scans(),
+    extent: Extent = Extent(samples=8),
+    intervals: Intervals = Intervals(),
     *,
-    kinds: Sequence[str],
-    accelerations: Sequence[float],
-    maps: Path | None,
-    sigma: float,
-    model: str,
-    steps: int,
-    num_samples: int,
-    calibration_limit: int | None,
-    limit: int | None,
-    level: float,
-    seed: int,
+    steps: int = 4,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
     """One row per mask: the conformal factor, and how many tissue pixels of ``data`` lie in
@@ -50,16 +45,19 @@ def run_mri_coverage(
     Args:
         calibration, data: magnitude images or fully sampled k-space: slices to fit the factor on,
             others to test it on.
-        calibration_limit, limit: use this many slices of each, evenly spread; None: all.
+        extent, intervals: use this many slices of each, evenly spread; None: all.
 
     Raises:
         ValueError, OSError: files that don't fit, fewer calibration slices than the level needs, or
             fewer than 2 samples.
     """
+    num_samples, seed, limit = extent.samples, extent.seed, extent.limit
+    kinds = scans.mask or ["equispaced-fraction", "poisson"]
+    accelerations, level = scans.acceleration or [4.0, 8.0], intervals.level
     if num_samples < 2:
         raise ValueError(f"a spread needs at least 2 samples; got {num_samples}")
     known, unknown = (
-        _slices(read_scan(calibration), calibration_limit),
+        _slices(read_scan(calibration), intervals.calibration_limit),
         _slices(read_scan(data), limit),
     )
     if len(known) < least_slices(level):
@@ -67,7 +65,7 @@ def run_mri_coverage(
             f"{calibration}: intervals of {level:.0%} need at least {least_slices(level)} slices;"
             f" got {len(known)}"
         )
-    sens = None if maps is None else read_maps(maps)
+    sens = None if scans.coils is None else read_maps(scans.coils)
     task = MRITask(load(model), solver_by_name("ddim"), steps)
     done, total = 0, len(kinds) * len(accelerations) * (len(known) + len(unknown))
     gaussian = NormalDist().inv_cdf(0.5 + level / 2)
@@ -79,7 +77,7 @@ def run_mri_coverage(
                 [(calibration.name, s) for s in known] + [(data.name, s) for s in unknown]
             ):
                 case = make_case(
-                    scan, kind, acceleration, sens, sigma, seed + k, f"{name}:{seed + k}"
+                    scan, kind, acceleration, sens, scans.sigma, seed + k, f"{name}:{seed + k}"
                 )
                 result = task(
                     case.kspace[0],

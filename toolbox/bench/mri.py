@@ -5,7 +5,7 @@ of the same undersampled data.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from restoration.mri.sense import cartesian, to_channels, to_complex
 from restoration.mri.task import MRITask
 from solvers import solver_by_name
 from toolbox.api import load
+from toolbox.bench.options import Extent, Methods, Scans
 from toolbox.tasks.mri import make_sampling, simulate
 
 SENSE_WEIGHTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -123,16 +124,10 @@ def l1_wavelet(case: MRICase, weight: float, iterations: int = 60) -> Tensor:
 
 def run_mri_bench(
     data: Path,
+    scans: Scans = Scans(),
+    methods: Methods = Methods(),
+    extent: Extent = Extent(),
     *,
-    kinds: Sequence[str],
-    accelerations: Sequence[float],
-    maps: Path | None,
-    sigma: float,
-    models: Sequence[str],
-    steps: int | None,
-    num_samples: int,
-    limit: int | None,
-    seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
     """One row per mask and method; volume-level PSNR, SSIM and NMSE (fastMRI's), mean slice-level
@@ -143,11 +138,14 @@ def run_mri_bench(
     from the undersampled data.
 
     Args:
-        models: model names or folders, and any of ``CLASSICAL``.
+        methods: model names or folders, and any of ``CLASSICAL``; all of these and ``mri`` by
+            default.
 
     Raises:
         ValueError, OSError: files that don't fit.
     """
+    models, limit = methods.model or [*CLASSICAL, "mri"], extent.limit
+    kinds, accelerations = scans.mask or ["equispaced-fraction"], scans.acceleration or [4.0, 8.0]
     scan = read_scan(data)
     if limit is not None:
         cut = {
@@ -156,11 +154,11 @@ def run_mri_bench(
             if (value := getattr(scan, key)) is not None
         }
         scan = replace(scan, **cut)
-    sens = None if maps is None else read_maps(maps)
+    sens = None if scans.coils is None else read_maps(scans.coils)
     rows, done, total = [], 0, len(kinds) * len(accelerations) * len(models)
     for kind in kinds:
         for acceleration in accelerations:
-            case = make_case(scan, kind, acceleration, sens, sigma, seed, data.name)
+            case = make_case(scan, kind, acceleration, sens, scans.sigma, extent.seed, data.name)
             for model in models:
                 row = {
                     "mask": kind,
@@ -168,13 +166,14 @@ def run_mri_bench(
                     "sampled": round(float(case.mask.mean()), 4),
                     "model": model,
                 }
-                rows.append(row | _measure(case, model, steps, num_samples, seed))
+                rows.append(row | _measure(case, model, methods.steps, extent))
                 done += 1
                 progress(done, total)
     return rows
 
 
-def _measure(case: MRICase, model: str, steps: int | None, num_samples: int, seed: int) -> dict:
+def _measure(case: MRICase, model: str, steps: int | None, extent: Extent) -> dict:
+    num_samples, seed = extent.samples, extent.seed
     if model == "zero-filled":
         tried: dict[float | None, Callable[[], Tensor]] = {None: partial(zero_filled, case)}
     elif model == "cg-sense":

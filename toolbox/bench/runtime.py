@@ -19,6 +19,8 @@ from export.runtime.session import Session, open_network
 from solvers.denoiser import Denoiser
 from solvers.files import first_line
 from toolbox.api import load
+from toolbox.bench.options import Timing
+from toolbox.deploy.export import parse_size
 from toolbox.support.cost import Cost
 
 FLOAT = ("ONNX fp32", "ONNX fp16", "OpenVINO fp32")
@@ -37,13 +39,8 @@ class Candidate:
 def run_bench_runtime(
     model: str,
     bundles: Sequence[Path],
+    timing: Timing = Timing(),
     *,
-    size: tuple[int, int] = (64, 96),
-    batch: int = 1,
-    threads: Sequence[int] = (1,),
-    repeats: int = 11,
-    device: str = "cpu",
-    compiled: bool = False,
     memory: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
@@ -57,9 +54,7 @@ def run_bench_runtime(
     Args:
         model: float model that the bundles were made from.
         bundles: bundles of network graphs.
-        size: height and width of the network's input (after folding).
-        threads: CPU thread counts.
-        compiled: also time ``torch.compile`` (minutes of compilation).
+        timing: of the network's input (after folding); ``torch.compile`` takes minutes.
         memory: also measure each ONNX candidate's peak memory, in a process of its own.
 
     Returns:
@@ -70,6 +65,8 @@ def run_bench_runtime(
     Raises:
         ValueError: a restorer's bundle, another model's bundle, or numbers out of range.
     """
+    size, batch, threads = parse_size(timing.size), timing.batch, timing.threads or [1]
+    repeats, device, compiled = timing.repeats, timing.device, timing.compiled
     if min(*size, batch, repeats, *threads) < 1:
         raise ValueError("size, batch, repeats and threads must be at least 1")
     denoiser = load(model, device=device)

@@ -14,47 +14,40 @@ import torch
 from restoration.io.ultrasound import read_clip
 from restoration.metrics import psnr
 from restoration.ultrasound.contrast import anatomical_regions, cnr, gcnr, ks
-from restoration.ultrasound.power_split import power_split
 from restoration.ultrasound.simulation import simulate_haze
-from restoration.ultrasound.task import UltrasoundTask
-from solvers import solver_by_name
 from toolbox.api import load
+from toolbox.bench.options import Extent, Methods
+from toolbox.tasks.options import Frames, Settings
+from toolbox.tasks.ultrasound import STRENGTHS, Ultrasound, classical_methods
 
 CLASSICAL = ("hazy", "equalize", "clahe", "gamma", "nlm", "bm3d", "split")
-NOISE = (
-    0.1  # standard deviation that NLM and BM3D are told: haze's own in a blood pool is about that
-)
 
 
 def run_bench_ultrasound(
     data: Path,
+    strengths: Sequence[float] = STRENGTHS,
+    methods: Methods = Methods(),
+    extent: Extent = Extent(),
     *,
-    methods: Sequence[str],
-    strengths: Sequence[float],
-    steps: int,
-    solver: str,
-    correction: str,
-    num_samples: int,
-    limit: int | None,
-    seed: int,
-    device: str = "cpu",
+    correction: str = "diffpir",
     grey: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """Means over frames, by method and strength.
 
-    A method is one of ``CLASSICAL``, or two models ``TISSUE+HAZE``. With more frames than
-    ``limit``, frames are taken evenly. Frames that show too little tissue or blood are left out and
+    A model is one of ``CLASSICAL``, or two networks ``TISSUE+HAZE``. With more frames than the
+    limit, frames are taken evenly. Frames that show too little tissue or blood are left out and
     counted.
 
     Raises:
         ValueError: an unknown method, no usable frame, or a method's missing package.
     """
     clip = read_clip(data, grey=grey)
-    run = {
-        name: _method(name, steps, solver, correction, num_samples, seed, device)
-        for name in methods
-    }
+    names = methods.model or [*CLASSICAL, "ultrasound-tissue+ultrasound-haze"]
+    steps, limit, seed = methods.steps or 4, extent.limit, extent.seed
+    solver = (methods.solver or ["ddim"])[0]
+    settings = Settings(solver, steps, correction=correction)
+    run = {name: _method(name, settings, extent) for name in names}
     chosen = (
         range(len(clip))
         if limit is None
@@ -95,7 +88,7 @@ def run_bench_ultrasound(
         "frames": len(chosen) - skipped,
         "skipped": skipped,
         "steps": steps,
-        "samples": num_samples,
+        "samples": extent.samples,
         "rows": rows,
     }
 
@@ -113,43 +106,17 @@ def _figures(
     }
 
 
-def _method(
-    name: str, steps: int, solver: str, correction: str, num_samples: int, seed: int, device: str
-) -> Callable:
+def _method(name: str, settings: Settings, extent: Extent) -> Callable:
     if "+" in name:
         tissue, _, haze = name.partition("+")
-        task = UltrasoundTask(
-            load(tissue, device=device),
-            load(haze, device=device),
-            solver=solver_by_name(solver),
-            num_inference_steps=steps,
-            correction=correction,
-        )
+        kind = Ultrasound()
+        task = kind.task(load(tissue), load(haze), Frames(), settings)
         return lambda hazy: task(
-            torch.from_numpy(hazy), num_samples=num_samples, seed=seed
+            torch.from_numpy(hazy), num_samples=extent.samples, seed=extent.seed
         ).image.numpy()
     if name not in CLASSICAL:
         raise ValueError(
             f"method {name!r} is unknown; known: {', '.join(CLASSICAL)}, or two models as"
             " TISSUE+HAZE"
         )
-    if name == "bm3d":
-        try:
-            from bm3d import bm3d
-        except ImportError as error:
-            raise ValueError(
-                "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
-            ) from error
-        return lambda hazy: bm3d(hazy.astype(np.float64), NOISE)
-    from skimage import exposure, restoration
-
-    return {
-        "hazy": lambda hazy: hazy,
-        "split": power_split,  # what the models' runs start from
-        "equalize": lambda hazy: exposure.equalize_hist(hazy, mask=hazy > 0) * (hazy > 0),
-        "clahe": lambda hazy: exposure.equalize_adapthist(np.clip(hazy, 0, 1), clip_limit=0.02),
-        "gamma": lambda hazy: hazy**2,
-        "nlm": lambda hazy: restoration.denoise_nl_means(
-            hazy, patch_size=7, patch_distance=9, h=0.8 * NOISE, sigma=NOISE, fast_mode=True
-        ),
-    }[name]
+    return classical_methods()[name]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from toolbox.cli.options import DEFAULT_MODEL, Commands, Json, Samples, Seed, Steps, Symmetries
+from toolbox.bench.options import Extent, Intervals, Methods, Scans, Timing
+from toolbox.cli.options import Commands, Without
 from toolbox.cli.output import ProgressBar, print_json, print_table
+from toolbox.tasks.options import Json, Seed, Steps
 
 
 class _PicturesFirst(TyperGroup):
     """`restobox bench FOLDER ...` is `restobox bench pictures FOLDER ...`."""
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
             args = ["pictures", *args]
         return super().parse_args(ctx, args)
@@ -28,70 +32,33 @@ app = Commands(
     cls=_PicturesFirst,
 )
 
+# how many digits a figure is shown with; names in capitals where they are abbreviations
+DIGITS = {"psnr": 2, "mpsnr": 2, "ssim": 4, "mssim": 4, "lpips": 4, "nmse": 5, "sam": 4}
+DIGITS |= {"ergas": 2, "gcnr": 3, "ks_tissue": 3, "ks_blood": 3, "seconds": 2}
+DIGITS |= {"seconds_per_slice": 2, "strength": 1, "acceleration": 0}
+DIGITS |= {"coverage_gaussian": 3, "coverage": 3, "coverage_worst_slice": 3, "factor": 2}
+DIGITS |= {"width": 4, "width_gaussian": 4}
 
-@app.command("runtime")
-def bench_runtime(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles of the model's network.")],
-    model: Annotated[str, typer.Option(help="The float model that they were made from.")] = "photo",
-    size: Annotated[
-        str,
-        typer.Option(help="WIDTHxHEIGHT of the network's input (half the picture's at fold 2)."),
-    ] = "96x64",
-    batch: Annotated[int, typer.Option(help="Pictures per call.")] = 1,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option(help="CPU threads; give it several times for several. [default: 1]"),
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Timed calls of each.")] = 11,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Time a network's call: PyTorch, ONNX in 32 and 16 bits, and 8-bit bundles, interleaved in one
-    run.
-    """
-    from toolbox.bench.runtime import run_bench_runtime
-    from toolbox.deploy.export import parse_size
 
-    with ProgressBar("measuring", repeats) as bar:
-        figures = run_bench_runtime(
-            model,
-            bundles,
-            size=parse_size(size),
-            batch=batch,
-            threads=threads or [1],
-            repeats=repeats,
-            device=device,
-            compiled=compiled,
-            progress=bar.update_of,
-        )
-    if as_json:
-        return print_json(figures)
-    print_table(
-        f"one call, input {' x '.join(map(str, figures['input']))}",
-        ("", "device", "threads", "ms", "quartiles", "x ONNX fp32", "MB", "peak MB"),
-        [
-            (
-                r["name"],
-                r["device"],
-                str(r["threads"]),
-                f"{r['ms']:.1f}",
-                "{:.1f}-{:.1f}".format(*r["ms_quartiles"]),
-                f"{r['speedup']:.2f}",
-                f"{r['mb']:.1f}",
-                "" if r.get("peak_mb") is None else f"{r['peak_mb']:.0f}",
+def _print_rows(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """The columns of a benchmark's rows as a table."""
+    body = []
+    for row in rows:
+        found = [row.get(name, "-") for name in columns]
+        body.append(
+            tuple(
+                f"{value:.{DIGITS.get(name, 3)}f}" if isinstance(value, float) else str(value)
+                for name, value in zip(columns, found, strict=True)
             )
-            for r in figures["rows"]
-        ],
-    )
-    for name, reason in figures.get("skipped", {}).items():
-        print(f"{name} left out: {reason}")
-    print(figures["verdict"])
+        )
+    print_table(title, tuple(name.replace("_", " ") for name in columns), body)
 
 
 @app.command("pictures")
 def bench_pictures(
     data: Annotated[Path, typer.Argument(help="Folder of true pictures.")],
+    methods: Methods,
+    extent: Extent,
     masks: Annotated[
         str | None,
         typer.Option(help="An .npz file of masks (1 = known); none: --mask takes KIND:FRACTION."),
@@ -99,60 +66,22 @@ def bench_pictures(
     mask: Annotated[
         list[str] | None, typer.Option("--mask", "-m", help="Masks, by name. [default: random:0.8]")
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Models, `biharmonic`, `push-pull`. [default: photo, photo-int8, both]"),
-    ] = None,
-    solver: Annotated[list[str] | None, typer.Option(help="Solvers. [default: ddim]")] = None,
-    steps: Steps = 5,
-    samples: Samples = 1,
-    symmetries: Symmetries = 1,
-    limit: Annotated[int | None, typer.Option(help="Use the first pictures only.", min=1)] = None,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure models and solvers on pictures with known truth."""
-    from toolbox.bench.inpainting import run_bench
+    """Measure inpainting of pictures with known truth."""
+    from toolbox.bench.pictures import inpainting_cases, measure
 
-    models = model or ["push-pull", "biharmonic", "photo", DEFAULT_MODEL]
-    names, solvers = mask or ["random:0.8"], solver or ["ddim"]
+    cases = inpainting_cases(data, masks, mask or ["random:0.8"], extent)
     with ProgressBar("measuring", 1) as bar:
-        rows = run_bench(
-            data,
-            masks=masks,
-            names=names,
-            models=models,
-            solvers=solvers,
-            steps=steps,
-            num_samples=samples,
-            limit=limit,
-            seed=seed,
-            symmetries=symmetries,
-            progress=bar.update_of,
-        )
-    if as_json:
-        return print_json(rows)
-    print_table(
-        f"{rows[0]['pictures']} pictures, {steps} steps x {samples} samples x {symmetries}"
-        " symmetries",
-        ("mask", "model", "solver", "PSNR dB", "SSIM", "seconds"),
-        [
-            (
-                r["mask"],
-                r["model"],
-                r["solver"],
-                f"{r['psnr']:.2f}",
-                f"{r['ssim']:.4f}",
-                f"{r['seconds']:.2f}",
-            )
-            for r in rows
-        ],
-    )
+        rows = measure(cases, methods, extent, progress=bar.update_of)
+    _pictures_table(rows, methods, extent, as_json)
 
 
 @app.command("linear")
 def bench_linear(
     data: Annotated[Path, typer.Argument(help="Folder of true pictures.")],
+    methods: Methods,
+    extent: Extent,
     case: Annotated[
         list[str] | None,
         typer.Option(
@@ -165,46 +94,52 @@ def bench_linear(
             ),
         ),
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Models, or plain, nlm, bm3d. [default: plain, grey]")
-    ] = None,
-    solver: Annotated[str, typer.Option(help="Any solver; an unknown name lists all.")] = "ddim",
-    steps: Annotated[int, typer.Option(help="Solver steps.", min=1)] = 1,
-    samples: Samples = 1,
-    symmetries: Symmetries = 1,
     grey: Annotated[bool, typer.Option("--grey", help="Measure the mean of the colours.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Use the first pictures only.", min=1)] = None,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Measure denoising, super-resolution and deblurring of pictures with known truth."""
-    from toolbox.bench.linear import CASES, run_bench_linear
+    from toolbox.bench.pictures import CASES, linear_cases, measure
 
+    cases = linear_cases(data, case or CASES, grey, extent)
     with ProgressBar("measuring", 1) as bar:
-        rows = run_bench_linear(
-            data,
-            cases=case or CASES,
-            models=model or ("plain", "grey"),
-            solver=solver,
-            steps=steps,
-            num_samples=samples,
-            symmetries=symmetries,
-            grey=grey,
-            limit=limit,
-            seed=seed,
-            progress=bar.update_of,
-        )
+        rows = measure(cases, methods, extent, progress=bar.update_of)
+    _pictures_table(rows, methods, extent, as_json)
+
+
+@app.command("dehaze")
+def bench_dehaze(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of pairs: its subfolders hold hazy and clear pictures of the same names."
+        ),
+    ],
+    methods: Annotated[Methods, Without("symmetries")],
+    extent: Extent,
+    hazy: Annotated[str, typer.Option(help="Name of the subfolder of hazy pictures.")] = "hazy",
+    clear: Annotated[str, typer.Option(help="Name of the subfolder of clear pictures.")] = "clear",
+    as_json: Json = False,
+) -> None:
+    """Measure dehazing on pairs of hazy and clear pictures, next to the dark channel prior."""
+    from toolbox.bench.pictures import dehazing_cases, measure
+    from toolbox.tasks.paired import SOLVERS
+
+    methods = replace(methods, solver=methods.solver or [*SOLVERS])
+    cases = dehazing_cases(data, hazy, clear, extent)
+    with ProgressBar("measuring", 1) as bar:
+        rows = measure(cases, methods, extent, progress=bar.update_of)
+    _pictures_table(rows, methods, extent, as_json)
+
+
+def _pictures_table(
+    rows: list[dict[str, Any]], methods: Methods, extent: Extent, as_json: bool
+) -> None:
     if as_json:
         return print_json(rows)
-    print_table(
-        f"{rows[0]['pictures']} pictures, {steps} steps x {samples} samples x {symmetries}"
-        " symmetries",
-        ("case", "model", "PSNR dB", "SSIM", "seconds"),
-        [
-            (r["case"], r["model"], f"{r['psnr']:.2f}", f"{r['ssim']:.4f}", f"{r['seconds']:.2f}")
-            for r in rows
-        ],
-    )
+    title = f"{rows[0]['pictures']} pictures, {extent.samples} samples of each"
+    title += f", {methods.symmetries} symmetries" if methods.symmetries > 1 else ""
+    columns = ("case", "model", "solver", "calls", "psnr", "ssim", "seconds")
+    _print_rows(title, rows, columns)
 
 
 @app.command("solvers")
@@ -263,68 +198,21 @@ def bench_mri(
             )
         ),
     ],
-    mask: Annotated[
-        list[str] | None,
-        typer.Option("--mask", "-m", help="Kinds of masks. [default: equispaced-fraction]"),
-    ] = None,
-    acceleration: Annotated[list[float] | None, typer.Option(help="[default: 4, 8]")] = None,
-    coils: Annotated[
-        Path | None,
-        typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default."),
-    ] = None,
-    sigma: Annotated[
-        float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")
-    ] = 0.01,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Models, `zero-filled`, `cg-sense`, `l1-wavelet`. [default: the three and mri]"
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Solver steps. [default: as for `restore mri`]")
-    ] = None,
-    samples: Samples = 1,
-    limit: Annotated[int | None, typer.Option(help="Use the first slices only.", min=1)] = None,
-    seed: Seed = 0,
+    scans: Scans,
+    methods: Annotated[Methods, Without("solver", "symmetries")],
+    extent: Extent,
     as_json: Json = False,
 ) -> None:
     """Measure MRI reconstruction next to the classical methods."""
-    from toolbox.bench.mri import CLASSICAL, run_mri_bench
+    from toolbox.bench.mri import run_mri_bench
 
     with ProgressBar("measuring", 1) as bar:
-        rows = run_mri_bench(
-            data,
-            kinds=mask or ["equispaced-fraction"],
-            accelerations=acceleration or [4.0, 8.0],
-            maps=coils,
-            sigma=sigma,
-            models=model or [*CLASSICAL, "mri"],
-            steps=steps,
-            num_samples=samples,
-            limit=limit,
-            seed=seed,
-            progress=bar.update_of,
-        )
+        rows = run_mri_bench(data, scans, methods, extent, progress=bar.update_of)
     if as_json:
         return print_json(rows)
-    print_table(
-        "whole-volume figures, as fastMRI computes them",
-        ("mask", "R", "method", "PSNR dB", "SSIM", "NMSE", "LPIPS", "seconds per slice"),
-        [
-            (
-                r["mask"],
-                f"{r['acceleration']:g}",
-                r["model"],
-                f"{r['psnr']:.2f}",
-                f"{r['ssim']:.4f}",
-                f"{r['nmse']:.5f}",
-                f"{r['lpips']:.4f}" if isinstance(r["lpips"], float) else "-",
-                f"{r['seconds_per_slice']}",
-            )
-            for r in rows
-        ],
-    )
+    columns = ("mask", "acceleration", "model", "psnr", "ssim", "nmse", "lpips")
+    title = "whole-volume figures, as fastMRI computes them"
+    _print_rows(title, rows, (*columns, "seconds_per_slice"))
     if isinstance(rows[0]["lpips"], str):
         print(f"no LPIPS: {rows[0]['lpips']}", file=sys.stderr)
 
@@ -338,31 +226,11 @@ def bench_mri_coverage(
     calibration: Annotated[
         Path, typer.Argument(help="Other slices, to fit the intervals' width on.")
     ],
-    mask: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--mask", "-m", help="Kinds of masks. [default: equispaced-fraction, poisson]"
-        ),
-    ] = None,
-    acceleration: Annotated[list[float] | None, typer.Option(help="[default: 4, 8]")] = None,
-    coils: Annotated[
-        Path | None,
-        typer.Option(help="Coil maps (.npz) to simulate with; 8 coils on a ring by default."),
-    ] = None,
-    sigma: Annotated[
-        float, typer.Option(help="Simulated noise as a share of the images' 0.99 quantile.")
-    ] = 0.01,
+    scans: Scans,
+    extent: Extent = Extent(samples=8),
+    intervals: Intervals = Intervals(),
     model: Annotated[str, typer.Option(help="A model.")] = "mri",
     steps: Steps = 4,
-    samples: Samples = 8,
-    level: Annotated[float, typer.Option(help="Probability that the intervals are to hold.")] = 0.9,
-    limit: Annotated[
-        int | None, typer.Option(help="Test on this many slices, evenly spread.", min=1)
-    ] = None,
-    calibration_limit: Annotated[
-        int | None, typer.Option(help="Calibrate on this many slices, evenly spread.", min=1)
-    ] = None,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Measure how often the truth lies in the uncertainty map's interval, raw and calibrated on
@@ -374,47 +242,23 @@ def bench_mri_coverage(
         rows = run_mri_coverage(
             data,
             calibration,
-            kinds=mask or ["equispaced-fraction", "poisson"],
-            accelerations=acceleration or [4.0, 8.0],
-            maps=coils,
-            sigma=sigma,
-            model=model,
-            steps=steps,
-            num_samples=samples,
-            calibration_limit=calibration_limit,
-            limit=limit,
-            level=level,
-            seed=seed,
+            model,
+            scans,
+            extent,
+            intervals,
+            steps=steps or 4,
             progress=bar.update_of,
         )
     if as_json:
         return print_json(rows)
     first = rows[0]
-    print_table(
+    title = (
         f"{first['level']:.0%} intervals, {first['test_slices']} slices, fitted on"
         f" {first['calibration_slices']} others, {first['steps']} steps x {first['samples']}"
-        " samples",
-        (
-            "mask",
-            "R",
-            "gaussian",
-            "calibrated",
-            "worst slice",
-            "factor",
-            "half width",
-            "gaussian's",
-        ),
-        [
-            (
-                r["mask"],
-                f"{r['acceleration']:g}",
-                *(f"{r[k]:.3f}" for k in ("coverage_gaussian", "coverage", "coverage_worst_slice")),
-                f"{r['factor']:.2f}",
-                *(f"{r[k]:.4f}" for k in ("width", "width_gaussian")),
-            )
-            for r in rows
-        ],
+        " samples"
     )
+    columns = ("mask", "acceleration", "coverage_gaussian", "coverage", "coverage_worst_slice")
+    _print_rows(title, rows, (*columns, "factor", "width", "width_gaussian"))
 
 
 @app.command("hsi")
@@ -450,11 +294,10 @@ def bench_hsi(
     from toolbox.bench.hyperspectral import run_bench_hsi
 
     with ProgressBar("measuring", 1) as bar:
-        methods = method or ["noisy", "subspace", "grey"]
         rows = run_bench_hsi(
             cubes,
             cases=case or ["50"],
-            methods=methods,
+            methods=method or ["noisy", "subspace", "grey"],
             library=library,
             crop=crop,
             seed=seed,
@@ -462,147 +305,82 @@ def bench_hsi(
         )
     if as_json:
         return print_json(rows)
-    columns = ("mpsnr", "mssim", "sam", "ergas", "seconds")
-    digits = (2, 4, 4, 2, 1)
-    body = [
-        (
-            r["cube"],
-            r["case"],
-            r["method"],
-            *(f"{r[k]:.{d}f}" for k, d in zip(columns, digits, strict=True)),
-        )
-        for r in rows
-    ]
-    print_table(
-        "hyperspectral denoising",
-        ("cube", "case", "method", "MPSNR dB", "MSSIM", "SAM rad", "ERGAS", "seconds"),
-        body,
-    )
+    columns = ("cube", "case", "method", "mpsnr", "mssim", "sam", "ergas", "seconds")
+    _print_rows("hyperspectral denoising", rows, columns)
 
 
 @app.command("ultrasound")
 def bench_ultrasound(
     data: Annotated[Path, typer.Argument(help="Clean B-mode frames: a folder, .h5, DICOM.")],
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=(
-                "hazy, equalize, clahe, gamma, nlm, bm3d, or two models TISSUE+HAZE. [default: all,"
-                " the shipped ones]"
-            )
-        ),
-    ] = None,
+    methods: Annotated[Methods, Without("symmetries")],
+    extent: Extent,
     strength: Annotated[
         list[float] | None, typer.Option(help="Strengths of the simulated haze. [default: 0.5 1 2]")
     ] = None,
-    steps: Steps = 4,
-    solver: Annotated[str, typer.Option(help="Solver.")] = "ddim",
     correction: Annotated[
         str, typer.Option(help="As in `restobox restore ultrasound`.")
     ] = "diffpir",
-    samples: Samples = 1,
-    limit: Annotated[
-        int | None, typer.Option(help="Use this many frames, evenly spread.", min=1)
-    ] = None,
     grey: Annotated[
         bool, typer.Option("--grey", help="Average the channels of coloured pictures.")
     ] = False,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Measure dehazing of clean frames with simulated haze."""
-    from toolbox.bench.ultrasound import CLASSICAL, run_bench_ultrasound
+    from toolbox.bench.ultrasound import run_bench_ultrasound
 
     with ProgressBar("measuring", 1) as bar:
         figures = run_bench_ultrasound(
             data,
-            methods=method or [*CLASSICAL, "ultrasound-tissue+ultrasound-haze"],
-            strengths=strength or [0.5, 1.0, 2.0],
-            steps=steps,
-            solver=solver,
+            strength or [0.5, 1.0, 2.0],
+            methods,
+            extent,
             correction=correction,
-            num_samples=samples,
-            limit=limit,
-            seed=seed,
             grey=grey,
             progress=bar.update_of,
         )
     if as_json:
         return print_json(figures)
-    rows = [
-        (
-            f"{r['strength']:g}",
-            r["method"],
-            *(f"{r[k]:.3f}" for k in ("gcnr", "ks_tissue", "ks_blood")),
-            f"{r['psnr']:.2f}",
-            f"{r['seconds']:.2f}",
-        )
-        for r in figures["rows"]
-    ]
     title = (
         f"{figures['frames']} frames ({figures['skipped']} without enough tissue and blood),"
-        f" {steps} steps x {samples} samples"
+        f" {figures['steps']} steps x {figures['samples']} samples"
     )
-    print_table(
-        title, ("haze", "method", "gCNR", "KS tissue", "KS blood", "PSNR dB", "seconds"), rows
-    )
+    columns = ("strength", "method", "gcnr", "ks_tissue", "ks_blood", "psnr", "seconds")
+    _print_rows(title, figures["rows"], columns)
 
 
-@app.command("dehaze")
-def bench_dehaze(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of pairs: its subfolders hold hazy and clear pictures of the same names."
-        ),
-    ],
-    hazy: Annotated[str, typer.Option(help="Name of the subfolder of hazy pictures.")] = "hazy",
-    clear: Annotated[str, typer.Option(help="Name of the subfolder of clear pictures.")] = "clear",
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Models, `input`, `dark-channel`. [default: these two, haze and haze-int8]"
-        ),
-    ] = None,
-    solver: Annotated[
-        list[str] | None, typer.Option(help="Solvers. [default: resfusion, rddm, evodiff, ddim]")
-    ] = None,
-    steps: Steps = 5,
-    samples: Samples = 1,
-    limit: Annotated[int | None, typer.Option(help="Use the first pairs only.", min=1)] = None,
-    seed: Seed = 0,
+@app.command("runtime")
+def bench_runtime(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles of the model's network.")],
+    timing: Timing,
+    model: Annotated[str, typer.Option(help="The float model that they were made from.")] = "photo",
     as_json: Json = False,
 ) -> None:
-    """Measure dehazing on pairs of hazy and clear pictures, next to the dark channel prior."""
-    from toolbox.tasks.paired import CLASSICAL, SOLVERS, run_bench_dehaze
+    """Time a network's call: PyTorch, ONNX in 32 and 16 bits, and 8-bit bundles, interleaved in one
+    run.
+    """
+    from toolbox.bench.runtime import run_bench_runtime
 
-    with ProgressBar("measuring", 1) as bar:
-        rows = run_bench_dehaze(
-            data,
-            hazy=hazy,
-            clear=clear,
-            models=model or [*CLASSICAL, "haze", "haze-int8"],
-            solvers=solver or SOLVERS,
-            steps=steps,
-            num_samples=samples,
-            limit=limit,
-            seed=seed,
-            progress=bar.update_of,
-        )
+    with ProgressBar("measuring", timing.repeats) as bar:
+        figures = run_bench_runtime(model, bundles, timing, progress=bar.update_of)
     if as_json:
-        return print_json(rows)
+        return print_json(figures)
     print_table(
-        f"{rows[0]['pictures']} pairs",
-        ("method", "solver", "calls", "PSNR dB", "SSIM", "seconds"),
+        f"one call, input {' x '.join(map(str, figures['input']))}",
+        ("", "device", "threads", "ms", "quartiles", "x ONNX fp32", "MB", "peak MB"),
         [
             (
-                r["model"],
-                r["solver"],
-                f"{r['nfe']}",
-                f"{r['psnr']:.2f}",
-                f"{r['ssim']:.4f}",
-                f"{r['seconds']}",
+                r["name"],
+                r["device"],
+                str(r["threads"]),
+                f"{r['ms']:.1f}",
+                "{:.1f}-{:.1f}".format(*r["ms_quartiles"]),
+                f"{r['speedup']:.2f}",
+                f"{r['mb']:.1f}",
+                "" if r.get("peak_mb") is None else f"{r['peak_mb']:.0f}",
             )
-            for r in rows
+            for r in figures["rows"]
         ],
     )
+    for name, reason in figures.get("skipped", {}).items():
+        print(f"{name} left out: {reason}")
+    print(figures["verdict"])

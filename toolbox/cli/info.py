@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from toolbox.cli.options import DEFAULT_MODEL, Commands, Json, Model, Samples, Seed, Solver, Steps
+from toolbox.cli.options import Commands, Without
 from toolbox.cli.output import ProgressBar, print_json, print_table
+from toolbox.tasks.options import Draws, Json, Prior, Settings
 
 app = Commands()
 
@@ -19,43 +20,31 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path(
         "restobox-demo"
     ),
-    model: Model = DEFAULT_MODEL,
-    solver: Solver = "ddim",
-    steps: Steps = 5,
-    samples: Samples = 4,
+    prior: Annotated[Prior, Without("device", "tile", "symmetries")] = Prior(),
+    settings: Annotated[Settings, Without("grid", "correction")] = Settings(steps=5),
+    draws: Draws = Draws(samples=4),
     mask: Annotated[
         str,
         typer.Option(help="KIND:FRACTION of missing pixels; kinds: random, strokes, text, box."),
     ] = "random:0.8",
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Restore the embedded photo and write pictures to look at."""
-    from restoration.photo.masks import parse_mask
     from toolbox.support.demo import run_demo
 
-    recipe = parse_mask(mask)
-    with ProgressBar("restoring", steps * samples) as bar:
-        figures = run_demo(
-            out,
-            model=model,
-            solver=solver,
-            steps=steps,
-            num_samples=samples,
-            mask=recipe,
-            seed=seed,
-            progress=bar.update,
-        )
+    with ProgressBar("restoring", (settings.steps or 5) * draws.samples) as bar:
+        figures = run_demo(out, mask, prior, settings, draws, progress=bar.update)
     if as_json:
         return print_json(figures)
     rows = [
         ("degraded", figures["degraded"]),
-        (f"{model}, mean of {samples}", figures["restored"]),
-        (f"{model}, one sample", figures["first_sample"]),
+        (f"{prior.model}, mean of {draws.samples}", figures["restored"]),
+        (f"{prior.model}, one sample", figures["first_sample"]),
         ("inpaint_biharmonic", figures["biharmonic"]),
     ]
     print_table(
-        f"{mask} missing, {solver}, {steps} steps x {samples} samples = {figures['nfe']} network"
+        f"{mask} missing, {settings.solver}, {settings.steps} steps x {draws.samples} samples ="
+        f" {figures['nfe']} network"
         " calls",
         ("", "PSNR dB", "SSIM", "seconds"),
         [

@@ -1,81 +1,110 @@
-"""Options that several commands have."""
+"""How commands take their options."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-Model = Annotated[
-    str,
-    typer.Option(
-        help="A shipped model (see `restobox models`), a diffusers folder or an exported bundle."
-    ),
-]
-Solver = Annotated[str, typer.Option(help="ddim, pndm, plms, ...; an unknown name lists all.")]
-Steps = Annotated[int, typer.Option(help="Solver steps.")]
-Seed = Annotated[int, typer.Option(help="Sample k uses seed + k.", min=0, max=2**62)]
-Samples = Annotated[
-    int,
-    typer.Option(
-        "--samples", "-n", help="Posterior samples; the result is their mean.", min=1, max=10_000
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Grid = Annotated[str, typer.Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")]
-Std = Annotated[
-    bool,
-    typer.Option(
-        "--std", help="Also write OUT-std.png, where the samples disagree (needs -n 2 or more)."
-    ),
-]
-Reference = Annotated[
-    Path | None, typer.Option(help="The true picture: prints PSNR, SSIM and LPIPS against it.")
-]
-Tile = Annotated[int, typer.Option(help="Side of the tiles for larger pictures, in pixels.")]
-Symmetries = Annotated[
-    int,
-    typer.Option(
-        help="Flips and turns averaged over: 1, 2, 4, 8; each costs its own network call."
-    ),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or for bundles openvino.")]
 Picture = Annotated[
     Path,
     typer.Argument(
         help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha."
     ),
 ]
-PictureOut = Annotated[
-    Path, typer.Option("--out", "-o", help="The restored picture (PNG, TIFF, JPEG, WebP).")
-]
-
-DEFAULT_MODEL = "photo-int8"
 
 
-def refuse_unused(context: typer.Context, names: Iterable[str], where: str) -> None:
+_running: ContextVar[Any] = ContextVar("running")  # of the command that runs, typer's context
+
+
+class Without:
+    """``Annotated[Group, Without("grid")]``: such fields keep their defaults and are no options."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose parameters may be dataclasses: their fields become options (typer has no such
+    groups), their values arrive as objects. A parameter's default gives those of the fields.
+    """
+    signature = inspect.signature(command)
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, tuple[Any, dict[str, Any]]] = {}
+    flat: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        kind, *marks = (
+            get_args(hints[parameter.name])
+            if get_origin(hints[parameter.name]) is Annotated
+            else (hints[parameter.name],)
+        )
+        if not dataclasses.is_dataclass(kind):
+            flat.append(_keyword(parameter.name, hints[parameter.name], parameter.default))
+            continue
+        left_out = {name for mark in marks if isinstance(mark, Without) for name in mark.names}
+        own = None if parameter.default is inspect.Parameter.empty else parameter.default
+        types, fixed = get_type_hints(kind, include_extras=True), {}
+        for f in dataclasses.fields(kind):
+            missing = f.default is dataclasses.MISSING
+            default = inspect.Parameter.empty if missing else f.default
+            default = default if own is None else getattr(own, f.name)
+            if f.name in left_out:
+                fixed[f.name] = default
+            else:
+                flat.append(_keyword(f.name, types[f.name], default))
+        groups[parameter.name] = kind, fixed
+
+    def call(**given: Any) -> Any:
+        made = {
+            name: kind(
+                **fixed,
+                **{
+                    f.name: given.pop(f.name)
+                    for f in dataclasses.fields(kind)
+                    if f.name not in fixed
+                },
+            )
+            for name, (kind, fixed) in groups.items()
+        }
+        return command(**given, **made)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in flat}
+    return call
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def refuse_unused(names: Iterable[str], where: str) -> None:
     """Refuse options that this call can't use, instead of dropping them.
 
     Args:
-        context: of the command that runs.
-        names: of its parameters.
+        names: of the running command's parameters.
         where: ends the sentence "... has no effect".
 
     Raises:
         ValueError: the user gave one of them.
     """
+    context = _running.get()
     flags = {p.name: p.opts[0] for p in context.command.params}
-    given = [flags[n] for n in names if _given(context, n)]
+    given = [flags[n] for n in names if n in flags and _given(context, n)]
     if given:
         has = "has" if len(given) == 1 else "have"
         raise ValueError(f"{', '.join(given)} {has} no effect {where}; leave it out")
 
 
-def _given(context: typer.Context, name: str) -> bool:
+def _given(context: Any, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
@@ -89,6 +118,7 @@ class CheckedCommand(TyperCommand):
             for number in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ValueError(f"{parameter.opts[0]} must be a finite number; got {number}")
+        _running.set(ctx)
         return super().invoke(ctx)
 
 
@@ -96,4 +126,5 @@ class Commands(typer.Typer):
     """An app of such commands."""
 
     def command(self, *args: Any, **options: Any) -> Any:
-        return super().command(*args, **({"cls": CheckedCommand} | options))
+        made = super().command(*args, **({"cls": CheckedCommand} | options))
+        return lambda command: made(grouped(command))

@@ -4,31 +4,124 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from export.bundle import Bundle, RunRecord
+from export.jobs.base import Job
 from quant.files import load_quantized
+from quant.network import QuantizedNetwork
+from restoration.task import KINDS, check_kind
+from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
 from toolbox.api import float_model
+from toolbox.deploy.options import Graph, Whole
+from toolbox.tasks import task_by_name
+from toolbox.tasks.base import Task
+from toolbox.tasks.options import Settings
 
 
-def run_export(
-    model: str, quantized: Path | None, target: str, out: Path, *, seed: int, summary: str = ""
-) -> dict:
-    """Export a model (float without ``quantized``) as a bundle."""
-    from export.bundle import check_bundle_free
+def run_export(model: str, out: Path, graph: Graph) -> dict:
+    """Export a model (float without a quantized network) as a bundle.
+
+    Raises:
+        ValueError, OSError: what can't be exported; nothing is written then.
+    """
     from export.exporter import export_bundle
 
+    denoiser, made = _loaded(model, out, graph)
+    card = _card(out, graph.summary)
+    return _figures(
+        out,
+        export_bundle(
+            denoiser, out, target=graph.target, quantized=made, seed=graph.seed, card=card
+        ),
+    )
+
+
+def run_export_restorer(
+    model: str, out: Path, graph: Graph, whole: Whole, settings: Settings
+) -> dict:
+    """Export lift, solver, network and data consistency as one graph (:func:`make_job`).
+
+    Raises:
+        ValueError, OSError: what can't be exported; nothing is written then.
+    """
+    from export.exporter import export_restorer_bundle
+
+    denoiser, made = _loaded(model, out, graph)
+    times = () if made is None else tuple(made.timesteps)
+    bundle = export_restorer_bundle(
+        make_job(denoiser, whole, settings, times),
+        out,
+        target=graph.target,
+        quantized=made,
+        estimates=whole.estimates,
+        seed=graph.seed,
+        card=_card(out, graph.summary),
+    )
+    return _figures(out, bundle)
+
+
+def _loaded(model: str, out: Path, graph: Graph) -> tuple[Denoiser, QuantizedNetwork | None]:
+    """The denoiser and its quantized network, once ``out`` is known to be free."""
+    from export.bundle import check_bundle_free
+
     check_bundle_free(out)
-    check_outputs([out], [model, quantized])
+    check_outputs([out], [model, graph.quantized])
     denoiser = float_model(model)
-    made = None if quantized is None else load_quantized(quantized, denoiser.network)
-    card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
-    bundle = export_bundle(denoiser, out, target=target, quantized=made, seed=seed, card=card)
-    return {
-        "out": str(out),
-        "target": target,
-        "graph": bundle.graph,
-        "bytes": sum(f.size for f in bundle.files.values()),
-    }
+    if graph.quantized is None:
+        return denoiser, None
+    return denoiser, load_quantized(graph.quantized, denoiser.network)
+
+
+def make_job(
+    denoiser: Denoiser,
+    whole: Whole,
+    settings: Settings = Settings(),
+    timesteps: tuple[float, ...] = (),
+) -> Job:
+    """What ``restobox export --restorer --task`` bakes in.
+
+    Args:
+        timesteps: that scales were calibrated at: ``hsi`` and ``denoise`` ask at the nearest of
+            them.
+
+    Raises:
+        ValueError: an unknown task, a network of another kind, or what the task refuses.
+    """
+    task = task_by_name(whole.task)
+    if whole.task in KINDS:
+        check_kind(denoiser, whole.task)
+    numbers = {name: getattr(whole, name) for name in ("factor", "blur", "coils")}
+    if numbers["coils"] is not None or whole.task == "mri":
+        numbers["coils"] = str(numbers["coils"] or 1)
+    sigma = whole.sigma
+    options = _options(task, denoiser, sigma, numbers)
+    return task.job(denoiser, options, settings, parse_size(whole.size), timesteps)
+
+
+def options_of(run: RunRecord, denoiser: Denoiser) -> tuple[Task, Any, Settings]:
+    """The task that a bundle's run was made with, its options and settings."""
+    task, record = task_by_name(run.task), dict(run.operator or {})
+    numbers: dict[str, Any] = {name: record[name] for name in ("factor", "blur") if name in record}
+    if "factor" in numbers:
+        numbers["factor"] = int(numbers["factor"])
+        numbers["kernel"] = "block" if record["operator"] == "BlockMean" else "bicubic"
+    if run.task == "mri":
+        numbers["coils"] = str(run.inputs["kspace"][0] // 2)
+    # of mri the noise is an input, where there is any
+    sigma = run.sigma if run.task != "mri" else 0.01 * ("sigma" in run.inputs)
+    correction = None if run.correction == "none" and run.task != "mri" else run.correction
+    grid = "trailing" if run.grid == "explicit" else run.grid
+    settings = Settings(run.solver, run.steps, grid, correction)
+    return task, _options(task, denoiser, sigma, numbers), settings
+
+
+def _options(task: Task, denoiser: Denoiser, sigma: float, numbers: dict[str, Any]) -> Any:
+    if task.name == "superresolve":
+        numbers = {"kernel": "bicubic"} | numbers
+    none = sigma == 0 and task.name in ("dehaze", "paired", "hsi")
+    return task.simulated(denoiser, None if none else sigma, **numbers)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -43,58 +136,10 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
-def run_export_restorer(
-    model: str,
-    quantized: Path | None,
-    target: str,
-    out: Path,
-    *,
-    solver: str,
-    steps: int,
-    grid: str,
-    correction: str | None,
-    sigma: float,
-    size: tuple[int, int],
-    estimates: bool,
-    seed: int,
-    summary: str = "",
-    task: str = "inpaint",
-    factor: int = 4,
-    blur: float = 1.6,
-    coils: int = 1,
-) -> dict:
-    """Export lift, solver, network and data consistency as one graph
-    (:func:`toolbox.deploy.jobs.make_job`).
-    """
-    from export.bundle import check_bundle_free
-    from export.exporter import export_restorer_bundle
-    from toolbox.deploy.jobs import make_job
+def _card(out: Path, summary: str) -> str:
+    return f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
 
-    check_bundle_free(out)
-    check_outputs([out], [model, quantized])
-    denoiser = float_model(model)
-    made = None if quantized is None else load_quantized(quantized, denoiser.network)
-    job = make_job(
-        denoiser,
-        task,
-        solver=solver,
-        steps=steps,
-        grid=grid,
-        correction=correction,
-        sigma=sigma,
-        size=size,
-        factor=factor,
-        blur=blur,
-        coils=coils,
-        timesteps=() if made is None else made.timesteps,
-    )
-    card = f"# {out.name}\n\n{summary}" if summary else f"# {out.name}"
-    bundle = export_restorer_bundle(
-        job, out, target=target, quantized=made, estimates=estimates, seed=seed, card=card
-    )
-    return {
-        "out": str(out),
-        "target": target,
-        "graph": bundle.graph,
-        "bytes": sum(f.size for f in bundle.files.values()),
-    }
+
+def _figures(out: Path, bundle: Bundle) -> dict:
+    size = sum(f.size for f in bundle.files.values())
+    return {"out": str(out), "target": bundle.target, "graph": bundle.graph, "bytes": size}

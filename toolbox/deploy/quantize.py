@@ -12,31 +12,25 @@ from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from solvers.files import check_outputs
 from toolbox.api import float_model
+from toolbox.deploy.options import Quantizing
 from toolbox.support.cost import Cost
 
 
 def run_quantize(
     model: str,
     calibration: Path,
-    recipe: Path | None,
     out: Path,
+    how: Quantizing = Quantizing(),
     *,
-    preset: str | None = None,
-    solver: str | None = None,
-    float_macs: float | None = None,
-    state: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """Quantize a model on a calibration file and write the folder of scales and codes.
-
-    Args:
-        solver: the solver to be deployed; the calibration must have been recorded with it.
-        float_macs: in place of the recipe's (:class:`quant.recipe.QuantRecipe`).
 
     Raises:
         ValueError: a calibration of another model or solver, both a recipe file and a preset, one
             that isn't accepted, or a share outside [0, 1).
     """
+    recipe, preset, state = how.recipe, how.preset, how.state
     check_quantized_free(out)
     check_outputs([out], [model, calibration, recipe, state])
     if recipe is not None and preset is not None:
@@ -44,12 +38,12 @@ def run_quantize(
     settings = QuantRecipe() if preset is None else QuantRecipe.preset(preset)
     if recipe is not None:
         settings = QuantRecipe.from_json(recipe.read_text(encoding="utf-8"))
-    if float_macs is not None:
-        settings = replace(settings, float_macs=float_macs)
+    if how.float_macs is not None:
+        settings = replace(settings, float_macs=how.float_macs)
     denoiser = float_model(model)
     with Cost() as cost:
         calibrated = CalibrationSet.load(calibration, denoiser.network)
-        calibrated.check(denoiser.network, solver)
+        calibrated.check(denoiser.network, how.solver)
         quantized = quantize(denoiser.network, calibrated, settings, state=state, progress=progress)
         save_quantized(quantized, out)
     chosen = calibrated.provenance

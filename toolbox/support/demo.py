@@ -7,16 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from restoration.io.images import Photo, read_image, write_image
+from restoration.io.images import Photo, write_image
 from restoration.metrics import psnr, ssim
-from restoration.photo.inpainting import InpaintingTask
-from restoration.photo.masks import make_mask
-from solvers import solver_by_name
 from solvers.files import check_marked, check_outputs, replace_marked_folder
-from toolbox.api import ZOO, load
+from toolbox.api import ZOO, load_for
 from toolbox.support.sheets import heat, sheet
+from toolbox.tasks import task_by_name
+from toolbox.tasks.base import Source
+from toolbox.tasks.options import Draws, Inpainting, Prior, Settings
 
 KIND = "demo"
 PHOTO = ZOO / "demo" / "chelsea.png"
@@ -24,13 +23,11 @@ PHOTO = ZOO / "demo" / "chelsea.png"
 
 def run_demo(
     out: Path,
+    mask: str,
+    prior: Prior = Prior(),
+    settings: Settings = Settings(steps=5),
+    draws: Draws = Draws(samples=4),
     *,
-    model: str,
-    solver: str,
-    steps: int,
-    num_samples: int,
-    mask: tuple[str, float],
-    seed: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
     """Degrade the embedded photo, restore it, write five PNG files to ``out`` and return the
@@ -40,30 +37,25 @@ def run_demo(
         ValueError: unknown model, solver or mask kind, or an impossible step count.
         OSError: ``out`` can't be made or written.
     """
-    from skimage.restoration import inpaint_biharmonic
-
     check_marked(out, KIND)
-    check_outputs([out], [model])
-    original = read_image(PHOTO).pixels
-    height, width = original.shape[1:]
-    known = make_mask(mask[0], height, width, mask[1], seed)
+    check_outputs([out], [prior.model])
+    task = task_by_name("inpaint")
+    options = Inpainting(mask)
+    trial = task.trial(Source((PHOTO,), 2**31, draws.seed), 0, options)
+    original, known = trial.known.numpy(), trial.inputs["mask"].numpy()
     degraded = original * known + (1 - known) * 0.5
-    task = InpaintingTask(load(model), solver_by_name(solver), steps)
     done = iter(range(1, 10**9))
-    result = task(
-        torch.from_numpy(degraded),
-        torch.from_numpy(known),
-        num_samples=num_samples,
-        seed=seed,
+    restorer = task.restorer(load_for("inpaint", prior.model), options, settings)
+    result = restorer(
+        trial.inputs,
+        num_samples=draws.samples,
+        seed=draws.seed,
         callback=lambda *_: progress(next(done)),
     )
-    restored = result.mean.numpy()
+    restored, first = result.mean.numpy(), result.samples[0].numpy()
     began = time.perf_counter()
-    biharmonic = inpaint_biharmonic(
-        (original * known).transpose(1, 2, 0), known == 0, channel_axis=-1
-    )
+    biharmonic = task.baselines(options)["biharmonic"](trial).numpy()
     biharmonic_seconds = time.perf_counter() - began
-    biharmonic = biharmonic.transpose(2, 0, 1).clip(0, 1).astype(np.float32)
     uncertainty, top = heat(result.std.mean(0).numpy())
     files = {
         "original": original,
@@ -77,7 +69,7 @@ def run_demo(
         (f"restored ({psnr(restored, original):.2f} dB)", restored),
         (f"biharmonic ({psnr(biharmonic, original):.2f} dB)", biharmonic),
         (f"uncertainty (white = {top:.2f})", uncertainty),
-        ("first sample", result.samples[0].numpy()),
+        ("first sample", first),
     ]
     files["side-by-side"] = sheet(panels, columns=3)
 
@@ -87,15 +79,17 @@ def run_demo(
 
     replace_marked_folder(out, write, KIND)
     return {
-        "model": model,
-        "solver": solver,
-        "steps": steps,
-        "samples": num_samples,
-        "mask": mask[0],
+        "model": prior.model,
+        "solver": settings.solver,
+        "steps": settings.steps,
+        "samples": draws.samples,
+        "mask": mask.partition(":")[0],
         "missing": round(float(1 - known.mean()), 4),
         "nfe": result.nfe,
         "restored": _figures(restored, original, result.seconds),
-        "first_sample": _figures(result.samples[0].numpy(), original, result.seconds / num_samples),
+        "first_sample": _figures(
+            result.samples[0].numpy(), original, result.seconds / draws.samples
+        ),
         "biharmonic": _figures(biharmonic, original, biharmonic_seconds),
         "degraded": _figures(degraded, original, None),
         "files": [str(out / f"{name}.png") for name in files],

@@ -1,112 +1,228 @@
-"""Cube in, cube out: what ``restobox restore hsi`` does."""
+"""Hyperspectral cubes, and their eigen-images in a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from export.jobs.hyperspectral import EigenImageJob
+from restoration.hyperspectral.noise import SIGMAS, add_noise
 from restoration.hyperspectral.quality import cube_quality
+from restoration.hyperspectral.simulation import SENSORS, SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral.task import HyperspectralTask, RestoredCube
 from restoration.io.cube import Cube
 from restoration.io.cubes import check_cube_writable, read_cube, write_cube
 from restoration.io.envi import raw_file
+from restoration.io.folders import find_pictures
 from restoration.io.images import Photo, check_writable, write_image
+from restoration.task import Restored, shown_to
 from solvers import solver_by_name
+from solvers.denoiser import Denoiser
 from solvers.files import check_outputs, together
 from toolbox.api import load_for
+from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, with_numbers
+from toolbox.tasks.options import Cubes, Draws, Output, Prior, Settings
 
 RGB = (640.0, 550.0, 470.0)  # nanometres
 
 
-def run_hsi(
-    cube: Path,
-    out: Path,
-    *,
-    model: str,
-    sigma: str,
-    rank: str,
-    solver: str,
-    steps: int,
-    correction: str | None,
-    key: str | None,
-    band_axis: int | None,
-    dead: Path | None,
-    seed: int,
-    num_samples: int,
-    symmetries: int,
-    quicklook: Path | None,
-    reference: Path | None,
-    device: str,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict:
-    """Read, restore, write; returns what was done and found.
+LEVEL = 0.05  # noise of the planes that graphs are tried on
 
-    Raises:
-        ValueError, OSError: bad files, names or numbers; nothing is written then.
+
+class Hyperspectral(Task):
+    """Cubes. A graph holds the restoration of eigen-images: ``image (1, H, W)`` and ``level (1, 1,
+    1)``, its noise.
     """
-    noise, dimensions = parse_auto("sigma", sigma, float), parse_auto("rank", rank, int)
-    check_outputs([out, raw_file(out), quicklook], [cube, raw_file(cube), dead, reference, model])
-    source = read_cube(cube, key, band_axis)
-    check_cube_writable(out, source)
-    if quicklook is not None:
-        check_writable(quicklook)
-    mask = None if dead is None else read_cube(dead).values
-    truth = None
-    if reference is not None:
-        envi = reference.suffix.lower() == ".hdr"  # which has one array and names its axes
-        truth = read_cube(reference) if envi else read_cube(reference, key, band_axis)
-    if truth is not None and truth.values.shape != source.values.shape:
+
+    name = "hsi"
+    prior = Prior("grey", symmetries=8)
+    settings = Settings(steps=1)
+    unused = ("grid", "correction", "sigma")
+
+    def task(
+        self, denoiser: Denoiser, settings: Settings, symmetries: int, **more: Any
+    ) -> HyperspectralTask:
+        """The algorithm."""
+        return HyperspectralTask(
+            denoiser,
+            solver_by_name(settings.solver),
+            settings.steps or 1,
+            settings.correction,
+            symmetries,
+            channels=denoiser.image_channels or 1,
+            **more,
+        )
+
+    def restore(
+        self,
+        path: Path,
+        output: Output,
+        options: Cubes,
+        *,
+        prior: Prior,
+        settings: Settings,
+        draws: Draws = Draws(),
+        progress: Progress = lambda done, total: None,
+    ) -> dict[str, Any]:
+        noise, rank = auto("sigma", options.sigma, float), auto("rank", options.rank, int)
+        out, reference = output.out, output.reference
+        inputs = [path, raw_file(path), options.dead, reference, prior.model]
+        check_outputs([out, raw_file(out), options.quicklook], inputs)
+        cube = read_cube(path, options.key, options.band_axis)
+        check_cube_writable(out, cube)
+        if options.quicklook is not None:
+            check_writable(options.quicklook)
+        dead = None if options.dead is None else read_cube(options.dead).values
+        truth = None if reference is None else _reference(reference, options, cube)
+        denoiser = load_for(self.name, prior.model, device=prior.device)
+        result = self.task(denoiser, settings, prior.symmetries)(
+            cube,
+            sigma=noise,
+            rank=rank,
+            dead=dead,
+            num_samples=draws.samples,
+            seed=draws.seed,
+            callback=lambda done: progress(done, max(done, 1)),
+        )
+        with together():
+            write_cube(out, cube, result.rows)
+            if options.quicklook is not None:
+                write_image(options.quicklook, Photo(quick_look(cube, result)))
+        bands, height, width = cube.values.shape
+        figures = {"task": self.name, "cube": str(path), "out": str(out), "bands": bands}
+        figures |= {"size": [width, height], "rank": result.model.rank}
+        figures |= {"sigma_median": float(np.median(result.model.sigma))}
+        figures |= {"dead": round(result.dead, 5), "outliers": round(result.outliers, 5)}
+        figures |= {"striped_columns": int((result.model.stripes != 0).sum())}
+        figures |= {"striped_rows": result.striped_rows, "model": prior.model}
+        figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
+        if options.quicklook is not None:
+            figures["quicklook"] = str(options.quicklook)
+        if truth is not None:
+            low, high = float(np.min(truth.values)), float(np.max(truth.values))
+            pair = (
+                (np.asarray(v, np.float64) - low) / (high - low)
+                for v in (result.rows(), truth.values)
+            )
+            figures |= {name: round(value, 5) for name, value in cube_quality(*pair).items()}
+        return figures
+
+    def restorer(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        prior: Prior | None = None,
+        timesteps: tuple[float, ...] = (),
+    ) -> Restorer:
+        """Of cubes, ``cube (B, H, W)``; or of eigen-images, as the graph has them."""
+        symmetries = 1 if prior is None else prior.symmetries
+        task = self.task(denoiser, settings, symmetries, timesteps=timesteps)
+        if timesteps:  # as in a graph, of planes on their own axes
+            task = replace(task, axes=1)
+
+        def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
+            draws.pop("callback", None)
+            if "cube" in inputs:
+                found = task(inputs["cube"].numpy(), **draws)
+                result, nfe, seconds = torch.from_numpy(found.rows()), found.nfe, found.seconds
+            else:
+                planes = inputs["image"].numpy()
+                variance = np.broadcast_to(inputs["level"].numpy() ** 2, planes.shape)
+                restored, nfe = task.denoise(planes, variance, **draws)
+                result, seconds = torch.from_numpy(restored), 0.0
+            return Restored(result[None], result, torch.zeros_like(result), nfe, seconds)
+
+        return run
+
+    def job(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        size: tuple[int, int],
+        timesteps: tuple[float, ...] = (),
+    ) -> EigenImageJob:
+        low, high = denoiser.value_range
+        noise = auto("sigma", options.sigma, float) or 0.1
+        level = -2 * math.log(noise * (high - low) / 2)
+        known = [t for t in timesteps if denoiser.process.a(t) > 0]
+        time = (
+            min(known, key=lambda t: abs(denoiser.process.log_snr(t) - level))
+            if known
+            else denoiser.process.time_at(level)
+        )
+        return EigenImageJob(HyperspectralTask(denoiser, symmetries=1, axes=1), time, size)
+
+    def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Cubes:
+        return with_numbers(Cubes(), self.name, None if sigma is None else sigma, numbers)
+
+    def source(
+        self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
+    ) -> Source:
+        """Pictures, and ``spectral_library.npz`` for simulated cubes; pictures alone stand for
+        eigen-images.
+        """
+        if data is None or not data.is_dir():
+            raise ValueError(
+                "--task hsi needs --data: a folder of pictures and spectral_library.npz; got"
+                f" {data}"
+            )
+        library = sorted(data.rglob("spectral_library.npz"))[:1]
+        if "joint" in shown_to(denoiser) and not library:
+            raise ValueError(f"{data} must hold spectral_library.npz, for simulated scenes")
+        joint = "joint" in shown_to(denoiser)
+        files = (*(library if joint else ()), *find_pictures(data))
+        return Source(files, side, seed, 3 if joint else 1)
+
+    def trial(self, source: Source, k: int, options: Any) -> Trial:
+        if source.channels == 1:
+            plane = source.picture(k)
+            noise = torch.randn(
+                plane.shape, generator=torch.Generator().manual_seed(source.seed + k)
+            )
+            inputs = {"image": plane + LEVEL * noise, "level": torch.full((1, 1, 1), LEVEL)}
+            return Trial(inputs, plane, "eigen-image")
+        library, *pictures = source.files
+        scenes = Source(tuple(pictures), source.side, source.seed)
+        seed = [source.seed, k]
+        sensor, case = list(SENSORS)[k % len(SENSORS)], ("iid", "mixture")[k % 2]
+        clean = simulate_cube(
+            SpectralLibrary.read(library), scenes.picture(k).numpy(), bands_of(sensor), seed
+        )
+        sigma = SIGMAS[k // 2 % len(SIGMAS)] if case == "iid" else None
+        noisy = add_noise(clean, case, source.seed + k, sigma)
+        inputs = {"cube": torch.from_numpy(np.ascontiguousarray(noisy)).float()}
+        return Trial(
+            inputs, torch.from_numpy(np.ascontiguousarray(clean)).float(), f"{sensor} {case}"
+        )
+
+    def picture(self, result: Tensor) -> np.ndarray:
+        """A plane, or three bands of a cube."""
+        if len(result) > 3:
+            result = result[list(rgb_bands(Cube(result.numpy())))]
+        return result.clamp(0, 1).numpy()
+
+
+def _reference(path: Path, options: Cubes, cube: Cube) -> Cube:
+    envi = path.suffix.lower() == ".hdr"  # which has one array and names its axes
+    truth = read_cube(path) if envi else read_cube(path, options.key, options.band_axis)
+    if truth.values.shape != cube.values.shape:
         raise ValueError(
-            f"reference {reference} has shape {truth.values.shape} but the cube has"
-            f" {source.values.shape} (B, H, W)"
+            f"reference {path} has shape {truth.values.shape} but the cube has"
+            f" {cube.values.shape} (B, H, W)"
         )
-    denoiser = load_for("hsi", model, device=device)
-    channels = denoiser.image_channels or 1
-    task = HyperspectralTask(
-        denoiser, solver_by_name(solver), steps, correction, symmetries, channels=channels
-    )
-    result = task(
-        source,
-        sigma=noise,
-        rank=dimensions,
-        dead=mask,
-        num_samples=num_samples,
-        seed=seed,
-        callback=progress,
-    )
-    with together():
-        write_cube(out, source, result.rows)
-        if quicklook is not None:
-            write_image(quicklook, Photo(quick_look(source, result)))
-    figures = {
-        "cube": str(cube),
-        "out": str(out),
-        "bands": source.values.shape[0],
-        "size": [source.values.shape[2], source.values.shape[1]],
-        "rank": result.model.rank,
-        "sigma_median": float(np.median(result.model.sigma)),
-        "dead": round(result.dead, 5),
-        "outliers": round(result.outliers, 5),
-        "striped_columns": int((result.model.stripes != 0).sum()),
-        "striped_rows": result.striped_rows,
-        "model": model,
-        "nfe": result.nfe,
-        "seconds": round(result.seconds, 2),
-    }
-    if quicklook is not None:
-        figures["quicklook"] = str(quicklook)
-    if truth is not None:
-        low, high = float(np.min(truth.values)), float(np.max(truth.values))
-        pair = (
-            (np.asarray(v, np.float64) - low) / (high - low) for v in (result.rows(), truth.values)
-        )
-        figures |= {name: round(value, 5) for name, value in cube_quality(*pair).items()}
-    return figures
+    return truth
 
 
-def parse_auto(name: str, text: str, kind: type):
+def auto(name: str, text: Any, kind: type) -> Any:
     """None for ``auto``, else the number.
 
     Raises:

@@ -1,8 +1,9 @@
-"""MRI files in, images out: what ``restobox restore mri`` does."""
+"""Accelerated MRI: k-space in, images out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.jobs.mri import MRIJob
+from restoration.io.images import SUFFIXES
 from restoration.io.mri import read_maps, read_sampling, read_scan
 from restoration.io.mri_output import check_output, std_file, write_reconstruction
 from restoration.io.mri_scan import Scan
 from restoration.mri.espirit import mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.sampling import MASKS, Seed, column_mask, poisson_mask, volume_seed
-from restoration.mri.sense import fft2c, ifft2c, normalise_maps
+from restoration.mri.sense import fft2c, ifft2c, normalise_maps, to_channels, to_complex
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
 from restoration.mri.task import MRITask
+from restoration.task import Restored
 from solvers import solver_by_name
+from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
 from toolbox.api import load_for
+from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, with_numbers
+from toolbox.tasks.options import Draws, Output, Prior, Scanning, Settings
 
 CALIBRATION = 24
+KINDS = ("equispaced-fraction", "poisson", "random")
 
 
 def make_sampling(
@@ -83,142 +91,270 @@ def simulate(
     )
 
 
-def run_mri(
-    file: Path,
-    out: Path,
-    *,
-    mask: str | None,
-    acceleration: float,
-    center_fraction: float | None,
-    coils: str,
-    model: str,
-    solver: str,
-    steps: int | None,
-    grid: str,
-    correction: str | None,
-    sigma: float | None,
-    seed: int,
-    num_samples: int,
-    std: bool,
-    device: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict:
-    """Read, undersample if asked, reconstruct, write; returns what was done and, where the truth is
-    known, how close it came.
+class MRI(Task):
+    """``kspace (2 coils, H, W)``, real parts first; ``mask (1, H, W)``; ``maps`` like k-space for
+    more than one coil; ``sigma (1, 1, 1)`` where the data have noise. Files hold whole volumes.
+    """
 
-    Everything that can be checked is checked before the first network call.
+    name = "mri"
+    prior = Prior("mri")
+    settings = Settings()  # as many steps as the model says
+    calibration_sigma = 0.01
 
-    Args:
-        mask: a file, one of fastMRI's kinds or ``poisson`` (the data are then undersampled), or
-            None: as sampled.
-        coils: ``auto`` (maps that lie in the file, otherwise ESPIRiT), ``espirit``, a file of maps,
-            or for magnitude images the number of simulated coils.
-        sigma: noise of the k-space in its units; for magnitude images the noise that is simulated,
-            as a share of their 0.99 quantile.
+    def task(self, denoiser: Denoiser, settings: Settings) -> MRITask:
+        """The algorithm."""
+        solver = solver_by_name(settings.solver)
+        return MRITask(denoiser, solver, settings.steps, settings.grid, settings.correction)
+
+    def restore(
+        self,
+        path: Path,
+        output: Output,
+        options: Scanning,
+        *,
+        prior: Prior,
+        settings: Settings,
+        draws: Draws = Draws(),
+        progress: Progress = lambda done, total: None,
+    ) -> dict[str, Any]:
+        out, std = output.out, output.std
+        if draws.samples > 1 and settings.steps == 1:
+            raise ValueError(
+                "one step gives the mean, the same for every sample: leave --steps out"
+            )
+        if std and draws.samples < 2:
+            raise ValueError("--std needs at least two samples: add -n 4")
+        check_output(out)
+        inputs = [path, options.mask, options.coils, prior.model]
+        check_outputs({out, std_file(out) if std else out}, inputs)
+        scan = read_scan(path)
+        data = acquired(scan, options, path, draws.seed)
+        task = self.task(load_for(self.name, prior.model, device=prior.device), settings)
+        result = task.volume(
+            data.kspace,
+            data.mask,
+            data.maps,
+            sigma=data.sigma,
+            num_samples=draws.samples,
+            seed=draws.seed,
+            progress=progress,
+        )
+        image, spread, truth = result.mean.numpy(), result.std.numpy(), data.truth
+        if scan.crop is not None:
+            image, spread = _crop(image, scan.crop), _crop(spread, scan.crop)
+            truth = None if truth is None else _crop(truth, scan.crop)
+        if truth is None and scan.target is not None and scan.target.shape == image.shape:
+            truth = scan.target
+        figures = {"task": self.name, "file": str(path), "slices": len(image)}
+        figures |= {
+            "coils": data.kspace.shape[1],
+            "maps": data.origin,
+            "size": list(image.shape[1:]),
+        }
+        figures |= {"acceleration": round(data.acceleration, 2), "model": prior.model}
+        figures |= {"solver": settings.solver, "steps": task.plan(draws.samples)[0]}
+        figures |= {"samples": draws.samples, "seed": draws.seed, "sigma": result.sigma}
+        figures |= {"residual": result.residual, "nfe": result.nfe}
+        figures["seconds"] = round(result.seconds, 2)
+        if truth is not None and min(truth.shape[1:]) >= 7:
+            quality = volume_quality(np.abs(image), truth)
+            figures |= {"psnr": round(quality.psnr, 3), "ssim": round(quality.ssim, 4)}
+            figures["nmse"] = round(quality.nmse, 6)
+        if data.covers_air:
+            figures["note"] = (
+                "the coil maps cover the air around the object too; --coils espirit finds where the"
+                " object ends"
+            )
+        files = write_reconstruction(out, image, scan, spread if std else None)
+        return figures | {"out": [str(f) for f in files]}
+
+    def restorer(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        prior: Prior | None = None,
+        timesteps: tuple[float, ...] = (),
+    ) -> Restorer:
+        task = self.task(denoiser, settings)
+
+        def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
+            maps = inputs.get("maps")
+            found = task(
+                to_complex(inputs["kspace"][None])[0],
+                inputs["mask"][0],
+                None if maps is None else to_complex(maps[None])[0],
+                sigma=float(inputs["sigma"]) if "sigma" in inputs else 0.0,
+                **draws,
+            )
+            samples = torch.stack([found.samples.real, found.samples.imag], 1)
+            std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
+            return Restored(samples, samples.mean(0), std, found.nfe, found.seconds)
+
+        return run
+
+    def job(
+        self,
+        denoiser: Denoiser,
+        options: Scanning,
+        settings: Settings,
+        size: tuple[int, int],
+        timesteps: tuple[float, ...] = (),
+    ) -> MRIJob:
+        coils = _count(options.coils)
+        exact = not options.sigma and coils == 1
+        return MRIJob(self.task(denoiser, settings), coils, size, exact=exact)
+
+    def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Scanning:
+        """Without a mask in the options, kinds and accelerations take turns."""
+        noise = self.calibration_sigma if sigma is None else sigma
+        return with_numbers(Scanning(coils="8"), self.name, noise, numbers)
+
+    def source(
+        self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
+    ) -> Source:
+        """A file of true magnitudes, or a folder of pictures, which stand for them."""
+        if data is not None and data.is_dir():
+            return replace(super().source(data, denoiser, side, seed), channels=1)
+        if data is None or not data.is_file():
+            raise ValueError(
+                "--task mri needs --data: a file of magnitude images (.nii.gz, .npz, DICOM) to"
+                " simulate scans of, or a folder of pictures that stand for them"
+            )
+        return Source((data,), side, seed, 1)
+
+    def trial(self, source: Source, k: int, options: Scanning) -> Trial:
+        rng = source.rng(k)
+        scan = self._scan(source, k)
+        magnitude: Any = scan.magnitude
+        one = int(rng.integers(len(magnitude)))
+        scan = replace(scan, magnitude=magnitude[one : one + 1])
+        coils = _count(options.coils)
+        kspace, maps, noise = simulate(scan, None, coils, options.sigma or 0.0, source.seed + k)
+        kind, acceleration = KINDS[k % len(KINDS)], (4.0, 8.0)[k // len(KINDS) % 2]
+        if options.mask is not None:
+            kind, acceleration = options.mask, options.acceleration
+        size = tuple(kspace.shape[-2:])
+        mask = make_sampling(
+            kind, size, acceleration, options.center_fraction, source.seed + k
+        ).expand(size)
+        inputs = {"kspace": to_channels(kspace * mask)[0], "mask": mask[None].clone()}
+        inputs |= {"maps": to_channels(maps[None])[0]} if coils > 1 else {}
+        inputs |= {"sigma": torch.full((1, 1, 1), noise)} if noise > 0 else {}
+        clean, _, _ = simulate(scan, None, coils, 0.0, source.seed + k)  # the same without noise
+        truth = mvue(clean[0], normalise_maps(maps))
+        return Trial(inputs, torch.stack([truth.real, truth.imag]), f"{kind} {acceleration:g}x")
+
+    def _scan(self, source: Source, k: int) -> Scan:
+        file = source.file(k)
+        if file.suffix.lower() in SUFFIXES:
+            return Scan(magnitude=source.picture(k).numpy())
+        scan = read_scan(file)
+        if scan.magnitude is None:
+            raise ValueError(
+                f"{file} holds k-space; scans are simulated of magnitude images, whose truth is"
+                " known"
+            )
+        return scan
+
+    def picture(self, result: Tensor) -> np.ndarray:
+        """The magnitude of real and imaginary part."""
+        return result.square().sum(0, keepdim=True).sqrt().clamp(0, 1).numpy()
+
+    def seen(self, trial: Trial) -> np.ndarray:
+        """The zero-filled image."""
+        return rss(ifft2c(to_complex(trial.inputs["kspace"][None])[0]))[None].clamp(0, 1).numpy()
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """What is reconstructed: ``kspace (slices, coils, H, W)``, the mask and maps that are known,
+    its noise, the true magnitudes where they are known, and where the maps come from.
+    """
+
+    kspace: Tensor
+    mask: Tensor | None
+    maps: Tensor | None
+    sigma: float | None
+    truth: np.ndarray | None
+    origin: str
+    covers_air: bool
+
+    @property
+    def acceleration(self) -> float:
+        """Points over sampled points."""
+        size = self.kspace.shape[-2:]
+        if self.mask is None:
+            return float(1 / (self.kspace.abs().sum((0, 1)) > 0).float().mean())
+        return float(1 / self.mask.expand(size).mean())
+
+
+def acquired(scan: Scan, options: Scanning, path: Path, seed: int) -> Acquired:
+    """The scan of a file, simulated where it holds images, undersampled where that is asked for.
+
+    ``options.sigma`` is the noise of the k-space in its units; of magnitude images the noise that
+    is simulated, as a share of their 0.99 quantile.
 
     Raises:
-        ValueError, OSError: bad files, names or numbers; nothing is written then.
+        ValueError: options that don't fit the file.
     """
-    check_output(out)
-    check_outputs({out, std_file(out) if std else out}, [file, mask, coils, model])
-    scan = read_scan(file)
-    maps, source = _maps(coils, scan)
-    _check_maps(maps, scan)
-    given = maps
+    coils, mask, sigma = options.coils, options.mask, options.sigma
+    given, origin = _maps(coils, scan)
+    _check_maps(given, scan)
+    maps, truth = given, None
     if scan.kspace is None:
         if mask is None:
             raise ValueError(
-                f"{file} holds images, not k-space: say how to undersample them with --mask"
+                f"{path} holds images, not k-space: say how to undersample them with --mask"
             )
-        count = int(coils) if coils.isdigit() else 8
-        kspace, sens, sigma = simulate(
-            scan, None if maps is None else maps.numpy(), count, sigma or 0.0, seed
-        )
+        count, own = _count(coils), None if given is None else given.numpy()
+        kspace, sens, sigma = simulate(scan, own, count, sigma or 0.0, seed)
         maps = None if count > 1 and given is None else sens
-        truth = torch.from_numpy(scan.magnitude)
+        truth = scan.magnitude
     else:
         kspace = torch.from_numpy(scan.kspace)
         if coils.isdigit():
             raise ValueError(
-                f"{file} holds k-space of {kspace.shape[1]} coils; --coils takes auto, espirit or a"
+                f"{path} holds k-space of {kspace.shape[1]} coils; --coils takes auto, espirit or a"
                 " file of maps"
             )
-        truth = None
     sampling = None if scan.mask is None else torch.from_numpy(scan.mask)
     if mask is not None:
-        if (
-            scan.kspace is not None
-            and sampling is None
-            and bool((kspace.abs().sum((0, 1)) > 0).float().mean() > 0.95)
-        ):
-            truth = torch.stack(
-                [
-                    _full(one, given if given is None or given.ndim == 3 else given[k])
-                    for k, one in enumerate(kspace)
-                ]
-            )
-        elif scan.kspace is not None and Path(mask).exists() is False:
+        if scan.kspace is not None and sampling is None and _is_full(kspace):
+            each = [
+                given if given is None or given.ndim == 3 else given[k] for k in range(len(kspace))
+            ]
+            full = [_full(one, own) for one, own in zip(kspace, each, strict=True)]
+            truth = torch.stack(full).numpy()
+        elif scan.kspace is not None and not Path(mask).exists():
             raise ValueError(
-                f"{file} is undersampled already; leave --mask out, or give the mask it was sampled"
+                f"{path} is undersampled already; leave --mask out, or give the mask it was sampled"
                 " with as a file"
             )
-        size = tuple(kspace.shape[-2:])
-        made = Path(mask).exists()
-        sampling = (
-            torch.from_numpy(read_sampling(mask, size))
-            if made
-            else make_sampling(mask, size, acceleration, center_fraction, volume_seed(file.name))
-        )
-    task = MRITask(
-        load_for("mri", model, device=device), solver_by_name(solver), steps, grid, correction
+        sampling = _sampling(options, tuple(kspace.shape[-2:]), path)
+    covers_air = (
+        scan.kspace is not None and given is not None and bool((given.abs().sum(-3) > 0).all())
     )
-    result = task.volume(
-        kspace, sampling, maps, sigma=sigma, num_samples=num_samples, seed=seed, progress=progress
-    )
-    image = result.mean.numpy()
-    if scan.crop is not None:
-        image, spread = _crop(image, scan.crop), _crop(result.std.numpy(), scan.crop)
-        truth = None if truth is None else torch.from_numpy(_crop(truth.numpy(), scan.crop))
-    else:
-        spread = result.std.numpy()
-    if truth is None and scan.target is not None and scan.target.shape == image.shape:
-        truth = torch.from_numpy(scan.target)
-    used = (
-        (kspace.abs().sum((0, 1)) > 0).float()
-        if sampling is None
-        else sampling.expand(kspace.shape[-2:])
-    )
-    figures = {
-        "file": str(file),
-        "slices": len(image),
-        "coils": kspace.shape[1],
-        "maps": "none" if maps is None and kspace.shape[1] == 1 else source,
-        "size": list(image.shape[1:]),
-        "acceleration": round(float(1 / used.mean()), 2),
-        "model": model,
-        "solver": solver,
-        "steps": task.plan(num_samples)[0],
-        "samples": num_samples,
-        "seed": seed,
-        "sigma": result.sigma,
-        "residual": result.residual,
-        "nfe": result.nfe,
-        "seconds": round(result.seconds, 2),
-    }
-    if truth is not None and min(truth.shape[1:]) >= 7:
-        quality = volume_quality(np.abs(image), truth.numpy())
-        figures |= {
-            "psnr": round(quality.psnr, 3),
-            "ssim": round(quality.ssim, 4),
-            "nmse": round(quality.nmse, 6),
-        }
-    if given is not None and scan.kspace is not None and bool((given.abs().sum(-3) > 0).all()):
-        figures["note"] = (
-            "the coil maps cover the air around the object too; --coils espirit finds where the"
-            " object ends"
-        )
-    files = write_reconstruction(out, image, scan, spread if std else None)
-    return figures | {"out": [str(f) for f in files]}
+    origin = "none" if maps is None and kspace.shape[1] == 1 else origin
+    return Acquired(kspace, sampling, maps, sigma, truth, origin, covers_air)
+
+
+def _is_full(kspace: Tensor) -> bool:
+    return bool((kspace.abs().sum((0, 1)) > 0).float().mean() > 0.95)
+
+
+def _sampling(options: Scanning, size: tuple[int, ...], path: Path) -> Tensor:
+    """A file's mask, or one of the kinds, drawn for the file's name."""
+    mask = options.mask or ""
+    if Path(mask).exists():
+        return torch.from_numpy(read_sampling(mask, size))
+    seed = volume_seed(path.name)
+    return make_sampling(mask, size, options.acceleration, options.center_fraction, seed)
+
+
+def _count(coils: str) -> int:
+    """How many coils are simulated."""
+    return int(coils) if coils.isdigit() else 8
 
 
 def _maps(coils: str, scan: Scan) -> tuple[Tensor | None, str]:

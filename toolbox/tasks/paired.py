@@ -1,199 +1,204 @@
-"""Paired restoration of files: ``restobox restore dehaze``, ``restobox restore paired`` and
-``restobox bench dehaze``.
-"""
+"""Degradations known by pairs of pictures: outdoor haze, rain drops, shadows, low light."""
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from restoration.io.folders import find_pairs, read_pair
-from restoration.io.images import Photo, check_writable, read_image, write_image
-from restoration.metrics import psnr, ssim
+from export.jobs.paired import PairedJob
+from restoration.io.folders import find_pairs, find_pictures, random_window
+from restoration.io.images import Photo, read_image
 from restoration.paired.dark_channel import DarkChannelPrior
+from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import PairedTask
+from restoration.task import Restored, shown_to
 from solvers import solver_by_name
-from solvers.files import check_outputs
-from toolbox.api import load_for
+from solvers.denoiser import Denoiser
+from toolbox.tasks.base import Restorer, Source, Trial, with_numbers
+from toolbox.tasks.options import Dehazing, Pairs, Prior, Settings
+from toolbox.tasks.pictures import PictureTask, Reading, picture_of
 
-CLASSICAL = ("input", "dark-channel")
 SOLVERS = ("resfusion", "rddm", "evodiff", "ddim")
 
 
-def paired_task(
-    model: str,
-    solver: str,
-    steps: int,
-    *,
-    haze: bool,
-    view: int | None = None,
-    tile: int = 512,
-    device: str = "cpu",
-) -> PairedTask:
-    """The task around a model of that kind.
-
-    Raises:
-        ValueError: an unknown model or solver, a whole-restoration bundle, or a model that was made
-            for something else.
+class Paired(PictureTask):
+    """``image (C, H, W)``, and ``mask (1, H, W)``, 1 where it is degraded, for networks that are
+    shown one.
     """
-    denoiser = load_for("dehaze" if haze else "paired", model, device=device)
-    return PairedTask(denoiser, solver_by_name(solver), steps, view=view, tile=tile)
 
+    name = "paired"
+    settings = Settings(solver="rddm", steps=5)
+    unused = ("correction", "sigma")
+    several_solvers = True
 
-def run_paired(
-    image: Path,
-    out: Path,
-    *,
-    mask: Path | None,
-    model: str,
-    solver: str,
-    steps: int,
-    seed: int,
-    num_samples: int,
-    reference: Path | None,
-    view: int | None,
-    tile: int,
-    device: str,
-    haze: bool,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict:
-    """Read, restore, write; returns what was done and, with a reference, how close it came.
+    def inputs_of(self, options: Any) -> list[Any]:
+        return [getattr(options, "mask", None)]
 
-    Raises:
-        ValueError, OSError: bad files, names or numbers; nothing is written then.
-    """
-    check_writable(out)
-    check_outputs([out], [image, mask, reference, model])
-    photo = read_image(image)
-    height, width = photo.pixels.shape[1:]
-    truth = None if reference is None else read_pair(image, reference)[1]
-    if truth is not None and min(height, width) < 11:
-        raise ValueError(
-            "--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)"
-        )
-    if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
-    shown = None
-    if mask is not None:
-        pixels = read_image(mask).pixels
-        if pixels.shape[1:] != (height, width):
-            raise ValueError(
-                f"mask {mask} is {pixels.shape[2]} x {pixels.shape[1]} pixels but the image is"
-                f" {width} x {height}"
-            )
-        shown = torch.from_numpy((pixels.mean(0) >= 0.5).astype(np.float32))
-    task = paired_task(model, solver, steps, haze=haze, view=view, tile=tile, device=device)
-    done = itertools.count(1)
-    options: dict[str, Any] = {
-        "num_samples": num_samples,
-        "seed": seed,
-        "callback": lambda *_: progress(next(done)),
-    }
-    result = task(torch.from_numpy(photo.pixels), shown, **options)
-    restored = result.mean.numpy()
-    write_image(out, Photo(restored, photo.alpha, photo.bits))
-    figures = {
-        "image": str(image),
-        "out": str(out),
-        "size": [width, height],
-        "model": model,
-        "solver": solver,
-        "steps": steps,
-        "seed": seed,
-        "samples": num_samples,
-        "nfe": result.nfe,
-        "seconds": round(result.seconds, 2),
-    }
-    if truth is not None:
-        figures |= {
-            "psnr": round(psnr(restored, truth), 3),
-            "ssim": round(ssim(restored, truth), 4),
-        }
-        figures |= {
-            "psnr_input": round(psnr(photo.pixels, truth), 3),
-            "ssim_input": round(ssim(photo.pixels, truth), 4),
-        }
-    return figures
-
-
-def run_bench_dehaze(
-    data: Path,
-    *,
-    hazy: str,
-    clear: str,
-    models: Sequence[str],
-    solvers: Sequence[str],
-    steps: int,
-    num_samples: int,
-    limit: int | None,
-    seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[dict]:
-    """Mean PSNR, SSIM and seconds on a folder of pairs; ``input`` and ``dark-channel`` among the
-    models are the picture itself and the classical method.
-
-    Raises:
-        FileNotFoundError, ValueError: bad folders, pairs or names.
-    """
-    pairs = find_pairs(data, hazy, clear)[:limit]
-    methods: list[tuple[str, str, int, Callable]] = []
-    prior = DarkChannelPrior()
-    for model in models:
-        if model == "input":
-            methods.append((model, "", 0, lambda image, seed: image))
-        elif model == "dark-channel":
-            methods.append(
-                (
-                    model,
-                    "",
-                    0,
-                    lambda image, seed: prior(image.expand(3, -1, -1)[None]).image[0, : len(image)],
+    def read(self, photo: Photo, options: Any, seed: int) -> Reading:
+        height, width = photo.pixels.shape[1:]
+        inputs, file = {"image": picture_of(photo.pixels)}, getattr(options, "mask", None)
+        if file is not None:
+            pixels = read_image(file).pixels
+            if pixels.shape[1:] != (height, width):
+                raise ValueError(
+                    f"mask {file} is {pixels.shape[2]} x {pixels.shape[1]} pixels but the image is"
+                    f" {width} x {height}"
                 )
+            inputs["mask"] = _binary(torch.from_numpy(pixels))
+        return Reading(inputs, photo, options, (height, width), {})
+
+    def task(
+        self, denoiser: Denoiser, options: Any, settings: Settings, prior: Prior | None = None
+    ) -> PairedTask:
+        """The algorithm.
+
+        Raises:
+            ValueError: a correction, which a network that is shown the degraded picture has no use
+                for, or a network for the other kind of pictures.
+        """
+        if settings.correction is not None:
+            raise ValueError(
+                f"the task {self.name} knows no --correction: the network is shown the degraded"
+                " picture"
             )
-        else:
-            for solver in solvers:
-                task = paired_task(model, solver, steps, haze=True)
-                methods.append((model, solver, steps * num_samples, _restorer(task, num_samples)))
-    rows: dict[tuple[str, str, int], list] = {}
-    done, total = 0, len(pairs) * len(methods)
-    for path, clear_path in pairs:
-        image, truth = read_pair(path, clear_path)
-        for model, solver, calls, method in methods:
-            began = time.perf_counter()
-            restored = method(torch.from_numpy(image), seed).numpy()
-            seconds = time.perf_counter() - began
-            rows.setdefault((model, solver, calls), []).append(
-                (psnr(restored, truth), ssim(restored, truth), seconds)
-            )
-            done += 1
-            progress(done, total)
-    table = []
-    for (model, solver, calls), values in rows.items():
-        p, s, seconds = np.mean(values, axis=0)
-        figures = {
-            "psnr": round(float(p), 3),
-            "ssim": round(float(s), 4),
-            "seconds": round(float(seconds), 2),
-        }
-        each = [round(float(v[0]), 2) for v in values]
-        table.append(
-            {
-                "model": model,
-                "solver": solver,
-                "nfe": calls,
-                "pictures": len(values),
-                **figures,
-                "psnr_each": each,
-            }
+        if ("haze" in shown_to(denoiser)) != (self.name == "dehaze"):
+            other = "dehaze" if self.name == "paired" else "paired"
+            raise ValueError(f"this network is for another kind of pictures: take the task {other}")
+        steps = self.settings.steps if settings.steps is None else settings.steps
+        return PairedTask(
+            denoiser,
+            solver_by_name(settings.solver),
+            steps or 1,
+            grid=settings.grid,
+            view=getattr(options, "view", None),
+            tile=512 if prior is None else prior.tile,
         )
-    return table
+
+    def restorer(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        prior: Prior | None = None,
+        timesteps: tuple[float, ...] = (),
+    ) -> Restorer:
+        task = self.task(denoiser, options, settings, prior)
+
+        def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
+            mask = inputs.get("mask")
+            return task(inputs["image"], None if mask is None else mask[0], **draws)
+
+        return run
+
+    def job(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        size: tuple[int, int],
+        timesteps: tuple[float, ...] = (),
+    ) -> PairedJob:
+        return PairedJob(self.task(denoiser, options, settings), size)
+
+    def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Any:
+        return with_numbers(Pairs(), self.name, sigma, numbers)
+
+    def source(
+        self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
+    ) -> Source:
+        """Pairs (and masks) where the folder holds them, else degraded pictures without a truth."""
+        masked = "degraded+mask" in shown_to(denoiser)
+        if data is None or not (data / "degraded").is_dir():
+            if masked:
+                raise ValueError(
+                    f"{data}: this network is shown masks: give a folder with degraded/ and mask/,"
+                    " and with clean/ where results are to be compared"
+                )
+            return super().source(data, denoiser, side, seed)
+        if (data / "clean").is_dir():
+            found = find_pairs(data, mask="mask" if masked else None)
+            return Source(tuple((*files, None)[:3] for files in found), side, seed)
+        if masked:
+            found = find_pairs(data, "degraded", "mask")
+            return Source(tuple((image, None, mask) for image, mask in found), side, seed)
+        return Source(tuple(find_pictures(data / "degraded")), side, seed)
+
+    def trial(self, source: Source, k: int, options: Any) -> Trial:
+        image, clean, mask = window(source, k)
+        inputs = {"image": image} if mask is None else {"image": image, "mask": _binary(mask)}
+        return Trial(inputs, clean, "degraded")
 
 
-def _restorer(task: PairedTask, num_samples: int) -> Callable:
-    return lambda image, seed: task(image, num_samples=num_samples, seed=seed).mean
+class Dehaze(Paired):
+    """``image (C, H, W)`` with outdoor haze."""
+
+    name = "dehaze"
+    benched = ("input", "dark-channel", "haze", "haze-int8")
+    prior = Prior("haze-int8")
+
+    def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Dehazing:
+        return with_numbers(Dehazing(), self.name, sigma, numbers)
+
+    def source(
+        self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
+    ) -> Source:
+        """Pairs ``hazy/`` and ``clear/``, or clear pictures to which haze is simulated."""
+        if data is not None and (data / "hazy").is_dir() and (data / "clear").is_dir():
+            pairs = find_pairs(data, "hazy", "clear")
+            return Source(tuple((*p, None) for p in pairs), side, seed)
+        return PictureTask.source(self, data, denoiser, side, seed)
+
+    def trial(self, source: Source, k: int, options: Any) -> Trial:
+        image, clean, _ = window(source, k)
+        if clean is not None:
+            return Trial({"image": image}, clean, "haze")
+        clear, hazy = make_hazy(image, image[None], Haze(), source.rng(k))
+        return Trial({"image": hazy}, clear, "simulated haze")
+
+    def baselines(self, options: Any) -> dict[str, Callable[[Trial], Tensor]]:
+        def dark_channel(trial: Trial) -> Tensor:
+            image = trial.inputs["image"]
+            return DarkChannelPrior()(image.expand(3, -1, -1)[None]).image[0, : len(image)]
+
+        return {"input": lambda trial: trial.inputs["image"], "dark-channel": dark_channel}
+
+
+def window(source: Source, k: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The same random part, from whole scenes to details, of a picture, its clean one and its
+    mask.
+
+    Raises:
+        ValueError: pictures that differ in size.
+    """
+    found = source.file(k)
+    files: tuple[Path | None, ...] = found if isinstance(found, tuple) else (found, None, None)
+    pictures = {f: torch.from_numpy(read_image(f).pixels) for f in files if f is not None}
+    if len({p.shape[1:] for p in pictures.values()}) > 1:
+        raise ValueError(f"{', '.join(map(str, pictures))} differ in size")
+    rng, first = source.rng(k), next(iter(pictures.values()))
+    least = (source.side,) * 2 if isinstance(source.side, int) else source.side
+    share = max(m / n for m, n in zip(least, first.shape[1:], strict=True))
+    scale = rng.uniform(min(1, share), 1)
+    small = {f: _scaled(p, scale, least) for f, p in pictures.items()}
+    rows, columns = random_window(next(iter(small.values())).shape, least, rng)
+    image, clean, mask = (
+        None if f is None else small[f][:, rows, columns].expand(3, -1, -1) for f in files
+    )
+    assert image is not None
+    return image, clean, mask
+
+
+def _scaled(picture: Tensor, scale: float, least: tuple[int, int]) -> Tensor:
+    """A smaller picture, no smaller than ``least (H, W)`` where it was as large before."""
+    size = [max(round(scale * n), min(n, m)) for n, m in zip(picture.shape[1:], least, strict=True)]
+    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+def _binary(mask: Tensor) -> Tensor:
+    """``(1, H, W)`` of 0 and 1."""
+    return (mask.mean(0, keepdim=True) >= 0.5).float()

@@ -1,195 +1,325 @@
-"""Files in, files out: what ``restobox restore`` does."""
+"""Photographs: fill, denoise, enlarge, sharpen."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from restoration.io.images import (
-    MAX_PIXELS,
-    Photo,
-    check_writable,
-    read_image,
-    read_mask,
-    write_image,
-)
-from restoration.metrics import LPIPSUnavailable, lpips, noise_level, psnr, ssim
-from restoration.operators.linear import Denoising, LinearOperator
+from export.jobs.photo import InpaintingJob, LinearJob
+from restoration.io.images import MAX_PIXELS, Photo, read_mask
+from restoration.metrics import noise_level
+from restoration.operators import linear
+from restoration.operators.linear import LinearOperator
 from restoration.operators.separable import Bicubic, BlockMean, Blur, Separable, gaussian_kernel
 from restoration.photo.inpainting import InpaintingTask
-from restoration.photo.lift import enlarge
+from restoration.photo.lift import enlarge, push_pull
 from restoration.photo.linear import LinearTask
-from restoration.photo.masks import make_mask, parse_mask
+from restoration.photo.masks import KINDS, MISSING, make_mask, parse_mask
 from restoration.task import Restored
 from solvers import solver_by_name
-from solvers.files import check_outputs, together
-from toolbox.api import check_model, load, load_for
-from toolbox.support.sheets import heat
+from solvers.denoiser import Denoiser
+from toolbox.api import check_model, load
+from toolbox.tasks.base import Restorer, Source, Trial, with_numbers
+from toolbox.tasks.options import (
+    DEFAULT_MODEL,
+    Deblurring,
+    Denoising,
+    Enlarging,
+    Inpainting,
+    Prior,
+    Settings,
+)
+from toolbox.tasks.pictures import PictureTask, Reading, picture_of
 
 
-def run_inpainting(
-    image: Path,
-    mask: str,
-    out: Path,
-    *,
-    model: str,
-    solver: str,
-    steps: int,
-    grid: str,
-    correction: str | None,
-    sigma: float,
-    seed: int,
-    num_samples: int,
-    std: bool,
-    reference: Path | None,
-    tile: int,
-    symmetries: int = 1,
-    device: str,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict:
-    """Read, restore, write; returns what was done and, with a reference, how close it came.
+class Inpaint(PictureTask):
+    """Fill missing pixels; ``image (C, H, W)`` and ``mask (H, W)``, 1 = known."""
 
-    Everything that can be checked is checked before the first network call.
+    name = "inpaint"
+    benched = ("push-pull", "biharmonic", "photo", DEFAULT_MODEL)
 
-    Raises:
-        ValueError, OSError: bad files, names or numbers; nothing is written then.
-    """
-    check_writable(out)
-    check_outputs([out, _spread_file(out) if std else None], [image, mask, reference, model])
-    photo = read_image(image)
-    height, width = photo.pixels.shape[1:]
-    known = _mask(mask, height, width, seed)
-    truth = _truth(reference, photo.pixels.shape)
-    spread_file = _check_output(out, photo, std)
-    denoiser = load(model, device=device)
-    done = itertools.count(1)
-    options: dict[str, Any] = {
-        "num_samples": num_samples,
-        "seed": seed,
-        "callback": lambda *_: progress(next(done)),
-    }
-    task: Any
-    run = getattr(denoiser, "run", None)
-    if run is not None:  # a whole restoration: what it does was settled on export
-        if run.sigma != sigma:
+    def inputs_of(self, options: Inpainting) -> list[Any]:
+        return [options.mask]
+
+    def load(self, prior: Prior) -> Any:
+        found = load(prior.model, device=prior.device)
+        run = getattr(found, "run", None)
+        if run is not None and run.task == self.name:
+            return found
+        return check_model(found, self.name, prior.model)
+
+    def read(self, photo: Photo, options: Inpainting, seed: int) -> Reading:
+        height, width = photo.pixels.shape[1:]
+        known = _mask(options.mask, height, width, seed)
+        inputs = {"image": picture_of(photo.pixels), "mask": torch.from_numpy(known)}
+        missing = {"missing": round(float(1 - known.mean()), 4)}
+        return Reading(inputs, photo, options, (height, width), missing)
+
+    def restorer(
+        self,
+        denoiser: Denoiser,
+        options: Inpainting,
+        settings: Settings,
+        prior: Prior | None = None,
+        timesteps: tuple[float, ...] = (),
+    ) -> Restorer:
+        run = getattr(denoiser, "run", None)
+        if run is not None and run.sigma != options.sigma:
             raise ValueError(
-                f"{model} was exported for noise of sigma {run.sigma:g}; got --sigma {sigma:g}"
+                f"this restoration was exported for noise of sigma {run.sigma:g}; got --sigma"
+                f" {options.sigma:g}"
             )
-        if symmetries != 1:
-            raise ValueError(
-                f"{model} is a whole restoration without symmetries; --symmetries needs a denoiser"
-            )
-        solver, steps, task = run.solver, run.steps, denoiser
-    else:
-        check_model(denoiser, "inpaint", model)
-        task = InpaintingTask(
-            denoiser, solver_by_name(solver), steps, grid, correction, tile, symmetries=symmetries
+        if run is not None:
+            whole: Any = denoiser
+            return lambda inputs, **draws: whole(inputs["image"], _flat(inputs["mask"]), **draws)
+        task = InpaintingTask(denoiser, **_settings(settings, self.settings, prior))
+        return lambda inputs, **draws: task(
+            inputs["image"], _flat(inputs["mask"]), sigma=options.sigma, **draws
         )
-        options["sigma"] = sigma
-    result = task(torch.from_numpy(photo.pixels), torch.from_numpy(known), **options)
-    settings = {
-        "model": model,
-        "solver": solver,
-        "steps": steps,
-        "seed": seed,
-        "samples": num_samples,
-    }
-    missing = {"missing": round(float(1 - known.mean()), 4)}
-    return _write(image, out, photo, result, spread_file, truth, missing | settings)
+
+    def job(
+        self,
+        denoiser: Denoiser,
+        options: Inpainting,
+        settings: Settings,
+        size: tuple[int, int],
+        timesteps: tuple[float, ...] = (),
+    ) -> InpaintingJob:
+        task = InpaintingTask(denoiser, **_settings(settings, self.settings))
+        return InpaintingJob(task, size, options.sigma)
+
+    def simulated(
+        self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
+    ) -> Inpainting:
+        return with_numbers(Inpainting(mask=""), self.name, sigma, numbers)
+
+    def trial(self, source: Source, k: int, options: Inpainting) -> Trial:
+        """Without a mask in the options its kinds take turns."""
+        image = source.picture(k)
+        kind, missing = KINDS[k % len(KINDS)], MISSING[KINDS[k % len(KINDS)]]
+        if options.mask:
+            kind, missing = parse_mask(options.mask)
+        mask = torch.from_numpy(make_mask(kind, *_size(image), missing, source.seed + k))
+        noisy = (image + options.sigma * _noise(image, source.seed + k)).clamp(0, 1)
+        return Trial({"image": noisy, "mask": mask[None]}, image, f"{kind} missing")
+
+    def seen(self, trial: Trial) -> np.ndarray:
+        return (trial.inputs["image"] * trial.inputs["mask"]).numpy()
+
+    def baselines(self, options: Inpainting) -> dict[str, Callable[[Trial], Tensor]]:
+        return {"push-pull": _push_pull, "biharmonic": _biharmonic}
 
 
-def run_linear(
-    image: Path,
-    out: Path,
-    *,
-    task: str,
-    amount: float,
-    kernel: str = "block",
-    model: str,
-    solver: str,
-    steps: int,
-    grid: str,
-    correction: str | None,
-    start_level: float = 0.0,
-    sigma: float | str,
-    seed: int,
-    num_samples: int,
-    std: bool,
-    reference: Path | None,
-    tile: int,
-    symmetries: int = 1,
-    device: str,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict:
-    """Read, restore, write, as :func:`run_inpainting` does, for ``task`` ``denoise``,
-    ``superresolve`` or ``deblur``.
+class LinearPictureTask(PictureTask):
+    """``image``: what a linear operator measured of a picture. Subclasses have the operator."""
 
-    Args:
-        amount: factor of super-resolution, or standard deviation of the Gaussian blur in pixels;
-            denoising has none.
-        start_level: see :class:`LinearTask`; 0: from noise.
-        kernel: how a large picture became the small one: ``block`` (means of blocks) or
-            ``bicubic``.
-        sigma: noise, in units of [0, 1]; ``auto``: :func:`restoration.metrics.noise_level`.
+    def operator(self, size: tuple[int, int], options: Any) -> LinearOperator:
+        """That measured a picture whose measurement has ``size (H, W)``."""
+        raise NotImplementedError
 
-    Raises:
-        ValueError, OSError: bad files, names or numbers; nothing is written then.
-    """
-    check_writable(out)
-    check_outputs([out, _spread_file(out) if std else None], [image, reference, model])
-    photo = read_image(image)
-    size = (photo.pixels.shape[1], photo.pixels.shape[2])
-    operator: LinearOperator
-    if isinstance(sigma, str):
-        sigma = noise_level(photo.pixels)
-        if not sigma > 1e-4:
-            raise ValueError(f"{image} shows no noise to estimate; give --sigma")
-    if task == "superresolve":
-        operator = enlargement(size, amount, kernel)
-        factor = int(amount)
-        size = (factor * size[0], factor * size[1])
-        if photo.alpha is not None:
+    def sigma(self, options: Any, image: Tensor) -> float:
+        """Noise of the measurement."""
+        return float(options.sigma)
+
+    def read(self, photo: Photo, options: Any, seed: int) -> Reading:
+        image = picture_of(photo.pixels)
+        sigma = self.sigma(options, image)
+        size = _result_size(self.operator(_size(image), options), image)
+        if size != _size(image) and photo.alpha is not None:
             alpha = torch.from_numpy(photo.alpha)[None, None].float()
+            factor = size[0] // alpha.shape[2]
             photo = replace(photo, alpha=enlarge(alpha, factor, size)[0, 0].clamp(0, 1).numpy())
-    else:
-        operator = Denoising() if task == "denoise" else Blur(size, gaussian_kernel(amount))
-    truth = _truth(reference, (len(photo.pixels), *size))
-    spread_file = _check_output(out, photo, std)
-    denoiser = load_for(task, model, device=device)
-    done = itertools.count(1)
-    restore = LinearTask(
-        denoiser,
-        solver_by_name(solver),
-        steps,
-        grid,
-        correction,
-        tile,
-        symmetries=symmetries,
-        start_level=start_level or None,
-    )
-    result = restore(
-        torch.from_numpy(photo.pixels),
-        operator,
-        sigma=sigma,
-        num_samples=num_samples,
-        seed=seed,
-        callback=lambda *_: progress(next(done)),
-    )
-    settings = {
-        "model": model,
-        "solver": solver,
-        "steps": steps,
-        "seed": seed,
-        "samples": num_samples,
-        "sigma": sigma,
-    }
-    return _write(image, out, photo, result, spread_file, truth, {"task": task} | settings)
+        known = replace(options, sigma=sigma)
+        return Reading({"image": image}, photo, known, size, {"sigma": sigma})
+
+    def task(
+        self, denoiser: Denoiser, options: Any, settings: Settings, prior: Prior | None = None
+    ) -> LinearTask:
+        """The algorithm."""
+        return LinearTask(denoiser, **_settings(settings, self.settings, prior))
+
+    def restorer(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        prior: Prior | None = None,
+        timesteps: tuple[float, ...] = (),
+    ) -> Restorer:
+        task = self.task(denoiser, options, settings, prior)
+        # where the noise decides the times, not the grid
+        task = replace(task, timesteps=timesteps if settings.correction is None else ())
+
+        def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
+            y = inputs["image"]
+            operator = self.operator(_size(y), options)
+            return task(y, operator, sigma=self.sigma(options, y), **draws)
+
+        return run
+
+    def trial(self, source: Source, k: int, options: Any) -> Trial:
+        image = source.picture(k)
+        operator = self.measuring(_size(image), options)
+        height, width = _result_size(operator, image)
+        image = image[:, :height, :width]  # whole blocks
+        y = operator.A(image[None])[0]
+        sigma = self.sigma(options, y)
+        return Trial({"image": y + sigma * _noise(y, source.seed + k)}, image, self.name)
+
+    def measuring(self, size: tuple[int, int], options: Any) -> LinearOperator:
+        """The operator that measures a picture of ``size (H, W)``."""
+        return self.operator(size, options)
+
+    def deployed(self, options: Any, settings: Settings) -> Settings:
+        """Of a denoiser too: its run visits the whole grid."""
+        name = "diffpir" if self.sigma(options, torch.zeros(0)) > 0 else "ddnm"
+        return replace(settings, correction=settings.correction or name)
+
+    def record(self, options: Any) -> dict[str, str | float]:
+        """The operator's numbers, for a bundle."""
+        return {}
+
+    def job(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        size: tuple[int, int],
+        timesteps: tuple[float, ...] = (),
+    ) -> LinearJob:
+        operator = self.measuring(size, options)
+        task = LinearTask(denoiser, **_settings(settings, self.settings))
+        record = {"operator": type(operator).__name__} | self.record(options)
+        sigma = self.sigma(options, torch.zeros(0))
+        return LinearJob(task, operator, size, sigma, self.name, record)
+
+
+class Denoise(LinearPictureTask):
+    """Remove white noise."""
+
+    name = "denoise"
+    benched = ("plain", "grey")
+    prior = Prior("grey")
+    settings = Settings(steps=1)
+    calibration_sigma = 0.1
+
+    def operator(self, size: tuple[int, int], options: Denoising) -> LinearOperator:
+        return linear.Denoising()
+
+    def sigma(self, options: Denoising, image: Tensor) -> float:
+        if options.sigma != "auto":
+            try:
+                return float(options.sigma)
+            except ValueError:
+                raise ValueError(
+                    f"--sigma must be a number or auto; got {options.sigma!r}"
+                ) from None
+        found = noise_level(image.numpy())
+        if not found > 1e-4:
+            raise ValueError("the picture shows no noise to estimate; give --sigma")
+        return found
+
+    def simulated(
+        self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
+    ) -> Denoising:
+        level = self.calibration_sigma if sigma is None else sigma
+        return with_numbers(Denoising(), self.name, level, numbers)
+
+    def job(
+        self,
+        denoiser: Denoiser,
+        options: Denoising,
+        settings: Settings,
+        size: tuple[int, int],
+        timesteps: tuple[float, ...] = (),
+    ) -> LinearJob:
+        job = super().job(denoiser, options, settings, size)
+        # at times that the noise decides, not the grid
+        entered = timesteps if settings.correction is None else ()
+        return replace(job, task=replace(job.task, timesteps=tuple(entered)))
+
+    def baselines(self, options: Denoising) -> dict[str, Callable[[Trial], Tensor]]:
+        def noise(trial: Trial) -> float:
+            return self.sigma(options, trial.inputs["image"])
+
+        return {
+            "plain": _plain,
+            "nlm": lambda trial: _planes(trial, partial(_non_local_means, sigma=noise(trial))),
+            "bm3d": lambda trial: _planes(trial, partial(_bm3d(), sigma_psd=noise(trial))),
+        }
+
+
+class Superresolve(LinearPictureTask):
+    """Enlarge."""
+
+    name = "superresolve"
+    benched = ("plain", DEFAULT_MODEL)
+    settings = Settings(steps=1)
+
+    def operator(self, size: tuple[int, int], options: Enlarging) -> Separable:
+        return enlargement(size, options.factor, options.kernel)
+
+    def measuring(self, size: tuple[int, int], options: Enlarging) -> LinearOperator:
+        return enlargement(
+            (size[0] // options.factor, size[1] // options.factor), options.factor, options.kernel
+        )
+
+    def simulated(
+        self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
+    ) -> Enlarging:
+        # networks that are shown a lift were trained on means of blocks
+        kernel = "block" if denoiser.condition_channels else "bicubic"
+        return with_numbers(Enlarging(kernel=kernel), self.name, sigma, numbers)
+
+    def record(self, options: Enlarging) -> dict[str, str | float]:
+        return {"factor": float(options.factor)}
+
+    def baselines(self, options: Enlarging) -> dict[str, Callable[[Trial], Tensor]]:
+        def plain(trial: Trial) -> Tensor:
+            y = trial.inputs["image"][None]
+            size = tuple(options.factor * n for n in y.shape[-2:])
+            return enlarge(y, options.factor, size)[0].clamp(0, 1)
+
+        return {"plain": plain}
+
+
+class Deblur(LinearPictureTask):
+    """Sharpen what a Gaussian blurred."""
+
+    name = "deblur"
+    benched = ("plain", "grey")
+    prior = Prior("grey")
+
+    def operator(self, size: tuple[int, int], options: Deblurring) -> Blur:
+        return Blur(size, gaussian_kernel(options.blur).tolist())
+
+    def task(
+        self,
+        denoiser: Denoiser,
+        options: Deblurring,
+        settings: Settings,
+        prior: Prior | None = None,
+    ) -> LinearTask:
+        made = super().task(denoiser, options, settings, prior)
+        return replace(made, start_level=options.start_level or None)
+
+    def simulated(
+        self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
+    ) -> Deblurring:
+        return with_numbers(Deblurring(1.6, 0.0, 0.0), self.name, sigma, numbers)
+
+    def record(self, options: Deblurring) -> dict[str, str | float]:
+        return {"blur": options.blur}
+
+    def baselines(self, options: Deblurring) -> dict[str, Callable[[Trial], Tensor]]:
+        return {"plain": _plain}
 
 
 def enlargement(size: tuple[int, int], factor: float, kernel: str) -> Separable:
@@ -210,71 +340,15 @@ def enlargement(size: tuple[int, int], factor: float, kernel: str) -> Separable:
     return {"block": BlockMean, "bicubic": Bicubic}[kernel]((height, width), int(factor))
 
 
-def _truth(reference: Path | None, shape: tuple[int, int, int]) -> np.ndarray | None:
-    truth = None if reference is None else read_image(reference).pixels
-    if truth is not None and truth.shape != shape:
-        raise ValueError(
-            f"reference {reference} has shape {truth.shape} but the result has {shape} (channels,"
-            " height, width)"
-        )
-    if truth is not None and min(shape[1:]) < 11:
-        raise ValueError(
-            "--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)"
-        )
-    return truth
-
-
-def _check_output(out: Path, photo: Photo, std: bool) -> Path | None:
-    """Where the spread goes, if it is wanted."""
-    if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
-    if not std:
-        return None
-    check_writable(_spread_file(out))
-    return _spread_file(out)
-
-
-def _spread_file(out: Path) -> Path:
-    return out.with_name(f"{out.stem}-std.png")
-
-
-def _write(
-    image: Path,
-    out: Path,
-    photo: Photo,
-    result: Restored,
-    spread_file: Path | None,
-    truth,
-    settings: dict,
-) -> dict:
-    """Write the pictures; the figures of the run."""
-    restored = result.mean.numpy()
-    height, width = restored.shape[1:]
-    figures = {"image": str(image), "out": str(out), "size": [width, height], **settings}
-    figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
-    if spread_file is not None:
-        spread = result.std.mean(0).numpy()
-        coloured, top = heat(spread)
-        figures |= {
-            "std": str(spread_file),
-            "std_mean": round(float(spread.mean()), 5),
-            "std_white": round(top, 4),
-        }
-    if truth is not None:
-        figures |= {
-            "psnr": round(psnr(restored, truth), 3),
-            "ssim": round(ssim(restored, truth), 4),
-        }
-        try:
-            ours, true = (np.broadcast_to(v, (3, height, width)) for v in (restored, truth))
-            figures["lpips"] = round(lpips(ours, true), 4)
-        except LPIPSUnavailable as error:
-            figures["lpips"] = str(error)
-    with together():
-        write_image(out, Photo(restored, photo.alpha, photo.bits))
-        if spread_file is not None:
-            write_image(spread_file, Photo(coloured))
-    return figures
+def _settings(settings: Settings, own: Settings, prior: Prior | None = None) -> dict[str, Any]:
+    """What the tasks of :mod:`restoration.photo` take."""
+    found: dict[str, Any] = {
+        "solver": solver_by_name(settings.solver),
+        "num_inference_steps": own.steps if settings.steps is None else settings.steps,
+        "grid": settings.grid,
+        "correction": settings.correction,
+    }
+    return found | ({} if prior is None else {"tile": prior.tile, "symmetries": prior.symmetries})
 
 
 def _mask(text: str, height: int, width: int, seed: int) -> np.ndarray:
@@ -289,3 +363,64 @@ def _mask(text: str, height: int, width: int, seed: int) -> np.ndarray:
             " another fraction or seed"
         )
     return mask
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return int(image.shape[-2]), int(image.shape[-1])
+
+
+def _result_size(operator: LinearOperator, image: Tensor) -> tuple[int, int]:
+    if isinstance(operator, Separable):
+        return operator.size
+    return _size(image)
+
+
+def _flat(mask: Tensor) -> Tensor:
+    """``(H, W)`` of ``(H, W)`` or ``(1, H, W)``."""
+    return mask.reshape(mask.shape[-2:])
+
+
+def _noise(like: Tensor, seed: int) -> Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -- classical methods -----------------------------------------------------------------------------
+
+
+def _plain(trial: Trial) -> Tensor:
+    return trial.inputs["image"].clamp(0, 1)
+
+
+def _push_pull(trial: Trial) -> Tensor:
+    return push_pull(trial.inputs["image"][None], trial.inputs["mask"][None])[0]
+
+
+def _biharmonic(trial: Trial) -> Tensor:
+    from skimage.restoration import inpaint_biharmonic
+
+    image, mask = (trial.inputs[name].numpy() for name in ("image", "mask"))
+    found = inpaint_biharmonic((image * mask).transpose(1, 2, 0), mask[0] == 0, channel_axis=-1)
+    return torch.from_numpy(found.transpose(2, 0, 1).clip(0, 1)).float()
+
+
+def _planes(trial: Trial, denoise: Callable[..., np.ndarray]) -> Tensor:
+    planes = [denoise(plane) for plane in trial.inputs["image"].double().numpy()]
+    return torch.from_numpy(np.stack(planes).clip(0, 1)).float()
+
+
+def _non_local_means(plane: np.ndarray, sigma: float) -> np.ndarray:
+    from skimage.restoration import denoise_nl_means
+
+    return denoise_nl_means(
+        plane, patch_size=7, patch_distance=9, h=0.8 * sigma, sigma=sigma, fast_mode=True
+    )
+
+
+def _bm3d() -> Callable[..., np.ndarray]:
+    try:
+        from bm3d import bm3d
+    except ImportError as error:
+        raise ValueError(
+            "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
+        ) from error
+    return bm3d

@@ -1,144 +1,200 @@
-"""Clip in, clip out: what ``restobox restore ultrasound`` does."""
+"""Ultrasound clips, frame by frame."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from restoration.io.folders import find_pictures
 from restoration.io.ultrasound import Clip, check_clip_writable, read_clip, write_clip
 from restoration.metrics import psnr, ssim
+from restoration.task import Restored
 from restoration.ultrasound.clip import restore_clip
 from restoration.ultrasound.contrast import cnr, gcnr, ks, read_regions
+from restoration.ultrasound.power_split import power_split
+from restoration.ultrasound.simulation import simulate_haze
 from restoration.ultrasound.task import Dehazed, UltrasoundTask
 from solvers import solver_by_name
+from solvers.denoiser import Denoiser
 from solvers.files import check_outputs, together
-from toolbox.api import load_for
+from toolbox.api import float_model, load_for
+from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, with_numbers
+from toolbox.tasks.options import Draws, Frames, Output, Prior, Settings
+
+STRENGTHS = (0.5, 1.0, 2.0)
 
 
-def run_ultrasound(
-    clip: Path,
-    out: Path,
-    *,
-    tissue: str,
-    haze: str,
-    strength: float,
-    sigma: float,
-    solver: str,
-    steps: int,
-    correction: str,
-    seed: int,
-    num_samples: int,
-    warm_start: float | None,
-    stream: bool,
-    dynamic_range: float,
-    grey: bool,
-    sampling_rate: float | None,
-    haze_out: Path | None,
-    regions: Path | None,
-    reference: Path | None,
-    device: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict:
-    """Read, dehaze, write, frame by frame; returns what was done and measured.
+class Ultrasound(Task):
+    """``frame (1, H, W)`` in [0, 1]: haze is taken out of it."""
 
-    Raises:
-        ValueError, OSError: bad files, names or numbers; nothing is written then.
-    """
-    check_outputs([out, haze_out], [clip, regions, reference, tissue, haze])
-    source = read_clip(clip, dynamic_range=dynamic_range, grey=grey, sampling_rate=sampling_rate)
-    check_clip_writable(out, len(source))
-    if haze_out is not None:
-        check_clip_writable(haze_out, len(source))
-    if num_samples > 1 and (warm_start is not None or stream):
-        raise ValueError(
-            "warm starts and stream batching give one sample per frame; leave out --samples"
+    name = "ultrasound"
+    prior = Prior("")  # two, among the options
+    settings = Settings(steps=4, correction="diffpir")
+    unused = ("grid",)
+
+    def task(
+        self, tissue: Denoiser, haze: Denoiser, options: Frames, settings: Settings
+    ) -> UltrasoundTask:
+        """The algorithm."""
+        return UltrasoundTask(
+            tissue,
+            haze,
+            strength=options.strength,
+            sigma=options.sigma,
+            solver=solver_by_name(settings.solver),
+            num_inference_steps=4 if settings.steps is None else settings.steps,
+            correction=settings.correction or "diffpir",
         )
-    truth = (
-        None
-        if reference is None
-        else read_clip(
-            reference, dynamic_range=dynamic_range, grey=grey, sampling_rate=sampling_rate
-        )
-    )
-    if truth is not None and (len(truth), truth.size) != (len(source), source.size):
-        raise ValueError(
-            f"reference {reference} has {len(truth)} frames of {truth.size}, the clip {len(source)}"
-            f" of {source.size} (H, W)"
-        )
-    masks = None if regions is None else read_regions(regions, source.size)
-    if masks is not None and not {"tissue", "blood"} <= set(masks):
-        raise ValueError(f"regions {regions} must name tissue and blood; found {', '.join(masks)}")
-    task = UltrasoundTask(
-        load_for("ultrasound", tissue, device=device),
-        load_for("ultrasound", haze, device=device),
-        strength=strength,
-        sigma=sigma,
-        solver=solver_by_name(solver),
-        num_inference_steps=steps,
-        correction=correction,
-    )
-    # checks its options before anything is written
-    results = restored(task, source, seed, num_samples, warm_start, stream)
-    figures: dict[str, list[float]] = {}
-    hazes: list[np.ndarray] = []
-    calls, began = 0, time.perf_counter()
 
-    def frames() -> Iterator[np.ndarray]:
-        nonlocal calls
-        for k, result in enumerate(results):
-            calls += result.nfe
-            image = result.image.numpy()
-            if haze_out is not None:
-                hazes.append(np.clip(result.haze.numpy(), 0, 1))
-            _measure(
-                figures,
-                source.frame(k) if masks else None,
-                image,
-                None if truth is None else truth.frame(k),
-                masks,
+    def restore(
+        self,
+        path: Path,
+        output: Output,
+        options: Frames,
+        *,
+        prior: Prior,
+        settings: Settings,
+        draws: Draws = Draws(),
+        progress: Progress = lambda done, total: None,
+    ) -> dict[str, Any]:
+        out, haze_out, regions = output.out, options.haze_out, options.regions
+        reference = output.reference
+        check_outputs([out, haze_out], [path, regions, reference, options.tissue, options.haze])
+        if draws.samples > 1 and (options.warm_start is not None or options.stream):
+            raise ValueError(
+                "warm starts and stream batching give one sample per frame; leave out --samples"
             )
-            progress(k + 1, len(source))
-            yield image
 
-    with together():
-        files = write_clip(out, frames(), len(source))
-        seconds = time.perf_counter() - began
-        if haze_out is not None:
-            write_clip(haze_out, iter(hazes), len(hazes))
-    return {
-        "clip": str(clip),
-        "kind": source.kind,
-        "out": str(out),
-        "files": len(files),
-        "frames": len(source),
-        "size": [source.size[1], source.size[0]],
-        "tissue": tissue,
-        "haze": haze,
-        "strength": strength,
-        "nfe": calls,
-        "seconds": round(seconds, 2),
-        "frames_per_second": round(len(source) / seconds, 3),
-    } | {name: round(float(np.mean(values)), 4) for name, values in figures.items()}
+        def read(file: Path) -> Clip:
+            return read_clip(
+                file,
+                dynamic_range=options.dynamic_range,
+                grey=options.grey,
+                sampling_rate=options.sampling_rate,
+            )
+
+        clip = read(path)
+        for place in (out, haze_out):
+            if place is not None:
+                check_clip_writable(place, len(clip))
+        truth = None if reference is None else read(reference)
+        if truth is not None and (len(truth), truth.size) != (len(clip), clip.size):
+            raise ValueError(
+                f"reference {reference} has {len(truth)} frames of {truth.size}, the clip"
+                f" {len(clip)} of {clip.size} (H, W)"
+            )
+        masks = None if regions is None else read_regions(regions, clip.size)
+        if masks is not None and not {"tissue", "blood"} <= set(masks):
+            raise ValueError(
+                f"regions {regions} must name tissue and blood; found {', '.join(masks)}"
+            )
+        tissue, haze = (
+            load_for(self.name, name, device=prior.device)
+            for name in (options.tissue, options.haze)
+        )
+        # checks its options before anything is written
+        results = restored(self.task(tissue, haze, options, settings), clip, options, draws)
+        figures: dict[str, list[float]] = {}
+        hazes: list[np.ndarray] = []
+        calls, began = 0, time.perf_counter()
+
+        def frames() -> Iterator[np.ndarray]:
+            nonlocal calls
+            for k, result in enumerate(results):
+                calls += result.nfe
+                image = result.image.numpy()
+                if haze_out is not None:
+                    hazes.append(np.clip(result.haze.numpy(), 0, 1))
+                true = None if truth is None else truth.frame(k)
+                _measure(figures, clip.frame(k) if masks else None, image, true, masks)
+                progress(k + 1, len(clip))
+                yield image
+
+        with together():
+            files = write_clip(out, frames(), len(clip))
+            seconds = time.perf_counter() - began
+            if haze_out is not None:
+                write_clip(haze_out, iter(hazes), len(hazes))
+        done: dict[str, Any] = {
+            "task": self.name,
+            "clip": str(path),
+            "kind": clip.kind,
+            "out": str(out),
+        }
+        done |= {"files": len(files), "frames": len(clip), "size": [clip.size[1], clip.size[0]]}
+        done |= {"tissue": options.tissue, "haze": options.haze, "strength": options.strength}
+        done |= {"nfe": calls, "seconds": round(seconds, 2)}
+        done["frames_per_second"] = round(len(clip) / seconds, 3)
+        return done | {name: round(float(np.mean(v)), 4) for name, v in figures.items()}
+
+    def restorer(
+        self,
+        denoiser: Denoiser,
+        options: Frames,
+        settings: Settings,
+        prior: Prior | None = None,
+        timesteps: tuple[float, ...] = (),
+    ) -> Restorer:
+        """Around one of the priors; the options name the other one, and nothing for this."""
+        tissue, haze = (
+            float_model(name) if name else denoiser for name in (options.tissue, options.haze)
+        )
+        task = self.task(tissue, haze, options, settings)
+
+        def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
+            found = task(inputs["frame"], **draws)
+            return Restored(
+                found.samples[:, None], found.image[None], found.std[None], found.nfe, found.seconds
+            )
+
+        return run
+
+    def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Frames:
+        """``partner``: the other prior, ``tissue:MODEL`` or ``haze:MODEL``."""
+        partner = numbers.pop("partner", None)
+        role, _, name = (partner or "").partition(":")
+        if role not in ("tissue", "haze") or not name:
+            raise ValueError(
+                "--task ultrasound needs the other prior: --partner haze:MODEL or tissue:MODEL;"
+                f" got {partner!r}"
+            )
+        other = Frames(tissue=name, haze="") if role == "tissue" else Frames(tissue="", haze=name)
+        return with_numbers(other, self.name, sigma or None, numbers)
+
+    def source(
+        self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
+    ) -> Source:
+        if data is None:
+            return super().source(data, denoiser, side, seed)
+        return Source(tuple(find_pictures(data)), side, seed, 1)
+
+    def trial(self, source: Source, k: int, options: Frames) -> Trial:
+        clean = source.picture(k)
+        hazy = simulate_haze(clean[0].numpy(), STRENGTHS[k % len(STRENGTHS)], source.seed + k)
+        return Trial({"frame": torch.from_numpy(hazy)[None].float()}, clean, "simulated haze")
+
+    def baselines(self, options: Frames) -> dict[str, Callable[[Trial], Tensor]]:
+        def plane(method: Callable[[np.ndarray], np.ndarray]) -> Callable[[Trial], Tensor]:
+            return lambda trial: torch.from_numpy(
+                np.clip(method(trial.inputs["frame"][0].numpy()), 0, 1)
+            )[None].float()
+
+        return {name: plane(method) for name, method in classical_methods().items()}
 
 
-def restored(
-    task: UltrasoundTask,
-    clip: Clip,
-    seed: int,
-    num_samples: int,
-    warm_start: float | None,
-    stream: bool,
-) -> Iterator[Dehazed]:
+def restored(task: UltrasoundTask, clip: Clip, options: Frames, draws: Draws) -> Iterator[Dehazed]:
     """The results of a clip's frames, in order."""
     frames = (torch.from_numpy(np.ascontiguousarray(frame)) for frame in clip)
-    if num_samples > 1:
-        return (task(frame, num_samples=num_samples, seed=seed) for frame in frames)
-    return restore_clip(task, frames, seed=seed, warm_start=warm_start, stream=stream)
+    if draws.samples > 1:
+        return (task(frame, num_samples=draws.samples, seed=draws.seed) for frame in frames)
+    warm, stream = options.warm_start, options.stream
+    return restore_clip(task, frames, seed=draws.seed, warm_start=warm, stream=stream)
 
 
 def _measure(figures: dict[str, list[float]], seen, image: np.ndarray, truth, masks) -> None:
@@ -155,3 +211,33 @@ def _measure(figures: dict[str, list[float]], seen, image: np.ndarray, truth, ma
         values["ks_tissue"] = ks(seen[tissue], image[tissue])[0]
     for name, value in values.items():
         figures.setdefault(name, []).append(value)
+
+
+# standard deviation that NLM and BM3D are told: haze's own in a blood pool is about that
+NOISE = 0.1
+
+
+def classical_methods() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """What takes haze out of a frame ``(H, W)`` without a network."""
+    from skimage import exposure, restoration
+
+    def bm3d(hazy: np.ndarray) -> np.ndarray:
+        try:
+            from bm3d import bm3d as run
+        except ImportError as error:
+            raise ValueError(
+                "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
+            ) from error
+        return run(hazy.astype(np.float64), NOISE)
+
+    return {
+        "hazy": lambda hazy: hazy,
+        "split": power_split,  # what the models' runs start from
+        "equalize": lambda hazy: exposure.equalize_hist(hazy, mask=hazy > 0) * (hazy > 0),
+        "clahe": lambda hazy: exposure.equalize_adapthist(np.clip(hazy, 0, 1), clip_limit=0.02),
+        "gamma": lambda hazy: hazy**2,
+        "nlm": lambda hazy: restoration.denoise_nl_means(
+            hazy, patch_size=7, patch_distance=9, h=0.8 * NOISE, sigma=NOISE, fast_mode=True
+        ),
+        "bm3d": bm3d,
+    }

@@ -1,0 +1,246 @@
+"""Measured figures on folders of pictures: models x solvers on the same measurements, next to the
+classical methods, in one run.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restoration.io.folders import find_pairs, find_pictures, read_pair
+from restoration.io.images import read_image
+from restoration.photo.masks import make_mask, parse_mask
+from restoration.task import Restored
+from toolbox.api import load_for
+from toolbox.bench.options import Extent, Methods
+from toolbox.deploy.compare import compare
+from toolbox.tasks import task_by_name
+from toolbox.tasks.base import Restorer, Task, Trial
+from toolbox.tasks.options import (
+    Deblurring,
+    Dehazing,
+    Denoising,
+    Draws,
+    Enlarging,
+    Inpainting,
+    Prior,
+    Settings,
+)
+
+CASES = ("denoise:25", "denoise:50", "superresolve:4")
+KINDS = ("denoise", "superresolve", "superresolve-bicubic", "deblur")
+BLUR_NOISE = 0.01
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One degradation, measured of every picture of a folder: the trials are made one after the
+    other.
+    """
+
+    name: str
+    task: Task
+    options: Any
+    trials: Callable[[], Iterator[Trial]]
+    count: int
+
+
+def measure(
+    cases: Sequence[Case], methods: Methods, extent: Extent, *, progress: Progress
+) -> list[dict[str, Any]]:
+    """One row per case, model and solver: mean figures, calls per picture, seconds, and the PSNR of
+    each picture.
+
+    Raises:
+        ValueError: an unknown model, solver or classical method.
+    """
+    rows: list[dict[str, Any]] = []
+    done = 0
+    ways = [_ways(case, methods, extent) for case in cases]
+    total = sum(len(w) * case.count for w, case in zip(ways, cases, strict=True))
+    for case, way in zip(cases, ways, strict=True):
+        found: dict[tuple[str, str], list[dict[str, float]]] = {}
+        restorers = {f"{model}|{solver}": run for (model, solver), run in way.items()}
+        for trial in case.trials():
+            # every picture with the same seed
+            draws = Draws(extent.seed, extent.samples)
+            for made in compare(case.task, [trial], restorers, draws):
+                for name, figures in made.figures.items():
+                    model, _, solver = name.partition("|")
+                    found.setdefault((model, solver), []).append(figures | made.effort[name])
+                    done += 1
+                    progress(done, total)
+        for (model, solver), each in found.items():
+            means = {key: round(float(np.mean([f[key] for f in each])), 4) for key in each[0]}
+            head: dict[str, Any] = {"case": case.name, "model": model, "solver": solver}
+            head |= {"calls": int(means.pop("calls")), "pictures": len(each)}
+            rows.append(head | means | {"psnr_each": [round(f["psnr"], 2) for f in each]})
+    return rows
+
+
+def _ways(case: Case, methods: Methods, extent: Extent) -> dict[tuple[str, str], Restorer]:
+    classical = case.task.baselines(case.options)
+    noise_only = {"nlm", "bm3d"} - set(classical)
+    for name in noise_only & set(methods.model or ()):
+        raise ValueError(f"{name} only removes noise; leave it out, or take denoise cases alone")
+    found: dict[tuple[str, str], Restorer] = {}
+    for model in methods.model or case.task.benched:
+        if model in classical:
+            found[model, ""] = _classical(classical[model])
+            continue
+        denoiser = load_for(case.task.name, model)
+        own = case.task.settings
+        for solver in methods.solver or [own.solver]:
+            settings = Settings(solver, methods.steps or own.steps)
+            prior = Prior(model, symmetries=methods.symmetries)
+            found[model, solver] = case.task.restorer(denoiser, case.options, settings, prior)
+    return found
+
+
+def _classical(method: Callable[[Trial], Tensor]) -> Restorer:
+    def run(inputs: Mapping[str, Tensor], **_: Any) -> Restored:
+        result = method(Trial(dict(inputs), None))
+        return Restored(result[None], result, torch.zeros_like(result), 0, 0.0)
+
+    return run
+
+
+# -- inpainting ------------------------------------------------------------------------------------
+
+
+def inpainting_cases(
+    data: Path, masks: str | None, names: Sequence[str], extent: Extent
+) -> list[Case]:
+    """A case for every name of a mask (:func:`read_mask_of`).
+
+    Raises:
+        FileNotFoundError, ValueError: no pictures, or masks that don't fit.
+    """
+    files, task = find_pictures(data)[: extent.limit], task_by_name("inpaint")
+
+    def trials(name: str) -> Iterator[Trial]:
+        for path in files:
+            pixels = read_image(path).pixels
+            image = torch.from_numpy(np.ascontiguousarray(pixels)).expand(3, -1, -1)
+            size = (image.shape[1], image.shape[2])
+            mask = torch.from_numpy(read_mask_of(masks, name, size, extent.seed))
+            yield Trial({"image": image, "mask": mask[None]}, image, name)
+
+    return [Case(name, task, Inpainting(name), partial(trials, name), len(files)) for name in names]
+
+
+def read_mask_of(source: str | None, name: str, size: tuple[int, int], seed: int) -> np.ndarray:
+    """A named mask of ``size (H, W)``, or turned by 90 degrees to fit it.
+
+    Args:
+        source: an ``.npz`` file of masks (1 = known), looked up by the name, or keys ``NAME_...``;
+            None: names are ``KIND:FRACTION``.
+
+    Raises:
+        ValueError: no mask of that name and size in the file.
+    """
+    if source is None:
+        kind, fraction = parse_mask(name)
+        return make_mask(kind, *size, fraction, seed)
+    try:
+        opened = np.load(source, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{source} is no .npz file of masks: {error}") from error
+    with opened as file:
+        for key in file.files:
+            if key != name and not key.startswith(f"{name}_"):
+                continue
+            mask = file[key]
+            if mask.shape == size[::-1] != size:
+                mask = np.ascontiguousarray(mask.T)
+            if mask.shape == size:
+                return (mask > 0).astype(np.float32)
+        raise ValueError(
+            f"{source} holds no mask {name!r} of {size[1]} x {size[0]} pixels; it holds"
+            f" {', '.join(file.files)}"
+        )
+
+
+# -- noise, blur, few pixels -----------------------------------------------------------------------
+
+
+def linear_cases(data: Path, names: Sequence[str], grey: bool, extent: Extent) -> list[Case]:
+    """Degradations ``KIND:AMOUNT``: noise of sigma AMOUNT of 255, a picture AMOUNT times smaller
+    (means of blocks, or bicubic), or a Gaussian blur of AMOUNT pixels with noise of 0.01.
+
+    Args:
+        grey: measure the mean of the colours.
+
+    Raises:
+        FileNotFoundError, ValueError: no pictures, another kind, or an amount that it does not
+            take.
+    """
+    files = find_pictures(data)[: extent.limit]
+    return [_linear_case(name, files, grey, extent.seed) for name in names]
+
+
+def _linear_case(name: str, files: Sequence[Path], grey: bool, seed: int) -> Case:
+    kind, _, text = name.partition(":")
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = float("nan")
+    whole = amount in range(2, 9)
+    if kind not in KINDS or not (whole if kind.startswith("super") else 0 < amount <= 255):
+        raise ValueError(
+            f"case {name!r} is not KIND:AMOUNT; kinds: {', '.join(KINDS)} (denoise:25,"
+            " superresolve:4, deblur:2)"
+        )
+    options: Any
+    match kind:
+        case "denoise":
+            options, sigma = Denoising(str(amount / 255)), amount / 255
+        case "deblur":
+            options, sigma = Deblurring(amount, BLUR_NOISE), BLUR_NOISE
+        case _:
+            kernel = "bicubic" if kind.endswith("bicubic") else "block"
+            options, sigma = Enlarging(int(amount), kernel), 0.0
+    task: Any = task_by_name(kind.removesuffix("-bicubic"))
+
+    def trials() -> Iterator[Trial]:
+        for k, path in enumerate(files):
+            image = torch.from_numpy(read_image(path).pixels.astype(np.float32))
+            image = image.mean(0, keepdim=True) if grey else image
+            if kind.startswith("super"):
+                height, width = (n // int(amount) * int(amount) for n in image.shape[1:])
+                image = image[:, :height, :width]
+            operator = task.measuring((image.shape[1], image.shape[2]), options)
+            y = operator.A(image[None])[0]
+            noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed + k))
+            yield Trial({"image": y + sigma * noise}, image, name)
+
+    return Case(name, task, options, trials, len(files))
+
+
+# -- haze ------------------------------------------------------------------------------------------
+
+
+def dehazing_cases(data: Path, hazy: str, clear: str, extent: Extent) -> list[Case]:
+    """One case of the pairs in two subfolders.
+
+    Raises:
+        FileNotFoundError, ValueError: bad folders or pairs.
+    """
+    pairs, task = find_pairs(data, hazy, clear)[: extent.limit], task_by_name("dehaze")
+
+    def trials() -> Iterator[Trial]:
+        for pair in pairs:
+            image, truth = (torch.from_numpy(v) for v in read_pair(*pair))
+            yield Trial({"image": image}, truth, "haze")
+
+    return [Case("haze", task, Dehazing(), trials, len(pairs))]

@@ -1,0 +1,249 @@
+"""The contract of a task: all that is special about it lies in one object, and restore, calibrate,
+verify, report, bench and export read only that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.jobs.base import Job
+from restoration.io.folders import find_pictures, random_window
+from restoration.io.images import read_image
+from restoration.metrics import psnr, ssim
+from restoration.task import Restored
+from solvers.denoiser import Denoiser
+from toolbox.tasks.options import Draws, Output, Prior, Settings
+
+Progress = Callable[[int, int], None]
+
+
+class Restorer(Protocol):
+    """Restores a measurement: tensors by name, without a batch axis, as the task's graph takes
+    them.
+    """
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        callback: Callable[..., Any] | None = None,
+    ) -> Restored: ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A simulated measurement.
+
+    Attributes:
+        inputs: tensors by name, without a batch axis.
+        truth: what a restoration should give; None where the data don't tell.
+        name: of what was drawn, such as the kind of mask.
+    """
+
+    inputs: dict[str, Tensor]
+    truth: Tensor | None
+    name: str = ""
+
+    @property
+    def known(self) -> Tensor:
+        """The truth.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.truth is None:
+            raise ValueError("these data hold no truth to compare a restoration with")
+        return self.truth
+
+
+@dataclass(frozen=True)
+class Source:
+    """What trials are made of.
+
+    Attributes:
+        files: in the task's own order.
+        side: of the crops, a number or ``(H, W)``, in pixels.
+        seed: all that is drawn for trial k depends on it and k alone.
+        channels: of the network's images: pictures are made grey for 1.
+    """
+
+    files: tuple[Any, ...]
+    side: int | tuple[int, int]
+    seed: int = 0
+    channels: int = 3
+
+    def file(self, k: int) -> Any:
+        """That of trial k: all take turns, in an order drawn from the seed."""
+        order = np.random.default_rng(self.seed).permutation(len(self.files))
+        return self.files[order[k % len(order)]]
+
+    def rng(self, k: int) -> np.random.Generator:
+        """What trial k draws from."""
+        return np.random.default_rng([self.seed, k])
+
+    def picture(self, k: int) -> Tensor:
+        """A random crop ``(1 or 3, h, w)`` in [0, 1], at most :attr:`side` large."""
+        pixels = read_image(self.file(k)).pixels
+        rows, columns = random_window(pixels.shape, self.side, self.rng(k))
+        crop = torch.from_numpy(np.ascontiguousarray(pixels[:, rows, columns]))
+        return crop.mean(0, keepdim=True) if self.channels == 1 else crop.expand(3, -1, -1)
+
+
+class Task(ABC):
+    """A task of the command line.
+
+    Attributes:
+        name: as ``restobox restore`` calls it.
+        prior, settings: what a run takes by default.
+        calibration_sigma: noise of the trials that a calibration records.
+        benched: models and classical methods that a benchmark measures by default.
+        unused: options of a calibration that the task has no use for.
+        several_solvers: whether a calibration follows several: a network may be asked at other
+            levels by each.
+    """
+
+    name: ClassVar[str]
+    prior: ClassVar[Prior] = Prior()
+    settings: ClassVar[Settings] = Settings(steps=5)
+    calibration_sigma: ClassVar[float] = 0.0
+    benched: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ()
+    several_solvers: ClassVar[bool] = False
+
+    # -- the user's files --------------------------------------------------------------------------
+
+    @abstractmethod
+    def restore(
+        self,
+        path: Path,
+        output: Output,
+        options: Any,
+        *,
+        prior: Prior,
+        settings: Settings,
+        draws: Draws = Draws(),
+        progress: Progress = lambda done, total: None,
+    ) -> dict[str, Any]:
+        """Read a measurement, restore it, write the result; the figures of the run.
+
+        Everything that can be checked is checked before the first network call.
+
+        Raises:
+            ValueError, OSError: bad files, names or numbers; nothing is written then.
+        """
+
+    # -- the algorithm -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def restorer(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        prior: Prior | None = None,
+        timesteps: tuple[float, ...] = (),
+    ) -> Restorer:
+        """The restoration around a network, PyTorch's or an exported one.
+
+        Args:
+            timesteps: the only times that the network may be asked at where the noise decides them;
+                empty: any, or those that an exported network holds.
+
+        Raises:
+            ValueError: settings that the task doesn't take.
+        """
+
+    def job(
+        self,
+        denoiser: Denoiser,
+        options: Any,
+        settings: Settings,
+        size: tuple[int, int],
+        timesteps: tuple[float, ...] = (),
+    ) -> Job:
+        """The same restoration of measurements of ``size (H, W)``, for one graph.
+
+        Args:
+            timesteps: that the network's scales were calibrated at.
+
+        Raises:
+            ValueError: the task has no graph.
+        """
+        raise ValueError(f"{self.name} has no restorer graph; export the network alone")
+
+    # -- simulated measurements --------------------------------------------------------------------
+
+    @abstractmethod
+    def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Any:
+        """Options of trials: the degradation that the network is usually deployed for, with this
+        noise and other numbers where they are given.
+
+        Raises:
+            ValueError: a number that the task doesn't have.
+        """
+
+    def deployed(self, options: Any, settings: Settings) -> Settings:
+        """The run that a calibration of a network follows, and that it is verified on."""
+        return settings
+
+    def source(
+        self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
+    ) -> Source:
+        """What trials are made of.
+
+        Raises:
+            ValueError, OSError: data that the task can't use.
+        """
+        if data is None:
+            raise ValueError(
+                f"--task {self.name} needs --data: a folder of pictures like those to be restored"
+            )
+        return Source(tuple(find_pictures(data)), side, seed, denoiser.image_channels or 3)
+
+    @abstractmethod
+    def trial(self, source: Source, k: int, options: Any) -> Trial:
+        """Trial k."""
+
+    # -- what is measured and shown ----------------------------------------------------------------
+
+    def picture(self, result: Tensor) -> np.ndarray:
+        """A result or truth as a picture ``(1 or 3, H, W)`` in [0, 1]."""
+        return result.clamp(0, 1).numpy()
+
+    def seen(self, trial: Trial) -> np.ndarray:
+        """The measurement as a picture."""
+        return self.picture(next(iter(trial.inputs.values())))
+
+    def quality(self, result: Tensor, truth: Tensor) -> dict[str, float]:
+        """Figures of a result; ``psnr`` in dB is among them."""
+        pair = self.picture(result), self.picture(truth)
+        found = {"psnr": psnr(*pair)}
+        return found | ({"ssim": ssim(*pair)} if min(truth.shape[-2:]) >= 11 else {})
+
+    def baselines(self, options: Any) -> dict[str, Callable[[Trial], Tensor]]:
+        """The classical methods of the field, by name."""
+        return {}
+
+
+def with_numbers(options: Any, name: str, sigma: float | None, numbers: Mapping[str, Any]) -> Any:
+    """``options`` with other numbers where they are given.
+
+    Raises:
+        ValueError: one that these options don't have.
+    """
+    given = {key: value for key, value in numbers.items() if value is not None}
+    given |= {} if sigma is None else {"sigma": sigma}
+    unknown = [key for key in given if key not in vars(options)]
+    if unknown:
+        raise ValueError(f"the task {name} knows no {', '.join(f'--{key}' for key in unknown)}")
+    return replace(options, **given)

@@ -1,0 +1,275 @@
+"""The settings of a call in groups. Their fields are the options of the command line
+(:func:`toolbox.cli.options.grouped`), their values what the tasks take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+CORRECTIONS = "ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint"
+DEFAULT_MODEL = "photo-int8"
+SMALL_BLOCKS = "photo-x4-int8"
+
+Seed = Annotated[int, Option(help="Sample k uses seed + k.", min=0, max=2**62)]
+Solver = Annotated[str, Option(help="ddim, pndm, plms, ...; an unknown name lists all.")]
+Steps = Annotated[
+    int | None,
+    Option(
+        help=(
+            "Solver steps: few for the mean, more for posterior samples (mri: by default the"
+            " model's own, 4 for several samples)."
+        )
+    ),
+]
+Grid = Annotated[str, Option(help="Time grid: trailing, leading, linspace, log-snr, karras.")]
+Correction = Annotated[
+    str | None,
+    Option(
+        help=(
+            f"What holds the run to the data: {CORRECTIONS}; mri also consistency, alternation,"
+            " none, red-diff. By default what suits the task and its noise."
+        )
+    ),
+]
+Samples = Annotated[
+    int,
+    Option(
+        "--samples", "-n", help="Posterior samples; the result is their mean.", min=1, max=10_000
+    ),
+]
+Symmetries = Annotated[
+    int, Option(help="Flips and turns averaged over: 1, 2, 4, 8; each costs its own network call.")
+]
+Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout.")]
+Sigma = Annotated[float, Option(help="Noise on the data, in units of [0, 1].", min=0)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run: the solver, its steps (None: the task's own number), their times, the correction."""
+
+    solver: Solver = "ddim"
+    steps: Steps = None
+    grid: Grid = "trailing"
+    correction: Correction = None
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The network: which one, where it runs, in what tiles and symmetries it is asked."""
+
+    model: Annotated[
+        str,
+        Option(
+            help="A shipped model (`restobox models`), a diffusers folder or an exported bundle."
+        ),
+    ] = DEFAULT_MODEL
+    device: Annotated[str, Option(help="cpu, cuda, or for bundles openvino.")] = "cpu"
+    tile: Annotated[int, Option(help="Side of the tiles for larger pictures, in pixels.")] = 512
+    symmetries: Symmetries = 1
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Posterior samples and their seeds."""
+
+    seed: Seed = 0
+    samples: Samples = 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and what is said of them."""
+
+    out: Annotated[
+        Path,
+        Option(
+            "--out",
+            "-o",
+            help=(
+                "The result; its suffix gives the format (pictures: PNG, TIFF, JPEG, WebP; mri:"
+                " .nii.gz, .h5, .png; hsi: .hdr, .mat, .npz, .h5, .tif; ultrasound: a folder, .h5"
+                " or a picture)."
+            ),
+        ),
+    ]
+    std: Annotated[
+        bool, Option("--std", help="Also write where the samples disagree (needs -n 2 or more).")
+    ] = False
+    reference: Annotated[
+        Path | None, Option(help="The truth: prints how close the result comes to it.")
+    ] = None
+
+
+# -- what a task has of its own --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """``mask``: a picture (white = missing), or ``KIND:FRACTION`` to make one."""
+
+    mask: Annotated[
+        str,
+        Option("--mask", "-m", help="A picture (white = missing), or KIND:FRACTION to make one."),
+    ]
+    sigma: Sigma = 0.0
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """``sigma``: a number, or ``auto``."""
+
+    sigma: Annotated[
+        str, Option(help="White noise in units of [0, 1] (25 of 255: 0.098), or auto: estimated.")
+    ] = "auto"
+
+
+@dataclass(frozen=True)
+class Enlarging:
+    """``kernel``: how the large picture became the small one, ``block`` or ``bicubic``."""
+
+    factor: Annotated[
+        int, Option(help="How many times larger, 2 to 8 (the networks know 2, 3 and 4).")
+    ] = 4
+    kernel: Annotated[
+        str,
+        Option(
+            help="How the large picture became the small one: block (means of blocks) or bicubic."
+        ),
+    ] = "block"
+    sigma: Sigma = 0.0
+
+
+@dataclass(frozen=True)
+class Deblurring:
+    """``blur``: standard deviation of the Gaussian, in pixels; ``start_level`` 0: from noise."""
+
+    blur: Annotated[float, Option(help="Standard deviation of the Gaussian blur, in pixels.")]
+    sigma: Sigma = 0.01
+    start_level: Annotated[
+        float,
+        Option(
+            help=(
+                "Noise level (b/a, range [-1, 1]) to start at from the regularized inverse; 0:"
+                " start from noise."
+            ),
+            min=0,
+        ),
+    ] = 0.4
+
+
+@dataclass(frozen=True)
+class Dehazing:
+    """``view``: short side of the view that haze is judged on."""
+
+    view: Annotated[
+        int, Option(help="Short side, in pixels, of the view that haze is judged on.", min=16)
+    ] = 128
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """``mask``: of the degraded pixels, for models that are shown one."""
+
+    mask: Annotated[
+        Path | None,
+        Option(
+            "--mask", "-m", help="White where the picture is degraded, for models that see one."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Scanning:
+    """How a scan was sampled, or is to be simulated."""
+
+    mask: Annotated[
+        str | None,
+        Option(
+            "--mask",
+            "-m",
+            help=(
+                "Sampled points: a file (.npy, .npz), or a kind to undersample by: random,"
+                " equispaced, equispaced-fraction, poisson. [default: as the file is sampled]"
+            ),
+        ),
+    ] = None
+    acceleration: Annotated[float, Option(help="With a kind of mask.")] = 4.0
+    center_fraction: Annotated[
+        float | None, Option(help="Share of central columns. [default: 0.32/acceleration]")
+    ] = None
+    coils: Annotated[
+        str,
+        Option(
+            help=(
+                "espirit, a file of maps (.npz), a number of coils to simulate, or auto: the maps"
+                " in the file, otherwise espirit."
+            )
+        ),
+    ] = "auto"
+    sigma: Annotated[
+        float | None,
+        Option(help="Noise of real and imaginary part of the k-space. [default: estimated]"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Cubes:
+    """How a cube is read, and what is known of it; ``quicklook``: a picture of the result."""
+
+    sigma: Annotated[
+        str, Option(help="Noise in the cube's units, or auto: estimated per band.")
+    ] = "auto"
+    rank: Annotated[str, Option(help="Dimensions of the spectral subspace, or auto.")] = "auto"
+    key: Annotated[str | None, Option(help="Which array of a .mat, .npz or .h5 file.")] = None
+    band_axis: Annotated[
+        int | None,
+        Option(help="Which of its axes holds the bands (0, 1, 2); the last one by default."),
+    ] = None
+    dead: Annotated[
+        Path | None, Option(help="A cube that is not 0 where entries are known to be dead.")
+    ] = None
+    quicklook: Annotated[
+        Path | None, Option(help="Also write a picture: before, after, spectra.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Two priors, how a clip is read, and how its frames follow one another."""
+
+    strength: Annotated[
+        float, Option("--haze-strength", help="Above 1 more haze is taken away, below 1 less.")
+    ] = 1.0
+    tissue: Annotated[
+        str, Option(help="Tissue prior: a shipped model, a diffusers folder or an exported bundle.")
+    ] = "ultrasound-tissue"
+    haze: Annotated[str, Option(help="Haze prior.")] = "ultrasound-haze"
+    sigma: Annotated[
+        float, Option(help="Noise that is neither tissue nor haze, in units of [0, 1].")
+    ] = 0.02
+    warm_start: Annotated[
+        float | None,
+        Option(help="Enter each frame at this noise level from the last one's result."),
+    ] = None
+    stream: Annotated[
+        bool, Option("--stream", help="Several frames in one network call (pays on a GPU).")
+    ] = False
+    dynamic_range: Annotated[float, Option(help="dB that are shown of signals.")] = 60.0
+    grey: Annotated[bool, Option("--grey", help="Average the channels of coloured pictures.")] = (
+        False
+    )
+    sampling_rate: Annotated[
+        float | None, Option(help="Of channel data, Hz, where the file does not say.")
+    ] = None
+    haze_out: Annotated[Path | None, Option(help="Also write what was taken away.")] = None
+    regions: Annotated[
+        Path | None,
+        Option(
+            help='JSON {"tissue": [[top, left, bottom, right]], "blood": ...}: prints gCNR, KS.'
+        ),
+    ] = None
