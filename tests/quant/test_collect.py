@@ -1,6 +1,7 @@
 """Calibration data on disk: what is recorded, interruptions, the same bytes for the same seed."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -52,7 +53,8 @@ def restorer(denoiser, stop_at=None, calls=None):
 
 def run(denoiser, out, stop_at=None, calls=None, count=6, **options):
     told = {"seed": 5, "solver": "ddim", "steps": 4, "data": ("aa", "bb")}
-    told |= {name: options.pop(name) for name in list(options) if name in told}
+    names = {f.name for f in fields(Provenance)}
+    told |= {name: options.pop(name) for name in list(options) if name in names}
     provenance = Provenance(network_hash(denoiser.network), **told)
     options = {"per_timestep": 3, "crop": 8} | options
     restore = restorer(denoiser, stop_at, calls)

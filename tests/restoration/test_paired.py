@@ -598,8 +598,11 @@ def test_dehaze_restores_a_file(hazy, tiny_haze, monkeypatch, capsys):
     ("changes", "says"),
     [
         (("missing.png",), "does not exist"),
-        (("hazy/one.png", "--reference", "grey.png"), "colour and grey"),
-        (("hazy/one.png", "--reference", "small.png"), "differ in size"),
+        (
+            ("hazy/one.png", "--reference", "grey.png"),
+            "is grey, 52 x 40 pixels; the result is colour",
+        ),
+        (("hazy/one.png", "--reference", "small.png"), "52 x 30 pixels; the result is"),
         (("hazy/one.png", "--solver", "none"), "unknown"),
         (("hazy/one.png", "--steps", "0"), "num_inference_steps"),
         (("hazy/one.png", "--model", "photo"), "models that fit: haze"),
@@ -674,7 +677,7 @@ def test_bench_measures_methods(hazy, tiny_haze, monkeypatch, capsys):
     code, text = run(monkeypatch, capsys, *arguments)
     assert code == 0, text.err
     rows = json.loads(text.out)
-    assert [(r["model"], r["nfe"], r["pictures"]) for r in rows] == [
+    assert [(r["model"], r["calls"], r["pictures"]) for r in rows] == [
         ("input", 0, 1),
         ("dark-channel", 0, 1),
         (str(tiny_haze), 5, 1),

@@ -16,7 +16,7 @@ class Methods:
     """What is measured: every model with every solver; None: the benchmark's own choice."""
 
     model: Annotated[
-        list[str] | None, Option(help="Models, or classical methods; an unknown name lists these.")
+        list[str] | None, Option("--model", "--method", help="Models, or classical methods.")
     ] = None
     solver: Annotated[list[str] | None, Option(help="Solvers, each with every model.")] = None
     steps: Annotated[

@@ -276,10 +276,12 @@ def bench_hsi(
     method: Annotated[
         list[str] | None,
         typer.Option(
+            "--model",
+            "--method",
             help=(
                 "noisy, subspace, fasthyde-nlm, fasthyde, bm4d, or a model. [default: noisy,"
                 " subspace, grey]"
-            )
+            ),
         ),
     ] = None,
     library: Annotated[

@@ -67,6 +67,7 @@ def run_calibrate(
         raise ValueError(f"--select {select} needs --samples: how many network inputs to choose")
     task = task_by_name(runs.task)
     denoiser = float_model(model, None if runs.task == "generate" else runs.task)
+    task.check_recordable(denoiser)
     side = _side(denoiser) if recording.side is None else recording.side
     source = task.source(data, denoiser, side, recording.seed)
     steps = tuple(runs.steps or (5,))

@@ -18,7 +18,7 @@ from export.jobs.base import Job
 from restoration.io.folders import find_pictures, random_window
 from restoration.io.images import read_image
 from restoration.metrics import psnr, ssim
-from restoration.task import Restored
+from restoration.task import KINDS, Restored, check_kind
 from solvers.denoiser import Denoiser
 from toolbox.tasks.options import Draws, Output, Prior, Settings
 
@@ -191,6 +191,15 @@ class Task(ABC):
         Raises:
             ValueError: a number that the task doesn't have.
         """
+
+    def check_recordable(self, denoiser: Denoiser) -> None:
+        """Refuse a network that is made for, or calibrated by, another task.
+
+        Raises:
+            ValueError: says what would fit.
+        """
+        if self.name in KINDS:
+            check_kind(denoiser, self.name)
 
     def deployed(self, options: Any, settings: Settings) -> Settings:
         """The run that a calibration of a network follows, and that it is verified on."""

@@ -35,7 +35,10 @@ class Generate(Task):
         prior: Prior | None = None,
         timesteps: tuple[float, ...] = (),
     ) -> Restorer:
-        solver, steps = solver_by_name(settings.solver), settings.steps or 5
+        solver, steps = (
+            solver_by_name(settings.solver),
+            5 if settings.steps is None else settings.steps,
+        )
         grid = GRIDS[settings.grid](denoiser.process, steps)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:

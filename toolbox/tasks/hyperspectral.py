@@ -53,7 +53,7 @@ class Hyperspectral(Task):
         return HyperspectralTask(
             denoiser,
             solver_by_name(settings.solver),
-            settings.steps or 1,
+            1 if settings.steps is None else settings.steps,
             settings.correction,
             symmetries,
             channels=denoiser.image_channels or 1,
@@ -163,6 +163,13 @@ class Hyperspectral(Task):
 
     def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Cubes:
         return with_numbers(Cubes(), self.name, None if sigma is None else sigma, numbers)
+
+    def check_recordable(self, denoiser: Denoiser) -> None:
+        if "joint" not in shown_to(denoiser):
+            raise ValueError(
+                "--task hsi fits networks of joint latents (recipe hsi); calibrate those of single"
+                " planes with --task denoise"
+            )
 
     def source(
         self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int

@@ -73,7 +73,7 @@ class Paired(PictureTask):
         return PairedTask(
             denoiser,
             solver_by_name(settings.solver),
-            steps or 1,
+            5 if steps is None else steps,
             grid=settings.grid,
             view=getattr(options, "view", None),
             tile=512 if prior is None else prior.tile,

@@ -86,7 +86,7 @@ class PictureTask(Task):
         denoiser = self.load(prior)
         run = getattr(denoiser, "run", None)  # a whole restoration, which has settings of its own
         solver, steps = (
-            (settings.solver, settings.steps or self.settings.steps)
+            (settings.solver, self.settings.steps if settings.steps is None else settings.steps)
             if run is None
             else (run.solver, run.steps)
         )
@@ -112,10 +112,11 @@ def _truth(reference: Path | None, shape: tuple[int, ...]) -> np.ndarray | None:
         return None
     truth = read_image(reference).pixels
     if truth.shape != shape:
-        raise ValueError(
-            f"reference {reference} has shape {truth.shape} but the result has {shape} (channels,"
-            " height, width)"
+        ours, theirs = (
+            f"{'grey' if s[0] == 1 else 'colour'}, {s[2]} x {s[1]} pixels"
+            for s in (shape, truth.shape)
         )
+        raise ValueError(f"reference {reference} is {theirs}; the result is {ours}")
     if min(shape[1:]) < 11:
         raise ValueError(
             "--reference needs pictures of at least 11 x 11 pixels (the window of SSIM)"
