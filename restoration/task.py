@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -130,16 +130,17 @@ def check_kind(denoiser: Denoiser, task: str) -> None:
 
 @dataclass(frozen=True)
 class Restored:
-    """The result of a restoration.
+    """The result of a restoration; every task's has these.
 
     Attributes:
-        samples: ``(n, C, H, W)`` in [0, 1], on the CPU, one per seed.
+        samples: ``(n, C, H, W)``, on the CPU, one per seed; pictures in [0, 1].
         mean: ``(C, H, W)``, their mean: the estimate with the smallest squared error (equal to the
             sample for n = 1).
         std: ``(C, H, W)``, their standard deviation (zeros for n = 1): where the samples disagree,
             the picture is guessed.
         nfe: network calls, all samples together.
         seconds: wall-clock time of the sampling.
+        metrics: ``psnr`` and others, where a reference is known.
     """
 
     samples: Tensor
@@ -147,6 +148,12 @@ class Restored:
     std: Tensor
     nfe: int
     seconds: float
+    metrics: dict[str, float] = field(default_factory=dict, kw_only=True)
+
+
+# what a restoration calls after each network call: the sample's number, and the step where the call
+# is one
+Watch = Callable[[int, Step | None], None]
 
 
 @dataclass(frozen=True)
@@ -207,11 +214,7 @@ class Run:
 
 @torch.no_grad()
 def sample(
-    run: Run,
-    *,
-    num_samples: int = 1,
-    seed: int = 0,
-    callback: Callable[[int, Step], None] | None = None,
+    run: Run, *, num_samples: int = 1, seed: int = 0, callback: Watch | None = None
 ) -> Restored:
     """Draw ``num_samples`` results of a run on one measurement; sample k uses ``seed + k`` alone.
 

@@ -4,7 +4,6 @@ ends, in traceable tensor operations.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
@@ -87,20 +86,3 @@ class Job(ABC):
     @abstractmethod
     def prepare(self, *args: Any, **inputs: Any) -> Run:
         """A run on a batch of measurements."""
-
-
-def ordered(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest (from 0) of each row of ``(B, n)``."""
-    n = values.shape[1]
-    return (
-        values.topk(n - k, dim=1).values[:, -1]
-        if k >= n // 2
-        else -(-values).topk(k + 1, dim=1).values[:, -1]
-    )
-
-
-def quantile(values: Tensor, q: float) -> Tensor:
-    """``torch.quantile`` of each row of ``(B, n)``, by operators that graphs have."""
-    place = q * (values.shape[1] - 1)
-    low, high = ordered(values, math.floor(place)), ordered(values, math.ceil(place))
-    return low + (place - math.floor(place)) * (high - low)

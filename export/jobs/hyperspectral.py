@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from export.jobs.base import Job, Shape, ordered, quantile
-from restoration.hyperspectral.eigen_images import SPREAD
+from export.jobs.base import Job, Shape
+from restoration.hyperspectral.eigen_images import cautious, placed
 from restoration.hyperspectral.task import HyperspectralTask
 from restoration.task import Run
 from restoration.wrappers.symmetry import Symmetric
@@ -59,20 +58,11 @@ class EigenImageJob(Job):
             )
 
     def prepare(self, image: Tensor, level: Tensor) -> Run:
-        d = self.denoiser
-        pixels = image.flatten(1)
-        count = pixels.shape[1]
-        centre = ordered(pixels, (count - 1) // 2)[:, None, None, None]  # torch's median
-        power = (image - centre).square().mean((1, 2, 3), keepdim=True) - level**2
-        reach = (
-            quantile((image - centre).abs().flatten(1), 0.995)[:, None, None, None] - 2.5 * level
-        ).clamp(min=0)
-        scale = torch.maximum(power.clamp(min=0).sqrt() / SPREAD, reach / 1.2)
-        scale = torch.maximum(scale, level / 2.5).clamp(min=1e-30)
+        d, planes, noise = self.denoiser, image[:, 0], level[:, 0]
+        centre, scale = (v[:, None] for v in placed(planes, noise))
         low, high = d.value_range
         half, middle = (high - low) / 2, (high + low) / 2
-        kappa = level / scale * half
-        kappa = (kappa * (1 + self.task.caution * kappa)).clamp(min=1e-6)
+        kappa = cautious(level / scale * half, self.task.caution).clamp(min=1e-6)
         contrast = d.process.kappa(self.time) / kappa
         start = d.process.a(self.time) * (middle + contrast * half * (image - centre) / scale)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from export.runtime.providers import (
     wanted_providers,
 )
 from restoration.photo.inpainting import check_inpainting
-from restoration.task import Restored
+from restoration.task import Restored, Watch
 from restoration.wrappers.tiling import tile_starts, tile_weight
 from solvers.solver import randn
 
@@ -73,7 +73,7 @@ class Restorer:
         num_samples: int = 1,
         seed: int = 0,
         overlap: int | None = None,
-        callback: Callable[[int, int], None] | None = None,
+        callback: Watch | None = None,
     ) -> Restored:
         """Restore one image; sample k uses ``seed + k``, with the same noise as
         :class:`restoration.photo.inpainting.InpaintingTask`.
@@ -83,7 +83,7 @@ class Restorer:
             mask: ``(H, W)``; 1 = known, 0 = missing.
             overlap: pixels shared by neighbouring tiles, less than half a side of the graph's size;
                 None: an eighth of the shorter side.
-            callback: called with the number of tiles done and their total.
+            callback: called after each tile with the sample's number and None.
 
         Raises:
             ValueError: shapes or values that don't fit.
@@ -118,7 +118,7 @@ class Restorer:
             generator = torch.Generator().manual_seed(seed + k)
             noise = torch.stack([randn((1, 3, *size), generator) for _ in range(self.run.draws)])
             total, weights = torch.zeros(3, *size), torch.zeros(size)
-            for done, (top, left) in enumerate(spots, 1):
+            for top, left in spots:
                 window = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
                 out = self.run_tile(x[window][None], known[window][None], noise[window])
                 weight = tile_weight(top, tile[0], size[0], overlap)[:, None] * tile_weight(
@@ -127,7 +127,7 @@ class Restorer:
                 total[window] += weight * out[0]
                 weights[window] += weight
                 if callback is not None:
-                    callback(k * len(spots) + done, num_samples * len(spots))
+                    callback(k, None)
             whole = (total / weights)[:, :height, :width]
             whole = whole.mean(0, keepdim=True) if grey else whole
             samples.append(torch.where(mask > 0, image, whole) if self.run.sigma == 0 else whole)
@@ -139,7 +139,12 @@ class Restorer:
         )
 
     def restore(
-        self, inputs: Mapping[str, Tensor], *, num_samples: int = 1, seed: int = 0
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        callback: Watch | None = None,
     ) -> Restored:
         """One measurement of any task, of exactly the graph's size; sample k draws from ``seed +
         k`` what the host's loop draws.
@@ -176,6 +181,8 @@ class Restorer:
                 noise = [randn((1, *self.run.state), generator) for _ in range(self.run.draws)]
                 feed["noise"] = torch.stack(noise).numpy()
             samples.append(self._run(feed)[0])
+            if callback is not None:
+                callback(k, None)
         stack = torch.stack(samples)
         std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
         mean = stack.double().mean(0).float()

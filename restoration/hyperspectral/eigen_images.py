@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import push_pull
 from restoration.posterior import CORRECTIONS
+from restoration.quantiles import median, quantile
 from restoration.wrappers.symmetry import average, turn, turn_back
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, explicit
@@ -154,10 +156,10 @@ def separately(
     like: Statistics,
     channels: int,
     sampling: Sampling,
-    callback: Callable[[int], None] = lambda done: None,
+    done: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Eigen-images ``x (r, H, W)`` by a denoiser of ``channels``, that many at a time; ``callback``
-    hears how many are done.
+    """Eigen-images ``x (r, H, W)`` by a denoiser of ``channels``, that many at a time; ``done`` is
+    called after each part.
     """
     out = torch.empty_like(x)
     for first in range(0, len(x), channels):
@@ -165,8 +167,28 @@ def separately(
         out[part] = _planes(
             d, x[part], like.images[part], like.level[part], sampling, sampling.seed + 1000 * first
         )
-        callback(min(first + channels, len(x)))
+        done()
     return out
+
+
+def placed(planes: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre and scale ``(B, 1, 1)`` that give planes ``(B, H, W)`` with this noise ``(B, 1, 1)``
+    the contrast of a picture, each its own. Tensor operations only: it can be traced.
+    """
+    centre = median(planes.flatten(1))[:, None, None]
+    power = (planes - centre).square().mean((1, 2), keepdim=True) - noise**2
+    far = quantile((planes - centre).abs().flatten(1), 0.995)[:, None, None]
+    reach = (far - 2.5 * noise).clamp(min=0)
+    scale = torch.maximum(power.clamp(min=0).sqrt() / SPREAD, reach / 1.2)
+    # a plane of noise alone: stays within the levels of the training
+    return centre, torch.maximum(scale, noise / 2.5).clamp(min=1e-30)
+
+
+def cautious(kappa: Any, caution: float) -> Any:
+    """The noise that a plane with noise ``kappa`` is taken to have:
+    :class:`restoration.hyperspectral.task.HyperspectralTask` says why.
+    """
+    return kappa * (1 + caution * kappa)
 
 
 def _planes(
@@ -175,21 +197,11 @@ def _planes(
     """Planes ``(C, H, W)`` of noise ``level (C,)``, restored together at the largest of their
     levels.
     """
-    centre = like.median() if len(x) == 1 else like.flatten(1).median(1).values[:, None, None]
     noise = level[:, None, None]
-    # one scale per plane, so that each is shown with the contrast of a picture
-    power = (like - centre).square().mean((1, 2), keepdim=True) - noise**2
-    reach = (
-        (like - centre).abs().flatten(1)[:, : 2**24].quantile(0.995, dim=1)[:, None, None]
-        - 2.5 * noise
-    ).clamp(min=0)
-    scale = torch.maximum(power.clamp(min=0).sqrt() / SPREAD, reach / 1.2)
-    # a plane of noise alone: stays within the levels of the training
-    scale = torch.maximum(scale, noise / 2.5)
+    centre, scale = placed(like, noise)
     low, high = d.value_range
     half = (high - low) / 2
-    kappa = float((noise / scale).max()) * half
-    kappa = kappa * (1 + sampling.caution * kappa)
+    kappa = cautious(float((noise / scale).max()) * half, sampling.caution)
     y = (high + low) / 2 + half * (x - centre) / scale
     mean = sampling.over_symmetries(
         lambda k: sampling.from_level(d, turn(y, k)[None], kappa, seed + k)[0]
@@ -203,14 +215,14 @@ def jointly(
     variance: Tensor,
     like: Statistics,
     sampling: Sampling,
-    callback: Callable[[int], None] = lambda done: None,
+    done: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Eigen-images ``x (r, H, W)``, in units of noise, as one latent: see
     :mod:`restoration.hyperspectral.joint`.
     """
     std = strengths(like.images, like.variance)
     centre = like.images.flatten(1).median(1).values[:, None, None]
-    out, done = torch.empty_like(x), 0
+    out = torch.empty_like(x)
     for members, old in groups(std.numpy()):
         latent, strength = pad_channels((x - centre)[members]), pad_channels(std[members], WEAKEST)
         noise = pad_channels(variance[members], 1.0)
@@ -224,8 +236,7 @@ def jointly(
 
         new = members[old:]
         out[new] = centre[new] + sampling.over_symmetries(restore)[old : len(members)]
-        done += len(new)
-        callback(done)
+        done()
     return out
 
 

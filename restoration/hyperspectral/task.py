@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from restoration.hyperspectral.joint import CONDITION_CHANNELS
 from restoration.hyperspectral.subspace import Subspace, data_mask, fit_subspace, learn_bands
 from restoration.io.cube import Cube
 from restoration.posterior import CORRECTIONS
+from restoration.task import Watch
 from restoration.wrappers.symmetry import COUNTS
 from restoration.wrappers.tiling import tile_weight, tiled
 from solvers.denoiser import Denoiser, timesteps_of
@@ -46,7 +47,9 @@ STRIP_PIXELS = 400_000  # pixels of eigen-images that are restored at a time
 
 @dataclass(frozen=True, eq=False)
 class RestoredCube:
-    """A restored cube, held as eigen-images: the cube itself is made as it is asked for.
+    """A restored cube, held as eigen-images: the cube itself is made as it is asked for. It has
+    what :class:`restoration.task.Restored` has; samples are averaged as they are drawn, so that
+    their spread isn't known.
 
     Attributes:
         model: subspace, noise levels and stripes.
@@ -68,10 +71,26 @@ class RestoredCube:
     striped_rows: int
     nfe: int
     seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def rows(self, rows: slice = slice(None)) -> np.ndarray:
         """``(B, h, W)`` float32 in the cube's units."""
         return self.model.spectra(self.images[:, rows]).astype(np.float32)
+
+    @property
+    def mean(self) -> Tensor:
+        """``(B, H, W)``."""
+        return torch.from_numpy(self.rows())
+
+    @property
+    def samples(self) -> Tensor:
+        """``(1, B, H, W)``."""
+        return self.mean[None]
+
+    @property
+    def std(self) -> Tensor:
+        """Zeros ``(B, H, W)``."""
+        return torch.zeros_like(self.mean)
 
     def truncated(self, rows: slice = slice(None)) -> np.ndarray:
         """The same without the prior: the subspace alone."""
@@ -169,7 +188,7 @@ class HyperspectralTask:
         dead: np.ndarray | None = None,
         num_samples: int = 1,
         seed: int = 0,
-        callback: Callable[[int], None] | None = None,
+        callback: Watch | None = None,
     ) -> RestoredCube:
         """Restore one cube.
 
@@ -185,7 +204,7 @@ class HyperspectralTask:
             dead: broadcastable to ``(B, H, W)``, not 0 at entries known to be dead, beside those
                 that are found.
             num_samples: samples to average, for more than one step.
-            callback: called with the number of eigen-images done (of a cube in one strip).
+            callback: called after each group of eigen-images with 0 and None.
 
         Raises:
             ValueError: shapes or numbers that don't fit, or a cube without data.
@@ -259,7 +278,7 @@ class HyperspectralTask:
         variance: np.ndarray,
         num_samples: int = 1,
         seed: int = 0,
-        callback: Callable[[int], None] | None = None,
+        callback: Watch | None = None,
         like: Statistics | None = None,
     ) -> tuple[np.ndarray, int]:
         """Restore eigen-images ``(r, H, W)`` with noise of ``variance (r, H, W)``; returns them and
@@ -288,11 +307,11 @@ class HyperspectralTask:
             seed,
             self.caution,
         )
-        callback = (lambda done: None) if callback is None else callback
+        done = (lambda: None) if callback is None else partial(callback, 0, None)
         if self.joint:
-            out = jointly(calls, x, torch.from_numpy(variance).float(), like, sampling, callback)
+            out = jointly(calls, x, torch.from_numpy(variance).float(), like, sampling, done)
         else:
-            out = separately(calls, x, like, self.channels, sampling, callback)
+            out = separately(calls, x, like, self.channels, sampling, done)
             if self.axes == 2 and len(x) > 1:
                 axes = like.axes()
                 turned = separately(

@@ -4,15 +4,97 @@ noise.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from restoration.mri.estimate import lift
+from restoration.mri.sense import Sense, SingleCoil
 from restoration.operators.measurement import Measurement
 from restoration.posterior import Correction, DiffPIR
 from solvers.processes.process import CLEAN
+from solvers.solver import DenoiserLike
 
 DOUBLINGS, STALLED = 10, 0.02
+
+
+class ScanData(Protocol):
+    """What was measured, as a run needs it: on the host (:class:`Slice`), or in a graph
+    (:class:`restoration.mri.real_sense.RealSlice`).
+    """
+
+    @property
+    def first(self) -> Tensor:
+        """The lift, ``(B, 2, H, W)``."""
+        ...
+
+    @property
+    def zero_filled(self) -> Tensor: ...
+
+    @property
+    def seen(self) -> Tensor | float:
+        """1 where a coil is sensitive."""
+        ...
+
+    @property
+    def noise(self) -> Tensor | float: ...
+
+    @property
+    def measurement(self) -> Measurement: ...
+
+    def scaled(self, scale: Tensor) -> ScanData:
+        """The same of an image that is divided by ``scale (B, 1, 1, 1)``."""
+        ...
+
+    def agree(self, x: Tensor) -> Tensor:
+        """:func:`agree`."""
+        ...
+
+    def pull(self, x: Tensor, variance: float) -> Tensor:
+        """The proximal step on the data of an image that may be off by this variance."""
+        ...
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice ``y (1, 2 coils, H, W)`` with noise ``sigma`` per real part; 0: exact."""
+
+    operator: Sense | SingleCoil
+    y: Tensor
+    sigma: float
+
+    @property
+    def first(self) -> Tensor:
+        return lift(self.operator, self.y, self.sigma)
+
+    @property
+    def zero_filled(self) -> Tensor:
+        return self.operator.A_adjoint(self.y)
+
+    @property
+    def seen(self) -> Tensor | float:
+        maps = getattr(self.operator, "maps", None)
+        return 1.0 if maps is None else (maps.abs().sum(0) > 0).float()
+
+    @property
+    def noise(self) -> float:
+        return self.sigma
+
+    @property
+    def measurement(self) -> Measurement:
+        return Measurement(self.operator, self.y, self.sigma)
+
+    def scaled(self, scale: Tensor) -> Slice:
+        return Slice(self.operator, self.y / scale, self.sigma / float(scale))
+
+    def agree(self, x: Tensor) -> Tensor:
+        return agree(x, self.measurement)
+
+    def pull(self, x: Tensor, variance: float) -> Tensor:
+        if self.sigma == 0:
+            return x + self.operator.A_dagger(self.y - self.operator.A(x))
+        return self.operator.prox_l2(x, self.y, variance / self.sigma**2)
 
 
 class Consistency(Correction):
@@ -24,8 +106,12 @@ class Consistency(Correction):
     noise back.
     """
 
+    def __init__(self, denoiser: DenoiserLike, data: ScanData):
+        super().__init__(denoiser, data.measurement)
+        self.data = data
+
     def correct(self, x0: Tensor, t: float) -> Tensor:
-        return agree(x0, self.measurement)
+        return self.data.agree(x0)
 
 
 class Alternation(DiffPIR):
@@ -37,8 +123,14 @@ class Alternation(DiffPIR):
     it against the data again would bring their noise back.
     """
 
+    def __init__(self, denoiser: DenoiserLike, data: ScanData, prior_std: float):
+        super().__init__(denoiser, data.measurement, prior_std=prior_std)
+        self.data = data
+
     def correct(self, x0: Tensor, t: float) -> Tensor:
-        return agree(x0, self.measurement) if self.next_time(t) <= CLEAN else super().correct(x0, t)
+        if self.next_time(t) <= CLEAN:
+            return self.data.agree(x0)
+        return self.data.pull(x0, self.variance(t))
 
 
 def agree(x: Tensor, measurement: Measurement) -> Tensor:

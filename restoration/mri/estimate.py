@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.mri.sense import Sense, SingleCoil
+from restoration.quantiles import quantile
 
 ITERATIONS = 12
 QUANTILE = 0.99
@@ -29,19 +30,14 @@ def lift(operator: Sense | SingleCoil, y: Tensor, sigma: float = 0.0) -> Tensor:
     return operator.sense(y, max(float(sigma**2 / power), 1e-4), ITERATIONS)
 
 
-def image_scale(image: Tensor) -> float:
-    """0.99 quantile of the magnitude of ``(1, 2, H, W)``; images are divided by it for the network.
-
-    Raises:
-        ValueError: an image of zeros.
+def image_scale(image: Tensor) -> Tensor:
+    """0.99 quantile of the magnitude of ``(B, 2, H, W)``, as ``(B, 1, 1, 1)``; images are divided
+    by it for the network. The largest magnitude where almost all are zero.
     """
-    magnitude = image.square().sum(1).sqrt().flatten()
-    scale = float(torch.quantile(magnitude, QUANTILE))
-    if scale <= 0:
-        scale = float(magnitude.max())
-    if scale <= 0:
-        raise ValueError("the measured k-space holds only zeros")
-    return scale
+    magnitude = image.square().sum(1).sqrt().flatten(1)
+    scale = quantile(magnitude, QUANTILE)
+    scale = torch.where(scale > 0, scale, magnitude.amax(1)).clamp(min=1e-30)
+    return scale[:, None, None, None]
 
 
 def condition(operator: Sense | SingleCoil, y: Tensor, sigma: float) -> tuple[Tensor, float]:
@@ -59,7 +55,7 @@ def condition(operator: Sense | SingleCoil, y: Tensor, sigma: float) -> tuple[Te
         ``(1, 7, H, W)`` and the scale.
     """
     first = lift(operator, y, sigma)
-    scale = image_scale(first)
+    scale = float(image_scale(first))
     return features(first / scale, operator.A_adjoint(y) / scale, sigma / scale), scale
 
 

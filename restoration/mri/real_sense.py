@@ -8,10 +8,14 @@ depends on the values: iterations are counted, not stopped by tolerance.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from restoration.mri.consistency import DOUBLINGS, STALLED
+from restoration.mri.estimate import ITERATIONS
+from restoration.operators.measurement import Measurement
 
 # 1 / gamma of the proximal steps of :func:`restoration.mri.consistency.agree`
 SHIFTS = tuple(2.0**-k for k in range(DOUBLINGS))
@@ -44,6 +48,9 @@ class RealSense:
         if self.maps is not None:
             z = times(self.maps, z, conjugate=True)
         return z.sum(1)
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return self.solve(self.A_adjoint(y), 0.0, self.iterations)
 
     def normal(self, x: Tensor) -> Tensor:
         return self.A_adjoint(self.A(x))
@@ -88,7 +95,7 @@ class RealSense:
             chosen, open_, before = chosen + take * move, open_ * (1 - take), left
         return x + chosen
 
-    def prox_l2(self, x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+    def prox_l2(self, x: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
         """``argmin_z gamma |A z - y|^2 + |z - x|^2`` with one ``gamma (B, 1, 1, 1)`` per sample."""
         return x + self.solve(self.A_adjoint(y - self.A(x)), 1 / gamma, self.iterations)
 
@@ -118,6 +125,55 @@ class RealSense:
             directions = zeta * r + turn * ratio**2 * directions
             p, rr, last_step = r + turn * p, new, torch.where(going, step, one)
         return list(x.unbind(0))
+
+
+@dataclass(frozen=True)
+class RealSlice:
+    """Slices ``y (B, coils, 2, H, W)`` with noise ``sigma (B, 1, 1, 1)`` each; None: exact."""
+
+    operator: RealSense
+    y: Tensor
+    sigma: Tensor | None
+
+    @property
+    def first(self) -> Tensor:
+        """As :func:`restoration.mri.estimate.lift`."""
+        zero_filled = self.zero_filled
+        if self.operator.maps is None:
+            return zero_filled
+        power = zero_filled.square().sum(1, keepdim=True).mean((2, 3), keepdim=True)
+        weight = (0.0 if self.sigma is None else self.sigma**2) / power.clamp(min=1e-12)
+        return self.operator.solve(zero_filled, weight.clamp(min=1e-4), ITERATIONS)
+
+    @property
+    def zero_filled(self) -> Tensor:
+        return self.operator.A_adjoint(self.y)
+
+    @property
+    def seen(self) -> Tensor | float:
+        maps = self.operator.maps
+        return 1.0 if maps is None else (maps.abs().sum((1, 2)) > 0).to(self.y)[:, None]
+
+    @property
+    def noise(self) -> Tensor | float:
+        return 0.0 if self.sigma is None else self.sigma
+
+    @property
+    def measurement(self) -> Measurement:
+        """Operator and data; the noise of each sample is this object's."""
+        return Measurement(self.operator, self.y)
+
+    def scaled(self, scale: Tensor) -> RealSlice:
+        sigma = None if self.sigma is None else self.sigma / scale
+        return RealSlice(self.operator, self.y / scale[:, None], sigma)
+
+    def agree(self, x: Tensor) -> Tensor:
+        return self.operator.agree(x, self.y, self.sigma)
+
+    def pull(self, x: Tensor, variance: float) -> Tensor:
+        if self.sigma is None:
+            return self.agree(x)
+        return self.operator.prox_l2(x, self.y, variance / self.sigma.clamp(min=1e-12) ** 2)
 
 
 def dft(length: int) -> Tensor:

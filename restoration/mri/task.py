@@ -11,55 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.mri.consistency import Alternation, Consistency, agree
+from restoration.mri.consistency import Alternation, Consistency, ScanData, Slice
 from restoration.mri.espirit import espirit
-from restoration.mri.estimate import CONDITION_CHANNELS, condition, image_scale, lift, noise_level
-from restoration.mri.sense import (
-    Sense,
-    SingleCoil,
-    cartesian,
-    normalise_maps,
-    sampling_mask,
-    to_channels,
-    to_complex,
-)
-from restoration.operators.measurement import Measurement
+from restoration.mri.estimate import CONDITION_CHANNELS, features, image_scale, noise_level
+from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
 from restoration.posterior import CORRECTIONS, DiffPIR
-from restoration.task import Run, sample
+from restoration.task import Restored, Run, Watch, sample
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
-from solvers.solver import DenoiserLike, Solver, Step
+from solvers.solver import DenoiserLike, Solver
 
 METHODS = ("none", "consistency", "alternation", "red-diff", *CORRECTIONS)
 SAMPLING_STEPS = 4
 
 
 @dataclass(frozen=True)
-class RestoredScan:
-    """A reconstructed slice or volume, in the units of the measured data; everything lies on the
-    CPU.
+class RestoredScan(Restored):
+    """A reconstructed slice or volume, in the units of the measured data: ``samples`` are complex
+    ``(n, H, W)``, of a volume ``(slices, n, H, W)``, ``mean`` ``(H, W)`` or ``(slices, H, W)``, and
+    ``std`` is that of the samples' magnitudes.
 
     Attributes:
-        samples: complex ``(n, H, W)``, one per seed; of a volume ``(slices, n, H, W)``.
-        mean: complex ``(H, W)`` or ``(slices, H, W)``, their mean.
-        std: real, standard deviation of the samples' magnitudes (zeros for one sample).
         residual: root mean square of ``y - A x`` over the measured points of the mean image, per
             real part.
         sigma: the noise level that the reconstruction assumed, per real part: ``residual`` should
             not exceed it.
-        nfe: network calls.
-        seconds: wall-clock time, sensitivities included.
     """
 
-    samples: Tensor
-    mean: Tensor
-    std: Tensor
-    residual: float
-    sigma: float
-    nfe: int
-    seconds: float
+    residual: float = field(kw_only=True)
+    sigma: float = field(kw_only=True)
 
     @property
     def magnitude(self) -> Tensor:
@@ -130,7 +112,7 @@ class MRITask:
         sigma: float | None = None,
         num_samples: int = 1,
         seed: int = 0,
-        callback: Callable[[int, Step], None] | None = None,
+        callback: Watch | None = None,
     ) -> RestoredScan:
         """Reconstruct one slice.
 
@@ -154,8 +136,6 @@ class MRITask:
         """
         began = time.perf_counter()
         kspace, mask = check_kspace(kspace, mask)
-        steps, correction = self.plan(num_samples)
-        grid = self.nodes(steps)
         if maps is None and len(kspace) > 1:
             maps = espirit(kspace, mask)
         if maps is not None and tuple(maps.shape) != tuple(kspace.shape):
@@ -168,35 +148,19 @@ class MRITask:
         sigma = noise_level(kspace, mask) if sigma is None else float(sigma)
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma must be a finite number >= 0; got {sigma}")
-        d = self.denoiser
-        mask, kspace = mask.to(d.device), kspace.to(d.device)
+        mask, kspace = mask.to(self.denoiser.device), kspace.to(self.denoiser.device)
         maps = None if maps is None else maps.to(kspace)
         operator = cartesian(mask, maps, tuple(mask.shape), tolerance=1e-5, max_iterations=100)
         y = to_channels(kspace[None]) * mask
-        d, scale = self._shown(operator, y, sigma)
-        measurement = Measurement(operator, y / scale, sigma / scale)
-        corrected, solver = self._corrected(d, operator, measurement, correction)
-        start = (
-            torch.zeros(1, 2, *mask.shape, device=d.device) if correction == "alternation" else None
-        )
-
-        # where no coil is sensitive nothing is measured: there the image is zero, as in SENSE
-        seen = 1.0 if maps is None else (maps.abs().sum(0) > 0).float()
-
-        def finish(x0: Tensor) -> Tensor:
-            return scale * seen * (x0 if correction == "none" else agree(x0, measurement))
-
-        shape = (2, int(mask.shape[0]), int(mask.shape[1]))
-        run = Run(corrected, solver, grid, shape, finish, start)
+        run = self.prepare(Slice(operator, y, sigma), num_samples)
         result = sample(run, num_samples=num_samples, seed=seed, callback=callback)
         samples = to_complex(result.samples)[:, 0]
         mean = to_complex(result.mean[None])[0, 0]
         std = samples.abs().std(0) if num_samples > 1 else torch.zeros_like(mean.real)
-        error = y - operator.A(result.mean[None].to(d.device))
+        error = y - operator.A(result.mean[None].to(y.device))
         residual = float((error.square().sum() / (2 * operator.coils * mask.sum())).sqrt())
-        return RestoredScan(
-            samples, mean, std, residual, sigma, result.nfe, time.perf_counter() - began
-        )
+        seconds = time.perf_counter() - began
+        return RestoredScan(samples, mean, std, result.nfe, seconds, residual=residual, sigma=sigma)
 
     def volume(
         self,
@@ -233,17 +197,15 @@ class MRITask:
             except ValueError as error:
                 raise ValueError(f"slice {k}: {error}") from error
             progress(k + 1, len(kspace))
-        stack = {
-            name: torch.stack([getattr(s, name) for s in slices])
-            for name in ("samples", "mean", "std")
-        }
         worst = max(slices, key=lambda s: s.residual / max(s.sigma, 1e-30))
         return RestoredScan(
-            **stack,
+            torch.stack([s.samples for s in slices]),
+            torch.stack([s.mean for s in slices]),
+            torch.stack([s.std for s in slices]),
+            sum(s.nfe for s in slices),
+            sum(s.seconds for s in slices),
             residual=worst.residual,
             sigma=worst.sigma,
-            nfe=sum(s.nfe for s in slices),
-            seconds=sum(s.seconds for s in slices),
         )
 
     def plan(self, num_samples: int = 1) -> tuple[int, str]:
@@ -267,38 +229,49 @@ class MRITask:
             grid = Grid(GRIDS[self.grid](self.denoiser.process, steps + 1).times[1:])
         return grid
 
-    def _shown(
-        self, operator: Sense | SingleCoil, y: Tensor, sigma: float
-    ) -> tuple[Denoiser, float]:
-        """The denoiser with its condition, and the scale of the images it sees."""
-        d = self.denoiser
-        if d.condition_channels == 0:
-            return d, image_scale(lift(operator, y, sigma))
-        if d.condition_channels != CONDITION_CHANNELS:
+    def prepare(self, data: ScanData, num_samples: int = 1) -> Run:
+        """The run on this scan. Tensor operations only: it can be traced.
+
+        Raises:
+            ValueError: a network that is shown something else, or a number of steps that the
+                process doesn't have.
+        """
+        d, first = self.denoiser, data.first
+        steps, name = self.plan(num_samples)
+        grid, scale = self.nodes(steps), image_scale(first)
+        held = data.scaled(scale)
+        if d.condition_channels not in (0, CONDITION_CHANNELS):
             raise ValueError(
                 f"the network's condition has {d.condition_channels} channels; MRI shows it"
                 f" {CONDITION_CHANNELS} (see the recipe mri)"
             )
-        shown, scale = condition(operator, y, sigma)
-        return d.conditioned(shown), scale
+        if d.condition_channels:
+            d = d.conditioned(features(first / scale, data.zero_filled / scale, held.noise))
+        corrected, solver = self._corrected(d, held, name)
+        # where no coil is sensitive nothing is measured: there the image is zero, as in SENSE
+        size, seen = (2, int(first.shape[-2]), int(first.shape[-1])), data.seen
 
-    def _corrected(
-        self, d: Denoiser, operator: Sense | SingleCoil, measurement: Measurement, name: str
-    ) -> tuple[DenoiserLike, Solver]:
+        def finish(x0: Tensor) -> Tensor:
+            return scale * seen * (x0 if name == "none" else held.agree(x0))
+
+        start = torch.zeros_like(first) if name == "alternation" else None
+        return Run(corrected, solver, grid, size, finish, start)
+
+    def _corrected(self, d: Denoiser, data: ScanData, name: str) -> tuple[DenoiserLike, Solver]:
         width = float(d.data_std) if self.prior_std is None else self.prior_std
         match name:
             case "none":
                 return d, self.solver
             case "red-diff":
-                start = lift(operator, measurement.y, measurement.sigma)
-                return d, REDDiff(measurement, lam=0.25, lr=0.02, decay=True, start=start)
+                m, start = data.measurement, data.first
+                return d, REDDiff(m, lam=0.25, lr=0.02, decay=True, start=start)
             case "consistency":
-                return Consistency(d, measurement), self.solver
+                return Consistency(d, data), self.solver
             case "alternation":
-                return Alternation(d, measurement, prior_std=width), self.solver
+                return Alternation(d, data, width), self.solver
             case "diffpir":
-                return DiffPIR(d, measurement, prior_std=width), self.solver
-        return CORRECTIONS[name](d, measurement), self.solver
+                return DiffPIR(d, data.measurement, prior_std=width), self.solver
+        return CORRECTIONS[name](d, data.measurement), self.solver
 
 
 def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

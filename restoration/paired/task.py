@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.paired.dark_channel import DarkChannelPrior, box_mean
-from restoration.task import Restored, Run, sample
+from restoration.task import Restored, Run, Watch, sample
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS
 from solvers.methods.rddm import RDDM, RDDMSampler
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.processes.process import Process
-from solvers.solver import DenoiserLike, Solver, Step
+from solvers.solver import DenoiserLike, Solver
 
 # condition channels: the degraded picture; and a mask; what haze_condition gives
 PLAIN, MASKED, HAZE = (3, 4, 7)
@@ -161,7 +161,7 @@ class PairedTask:
         *,
         num_samples: int = 1,
         seed: int = 0,
-        callback: Callable[[int, Step], None] | None = None,
+        callback: Watch | None = None,
     ) -> Restored:
         """Restore one picture.
 

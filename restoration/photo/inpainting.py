@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,13 +12,13 @@ from restoration.operators.measurement import Measurement
 from restoration.photo.lift import thin_plate
 from restoration.photo.linear import planewise
 from restoration.posterior import CORRECTIONS
-from restoration.task import Restored, Run, check_settings, sample
+from restoration.task import Restored, Run, Watch, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
-from solvers.solver import Solver, Step
+from solvers.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class InpaintingTask:
         sigma: float = 0.0,
         num_samples: int = 1,
         seed: int = 0,
-        callback: Callable[[int, Step], None] | None = None,
+        callback: Watch | None = None,
     ) -> Restored:
         """Restore one image.
 

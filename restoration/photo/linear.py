@@ -14,14 +14,14 @@ from restoration.operators.measurement import Measurement
 from restoration.operators.separable import Bicubic, BlockMean
 from restoration.photo.lift import enlarge, thin_plate
 from restoration.posterior import CORRECTIONS, DiffPIR
-from restoration.task import Restored, Run, check_settings, sample
+from restoration.task import Restored, Run, Watch, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
 from solvers.processes.process import CLEAN, Process
-from solvers.solver import DenoiserLike, Solver, Step
+from solvers.solver import DenoiserLike, Solver
 
 # how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust
 # in noisy data
@@ -90,7 +90,7 @@ class LinearTask:
         sigma: float = 0.0,
         num_samples: int = 1,
         seed: int = 0,
-        callback: Callable[[int, Step], None] | None = None,
+        callback: Watch | None = None,
     ) -> Restored:
         """Restore one picture.
 

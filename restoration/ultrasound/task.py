@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn.functional import max_pool2d
 
 from restoration.operators.measurement import Measurement
 from restoration.posterior import CORRECTIONS, Correction
+from restoration.task import Restored, Watch
 from restoration.ultrasound.joint import JointDenoiser, Superposition
 from restoration.ultrasound.power_split import power_split
 from restoration.wrappers.tiling import tiled
@@ -21,34 +22,30 @@ from solvers.denoiser import Denoiser
 from solvers.grid import Grid, explicit
 from solvers.loop import solve
 from solvers.methods.ddim import DDIM
-from solvers.solver import RNG, Callback, Solution, Solver, Step, randn
+from solvers.solver import RNG, Callback, Solution, Solver, randn
 
 MINIMUM_SIDE = 32
 
 
 @dataclass(frozen=True)
-class Dehazed:
-    """A frame without haze.
+class Dehazed(Restored):
+    """A frame without haze; ``nfe`` counts calls of the joint denoiser, each of which asks both
+    networks once.
 
     Attributes:
-        samples: ``(n, H, W)`` in [0, 1], tissue, one per seed.
-        image: ``(H, W)``, their mean.
-        std: ``(H, W)``, their standard deviation (zeros for n = 1).
         haze: ``(H, W)``, mean of what haze adds at strength 1; negative where it extinguishes. Both
             as :meth:`UltrasoundTask.finish` says.
         state: ``(1, 2, H, W)``, the last sample in the networks' range: the warm start of the next
             frame.
-        nfe: calls of the joint denoiser (each asks both networks once).
-        seconds: wall-clock time.
     """
 
-    samples: Tensor
-    image: Tensor
-    std: Tensor
-    haze: Tensor
-    state: Tensor
-    nfe: int
-    seconds: float
+    haze: Tensor = field(kw_only=True)
+    state: Tensor = field(kw_only=True)
+
+    @property
+    def image(self) -> Tensor:
+        """The mean as a frame ``(H, W)``."""
+        return self.mean[0]
 
 
 @dataclass(frozen=True)
@@ -120,12 +117,7 @@ class UltrasoundTask:
             )
 
     def __call__(
-        self,
-        frame: Tensor,
-        *,
-        num_samples: int = 1,
-        seed: int = 0,
-        callback: Callable[[int, Step], None] | None = None,
+        self, frame: Tensor, *, num_samples: int = 1, seed: int = 0, callback: Watch | None = None
     ) -> Dehazed:
         """Dehaze one frame ``(H, W)`` or ``(1, H, W)`` in [0, 1]; sample k uses ``seed + k`` alone.
 
@@ -234,10 +226,11 @@ class UltrasoundTask:
         the 3 x 3 pixels of the frame around it. So samples keep no grain where a frame is black.
         """
         ceiling = max_pool2d(frame[None], 3, stride=1, padding=1).cpu()
-        samples = self.tissue.to_unit(states[:, 0]).clamp(0, 1).cpu().minimum(ceiling)
+        samples = self.tissue.to_unit(states[:, :1]).clamp(0, 1).cpu().minimum(ceiling)
         haze = self.haze.to_unit(states[:, 1]).cpu().minimum(ceiling / self.strength).mean(0)
         std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
-        return Dehazed(samples, samples.mean(0), std, haze, states[-1:], nfe, seconds)
+        mean = samples.mean(0)
+        return Dehazed(samples, mean, std, nfe, seconds, haze=haze, state=states[-1:])
 
 
 def check_frame(frame: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 
 from export.exporter import export_restorer_bundle
 from export.graphs.restorer import export_restorer, run_job
-from export.jobs.base import ordered, quantile
 from export.jobs.hyperspectral import EigenImageJob
 from export.jobs.mri import MRIJob
 from export.jobs.paired import PairedJob
@@ -34,6 +33,7 @@ from restoration.operators.measurement import Measurement
 from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
 from restoration.paired.task import PairedTask
 from restoration.photo.linear import LinearTask
+from restoration.quantiles import ordered, quantile
 from solvers.denoiser import Denoiser
 from solvers.methods.ddim import DDIM
 from solvers.methods.evodiff import EVODiff

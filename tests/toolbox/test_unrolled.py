@@ -9,12 +9,11 @@ import pytest
 import torch
 from helpers.data import TINY_RECIPE
 
-from restoration.mri.consistency import Alternation
+from restoration.mri.consistency import Alternation, Slice
 from restoration.mri.sampling import column_mask
 from restoration.mri.simulation import ring_maps, simulate_kspace
 from restoration.mri.task import MRITask
 from restoration.operators.linear import conjugate_gradient
-from restoration.operators.measurement import Measurement
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
 from solvers.loop import solve
@@ -198,7 +197,7 @@ def test_turns_are_proximal_steps_but_the_last(mri_recipe, slices):
     first = bound.correct(x, grid.times[0])
     gamma = d.data_std**2 / m.sigma**2
     torch.testing.assert_close(first, m.operator.prox_l2(x, m.y, gamma))
-    exact = Measurement(m.operator, m.operator.A(e.x0), 10.0)
+    exact = Slice(m.operator, m.operator.A(e.x0), 10.0)
     assert (
         Alternation(d, exact, prior_std=0.03)
         .bind(grid.times, torch.zeros_like)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
-from restoration.task import Restored, shown_to
+from restoration.task import shown_to
 from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
 from toolbox.api import float_model
@@ -161,7 +160,7 @@ def run_verify_restorer(
     times = tuple(graph.bundle.timesteps)
     prior = Prior(tile=2**31)  # a graph has no tiles
     methods = {"float": task.restorer(denoiser, options, settings, prior, times)}
-    methods["bundle"] = lambda inputs, **draws: _call(graph, inputs, draws)
+    methods["bundle"] = graph.restore
     if origin.quantized is not None:
         network = load_quantized(origin.quantized, denoiser.network)
         small = denoiser.around(network.simulating(graph.bundle.target))
@@ -193,11 +192,6 @@ def _between(row: Row) -> dict[str, Any]:
     if "simulated" in row.results:
         found["psnr_simulated"] = row.between("bundle", "simulated")
     return found
-
-
-def _call(graph: Any, inputs: Mapping[str, Tensor], draws: dict[str, Any]) -> Restored:
-    given = {name: value for name, value in draws.items() if name != "callback"}
-    return graph.restore(inputs, **given)
 
 
 def _fused(graph) -> int | None:

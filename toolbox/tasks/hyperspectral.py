@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Hyperspectral(Task):
             check_writable(options.quicklook)
         dead = None if options.dead is None else read_cube(options.dead).values
         truth = None if reference is None else _reference(reference, options, cube)
-        denoiser = load_for(self.name, prior.model, device=prior.device)
+        denoiser, done = load_for(self.name, prior.model, device=prior.device), count(1)
         result = self.task(denoiser, settings, prior.symmetries)(
             cube,
             sigma=noise,
@@ -89,7 +90,7 @@ class Hyperspectral(Task):
             dead=dead,
             num_samples=draws.samples,
             seed=draws.seed,
-            callback=lambda done: progress(done, max(done, 1)),
+            callback=lambda *_: progress(next(done), 0),
         )
         with together():
             write_cube(out, cube, result.rows)
@@ -129,16 +130,14 @@ class Hyperspectral(Task):
             task = replace(task, axes=1)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
-            draws.pop("callback", None)
             if "cube" in inputs:
                 found = task(inputs["cube"].numpy(), **draws)
-                result, nfe, seconds = torch.from_numpy(found.rows()), found.nfe, found.seconds
-            else:
-                planes = inputs["image"].numpy()
-                variance = np.broadcast_to(inputs["level"].numpy() ** 2, planes.shape)
-                restored, nfe = task.denoise(planes, variance, **draws)
-                result, seconds = torch.from_numpy(restored), 0.0
-            return Restored(result[None], result, torch.zeros_like(result), nfe, seconds)
+                return Restored(found.samples, found.mean, found.std, found.nfe, found.seconds)
+            planes = inputs["image"].numpy()
+            variance = np.broadcast_to(inputs["level"].numpy() ** 2, planes.shape)
+            restored, nfe = task.denoise(planes, variance, **draws)
+            result = torch.from_numpy(restored)
+            return Restored(result[None], result, torch.zeros_like(result), nfe, 0.0)
 
         return run
 

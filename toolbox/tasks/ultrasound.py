@@ -148,10 +148,7 @@ class Ultrasound(Task):
         task = self.task(tissue, haze, options, settings)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
-            found = task(inputs["frame"], **draws)
-            return Restored(
-                found.samples[:, None], found.image[None], found.std[None], found.nfe, found.seconds
-            )
+            return task(inputs["frame"], **draws)
 
         return run
 

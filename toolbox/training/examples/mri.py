@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.mri.consistency import Alternation
+from restoration.mri.consistency import Alternation, Slice
 from restoration.mri.estimate import CONDITION_CHANNELS
-from restoration.operators.measurement import Measurement
 from solvers.denoiser import Denoiser
 from toolbox.training.examples.fastmri import MeasuredScans
 from toolbox.training.examples.scans import KeptScans, Scans
@@ -50,11 +50,12 @@ class MRIExamples:
         for _ in range(self.recipe.batch_size):
             x0, shown, m = self.scans.simulate(rng)
             x0, shown, y = (v.to(denoiser.device) for v in (x0, shown, m.y))
-            measurement = Measurement(m.operator, y, m.sigma)
+            operator: Any = m.operator
             missing = torch.ones_like(x0[:, :1])
-            batch.append(Measured(x0, shown, missing, _alternating(measurement)))
+            data = Slice(operator, y, m.sigma)
+            batch.append(Measured(x0, shown, missing, _alternating(data)))
         return batch
 
 
-def _alternating(measurement: Measurement) -> Callable[[Denoiser], Alternation]:
-    return lambda d: Alternation(d, measurement, prior_std=float(d.data_std))
+def _alternating(data: Slice) -> Callable[[Denoiser], Alternation]:
+    return lambda d: Alternation(d, data, float(d.data_std))

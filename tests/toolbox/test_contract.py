@@ -1,0 +1,225 @@
+"""Every task through the whole line on a tiny network: files restored, calibrated, quantized,
+exported as a network and as a whole restoration, verified on trials; host and graph agree.
+"""
+
+import numpy as np
+import pytest
+import torch
+from helpers.data import smooth_picture
+from helpers.deploy import calibrate
+from helpers.networks import shallow_unet
+from helpers.quantized import one_thread  # noqa: F401
+
+from restoration.io.images import Photo, write_image
+from restoration.task import KINDS
+from solvers.denoiser import Denoiser
+from solvers.processes.process import VP
+from toolbox.deploy.export import run_export, run_export_restorer
+from toolbox.deploy.options import Checks, Graph, Origin, Trials, Whole
+from toolbox.deploy.quantize import run_quantize
+from toolbox.deploy.report import run_report
+from toolbox.deploy.verify import run_verify, run_verify_restorer
+from toolbox.tasks import TASKS, task_by_name
+from toolbox.tasks.options import (
+    Cubes,
+    Deblurring,
+    Dehazing,
+    Denoising,
+    Draws,
+    Enlarging,
+    Frames,
+    Inpainting,
+    Output,
+    Pairs,
+    Prior,
+    Scanning,
+    Settings,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# channels of image and condition, and what the condition is
+NETWORKS = {
+    "inpaint": (3, 4, "lift+known"),
+    "denoise": (1, 0, None),
+    "superresolve": (3, 4, "lift+known"),
+    "deblur": (1, 0, None),
+    "dehaze": (3, 7, "haze"),
+    "paired": (3, 3, "degraded"),
+    "ultrasound": (1, 0, None),
+    "mri": (2, 7, "mri"),
+    "hsi": (1, 0, None),
+}
+OPTIONS = {
+    "inpaint": Inpainting("random:0.5"),
+    "denoise": Denoising("0.1"),
+    "superresolve": Enlarging(2),
+    "deblur": Deblurring(1.0),
+    "dehaze": Dehazing(view=32),
+    "paired": Pairs(),
+    "mri": Scanning("random", acceleration=2.0, coils="2"),
+    "hsi": Cubes(),
+    "ultrasound": Frames(),
+}
+STEPS, SIDE = 2, 32
+SHOWN = ("denoise", "mri")  # by default; the others are long
+GRAPHS = [name for name in KINDS if name != "ultrasound"]
+
+
+def some(names, kept=SHOWN):
+    return [n if n in kept else pytest.param(n, marks=pytest.mark.long) for n in names]
+
+
+def test_no_task_is_missing():
+    assert set(NETWORKS) == set(KINDS) == set(TASKS) - {"generate"}
+    assert {task_by_name(name).name for name in TASKS} == set(TASKS)
+    with pytest.raises(ValueError, match="known: inpaint, denoise"):
+        task_by_name("sharpen")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """Models by task, pictures, pairs, a volume and a cube."""
+    place = tmp_path_factory.mktemp("house")
+    process = VP.cosine(100, zero_terminal_snr=True)
+    for name, (channels, condition, shown) in NETWORKS.items():
+        Denoiser(
+            shallow_unet(channels + condition, channels),
+            process,
+            "v_prediction",
+            condition_channels=condition,
+            shown=shown,
+        ).save_pretrained(place / name)
+    for folder in ("pictures", "pairs/degraded", "pairs/clean"):
+        (place / folder).mkdir(parents=True)
+        for k in range(2):
+            picture = smooth_picture(48, 40) * (1 - 0.2 * k)
+            write_image(place / folder / f"{k}.png", Photo(picture.astype(np.float32)))
+    write_image(place / "frame.png", Photo(smooth_picture(48, 40, 1)))
+    np.savez(place / "volume.npz", image=smooth_picture(36, 40, 1))
+    np.savez(place / "cube.npz", cube=np.stack([smooth_picture(24, 24, 1)[0]] * 6, -1))
+    return place
+
+
+def data_of(house, name):
+    return {"mri": house / "volume.npz", "paired": house / "pairs"}.get(name, house / "pictures")
+
+
+def partner(house, name):
+    return {"partner": f"haze:{house / name}"} if name == "ultrasound" else {}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_files_are_restored(house, tmp_path, name):
+    task, options = task_by_name(name), OPTIONS[name]
+    if name == "ultrasound":
+        options = Frames(tissue=str(house / name), haze=str(house / name))
+    source, out = {
+        "mri": ("volume.npz", "o.nii.gz"),
+        "hsi": ("cube.npz", "o.npz"),
+        "ultrasound": ("frame.png", "o.png"),
+    }.get(name, ("pictures/0.png", "o.png"))
+    seen = []
+    figures = task.restore(
+        house / source,
+        Output(tmp_path / out),
+        options,
+        prior=Prior(str(house / name), symmetries=1),
+        settings=Settings(task.settings.solver, STEPS if name != "hsi" else 1),
+        draws=Draws(samples=1),
+        progress=lambda done, total: seen.append(done),
+    )
+    assert figures["task"] == name
+    assert figures["nfe"] > 0
+    assert seen
+    assert (tmp_path / out).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_trials_depend_on_seed_and_number_alone(house, name):
+    task, denoiser = task_by_name(name), Denoiser.from_pretrained(house / name)
+    options = task.simulated(denoiser, **partner(house, name))
+
+    def trial(seed, k):
+        return task.trial(task.source(data_of(house, name), denoiser, SIDE, seed), k, options)
+
+    a, b, other = trial(3, 5), trial(3, 5), trial(3, 6)
+    for key, value in a.inputs.items():
+        torch.testing.assert_close(value, b.inputs[key], rtol=0, atol=0)
+        assert torch.isfinite(value).all()
+    assert any(not torch.equal(value, other.inputs[key]) for key, value in a.inputs.items())
+    torch.testing.assert_close(a.truth, b.truth, rtol=0, atol=0)
+    # what is measured tells of the truth: each classical method that is installed comes near it
+    restored = task.restorer(denoiser, options, Settings(task.settings.solver, 1))(a.inputs, seed=1)
+    assert restored.mean.shape == a.truth.shape
+    assert set(task.quality(restored.mean, a.truth)) <= {"psnr", "ssim"}
+
+
+@pytest.fixture(scope="module")
+def quantized(house):
+    """Calibration and quantized network of a task, made once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            kept, folder = house / f"{name}.safetensors", house / f"{name}-q"
+            task = task_by_name(name)
+            options = {"solver": task.settings.solver, "steps": [STEPS], "count": 2, "side": SIDE}
+            # the eigen-images' network is calibrated as a denoiser of planes
+            of = "denoise" if name == "hsi" else name
+            if name == "mri":
+                options["steps"] = [1, STEPS]
+            options |= partner(house, name)
+            calibrate(house / name, data_of(house, name), kept, task=of, **options)
+            run_quantize(str(house / name), kept, folder)
+            made[name] = Origin(str(house / name), folder, kept)
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", some(k for k in KINDS if k != "ultrasound"))
+def test_networks_are_deployed(house, tmp_path, quantized, name):
+    """Calibrated, quantized, reported on, exported and verified on the task's own trials."""
+    origin, solver = quantized(name), task_by_name(name).settings.solver
+    trials, run = Trials(data_of(house, name), 2, SIDE), Settings(solver, STEPS)
+    if name == "mri":
+        trials = Trials(data_of(house, name), 2, SIDE)
+    run_export(origin.model, tmp_path / "b", Graph(origin.quantized, "cpu"))
+    figures = run_verify(tmp_path / "b", origin, trials, run, Checks(psnr_drop=100.0))
+    assert not figures["failures"]
+    assert figures["fused"] == figures["planned"] > 0
+    assert len(figures["images"]) == 2
+    assert all(np.isfinite(row["psnr_bundle"]) for row in figures["images"])
+    found = run_report(origin.quantized, origin, tmp_path / "r", trials, run)
+    assert len(found["chain"]) >= 1
+    # the graph's results are those of the simulation, so both reports tell the same
+    simulated, run_by_graph = (
+        found["psnr_quantized"],
+        np.mean([row["psnr_bundle"] for row in figures["images"]]),
+    )
+    assert simulated == pytest.approx(run_by_graph, abs=1.0)
+
+
+@pytest.mark.parametrize("target", ["float", "cpu"])
+@pytest.mark.parametrize("name", some(GRAPHS, ("denoise",)))
+def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, target):
+    """One graph for the task: its results are the host's, to 1e-4 in float."""
+    if (name, target) == ("denoise", "cpu"):
+        pytest.skip("shown by the network's bundle and the float graph")
+    origin, task = quantized(name), task_by_name(name)
+    numbers = {"superresolve": {"factor": 2}, "deblur": {"blur": 1.0}, "mri": {"coils": 2}}
+    # of mri: the noise is an input; of others: what the network was calibrated for
+    sigma = {"mri": 0.01, "denoise": 0.1, "hsi": 0.1}.get(name, 0.0)
+    whole = Whole(name, sigma=sigma, size=f"{SIDE}x{SIDE}", **numbers.get(name, {}))
+    settings = Settings(task.settings.solver, 1 if name in ("hsi", "denoise") else STEPS)
+    graph = Graph(origin.quantized if target == "cpu" else None, target)
+    run_export_restorer(origin.model, tmp_path / "b", graph, whole, settings)
+    given = origin if target == "cpu" else Origin(origin.model)
+    trials = Trials(house / "pairs" if name == "paired" else house / "pictures", 2)
+    figures = run_verify_restorer(tmp_path / "b", given, trials, Checks(psnr_drop=100.0))
+    assert not figures["failures"]
+    if target == "float":
+        assert figures["psnr_between"] > 80  # 1e-4
+    else:
+        assert figures["psnr_simulated"] > figures["psnr_between"] - 1
