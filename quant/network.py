@@ -80,6 +80,11 @@ class QuantizedNetwork(nn.Module):
     network: Network
 
     @property
+    def config(self) -> Any:
+        """The float network's, which tells its channels."""
+        return self.float_network.config
+
+    @property
     def outputs(self) -> bool:
         return self._outputs
 

@@ -124,7 +124,7 @@ class Denoiser:
         config = getattr(self.network, "config", None)
         if config is not None:
             return int(config.in_channels) // self.fold**2 - self.condition_channels
-        out = getattr(self.network, "outputs", None)
+        out = getattr(self.network, "out_channels", None)
         return None if out is None else int(out) // self.fold**2
 
     def around(self, network: Network) -> Self:

@@ -133,7 +133,7 @@ class OnnxNetwork:
         self.session = open_session(path, providers, threads=threads, integer=self.integer)
         self.providers: list[str] = self.session.get_providers()
         self.cuda = self.providers[0] != PROVIDERS["cpu"]
-        self.outputs = self.session.get_outputs()[0].shape[1]
+        self.out_channels = self.session.get_outputs()[0].shape[1]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         place = torch.device("cuda" if self.cuda else "cpu")
@@ -141,7 +141,7 @@ class OnnxNetwork:
             x.detach().to(place, torch.float32).contiguous(),
             second_input(self.timesteps, t),
         )
-        out = torch.empty((feed.shape[0], self.outputs, *feed.shape[2:]), device=place)
+        out = torch.empty((feed.shape[0], self.out_channels, *feed.shape[2:]), device=place)
         # holds addresses only: feed, second and out live until the call is over
         binding = self.session.io_binding()
         binding.bind_input("x", place.type, 0, np.float32, tuple(feed.shape), feed.data_ptr())
@@ -172,7 +172,7 @@ class OpenVinoNetwork:
     def __init__(self, path: str | Path, bundle: Bundle, threads: int | None):
         self.timesteps, self.channels = tuple(bundle.timesteps), bundle.channels
         self.graph = OpenVinoGraph(path, bundle.target, threads)
-        self.providers, self.outputs = self.graph.get_providers(), self.graph.outputs()["output"][1]
+        self.providers, self.out_channels = self.graph.get_providers(), self.graph.outputs()["output"][1]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         feed = {"x": x.detach().to("cpu", torch.float32).contiguous().numpy()} | second_input(

@@ -257,7 +257,9 @@ class PlanewiseNetwork(nn.Module):
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         groups = z.shape[1] // self.channels
         planes = z.reshape(-1, self.channels, *z.shape[2:])
-        out = output_of(self.network(planes, t.repeat_interleave(groups)))
+        # one time for the whole batch needs no repeating, in a graph either
+        times = t if len(t) == 1 else t.repeat_interleave(groups)
+        out = output_of(self.network(planes, times))
         return out.reshape(len(z), -1, *out.shape[2:])
 
     @property

@@ -129,8 +129,8 @@ def test_float_session_is_the_denoiser(bundles, denoiser):
     torch.testing.assert_close(session(x, 40.0).eps, denoiser(x, 40.0).eps, atol=2e-5, rtol=0)
     onnx = Session(bundles / "float", threads=1)
     assert (
-        (session.network.outputs, session.network.channels)
-        == (onnx.network.outputs, session.bundle.channels)
+        (session.network.out_channels, session.network.channels)
+        == (onnx.network.out_channels, session.bundle.channels)
         == (12, 28)
     )
 

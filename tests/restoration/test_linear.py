@@ -136,7 +136,7 @@ def test_grey_pictures_and_grey_networks(tiny_model):
     torch.testing.assert_close(grey.mean[0], colour.mean[1])
 
     single = gaussian()
-    single.network.outputs = 1  # a network of single planes, as an exported one says it
+    single.network.out_channels = 1  # a network of single planes, as an exported one says it
     y = picture() + 0.1 * torch.randn(3, 24, 20, generator=torch.Generator().manual_seed(0))
     together = LinearTask(single, num_inference_steps=2)(y, Denoising(), sigma=0.1).mean
     assert single.network.asked[0] == (3, 1, 24, 20)
@@ -287,7 +287,7 @@ def test_bad_input(tiny_model):
         task(picture(channels=2), Denoising(), sigma=0.1)
     with pytest.raises(TypeError, match="lacks"):
         task(picture(), object(), sigma=0.1)
-    d.network.outputs = 5
+    d.network.out_channels = 5
     with pytest.raises(ValueError, match="5 channels"):
         task(picture(), Denoising(), sigma=0.1)
     for options, says in (

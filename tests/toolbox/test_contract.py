@@ -25,13 +25,13 @@ from toolbox.tasks.options import (
     Deblurring,
     Dehazing,
     Denoising,
-    Draws,
     Enlarging,
     Frames,
     Inpainting,
     Output,
     Pairs,
     Prior,
+    Request,
     Scanning,
     Settings,
 )
@@ -120,15 +120,14 @@ def test_files_are_restored(house, tmp_path, name):
         "ultrasound": ("frame.png", "o.png"),
     }.get(name, ("pictures/0.png", "o.png"))
     seen = []
-    figures = task.restore(
+    request = Request(
         house / source,
         Output(tmp_path / out),
         options,
-        prior=Prior(str(house / name), symmetries=1),
-        settings=Settings(task.settings.solver, STEPS if name != "hsi" else 1),
-        draws=Draws(samples=1),
-        progress=lambda done, total: seen.append(done),
+        Prior(str(house / name)),
+        Settings(task.settings.solver, STEPS if name != "hsi" else 1),
     )
+    figures = task.restore(request, lambda done, total: seen.append(done))
     assert figures["task"] == name
     assert figures["nfe"] > 0
     assert seen

@@ -359,7 +359,7 @@ def test_denoisers_enter_at_calibrated_times():
     y = smooth(3, SIZE) + 0.1 * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     whole = Whole("denoise", sigma=0.1, size="32x24")
     free = make_job(d, whole, Settings(steps=2))
-    job = make_job(d, whole, Settings(steps=2), known)
+    job = make_job(d, whole, Settings(steps=2, timesteps=known))
     with pytest.raises(ValueError, match="not in the temporal table"):
         export_restorer(free, timesteps=known)
     ours, module = run_graph(job, 0, image=y)
@@ -373,12 +373,12 @@ def test_denoisers_enter_at_calibrated_times():
         ours[0], job.task(y[0], job.operator, sigma=0.1).mean.numpy(), atol=1e-4
     )
     # as `verify` makes it of a bundle
-    again = make_job(d, whole, Settings(steps=2), module.timesteps)
+    again = make_job(d, whole, Settings(steps=2, timesteps=module.timesteps))
     torch.testing.assert_close(
         again.task(y[0], job.operator, sigma=0.1).mean, job.task(y[0], job.operator, sigma=0.1).mean
     )
     with pytest.raises(ValueError, match="take at most 1 of them"):
-        make_job(d, whole, Settings(steps=4), (90.0, 50.0, 12.0)).task(
+        make_job(d, whole, Settings(steps=4, timesteps=(90.0, 50.0, 12.0))).task(
             y[0], job.operator, sigma=0.1
         )
 

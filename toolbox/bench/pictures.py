@@ -31,7 +31,6 @@ from toolbox.tasks.options import (
     Draws,
     Enlarging,
     Inpainting,
-    Prior,
     Settings,
 )
 
@@ -101,9 +100,9 @@ def _ways(case: Case, methods: Methods, extent: Extent) -> dict[tuple[str, str],
         denoiser = load_for(case.task.name, model)
         own = case.task.settings
         for solver in methods.solver or [own.solver]:
-            settings = Settings(solver, methods.steps or own.steps)
-            prior = Prior(model, symmetries=methods.symmetries)
-            found[model, solver] = case.task.restorer(denoiser, case.options, settings, prior)
+            steps = methods.steps or own.steps
+            settings = Settings(solver, steps, symmetries=methods.symmetries)
+            found[model, solver] = case.task.restorer(denoiser, case.options, settings)
     return found
 
 

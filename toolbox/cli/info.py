@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from toolbox.cli.options import Commands, Without
+from toolbox.cli.options import FEW, Commands, Without
 from toolbox.cli.output import ProgressBar, print_json, print_table
 from toolbox.tasks.options import Draws, Json, Prior, Settings
 
@@ -20,8 +20,8 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path(
         "restobox-demo"
     ),
-    prior: Annotated[Prior, Without("device", "tile", "symmetries")] = Prior(),
-    settings: Annotated[Settings, Without("grid", "correction")] = Settings(steps=5),
+    prior: Annotated[Prior, Without("device")] = Prior(),
+    settings: Annotated[Settings, FEW] = Settings(steps=5),
     draws: Draws = Draws(samples=4),
     mask: Annotated[
         str,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from toolbox.cli.options import Commands, Without, refuse_unused
+from toolbox.cli.options import FEW, Commands, Without, refuse_unused
 from toolbox.cli.output import ProgressBar, cost_line, print_json, print_table
 from toolbox.deploy.options import (
     Checks,
@@ -157,7 +157,7 @@ def report_(
     ],
     origin: Annotated[Origin, Without("quantized")],
     trials: Trials = Trials(side=192),
-    run: Annotated[Settings, Without("grid", "correction")] = Settings(steps=5),
+    run: Annotated[Settings, FEW] = Settings(steps=5),
     as_json: Json = False,
 ) -> None:
     """Tell what quantization did: per layer, per timestep, along the chain, on restored pictures,
@@ -204,7 +204,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.")],
     graph: Graph,
     whole: Whole,
-    settings: Settings = Settings(steps=5),
+    settings: Annotated[Settings, Without("tile", "symmetries")] = Settings(steps=5),
     as_json: Json = False,
 ) -> None:
     """Write an ONNX bundle that `restobox restore --model FOLDER` runs."""
@@ -227,7 +227,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle written by `restobox export`.")],
     origin: Origin,
     trials: Trials = Trials(),
-    run: Annotated[Settings, Without("grid", "correction")] = Settings(steps=5),
+    run: Annotated[Settings, FEW] = Settings(steps=5),
     checks: Checks = Checks(),
     as_json: Json = False,
 ) -> None:

@@ -31,9 +31,14 @@ class Without:
         self.names = names
 
 
+# of settings: what a run without choice of times and tiles takes
+FEW = Without("grid", "correction", "tile", "symmetries")
+
+
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command whose parameters may be dataclasses: their fields become options (typer has no such
-    groups), their values arrive as objects. A parameter's default gives those of the fields.
+    groups), if they are ``Annotated``; their values arrive as objects. A parameter's default gives
+    those of the fields.
     """
     signature = inspect.signature(command)
     hints = get_type_hints(command, include_extras=True)
@@ -55,7 +60,7 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
             missing = f.default is dataclasses.MISSING
             default = inspect.Parameter.empty if missing else f.default
             default = default if own is None else getattr(own, f.name)
-            if f.name in left_out:
+            if f.name in left_out or get_origin(types[f.name]) is not Annotated:
                 fixed[f.name] = default
             else:
                 flat.append(_keyword(f.name, types[f.name], default))

@@ -25,11 +25,13 @@ from toolbox.tasks.options import (
     Output,
     Pairs,
     Prior,
+    Request,
     Scanning,
     Settings,
 )
 
 app = Commands(help="Restore a measurement of yours.", no_args_is_help=True)
+RDDM = Settings("rddm", 5)
 
 
 @app.command("inpaint")
@@ -48,7 +50,7 @@ def inpaint(
     if holds_restoration(prior.model):
         own = ("solver", "steps", "grid", "correction", "tile", "symmetries")
         refuse_unused(own, "on a whole restoration, which was exported with its own")
-    _restore("inpaint", image, output, options, prior, settings, draws, as_json)
+    _restore("inpaint", Request(image, output, options, prior, settings, draws), as_json)
 
 
 @app.command("denoise")
@@ -62,7 +64,7 @@ def denoise(
     as_json: Json = False,
 ) -> None:
     """Remove white noise from a picture."""
-    _restore("denoise", image, output, options, prior, settings, draws, as_json)
+    _restore("denoise", Request(image, output, options, prior, settings, draws), as_json)
 
 
 @app.command("superresolve")
@@ -84,8 +86,8 @@ def superresolve(
     """Enlarge a picture."""
     small = (options.factor, options.kernel) == (4, "block")
     model = model or (SMALL_BLOCKS if small else DEFAULT_MODEL)
-    prior = Prior(model, prior.device, prior.tile, prior.symmetries)
-    _restore("superresolve", image, output, options, prior, settings, draws, as_json)
+    prior = Prior(model, prior.device)
+    _restore("superresolve", Request(image, output, options, prior, settings, draws), as_json)
 
 
 @app.command("deblur")
@@ -99,7 +101,7 @@ def deblur(
     as_json: Json = False,
 ) -> None:
     """Sharpen a picture that a Gaussian blurred."""
-    _restore("deblur", image, output, options, prior, settings, draws, as_json)
+    _restore("deblur", Request(image, output, options, prior, settings, draws), as_json)
 
 
 @app.command("dehaze")
@@ -107,13 +109,15 @@ def dehaze(
     image: Picture,
     output: Output,
     options: Dehazing,
-    prior: Annotated[Prior, Without("tile", "symmetries")] = Prior("haze-int8"),
-    settings: Annotated[Settings, Without("correction")] = Settings("rddm", 5),
+    prior: Prior = Prior("haze-int8"),
+    settings: Annotated[Settings, Without("correction", "tile", "symmetries")] = Settings(
+        "rddm", 5
+    ),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
     """Take the haze out of a photo."""
-    _restore("dehaze", image, output, options, prior, settings, draws, as_json)
+    _restore("dehaze", Request(image, output, options, prior, settings, draws), as_json)
 
 
 @app.command("paired")
@@ -124,16 +128,16 @@ def paired(
     model: Annotated[
         str, typer.Option(help="A model folder trained by the recipe `paired`, or its bundle.")
     ],
-    prior: Annotated[Prior, Without("model", "symmetries")] = Prior(),
-    settings: Annotated[Settings, Without("correction")] = Settings("rddm", 5),
+    prior: Annotated[Prior, Without("model")] = Prior(),
+    settings: Annotated[Settings, Without("correction", "symmetries")] = RDDM,
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
     """Restore a photo (rain drops, shadow, low light ...) with a model trained on pairs of degraded
     and clean ones.
     """
-    prior = Prior(model, prior.device, prior.tile)
-    _restore("paired", image, output, options, prior, settings, draws, as_json)
+    prior = Prior(model, prior.device)
+    _restore("paired", Request(image, output, options, prior, settings, draws), as_json)
 
 
 @app.command("mri")
@@ -149,8 +153,8 @@ def mri(
     ],
     output: Annotated[Output, Without("reference")],
     options: Scanning,
-    prior: Annotated[Prior, Without("tile", "symmetries")] = Prior("mri"),
-    settings: Settings = Settings(),
+    prior: Prior = Prior("mri"),
+    settings: Annotated[Settings, Without("tile", "symmetries")] = Settings(),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
@@ -158,7 +162,7 @@ def mri(
     if options.mask is None or Path(options.mask).exists():
         own = ("acceleration", "center_fraction")
         refuse_unused(own, "without a kind of --mask to undersample by")
-    _restore("mri", file, output, options, prior, settings, draws, as_json)
+    _restore("mri", Request(file, output, options, prior, settings, draws), as_json)
 
 
 @app.command("hsi")
@@ -168,13 +172,13 @@ def hsi(
     ],
     output: Annotated[Output, Without("std")],
     options: Cubes,
-    prior: Annotated[Prior, Without("tile")] = Prior("grey", symmetries=8),
-    settings: Annotated[Settings, Without("grid")] = Settings(steps=1),
+    prior: Prior = Prior("grey"),
+    settings: Annotated[Settings, Without("grid", "tile")] = Settings(steps=1, symmetries=8),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
     """Denoise a hyperspectral cube: random noise, stripes, dead lines and pixels, impulses."""
-    _restore("hsi", cube, output, options, prior, settings, draws, as_json)
+    _restore("hsi", Request(cube, output, options, prior, settings, draws), as_json)
 
 
 @app.command("ultrasound")
@@ -187,37 +191,22 @@ def ultrasound(
     ],
     output: Annotated[Output, Without("std")],
     options: Frames,
-    prior: Annotated[Prior, Without("model", "tile", "symmetries")] = Prior(""),
-    settings: Annotated[Settings, Without("grid")] = Settings(steps=4, correction="diffpir"),
+    prior: Annotated[Prior, Without("model")] = Prior(""),
+    settings: Annotated[Settings, Without("grid", "tile", "symmetries")] = Settings(
+        steps=4, correction="diffpir"
+    ),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
     """Take the haze out of ultrasound frames."""
-    _restore("ultrasound", clip, output, options, prior, settings, draws, as_json)
+    _restore("ultrasound", Request(clip, output, options, prior, settings, draws), as_json)
 
 
-def _restore(
-    task: str,
-    path: Path,
-    output: Output,
-    options: Any,
-    prior: Prior,
-    settings: Settings,
-    draws: Draws,
-    as_json: bool,
-) -> None:
+def _restore(task: str, request: Request, as_json: bool) -> None:
     from toolbox.tasks import task_by_name
 
-    with ProgressBar(task, (settings.steps or 1) * draws.samples) as bar:
-        figures = task_by_name(task).restore(
-            path,
-            output,
-            options,
-            prior=prior,
-            settings=settings,
-            draws=draws,
-            progress=bar.update_of,
-        )
+    with ProgressBar(task, (request.settings.steps or 1) * request.draws.samples) as bar:
+        figures = task_by_name(task).restore(request, bar.update_of)
     if as_json:
         return print_json(figures)
     print(in_words(figures))

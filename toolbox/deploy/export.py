@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run_export_restorer(
     denoiser, made = _loaded(model, out, graph)
     times = () if made is None else tuple(made.timesteps)
     bundle = export_restorer_bundle(
-        make_job(denoiser, whole, settings, times),
+        make_job(denoiser, whole, replace(settings, timesteps=times)),
         out,
         target=graph.target,
         quantized=made,
@@ -74,17 +75,9 @@ def _loaded(model: str, out: Path, graph: Graph) -> tuple[Denoiser, QuantizedNet
     return denoiser, load_quantized(graph.quantized, denoiser.network)
 
 
-def make_job(
-    denoiser: Denoiser,
-    whole: Whole,
-    settings: Settings = Settings(),
-    timesteps: tuple[float, ...] = (),
-) -> Job:
-    """What ``restobox export --restorer --task`` bakes in.
-
-    Args:
-        timesteps: that scales were calibrated at: ``hsi`` and ``denoise`` ask at the nearest of
-            them.
+def make_job(denoiser: Denoiser, whole: Whole, settings: Settings = Settings()) -> Job:
+    """What ``restobox export --restorer --task`` bakes in; of ``settings.timesteps`` ``hsi`` and
+    ``denoise`` ask at the nearest.
 
     Raises:
         ValueError: an unknown task, a network of another kind, or what the task refuses.
@@ -97,7 +90,7 @@ def make_job(
         numbers["coils"] = str(numbers["coils"] or 1)
     sigma = whole.sigma
     options = _options(task, denoiser, sigma, numbers)
-    return task.job(denoiser, options, settings, parse_size(whole.size), timesteps)
+    return task.job(denoiser, options, settings, parse_size(whole.size))
 
 
 def options_of(run: RunRecord, denoiser: Denoiser) -> tuple[Task, Any, Settings]:

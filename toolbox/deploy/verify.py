@@ -21,7 +21,7 @@ from toolbox.deploy.options import Checks, Origin, Trials
 from toolbox.support.html import check_report, html_table, write_report
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Restorer, Task
-from toolbox.tasks.options import Draws, Prior, Settings
+from toolbox.tasks.options import Draws, Settings
 
 USUAL = {"lift+known": "inpaint", "degraded": "paired", "degraded+mask": "paired"}
 USUAL |= {"haze": "dehaze", "mri": "mri", "joint": "hsi"}
@@ -157,14 +157,14 @@ def run_verify_restorer(
     graph = Graph(bundle, device=device)
     run, denoiser = graph.run, float_model(origin.model)
     task, options, settings = options_of(run, denoiser)
-    times = tuple(graph.bundle.timesteps)
-    prior = Prior(tile=2**31)  # a graph has no tiles
-    methods = {"float": task.restorer(denoiser, options, settings, prior, times)}
+    # a graph has no tiles
+    settings = replace(settings, tile=2**31, timesteps=tuple(graph.bundle.timesteps))
+    methods = {"float": task.restorer(denoiser, options, settings)}
     methods["bundle"] = graph.restore
     if origin.quantized is not None:
         network = load_quantized(origin.quantized, denoiser.network)
         small = denoiser.around(network.simulating(graph.bundle.target))
-        methods["simulated"] = task.restorer(small, options, settings, prior, times)
+        methods["simulated"] = task.restorer(small, options, settings)
     source = task.source(trials.data, denoiser, (run.height, run.width), trials.seed)
     rows: list[Row] = []
     made = (task.trial(source, k, options) for k in range(trials.count))

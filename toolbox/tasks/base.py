@@ -20,9 +20,14 @@ from restoration.io.images import read_image
 from restoration.metrics import psnr, ssim
 from restoration.task import KINDS, Restored, check_kind
 from solvers.denoiser import Denoiser
-from toolbox.tasks.options import Draws, Output, Prior, Settings
+from toolbox.tasks.options import Prior, Request, Settings
 
 Progress = Callable[[int, int], None]
+Size = tuple[int, int]  # (H, W)
+
+
+def silent(done: int, total: int) -> None:
+    """No progress is shown."""
 
 
 class Restorer(Protocol):
@@ -123,17 +128,7 @@ class Task(ABC):
     # -- the user's files --------------------------------------------------------------------------
 
     @abstractmethod
-    def restore(
-        self,
-        path: Path,
-        output: Output,
-        options: Any,
-        *,
-        prior: Prior,
-        settings: Settings,
-        draws: Draws = Draws(),
-        progress: Progress = lambda done, total: None,
-    ) -> dict[str, Any]:
+    def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
         """Read a measurement, restore it, write the result; the figures of the run.
 
         Everything that can be checked is checked before the first network call.
@@ -145,36 +140,15 @@ class Task(ABC):
     # -- the algorithm -----------------------------------------------------------------------------
 
     @abstractmethod
-    def restorer(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        prior: Prior | None = None,
-        timesteps: tuple[float, ...] = (),
-    ) -> Restorer:
+    def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
         """The restoration around a network, PyTorch's or an exported one.
-
-        Args:
-            timesteps: the only times that the network may be asked at where the noise decides them;
-                empty: any, or those that an exported network holds.
 
         Raises:
             ValueError: settings that the task doesn't take.
         """
 
-    def job(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        size: tuple[int, int],
-        timesteps: tuple[float, ...] = (),
-    ) -> Job:
+    def job(self, denoiser: Denoiser, options: Any, settings: Settings, size: Size) -> Job:
         """The same restoration of measurements of ``size (H, W)``, for one graph.
-
-        Args:
-            timesteps: that the network's scales were calibrated at.
 
         Raises:
             ValueError: the task has no graph.

@@ -15,7 +15,7 @@ from restoration.task import Restored, Run, sample
 from solvers import GRIDS, solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Restorer, Source, Task, Trial
-from toolbox.tasks.options import Prior, Settings
+from toolbox.tasks.options import Settings
 
 
 class Generate(Task):
@@ -27,14 +27,7 @@ class Generate(Task):
     def restore(self, *_: Any, **__: Any) -> dict[str, Any]:
         raise ValueError("nothing is restored by the task generate; it is for calibration")
 
-    def restorer(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        prior: Prior | None = None,
-        timesteps: tuple[float, ...] = (),
-    ) -> Restorer:
+    def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
         solver, steps = (
             solver_by_name(settings.solver),
             5 if settings.steps is None else settings.steps,

@@ -28,8 +28,8 @@ from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.files import check_outputs, together
 from toolbox.api import load_for
-from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, with_numbers
-from toolbox.tasks.options import Cubes, Draws, Output, Prior, Settings
+from toolbox.tasks.base import Progress, Restorer, Size, Source, Task, Trial, silent, with_numbers
+from toolbox.tasks.options import Cubes, Prior, Request, Settings
 
 RGB = (640.0, 550.0, 470.0)  # nanometres
 
@@ -43,35 +43,25 @@ class Hyperspectral(Task):
     """
 
     name = "hsi"
-    prior = Prior("grey", symmetries=8)
-    settings = Settings(steps=1)
+    prior = Prior("grey")
+    settings = Settings(steps=1, symmetries=8)
     unused = ("grid", "correction", "sigma")
 
-    def task(
-        self, denoiser: Denoiser, settings: Settings, symmetries: int, **more: Any
-    ) -> HyperspectralTask:
+    def task(self, denoiser: Denoiser, settings: Settings) -> HyperspectralTask:
         """The algorithm."""
         return HyperspectralTask(
             denoiser,
             solver_by_name(settings.solver),
             1 if settings.steps is None else settings.steps,
             settings.correction,
-            symmetries,
+            settings.symmetries,
             channels=denoiser.image_channels or 1,
-            **more,
+            timesteps=settings.timesteps,
         )
 
-    def restore(
-        self,
-        path: Path,
-        output: Output,
-        options: Cubes,
-        *,
-        prior: Prior,
-        settings: Settings,
-        draws: Draws = Draws(),
-        progress: Progress = lambda done, total: None,
-    ) -> dict[str, Any]:
+    def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
+        path, options, prior = request.path, request.options, request.prior
+        output, settings, draws = request.output, request.settings, request.draws
         noise, rank = auto("sigma", options.sigma, float), auto("rank", options.rank, int)
         out, reference = output.out, output.reference
         inputs = [path, raw_file(path), options.dead, reference, prior.model]
@@ -83,7 +73,7 @@ class Hyperspectral(Task):
         dead = None if options.dead is None else read_cube(options.dead).values
         truth = None if reference is None else _reference(reference, options, cube)
         denoiser, done = load_for(self.name, prior.model, device=prior.device), count(1)
-        result = self.task(denoiser, settings, prior.symmetries)(
+        result = self.task(denoiser, settings)(
             cube,
             sigma=noise,
             rank=rank,
@@ -115,18 +105,10 @@ class Hyperspectral(Task):
             figures |= {name: round(value, 5) for name, value in cube_quality(*pair).items()}
         return figures
 
-    def restorer(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        prior: Prior | None = None,
-        timesteps: tuple[float, ...] = (),
-    ) -> Restorer:
+    def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
         """Of cubes, ``cube (B, H, W)``; or of eigen-images, as the graph has them."""
-        symmetries = 1 if prior is None else prior.symmetries
-        task = self.task(denoiser, settings, symmetries, timesteps=timesteps)
-        if timesteps:  # as in a graph, of planes on their own axes
+        task = self.task(denoiser, settings)
+        if settings.timesteps:  # as in a graph, of planes on their own axes
             task = replace(task, axes=1)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
@@ -142,17 +124,12 @@ class Hyperspectral(Task):
         return run
 
     def job(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        size: tuple[int, int],
-        timesteps: tuple[float, ...] = (),
+        self, denoiser: Denoiser, options: Any, settings: Settings, size: Size
     ) -> EigenImageJob:
         low, high = denoiser.value_range
         noise = auto("sigma", options.sigma, float) or 0.1
         level = -2 * math.log(noise * (high - low) / 2)
-        known = [t for t in timesteps if denoiser.process.a(t) > 0]
+        known = [t for t in settings.timesteps if denoiser.process.a(t) > 0]
         time = (
             min(known, key=lambda t: abs(denoiser.process.log_snr(t) - level))
             if known

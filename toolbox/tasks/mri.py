@@ -27,8 +27,8 @@ from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
 from toolbox.api import load_for
-from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, with_numbers
-from toolbox.tasks.options import Draws, Output, Prior, Scanning, Settings
+from toolbox.tasks.base import Progress, Restorer, Size, Source, Task, Trial, silent, with_numbers
+from toolbox.tasks.options import Prior, Request, Scanning, Settings
 
 CALIBRATION = 24
 KINDS = ("equispaced-fraction", "poisson", "random")
@@ -106,18 +106,14 @@ class MRI(Task):
         solver = solver_by_name(settings.solver)
         return MRITask(denoiser, solver, settings.steps, settings.grid, settings.correction)
 
-    def restore(
-        self,
-        path: Path,
-        output: Output,
-        options: Scanning,
-        *,
-        prior: Prior,
-        settings: Settings,
-        draws: Draws = Draws(),
-        progress: Progress = lambda done, total: None,
-    ) -> dict[str, Any]:
-        out, std = output.out, output.std
+    def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
+        prior, settings, draws = request.prior, request.settings, request.draws
+        path, options, out, std = (
+            request.path,
+            request.options,
+            request.output.out,
+            request.output.std,
+        )
         if draws.samples > 1 and settings.steps == 1:
             raise ValueError(
                 "one step gives the mean, the same for every sample: leave --steps out"
@@ -168,14 +164,7 @@ class MRI(Task):
         files = write_reconstruction(out, image, scan, spread if std else None)
         return figures | {"out": [str(f) for f in files]}
 
-    def restorer(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        prior: Prior | None = None,
-        timesteps: tuple[float, ...] = (),
-    ) -> Restorer:
+    def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
         task = self.task(denoiser, settings)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
@@ -193,14 +182,7 @@ class MRI(Task):
 
         return run
 
-    def job(
-        self,
-        denoiser: Denoiser,
-        options: Scanning,
-        settings: Settings,
-        size: tuple[int, int],
-        timesteps: tuple[float, ...] = (),
-    ) -> MRIJob:
+    def job(self, denoiser: Denoiser, options: Scanning, settings: Settings, size: Size) -> MRIJob:
         coils = _count(options.coils)
         exact = not options.sigma and coils == 1
         return MRIJob(self.task(denoiser, settings), coils, size, exact=exact)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -50,17 +50,25 @@ Sigma = Annotated[float, Option(help="Noise on the data, in units of [0, 1].", m
 
 @dataclass(frozen=True)
 class Settings:
-    """A run: the solver, its steps (None: the task's own number), their times, the correction."""
+    """A run: the solver, its steps (None: the task's own number), their times, the correction; in
+    what tiles and symmetries the network is asked.
+
+    ``timesteps``: the only times that the network may be asked at where the noise decides them;
+    empty: any, or those that an exported network holds.
+    """
 
     solver: Solver = "ddim"
     steps: Steps = None
     grid: Grid = "trailing"
     correction: Correction = None
+    tile: Annotated[int, Option(help="Side of the tiles for larger pictures, in pixels.")] = 512
+    symmetries: Symmetries = 1
+    timesteps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prior:
-    """The network: which one, where it runs, in what tiles and symmetries it is asked."""
+    """The network: which one, and where it runs."""
 
     model: Annotated[
         str,
@@ -69,8 +77,6 @@ class Prior:
         ),
     ] = DEFAULT_MODEL
     device: Annotated[str, Option(help="cpu, cuda, or for bundles openvino.")] = "cpu"
-    tile: Annotated[int, Option(help="Side of the tiles for larger pictures, in pixels.")] = 512
-    symmetries: Symmetries = 1
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,18 @@ class Output:
     reference: Annotated[
         Path | None, Option(help="The truth: prints how close the result comes to it.")
     ] = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call of ``restobox restore``; ``options`` are the task's own."""
+
+    path: Path
+    output: Output
+    options: Any
+    prior: Prior
+    settings: Settings
+    draws: Draws = Draws()
 
 
 # -- what a task has of its own --------------------------------------------------------------------

@@ -19,7 +19,7 @@ from restoration.paired.task import PairedTask
 from restoration.task import Restored, shown_to
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
-from toolbox.tasks.base import Restorer, Source, Trial, with_numbers
+from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
 from toolbox.tasks.options import Dehazing, Pairs, Prior, Settings
 from toolbox.tasks.pictures import PictureTask, Reading, picture_of
 
@@ -52,9 +52,7 @@ class Paired(PictureTask):
             inputs["mask"] = _binary(torch.from_numpy(pixels))
         return Reading(inputs, photo, options, (height, width), {})
 
-    def task(
-        self, denoiser: Denoiser, options: Any, settings: Settings, prior: Prior | None = None
-    ) -> PairedTask:
+    def task(self, denoiser: Denoiser, options: Any, settings: Settings) -> PairedTask:
         """The algorithm.
 
         Raises:
@@ -76,18 +74,11 @@ class Paired(PictureTask):
             5 if steps is None else steps,
             grid=settings.grid,
             view=getattr(options, "view", None),
-            tile=512 if prior is None else prior.tile,
+            tile=settings.tile,
         )
 
-    def restorer(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        prior: Prior | None = None,
-        timesteps: tuple[float, ...] = (),
-    ) -> Restorer:
-        task = self.task(denoiser, options, settings, prior)
+    def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
+        task = self.task(denoiser, options, settings)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
             mask = inputs.get("mask")
@@ -95,14 +86,7 @@ class Paired(PictureTask):
 
         return run
 
-    def job(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        size: tuple[int, int],
-        timesteps: tuple[float, ...] = (),
-    ) -> PairedJob:
+    def job(self, denoiser: Denoiser, options: Any, settings: Settings, size: Size) -> PairedJob:
         return PairedJob(self.task(denoiser, options, settings), size)
 
     def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Any:

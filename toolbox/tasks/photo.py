@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.jobs.base import Job
 from export.jobs.photo import InpaintingJob, LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_mask
 from restoration.metrics import noise_level
@@ -26,7 +27,7 @@ from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import check_model, load
-from toolbox.tasks.base import Restorer, Source, Trial, with_numbers
+from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
 from toolbox.tasks.options import (
     DEFAULT_MODEL,
     Deblurring,
@@ -62,14 +63,7 @@ class Inpaint(PictureTask):
         missing = {"missing": round(float(1 - known.mean()), 4)}
         return Reading(inputs, photo, options, (height, width), missing)
 
-    def restorer(
-        self,
-        denoiser: Denoiser,
-        options: Inpainting,
-        settings: Settings,
-        prior: Prior | None = None,
-        timesteps: tuple[float, ...] = (),
-    ) -> Restorer:
+    def restorer(self, denoiser: Denoiser, options: Inpainting, settings: Settings) -> Restorer:
         run = getattr(denoiser, "run", None)
         if run is not None and run.sigma != options.sigma:
             raise ValueError(
@@ -79,19 +73,12 @@ class Inpaint(PictureTask):
         if run is not None:
             whole: Any = denoiser
             return lambda inputs, **draws: whole(inputs["image"], _flat(inputs["mask"]), **draws)
-        task = InpaintingTask(denoiser, **_settings(settings, self.settings, prior))
+        task = InpaintingTask(denoiser, **_settings(settings, self.settings))
         return lambda inputs, **draws: task(
             inputs["image"], _flat(inputs["mask"]), sigma=options.sigma, **draws
         )
 
-    def job(
-        self,
-        denoiser: Denoiser,
-        options: Inpainting,
-        settings: Settings,
-        size: tuple[int, int],
-        timesteps: tuple[float, ...] = (),
-    ) -> InpaintingJob:
+    def job(self, denoiser: Denoiser, options: Any, settings: Settings, size: Size) -> Job:
         task = InpaintingTask(denoiser, **_settings(settings, self.settings))
         return InpaintingJob(task, size, options.sigma)
 
@@ -120,7 +107,7 @@ class Inpaint(PictureTask):
 class LinearPictureTask(PictureTask):
     """``image``: what a linear operator measured of a picture. Subclasses have the operator."""
 
-    def operator(self, size: tuple[int, int], options: Any) -> LinearOperator:
+    def operator(self, size: Size, options: Any) -> LinearOperator:
         """That measured a picture whose measurement has ``size (H, W)``."""
         raise NotImplementedError
 
@@ -139,23 +126,14 @@ class LinearPictureTask(PictureTask):
         known = replace(options, sigma=sigma)
         return Reading({"image": image}, photo, known, size, {"sigma": sigma})
 
-    def task(
-        self, denoiser: Denoiser, options: Any, settings: Settings, prior: Prior | None = None
-    ) -> LinearTask:
+    def task(self, denoiser: Denoiser, options: Any, settings: Settings) -> LinearTask:
         """The algorithm."""
-        return LinearTask(denoiser, **_settings(settings, self.settings, prior))
-
-    def restorer(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        prior: Prior | None = None,
-        timesteps: tuple[float, ...] = (),
-    ) -> Restorer:
-        task = self.task(denoiser, options, settings, prior)
         # where the noise decides the times, not the grid
-        task = replace(task, timesteps=timesteps if settings.correction is None else ())
+        times = settings.timesteps if settings.correction is None else ()
+        return LinearTask(denoiser, **_settings(settings, self.settings), timesteps=times)
+
+    def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
+        task = self.task(denoiser, options, settings)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
             y = inputs["image"]
@@ -173,7 +151,7 @@ class LinearPictureTask(PictureTask):
         sigma = self.sigma(options, y)
         return Trial({"image": y + sigma * _noise(y, source.seed + k)}, image, self.name)
 
-    def measuring(self, size: tuple[int, int], options: Any) -> LinearOperator:
+    def measuring(self, size: Size, options: Any) -> LinearOperator:
         """The operator that measures a picture of ``size (H, W)``."""
         return self.operator(size, options)
 
@@ -186,16 +164,9 @@ class LinearPictureTask(PictureTask):
         """The operator's numbers, for a bundle."""
         return {}
 
-    def job(
-        self,
-        denoiser: Denoiser,
-        options: Any,
-        settings: Settings,
-        size: tuple[int, int],
-        timesteps: tuple[float, ...] = (),
-    ) -> LinearJob:
+    def job(self, denoiser: Denoiser, options: Any, settings: Settings, size: Size) -> Job:
         operator = self.measuring(size, options)
-        task = LinearTask(denoiser, **_settings(settings, self.settings))
+        task = LinearPictureTask.task(self, denoiser, options, settings)
         record = {"operator": type(operator).__name__} | self.record(options)
         sigma = self.sigma(options, torch.zeros(0))
         return LinearJob(task, operator, size, sigma, self.name, record)
@@ -210,7 +181,7 @@ class Denoise(LinearPictureTask):
     settings = Settings(steps=1)
     calibration_sigma = 0.1
 
-    def operator(self, size: tuple[int, int], options: Denoising) -> LinearOperator:
+    def operator(self, size: Size, options: Denoising) -> LinearOperator:
         return linear.Denoising()
 
     def sigma(self, options: Denoising, image: Tensor) -> float:
@@ -232,19 +203,6 @@ class Denoise(LinearPictureTask):
         level = self.calibration_sigma if sigma is None else sigma
         return with_numbers(Denoising(), self.name, level, numbers)
 
-    def job(
-        self,
-        denoiser: Denoiser,
-        options: Denoising,
-        settings: Settings,
-        size: tuple[int, int],
-        timesteps: tuple[float, ...] = (),
-    ) -> LinearJob:
-        job = super().job(denoiser, options, settings, size)
-        # at times that the noise decides, not the grid
-        entered = timesteps if settings.correction is None else ()
-        return replace(job, task=replace(job.task, timesteps=tuple(entered)))
-
     def baselines(self, options: Denoising) -> dict[str, Callable[[Trial], Tensor]]:
         def noise(trial: Trial) -> float:
             return self.sigma(options, trial.inputs["image"])
@@ -263,10 +221,10 @@ class Superresolve(LinearPictureTask):
     benched = ("plain", DEFAULT_MODEL)
     settings = Settings(steps=1)
 
-    def operator(self, size: tuple[int, int], options: Enlarging) -> Separable:
+    def operator(self, size: Size, options: Enlarging) -> Separable:
         return enlargement(size, options.factor, options.kernel)
 
-    def measuring(self, size: tuple[int, int], options: Enlarging) -> LinearOperator:
+    def measuring(self, size: Size, options: Enlarging) -> LinearOperator:
         return enlargement(
             (size[0] // options.factor, size[1] // options.factor), options.factor, options.kernel
         )
@@ -297,17 +255,11 @@ class Deblur(LinearPictureTask):
     benched = ("plain", "grey")
     prior = Prior("grey")
 
-    def operator(self, size: tuple[int, int], options: Deblurring) -> Blur:
+    def operator(self, size: Size, options: Deblurring) -> Blur:
         return Blur(size, gaussian_kernel(options.blur).tolist())
 
-    def task(
-        self,
-        denoiser: Denoiser,
-        options: Deblurring,
-        settings: Settings,
-        prior: Prior | None = None,
-    ) -> LinearTask:
-        made = super().task(denoiser, options, settings, prior)
+    def task(self, denoiser: Denoiser, options: Deblurring, settings: Settings) -> LinearTask:
+        made = super().task(denoiser, options, settings)
         return replace(made, start_level=options.start_level or None)
 
     def simulated(
@@ -322,7 +274,7 @@ class Deblur(LinearPictureTask):
         return {"plain": _plain}
 
 
-def enlargement(size: tuple[int, int], factor: float, kernel: str) -> Separable:
+def enlargement(size: Size, factor: float, kernel: str) -> Separable:
     """The operator that made a picture of ``size (H, W)`` from one ``factor`` times as large.
 
     Raises:
@@ -340,15 +292,16 @@ def enlargement(size: tuple[int, int], factor: float, kernel: str) -> Separable:
     return {"block": BlockMean, "bicubic": Bicubic}[kernel]((height, width), int(factor))
 
 
-def _settings(settings: Settings, own: Settings, prior: Prior | None = None) -> dict[str, Any]:
+def _settings(settings: Settings, own: Settings) -> dict[str, Any]:
     """What the tasks of :mod:`restoration.photo` take."""
-    found: dict[str, Any] = {
+    return {
         "solver": solver_by_name(settings.solver),
         "num_inference_steps": own.steps if settings.steps is None else settings.steps,
         "grid": settings.grid,
         "correction": settings.correction,
+        "tile": settings.tile,
+        "symmetries": settings.symmetries,
     }
-    return found | ({} if prior is None else {"tile": prior.tile, "symmetries": prior.symmetries})
 
 
 def _mask(text: str, height: int, width: int, seed: int) -> np.ndarray:
@@ -365,11 +318,11 @@ def _mask(text: str, height: int, width: int, seed: int) -> np.ndarray:
     return mask
 
 
-def _size(image: Tensor) -> tuple[int, int]:
+def _size(image: Tensor) -> Size:
     return int(image.shape[-2]), int(image.shape[-1])
 
 
-def _result_size(operator: LinearOperator, image: Tensor) -> tuple[int, int]:
+def _result_size(operator: LinearOperator, image: Tensor) -> Size:
     if isinstance(operator, Separable):
         return operator.size
     return _size(image)

@@ -18,8 +18,8 @@ from restoration.task import Restored
 from solvers.files import check_outputs, together
 from toolbox.api import load_for
 from toolbox.support.sheets import heat
-from toolbox.tasks.base import Progress, Task
-from toolbox.tasks.options import Draws, Output, Prior, Settings
+from toolbox.tasks.base import Progress, Size, Task, silent
+from toolbox.tasks.options import Prior, Request
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Reading:
     inputs: dict[str, Tensor]
     photo: Photo
     options: Any
-    size: tuple[int, int]
+    size: Size
     found: dict[str, Any]
 
 
@@ -57,17 +57,9 @@ class PictureTask(Task):
         """What is restored with, made for this task."""
         return load_for(self.name, prior.model, device=prior.device)
 
-    def restore(
-        self,
-        path: Path,
-        output: Output,
-        options: Any,
-        *,
-        prior: Prior,
-        settings: Settings,
-        draws: Draws = Draws(),
-        progress: Progress = lambda done, total: None,
-    ) -> dict[str, Any]:
+    def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
+        output, options, prior = request.output, request.options, request.prior
+        settings, draws, path = request.settings, request.draws, request.path
         out = output.out
         spread = out.with_name(f"{out.stem}-std.png") if output.std else None
         check_writable(out)
@@ -91,7 +83,7 @@ class PictureTask(Task):
             else (run.solver, run.steps)
         )
         done, total = itertools.count(1), (steps or 1) * draws.samples
-        result = self.restorer(denoiser, reading.options, settings, prior)(
+        result = self.restorer(denoiser, reading.options, settings)(
             reading.inputs,
             num_samples=draws.samples,
             seed=draws.seed,

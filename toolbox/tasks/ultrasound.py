@@ -24,8 +24,8 @@ from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.files import check_outputs, together
 from toolbox.api import float_model, load_for
-from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, with_numbers
-from toolbox.tasks.options import Draws, Frames, Output, Prior, Settings
+from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, silent, with_numbers
+from toolbox.tasks.options import Draws, Frames, Prior, Request, Settings
 
 STRENGTHS = (0.5, 1.0, 2.0)
 
@@ -52,19 +52,10 @@ class Ultrasound(Task):
             correction=settings.correction or "diffpir",
         )
 
-    def restore(
-        self,
-        path: Path,
-        output: Output,
-        options: Frames,
-        *,
-        prior: Prior,
-        settings: Settings,
-        draws: Draws = Draws(),
-        progress: Progress = lambda done, total: None,
-    ) -> dict[str, Any]:
-        out, haze_out, regions = output.out, options.haze_out, options.regions
-        reference = output.reference
+    def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
+        path, options, draws = request.path, request.options, request.draws
+        out, reference = request.output.out, request.output.reference
+        haze_out, regions = options.haze_out, options.regions
         check_outputs([out, haze_out], [path, regions, reference, options.tissue, options.haze])
         if draws.samples > 1 and (options.warm_start is not None or options.stream):
             raise ValueError(
@@ -95,11 +86,11 @@ class Ultrasound(Task):
                 f"regions {regions} must name tissue and blood; found {', '.join(masks)}"
             )
         tissue, haze = (
-            load_for(self.name, name, device=prior.device)
+            load_for(self.name, name, device=request.prior.device)
             for name in (options.tissue, options.haze)
         )
         # checks its options before anything is written
-        results = restored(self.task(tissue, haze, options, settings), clip, options, draws)
+        results = restored(self.task(tissue, haze, options, request.settings), clip, options, draws)
         figures: dict[str, list[float]] = {}
         hazes: list[np.ndarray] = []
         calls, began = 0, time.perf_counter()
@@ -133,14 +124,7 @@ class Ultrasound(Task):
         done["frames_per_second"] = round(len(clip) / seconds, 3)
         return done | {name: round(float(np.mean(v)), 4) for name, v in figures.items()}
 
-    def restorer(
-        self,
-        denoiser: Denoiser,
-        options: Frames,
-        settings: Settings,
-        prior: Prior | None = None,
-        timesteps: tuple[float, ...] = (),
-    ) -> Restorer:
+    def restorer(self, denoiser: Denoiser, options: Frames, settings: Settings) -> Restorer:
         """Around one of the priors; the options name the other one, and nothing for this."""
         tissue, haze = (
             float_model(name) if name else denoiser for name in (options.tissue, options.haze)
