@@ -13,11 +13,9 @@ from export.graphs.precision import to_half
 from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
 from export.jobs.base import Job
-from export.jobs.photo import InpaintingJob
 from quant.calibration.trajectory import network_hash
 from quant.network import QuantizedNetwork
 from quant.temporal.table import step_network, temporal_table
-from restoration.photo.inpainting import InpaintingTask
 from solvers import SOLVERS
 from solvers.denoiser import Denoiser
 from solvers.interop.description import describe
@@ -144,13 +142,11 @@ def export_bundle(
 
 
 def export_restorer_bundle(
-    job: Job | InpaintingTask,
+    job: Job,
     folder: str | Path,
     *,
     target: str = "float",
     quantized: QuantizedNetwork | None = None,
-    sigma: float = 0.0,
-    size: tuple[int, int] = (256, 256),
     estimates: bool = False,
     seed: int | None = None,
     card: str = "",
@@ -159,14 +155,12 @@ def export_restorer_bundle(
     bundle that :class:`export.runtime.session.Restorer` runs.
 
     Args:
-        job: one of :mod:`export.jobs`; of an inpainting task a job is made with ``sigma`` and
-            ``size``.
+        job: one of :mod:`export.jobs`.
 
     Raises:
         ValueError: as :func:`export_model` and :func:`export.graphs.restorer.export_restorer`.
         FileExistsError: ``folder`` exists and is no bundle.
     """
-    job = InpaintingJob(job, size, sigma) if isinstance(job, InpaintingTask) else job
     denoiser = job.denoiser
     check_target(denoiser, target, quantized)
     calibrated = None if quantized is None else quantized.timesteps

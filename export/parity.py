@@ -30,6 +30,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """Height and width of the network's input in the timing, and how often each graph is called."""
+
+    size: tuple[int, int] = (64, 96)
+    repeats: int = 5
+
+
+@dataclass(frozen=True)
 class Parity:
     """Figures of one verification.
 
@@ -84,8 +92,7 @@ def verify(
     device: str = "cpu",
     restore: Callable[[Denoiser], float] | None = None,
     limits: Limits | None = None,
-    size: tuple[int, int] = (64, 96),
-    repeats: int = 5,
+    timed: Timed | None = None,
 ) -> Parity:
     """Compare a bundle with the float and the simulated network on recorded trajectory inputs, on
     the CPU.
@@ -100,15 +107,14 @@ def verify(
             mean PSNR, say); it is called with the float denoiser, then with the bundle's session.
         limits: by default only that errors agree within 10 % and that every planned convolution
             runs on integers.
-        size: height and width of the network's input in the timing.
-        repeats: timed calls of each graph, interleaved.
+        timed: what is timed; calls of the graphs are interleaved.
 
     Raises:
         ValueError: the bundle is damaged or was made from another model or calibration, or another
             device is asked for.
         ImportError: device ``openvino`` without that package.
     """
-    limits = limits or Limits()
+    limits, timed = limits or Limits(), timed or Timed()
     if device not in ("cpu", "openvino"):
         raise ValueError(f"bundles are verified on the devices cpu and openvino; got {device!r}")
     session = Session(folder, device=device, threads=1)
@@ -133,7 +139,7 @@ def verify(
     plain = export_model(denoiser, timesteps=bundle.timesteps).SerializeToString()
     reference = OnnxNetwork(plain, None, [PROVIDERS["cpu"]], 1, timesteps=bundle.timesteps)
     float_ms, ms = _interleaved(
-        [reference, session.network], bundle.channels, size, times[0], repeats
+        [reference, session.network], bundle.channels, timed.size, times[0], timed.repeats
     )
     counted = bundle.target == "cpu" or (device == "openvino" and bundle.target in INTEGER)
     figures: dict[str, Any] = {

@@ -32,7 +32,7 @@ from quant.ranges.measure import measure_ranges
 from quant.ranges.search import search_symmetric_steps
 from quant.recipe import QuantRecipe
 from quant.rounding.learned import gptq
-from quant.rounding.reconstruction import fingerprint_of, reconstruct
+from quant.rounding.reconstruction import Kept, Plan, fingerprint_of, reconstruct
 from quant.rounding.units import spread_samples, stacked
 from quant.sensitivity import choose_float_layers, layer_costs, sensitivity
 from quant.structure.equalize import apply_factors, smooth_factors
@@ -161,18 +161,14 @@ def _round(
         layer.weight.copy_(codes.float() * scale.reshape(-1, *[1] * (codes.ndim - 1)))
         scaling(layer.input_quant.fused_activation_quant_proxy).value.fill_(input_step * 128)
 
+    fingerprint = fingerprint_of(recipe.to_dict(), quantized.calibration_hash, quantized.model_hash)
     quantized.losses = reconstruct(
         quantized.structure,
         quantized.network,
         layers,
         write,
         samples,
-        settings,
-        bits=recipe.weight_bits,
-        blocks=recipe.rounding == "fbr",
-        state=None if state is None else Path(state),
-        fingerprint=fingerprint_of(
-            recipe.to_dict(), quantized.calibration_hash, quantized.model_hash
-        ),
+        Plan(settings, recipe.weight_bits, recipe.rounding == "fbr"),
+        kept=None if state is None else Kept(Path(state), fingerprint),
         progress=progress,
     )

@@ -100,16 +100,14 @@ class RestoredPicture(Restored):
     """A restored picture.
 
     Attributes:
-        samples, mean, std, nfe, seconds: as of :class:`restoration.task.Restored`; tensors
-            ``(C, H, W)`` in [0, 1].
-        metrics: ``psnr`` and ``ssim``, where a reference was given.
+        samples, mean, std, nfe, seconds, metrics: as of :class:`restoration.task.Restored`;
+            tensors ``(C, H, W)`` in [0, 1].
         given: the picture that came in, ``(C, H, W)`` in [0, 1].
         form: how it came.
     """
 
     given: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1), repr=False)
     form: Form = Form("pil", 255.0, "HWC")
-    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def image(self) -> Image.Image | np.ndarray | Tensor:

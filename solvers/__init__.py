@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from solvers.analytic import GaussianMixture
 from solvers.denoiser import Denoiser
 from solvers.editing.ddpm_inversion import DDPMInversion, Inversion, invert, regenerate
-from solvers.editing.text_editing import edit_prompt
+from solvers.editing.text_editing import PromptEdit, edit_prompt
 from solvers.grid import (
     GRIDS,
     Grid,
@@ -84,6 +84,7 @@ __all__ = [
     "ProbabilityFlow",
     "Problem",
     "Process",
+    "PromptEdit",
     "Query",
     "RDDMSampler",
     "REDDiff",

@@ -15,12 +15,13 @@ from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 
 from export.exporter import export_restorer_bundle
 from export.graphs.network import trace
+from export.jobs.photo import InpaintingJob
 from export.runtime.session import Restorer
 from restoration.io.images import Photo, read_image, write_image
 from restoration.photo.inpainting import InpaintingTask
 from solvers import DDIM, VP, generators
 from solvers.denoiser import Denoiser
-from solvers.editing.text_editing import edit_prompt
+from solvers.editing.text_editing import PromptEdit, edit_prompt
 from toolbox.api import load
 
 THREADS = 4
@@ -110,9 +111,10 @@ def restorer(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("restorer") / "r"
     export_restorer_bundle(
-        InpaintingTask(Denoiser(network, VP.cosine(100), "v_prediction"), DDIM(), 1),
+        InpaintingJob(
+            InpaintingTask(Denoiser(network, VP.cosine(100), "v_prediction"), DDIM(), 1), (24, 32)
+        ),
         folder,
-        size=(24, 32),
     )
     return folder
 
@@ -144,7 +146,7 @@ def test_edits_share_a_pipeline():
         )
         target = ("a blue cat", "a red dog")[k % 2]
         return edit_prompt(
-            pipeline, image, "a red cat", target, num_inference_steps=2, generator=generators(k, 1)
+            pipeline, image, "a red cat", target, PromptEdit(2), generator=generators(k, 1)
         )
 
     check(one, rounds=1)

@@ -172,7 +172,10 @@ class OpenVinoNetwork:
     def __init__(self, path: str | Path, bundle: Bundle, threads: int | None):
         self.timesteps, self.channels = tuple(bundle.timesteps), bundle.channels
         self.graph = OpenVinoGraph(path, bundle.target, threads)
-        self.providers, self.out_channels = self.graph.get_providers(), self.graph.outputs()["output"][1]
+        self.providers, self.out_channels = (
+            self.graph.get_providers(),
+            self.graph.outputs()["output"][1],
+        )
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         feed = {"x": x.detach().to("cpu", torch.float32).contiguous().numpy()} | second_input(

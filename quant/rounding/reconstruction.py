@@ -24,7 +24,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -86,18 +86,36 @@ def fake_quantize(x: Tensor, step: Tensor) -> Tensor:
     return (q + (q.round() - q).detach()) * step
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Iterations, rates and so on; ``bits`` of the weights; EDA-DM's ``blocks``, or single layers
+    (AdaRound).
+    """
+
+    settings: Reconstruction
+    bits: int
+    blocks: bool = True
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder with one file per finished unit, and the ``fingerprint`` of everything that results
+    depend on: those of another one are refused.
+    """
+
+    folder: Path
+    fingerprint: str
+
+
 def reconstruct(
     network: nn.Module,
     quantized: nn.Module,
     layers: dict[str, tuple[Tensor, float]],
     write: Callable[[str, Tensor, float], None],
     samples: list[tuple[Tensor, Tensor]],
-    settings: Reconstruction,
+    plan: Plan,
     *,
-    bits: int,
-    blocks: bool = True,
-    state: Path | None = None,
-    fingerprint: str = "",
+    kept: Kept | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, tuple[float, float]]:
     """Learn the rounding of every quantized layer.
@@ -109,12 +127,8 @@ def reconstruct(
         layers: name -> weight steps ``(C_out,)`` and input step.
         write: ``write(name, codes, input_step)`` puts a result into ``quantized``.
         samples: ``(x (1, C, h, w), t (1,))``.
-        settings: iterations, rates and so on.
-        bits: of the weights.
-        blocks: EDA-DM's units; False: single layers (AdaRound).
-        state: folder with one file per finished unit; an interrupted run given the same folder goes
-            on where it stopped, to the same bytes. None keeps no state.
-        fingerprint: of everything the result depends on; state with another one is refused.
+        kept: finished units of an interrupted run, which goes on where it stopped, to the same
+            bytes. None keeps none.
         progress: called with finished units and their total.
 
     Returns:
@@ -124,14 +138,15 @@ def reconstruct(
     Raises:
         ValueError: state of another run, or damaged state.
     """
-    if (
-        not blocks
-    ):  # AdaRound as published: the layer's own output, nothing dropped, activations as calibrated
+    settings, bits, blocks = plan.settings, plan.bits, plan.blocks
+    # AdaRound as published: the layer's own output, nothing dropped, activations as calibrated
+    if not blocks:
         settings = replace(settings, layer_weight=0.0, drop=0.0, lr_step=0.0)
     units = find_units(network, list(layers), *samples[0], blocks=blocks)
     losses = {}
     for k, (name, members) in enumerate(units):
-        path = None if state is None else Path(state) / f"unit-{k:04d}.safetensors"
+        path = None if kept is None else kept.folder / f"unit-{k:04d}.safetensors"
+        fingerprint = "" if kept is None else kept.fingerprint
         found = None if path is None else _load(path, fingerprint, name, members)
         if found is None:
             cache = UnitInputs(network, quantized, name, samples)

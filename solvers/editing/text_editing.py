@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -92,24 +93,44 @@ class PromptBranches:
         )
 
 
+@dataclass(frozen=True)
+class PromptEdit:
+    """How far an edit goes.
+
+    Attributes:
+        num_inference_steps: of ``original_inference_steps`` that the model was distilled at.
+        strength: share of the steps that are run, in (0, 1]; below 1 the edit starts from the
+            noised picture.
+        source_guidance, target_guidance: weights of classifier-free guidance.
+        cross_fraction, self_fraction: shares of the steps that inject attention maps.
+        edited_words: words of the target prompt, apart by blanks, that the change is limited to;
+            empty: anywhere.
+        kept_words: words of the target prompt whose place keeps the source's look.
+        control: unified attention control; without it the branches share only their noise.
+        eta: of DDCM.
+    """
+
+    num_inference_steps: int = 12
+    original_inference_steps: int = 50
+    strength: float = 1.0
+    source_guidance: float = 1.0
+    target_guidance: float = 2.0
+    cross_fraction: float = 0.7
+    self_fraction: float = 0.7
+    edited_words: str = ""
+    kept_words: str = ""
+    control: bool = True
+    eta: float = 1.0
+
+
 @torch.no_grad()
 def edit_prompt(
     pipeline: Any,
     image: Tensor,
     source: str,
     target: str,
+    how: PromptEdit = PromptEdit(),
     *,
-    num_inference_steps: int = 12,
-    original_inference_steps: int = 50,
-    strength: float = 1.0,
-    source_guidance: float = 1.0,
-    target_guidance: float = 2.0,
-    cross_fraction: float = 0.7,
-    self_fraction: float = 0.7,
-    edited_words: str = "",
-    kept_words: str = "",
-    control: bool = True,
-    eta: float = 1.0,
     generator: RNG = None,
 ) -> Tensor:
     """Edit a picture by describing what it shows and what it should show; nothing is inverted or
@@ -123,13 +144,7 @@ def edit_prompt(
         image: ``(1, 3, H, W)`` in [0, 1].
         source: what the picture shows.
         target: what it should show.
-        num_inference_steps: of ``original_inference_steps`` that the model was distilled at.
-        strength: share of the steps that are run, in (0, 1]; below 1 the edit starts from the
-            noised picture.
-        edited_words: words of the target prompt, apart by blanks, that the change is limited to;
-            empty: anywhere.
-        kept_words: words of the target prompt whose place keeps the source's look.
-        control: unified attention control; without it the branches share only their noise.
+        how: steps, guidance, attention control.
         generator: of the noise.
 
     Returns:
@@ -139,6 +154,7 @@ def edit_prompt(
         ValueError: an image of another shape, a strength that leaves no step, words that the target
             prompt does not have.
     """
+    num_inference_steps, strength = how.num_inference_steps, how.strength
     if image.ndim != 4 or image.shape[:2] != (1, 3):
         raise ValueError(f"image must be (1, 3, H, W); got {tuple(image.shape)}")
     kept = int(num_inference_steps * strength)
@@ -149,7 +165,7 @@ def edit_prompt(
     unet, vae, config = pipeline.unet, pipeline.vae, pipeline.scheduler.config
     process = VP.from_diffusers(config)
     grid = Grid(
-        consistency(process, num_inference_steps, original_inference_steps).times[-kept - 1 :]
+        consistency(process, num_inference_steps, how.original_inference_steps).times[-kept - 1 :]
     )
     weight = next(unet.parameters())
     of_source, no_prompt = pipeline.encode_prompt(source, weight.device, 1, True)
@@ -158,11 +174,11 @@ def edit_prompt(
     tokens = of_source.shape[1]
     edited, mutual = (
         _positions(pipeline.tokenizer, ids[1], chosen, tokens)
-        for chosen in (edited_words, kept_words)
+        for chosen in (how.edited_words, how.kept_words)
     )
     chooses = bool(edited.any() or mutual.any())
     control_state = None
-    if control:
+    if how.control:
         blend = LocalBlend(edited, mutual, len(ids[1])) if chooses else None
         skipped = num_inference_steps - kept
         control_state = AttentionControl(
@@ -170,8 +186,8 @@ def edit_prompt(
             ids[1],
             num_inference_steps,
             skipped=skipped,
-            cross_fraction=cross_fraction,
-            self_fraction=self_fraction,
+            cross_fraction=how.cross_fraction,
+            self_fraction=how.self_fraction,
             blend=blend,
             tokens=tokens,
             embeddings=(of_source[0], of_target[0]),
@@ -183,7 +199,7 @@ def edit_prompt(
         process,
         torch.cat([of_source, of_target, of_source]),
         no_prompt,
-        (source_guidance, target_guidance, source_guidance),
+        (how.source_guidance, how.target_guidance, how.source_guidance),
         config.get("prediction_type", "epsilon"),
         control_state,
     )
@@ -194,7 +210,11 @@ def edit_prompt(
     with control_state.installed(unet) if control_state else nullcontext():
         blender = control_state.blender(process) if control_state else None
         latent = solve(
-            DDCM(x0, eta, layout=True, blend=blender), denoiser, start, grid, generator=generator
+            DDCM(x0, how.eta, layout=True, blend=blender),
+            denoiser,
+            start,
+            grid,
+            generator=generator,
         ).x0
     decoded = vae.decode((latent / vae.config.scaling_factor).to(weight)).sample
     return ((decoded + 1) / 2).clamp(0, 1).to(image)

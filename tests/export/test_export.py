@@ -17,7 +17,7 @@ from export.exporter import export_bundle, export_model
 from export.graphs.kernels import fuse_attention, shift_codes
 from export.graphs.network import export_graph
 from export.graphs.qdq import insert_qdq, weighted_nodes
-from export.parity import Limits, verify
+from export.parity import Limits, Timed, verify
 from export.runtime.providers import Placement, count_kernels, fallen_back
 from export.runtime.session import OnnxNetwork, Session
 from quant.network import QuantLayer
@@ -167,8 +167,7 @@ def test_every_planned_conv_runs_on_integers_and_errors_agree(
         quantized,
         calibration,
         restore=lambda d: seen.append(type(d)) or 30.0,
-        size=(12, 12),
-        repeats=1,
+        timed=Timed((12, 12), 1),
     )
     assert parity.fused == parity.planned == len(quantized.names)
     assert parity.agreement <= 0.10
@@ -211,8 +210,7 @@ def test_parity_limits_name_what_failed(bundles, denoiser, quantized, calibratio
         calibration,
         restore=lambda d: next(answers),
         limits=limits,
-        size=(12, 12),
-        repeats=1,
+        timed=Timed((12, 12), 1),
     )
     assert parity.fused is None
     assert [

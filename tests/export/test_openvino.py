@@ -14,7 +14,8 @@ from helpers.quantized import measurement, one_thread, recording, tiny_denoiser 
 
 from export.bundle import NETWORK, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
-from export.parity import verify
+from export.jobs.photo import InpaintingJob
+from export.parity import Timed, verify
 from export.runtime.openvino import KEPT, OpenVinoGraph
 from export.runtime.providers import Placement, integer_convs
 from export.runtime.session import Restorer, Session
@@ -56,7 +57,7 @@ def bundles(tmp_path_factory, denoiser, quantized):
 def restorer(tmp_path_factory, denoiser, quantized):
     folder = tmp_path_factory.mktemp("restorer") / "r"
     task = InpaintingTask(denoiser, DDIM(), 1)
-    export_restorer_bundle(task, folder, target="cpu", quantized=quantized, size=SIZE)
+    export_restorer_bundle(InpaintingJob(task, SIZE), folder, target="cpu", quantized=quantized)
     return folder
 
 
@@ -143,8 +144,7 @@ def test_planned_convolutions_run_on_integers_and_errors_agree(
     options = {
         "device": "openvino",
         "restore": lambda d: seen.append(d) or 30.0,
-        "size": (12, 12),
-        "repeats": 1,
+        "timed": Timed((12, 12), 1),
     }
     parity = verify(denoiser, bundles / "cpu", quantized, calibration, **options)
     assert seen[1].network.providers == ["OpenVINO"]

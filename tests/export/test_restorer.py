@@ -64,11 +64,10 @@ def quantized(task):
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory, task, quantized):
     root = tmp_path_factory.mktemp("restorers")
-    export_restorer_bundle(task, root / "float", size=SIZE)
-    export_restorer_bundle(task, root / "cpu", target="cpu", quantized=quantized, size=SIZE)
-    export_restorer_bundle(
-        task, root / "tensorrt", target="tensorrt", quantized=quantized, size=SIZE
-    )
+    job = InpaintingJob(task, SIZE)
+    export_restorer_bundle(job, root / "float")
+    export_restorer_bundle(job, root / "cpu", target="cpu", quantized=quantized)
+    export_restorer_bundle(job, root / "tensorrt", target="tensorrt", quantized=quantized)
     return root
 
 
@@ -149,8 +148,10 @@ def test_integer_restorer_matches_the_integer_loop(bundles, task, quantized, tmp
         )
 
 
+@pytest.mark.long
 def test_weights_are_stored_once(bundles, task):
-    export_restorer_bundle(replace(task, num_inference_steps=1), bundles / "one-step", size=SIZE)
+    one_step = InpaintingJob(replace(task, num_inference_steps=1), SIZE)
+    export_restorer_bundle(one_step, bundles / "one-step")
     one, two = ((bundles / name / RESTORER).stat().st_size for name in ("one-step", "float"))
     weights = 4 * sum(p.numel() for p in task.denoiser.network.parameters())
     assert two - one < 0.5 * weights
@@ -222,7 +223,7 @@ def test_tensorrt_restorer_keeps_its_contract(bundles):
 
 @pytest.mark.long
 def test_half_precision_is_close(task, tmp_path):
-    export_restorer_bundle(task, tmp_path / "cuda", target="cuda", size=SIZE)
+    export_restorer_bundle(InpaintingJob(task, SIZE), tmp_path / "cuda", target="cuda")
     image, mask = photo(*SIZE)
     half, full = Restorer(tmp_path / "cuda", threads=1)(image, mask), task(image, mask)
     assert psnr(half.mean.numpy(), full.mean.numpy()) > 55
@@ -256,11 +257,10 @@ def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
         export_restorer(InpaintingJob(task, (24, 30)))
     with pytest.raises(ValueError, match="not in the temporal table"):
         export_restorer_bundle(
-            replace(task, num_inference_steps=5),
+            InpaintingJob(replace(task, num_inference_steps=5), SIZE),
             tmp_path / "x",
             target="cpu",
             quantized=quantized,
-            size=SIZE,
         )
     assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match=r"export\.runtime\.session\.Restorer"):

@@ -390,16 +390,17 @@ def test_sample_loss_is_the_error_relative_to_the_best_linear_estimate(tmp_path)
 
 
 @pytest.mark.parametrize("text", [under("rddm", "residual_noise"), HAZE], ids=["rddm", "haze"])
-def test_resumed_run_equals_an_uncut_one(tmp_path, pairs, pictures, text):
+def test_resumed_run_equals_an_uncut_one(tmp_path, pairs, pictures, monkeypatch, text):
+    monkeypatch.setattr("toolbox.training.loop.CHECKPOINT_EVERY", 2)
     recipe, data = recipe_of(tmp_path, text), pictures if "dehaze" in text else pairs
-    whole = train(recipe, data, tmp_path / "whole", checkpoint_every=2)
+    whole = train(recipe, data, tmp_path / "whole")
 
     def cut(step, loss):
         if step == 3:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(recipe, data, tmp_path / "cut", checkpoint_every=2, progress=cut)
+        train(recipe, data, tmp_path / "cut", progress=cut)
     resumed = train(recipe, data, tmp_path / "cut", resume=True)
     a, b = (Denoiser.from_pretrained(p).network.state_dict() for p in (whole, resumed))
     for key, value in a.items():

@@ -24,6 +24,7 @@ from solvers import (
     VP,
     Denoiser,
     Prediction,
+    PromptEdit,
     SolverScheduler,
     as_scheduler,
     edit_prompt,
@@ -269,9 +270,8 @@ def test_edit_prompt_through_the_pipeline(components):
             image,
             "red cat",
             target,
-            num_inference_steps=4,
+            PromptEdit(num_inference_steps=4, **options),
             generator=generators(0, 1),
-            **options,
         )
 
     with torch.no_grad():

@@ -7,7 +7,7 @@ from helpers.pipeline import TOKENS, Pipeline
 from solvers import VP, generators
 from solvers.editing.attention_control import LocalBlend
 from solvers.editing.attention_processor import AttentionControl
-from solvers.editing.text_editing import PromptBranches, edit_prompt
+from solvers.editing.text_editing import PromptBranches, PromptEdit, edit_prompt
 
 PROCESS = VP.scaled_linear()
 
@@ -152,9 +152,7 @@ def test_equal_prompts_return_the_picture(pipeline, image, attention):
         image,
         "a red cat",
         "a red cat",
-        num_inference_steps=4,
-        target_guidance=1.0,
-        control=attention,
+        PromptEdit(num_inference_steps=4, target_guidance=1.0, control=attention),
         generator=generators(0, 1),
     )
     assert out.shape == image.shape
@@ -168,9 +166,8 @@ def test_prompts_edit_the_picture(pipeline, image):
             image,
             "a red cat",
             "a blue cat",
-            num_inference_steps=4,
+            PromptEdit(num_inference_steps=4, **options),
             generator=generators(0, 1),
-            **options,
         )
 
     same, free = roundtrip(pipeline, image), run(control=False)
@@ -193,7 +190,7 @@ def test_prompts_edit_the_picture(pipeline, image):
 )
 def test_refusals(pipeline, image, options, said):
     with pytest.raises(ValueError, match=said):
-        edit_prompt(pipeline, image, "a red cat", "a blue cat", num_inference_steps=4, **options)
+        edit_prompt(pipeline, image, "a red cat", "a blue cat", PromptEdit(4, **options))
 
 
 def test_bad_shapes(pipeline):

@@ -560,7 +560,7 @@ BAD = [
     (
         "reference of another size",
         ("{image}", "-m", "{mask}", "-o", "{out}", "--reference", "{small}"),
-        "shape",
+        "the result is",
     ),
     (
         "steps that are no number",

@@ -41,9 +41,10 @@ def test_training_lowers_the_loss(tiny_recipe, pictures, tmp_path):
     assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:15])
 
 
-def test_resumed_run_equals_an_uncut_one(tiny_recipe, pictures, tmp_path):
+def test_resumed_run_equals_an_uncut_one(tiny_recipe, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("toolbox.training.loop.CHECKPOINT_EVERY", 2)
     recipe = TrainingRecipe.read(tiny_recipe)
-    whole = train(recipe, pictures, tmp_path / "whole", checkpoint_every=2)
+    whole = train(recipe, pictures, tmp_path / "whole")
 
     class Cut(Exception):
         pass
@@ -53,7 +54,7 @@ def test_resumed_run_equals_an_uncut_one(tiny_recipe, pictures, tmp_path):
             raise Cut
 
     with pytest.raises(Cut):
-        train(recipe, pictures, tmp_path / "cut", checkpoint_every=2, progress=cut)
+        train(recipe, pictures, tmp_path / "cut", progress=cut)
     resumed = train(recipe, pictures, tmp_path / "cut", resume=True)
     a, b = (Denoiser.from_pretrained(p).network.state_dict() for p in (whole, resumed))
     for key, value in a.items():

@@ -37,6 +37,8 @@ from toolbox.training.losses import (
 from toolbox.training.recipe import SHOWN, TrainingRecipe
 from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
 
+CHECKPOINT_EVERY = 500  # steps
+
 EXAMPLES: dict[str, Any] = {
     "inpaint": PhotoExamples,
     "mri": MRIExamples,
@@ -159,7 +161,6 @@ def train(
     start_from: str | Path | None = None,
     resume: bool = False,
     mixed_precision: str = "no",
-    checkpoint_every: int = 500,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Path:
     """Train a recipe and write the model folder ``out`` (averaged weights, config, schedule,
@@ -280,7 +281,7 @@ def train(
             with accelerator.autocast():
                 log.add(step + 1, total, float(norm), rate, measure)
             last = step + 1 == recipe.steps
-            if last or (step + 1) % checkpoint_every == 0:
+            if last or (step + 1) % CHECKPOINT_EVERY == 0:
                 state = {
                     "network": accelerator.unwrap_model(network).state_dict(),
                     "optimizer": optimizer.state_dict(),
