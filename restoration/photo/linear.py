@@ -258,9 +258,9 @@ class PlanewiseNetwork(nn.Module):
         groups = z.shape[1] // self.channels
         planes = z.reshape(-1, self.channels, *z.shape[2:])
         # one time for the whole batch needs no repeating, in a graph either
-        times = t if len(t) == 1 else t.repeat_interleave(groups)
+        times = t if t.shape[0] == 1 else t.repeat_interleave(groups)
         out = output_of(self.network(planes, times))
-        return out.reshape(len(z), -1, *out.shape[2:])
+        return out.reshape(z.shape[0], -1, *out.shape[2:])
 
     @property
     def timesteps(self) -> tuple[float, ...]:

@@ -207,9 +207,9 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
     if (name, target) == ("denoise", "cpu"):
         pytest.skip("shown by the network's bundle and the float graph")
     origin, task = quantized(name), task_by_name(name)
-    numbers = {"superresolve": {"factor": 2}, "deblur": {"blur": 1.0}, "mri": {"coils": 2}}
-    # of mri: the noise is an input; of others: what the network was calibrated for
-    sigma = {"mri": 0.01, "denoise": 0.1, "hsi": 0.1}.get(name, 0.0)
+    numbers = {"superresolve": {"factor": 2}, "deblur": {"blur": 1.0}}
+    # mri: exact data of one coil; noise and coils are in test_restorer_jobs.py
+    sigma = {"denoise": 0.1, "hsi": 0.1}.get(name, 0.0)
     whole = Whole(name, sigma=sigma, size=f"{SIDE}x{SIDE}", **numbers.get(name, {}))
     settings = Settings(task.settings.solver, 1 if name in ("hsi", "denoise") else STEPS)
     graph = Graph(origin.quantized if target == "cpu" else None, target)

@@ -166,6 +166,8 @@ def run_verify_restorer(
         small = denoiser.around(network.simulating(graph.bundle.target))
         methods["simulated"] = task.restorer(small, options, settings)
     source = task.source(trials.data, denoiser, (run.height, run.width), trials.seed)
+    shape = run.inputs.get("image", (source.channels,))  # graphs of pictures take colours
+    source = replace(source, channels=shape[0])
     rows: list[Row] = []
     made = (task.trial(source, k, options) for k in range(trials.count))
     for row in compare(task, made, methods, Draws(trials.seed)):
