@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from solvers.inputs.strict_json import parse_object
+
 RANGES = ("percentile", "max", "mean", "min", "mse", "p2.4")
 ROUNDING = ("nearest", "gptq", "adaround", "fbr")
 SELECTION = ("uniform", "ptq4dm", "eda-dm")
@@ -214,10 +216,7 @@ class QuantRecipe:
 
     @classmethod
     def from_json(cls, text: str) -> QuantRecipe:
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the quantization recipe is not JSON: {error}") from error
+        return cls.from_dict(parse_object(text, "the quantization recipe"))
 
 
 def _check_keys(kind: type, content: Any, what: str) -> None:

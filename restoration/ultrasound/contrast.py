@@ -4,11 +4,13 @@ Kolmogorov-Smirnov.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
+
+from solvers.inputs.errors import InputError
+from solvers.inputs.strict_json import read_object
 
 
 def gcnr(x: np.ndarray, y: np.ndarray, bins: int = 256) -> float:
@@ -72,12 +74,9 @@ def read_regions(path: str | Path, shape: tuple[int, int]) -> dict[str, np.ndarr
     Raises:
         ValueError: no such JSON, or a box that is empty or leaves the picture.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"regions {path} can't be read as JSON: {error}") from error
-    if not isinstance(content, dict) or not content:
-        raise ValueError(
+    content = read_object(path)
+    if not content:
+        raise InputError(
             f'regions {path} must be an object such as {{"tissue": [[top, left, bottom, right]],'
             ' "blood": ...}'
         )
