@@ -21,7 +21,7 @@ import numpy as np
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array, check_bytes
 
-_INT8, _INT32, _MATRIX, _COMPRESSED = 1, 5, 14, 15
+_INT32, _MATRIX, _COMPRESSED = 5, 14, 15
 # types of stored values, and of the arrays that they are values of
 _STORED = {
     1: "i1",
@@ -48,7 +48,7 @@ _CLASSES = {
     15: "u8",
 }
 _STRUCT = 2
-_COMPLEX, _LOGICAL = 0x0800, 0x0200
+_COMPLEX = 0x0800
 _MOST_AXES, _MOST_FIELDS, _NAMES = 32, 1000, 4096  # bytes that hold an array's shape and name
 
 
@@ -176,7 +176,7 @@ class Matlab:
         if 0 not in matrix.shape:
             check_array(where, matrix.shape, dtype.itemsize)
         real, rest = self._numbers(where, matrix, matrix.rest)
-        values = real.astype(bool if matrix.flags & _LOGICAL else dtype)
+        values = real.astype(dtype)
         if matrix.flags & _COMPLEX:
             imaginary, _ = self._numbers(where, matrix, rest)
             values = real.astype(dtype) + 1j * imaginary.astype(dtype)
