@@ -22,6 +22,9 @@ from solvers.inputs.errors import InputError, ResourceError
 
 MARK = ".restobox.json"  # says which files of a folder are ours, where its own format doesn't
 
+# how safetensors, NumPy and torch say that a disk is full
+_FULL = ("No space left", "File too large", " requested and ", "unexpected pos", "failed writing")
+
 # the only way to ask for it, and only here: other threads may be making files later
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
@@ -344,7 +347,7 @@ def _room_for(output: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
-        if not full and "No space left" not in str(error):
+        if not full and not any(words in str(error) for words in _FULL):
             raise
         raise ResourceError(
             f"the disk has no room for the output {output}; nothing was written: free some, or give"
