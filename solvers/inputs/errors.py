@@ -48,7 +48,7 @@ def reading(path: str | Path, what: str, kind: type[RestoboxError] = InputError)
     """Whatever a library raises in this block becomes a ``kind`` that names the file.
 
     A damaged file leads a parser to any error at all. Errors that say what is wrong pass: those of
-    restobox, a file that is not there, a package that is missing.
+    restobox that name the file, a file that is not there, a package that is missing.
 
     Args:
         path: what is read.
@@ -56,13 +56,15 @@ def reading(path: str | Path, what: str, kind: type[RestoboxError] = InputError)
     """
     try:
         yield
-    except (RestoboxError, FileNotFoundError, ImportError):
+    except (FileNotFoundError, ImportError, ResourceError):
         raise
     except MemoryError as error:
         raise ResourceError(
             f"{path} needs more memory than there is; give a smaller one"
         ) from error
     except Exception as error:
+        if isinstance(error, RestoboxError) and str(path) in str(error):
+            raise
         said = "" if isinstance(error, _SPEECHLESS) else f" ({first_line(error)})"
         raise kind(
             f"{path} can't be read as {what}{said}; it may be damaged or cut short: copy or make it"

@@ -40,6 +40,10 @@ def test_what_says_enough_passes():
     for error in (FileNotFoundError("a"), ImportError("b"), ResourceError("c")):
         with pytest.raises(type(error), match=str(error)), reading("x", "y"):
             raise error
+    with pytest.raises(InputError, match=r"x can.t be read as y \(no such"), reading("x", "y"):
+        raise ModelError("no such key")
+    with pytest.raises(ModelError, match=r"^x has no key$"), reading("x", "y"):
+        raise ModelError("x has no key")
     with pytest.raises(InputError, match=r"\(crc\)"), reading("x", "y"):
         raise OSError("crc\nmore lines")
     with pytest.raises(ResourceError, match="more memory"), reading("x", "y"):
