@@ -309,6 +309,8 @@ def _check_graph(path: Path, bundle: Bundle) -> None:
             raise ModelError(
                 f"{path} declares {tensor.name!r} with the impossible shape {list(tensor.dims)}"
             )
+    if bundle.run is None:
+        _check_outputs(path, bundle, model)
     wanted = _inputs(bundle)
     found = {
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
@@ -322,6 +324,20 @@ def _check_graph(path: Path, bundle: Bundle) -> None:
                 f"{path} takes the inputs {found} but {MANIFEST} says {wanted} (with their"
                 " channels): export again"
             )
+
+
+def _check_outputs(path: Path, bundle: Bundle, model: Any) -> None:
+    """The channels that a network gives are those of its images, once or (two heads) twice."""
+    s = bundle.settings
+    own = bundle.channels - s.fold**2 * s.condition_channels
+    shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    given = shape[1] if len(shape) == 4 else 0
+    if own < 1 or own % s.fold**2 or given not in (0, own, 2 * own):
+        raise ModelError(
+            f"{path} gives {given or 'unknown'} channels of {bundle.channels}, which"
+            f" {s.condition_channels} condition channels at fold {s.fold} in {MANIFEST} contradict:"
+            " export again"
+        )
 
 
 def _inputs(bundle: Bundle) -> dict[str, int]:
