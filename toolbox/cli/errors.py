@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import logging
 import os
 import sys
@@ -30,10 +31,11 @@ def in_a_line(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return f"{error.filename or 'a file'} can't be read or written: {error.strerror}"
-    raised = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
-    library = str(raised).split(".")[0]
-    if library in OURS and isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
-        return text or type(error).__name__
+    frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
+    library = str(frame.f_globals.get("__name__")).split(".")[0]
+    line = linecache.getline(frame.f_code.co_filename, number)
+    if text and library in OURS and line.lstrip().startswith("raise "):
+        return text
     return (
         f"this input led to an error in {library or 'a library'} that restobox doesn't know"
         f" ({type(error).__name__}: {first_line(error)[:200]}); check what was given, and please"
