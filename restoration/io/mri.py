@@ -58,7 +58,8 @@ def read_scan(path: str | Path) -> Scan:
     """
     path = Path(path)
     if path.is_dir():
-        return _read_dicom(path)
+        with reading(path, "a DICOM series"):
+            return _read_dicom(path)
     if not path.is_file():
         raise FileNotFoundError(f"scan {path} does not exist")
     ending = suffix(path)
@@ -72,7 +73,8 @@ def read_scan(path: str | Path) -> Scan:
         raise InputError(
             f"{path} has no known ending; known: {', '.join(readers)}, or a folder of DICOM files"
         )
-    return readers[ending](path)
+    with reading(path, "a scan"):
+        return readers[ending](path)
 
 
 # -- k-space ---------------------------------------------------------------------------------------

@@ -96,19 +96,19 @@ def boxes_mask(boxes: object, shape: tuple[int, int], name: str = "region") -> n
     )
     mask = np.zeros(shape, bool)
     if not isinstance(boxes, (list, tuple)) or not boxes:
-        raise ValueError(f"{name}: boxes [top, left, bottom, right] are needed; got {boxes!r}")
+        raise InputError(f"{name}: boxes [top, left, bottom, right] are needed; got {boxes!r}")
     for box in boxes:
         if (
             not isinstance(box, (list, tuple))
             or len(box) != 4
             or not all(isinstance(v, int) and not isinstance(v, bool) for v in box)
         ):
-            raise ValueError(
+            raise InputError(
                 f"{name}: a box is [top, left, bottom, right] in whole pixels; got {box!r}"
             )
         top, left, bottom, right = box
         if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
-            raise ValueError(
+            raise InputError(
                 f"{name}: box {box} is empty or leaves the picture of {shape[0]} x {shape[1]}"
                 " pixels (H, W)"
             )
@@ -143,7 +143,7 @@ def anatomical_regions(image: np.ndarray, border: float = 0.12) -> dict[str, np.
     }
     for name, mask in regions.items():
         if mask.sum() < 200:
-            raise ValueError(
+            raise InputError(
                 f"the picture shows too little {name} to measure ({int(mask.sum())} pixels): give"
                 " boxes"
             )
@@ -153,7 +153,7 @@ def anatomical_regions(image: np.ndarray, border: float = 0.12) -> dict[str, np.
 def _regions(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = (np.asarray(v, np.float64).ravel() for v in (x, y))
     if x.size == 0 or y.size == 0:
-        raise ValueError("a region is empty")
+        raise InputError("a region is empty")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("a region holds NaN or infinite values")
+        raise InputError("a region holds NaN or infinite values")
     return x, y
