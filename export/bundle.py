@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from solvers.files import check_free, replace_file, replace_folder
+from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.strict_json import read_object
 from solvers.interop.description import from_description
 from solvers.processes.process import Process
 
@@ -26,7 +29,8 @@ FORMAT, READABLE = 2, (1, 2)
 MANIFEST, NETWORK, RESTORER, CARD = "bundle.json", "network.onnx", "restorer.onnx", "README.md"
 # protobuf's limit: a larger graph needs external data, which bundles don't have
 MOST_BYTES = 2**31 - 1
-MOST_MANIFEST_BYTES = 2**24
+# a U-Net of ten levels halves its input nine times
+MOST_MULTIPLE = 512
 
 
 class _Part(BaseModel):
@@ -46,7 +50,7 @@ class Settings(_Part):
     prediction_type: Literal["epsilon", "sample", "v_prediction"]
     value_range: tuple[float, float]
     fold: int = Field(ge=1, le=64)
-    multiple: int = Field(ge=1, le=4096)
+    multiple: int = Field(ge=1, le=MOST_MULTIPLE)
     condition_channels: int = Field(ge=0, le=4096)
     residual: bool
     data_std: float = Field(1.0, gt=0)
@@ -239,7 +243,7 @@ def read_bundle(folder: str | Path) -> Bundle:
 
     Raises:
         FileNotFoundError: no such folder, or it holds no ``bundle.json``.
-        ValueError: anything about it that isn't as it should be; the message says what.
+        ModelError: anything about it that isn't as it should be; the message says what.
     """
     folder = Path(folder)
     manifest = folder / MANIFEST
@@ -248,82 +252,120 @@ def read_bundle(folder: str | Path) -> Bundle:
             f"{folder} is no bundle: it has no {MANIFEST}; make one with `restobox export`"
         )
     if manifest.is_symlink():
-        raise ValueError(f"{manifest} is a link; bundles hold plain files only")
-    if manifest.stat().st_size > MOST_MANIFEST_BYTES:
-        raise ValueError(
-            f"{manifest} has {manifest.stat().st_size} bytes; at most {MOST_MANIFEST_BYTES} are"
-            " accepted"
-        )
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        found = content.get("format") if isinstance(content, dict) else None
+        raise ModelError(f"{manifest} is a link; bundles hold plain files only")
+    with reading(manifest, "the manifest of a bundle", ModelError):
+        content = read_object(manifest, ModelError)
+        found = content.get("format")
         if found not in READABLE or isinstance(found, bool):
             known = " and ".join(map(str, READABLE))
-            raise ValueError(
-                f"format {found!r} is unknown; this version reads {known}: update it, or export"
-                " again"
+            raise ModelError(
+                f"{manifest}: format {found!r} is unknown; this version reads {known}: update it,"
+                " or export again"
             )
-        bundle = Bundle.model_validate(content)
+        try:
+            bundle = Bundle.model_validate(content)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}"
+                for e in error.errors()[:5]
+            )
+            raise ModelError(f"{manifest} is damaged: {wrong}; export again") from error
         bundle.make_process()
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in error.errors()[:5]
-        )
-        raise ValueError(f"{manifest} is damaged: {wrong}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{manifest} can't be used: {error}") from error
     for name, entry in bundle.files.items():
         _check_file(folder / name, entry)
-    _check_graph(folder / bundle.model_file)
+    _check_graph(folder / bundle.model_file, bundle)
     return bundle
 
 
 def _check_file(path: Path, entry: File) -> None:
     if path.is_symlink() or not path.is_file():
-        raise ValueError(f"{path} is missing or no plain file; export the bundle again")
+        raise ModelError(f"{path} is missing or no plain file; export the bundle again")
     if path.stat().st_size != entry.size:
-        raise ValueError(
+        raise ModelError(
             f"{path} has {path.stat().st_size} bytes but {MANIFEST} says {entry.size}: the bundle"
             " was changed or cut short"
         )
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-            raise ValueError(
+            raise ModelError(
                 f"{path} doesn't match its SHA-256 in {MANIFEST}: the bundle was changed after it"
                 " was made"
             )
 
 
-def _check_graph(path: Path) -> None:
+def _check_graph(path: Path, bundle: Bundle) -> None:
     import onnx
-    from google.protobuf.message import DecodeError
 
-    try:
+    with reading(path, "an ONNX model", ModelError):
         model = onnx.load_model(path, load_external_data=False)
-    except DecodeError as error:
-        raise ValueError(f"{path} is no ONNX model") from error
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        tensors = [*graph.initializer, *(s.values for s in graph.sparse_initializer)]
-        for node in graph.node:
+    nodes = [node for function in model.functions for node in function.node]
+    for tensor in _tensors(model.graph, nodes):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise ModelError(
+                f"{path} keeps {tensor.name!r} in another file; a bundle's graph must be complete"
+                " in itself"
+            )
+        if min(tensor.dims, default=1) < 0 or math.prod(tensor.dims) > MOST_BYTES:
+            raise ModelError(
+                f"{path} declares {tensor.name!r} with the impossible shape {list(tensor.dims)}"
+            )
+    if bundle.run is None:
+        _check_outputs(path, bundle, model)
+    wanted = _inputs(bundle)
+    found = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+    }
+    for name, channels in wanted.items():
+        # a length that isn't fixed is 0
+        axis = found.get(name, [])[-3:][:1]
+        if set(found) != set(wanted) or (channels and axis not in ([channels], [0])):
+            raise ModelError(
+                f"{path} takes the inputs {found} but {MANIFEST} says {wanted} (with their"
+                " channels): export again"
+            )
+
+
+def _check_outputs(path: Path, bundle: Bundle, model: Any) -> None:
+    """The channels that a network gives are those of its images, once or (two heads) twice."""
+    s = bundle.settings
+    own = bundle.channels - s.fold**2 * s.condition_channels
+    shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    given = shape[1] if len(shape) == 4 else 0
+    if own < 1 or own % s.fold**2 or given not in (0, own, 2 * own):
+        raise ModelError(
+            f"{path} gives {given or 'unknown'} channels of {bundle.channels}, which"
+            f" {s.condition_channels} condition channels at fold {s.fold} in {MANIFEST} contradict:"
+            " export again"
+        )
+
+
+def _inputs(bundle: Bundle) -> dict[str, int]:
+    """The inputs of a bundle's graph, and the channels of those that are images (else 0)."""
+    if (run := bundle.run) is None:
+        return {"x": bundle.channels, "t" if bundle.graph == "timestep" else "index": 0}
+    images = {name: shape[-3] if len(shape) > 2 else 0 for name, shape in run.inputs.items()}
+    return images | ({"noise": 0} if run.draws else {})
+
+
+def _tensors(graph: Any, nodes: list[Any]) -> Iterator[Any]:
+    """All tensors that a graph, its inner graphs and these nodes hold."""
+    graphs = [graph]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes = [*nodes, *graph.node]
+        for node in nodes:
             for attribute in node.attribute:
-                tensors += [attribute.t, *attribute.tensors]
-                graphs += (
-                    [attribute.g, *attribute.graphs]
-                    if attribute.HasField("g") or attribute.graphs
-                    else []
-                )
-        for tensor in tensors:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-                raise ValueError(
-                    f"{path} keeps {tensor.name!r} in another file; a bundle's graph must be"
-                    " complete in itself"
-                )
-            if min(tensor.dims, default=1) < 0 or math.prod(tensor.dims) > MOST_BYTES:
-                raise ValueError(
-                    f"{path} declares {tensor.name!r} with the impossible shape {list(tensor.dims)}"
-                )
+                yield from (attribute.t, *attribute.tensors)
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    yield from (sparse.values, sparse.indices)
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+        nodes = []
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -25,6 +24,8 @@ from quant.network import (
 from quant.recipe import QuantRecipe
 from quant.temporal.table import temporal_block
 from solvers.files import check_free, replace_folder
+from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.strict_json import read_object
 
 FORMAT = 1
 TENSORS, RECIPE = "quantized.safetensors", "recipe.json"
@@ -104,10 +105,13 @@ def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
             raise FileNotFoundError(
                 f"{folder / name} does not exist; make it with `restobox quantize`"
             )
-    try:
-        content = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    with reading(folder, "a quantized network", ModelError):
+        content = read_object(folder / RECIPE, ModelError)
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}; this version reads {FORMAT}")
+            raise ModelError(
+                f"{folder} has the format {content['format']!r}; this version reads {FORMAT}:"
+                " quantize again"
+            )
         tensors = load_file(folder / TENSORS)
         recipe = QuantRecipe.from_dict(content["recipe"])
         names, timesteps = (
@@ -116,23 +120,19 @@ def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
         )
         layers = {name: _layer(tensors, name) for name in names}
         calibration, model = str(content["calibration"]), str(content["model"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{folder} is not a readable quantized network ({error}); quantize again"
-        ) from error
     if model != network_hash(network):
-        raise ValueError(
+        raise ModelError(
             f"{folder} was made from another model ({model[:12]}...); load it with that one, or"
             " quantize again"
         )
     structure = structured(network, recipe)
     if names != quantizable_layers(structure, recipe.skip):
-        raise ValueError(
+        raise ModelError(
             f"{folder} is damaged: its layers are not those its recipe quantizes; quantize again"
         )
     for name, layer in layers.items():
         if layer.codes.shape != tuple(structure.get_submodule(name).weight.shape):
-            raise ValueError(
+            raise ModelError(
                 f"{folder} is damaged: {name} has codes of shape {layer.codes.shape}; quantize"
                 " again"
             )
@@ -146,7 +146,7 @@ def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
         features = torch.from_numpy(tensors.get("temporal", np.zeros((0, 0), np.float32)))
         widths = sum(layer.out_features for layer in temporal_block(network).projections.values())
         if tuple(features.shape) != (len(timesteps), widths) or not torch.isfinite(features).all():
-            raise ValueError(
+            raise ModelError(
                 f"{folder} is damaged: its temporal features have shape {tuple(features.shape)};"
                 " quantize again"
             )
@@ -163,7 +163,7 @@ def _layer(tensors: dict[str, np.ndarray], name: str) -> QuantLayer:
         codes.shape[:1],
         codes.shape[:1],
     ]:
-        raise ValueError(f"layer {name} has arrays of the wrong type or shape")
+        raise ModelError(f"layer {name} has arrays of the wrong type or shape")
     if not all(np.isfinite(s).all() and (s > 0).all() for s in scales):
-        raise ValueError(f"layer {name} has scales that are not positive numbers")
+        raise ModelError(f"layer {name} has scales that are not positive numbers")
     return QuantLayer(float(scales[0][0]), scales[1], scales[2], codes, tensors.get(f"{name}/bias"))

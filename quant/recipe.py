@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from solvers.inputs.errors import InputError
+from solvers.inputs.strict_json import parse_object
+
 RANGES = ("percentile", "max", "mean", "min", "mse", "p2.4")
 ROUNDING = ("nearest", "gptq", "adaround", "fbr")
 SELECTION = ("uniform", "ptq4dm", "eda-dm")
@@ -60,7 +63,7 @@ class Reconstruction:
             if name == "crop" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(
+                raise InputError(
                     f"reconstruction.{name} must be a whole number in [{low}, {high}]; got"
                     f" {value!r}"
                 )
@@ -77,7 +80,7 @@ class Reconstruction:
                 or not isinstance(value, (int, float))
                 or not 0 <= value <= most
             ):
-                raise ValueError(f"reconstruction.{name} must lie in [0, {most:g}]; got {value!r}")
+                raise InputError(f"reconstruction.{name} must lie in [0, {most:g}]; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,9 @@ class QuantRecipe:
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8) or isinstance(self.weight_bits, bool):
-            raise ValueError(f"weight_bits must be 8 or 4; got {self.weight_bits!r}")
+            raise InputError(f"weight_bits must be 8 or 4; got {self.weight_bits!r}")
         if self.act_bits != 8:
-            raise ValueError(
+            raise InputError(
                 "act_bits must be 8 (the runtimes' integer kernels take no other); got"
                 f" {self.act_bits!r}"
             )
@@ -149,7 +152,7 @@ class QuantRecipe:
             ("selection", SELECTION),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(
+                raise InputError(
                     f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}"
                 )
         if (
@@ -157,26 +160,26 @@ class QuantRecipe:
             or not isinstance(self.percentile, (int, float))
             or not 50 < self.percentile <= 100
         ):
-            raise ValueError(f"percentile must lie in (50, 100]; got {self.percentile!r}")
+            raise InputError(f"percentile must lie in (50, 100]; got {self.percentile!r}")
         if (
             isinstance(self.float_macs, bool)
             or not isinstance(self.float_macs, (int, float))
             or not 0 <= self.float_macs < 1
         ):
-            raise ValueError(
+            raise InputError(
                 f"float_macs is a share of the multiplications in [0, 1); got {self.float_macs!r}"
             )
         if isinstance(self.skip, str) or not all(isinstance(name, str) for name in self.skip):
-            raise ValueError(f"skip must be a list of layer names; got {self.skip!r}")
+            raise InputError(f"skip must be a list of layer names; got {self.skip!r}")
         if not isinstance(self.split_shortcut, bool):
-            raise ValueError(f"split_shortcut must be true or false; got {self.split_shortcut!r}")
+            raise InputError(f"split_shortcut must be true or false; got {self.split_shortcut!r}")
         alpha = self.equalize
         if alpha is not None and (
             isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1
         ):
-            raise ValueError(f"equalize must be an alpha in [0, 1] or null; got {alpha!r}")
+            raise InputError(f"equalize must be an alpha in [0, 1] or null; got {alpha!r}")
         if not isinstance(self.reconstruction, Reconstruction):
-            raise ValueError(
+            raise InputError(
                 f"reconstruction must be a Reconstruction; got {type(self.reconstruction).__name__}"
             )
         object.__setattr__(self, "skip", tuple(self.skip))
@@ -191,7 +194,7 @@ class QuantRecipe:
     def preset(cls, name: str) -> QuantRecipe:
         """A named recipe; raises ValueError, listing the names, for an unknown one."""
         if name not in PRESETS:
-            raise ValueError(f"preset {name!r} is unknown; known: {', '.join(PRESETS)}")
+            raise InputError(f"preset {name!r} is unknown; known: {', '.join(PRESETS)}")
         return PRESETS[name]
 
     @classmethod
@@ -204,7 +207,7 @@ class QuantRecipe:
         """
         _check_keys(cls, content, "a quantization recipe")
         if "skip" in content and not isinstance(content["skip"], (list, tuple)):
-            raise ValueError(f"skip must be a list of layer names; got {content['skip']!r}")
+            raise InputError(f"skip must be a list of layer names; got {content['skip']!r}")
         if "reconstruction" in content and not isinstance(
             content["reconstruction"], Reconstruction
         ):
@@ -214,21 +217,18 @@ class QuantRecipe:
 
     @classmethod
     def from_json(cls, text: str) -> QuantRecipe:
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the quantization recipe is not JSON: {error}") from error
+        return cls.from_dict(parse_object(text, "the quantization recipe"))
 
 
 def _check_keys(kind: type, content: Any, what: str) -> None:
     known = [f.name for f in fields(kind)]
     if not isinstance(content, dict):
-        raise ValueError(
+        raise InputError(
             f"{what} is a JSON object with keys {', '.join(known)}; got {type(content).__name__}"
         )
     unknown = sorted(set(content) - set(known))
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{what} has no key {', '.join(map(str, unknown))}; known: {', '.join(known)}"
         )
 

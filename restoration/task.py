@@ -21,6 +21,8 @@ from solvers.loop import solve
 from solvers.processes.process import Process
 from solvers.solver import RNG, DenoiserLike, Solution, Solver, Step, device_of, randn
 
+MOST_SAMPLES = 10_000
+
 
 class PictureTask(Protocol):
     """The settings that picture tasks share."""
@@ -212,6 +214,12 @@ class Run:
         )
 
 
+def check_samples(num_samples: int) -> None:
+    """Raises ValueError for a number of samples that can't be."""
+    if not 1 <= num_samples <= MOST_SAMPLES:
+        raise ValueError(f"num_samples must be from 1 to {MOST_SAMPLES}; got {num_samples}")
+
+
 @torch.no_grad()
 def sample(
     run: Run, *, num_samples: int = 1, seed: int = 0, callback: Watch | None = None
@@ -222,10 +230,9 @@ def sample(
         callback: called with the sample's number and the step.
 
     Raises:
-        ValueError: ``num_samples`` below 1.
+        ValueError: ``num_samples`` below 1 or above 10,000.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1; got {num_samples}")
+    check_samples(num_samples)
     began, nfe, samples = time.perf_counter(), 0, []
     for k in range(num_samples):
         generator = torch.Generator().manual_seed(seed + k)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from solvers.inputs.errors import ModelError, reading
 from solvers.prediction import HEADS, Prediction
 from solvers.processes.process import Process
 
@@ -268,11 +269,12 @@ class Denoiser:
 
         Raises:
             FileNotFoundError: no such folder.
-            ValueError: the folder holds no diffusers U-Net, or its files are damaged.
+            ModelError: the folder holds no diffusers U-Net, or its files are damaged.
         """
         from solvers.interop.pretrained import read_model
 
-        return cls(**read_model(Path(folder), device))
+        with reading(folder, "a denoiser", ModelError):
+            return cls(**read_model(Path(folder), device))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what :meth:`from_pretrained` loads: ``unet/``, ``denoiser.json`` and, for a VP

@@ -15,9 +15,15 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
+from solvers.inputs.errors import InputError, ResourceError
+
 MARK = ".restobox.json"  # says which files of a folder are ours, where its own format doesn't
+
+# how safetensors, NumPy and torch say that a disk is full
+_FULL = ("No space left", "File too large", " requested and ", "unexpected pos", "failed writing")
 
 # the only way to ask for it, and only here: other threads may be making files later
 _UMASK = os.umask(0o077)
@@ -35,15 +41,17 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
 
     Raises:
         OSError: the place can't be written, or holds something that is no file.
+        ResourceError: the disk is full.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise OSError(f"output {path} exists and is no file; give another name")
     temporary = _beside(target)
     try:
-        write(temporary)
-        temporary.chmod(_mode(target, 0o666))
-        _sync(temporary)
+        with _room_for(path):
+            write(temporary)
+            temporary.chmod(_mode(target, 0o666))
+            _sync(temporary)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -66,6 +74,7 @@ def replace_folder(
 
     Raises:
         OSError: the place can't be written, or is not free (:func:`check_free`).
+        ResourceError: the disk is full.
     """
     folder = Path(folder)
     names = check_free(folder, kind, ours)
@@ -73,12 +82,13 @@ def replace_folder(
     target = folder.absolute()
     temporary = _beside(target)
     try:
-        temporary.mkdir()
-        write(temporary)
-        for path in temporary.rglob("*"):
-            path.chmod(_mode(None, 0o777 if path.is_dir() else 0o666))
-            _sync(path)
-        temporary.chmod(_mode(target, 0o777))
+        with _room_for(folder):
+            temporary.mkdir()
+            write(temporary)
+            for path in temporary.rglob("*"):
+                path.chmod(_mode(None, 0o777 if path.is_dir() else 0o666))
+                _sync(path)
+            temporary.chmod(_mode(target, 0o777))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -211,7 +221,7 @@ def check_outputs(
     output. None and names are skipped.
 
     Raises:
-        ValueError: an output is an input, a file of an input folder, a folder that an input lies
+        InputError: an output is an input, a file of an input folder, a folder that an input lies
             in, or another output.
     """
     places = [Path(output) for output in outputs if output is not None]
@@ -225,17 +235,27 @@ def check_outputs(
                 where = (
                     "is the same as" if same else "holds" if out in real.parents else "is a file of"
                 )
-                raise ValueError(
+                raise InputError(
                     f"output {place} {where} the input {source}, which would be lost; give another"
                     " name"
                 )
         if any(out == Path(os.path.realpath(other)) for other in places[:k]):
-            raise ValueError(f"two outputs have the name {place}; give each its own")
+            raise InputError(f"two outputs have the name {place}; give each its own")
 
 
-def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line; its class where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def reserve(path: str | Path, nbytes: int) -> None:
+    """Make a file ``nbytes`` long, with the room for all of it on the disk.
+
+    What is mapped into memory, and HDF5, don't survive a disk that gets full under them.
+
+    Raises:
+        OSError: the disk has no such room.
+    """
+    with Path(path).open("r+b" if Path(path).exists() else "xb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+        else:
+            file.truncate(nbytes)
 
 
 # -- how it is done --------------------------------------------------------------------------------
@@ -318,6 +338,21 @@ def _swap_all(swaps: list[_Swap]) -> None:
         raise
     for swap in swaps:
         swap.end()
+
+
+@contextlib.contextmanager
+def _room_for(output: str | Path) -> Iterator[None]:
+    """A full disk in one sentence, by whatever library it is met."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
+        if not full and not any(words in str(error) for words in _FULL):
+            raise
+        raise ResourceError(
+            f"the disk has no room for the output {output}; nothing was written: free some, or give"
+            " another place"
+        ) from error
 
 
 def _beside(target: Path) -> Path:

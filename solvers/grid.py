@@ -11,6 +11,7 @@ import numpy as np
 from solvers.processes.process import CLEAN, Process, Table
 
 ZERO_SNR_STAND_IN = -10.0
+MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,21 @@ class Grid:
         return Grid((t, *(s for s in self.times if s < t)))
 
 
-def _check_steps(process: Process, num_inference_steps: int) -> int:
-    n, T = num_inference_steps, process.levels
-    if (
-        isinstance(n, bool)
-        or not isinstance(n, (int, np.integer))
-        or n < 1
-        or (T is not None and n > T)
-    ):
-        most = "1 up" if T is None else f"1 to {T} (the process's levels)"
-        raise ValueError(f"num_inference_steps must be a whole number from {most}; got {n!r}")
+def check_steps(num_inference_steps: int, most: int = MOST_STEPS) -> int:
+    """The number of steps itself.
+
+    Raises:
+        ValueError: no whole number from 1 to ``most``.
+    """
+    n = num_inference_steps
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= most:
+        raise ValueError(f"num_inference_steps must be a whole number from 1 to {most}; got {n!r}")
     return int(n)
+
+
+def _check_steps(process: Process, num_inference_steps: int) -> int:
+    """At most one for each level of the process."""
+    return check_steps(num_inference_steps, process.levels or MOST_STEPS)
 
 
 def _check_whole_steps(process: Process, num_inference_steps: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from export.runtime.providers import (
     wanted_providers,
 )
 from restoration.photo.inpainting import check_inpainting
-from restoration.task import Restored, Watch
+from restoration.task import Restored, Watch, check_samples
 from restoration.wrappers.tiling import tile_starts, tile_weight
 from solvers.solver import randn
 
@@ -94,8 +94,7 @@ class Restorer:
                 f" {', '.join(self.run.inputs)}"
             )
         image, mask = check_inpainting(image, mask)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1; got {num_samples}")
+        check_samples(num_samples)
         tile = (self.run.height, self.run.width)
         overlap = min(tile) // 8 if overlap is None else overlap
         if not 0 <= 2 * overlap < min(tile):
@@ -171,8 +170,7 @@ class Restorer:
                 raise ValueError(
                     f"{name} must be {tuple(shape)} and finite; got {tuple(inputs[name].shape)}"
                 )
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1; got {num_samples}")
+        check_samples(num_samples)
         began, samples = time.perf_counter(), []
         feed = {name: inputs[name][None].float().contiguous().numpy() for name in self.run.inputs}
         for k in range(num_samples):

@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from solvers.files import replace_file
+from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.strict_json import parse_object
 
 FORMAT = 1
 
@@ -182,27 +184,23 @@ class CalibrationSet:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; make one with `restobox calibrate`")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["calibration"])
-                version = header["format"]
-                if version == FORMAT:
-                    samples = [file.get_tensor(key) for key in sorted(file.keys())]
-                    provenance = Provenance(
-                        **header["provenance"] | {"data": tuple(header["provenance"]["data"])}
-                    )
-                    loaded = cls(samples, header["timesteps"], provenance)
-                    intact = loaded.hash == header["hash"]
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise ValueError(
-                f"{path} is not a readable calibration set ({error}); record it again"
-            ) from error
-        if version != FORMAT:
-            raise ValueError(
-                f"{path} has calibration format {version!r}; this version reads {FORMAT}"
+        with (
+            reading(path, "a calibration set", ModelError),
+            safe_open(path, framework="pt") as file,
+        ):
+            header = parse_object((file.metadata() or {})["calibration"], str(path), ModelError)
+            if (version := header["format"]) != FORMAT:
+                raise ModelError(
+                    f"{path} has calibration format {version!r}; this version reads {FORMAT}"
+                )
+            samples = [file.get_tensor(key) for key in sorted(file.keys())]
+            provenance = Provenance(
+                **header["provenance"] | {"data": tuple(header["provenance"]["data"])}
             )
+            loaded = cls(samples, header["timesteps"], provenance)
+            intact = loaded.hash == header["hash"]
         if not intact:
-            raise ValueError(
+            raise ModelError(
                 f"{path} is damaged: its content doesn't match its hash; record it again"
             )
         if network is not None:

@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from restoration.io.arrays import arrays_of
+from solvers.inputs.errors import reading
+
 GROUPS = {
     "soil": "pervious/bare",
     "residue": "pervious/npv",
@@ -58,18 +61,10 @@ class SpectralLibrary:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"spectral library {path} does not exist")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                reflectance = file["reflectance"].astype(np.float64) / float(file["scale"])
-                wavelengths, labels = (
-                    file["wavelength_nm"].astype(np.float64),
-                    tuple(file["label"].tolist()),
-                )
-        except (KeyError, ValueError, OSError, EOFError) as error:
-            raise ValueError(
-                f"{path} is no spectral library (.npz with reflectance, scale, wavelength_nm,"
-                f" label): {error}"
-            ) from error
+        with reading(path, "a spectral library (.npz)"), arrays_of(path) as file:
+            reflectance = file.read("reflectance").astype(np.float64) / float(file.read("scale"))
+            wavelengths = file.read("wavelength_nm").astype(np.float64)
+            labels = tuple(file.read("label").tolist())
         if (
             reflectance.shape != (len(labels), len(wavelengths))
             or (np.diff(wavelengths) <= 0).any()

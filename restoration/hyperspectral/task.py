@@ -34,6 +34,7 @@ from restoration.task import Watch
 from restoration.wrappers.symmetry import COUNTS
 from restoration.wrappers.tiling import tile_weight, tiled
 from solvers.denoiser import Denoiser, timesteps_of
+from solvers.grid import check_steps
 from solvers.methods.ddim import DDIM
 from solvers.solver import Solver
 
@@ -155,10 +156,7 @@ class HyperspectralTask:
             raise ValueError(f"caution must lie between 0 and 10; got {self.caution}")
         if self.channels < 1:
             raise ValueError(f"channels must be at least 1; got {self.channels}")
-        if self.num_inference_steps < 1:
-            raise ValueError(
-                f"num_inference_steps must be at least 1; got {self.num_inference_steps}"
-            )
+        check_steps(self.num_inference_steps)
         if self.correction is not None and self.correction not in CORRECTIONS:
             raise ValueError(
                 f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"

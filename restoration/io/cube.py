@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from solvers.inputs.errors import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class Cube:
@@ -46,6 +48,6 @@ def numbers(path: Path, name: str, text: str) -> np.ndarray:
             [float(v) for v in text.replace("\n", " ").split(",") if v.strip()] or [float("x")]
         )
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: {name} must be numbers separated by commas; got {text[:60]!r}"
         ) from error

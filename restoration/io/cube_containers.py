@@ -7,15 +7,20 @@ from __future__ import annotations
 import json
 import math
 import struct
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from restoration.io.arrays import arrays_of
 from restoration.io.cube import Cube, numbers
-from solvers.files import first_line, replace_file
+from restoration.io.hdf5 import created, dataset, opened
+from restoration.io.matlab import Matlab, is_hdf5
+from solvers.files import replace_file
+from solvers.inputs.errors import InputError, reading
+from solvers.inputs.memory import check_array
+from solvers.inputs.strict_json import parse_object
 
 _WAVELENGTHS = (
     "wavelength_nm",
@@ -28,28 +33,18 @@ _WAVELENGTHS = (
 )
 
 
-def read_container(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]:
+def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
     """A cube as the file holds it, and which of its axes are bands if nothing else tells.
 
     Raises:
-        ValueError: damaged, too large, or no cube in it.
+        InputError: damaged, or no cube in it.
+        ResourceError: too large.
     """
     reader = {".mat": _read_mat, ".npz": _read_npz, ".h5": _read_hdf5, ".hdf5": _read_hdf5}.get(
         path.suffix.lower(), _read_tiff
     )
-    try:
-        return reader(path, key, max_values)
-    except (
-        OSError,
-        KeyError,
-        EOFError,
-        struct.error,
-        zipfile.BadZipFile,
-        TypeError,
-        NotImplementedError,
-        IndexError,
-    ) as error:
-        raise ValueError(f"{path} can't be read: {first_line(error)}") from error
+    with reading(path, "a cube"):
+        return reader(path, key)
 
 
 def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
@@ -69,7 +64,7 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
         from scipy.io import savemat
 
         if last.nbytes >= 2**31:
-            raise ValueError("MATLAB v5 files hold arrays of less than 2 GiB; write .h5 or .hdr")
+            raise InputError("MATLAB v5 files hold arrays of less than 2 GiB; write .h5 or .hdr")
         replace_file(
             path, lambda p: savemat(p, {key: last, **extra}, appendmat=False, do_compression=True)
         )
@@ -81,11 +76,11 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
 
         replace_file(path, save)
     elif suffix in (".h5", ".hdf5"):
-        import h5py
 
         def save(temporary: Path) -> None:
-            with h5py.File(temporary, "w") as file:
-                for name, content in {key: last, **extra}.items():
+            contents = {key: last, **extra}
+            with created(temporary, sum(c.nbytes for c in contents.values())) as file:
+                for name, content in contents.items():
                     file[name] = content
 
         replace_file(path, save)
@@ -104,33 +99,22 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
         )
 
 
-def _choose(
-    path: Path, key: str | None, shapes: dict[str, tuple[int, ...]], max_values: int
-) -> str:
-    """The name of the cube among the arrays of a file, checked by its shape alone."""
+def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]]) -> str:
+    """The name of the cube among the arrays of a file, by its shape alone."""
     cubes = [name for name, shape in shapes.items() if len(shape) == 3]
     if key is None:
         named = [name for name in cubes if name.lower() in ("cube", "data")]
         if len(cubes) != 1 and len(named) != 1:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds {'several cubes' if cubes else 'no cube'}; name the array with key: "
                 + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             )
         key = cubes[0] if len(cubes) == 1 else named[0]
     if key not in cubes:
-        raise ValueError(
+        raise InputError(
             f"{path} has no three-dimensional array {key!r}; it has {', '.join(cubes) or 'none'}"
         )
-    _check_size(path, shapes[key], max_values)
     return key
-
-
-def _check_size(path: Path, shape: tuple[int, ...], max_values: int) -> None:
-    if min(shape) < 1 or math.prod(shape) > max_values:
-        raise ValueError(
-            f"{path} has shape {shape}; from 1 to {max_values:,} values are accepted (memory-map"
-            " larger cubes as ENVI)"
-        )
 
 
 def _cube(
@@ -155,90 +139,66 @@ def _cube(
     return Cube(values, wavelengths, no_data, key), 2
 
 
-def _read_mat(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]:
+def _read_mat(path: Path, key: str | None) -> tuple[Cube, int]:
+    if is_hdf5(path):  # v7.3; MATLAB stores the axes in the opposite order
+        return _read_hdf5(path, key, turned=True)
+    content = Matlab(path)
+    key = _choose(path, key, content.shapes)
+    return _cube(path, content.read(key), key, content.shapes, content.read)
+
+
+def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube, int]:
     import h5py
 
-    if h5py.is_hdf5(path):  # v7.3; MATLAB stores the axes in the opposite order
-        return _read_hdf5(path, key, max_values, turned=True)
-    from scipy.io import loadmat, whosmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        shapes = {name: shape for name, shape, _ in whosmat(path)}
-        key = _choose(path, key, shapes, max_values)
-        return _cube(
-            path,
-            loadmat(path, variable_names=[key])[key],
-            key,
-            shapes,
-            lambda n: loadmat(path, variable_names=[n])[n],
-        )
-    except (MatReadError, ValueError, OSError) as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is no readable MATLAB file: {error}") from error
-
-
-def _read_hdf5(
-    path: Path, key: str | None, max_values: int, turned: bool = False
-) -> tuple[Cube, int]:
-    import h5py
-
-    with h5py.File(path, "r") as file:
+    with opened(path) as file:
         shapes: dict[str, tuple[int, ...]] = {}
 
         def note(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf":
+            numeric = isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf"
+            if numeric and item.shape is not None:
                 shapes[name] = item.shape[::-1] if turned else item.shape
 
         file.visititems(note)
-        key = _choose(path, key, shapes, max_values)
-        values = file[key][()]
+        key = _choose(path, key, shapes)
+        values = dataset(file, key, path)[()]
         return _cube(
-            path, values.transpose() if turned else values, key, shapes, lambda n: file[n][()]
+            path,
+            values.transpose() if turned else values,
+            key,
+            shapes,
+            lambda name: dataset(file, name, path)[()],
         )
 
 
-def _read_npz(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]:
-    shapes = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(".npy"):
-                with archive.open(name) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shapes[name[:-4]] = read(file)[0]
-    key = _choose(path, key, shapes, max_values)
-    with np.load(path, allow_pickle=False) as file:
-        return _cube(path, file[key], key, shapes, lambda n: file[n])
+def _read_npz(path: Path, key: str | None) -> tuple[Cube, int]:
+    with arrays_of(path) as arrays:
+        key = _choose(path, key, arrays.shapes)
+        return _cube(path, arrays.read(key), key, arrays.shapes, arrays.read)
 
 
-def _read_tiff(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]:
+def _read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
     import tifffile
 
-    try:
-        with tifffile.TiffFile(path) as file:
-            pages = list(file.pages)
-            first = file.pages.first
-            if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
-                raise ValueError(f"{path}: its pages differ in size or type; bands must be alike")
-            _check_size(path, (len(pages), *first.shape), max_values)
-            if len(first.shape) == 3 and len(pages) > 1:
-                raise ValueError(
-                    f"{path}: several pages of several channels each; save one band per page"
-                )
-            values = (
-                np.stack([p.asarray() for p in pages]) if len(first.shape) == 2 else first.asarray()
+    with tifffile.TiffFile(path) as file:
+        pages = list(file.pages)
+        _check_chain(path, file, pages)
+        first = file.pages.first
+        if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
+            raise InputError(f"{path}: its pages differ in size or type; bands must be alike")
+        if len(first.shape) not in (2, 3) or (len(first.shape) == 3 and len(pages) > 1):
+            raise InputError(
+                f"{path}: {len(pages)} pages of shape {first.shape}; save one band per page, or all"
+                " in one"
             )
-            planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
-            note = _note(first.description)
-            bad = first.tags.get(42113)  # GDAL_NODATA
-    except tifffile.TiffFileError as error:
-        raise ValueError(f"{path} is no readable TIFF file: {error}") from error
+        if first.dtype is None:
+            raise InputError(f"{path} has values of no known type")
+        check_array(path, (len(pages), *first.shape), first.dtype.itemsize)
+        values = (
+            np.stack([p.asarray() for p in pages]) if len(first.shape) == 2 else first.asarray()
+        )
+        planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+        note = _note(first.description)
+        bad = first.tags.get(42113)  # GDAL_NODATA
     wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
     no_data = note.get("no_data")
     if no_data is None and bad is not None:
@@ -248,9 +208,22 @@ def _read_tiff(path: Path, key: str | None, max_values: int) -> tuple[Cube, int]
     ), (0 if planar else 2)
 
 
+def _check_chain(path: Path, file: Any, pages: list[Any]) -> None:
+    """The last page must say that it is the last: tifffile stops at a page that isn't there."""
+    form, handle = file.tiff, file.filehandle
+    handle.seek(pages[-1].offset)
+    count = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))[0]
+    handle.seek(count * form.tagsize, 1)
+    following = struct.unpack(form.offsetformat, handle.read(form.offsetsize))[0]
+    if following:
+        raise InputError(
+            f"{path} was cut short or is damaged: after page {len(pages)}, another should lie at"
+            f" byte {following} of {handle.size}; copy or save it again"
+        )
+
+
 def _note(description: str) -> dict[str, Any]:
     try:
-        content = json.loads(description)
-    except ValueError:
+        return parse_object(description, "description")
+    except InputError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -14,9 +14,9 @@ import numpy as np
 from restoration.io.cube import Cube, numbers
 from restoration.io.cube_containers import read_container, write_container
 from restoration.io.envi import interleave_of, open_raw, read_header, write_envi
+from solvers.inputs.errors import InputError, reading
 
 SUFFIXES = (".hdr", ".mat", ".npz", ".h5", ".hdf5", ".tif", ".tiff")
-MAX_VALUES = 2_000_000_000  # of formats that are read whole
 _UNITS = {
     "nanometers": 1.0,
     "nanometer": 1.0,
@@ -29,10 +29,7 @@ _UNITS = {
 
 
 def read_cube(
-    path: str | os.PathLike[str],
-    key: str | None = None,
-    band_axis: int | None = None,
-    max_values: int = MAX_VALUES,
+    path: str | os.PathLike[str], key: str | None = None, band_axis: int | None = None
 ) -> Cube:
     """Read a cube by its file's suffix (``.hdr`` for ENVI).
 
@@ -42,45 +39,47 @@ def read_cube(
         band_axis: which axis of that array (as MATLAB shows it, for .mat) holds the bands. By
             default the only one as long as the file's wavelengths, else the last one; pages of a
             TIFF are bands.
-        max_values: most entries that are read into memory.
 
     Raises:
         FileNotFoundError: no such file, or no raw file beside an ENVI header.
-        ValueError: another format, damaged, too large, no cube in it, or wavelengths that don't fit
-            the bands.
+        InputError: another format, damaged, no cube in it, or wavelengths that don't fit the bands.
+        ResourceError: too large for the memory (:mod:`solvers.inputs.memory`); ENVI cubes are
+            mapped, and may be larger.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(
+        raise InputError(
             f"{path}: cubes end in one of {', '.join(SUFFIXES)} (for ENVI give the .hdr file)"
         )
     if not path.is_file():
         raise FileNotFoundError(f"cube {path} does not exist")
     if suffix == ".hdr":
         if key is not None or band_axis is not None:
-            raise ValueError(
+            raise InputError(
                 f"{path}: an ENVI header names its one array and its axes itself; leave out"
                 " --key and --band-axis"
             )
-        return _read_envi(path)
-    cube, axis = read_container(path, key, max_values)
+        with reading(path, "an ENVI cube"):
+            return _read_envi(path)
+    cube, axis = read_container(path, key)
     if cube.values.dtype.kind not in "iuf":
-        raise ValueError(
+        raise InputError(
             f"{path} holds values of type {cube.values.dtype}; integers and real numbers are"
             " accepted"
         )
     if band_axis is not None:
         if not -3 <= band_axis < 3:
-            raise ValueError(f"band_axis must be 0, 1 or 2; got {band_axis}")
+            raise InputError(f"band_axis must be 0, 1 or 2; got {band_axis}")
         axis = band_axis
     elif cube.wavelengths is not None and cube.values.shape.count(len(cube.wavelengths)) == 1:
         axis = cube.values.shape.index(len(cube.wavelengths))
     values = np.moveaxis(cube.values, axis, 0)
     if cube.wavelengths is not None and len(cube.wavelengths) != values.shape[0]:
-        raise ValueError(
+        raise InputError(
             f"{path} has {values.shape[0]} bands but {len(cube.wavelengths)} wavelengths"
         )
+    _check_wavelengths(path, cube.wavelengths)
     return Cube(values, cube.wavelengths, cube.no_data, cube.key)
 
 
@@ -134,7 +133,7 @@ def check_cube_writable(path: str | Path, like: Cube) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
+        raise InputError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; give a file name")
     if not path.parent.is_dir():
@@ -145,7 +144,7 @@ def check_cube_writable(path: str | Path, like: Cube) -> None:
         and path.suffix.lower() == ".hdr"
         and path.with_suffix(".raw").absolute() == Path(mapped).absolute()
     ):
-        raise ValueError(f"output {path} would overwrite the cube that is read; give another name")
+        raise InputError(f"output {path} would overwrite the cube that is read; give another name")
 
 
 def _base(values: np.ndarray) -> np.ndarray:
@@ -164,7 +163,8 @@ def _read_envi(path: Path) -> Cube:
     if "wavelength" in header:
         wavelengths = numbers(path, "wavelength", header["wavelength"])
         if len(wavelengths) != len(values):
-            raise ValueError(f"{path} has {len(values)} bands but {len(wavelengths)} wavelengths")
+            raise InputError(f"{path} has {len(values)} bands but {len(wavelengths)} wavelengths")
+        _check_wavelengths(path, wavelengths)
         scale = _UNITS.get(header.get("wavelength units", "").strip().lower())
         # without a unit: nothing below 50 is a wavelength in nanometres
         wavelengths = wavelengths * (scale if scale else 1e3 if wavelengths.max() < 50 else 1.0)
@@ -176,6 +176,11 @@ def _read_envi(path: Path) -> Cube:
         None if no_data is not None and math.isnan(no_data) else no_data,
         header=header,
     )
+
+
+def _check_wavelengths(path: Path, wavelengths: np.ndarray | None) -> None:
+    if wavelengths is not None and not (np.isfinite(wavelengths) & (wavelengths > 0)).all():
+        raise InputError(f"{path} has wavelengths that are no positive numbers; correct them")
 
 
 def _header(like: Cube) -> dict[str, str]:

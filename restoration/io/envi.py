@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from solvers.files import replace_file, together
+from solvers.files import replace_file, reserve, together
+from solvers.inputs.errors import InputError
 
 # the IDL type codes; complex numbers (6, 9) are no images
 TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
@@ -23,22 +25,36 @@ def read_header(path: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an ENVI header.
+        InputError: not an ENVI header, a field given twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"header {path} does not exist")
     if path.stat().st_size > 64_000_000:
-        raise ValueError(
+        raise InputError(
             f"{path} is too large for an ENVI header; give the .hdr file, not the raw one"
         )
     text = path.read_text(encoding="utf-8", errors="replace")
     if not text.lstrip("\ufeff").startswith("ENVI"):
-        raise ValueError(f"{path} is no ENVI header: its first line must be ENVI")
+        raise InputError(f"{path} is no ENVI header: its first line must be ENVI")
     text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(";"))
     if text.count("{") != text.count("}"):
-        raise ValueError(f"{path} is damaged: a brace is not closed")
-    fields = re.findall(r"^[ \t]*([^={}\n]+?)[ \t]*=[ \t]*(\{[^}]*\}|[^\n]*)", text, re.MULTILINE)
-    return {name.lower(): value.strip().strip("{}").strip() for name, value in fields}
+        raise InputError(f"{path} is damaged: a brace is not closed")
+    fields: dict[str, str] = {}
+    lines = iter(text.splitlines())
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if not equals:
+            continue
+        if value.lstrip().startswith("{"):  # it goes on to the closing brace
+            parts = [value]
+            while "}" not in parts[-1]:
+                parts.append(next(lines))
+            value = "\n".join(parts)
+        name, value = name.strip().lower(), value.strip().strip("{}").strip()
+        if fields.get(name, value) != value:
+            raise InputError(f"{path} gives the field {name!r} twice; leave in the one that holds")
+        fields[name] = value
+    return fields
 
 
 def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
@@ -54,17 +70,17 @@ def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
     offset = _integer(path, header, "header offset", 0, "0")
     code = _integer(path, header, "data type", 0)
     if code not in TYPES:
-        raise ValueError(
+        raise InputError(
             f"{path}: data type {code} is not accepted; known: {', '.join(map(str, TYPES))}"
         )
     interleave = interleave_of(path, header)
     order = _integer(path, header, "byte order", 0, "0")
     if order > 1:
-        raise ValueError(
+        raise InputError(
             f"{path}: byte order must be 0 (little-endian) or 1 (big-endian); got {order}"
         )
     if header.get("file compression", "0") not in ("0", ""):
-        raise ValueError(
+        raise InputError(
             f"{path}: compressed raw files are not accepted; save it without compression"
         )
     raw = _raw_file(path)
@@ -75,7 +91,7 @@ def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
             f"{samples} samples x {lines} lines x {bands} bands of {dtype.itemsize} bytes after"
             f" {offset}"
         )
-        raise ValueError(
+        raise InputError(
             f"{path} says {size}, which is {wanted} bytes, but {raw.name} has {found}; correct the"
             " header or the raw file"
         )
@@ -91,7 +107,7 @@ def interleave_of(path: Path, header: dict[str, str]) -> str:
     """``bsq``, ``bil`` or ``bip``."""
     interleave = header.get("interleave", "").lower()
     if interleave not in ORDERS:
-        raise ValueError(
+        raise InputError(
             f"{path}: interleave {interleave!r} is unknown; known: {', '.join(ORDERS)}"
         )
     return interleave
@@ -117,7 +133,7 @@ def write_envi(
     dtype = np.dtype(dtype)
     code = next((k for k, v in TYPES.items() if v == dtype.str[1:]), None)
     if code is None:
-        raise ValueError(f"ENVI files can't hold values of type {dtype}")
+        raise InputError(f"ENVI files can't hold values of type {dtype}")
     interleave = header.get("interleave", "bsq").lower()
     fields = header | {
         "samples": shape[2],
@@ -134,7 +150,8 @@ def write_envi(
     stored = tuple(shape[k] for k in _BACK[interleave])
 
     def write_raw(temporary: Path) -> None:
-        values = np.memmap(temporary, dtype.newbyteorder("<"), "w+", shape=stored)
+        reserve(temporary, math.prod(stored) * dtype.itemsize)
+        values = np.memmap(temporary, dtype.newbyteorder("<"), "r+", shape=stored)
         fill(values.transpose(ORDERS[interleave]))
         values.flush()
 
@@ -179,9 +196,9 @@ def _integer(
 ) -> int:
     text = header.get(name, default)
     if text is None:
-        raise ValueError(f"{path} lacks the field {name!r}")
+        raise InputError(f"{path} lacks the field {name!r}")
     if not re.fullmatch(r"\+?\d{1,12}", text) or int(text) < lowest:
-        raise ValueError(
+        raise InputError(
             f"{path}: {name} must be a whole number of at least {lowest}; got {text!r}"
         )
     return int(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from restoration.io.images import SUFFIXES, read_image
+from solvers.inputs.errors import InputError
 
 
 def find_pictures(folder: str | Path, exclude: Sequence[str] = ()) -> list[Path]:
@@ -25,7 +26,7 @@ def find_pictures(folder: str | Path, exclude: Sequence[str] = ()) -> list[Path]
         p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name not in exclude
     )
     if not found:
-        raise ValueError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
     return found
 
 
@@ -93,13 +94,13 @@ def find_pairs(
         partners = [known.get(path.stem) or known.get(path.stem.split("_")[0]) for known in names]
         for folder, partner in zip(folders, partners, strict=True):
             if partner is None:
-                raise ValueError(
+                raise InputError(
                     f"{path} has no partner in {root / folder}: it needs a file of the same name"
                     " there"
                 )
         found.append((path, *filter(None, partners)))
     if not found:
-        raise ValueError(f"{root / degraded} holds no picture ({', '.join(SUFFIXES)})")
+        raise InputError(f"{root / degraded} holds no picture ({', '.join(SUFFIXES)})")
     return found
 
 
@@ -112,10 +113,10 @@ def read_pair(degraded: Path, clean: Path) -> tuple[np.ndarray, np.ndarray]:
     a, b = read_image(degraded).pixels, read_image(clean).pixels
     if a.shape[1:] != b.shape[1:]:
         sizes = " and ".join(f"{v.shape[2]} x {v.shape[1]}" for v in (a, b))
-        raise ValueError(
+        raise InputError(
             f"{degraded} and {clean} differ in size ({sizes}); a pair shows the same pixels"
         )
     if a.shape[0] != b.shape[0]:
         kinds = " and ".join("grey" if v.shape[0] == 1 else "colour" for v in (a, b))
-        raise ValueError(f"{degraded} and {clean} are {kinds}; a pair is either")
+        raise InputError(f"{degraded} and {clean} are {kinds}; a pair is either")
     return a, b

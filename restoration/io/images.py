@@ -13,34 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from solvers.files import first_line, replace_file
+from solvers.files import replace_file
+from solvers.inputs.errors import InputError, reading
+from solvers.inputs.memory import check_array
 
 MAX_PIXELS = 100_000_000
 # that are read in folders, and written
 # of pictures that are found in folders, and that are written
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# what Pillow, tifffile (ValueError, IndexError, KeyError) and torchvision (RuntimeError) raise on
-# damaged files
-_DAMAGED = (
-    UnidentifiedImageError,
-    OSError,
-    SyntaxError,
-    EOFError,
-    zlib.error,
-    struct.error,
-    ValueError,
-    RuntimeError,
-    LookupError,
-)
-
 _opening = threading.Lock()
-
-
-class _BadSize(ValueError):
-    """A size that is refused before decoding."""
 
 
 @dataclass(frozen=True)
@@ -63,36 +47,35 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ph
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture, damaged, more than ``max_pixels`` pixels, or a pixel type that is
+        InputError: not a picture, damaged, more than ``max_pixels`` pixels, or a pixel type that is
             not 8 or 16 bits.
+        ResourceError: too large for the memory.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist")
-    try:
+    with reading(path, "an image"):
         with path.open("rb") as file:
             head = file.read(26)
         array, orientation = _decode_tiff16(path, max_pixels) if head[:4] in _TIFF else (None, 1)
         if array is None:
-            with _open(path) as image:
-                _check_size(path, image.width, image.height, max_pixels)
-                orientation = image.getexif().get(0x0112, 1)
-                array = _decode(path, image, head)
-    except _BadSize:
-        raise
-    except Image.DecompressionBombError as error:
-        raise _BadSize(
-            f"{path} has too many pixels; at most {max_pixels / 1e6:.0f} megapixels are accepted"
-        ) from error
-    except _DAMAGED as error:
-        raise ValueError(f"{path} can't be read as an image: {first_line(error)}") from error
+            try:
+                with _open(path) as image:
+                    _check_size(path, image.width, image.height, max_pixels)
+                    orientation = image.getexif().get(0x0112, 1)
+                    array = _decode(path, image, head)
+            except Image.DecompressionBombError as error:
+                raise InputError(
+                    f"{path} has too many pixels; at most {max_pixels / 1e6:.0f} megapixels are"
+                    " accepted"
+                ) from error
     if array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(
+        raise InputError(
             f"{path} has pixels of type {array.dtype}; 8- and 16-bit integers are accepted"
         )
     array = _upright(array, orientation)
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
-        raise ValueError(
+        raise InputError(
             f"{path} has shape {array.shape}; grey or RGB pictures with or without alpha are"
             " accepted"
         )
@@ -115,15 +98,15 @@ def read_mask(path: str | Path, height: int, width: int) -> np.ndarray:
     photo = read_image(path)
     if photo.pixels.shape[1:] != (height, width):
         size = f"{photo.pixels.shape[2]} x {photo.pixels.shape[1]}"
-        raise ValueError(
+        raise InputError(
             f"mask {path} is {size} pixels but the image is {width} x {height}; they must be the"
             " same size"
         )
     mask = (photo.pixels.mean(0) < 0.5).astype(np.float32)
     if mask.all():
-        raise ValueError(f"mask {path} marks nothing as missing; paint the missing pixels white")
+        raise InputError(f"mask {path} marks nothing as missing; paint the missing pixels white")
     if not mask.any():
-        raise ValueError(f"mask {path} marks every pixel as missing; leave what is known black")
+        raise InputError(f"mask {path} marks every pixel as missing; leave what is known black")
     return mask
 
 
@@ -160,7 +143,7 @@ def write_image(path: str | Path, photo: Photo) -> None:
         replace_file(path, lambda p: p.write_bytes(_png16(array)))
     else:
         if suffix in (".jpg", ".jpeg") and photo.alpha is not None:
-            raise ValueError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
+            raise InputError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
         format = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[suffix]
         options = {"quality": 95} if format != "PNG" else {}
         replace_file(path, lambda p: Image.fromarray(array).save(p, format=format, **options))
@@ -175,7 +158,7 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
+        raise InputError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; give a file name")
     if not path.parent.is_dir():
@@ -197,12 +180,14 @@ def _open(path: Path) -> Image.Image:
 
 def _check_size(path: Path, width: int, height: int, limit: int) -> None:
     if width < 1 or height < 1:
-        raise _BadSize(f"{path} is empty ({width} x {height} pixels)")
+        raise InputError(f"{path} is empty ({width} x {height} pixels)")
     if width * height > limit:
-        raise _BadSize(
+        raise InputError(
             f"{path} has {width} x {height} pixels; at most {limit / 1e6:.0f} megapixels are"
             " accepted"
         )
+    # colour and alpha in single precision
+    check_array(path, (height, width, 4), 4)
 
 
 def _decode_tiff16(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]:
@@ -220,12 +205,13 @@ def _decode_tiff16(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]
         ):
             return None, 1
         _check_size(path, page.imagewidth, page.imagelength, max_pixels)
+        check_array(path, page.shape, 2)
         try:
             array = page.asarray()
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
-            raise ValueError(
+            raise InputError(
                 f"compression {tifffile.COMPRESSION(page.compression).name} needs the package"
                 " imagecodecs; save it with ZIP or none"
             ) from error
@@ -253,7 +239,7 @@ def _decode(path: Path, image: Image.Image, head: bytes) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]
     if image.mode in ("I", "F"):
-        raise ValueError(
+        raise InputError(
             f"{path} has {image.mode!r} pixels (32 bits); 8- and 16-bit pictures are accepted"
         )
     transparent = "transparency" in image.info

@@ -7,18 +7,18 @@ are refused.
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from restoration.io.arrays import arrays_of, read_array
+from restoration.io.hdf5 import dataset, opened
+from restoration.io.matlab import Matlab, is_hdf5
 from restoration.io.mri_scan import (
     Scan,
     Stored,
-    check_points,
     complex_array,
     magnitude_array,
     mask_array,
@@ -26,6 +26,8 @@ from restoration.io.mri_scan import (
     pairs,
     real_array,
 )
+from solvers.inputs.errors import InputError, reading
+from solvers.inputs.memory import check_array
 
 T = TypeVar("T")
 
@@ -50,13 +52,14 @@ def read_scan(path: str | Path) -> Scan:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, a damaged file, a wrong shape or type, more than 500 million
-            points, a link out of the file.
+        InputError: another format, a damaged file, a wrong shape or type, a link out of the file.
+        ResourceError: too large for the memory (:mod:`solvers.inputs.memory`).
         ImportError: the format needs the extra ``mri``.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_dicom(path)
+        with reading(path, "a DICOM series"):
+            return _read_dicom(path)
     if not path.is_file():
         raise FileNotFoundError(f"scan {path} does not exist")
     ending = suffix(path)
@@ -67,30 +70,29 @@ def read_scan(path: str | Path) -> Scan:
     }
     readers |= dict.fromkeys(NIFTI, _read_nifti)
     if ending not in readers:
-        raise ValueError(
+        raise InputError(
             f"{path} has no known ending; known: {', '.join(readers)}, or a folder of DICOM files"
         )
-    return readers[ending](path)
+    with reading(path, "a scan"):
+        return readers[ending](path)
 
 
 # -- k-space ---------------------------------------------------------------------------------------
 
 
 def _read_hdf5(path: Path) -> Scan:
-    with _hdf5(path) as file:
+    with opened(path) as file:
         if "kspace" not in file and "dataset" in file:
-            _inside(file, "dataset", path)
             return _read_ismrmrd(path, file)
-        kspace = complex_array(_dataset(file, "kspace", path), path, ranks=(3, 4))
+        kspace = complex_array(dataset(file, "kspace", path), path, ranks=(3, 4))
         kspace = kspace[:, None] if kspace.ndim == 3 else kspace
         header = None
         if "ismrmrd_header" in file:
-            raw = _dataset(file, "ismrmrd_header", path)[()]
-            header = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+            header = _text(dataset(file, "ismrmrd_header", path)[()])
         key = next((k for k in ("reconstruction_rss", "reconstruction_esc") if k in file), None)
-        target = None if key is None else real_array(_dataset(file, key, path), path)
+        target = None if key is None else real_array(dataset(file, key, path), path)
         mask = (
-            mask_array(_dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
+            mask_array(dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
         )
         attributes = {
             name: value.item() if hasattr(value, "item") else value
@@ -114,7 +116,7 @@ def volume_shape(path: str | Path) -> tuple[int, int, int, int]:
     is read.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, no HDF5, one of a single coil or of another
+        FileNotFoundError, InputError: no such file, no HDF5, one of a single coil or of another
             shape, a link out of the file.
     """
     slices, coils, height, width = _volume(Path(path), lambda kspace, shape: shape)
@@ -125,13 +127,13 @@ def read_slice(path: str | Path, index: int) -> np.ndarray:
     """One slice ``(coils, H, W)``, complex64, of a fastMRI HDF5 file; the others are not read.
 
     Raises:
-        FileNotFoundError, ValueError: as for :func:`volume_shape`, or no such slice.
+        FileNotFoundError, InputError: as for :func:`volume_shape`, or no such slice.
     """
     path = Path(path)
 
     def read(kspace: Stored, shape: tuple[int, ...]) -> np.ndarray:
         if not 0 <= index < shape[0]:
-            raise ValueError(f"{path} has slices 0 to {shape[0] - 1}; there is no slice {index}")
+            raise InputError(f"{path} has slices 0 to {shape[0] - 1}; there is no slice {index}")
         return complex_array(kspace[index], path, ranks=(3,))
 
     return _volume(path, read)
@@ -140,15 +142,15 @@ def read_slice(path: str | Path, index: int) -> np.ndarray:
 def _volume(path: Path, use: Callable[[Stored, tuple[int, ...]], T]) -> T:
     if not path.is_file():
         raise FileNotFoundError(f"scan {path} does not exist")
-    with _hdf5(path) as file:
-        kspace = _dataset(file, "kspace", path)
+    with opened(path) as file:
+        kspace = dataset(file, "kspace", path, whole=False)
         records = kspace.dtype.names and set(kspace.dtype.names) == {"real", "imag"}
         paired = kspace.dtype.kind == "f" and kspace.ndim == 5 and kspace.shape[-1] == 2
         if (
             not (paired or ((kspace.dtype.kind == "c" or records) and kspace.ndim == 4))
             or kspace.shape[1] < 2
         ):
-            raise ValueError(
+            raise InputError(
                 f"{path} has k-space of shape {kspace.shape} and type {kspace.dtype}; complex"
                 " (slices, coils, H, W) with several coils is accepted"
             )
@@ -159,42 +161,34 @@ def _read_ismrmrd(path: Path, file: Any) -> Scan:
     """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix; repetitions
     are averaged; noise scans left out.
     """
-    group = file["dataset"]
-    records, xml = _dataset(group, "data", path), _dataset(group, "xml", path)
-    text = np.ravel(xml[()])[0]
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    records = dataset(file, "dataset/data", path)
+    text = _text(np.ravel(dataset(file, "dataset/xml", path)[()])[0])
     size = _numbers(text, "encodedSpace", "matrixSize")
     trajectory = re.search(r"<trajectory>\s*(\w+)\s*</trajectory>", text)
     if size is None or trajectory is None:
-        raise ValueError(f"{path} has a header without encoded matrix size or trajectory")
+        raise InputError(f"{path} has a header without encoded matrix size or trajectory")
     if trajectory.group(1).lower() != "cartesian":
-        raise ValueError(
+        raise InputError(
             f"{path} has a {trajectory.group(1)} trajectory; Cartesian scans are accepted"
         )
     x, y, z = (int(n) for n in size)
     if z > 1:
-        raise ValueError(
+        raise InputError(
             f"{path} is encoded in 3D ({z} partitions); 2D scans are accepted: transform the third"
             " axis first"
         )
     centre = _number(text, "encodingLimits", "kspace_encoding_step_1", "center")
     centre = y // 2 if centre is None else int(centre)
-    lines = [
-        (h, d)
-        for h, d in ((r["head"], r["data"]) for r in records)
-        if not int(h["flags"]) & NOISE_SCAN
-    ]
-    if not lines:
-        raise ValueError(f"{path} holds no image lines")
-    slices, coils = (
-        max(int(n) for n in column)
-        for column in zip(
-            *((h["idx"]["slice"] + 1, h["active_channels"]) for h, _ in lines), strict=True
-        )
-    )
-    check_points(path, (slices, coils, x, y))
+    heads = records["head"]
+    lines = np.flatnonzero((heads["flags"] & np.uint64(NOISE_SCAN)) == 0)
+    if not lines.size:
+        raise InputError(f"{path} holds no image lines")
+    slices = int(heads["idx"]["slice"][lines].max()) + 1
+    coils = int(heads["active_channels"][lines].max())
+    check_array(path, (slices, coils, x, y), 8)
     kspace, hits = np.zeros((slices, coils, x, y), np.complex64), np.zeros((slices, y), np.int64)
-    for head, data in lines:
+    for k in lines:  # one at a time: its values have any length
+        head, data = heads[k], records[int(k)]["data"]
         step, part, channels, samples = (
             int(n)
             for n in (
@@ -211,7 +205,7 @@ def _read_ismrmrd(path: Path, file: Any) -> Scan:
             or first + samples > x
             or data.size != 2 * channels * samples
         ):
-            raise ValueError(f"{path}: line {step} does not fit the encoded matrix {x} x {y}")
+            raise InputError(f"{path}: line {step} does not fit the encoded matrix {x} x {y}")
         values = (
             np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(channels, samples)
         )
@@ -225,62 +219,22 @@ def _read_ismrmrd(path: Path, file: Any) -> Scan:
 
 
 def _read_npz(path: Path) -> Scan:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {Path(n).stem: n for n in archive.namelist() if n.endswith(".npy")}
-            for name in names.values():
-                with archive.open(name) as member:
-                    version = np.lib.format.read_magic(member)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    check_points(path, read(member)[0])
-        with np.load(path, allow_pickle=False) as file:
-            wanted = ("kspace", "mask", "maps", "smaps", "smaps_espirit", "image")
-            arrays = {key: file[key] for key in file.files if key in wanted}
-            found = ", ".join(file.files)
-    except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ValueError(f"{path} can't be read as .npz: {error}") from error
-    return _from_arrays(path, arrays, found)
+    wanted = ("kspace", "mask", "maps", "smaps", "smaps_espirit", "image")
+    with arrays_of(path) as file:
+        arrays = {key: file.read(key) for key in wanted if key in file.shapes}
+        return _from_arrays(path, arrays, ", ".join(file.shapes))
 
 
 def _read_mat(path: Path) -> Scan:
-    from scipy import io
-
-    with path.open("rb") as file:
-        newer = file.read(128)[:19].startswith(b"MATLAB 7.3")
     wanted = ("kspace", "mask", "maps", "smaps", "image")
-    if newer:  # HDF5, with axes in Fortran's order
-        with _hdf5(path) as file:
-            arrays = {}
-            for key in wanted:
-                if key in file:
-                    dataset = _dataset(file, key, path)
-                    check_points(path, dataset.shape)
-                    arrays[key] = pairs(dataset[()]).T
+    if is_hdf5(path):  # with axes in Fortran's order
+        with opened(path) as file:
+            arrays = {key: pairs(dataset(file, key, path)[()]).T for key in wanted if key in file}
             found = ", ".join(file)
     else:
-        try:
-            listing = io.whosmat(path)
-            for _, shape, _ in listing:
-                check_points(path, shape)
-            arrays = {
-                k: v
-                for k, v in io.loadmat(path, variable_names=wanted).items()
-                if not k.startswith("__")
-            }
-            found = ", ".join(name for name, _, _ in listing)
-        except (
-            ValueError,
-            TypeError,
-            NotImplementedError,
-            OSError,
-            KeyError,
-            io.matlab.MatReadError,
-        ) as error:
-            raise ValueError(f"{path} can't be read as a MATLAB file: {error}") from error
+        content = Matlab(path)
+        arrays = {key: content.read(key) for key in wanted if key in content.shapes}
+        found = ", ".join(content.shapes)
     if "mask" in arrays and 1 in arrays["mask"].shape and arrays["mask"].ndim == 2:
         arrays["mask"] = arrays["mask"].ravel()  # MATLAB knows no vectors
     return _from_arrays(path, arrays, found)
@@ -289,7 +243,7 @@ def _read_mat(path: Path) -> Scan:
 def _from_arrays(path: Path, arrays: dict[str, np.ndarray], found: str) -> Scan:
     if "kspace" not in arrays:
         if "image" not in arrays:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds neither kspace nor image; it holds {found or 'nothing'}"
             )
         return Scan(magnitude=magnitude_array(arrays["image"], path))
@@ -306,21 +260,19 @@ def read_maps(path: str | Path) -> np.ndarray:
     ``smaps``, or the only array of an ``.npz``.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or one without such an array.
+        FileNotFoundError, InputError: no such file, or one without such an array.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"coil maps {path} do not exist")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = [k for k in ("maps", "smaps", "smaps_espirit") if k in file.files] or file.files
-            if len(keys) != 1:
-                raise ValueError(
-                    f"{path} should hold one array maps; it holds {', '.join(file.files)}"
-                )
-            maps = file[keys[0]]
-    except (OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} can't be read as .npz: {error}") from error
+    with arrays_of(path) as file:
+        known = ("maps", "smaps", "smaps_espirit")
+        keys = [k for k in known if k in file.shapes] or list(file.shapes)
+        if len(keys) != 1:
+            raise InputError(
+                f"{path} should hold one array maps; it holds {', '.join(file.shapes)}"
+            )
+        maps = file.read(keys[0])
     return complex_array(maps, path, ranks=(3, 4))
 
 
@@ -329,24 +281,12 @@ def read_sampling(path: str | Path, size: tuple[int, ...]) -> np.ndarray:
     one array or one named ``mask``.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a mask, or of another size.
+        FileNotFoundError, InputError: no such file, not a mask, or of another size.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"mask {path} does not exist")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):
-            with loaded:
-                keys = ["mask"] if "mask" in loaded.files else loaded.files
-                if len(keys) != 1:
-                    raise ValueError(
-                        f"{path} should hold one array mask; it holds {', '.join(loaded.files)}"
-                    )
-                loaded = loaded[keys[0]]
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} can't be read as a mask (.npy or .npz): {error}") from error
-    return mask_array(loaded, (1, 1, *size), path)
+    return mask_array(read_array(path, "mask"), (1, 1, *size), path)
 
 
 # -- magnitudes ------------------------------------------------------------------------------------
@@ -355,24 +295,16 @@ def read_sampling(path: str | Path, size: tuple[int, ...]) -> np.ndarray:
 def _read_nifti(path: Path) -> Scan:
     """Slices along the third axis; rows and columns are the second and the first."""
     nibabel = need("nibabel", "NIfTI files")
-    try:
+    with reading(path, "NIfTI"):
         image = nibabel.load(path)
         shape = tuple(image.shape)
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
         if len(shape) not in (2, 3):
-            raise ValueError(f"shape {shape}; volumes (x, y, z) are accepted")
-        check_points(path, shape)
+            raise InputError(f"{path} has shape {shape}; volumes (x, y, z) are accepted")
+        check_array(path, shape, 8)
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:2], -1)
         zooms = tuple(float(z) for z in image.header.get_zooms()[:3]) + (1.0,) * (3 - len(shape))
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        TypeError,
-        nibabel.filebasedimages.ImageFileError,
-    ) as error:
-        raise ValueError(f"{path} can't be read as NIfTI: {error}") from error
     magnitude = magnitude_array(data.transpose(2, 1, 0), path)
     return Scan(
         magnitude=magnitude, spacing=(zooms[2], zooms[1], zooms[0]), affine=np.asarray(image.affine)
@@ -391,31 +323,28 @@ def _read_dicom(path: Path) -> Scan:
     )
     found = []
     for file in files:
-        try:
-            head = pydicom.dcmread(file, stop_before_pixels=True)
+        with reading(file, "DICOM"):
+            try:
+                head = pydicom.dcmread(file, stop_before_pixels=True)
+            except pydicom.errors.InvalidDicomError:
+                if path.is_dir():
+                    continue
+                raise InputError(f"{file} is no DICOM file") from None
             if "Rows" not in head or "Columns" not in head:
                 continue
-            check_points(
-                file,
-                (len(files), int(head.get("NumberOfFrames", 1)), int(head.Rows), int(head.Columns)),
-            )
+            frames = int(head.get("NumberOfFrames", 1) or 1)
+            check_array(file, (len(files), frames, int(head.Rows), int(head.Columns)), 8)
             if int(head.get("SamplesPerPixel", 1)) != 1:
-                raise ValueError(f"{file} is a colour image; grey magnitudes are accepted")
-            data = pydicom.dcmread(file)
-            pixels = data.pixel_array.astype(np.float32) * float(
-                head.get("RescaleSlope", 1)
-            ) + float(head.get("RescaleIntercept", 0))
-        except pydicom.errors.InvalidDicomError:
-            if path.is_dir():
-                continue
-            raise ValueError(f"{file} is no DICOM file") from None
-        except (AttributeError, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-            raise ValueError(f"{file} can't be read as DICOM: {error}") from error
-        found.append((_position(head), pixels.reshape(-1, *pixels.shape[-2:]), head))
+                raise InputError(f"{file} is a colour image; grey magnitudes are accepted")
+            pixels = pydicom.dcmread(file).pixel_array.astype(np.float32)
+            pixels = pixels * float(head.get("RescaleSlope", 1)) + float(
+                head.get("RescaleIntercept", 0)
+            )
+            found.append((_position(head), pixels.reshape(-1, *pixels.shape[-2:]), head))
     if not found:
-        raise ValueError(f"{path} holds no DICOM image")
+        raise InputError(f"{path} holds no DICOM image")
     if len({pixels.shape[1:] for _, pixels, _ in found}) > 1:
-        raise ValueError(f"{path} holds images of several sizes; give a folder with one series")
+        raise InputError(f"{path} holds images of several sizes; give a folder with one series")
     found.sort(key=lambda item: item[0])
     head = found[0][2]
     row, column = (float(v) for v in head.get("PixelSpacing", (1, 1)))
@@ -433,49 +362,11 @@ def _position(head: Any) -> float:
     return float(head.get("InstanceNumber", 0) or 0)
 
 
-# -- checks ----------------------------------------------------------------------------------------
+# -- headers ---------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _hdf5(path: Path) -> Iterator[Any]:
-    import h5py
-
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} can't be read as HDF5: {error}") from error
-    try:
-        with file:
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:  # damaged inside
-        raise ValueError(f"{path} can't be read as HDF5: {error}") from error
-
-
-def _inside(group: Any, name: str, path: Path) -> None:
-    import h5py
-
-    link = group.get(name, getlink=True)
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(
-            f"{path}: {name} is {'missing' if link is None else 'a link'}; only data inside the"
-            " file are read"
-        )
-
-
-def _dataset(file: Any, name: str, path: Path) -> Stored:
-    """A dataset whose values lie in this very file."""
-    import h5py
-
-    _inside(file, name, path)
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"{path}: {name} is a group, not an array")
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(
-            f"{path}: {name} keeps its values in another file; only data inside the file are read"
-        )
-    check_points(path, dataset.shape or ())
-    return dataset
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _recon_space(header: str) -> tuple[tuple[int, int] | None, tuple[float, float, float]]:
@@ -503,10 +394,11 @@ def _number(header: str, *path: str) -> float | None:
     this knows no entities.
     """
     for name in path[:-1]:
-        found = re.search(rf"<(?:\w+:)?{name}>(.*?)</(?:\w+:)?{name}>", header, re.DOTALL)
-        if found is None:
+        begin = re.search(rf"<(?:\w+:)?{name}>", header)
+        end = begin and re.compile(rf"</(?:\w+:)?{name}>").search(header, begin.end())
+        if begin is None or end is None:
             return None
-        header = found.group(1)
+        header = header[begin.end() : end.start()]
     found = re.search(rf"<(?:\w+:)?{path[-1]}>\s*([0-9.eE+-]+)\s*</", header)
     try:
         return None if found is None else float(found.group(1))

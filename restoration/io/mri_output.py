@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from restoration.io.hdf5 import created
 from restoration.io.images import Photo, check_writable, write_image
 from restoration.io.mri import HDF5, NIFTI, suffix
 from restoration.io.mri_scan import Scan, need
 from solvers.files import replace_file, together
+from solvers.inputs.errors import InputError
 
 OUTPUT = (".h5", ".hdf5", *NIFTI, ".png")
 
@@ -24,7 +26,7 @@ def check_output(path: str | Path) -> None:
     """
     path = Path(path)
     if suffix(path) not in OUTPUT:
-        raise ValueError(
+        raise InputError(
             f"{path} has no ending that reconstructions are written to; known: {', '.join(OUTPUT)}"
         )
     if suffix(path) in NIFTI:
@@ -86,9 +88,7 @@ def write_reconstruction(
 def _write_hdf5(
     path: Path, image: np.ndarray, magnitude: np.ndarray, std: np.ndarray | None, scan: Scan
 ) -> None:
-    import h5py
-
-    with h5py.File(path, "w") as file:
+    with created(path, image.size * (4 + 8 + 4)) as file:
         file["reconstruction"] = magnitude
         file["reconstruction_complex"] = image.astype(np.complex64)
         if std is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-MAX_POINTS = 500_000_000
+from solvers.inputs.errors import InputError
 
 # an array, or a dataset of h5py, whose values are read on demand
 Stored = Any
@@ -48,18 +48,6 @@ class Scan:
     affine: np.ndarray | None = None
 
 
-def check_points(path: Path, shape: Sequence[int]) -> None:
-    """Refuse an empty array, or more points than are accepted, before anything is read."""
-    points = 1
-    for n in shape:
-        points *= int(n)
-    if points == 0 or points > MAX_POINTS:
-        raise ValueError(
-            f"{path} has an array of shape {tuple(shape)}; 1 to {MAX_POINTS // 10**6} million"
-            " points are accepted"
-        )
-
-
 def pairs(array: np.ndarray) -> np.ndarray:
     """MATLAB's (real, imag) records as complex numbers."""
     if array.dtype.names and set(array.dtype.names) == {"real", "imag"}:
@@ -76,7 +64,7 @@ def complex_array(array: Stored, path: Path, ranks: tuple[int, ...]) -> np.ndarr
     if not (array.dtype.kind == "c" or records or paired) or (
         not paired and array.ndim not in ranks
     ):
-        raise ValueError(
+        raise InputError(
             f"{path} has k-space or maps of shape {tuple(array.shape)} and type {array.dtype};"
             f" complex arrays with {' or '.join(map(str, ranks))} axes are accepted, or real ones"
             " with (real, imaginary) pairs in a last axis of length 2"
@@ -89,7 +77,7 @@ def complex_array(array: Stored, path: Path, ranks: tuple[int, ...]) -> np.ndarr
 def real_array(array: Stored, path: Path) -> np.ndarray:
     """A reconstruction ``(slices, H, W)`` of real numbers."""
     if array.ndim != 3 or array.dtype.kind != "f":
-        raise ValueError(
+        raise InputError(
             f"{path} has a reconstruction of shape {tuple(array.shape)} and type {array.dtype};"
             " (slices, H, W) is accepted"
         )
@@ -100,13 +88,13 @@ def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
     """Magnitudes ``(slices, H, W)``; one slice may come without its axis."""
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.dtype.kind not in "uif":
-        raise ValueError(
+        raise InputError(
             f"{path} has images of shape {array.shape} and type {array.dtype}; real (slices, H, W)"
             " is accepted"
         )
     array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
-        raise ValueError(f"{path} holds NaN or infinite values")
+        raise InputError(f"{path} holds NaN or infinite values")
     return array
 
 
@@ -114,14 +102,14 @@ def mask_array(array: Stored, shape: Sequence[int], path: Path) -> np.ndarray:
     """The mask ``(H, W)`` of k-space of this shape; columns stand for all their points."""
     mask = np.asarray(array[()])
     if mask.shape not in (tuple(shape[-2:]), tuple(shape[-1:])):
-        raise ValueError(
+        raise InputError(
             f"{path} has a mask of shape {mask.shape}; (H, W) = {tuple(shape[-2:])} or (W,) is"
             " accepted"
         )
     if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"{path} has a mask with values other than 0 and 1")
+        raise InputError(f"{path} has a mask with values other than 0 and 1")
     if not mask.any():
-        raise ValueError(f"{path} has a mask that samples nothing")
+        raise InputError(f"{path} has a mask that samples nothing")
     return mask.astype(np.float32)
 
 

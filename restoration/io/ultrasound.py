@@ -4,14 +4,16 @@ Frames are read one at a time.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from restoration.io.hdf5 import created, dataset, opened
 from restoration.io.images import (
     MAX_PIXELS,
     SUFFIXES,
@@ -20,15 +22,12 @@ from restoration.io.images import (
     read_image,
     write_image,
 )
+from restoration.io.matlab import Matlab, is_hdf5
 from restoration.ultrasound.beamforming import PlaneWaves, beamform
 from restoration.ultrasound.bmode import DYNAMIC_RANGE, envelope, log_compress
-from solvers.files import (
-    check_folder,
-    check_marked,
-    first_line,
-    replace_file,
-    replace_marked_folder,
-)
+from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
+from solvers.inputs.errors import InputError, reading
+from solvers.inputs.memory import check_array
 
 HDF5 = (".h5", ".hdf5")
 PICTURES = (*SUFFIXES, ".bmp")
@@ -36,10 +35,6 @@ DICOM = (".dcm", ".dicom", ".ima")
 MAX_FRAMES = 100_000
 FRAMES = "folder of restored frames"
 MINIMUM_SIDE = 32
-
-
-class _Refused(ValueError):
-    """Content that is refused although the file could be read."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +88,25 @@ def read_clip(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown kind of file, a damaged one, an empty clip, frames of several sizes,
-            colour, axes in another order, or channel data without a sampling rate.
+        InputError: an unknown kind of file, a damaged one, an empty clip, frames of several sizes,
+            colour, axes in another order, or channel data without a sampling rate. Reading a frame
+            raises it too.
+        ResourceError: a frame, or what is read with it, is too large for the memory.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"clip {path} does not exist")
+    with reading(path, "a clip"):
+        clip = _open(path, dynamic_range, grey, sampling_rate)
+
+    def frame(k: int) -> np.ndarray:
+        with reading(path, "a clip"):
+            return clip.frame(k)
+
+    return replace(clip, frame=frame)
+
+
+def _open(path: Path, dynamic_range: float, grey: bool, sampling_rate: float | None) -> Clip:
     suffix = path.suffix.lower()
     if path.is_dir():
         return _folder(path, grey)
@@ -111,7 +119,7 @@ def read_clip(
     if suffix in DICOM:
         return _dicom([path], grey)
     accepted = ", ".join((*PICTURES, *HDF5, ".mat", *DICOM))
-    raise ValueError(f"clip {path} is of no known kind; accepted are a folder, {accepted}")
+    raise InputError(f"clip {path} is of no known kind; accepted are a folder, {accepted}")
 
 
 def check_clip_writable(path: str | Path, count: int) -> None:
@@ -133,7 +141,7 @@ def check_clip_writable(path: str | Path, count: int) -> None:
     else:
         check_writable(path)
         if count > 1:
-            raise ValueError(
+            raise InputError(
                 f"{count} frames do not go into one picture: give a folder or a file ending in .h5"
             )
 
@@ -173,11 +181,10 @@ def _write_frame(path: Path, frame: np.ndarray) -> None:
 
 
 def _write_hdf5(path: Path, frames: Iterator[np.ndarray], count: int) -> None:
-    import h5py
-
-    with h5py.File(path, "w") as file:
+    first = next(frames)
+    with created(path, count * first.size) as file:
         stored = None
-        for k, frame in enumerate(frames):
+        for k, frame in enumerate(itertools.chain([first], frames)):
             if stored is None:
                 stored = file.create_dataset(
                     "data/image",
@@ -202,7 +209,7 @@ def _folder(path: Path, grey: bool) -> Clip:
     dicom = [p for p in files if p.suffix.lower() in (*DICOM, "")]
     if dicom:
         return _dicom(dicom, grey)
-    raise ValueError(
+    raise InputError(
         f"folder {path} holds no frame: pictures ({', '.join(PICTURES)}) and DICOM files are"
         " accepted"
     )
@@ -210,7 +217,7 @@ def _folder(path: Path, grey: bool) -> Clip:
 
 def _pictures(paths: list[Path], grey: bool) -> Clip:
     if len(paths) > MAX_FRAMES:
-        raise ValueError(
+        raise InputError(
             f"{paths[0].parent} holds {len(paths)} pictures; at most {MAX_FRAMES} are accepted"
         )
     size = _grey_frame(read_image(paths[0]).pixels, paths[0], grey).shape
@@ -218,7 +225,7 @@ def _pictures(paths: list[Path], grey: bool) -> Clip:
     def frame(k: int) -> np.ndarray:
         pixels = _grey_frame(read_image(paths[k]).pixels, paths[k], grey)
         if pixels.shape != size:
-            raise ValueError(
+            raise InputError(
                 f"{paths[k]} has {pixels.shape} pixels (H, W) but the clip's first frame has"
                 f" {size}; all must be equal"
             )
@@ -232,7 +239,7 @@ def _grey_frame(pixels: np.ndarray, path: Path, grey: bool) -> np.ndarray:
     if (
         not grey and np.abs(pixels - pixels[:1]).max() > 8 / 255
     ):  # JPEG moves the channels of a grey picture apart a little
-        raise ValueError(
+        raise InputError(
             f"{path} is in colour; ultrasound frames are grey. To average the channels, pass"
             " grey=True (--grey)"
         )
@@ -250,80 +257,43 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _hdf5(path: Path, dynamic_range: float) -> Clip:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            found = next(
-                (
-                    k
-                    for k in ("data/image", "data/envelope_data", "data/beamformed_data")
-                    if isinstance(file.get(k), h5py.Dataset)
-                ),
-                None,
-            )
-            if found is None:
-                raw = (
-                    " (it holds data/raw_data: beamform it first)"
-                    if "data/raw_data" in file
-                    else ""
-                )
-                raise ValueError(
-                    f"{path} holds none of data/image, data/envelope_data,"
-                    f" data/beamformed_data{raw}"
-                )
-            links = [file.get(name, getlink=True) for name in ("data", found)]
-            if (
-                not all(isinstance(link, h5py.HardLink) for link in links)
-                or file[found].external
-                or file[found].is_virtual
-            ):
-                raise ValueError(
-                    f"{path}: {found} keeps its values in another file; only data inside the file"
-                    " are read"
-                )
-            shape, kind = file[found].shape, file[found].dtype
-    except OSError as error:
-        raise ValueError(f"{path} can't be read as HDF5: {first_line(error)}") from error
+    with opened(path) as file:
+        known = ("data/image", "data/envelope_data", "data/beamformed_data")
+        found = next((k for k in known if file.get(k, getlink=True) is not None), None)
+        if found is None:
+            raw = " (it holds data/raw_data: beamform it first)" if "data/raw_data" in file else ""
+            raise InputError(f"{path} holds none of {', '.join(known)}{raw}")
+        stored = dataset(file, found, path, whole=False)
+        shape, kind = stored.shape, stored.dtype
     name = found.removeprefix("data/")
     channels = shape[3] if len(shape) == 4 else 1
     most = 2 if name == "beamformed_data" else 1
     if len(shape) not in (3, 4) or channels > most:
-        raise ValueError(
+        raise InputError(
             f"{path}: {found} must be (n_frames, H,"
             f" W){' or (n_frames, H, W, 1 or 2)' if most == 2 else ''}; got {shape}"
         )
     count, height, width = shape[:3]
     if count == 0:
-        raise ValueError(f"{path}: the clip is empty ({found} has shape {shape})")
+        raise InputError(f"{path}: the clip is empty ({found} has shape {shape})")
     if min(height, width) < MINIMUM_SIDE:
-        raise ValueError(
+        raise InputError(
             f"{path}: {found} has shape {shape}, which would be frames of {height} x {width}"
             " pixels; its axes must be (n_frames, H, W)"
         )
     if height * width * channels > MAX_PIXELS or count > MAX_FRAMES:
-        raise ValueError(
+        raise InputError(
             f"{path}: {found} of shape {shape} is too large; at most {MAX_PIXELS} pixels a frame"
             f" and {MAX_FRAMES} frames"
         )
     if kind.kind not in "uifc":
-        raise ValueError(f"{path}: {found} holds {kind}; numbers are needed")
+        raise InputError(f"{path}: {found} holds {kind}; numbers are needed")
 
     def load(k: int) -> np.ndarray:
-        try:
-            with h5py.File(path, "r") as file:
-                values = np.asarray(file[found][k])
-        except OSError as error:
-            advice = (
-                "; Blosc-compressed files need hdf5plugin: rewrite the file with gzip"
-                if "filter" in str(error).lower()
-                else ""
-            )
-            raise ValueError(
-                f"{path}: frame {k} can't be read: {first_line(error)}{advice}"
-            ) from error
+        with opened(path) as file:
+            values = np.asarray(dataset(file, found, path, whole=False)[k])
         if not np.isfinite(values).all():
-            raise ValueError(f"{path}: frame {k} holds NaN or infinite values")
+            raise InputError(f"{path}: frame {k} holds NaN or infinite values")
         return values
 
     # one scale for the whole clip, or its brightness would flicker: from up to eight frames
@@ -368,7 +338,7 @@ def _grey_scale(frames: list[np.ndarray], path: Path, dynamic_range: float) -> t
         return -dynamic_range, dynamic_range
     if low >= 0 and high <= 255:
         return 0.0, 255.0
-    raise ValueError(
+    raise InputError(
         f"{path}: grey values from {low:.4g} to {high:.4g} are neither in [0, 1], in [0, 255] nor"
         " in dB (at most 0)"
     )
@@ -378,57 +348,43 @@ def _grey_scale(frames: list[np.ndarray], path: Path, dynamic_range: float) -> t
 
 
 def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
-    from scipy.io import loadmat, whosmat
-
-    try:
-        shapes = {name: shape for name, shape, _ in whosmat(path)}
-        key = next((k for k in ("RF2", "RF") if k in shapes), None)
-        if key is None:
-            raise _Refused(
-                f"{path} holds no channel data: RF or RF2 (samples, elements, acquisitions) is"
-                f" needed; found {list(shapes)}"
-            )
-        if int(np.prod(shapes[key])) > MAX_PIXELS:
-            raise _Refused(
-                f"{path}: {key} of shape {shapes[key]} is too large; at most {MAX_PIXELS} samples"
-                " are accepted"
-            )
-        names = [n for n in (key.replace("RF", "param"), "param", "params") if n in shapes]
-        content = loadmat(
-            path, variable_names=[key, *names], squeeze_me=True, chars_as_strings=True
+    if is_hdf5(path):
+        raise InputError(f"{path} is a MATLAB 7.3 file; save it with -v7")
+    content = Matlab(path)
+    key = next((k for k in ("RF2", "RF") if k in content.shapes), None)
+    if key is None:
+        raise InputError(
+            f"{path} holds no channel data: RF or RF2 (samples, elements, acquisitions) is needed;"
+            f" found {list(content.shapes)}"
         )
-    except NotImplementedError as error:  # MATLAB 7.3
-        raise ValueError(f"{path} is a MATLAB 7.3 file; save it with -v7") from error
-    except _Refused:
-        raise
-    except Exception as error:  # scipy's parser raises whatever the bytes lead it to
-        raise ValueError(f"{path} can't be read as a .mat file: {first_line(error)}") from error
-    rf = np.asarray(content[key])
+    names = [n for n in (key.replace("RF", "param"), "param", "params") if n in content.shapes]
+    rf = np.asarray(content.read(key))
     rf = rf[..., None] if rf.ndim == 2 else rf
-    struct = content[names[0]] if names else None
+    fields = content.read(names[0]) if names else {}
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: {names[0]} must be a struct (fs, pitch, c, t0 ...)")
 
     def value(name: str, default: Any = None) -> Any:
-        fields = struct.dtype.names or () if struct is not None else ()
-        match = next((f for f in fields if f.lower() == name.lower()), None)
-        return (
-            default
-            if struct is None or match is None
-            else np.asarray(struct[match].item(), np.float64)
-        )
+        found = next((v for k, v in fields.items() if k.lower() == name.lower()), None)
+        if found is None:
+            return default
+        if np.iscomplexobj(found) or not np.isfinite(found).all():
+            raise InputError(f"{path}: {name} of {names[0]} must be finite and real")
+        return np.asarray(found, np.float64).squeeze()
 
     rate = sampling_rate or value("fs")
     if rate is None:
-        raise ValueError(
+        raise InputError(
             f"{path} does not say its sampling rate (field fs of param): give sampling_rate"
             " (--sampling-rate) in Hz"
         )
     pitch = value("pitch")
     if pitch is None:
-        raise ValueError(
+        raise InputError(
             f"{path} does not say the distance of its elements (field pitch of param, in m)"
         )
     if rf.ndim != 3 or rf.dtype.kind not in "uif" or not rf.shape[0] >= rf.shape[1] >= 8:
-        raise ValueError(
+        raise InputError(
             f"{path}: {key} must be (samples, elements, acquisitions), real, with more samples than"
             f" elements; got {rf.shape}"
         )
@@ -439,7 +395,7 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
         float(pitch),
         float(value("c", 1540.0)),
         float(value("t0", 0.0)),
-        tuple(map(float, angles)) if compounded else (0.0,),
+        tuple(map(float, angles.ravel())) if compounded else (0.0,),
     )
     frames = [rf] if compounded else [rf[..., k : k + 1] for k in range(rf.shape[2])]
     first, last = waves.depths(rf.shape[0])
@@ -474,26 +430,22 @@ def _dicom(paths: list[Path], grey: bool) -> Clip:
     for path in paths:
         try:
             head = pydicom.dcmread(path, stop_before_pixels=True)
-        except (pydicom.errors.InvalidDicomError, OSError, EOFError) as error:
+        except pydicom.errors.InvalidDicomError:
             if len(paths) > 1 and path.suffix == "":
                 continue
-            raise ValueError(f"{path} can't be read as DICOM: {first_line(error)}") from error
+            raise InputError(f"{path} can't be read as DICOM: it is none") from None
         if "Rows" not in head or "Columns" not in head:
             continue
         count, size = int(head.get("NumberOfFrames", 1) or 1), (int(head.Rows), int(head.Columns))
-        if (
-            size[0] * size[1] * int(head.get("SamplesPerPixel", 1)) * count > 20 * MAX_PIXELS
-            or count > MAX_FRAMES
-        ):
-            raise ValueError(
-                f"{path} has {count} frames of {size[1]} x {size[0]} pixels, which is too many"
-            )
+        check_array(path, (count, *size, int(head.get("SamplesPerPixel", 1))), 8)
+        if count > MAX_FRAMES:
+            raise InputError(f"{path} has {count} frames; at most {MAX_FRAMES} are accepted")
         sizes.add(size)
         places += [(path, k) for k in range(count)]
     if not places:
-        raise ValueError(f"{paths[0]} holds no DICOM image")
+        raise InputError(f"{paths[0]} holds no DICOM image")
     if len(sizes) > 1:
-        raise ValueError(f"{paths[0].parent} holds DICOM frames of several sizes: {sorted(sizes)}")
+        raise InputError(f"{paths[0].parent} holds DICOM frames of several sizes: {sorted(sizes)}")
     kept: dict[Path, np.ndarray] = {}
 
     def frame(k: int) -> np.ndarray:
@@ -508,24 +460,13 @@ def _dicom(paths: list[Path], grey: bool) -> Clip:
 
 def _dicom_pixels(pydicom: Any, path: Path, grey: bool) -> np.ndarray:
     """``(n, H, W)`` in [0, 1]."""
-    try:
-        data = pydicom.dcmread(path)
-        pixels = data.pixel_array.astype(np.float32)
-        colour = int(data.get("SamplesPerPixel", 1)) == 3
-        kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
-        if colour and kind.startswith("YBR"):
-            pixels = pydicom.pixels.convert_color_space(
-                pixels.astype(np.uint8), kind, "RGB"
-            ).astype(np.float32)
-    except (
-        AttributeError,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-    ) as error:
-        raise ValueError(f"{path} can't be decoded: {first_line(error)}") from error
+    data = pydicom.dcmread(path)
+    pixels = data.pixel_array.astype(np.float32)
+    colour = int(data.get("SamplesPerPixel", 1)) == 3
+    kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
+    if colour and kind.startswith("YBR"):
+        pixels = pydicom.pixels.convert_color_space(pixels.astype(np.uint8), kind, "RGB")
+        pixels = pixels.astype(np.float32)
     top = 2 ** int(data.get("BitsStored", 8)) - 1
     shape = (int(data.Rows), int(data.Columns))
     pixels = np.clip(pixels.reshape(-1, *shape, 3 if colour else 1) / top, 0, 1)

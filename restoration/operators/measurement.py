@@ -22,7 +22,7 @@ class Measurement:
 
     Raises:
         TypeError: the operator lacks a method.
-        ValueError: ``y`` is empty or not finite, or ``sigma`` is negative or not finite.
+        ValueError: ``y`` is empty or not finite, or ``sigma`` is neither 0 nor in [1e-12, 1e12].
     """
 
     operator: Operator
@@ -33,8 +33,9 @@ class Measurement:
         check_operator(self.operator)
         if self.y.numel() == 0 or not all_finite(self.y):
             raise ValueError("the measurement is empty or holds NaN or infinite values")
-        if not 0 <= self.sigma < float("inf"):
-            raise ValueError(f"sigma must be a finite number >= 0; got {self.sigma}")
+        # beyond, its square is nothing or infinite in single precision
+        if self.sigma != 0 and not 1e-12 <= self.sigma <= 1e12:
+            raise ValueError(f"sigma must be 0, or from 1e-12 to 1e12; got {self.sigma:g}")
 
     def in_range(self, low: float, high: float, like: Tensor) -> Measurement:
         """The same measurement of an image whose [0, 1] is stretched to [low, high]; the one place

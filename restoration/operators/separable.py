@@ -164,10 +164,10 @@ def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
     by default.
 
     Raises:
-        ValueError: a standard deviation that is not positive.
+        ValueError: a standard deviation that is not positive, or of more than 10,000 pixels.
     """
-    if not std > 0:
-        raise ValueError(f"std must be positive; got {std}")
+    if not 0 < std <= 10_000:
+        raise ValueError(f"std must be positive and at most 10000 pixels; got {std:g}")
     radius = max(1, math.ceil(3 * std)) if radius is None else radius
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / std) ** 2)
     return taps / taps.sum()

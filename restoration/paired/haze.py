@@ -4,7 +4,6 @@ Narasimhan & Nayar 2002.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from restoration.io.arrays import read_array
 from restoration.paired.dark_channel import LUMA, guided_filter
+from solvers.inputs.errors import reading
 
 # RESIDE's indoor training set (Li et al. 2019): scattering of depth that is 1 at its largest
 BETA = (0.6, 1.8)
@@ -107,8 +108,8 @@ def srgb_encode(light: Tensor) -> Tensor:
 
 
 def read_depth(path: str | Path, height: int, width: int) -> Tensor:
-    """Depth ``(H, W)`` from ``.npy``, or ``.npz`` with one array; NaN (unknown) takes the value of
-    the nearest known pixel.
+    """Depth ``(H, W)`` from ``.npy``, or ``.npz`` with one array or one named ``depth``; NaN
+    (unknown) takes the value of the nearest known pixel.
 
     Raises:
         FileNotFoundError: no such file.
@@ -117,16 +118,8 @@ def read_depth(path: str | Path, height: int, width: int) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"depth file {path} does not exist")
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.lib.npyio.NpzFile):
-            with content:
-                if len(content.files) != 1:
-                    raise ValueError(f"it holds {len(content.files)} arrays; one is accepted")
-                content = content[content.files[0]]
-        depth = np.asarray(content, dtype=np.float32)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npy or .npz file of depth: {error}") from error
+    with reading(path, "depth (.npy or .npz)"):
+        depth = np.asarray(read_array(path, "depth"), dtype=np.float32)
     if depth.shape != (height, width):
         raise ValueError(
             f"depth {path} has shape {depth.shape} but the picture is {(height, width)} (H, W)"

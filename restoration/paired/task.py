@@ -15,7 +15,7 @@ from restoration.paired.dark_channel import DarkChannelPrior, box_mean
 from restoration.task import Restored, Run, Watch, sample
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS
+from solvers.grid import GRIDS, check_steps
 from solvers.methods.rddm import RDDM, RDDMSampler
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.processes.process import Process
@@ -90,6 +90,7 @@ def default_process(denoiser: DenoiserLike, solver: Solver, num_inference_steps:
         return denoiser.process
     if not isinstance(solver, ResfusionSampler):
         return RDDM.scheduled(sum_scale=LITTLE**2)
+    check_steps(num_inference_steps)
     steps = 12
     while len(process := Resfusion.scheduled("linear", steps, LITTLE)) < num_inference_steps:
         steps += 1

@@ -18,7 +18,7 @@ from restoration.task import Restored, Run, Watch, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
-from solvers.grid import GRIDS, Grid
+from solvers.grid import GRIDS, Grid, check_steps
 from solvers.methods.ddim import DDIM
 from solvers.processes.process import CLEAN, Process
 from solvers.solver import DenoiserLike, Solver
@@ -211,9 +211,9 @@ def _grid_from(process: Process, t: float, steps: int, known: Sequence[float] = 
     the ``known`` ones, if there are any.
 
     Raises:
-        ValueError: not as many known times.
+        ValueError: a number of steps that can't be, or not as many known times.
     """
-    top = process.log_snr(0.0)
+    steps, top = check_steps(steps), process.log_snr(0.0)
     levels = [process.log_snr(t) + (top - process.log_snr(t)) * k / steps for k in range(steps)]
     times = sorted({t, *(process.time_at(level) for level in levels[1:])}, reverse=True)
     if known:

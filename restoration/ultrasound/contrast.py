@@ -4,11 +4,13 @@ Kolmogorov-Smirnov.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
+
+from solvers.inputs.errors import InputError
+from solvers.inputs.strict_json import read_object
 
 
 def gcnr(x: np.ndarray, y: np.ndarray, bins: int = 256) -> float:
@@ -72,12 +74,9 @@ def read_regions(path: str | Path, shape: tuple[int, int]) -> dict[str, np.ndarr
     Raises:
         ValueError: no such JSON, or a box that is empty or leaves the picture.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"regions {path} can't be read as JSON: {error}") from error
-    if not isinstance(content, dict) or not content:
-        raise ValueError(
+    content = read_object(path)
+    if not content:
+        raise InputError(
             f'regions {path} must be an object such as {{"tissue": [[top, left, bottom, right]],'
             ' "blood": ...}'
         )
@@ -97,19 +96,19 @@ def boxes_mask(boxes: object, shape: tuple[int, int], name: str = "region") -> n
     )
     mask = np.zeros(shape, bool)
     if not isinstance(boxes, (list, tuple)) or not boxes:
-        raise ValueError(f"{name}: boxes [top, left, bottom, right] are needed; got {boxes!r}")
+        raise InputError(f"{name}: boxes [top, left, bottom, right] are needed; got {boxes!r}")
     for box in boxes:
         if (
             not isinstance(box, (list, tuple))
             or len(box) != 4
             or not all(isinstance(v, int) and not isinstance(v, bool) for v in box)
         ):
-            raise ValueError(
+            raise InputError(
                 f"{name}: a box is [top, left, bottom, right] in whole pixels; got {box!r}"
             )
         top, left, bottom, right = box
         if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
-            raise ValueError(
+            raise InputError(
                 f"{name}: box {box} is empty or leaves the picture of {shape[0]} x {shape[1]}"
                 " pixels (H, W)"
             )
@@ -144,7 +143,7 @@ def anatomical_regions(image: np.ndarray, border: float = 0.12) -> dict[str, np.
     }
     for name, mask in regions.items():
         if mask.sum() < 200:
-            raise ValueError(
+            raise InputError(
                 f"the picture shows too little {name} to measure ({int(mask.sum())} pixels): give"
                 " boxes"
             )
@@ -154,7 +153,7 @@ def anatomical_regions(image: np.ndarray, border: float = 0.12) -> dict[str, np.
 def _regions(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = (np.asarray(v, np.float64).ravel() for v in (x, y))
     if x.size == 0 or y.size == 0:
-        raise ValueError("a region is empty")
+        raise InputError("a region is empty")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("a region holds NaN or infinite values")
+        raise InputError("a region holds NaN or infinite values")
     return x, y

@@ -14,12 +14,12 @@ from torch.nn.functional import max_pool2d
 
 from restoration.operators.measurement import Measurement
 from restoration.posterior import CORRECTIONS, Correction
-from restoration.task import Restored, Watch
+from restoration.task import Restored, Watch, check_samples
 from restoration.ultrasound.joint import JointDenoiser, Superposition
 from restoration.ultrasound.power_split import power_split
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
-from solvers.grid import Grid, explicit
+from solvers.grid import Grid, check_steps, explicit
 from solvers.loop import solve
 from solvers.methods.ddim import DDIM
 from solvers.solver import RNG, Callback, Solution, Solver, randn
@@ -103,8 +103,7 @@ class UltrasoundTask:
             raise ValueError(
                 f"cleanest must be below noisiest; got {self.cleanest} and {self.noisiest}"
             )
-        if self.num_inference_steps < 1:
-            raise ValueError(f"at least one step is needed; got {self.num_inference_steps}")
+        check_steps(self.num_inference_steps)
         if self.start not in ("split", "noise"):
             raise ValueError(f"start must be split or noise; got {self.start!r}")
         if self.correction not in CORRECTIONS:
@@ -124,8 +123,7 @@ class UltrasoundTask:
         Raises:
             ValueError: a frame of another shape or range, or fewer than one sample.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1; got {num_samples}")
+        check_samples(num_samples)
         began, states, nfe = time.perf_counter(), [], 0
         frame = check_frame(frame)
         for k in range(num_samples):

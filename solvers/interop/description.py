@@ -11,9 +11,7 @@ from typing import Any
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
 from solvers.processes.continuous import VE, ContinuousVP
-from solvers.processes.process import VP, Process, StepIndexed
-
-MOST_LEVELS = 100_000
+from solvers.processes.process import MOST_LEVELS, VP, Process, StepIndexed
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from solvers.files import first_line, replace_file
+from solvers.files import replace_file
+from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.memory import check_bytes
+from solvers.inputs.strict_json import read_object
 from solvers.interop.description import describe, from_description
 from solvers.prediction import HEADS
 from solvers.processes.process import VP, Process
 
 Network = Any
+
+MOST_CHANNELS, MOST_LAYERS = 65_536, 64
 
 
 def read_model(root: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -29,18 +34,19 @@ def read_model(root: Path, device: str | torch.device = "cpu") -> dict[str, Any]
     unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
     weights = unet / "diffusion_pytorch_model.safetensors"
     if not (unet / "config.json").is_file() or not weights.is_file():
-        raise ValueError(
+        raise ModelError(
             f"{root} is no model folder: it needs config.json and {weights.name} (in it or in"
             " unet/)"
         )
-    config = _read_json(unet / "config.json")
+    config = read_object(unet / "config.json", ModelError)
     kind = config.get("_class_name")
     if kind not in ("UNet2DModel", "UNet2DConditionModel"):
-        raise ValueError(
+        raise ModelError(
             f"{unet / 'config.json'} describes {kind!r}; UNet2DModel and UNet2DConditionModel"
             " are accepted"
         )
-    try:
+    _check_network(kind, config, unet / "config.json", weights)
+    with reading(unet, f"a {kind}", ModelError):
         network, report = getattr(diffusers, kind).from_pretrained(
             unet,
             use_safetensors=True,
@@ -48,10 +54,8 @@ def read_model(root: Path, device: str | torch.device = "cpu") -> dict[str, Any]
             torch_dtype=torch.float32,
             output_loading_info=True,
         )
-    except Exception as error:
-        raise ValueError(f"{unet} can't be loaded as a {kind}: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):  # diffusers would leave them random
-        raise ValueError(
+        raise ModelError(
             f"{weights} lacks {len(missing)} of the network's tensors, such as {missing[0]}"
         )
     for weight in (
@@ -61,9 +65,10 @@ def read_model(root: Path, device: str | torch.device = "cpu") -> dict[str, Any]
     if kind == "UNet2DConditionModel":
         _show_text(network, root / "encoder_hidden_states.safetensors")
     places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
-    schedule = next((_read_json(p) for p in places if p.is_file()), {})
-    extra = _read_json(root / "denoiser.json") if (root / "denoiser.json").is_file() else {}
-    try:
+    schedule = next((read_object(p, ModelError) for p in places if p.is_file()), {})
+    described = root / "denoiser.json"
+    extra = read_object(described, ModelError) if described.is_file() else {}
+    with reading(described, "the description of a denoiser", ModelError):
         fold, condition_channels = (
             int(extra.get("fold", 1)),
             int(extra.get("condition_channels", 0)),
@@ -75,12 +80,12 @@ def read_model(root: Path, device: str | torch.device = "cpu") -> dict[str, Any]
         )
         shown = None if extra.get("shown") is None else str(extra["shown"])
         process = from_description(extra["process"]) if "process" in extra else None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{root / 'denoiser.json'} is damaged: {error}") from error
-    process = VP.from_diffusers(schedule) if process is None else process
+    if process is None:
+        with reading(places[0], "a schedule", ModelError):
+            process = VP.from_diffusers(schedule)
     prediction_type = extra.get("prediction_type", schedule.get("prediction_type", "epsilon"))
     if prediction_type not in process.prediction_types:
-        raise ValueError(
+        raise ModelError(
             f"{root}: prediction_type {prediction_type!r} is unknown; known:"
             f" {', '.join(process.prediction_types)}"
         )
@@ -89,7 +94,7 @@ def read_model(root: Path, device: str | torch.device = "cpu") -> dict[str, Any]
     if ins - fold**2 * condition_channels not in (
         (outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)
     ):
-        raise ValueError(
+        raise ModelError(
             f"{root}: a network of {ins} input and {outs} output channels can't have fold"
             f" {fold} and {condition_channels} condition channels for {prediction_type!r}; see"
             " denoiser.json"
@@ -161,6 +166,36 @@ def multiple_of(network: Network) -> int:
     return 2 ** (len(network.config.block_out_channels) - 1)
 
 
+def _check_network(kind: str, config: dict[str, Any], path: Path, weights: Path) -> None:
+    """Refuse a description that has no end, or that the weights can't fill, before the network is
+    made.
+    """
+    import diffusers
+
+    numbers = [config]
+    while numbers:
+        value = numbers.pop()
+        if isinstance(value, (dict, list)):
+            numbers += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and abs(value) > MOST_CHANNELS:
+            raise ModelError(
+                f"{path} holds the number {str(value)[:40]}; at most {MOST_CHANNELS} are accepted"
+            )
+    depths = [config.get(name) for name in ("layers_per_block", "transformer_layers_per_block")]
+    for depth in [v for d in depths for v in (d if isinstance(d, list) else [d])]:
+        if depth is not None and not (isinstance(depth, int) and 1 <= depth <= MOST_LAYERS):
+            raise ModelError(f"{path}: blocks have 1 to {MOST_LAYERS} layers; got {depth!r}")
+    with reading(path, f"the description of a {kind}", ModelError), torch.device("meta"):
+        network = getattr(diffusers, kind).from_config(config)
+    count, most = sum(p.numel() for p in network.parameters()), weights.stat().st_size
+    check_bytes(f"{path} describes a network that", 8 * count)
+    if count > most:
+        raise ModelError(
+            f"{path} describes a network of {count} numbers, but {weights.name} has {most} bytes;"
+            " it belongs to another network or was cut short"
+        )
+
+
 def _with_text(
     network: Network, inputs: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -177,7 +212,7 @@ def _show_text(network: Network, path: Path) -> None:
     """Let ``network(x, t)`` run on the stored text embedding: a buffer, so that it counts as a part
     of the model.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     config = network.config
     if (
@@ -186,22 +221,20 @@ def _show_text(network: Network, path: Path) -> None:
         or config.addition_embed_type
         or config.encoder_hid_dim_type
     ):
-        raise ValueError(
+        raise ModelError(
             "this UNet2DConditionModel takes class labels, image sizes or pooled embeddings with"
             " every call; only one that takes a text embedding alone is accepted"
         )
     if not path.is_file():
-        raise ValueError(
+        raise ModelError(
             "a UNet2DConditionModel needs a text embedding: write the prompt's"
             f" encoder_hidden_states (1, L, D) to {path} under the key encoder_hidden_states"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            states = file.get_tensor("encoder_hidden_states").float()
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} holds no tensor encoder_hidden_states: {first_line(error)}"
-        ) from error
+    with (
+        reading(path, "a tensor encoder_hidden_states", ModelError),
+        safe_open(path, framework="pt") as file,
+    ):
+        states = file.get_tensor("encoder_hidden_states").float()
     width = config.cross_attention_dim
     if (
         states.ndim != 3
@@ -209,22 +242,12 @@ def _show_text(network: Network, path: Path) -> None:
         or states.shape[2] != width
         or not torch.isfinite(states).all()
     ):
-        raise ValueError(
+        raise ModelError(
             f"{path}: encoder_hidden_states must be finite and (1, L, {width}), one prompt; got"
             f" {tuple(states.shape)}"
         )
     network.register_buffer("encoder_hidden_states", states)
     network.register_forward_pre_hook(_with_text, with_kwargs=True)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable JSON: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from solvers.prediction import PREDICTION_TYPES, Prediction
 
 CLEAN = -1.0
+MOST_LEVELS = 100_000
 
 Table = NDArray[np.float64]
 # one time, or a tensor of times
@@ -301,9 +302,11 @@ class VP(Process):
         ``rescale_betas_zero_snr`` ...).
 
         Raises:
-            ValueError: an unknown ``beta_schedule``.
+            ValueError: an unknown ``beta_schedule``, or more levels than a table may have.
         """
         T = int(config.get("num_train_timesteps", 1000))
+        if not 1 <= T <= MOST_LEVELS:
+            raise ValueError(f"num_train_timesteps must be from 1 to {MOST_LEVELS}; got {T}")
         zero = bool(config.get("rescale_betas_zero_snr", False))
         if config.get("trained_betas") is not None:
             return cls.from_betas(config["trained_betas"], zero_terminal_snr=zero)

@@ -537,7 +537,7 @@ def test_external_data_and_links_are_refused(bundles, tmp_path):
     with pytest.raises(ValueError, match="no plain file"):
         Session(folder)
     (tmp_path / "c").mkdir()
-    with pytest.raises(ValueError, match="no ONNX model"):
+    with pytest.raises(ValueError, match="as an ONNX model"):
         Session(_edited(bundles, tmp_path / "c", lambda c, f: _set_network(c, f, b"\xff" * 40)))
 
 

@@ -142,10 +142,10 @@ def test_depth_files(tmp_path):
     np.save(tmp_path / "negative.npy", -depth)
     (tmp_path / "text.npy").write_text("no")
     for name, says in (
-        ("two.npz", "one is accepted"),
+        ("two.npz", "one array depth"),
         ("none.npy", "nothing known"),
         ("negative.npy", "negative"),
-        ("text.npy", "no .npy"),
+        ("text.npy", "as .npy"),
     ):
         with pytest.raises(ValueError, match=says):
             read_depth(tmp_path / name, 2, 3)

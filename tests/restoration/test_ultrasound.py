@@ -278,7 +278,7 @@ def test_bad_frames(frame, message):
         ({"strength": 0.0}, "strength must be"),
         ({"correction": "magic"}, "unknown"),
         ({"cleanest": 9.0}, "cleanest must be below"),
-        ({"num_inference_steps": 0}, "at least one step"),
+        ({"num_inference_steps": 0}, "num_inference_steps must"),
         ({"start": "magic"}, "split or noise"),
         ({"tile": 64, "overlap": 40}, "less than half"),
     ],

@@ -642,7 +642,7 @@ def test_output_below_a_file_is_refused_before_any_work(cli, photo, tiny_model):
         (("train", "photo", "--data", "{dir}", "-o", "{dir}/m"), "no picture of at least"),
         (
             ("bench", "{dir}", "--masks", "{dir}/photo.png", "--mask", "x", "--model", "{model}"),
-            "no .npz file",
+            "as .npz",
         ),
         (("nonesuch",), "nonesuch"),
         (("calibrate", "{model}", "--data", "{dir}/none", "-o", "{dir}/c"), "does not exist"),
@@ -652,7 +652,7 @@ def test_output_below_a_file_is_refused_before_any_work(cli, photo, tiny_model):
         ),
         (
             ("quantize", "{model}", "--calibration", "{dir}/photo.png", "-o", "{dir}/q"),
-            "not a readable calibration set",
+            "as a calibration set",
         ),
         (("export", "{model}", "-o", "{dir}/b"), "quantized"),
         (("export", "{model}", "-o", "{dir}", "--target", "float"), "no bundle"),

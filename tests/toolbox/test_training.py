@@ -59,6 +59,9 @@ def test_resumed_run_equals_an_uncut_one(tiny_recipe, pictures, tmp_path, monkey
     a, b = (Denoiser.from_pretrained(p).network.state_dict() for p in (whole, resumed))
     for key, value in a.items():
         torch.testing.assert_close(value, b[key], rtol=1e-5, atol=1e-6)
+    for change, name in (({"seed": 5}, "seed"), ({"batch_size": 3}, "batch_size")):
+        with pytest.raises(ValueError, match=f"a run with another {name}"):
+            train(recipe.model_copy(update=change), pictures, tmp_path / "cut", resume=True)
 
 
 def test_loss_is_the_error_relative_to_the_best_linear_estimate(tiny_recipe):
@@ -189,7 +192,7 @@ def test_bad_data(tiny_recipe, pictures, tmp_path):
     assert not (tmp_path / "m").exists()
     (tmp_path / "m" / "checkpoint").mkdir(parents=True)
     (tmp_path / "m" / "checkpoint" / "state.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="as a checkpoint"):
         train(recipe, pictures, tmp_path / "m", resume=True)
 
 

@@ -4,7 +4,6 @@ classical methods, in one run.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from restoration.io.arrays import arrays_of
 from restoration.io.folders import find_pairs, find_pictures, read_pair
 from restoration.io.images import read_image
 from restoration.photo.masks import make_mask, parse_mask
@@ -151,22 +151,18 @@ def read_mask_of(source: str | None, name: str, size: tuple[int, int], seed: int
     if source is None:
         kind, fraction = parse_mask(name)
         return make_mask(kind, *size, fraction, seed)
-    try:
-        opened = np.load(source, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{source} is no .npz file of masks: {error}") from error
-    with opened as file:
-        for key in file.files:
+    with arrays_of(source) as file:
+        for key in file.shapes:
             if key != name and not key.startswith(f"{name}_"):
                 continue
-            mask = file[key]
+            mask = file.read(key)
             if mask.shape == size[::-1] != size:
                 mask = np.ascontiguousarray(mask.T)
             if mask.shape == size:
                 return (mask > 0).astype(np.float32)
         raise ValueError(
             f"{source} holds no mask {name!r} of {size[1]} x {size[0]} pixels; it holds"
-            f" {', '.join(file.files)}"
+            f" {', '.join(file.shapes)}"
         )
 
 

@@ -17,7 +17,7 @@ from export.bundle import NETWORK, read_bundle
 from export.exporter import export_bundle, input_channels
 from export.runtime.session import Session, open_network
 from solvers.denoiser import Denoiser
-from solvers.files import first_line
+from solvers.inputs.errors import first_line
 from toolbox.api import load
 from toolbox.bench.options import Timing
 from toolbox.deploy.export import parse_size

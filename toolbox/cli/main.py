@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
 import threading
-import warnings
 from typing import Annotated
 
 import typer
 
 from toolbox.cli import bench, info, model, restore
+from toolbox.cli.errors import Said, in_a_line, quiet_libraries
 from toolbox.cli.options import Commands
 
 app = Commands(
@@ -51,10 +53,19 @@ def main() -> int:
 
     RESTOBOX_DEBUG=1 shows where an error came from.
     """
-    # libraries' warnings are for developers; whatever concerns the user is said in the output
-    warnings.simplefilter("ignore")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with quiet_libraries():
+        said = Said(sys.stdout)
+        with contextlib.redirect_stdout(said):
+            code = _run()
+        return _answered(said, code)
+
+
+def _run() -> int:
     try:
         return app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
@@ -62,14 +73,24 @@ def main() -> int:
     except Exception as error:
         if os.environ.get("RESTOBOX_DEBUG"):
             raise
-        text = (
-            error.format_message()
-            if hasattr(error, "format_message")
-            else str(error) or type(error).__name__
-        )
-        if text:  # empty where typer has just printed its help
-            print(f"restobox: {' '.join(text.split())}", file=sys.stderr)
+        if text := in_a_line(error):  # empty where typer has just printed its help
+            print(f"restobox: {text}", file=sys.stderr)
         return 2
+
+
+def _answered(said: Said, code: int) -> int:
+    """Files that a command wrote are complete by now: that they can't be spoken of is no failure,
+    but an answer that can't be given is one.
+    """
+    said.flush()
+    if said.error is None:
+        return code
+    with contextlib.suppress(OSError, ValueError):  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), said.fileno())
+    wrote = "--json" not in sys.argv and not {"-o", "--out"}.isdisjoint(sys.argv)
+    end = "the output is complete" if wrote else "the answer is lost"
+    print(f"restobox: stdout can't be written ({said.error.strerror}); {end}", file=sys.stderr)
+    return code if wrote else code or 2
 
 
 def _stop(number: int, frame: object) -> None:

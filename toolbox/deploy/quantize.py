@@ -11,6 +11,7 @@ from quant.files import check_quantized_free, save_quantized
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from solvers.files import check_outputs
+from solvers.inputs.strict_json import read_object
 from toolbox.api import float_model
 from toolbox.deploy.options import Quantizing
 from toolbox.support.cost import Cost
@@ -37,7 +38,7 @@ def run_quantize(
         raise ValueError("give a recipe file or a preset, not both")
     settings = QuantRecipe() if preset is None else QuantRecipe.preset(preset)
     if recipe is not None:
-        settings = QuantRecipe.from_json(recipe.read_text(encoding="utf-8"))
+        settings = QuantRecipe.from_dict(read_object(recipe))
     if how.float_macs is not None:
         settings = replace(settings, float_macs=how.float_macs)
     denoiser = float_model(model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from solvers.denoiser import Denoiser
 from solvers.files import check_folder, check_outputs, replace_file
+from solvers.inputs.errors import ModelError, reading
 from solvers.interop.description import describe
 from solvers.prediction import HEADS
 from toolbox.api import load
@@ -216,15 +217,7 @@ def train(
     checkpoint = out / "checkpoint" / "state.pt"
     start = 0
     if resume:
-        if not checkpoint.is_file():
-            raise ValueError(f"nothing to resume: {checkpoint} does not exist")
-        try:
-            state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        except Exception as error:
-            raise ValueError(
-                f"checkpoint {checkpoint} is damaged ({type(error).__name__}); train without"
-                " --resume"
-            ) from error
+        state = _read_checkpoint(checkpoint, recipe)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         average, start = state["average"], state["step"]
@@ -287,12 +280,30 @@ def train(
                     "optimizer": optimizer.state_dict(),
                     "average": average,
                     "step": step + 1,
+                    "recipe": recipe.model_dump(mode="json"),
                 }
-                _replace(checkpoint, partial(torch.save, state))
+                checkpoint.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(checkpoint, partial(torch.save, state))
                 save_model(denoiser, recipe, average, out)
     if log is not None:
         log.close()
     return out
+
+
+def _read_checkpoint(path: Path, recipe: TrainingRecipe) -> dict[str, Any]:
+    """The state of a run of this recipe; the number of steps alone may be another."""
+    if not path.is_file():
+        raise ValueError(f"nothing to resume: {path} does not exist")
+    with reading(path, "a checkpoint", ModelError):
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        before, now = state["recipe"], recipe.model_dump(mode="json")
+        other = [k for k in now if k != "steps" and before.get(k) != now[k]]
+    if other:
+        raise ModelError(
+            f"{path} is of a run with another {', '.join(other)}; resume it with its own recipe, or"
+            " train into a new folder"
+        )
+    return state
 
 
 def _loss(recipe: TrainingRecipe, denoiser: Denoiser, examples, part) -> Tensor:
@@ -352,7 +363,7 @@ def save_model(
     )
     (out / "unet").mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
-    _replace(
+    replace_file(
         out / "unet" / "diffusion_pytorch_model.safetensors",
         lambda path: save_file(weights, path, {"format": "pt"}),
     )
@@ -389,15 +400,7 @@ def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> No
         average[key].lerp_(value, 1 - decay)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    def readable(temporary: Path) -> None:
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors makes its files private
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, readable)
-
-
 def _write_json(path: Path, content: dict) -> None:
     content = {k: v for k, v in content.items() if not k.startswith("_") or k == "_class_name"}
-    _replace(path, lambda p: p.write_text(json.dumps(content, indent=2, default=list) + "\n"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda p: p.write_text(json.dumps(content, indent=2, default=list) + "\n"))

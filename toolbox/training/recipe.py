@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from restoration.paired.simulation import Haze
 from restoration.paired.task import HAZE, MASKED, PLAIN
+from solvers.inputs.errors import InputError, reading
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
 from solvers.processes.process import VP, Process
@@ -366,12 +367,14 @@ class TrainingRecipe(_Section):
         """Read a TOML recipe.
 
         Raises:
-            ValueError: not TOML, or it does not fit this model; the message names each wrong key.
+            InputError: not TOML, or it does not fit this model; the message names each wrong key.
         """
-        try:
-            return cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a TOML recipe: {error}") from error
-        except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"recipe {path}: {wrong}") from error
+        path = Path(path)
+        with reading(path, "a TOML recipe"):
+            try:
+                return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+            except ValidationError as error:
+                wrong = "; ".join(
+                    f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]
+                )
+                raise InputError(f"recipe {path}: {wrong}") from error

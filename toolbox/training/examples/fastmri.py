@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from restoration.io.arrays import read_array
 from restoration.io.mri import HDF5, read_slice, volume_shape
 from restoration.mri.espirit import MINIMUM_REGION, espirit, mvue
 from restoration.mri.estimate import condition, noise_level
@@ -133,10 +134,10 @@ class MeasuredScans(KeptScans):
         kept = Path(self.simulation.cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         if kept.is_file():
             try:
-                maps = np.load(kept, allow_pickle=False, mmap_mode="r")
-                if maps.shape == tuple(kspace.shape) and maps.dtype == np.complex64:
-                    return torch.from_numpy(np.array(maps))
-            except (ValueError, OSError, EOFError):
+                found = read_array(kept, "maps")
+                if found.shape == tuple(kspace.shape) and found.dtype == np.complex64:
+                    return torch.from_numpy(found)
+            except ValueError:
                 pass
             raise ValueError(
                 f"{kept} holds no sensitivities of {path}: delete it, and they are estimated anew"

@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from restoration.io.arrays import arrays_of
 from restoration.io.folders import random_window
 from restoration.mri.estimate import CONDITION_CHANNELS, condition
 from restoration.mri.sampling import column_mask, poisson_mask
@@ -37,9 +38,9 @@ def read_slices(
     for path in sorted(Path(folder).rglob("*.npz")):
         if path.name in exclude:
             continue
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                array = arrays[key]
+        with arrays_of(path) as arrays:
+            for key in arrays.shapes:
+                array = arrays.read(key)
                 if array.ndim != 3 or min(array.shape[1:]) < MINIMUM_SLICE:
                     continue
                 if np.iscomplexobj(array):

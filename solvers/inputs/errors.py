@@ -1,0 +1,72 @@
+"""The errors of restobox, and how a library's errors become them."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+# of such errors a user learns nothing: a parser met bytes that its author didn't think of
+_SPEECHLESS = (
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+)
+
+
+class RestoboxError(ValueError):
+    """What restobox refuses, in one sentence: what was given, what is accepted, what to do."""
+
+
+class InputError(RestoboxError):
+    """A file or a value that is not accepted."""
+
+
+class ModelError(RestoboxError):
+    """A model folder, bundle, calibration set or quantized network that is not accepted."""
+
+
+class ResourceError(RestoboxError):
+    """More memory or disk than there is, or than may be used (:mod:`solvers.inputs.memory`)."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, what: str, kind: type[RestoboxError] = InputError) -> Iterator[None]:
+    """Whatever a library raises in this block becomes a ``kind`` that names the file.
+
+    A damaged file leads a parser to any error at all. Errors that say what is wrong pass: those of
+    restobox that name the file, a file that is not there, a package that is missing.
+
+    Args:
+        path: what is read.
+        what: what it should be, in words that follow "can't be read as".
+    """
+    try:
+        yield
+    except (FileNotFoundError, ImportError, ResourceError):
+        raise
+    except MemoryError as error:
+        raise ResourceError(
+            f"{path} needs more memory than there is; give a smaller one"
+        ) from error
+    except Exception as error:
+        if isinstance(error, RestoboxError) and str(path) in str(error):
+            raise
+        said = "" if isinstance(error, _SPEECHLESS) else f" ({first_line(error)})"
+        raise kind(
+            f"{path} can't be read as {what}{said}; it may be damaged or cut short: copy or make it"
+            " again"
+        ) from error

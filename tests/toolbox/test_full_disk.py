@@ -1,0 +1,92 @@
+"""A disk that gets full: one sentence, no crash of a native library, the old file as it was."""
+
+import contextlib
+import resource
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from quant.calibration.trajectory import CalibrationSet, Provenance
+from restoration.io.cubes import Cube, write_cube
+from restoration.io.images import Photo, write_image
+from restoration.io.mri_output import write_reconstruction
+from restoration.io.ultrasound import write_clip
+from solvers.files import replace_file, reserve
+from solvers.inputs.errors import ResourceError
+
+MOST = 60_000
+RNG = np.random.default_rng(0)
+VALUES = RNG.random((8, 64, 64)).astype(np.float32)  # 130 kB, and noise doesn't pack
+
+
+@contextlib.contextmanager
+def small_disk():
+    """The process's limit of a file's size: the system refuses what goes beyond, as a full disk
+    does.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def cube(path):
+    write_cube(path, Cube(VALUES), lambda rows: VALUES[:, rows])
+
+
+def clip(path):
+    write_clip(path, (RNG.random((256, 256)).astype(np.float32) for _ in range(4)), 4)
+
+
+def scan(path):
+    write_reconstruction(path, VALUES.astype(np.complex64), None, VALUES)
+
+
+def picture(path):
+    write_image(path, Photo(RNG.random((3, 160, 160)).astype(np.float32), bits=16))
+
+
+def calibration(path):
+    provenance = Provenance("x", 0, "", 0, "", ())
+    CalibrationSet(torch.rand(4, 3, 80, 80), [1.0, 2.0, 3.0, 4.0], provenance).save(path)
+
+
+def checkpoint(path):
+    replace_file(path, partial(torch.save, {"a": torch.rand(200, 200)}))
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        *((cube, f"cube{suffix}") for suffix in (".hdr", ".mat", ".npz", ".h5", ".tif")),
+        (clip, "clip.h5"),
+        *((scan, f"scan{suffix}") for suffix in (".h5", ".nii", ".nii.gz")),
+        *((picture, f"picture{suffix}") for suffix in (".png", ".tif")),
+        (calibration, "set.safetensors"),
+        (checkpoint, "state.pt"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(tmp_path, write, name):
+    (tmp_path / name).write_text("old")
+    with small_disk(), pytest.raises(ResourceError, match="no room for the output"):
+        write(tmp_path / name)
+    assert (tmp_path / name).read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    write(tmp_path / name)  # there is room again
+    assert (tmp_path / name).stat().st_size > 100
+
+
+def test_what_is_reserved_is_there_or_refused(tmp_path):
+    reserve(tmp_path / "a", 1000)
+    assert (tmp_path / "a").stat().st_size == 1000
+    with small_disk(), pytest.raises(OSError, match="large"):
+        reserve(tmp_path / "b", MOST + 1)
+
+
+def test_hdf5_gives_back_what_it_did_not_need(tmp_path):
+    write_cube(tmp_path / "a.h5", Cube(VALUES), lambda rows: VALUES[:, rows])
+    assert (tmp_path / "a.h5").stat().st_size < VALUES.nbytes + 10_000
