@@ -28,9 +28,9 @@ from restoration.hyperspectral.joint import (
 )
 from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
+from restoration.operators.quantiles import median, quantile
 from restoration.photo.lift import push_pull
 from restoration.posterior import CORRECTIONS
-from restoration.quantiles import median, quantile
 from restoration.wrappers.symmetry import average, turn, turn_back
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, explicit

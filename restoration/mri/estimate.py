@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.mri.sense import Sense, SingleCoil
-from restoration.quantiles import quantile
+from restoration.operators.quantiles import quantile
 
 ITERATIONS = 12
 QUANTILE = 0.99

@@ -29,10 +29,10 @@ from restoration.mri.sense import Sense, SingleCoil, cartesian, to_channels
 from restoration.mri.simulation import ring_maps
 from restoration.mri.task import MRITask
 from restoration.operators.measurement import Measurement
+from restoration.operators.quantiles import ordered, quantile
 from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
 from restoration.paired.task import PairedTask
 from restoration.photo.linear import LinearTask
-from restoration.quantiles import ordered, quantile
 from solvers.denoiser import Denoiser
 from solvers.methods.ddim import DDIM
 from solvers.methods.evodiff import EVODiff
