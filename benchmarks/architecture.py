@@ -24,7 +24,7 @@ from export.runtime.session import Session
 from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
-from restoration.io.folders import picture_crops
+from restoration.io.pictures.folders import picture_crops
 from restoration.metrics import psnr
 from restoration.operators.linear import Denoising
 from restoration.photo.linear import LinearTask

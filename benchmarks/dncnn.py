@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from restoration.io.folders import find_pictures
 from restoration.io.images import read_image
+from restoration.io.pictures.folders import find_pictures
 from restoration.metrics import psnr, ssim
 from toolbox.bench.linear import Case
 

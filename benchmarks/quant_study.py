@@ -21,7 +21,7 @@ from quant.network import QuantizedNetwork
 from quant.quantize import quantize
 from quant.recipe import PRESETS, QuantRecipe, Reconstruction
 from quant.sensitivity import trajectory_errors
-from restoration.io.folders import picture_crops
+from restoration.io.pictures.folders import picture_crops
 from restoration.metrics import psnr
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.masks import KINDS, MISSING, make_mask

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quant.calibration.trajectory import CalibrationSet, Provenance, check_recordable, network_hash
-from restoration.io.folders import random_window
+from restoration.io.pictures.folders import random_window
 from solvers.files import replace_file
 
 SPILL = 32 << 20  # bytes of kept inputs that are held before they go to disk

@@ -13,8 +13,8 @@ from helpers.data import TINY_RECIPE, smooth_picture
 from helpers.deploy import calibrate as run_calibrate
 
 from quant.calibration.trajectory import CalibrationSet
-from restoration.io.folders import find_pairs
 from restoration.io.images import Photo, read_image, write_image
+from restoration.io.pictures.folders import find_pairs
 from restoration.metrics import psnr
 from restoration.paired.haze import Scattering, procedural_depth
 from restoration.paired.simulation import Haze, make_hazy

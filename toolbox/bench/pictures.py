@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from restoration.io.arrays import arrays_of
-from restoration.io.folders import find_pairs, find_pictures, read_pair
 from restoration.io.images import read_image
+from restoration.io.pictures.folders import find_pairs, find_pictures, read_pair
 from restoration.photo.masks import make_mask, parse_mask
 from restoration.task import Restored
 from toolbox.api import load_for

@@ -151,7 +151,7 @@ def mri(
             )
         ),
     ],
-    output: Annotated[Output, Without("reference")],
+    output: Annotated[Output, Without("reference", "quality")],
     options: Scanning,
     prior: Prior = Prior("mri"),
     settings: Annotated[Settings, Without("tile", "symmetries")] = Settings(),
@@ -170,7 +170,7 @@ def hsi(
     cube: Annotated[
         Path, typer.Argument(help="A cube: ENVI (.hdr), .mat, .npz, .h5, multi-page TIFF.")
     ],
-    output: Annotated[Output, Without("std")],
+    output: Annotated[Output, Without("std", "quality")],
     options: Cubes,
     prior: Prior = Prior("grey"),
     settings: Annotated[Settings, Without("grid", "tile")] = Settings(steps=1, symmetries=8),
@@ -189,7 +189,7 @@ def ultrasound(
             help="B-mode clip: a picture, a folder, .h5 (zea), .mat (channel data), DICOM."
         ),
     ],
-    output: Annotated[Output, Without("std")],
+    output: Annotated[Output, Without("std", "quality")],
     options: Frames,
     prior: Annotated[Prior, Without("model")] = Prior(""),
     settings: Annotated[Settings, Without("grid", "tile", "symmetries")] = Settings(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from export.jobs.base import Job
-from restoration.io.folders import find_pictures, random_window
 from restoration.io.images import read_image
+from restoration.io.pictures.folders import find_pictures, random_window
 from restoration.metrics import psnr, ssim
 from restoration.task import KINDS, Restored, check_kind
 from solvers.denoiser import Denoiser

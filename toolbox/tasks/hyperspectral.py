@@ -21,8 +21,8 @@ from restoration.hyperspectral.task import HyperspectralTask, RestoredCube
 from restoration.io.cube import Cube
 from restoration.io.cubes import check_cube_writable, read_cube, write_cube
 from restoration.io.envi import raw_file
-from restoration.io.folders import find_pictures
 from restoration.io.images import Photo, check_writable, write_image
+from restoration.io.pictures.folders import find_pictures
 from restoration.task import Restored, shown_to
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser

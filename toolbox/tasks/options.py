@@ -109,6 +109,7 @@ class Output:
     reference: Annotated[
         Path | None, Option(help="The truth: prints how close the result comes to it.")
     ] = None
+    quality: Annotated[int, Option(help="Of JPEG and WebP outputs.", min=1, max=100)] = 95
 
 
 @dataclass(frozen=True)

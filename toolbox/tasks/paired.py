@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.jobs.paired import PairedJob
-from restoration.io.folders import find_pairs, find_pictures, random_window
 from restoration.io.images import Photo, read_image
+from restoration.io.pictures.folders import find_pairs, find_pictures, random_window
 from restoration.paired.dark_channel import DarkChannelPrior
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import PairedTask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.images import Photo, check_writable, read_image, write_image
+from restoration.io.images import LOSSY, Photo, check_writable, read_image, write_image
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from restoration.task import Restored
 from solvers.files import check_outputs, together
@@ -93,7 +93,7 @@ class PictureTask(Task):
         figures |= {"size": [shape[2], shape[1]], **reading.found, "model": prior.model}
         figures |= {"solver": solver, "steps": steps, "seed": draws.seed, "samples": draws.samples}
         figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
-        figures |= _write(out, spread, reading.photo, result)
+        figures |= _write(out, spread, reading.photo, result, output.quality)
         return figures | (
             {} if truth is None else compared(result.mean.numpy(), truth, photo.pixels)
         )
@@ -116,17 +116,21 @@ def _truth(reference: Path | None, shape: tuple[int, ...]) -> np.ndarray | None:
     return truth
 
 
-def _write(out: Path, spread: Path | None, photo: Photo, result: Restored) -> dict[str, Any]:
-    """Write the pictures; what there is to say of the spread."""
+def _write(
+    out: Path, spread: Path | None, photo: Photo, result: Restored, quality: int
+) -> dict[str, Any]:
+    """Write the pictures; what there is to say of them."""
     coloured, top = heat(result.std.mean(0).numpy())
     with together():
-        write_image(out, Photo(result.mean.numpy(), photo.alpha, photo.bits))
+        write_image(out, replace(photo, pixels=result.mean.numpy()), quality)
         if spread is not None:
             write_image(spread, Photo(coloured))
+    note = f"{out.suffix} changes all pixels a little, known ones too; PNG and TIFF keep them"
+    found = {"note": note} if out.suffix.lower() in LOSSY else {}
     if spread is None:
-        return {}
+        return found
     mean = round(float(result.std.mean()), 5)
-    return {"std": str(spread), "std_mean": mean, "std_white": round(top, 4)}
+    return found | {"std": str(spread), "std_mean": mean, "std_white": round(top, 4)}
 
 
 def compared(restored: np.ndarray, truth: np.ndarray, given: np.ndarray) -> dict[str, Any]:

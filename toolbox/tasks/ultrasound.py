@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.folders import find_pictures
+from restoration.io.pictures.folders import find_pictures
 from restoration.io.ultrasound import Clip, check_clip_writable, read_clip, write_clip
 from restoration.metrics import psnr, ssim
 from restoration.task import Restored

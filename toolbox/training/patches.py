@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restoration.io.folders import find_pictures, random_window
 from restoration.io.images import read_image
+from restoration.io.pictures.folders import find_pictures, random_window
 
 
 class Patches:

@@ -25,7 +25,7 @@ from restoration.hyperspectral.joint import (
 from restoration.hyperspectral.noise import add_noise
 from restoration.hyperspectral.simulation import SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral.subspace import data_mask, fit_subspace, weighted_coefficients
-from restoration.io.folders import random_window
+from restoration.io.pictures.folders import random_window
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
 from toolbox.training.recipe import Scenes, needed

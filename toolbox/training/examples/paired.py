@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.io.folders import find_pairs, random_window, read_pair
 from restoration.io.images import read_image
+from restoration.io.pictures.folders import find_pairs, random_window, read_pair
 from restoration.paired.simulation import make_hazy
 from restoration.paired.task import HAZE, PLAIN, haze_condition
 from solvers.denoiser import Denoiser

@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from restoration.io.arrays import arrays_of
-from restoration.io.folders import random_window
+from restoration.io.pictures.folders import random_window
 from restoration.mri.estimate import CONDITION_CHANNELS, condition
 from restoration.mri.sampling import column_mask, poisson_mask
 from restoration.mri.sense import Sense

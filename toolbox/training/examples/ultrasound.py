@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restoration.io.folders import find_pictures, random_window
 from restoration.io.images import read_image
+from restoration.io.pictures.folders import find_pictures, random_window
 from restoration.ultrasound.phantom import simulate_tissue
 from restoration.ultrasound.simulation import simulate_haze
 

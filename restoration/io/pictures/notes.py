@@ -1,0 +1,163 @@
+"""What a picture file says beside its pixels: read with them, written back with the result."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image, ImageCms, PngImagePlugin
+
+ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
+# of the first directory: description, maker, model, software, date, artist, copyright
+KEPT = (270, 271, 272, 305, 306, 315, 33432)
+XMP = "XML:com.adobe.xmp"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Attributes:
+    icc: the colour profile.
+    exif: with the orientation reset, since pixels are upright.
+    xmp: the same.
+    dpi: pixels per inch, ``(x, y)``.
+    text: comments of PNG files, by keyword.
+    """
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    text: dict[str, str] = field(default_factory=dict)
+
+    def without_profile(self) -> Notes:
+        """The same of pixels that are no longer in that profile."""
+        return Notes(None, self.exif, self.xmp, self.dpi, self.text)
+
+
+def notes_of(image: Image.Image) -> Notes:
+    """Of an opened file, once it is loaded."""
+    info, text = image.info, getattr(image, "text", {})
+    dpi = info.get("dpi")
+    with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
+        dpi = None if dpi is None else (float(dpi[0]), float(dpi[1]))
+    xmp = info.get("xmp") or text.get(XMP)
+    return Notes(
+        info.get("icc_profile"),
+        _exif(image),
+        None if xmp is None else _upright(xmp if isinstance(xmp, bytes) else str(xmp).encode()),
+        dpi if dpi and min(dpi) > 0 else None,
+        {key: str(value) for key, value in text.items() if key != XMP},
+    )
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """Tags that still hold; what belongs to the old pixels (sizes, strips, thumbnails) goes."""
+    try:
+        old, new = image.getexif(), Image.Exif()
+        for tag in KEPT:
+            if tag in old:
+                new[tag] = old[tag]
+        for place in (EXIF, GPS):
+            found = dict(old.get_ifd(place))
+            if found:
+                new.get_ifd(place).update(found)
+        return new.tobytes() if len(new) or new.get_ifd(EXIF) or new.get_ifd(GPS) else None
+    except Exception:  # a damaged directory costs the notes, not the picture
+        return None
+
+
+def _upright(xmp: bytes) -> bytes:
+    xmp = re.sub(rb'(tiff:Orientation=")\d(")', rb"\g<1>1\2", xmp)
+    return re.sub(rb"(<tiff:Orientation>)\d(<)", rb"\g<1>1\2", xmp)
+
+
+def space_of(icc: bytes | None) -> str | None:
+    """The profile's colour space, ``RGB``, ``GRAY``, ``CMYK`` ...; None where it doesn't tell."""
+    if icc is None:
+        return None
+    try:
+        return str(ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.xcolor_space).strip()
+    except (OSError, ImageCms.PyCMSError):
+        return None
+
+
+def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """A CMYK or Lab picture as sRGB, by its profile where it brings one.
+
+    Raises:
+        ValueError: Lab that can't be converted.
+    """
+    target = ImageCms.createProfile("sRGB")
+    try:
+        if image.mode == "LAB":
+            source: Any = ImageCms.createProfile("LAB")
+        elif space_of(icc) == "CMYK" and icc is not None:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        else:
+            return image.convert("RGB")
+        made = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (OSError, ImageCms.PyCMSError) as error:
+        raise ValueError(f"{image.mode} pixels that its profile can't convert: {error}") from error
+    assert made is not None
+    return made
+
+
+# -- back into files -------------------------------------------------------------------------------
+
+
+def saving(notes: Notes, format: str) -> dict[str, Any]:
+    """Options of Pillow's ``save``."""
+    found: dict[str, Any] = {"icc_profile": notes.icc, "exif": notes.exif, "dpi": notes.dpi}
+    if format in ("JPEG", "WEBP"):
+        found["xmp"] = notes.xmp
+    if format == "WEBP":
+        found.pop("dpi")
+    if format == "PNG":
+        info = PngImagePlugin.PngInfo()
+        for key, value in notes.text.items():
+            info.add_itxt(key, value)
+        if notes.xmp is not None:
+            info.add_itxt(XMP, notes.xmp.decode("utf-8", "replace"))
+        found["pnginfo"] = info
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def png_chunks(notes: Notes) -> list[tuple[bytes, bytes]]:
+    """The same for a PNG that is written chunk by chunk, between header and pixels."""
+    found = []
+    if notes.icc is not None:
+        found.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(notes.icc)))
+    if notes.dpi is not None:
+        metres = [round(value / 0.0254) for value in notes.dpi]
+        found.append((b"pHYs", struct.pack(">IIB", *metres, 1)))
+    if notes.exif is not None:
+        found.append((b"eXIf", notes.exif.removeprefix(b"Exif\0\0")))
+    text = notes.text | ({} if notes.xmp is None else {XMP: notes.xmp.decode("utf-8", "replace")})
+    for key, value in text.items():
+        name = key.encode("latin-1", "replace")[:79]
+        found.append((b"iTXt", name + b"\0\0\0\0\0" + value.encode()))
+    return found
+
+
+def tiff_options(notes: Notes) -> dict[str, Any]:
+    """Options of ``tifffile.imwrite``; of EXIF the first directory's words about the picture."""
+    old = Image.Exif()
+    old.load(notes.exif or b"")
+    words = {tag: str(old[tag]) for tag in KEPT if isinstance(old.get(tag), str)}
+    found: dict[str, Any] = {"metadata": None}
+    for tag, name in ((270, "description"), (305, "software"), (306, "datetime")):
+        if tag in words:
+            found[name] = words.pop(tag)
+    tags: list[tuple[Any, ...]] = [(tag, "s", 0, word, True) for tag, word in words.items()]
+    for tag, data in ((34675, notes.icc), (700, notes.xmp)):
+        if data is not None:
+            tags.append((tag, "B", len(data), data, True))
+    found["extratags"] = tags
+    if notes.dpi is not None:
+        found |= {"resolution": notes.dpi, "resolutionunit": "INCH"}
+    return found

@@ -1,0 +1,262 @@
+"""Picture files as people have them: every container and depth is read right, and what a file says
+beside its pixels comes back.
+"""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
+from restoration.io.images import Photo, read_image, write_image
+from restoration.io.pictures.notes import Notes
+from solvers.inputs.errors import InputError
+
+RNG = np.random.default_rng(0)
+CORNERS = np.zeros((24, 40, 3), np.uint8)
+CORNERS[:8, :8] = [255, 0, 0]
+CORNERS[:, -4:] = [0, 255, 0]
+EXACT = {".png", ".tif", ".bmp"}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".avif"])
+def test_orientation_is_applied_once(tmp_path, suffix, orientation):
+    path, exif = tmp_path / f"o{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(CORNERS).save(path, exif=exif)
+    right = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    got = read_image(path).pixels.transpose(1, 2, 0)
+    assert got.shape == right.shape
+    assert np.abs(got - right / 255).max() < (1e-6 if suffix in EXACT else 0.1)
+    if orientation >= 5:
+        assert got.shape == (40, 24, 3)
+    # and the output doesn't turn it again
+    write_image(tmp_path / "back.png", read_image(path))
+    assert Image.open(tmp_path / "back.png").getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_orientation_of_tiffs(tmp_path, dtype, orientation):
+    white = 1 if dtype is np.float32 else np.iinfo(dtype).max
+    array = (CORNERS / 255 * white).astype(dtype)
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "o.tif", array, photometric="rgb", extratags=tags)
+    image = Image.fromarray(CORNERS)
+    image.getexif()[0x0112] = orientation
+    right = np.asarray(ImageOps.exif_transpose(image)) / 255
+    got = read_image(tmp_path / "o.tif").pixels.transpose(1, 2, 0)
+    np.testing.assert_allclose(got, right, atol=1e-6)
+
+
+def packed(array: np.ndarray, bits: int) -> bytes:
+    """Rows of numbers bit by bit."""
+    rows = array.reshape(len(array), -1)
+    flags = (rows[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return b"".join(np.packbits(row.reshape(-1).astype(np.uint8)).tobytes() for row in flags)
+
+
+def tiff_of(data: bytes, width: int, height: int, bits: int, samples: int) -> bytes:
+    """A TIFF with one uncompressed strip."""
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, samples, bits if samples == 1 else 0),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2 if samples == 3 else 1),
+        (273, 4, 1, 8),
+        (277, 3, 1, samples),
+        (278, 4, 1, height),
+        (279, 4, 1, len(data)),
+    ]
+    place = 8 + len(data) + len(data) % 2
+    extra = place + 2 + 12 * len(entries) + 4
+    body = struct.pack("<H", len(entries))
+    for tag, kind, count, value in entries:
+        value = extra if (tag, samples) == (258, 3) else value
+        body += struct.pack("<HHII", tag, kind, count, value)
+    body += struct.pack("<I", 0) + struct.pack("<3H", bits, bits, bits)
+    return b"II*\0" + struct.pack("<I", place) + data + b"\0" * (len(data) % 2) + body
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_tiffs_of_odd_depths(tmp_path, bits, samples):
+    array = RNG.integers(0, 2**bits, (7, 5, samples))
+    array.reshape(-1)[:2] = 0, 2**bits - 1
+    (tmp_path / "p.tif").write_bytes(tiff_of(packed(array, bits), 5, 7, bits, samples))
+    found = read_image(tmp_path / "p.tif")
+    right = (array / (2**bits - 1)).transpose(2, 0, 1)
+    np.testing.assert_allclose(found.pixels, right, atol=1e-6)
+    assert found.bits == 16
+    # the same numbers in words of 16 bits, whose depth a tag states
+    tags = [(281, "H", samples, (2**bits - 1,) * samples, True)]
+    kind = "rgb" if samples == 3 else "minisblack"
+    words = array.astype(np.uint16) if samples == 3 else array[..., 0].astype(np.uint16)
+    tifffile.imwrite(tmp_path / "w.tif", words, photometric=kind, extratags=tags)
+    np.testing.assert_allclose(read_image(tmp_path / "w.tif").pixels, right, atol=1e-6)
+
+
+def png16(array: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    height, width, samples = array.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2}[samples], 0, 0, 0)
+    rows = array.astype(">u2").reshape(height, -1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_significant_bits_of_pngs(tmp_path, samples):
+    array = RNG.integers(0, 4096, (9, 8, samples))
+    array.reshape(-1)[:2] = 4095, 1
+    stated, right = (b"sBIT", bytes([12] * samples)), (array / 4095).transpose(2, 0, 1)
+    # as microscopes write them, and as the standard has it, either way of scaling
+    for k, numbers in enumerate((array, array << 4, array << 4 | array >> 8)):
+        (tmp_path / f"{k}.png").write_bytes(png16(numbers, stated))
+        np.testing.assert_allclose(read_image(tmp_path / f"{k}.png").pixels, right, atol=3e-4)
+    # without a statement 16 bits are 16 bits
+    (tmp_path / "plain.png").write_bytes(png16(array))
+    np.testing.assert_allclose(read_image(tmp_path / "plain.png").pixels, right / 16, atol=1e-4)
+
+
+@pytest.mark.parametrize("white", [1023, 4095, 65535])
+def test_netpbm_of_16_bits(tmp_path, white):
+    for kind, samples in ((b"P5", 1), (b"P6", 3)):
+        array = RNG.integers(0, white + 1, (6, 5, samples))
+        head = kind + b"\n# made by hand\n5 6\n%d\n" % white
+        (tmp_path / "p.pnm").write_bytes(head + array.astype(">u2").tobytes())
+        found = read_image(tmp_path / "p.pnm")
+        np.testing.assert_allclose(found.pixels, (array / white).transpose(2, 0, 1), atol=1e-6)
+        assert found.bits == 16
+    (tmp_path / "p.pnm").write_bytes(head + array.astype(">u2").tobytes()[:-3])
+    with pytest.raises(InputError, match="cut short"):
+        read_image(tmp_path / "p.pnm")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_floats(tmp_path, order):
+    array = RNG.random((6, 5, 3)).astype(np.float32)
+    head = b"PF\n5 6\n%d.0\n" % (-1 if order == "<" else 1)
+    (tmp_path / "p.pfm").write_bytes(head + array[::-1].astype(f"{order}f4").tobytes())
+    tifffile.imwrite(tmp_path / "p.tif", array, photometric="rgb")
+    for name in ("p.pfm", "p.tif"):
+        found = read_image(tmp_path / name)
+        np.testing.assert_array_equal(found.pixels, array.transpose(2, 0, 1))
+        write_image(tmp_path / "back.tif", found)
+        np.testing.assert_array_equal(read_image(tmp_path / "back.tif").pixels, found.pixels)
+    tifffile.imwrite(tmp_path / "hdr.tif", array * 7, photometric="rgb")
+    with pytest.raises(InputError, match="divide it by its white"):
+        read_image(tmp_path / "hdr.tif")
+
+
+def profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def camera() -> Image.Exif:
+    exif = Image.Exif()
+    exif[271], exif[0x0112] = "Maker", 6
+    exif.get_ifd(0x8769)[0x829A] = 0.01  # exposure
+    return exif
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("target", [".png", ".jpg", ".webp", ".tif"])
+def test_what_a_file_says_is_kept(tmp_path, target, bits):
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("Comment", "sunny – day")
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    Image.fromarray(CORNERS).save(
+        tmp_path / "a.png", exif=camera(), icc_profile=profile(), dpi=(300, 300), pnginfo=text
+    )
+    photo = read_image(tmp_path / "a.png")
+    assert photo.pixels.shape == (3, 40, 24)
+    photo = Photo(photo.pixels, None, bits, photo.notes)
+    write_image(tmp_path / f"b{target}", photo)
+    back = Image.open(tmp_path / f"b{target}")
+    back.load()
+    assert back.size == (24, 40)
+    assert back.info["icc_profile"] == profile()
+    exif = back.getexif()
+    assert exif.get(0x0112, 1) == 1
+    assert exif[271].strip("\0") == "Maker"
+    if target != ".tif":  # whose first directory alone is written
+        assert float(exif.get_ifd(0x8769)[0x829A]) == pytest.approx(0.01)
+    xmp = back.info.get("xmp") or back.info.get("XML:com.adobe.xmp")
+    xmp = xmp if isinstance(xmp, bytes) else str(xmp).encode()
+    assert b'tiff:Orientation="1"' in xmp
+    if target != ".webp":  # which has no place for it
+        assert back.info["dpi"][0] == pytest.approx(300, abs=0.1)
+    if target == ".png":
+        assert back.text["Comment"] == "sunny – day"
+    assert read_image(tmp_path / f"b{target}").bits == (bits if target in EXACT else 8)
+
+
+def test_print_colours_become_srgb(tmp_path):
+    Image.fromarray(CORNERS).convert("CMYK").save(tmp_path / "c.tif")
+    np.testing.assert_allclose(
+        read_image(tmp_path / "c.tif").pixels.transpose(1, 2, 0), CORNERS / 255, atol=0.02
+    )
+    mild = CORNERS // 2 + 60  # Lab holds them in 8 bits
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(mild),
+        ImageCms.createProfile("sRGB"),
+        ImageCms.createProfile("LAB"),
+        outputMode="LAB",
+    )
+    lab.save(tmp_path / "l.tif")
+    found = read_image(tmp_path / "l.tif")
+    np.testing.assert_allclose(found.pixels.transpose(1, 2, 0), mild / 255, atol=0.03)
+    assert found.notes.icc is None
+
+
+def test_one_picture_to_a_file(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8, 3), k, np.uint8)) for k in (10, 200)]
+    for name in ("a.gif", "a.png", "a.webp", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(InputError, match=r"2 (pictures|pages)"):
+            read_image(tmp_path / name)
+    deep = np.zeros((2, 16, 16), np.uint16)
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="minisblack")
+    with pytest.raises(InputError, match="2 pages"):
+        read_image(tmp_path / "deep.tif")
+    # a smaller copy beside the picture is no second one
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:
+        file.write(np.zeros((16, 16, 3), np.uint16), photometric="rgb")
+        file.write(np.zeros((8, 8, 3), np.uint16), photometric="rgb", subfiletype=1)
+    assert read_image(tmp_path / "pyramid.tif").pixels.shape == (3, 16, 16)
+
+
+def test_missing_decoders_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    monkeypatch.setitem(__import__("sys").modules, "rawpy", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    with pytest.raises(InputError, match=r"restobox\[heif\]"):
+        read_image(tmp_path / "a.heic")
+    (tmp_path / "a.dng").write_bytes(b"II*\0" + b"\0" * 60)
+    with pytest.raises(InputError, match=r"restobox\[raw\]"):
+        read_image(tmp_path / "a.dng")
+
+
+def test_grey_with_transparency_and_palettes(tmp_path):
+    grey = Image.fromarray(RNG.integers(0, 256, (6, 5, 2)).astype(np.uint8), "LA")
+    grey.save(tmp_path / "la.png")
+    found = read_image(tmp_path / "la.png")
+    assert (found.pixels.shape, found.alpha.shape) == ((1, 6, 5), (6, 5))
+    Image.fromarray(CORNERS).quantize(8).save(tmp_path / "p.png")
+    assert read_image(tmp_path / "p.png").pixels.shape == (3, 24, 40)
+    buffer = io.BytesIO()
+    Image.fromarray(CORNERS).save(buffer, "PNG", icc_profile=profile())
+    assert Notes().icc is None
