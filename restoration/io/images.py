@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from restoration.io.pictures.decode import decode
+from restoration.io.pictures.masks import grown, missing_of
 from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
@@ -69,15 +70,31 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ph
     return Photo(pixels, alpha, found.bits, found.notes)
 
 
-def read_mask(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Read an inpainting mask: white = missing. Returns float32 ``(H, W)`` with 1 = known, 0 =
-    missing.
+def read_mask(
+    path: str | Path,
+    height: int,
+    width: int,
+    *,
+    white: str = "missing",
+    colour: str | None = None,
+    grow: int = 0,
+) -> np.ndarray:
+    """Read an inpainting mask (:func:`restoration.io.pictures.masks.missing_of`). Returns float32
+    ``(H, W)`` with 1 = known, 0 = missing.
+
+    Args:
+        white: what white marks, ``missing`` or ``known``.
+        colour: that the missing pixels are painted in, over the photo or alone.
+        grow: pixels around the missing ones that are taken to be missing too.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture, another size than the image, or nothing (or everything) marked as
-            missing.
+        InputError: not a picture, another size than the image, a photograph, or nothing (or
+            everything) marked as missing.
     """
+    if white not in ("missing", "known"):
+        raise InputError(f"white marks what is missing or known; got {white!r}")
+    path = Path(path)
     photo = read_image(path)
     if photo.pixels.shape[1:] != (height, width):
         size = f"{photo.pixels.shape[2]} x {photo.pixels.shape[1]}"
@@ -85,12 +102,13 @@ def read_mask(path: str | Path, height: int, width: int) -> np.ndarray:
             f"mask {path} is {size} pixels but the image is {width} x {height}; they must be the"
             " same size"
         )
-    mask = (photo.pixels.mean(0) < 0.5).astype(np.float32)
-    if mask.all():
+    missing = missing_of(path, photo.pixels, photo.alpha, colour)
+    missing = grown(missing if white == "missing" else ~missing, grow)
+    if not missing.any():
         raise InputError(f"mask {path} marks nothing as missing; paint the missing pixels white")
-    if not mask.any():
+    if missing.all():
         raise InputError(f"mask {path} marks every pixel as missing; leave what is known black")
-    return mask
+    return 1 - missing.astype(np.float32)
 
 
 def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:

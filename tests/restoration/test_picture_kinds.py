@@ -3,15 +3,18 @@ beside its pixels comes back.
 """
 
 import io
+import json
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from helpers.commands import restobox
+from helpers.data import smooth_picture
+from PIL import Image, ImageCms, ImageFilter, ImageOps, PngImagePlugin
 
-from restoration.io.images import Photo, read_image, write_image
+from restoration.io.images import Photo, read_image, read_mask, write_image
 from restoration.io.pictures.notes import Notes
 from solvers.inputs.errors import InputError
 
@@ -260,3 +263,73 @@ def test_grey_with_transparency_and_palettes(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(CORNERS).save(buffer, "PNG", icc_profile=profile())
     assert Notes().icc is None
+
+
+MASK = np.zeros((24, 40), bool)
+MASK[6:14, 10:30] = True
+
+
+def known(tmp_path, array, mode=None, **options):
+    Image.fromarray(array, mode).save(tmp_path / "m.png")
+    return read_mask(tmp_path / "m.png", 24, 40, **options)
+
+
+def test_masks_as_people_make_them(tmp_path):
+    white = np.where(MASK, 255, 0).astype(np.uint8)
+    right = 1 - MASK.astype(np.float32)
+    np.testing.assert_array_equal(known(tmp_path, white), right)
+    np.testing.assert_array_equal(known(tmp_path, 255 - white, white="known"), right)
+    # painted over the photo
+    photo = (smooth_picture(24, 40).transpose(1, 2, 0) * 150).astype(np.uint8)
+    red = np.where(MASK[..., None], np.uint8([250, 5, 10]), photo)
+    np.testing.assert_array_equal(known(tmp_path, red, colour="red"), right)
+    np.testing.assert_array_equal(known(tmp_path, red, colour="#ff0000"), right)
+    # a layer that is painted on nothing, in any colour
+    layer = np.dstack([np.full((24, 40, 3), 20, np.uint8), white])
+    np.testing.assert_array_equal(known(tmp_path, layer), right)
+    # soft edges, and those of JPEG
+    soft = Image.fromarray(white).filter(ImageFilter.GaussianBlur(1.5))
+    assert np.abs(known(tmp_path, np.asarray(soft)) - right).mean() < 0.02
+    Image.fromarray(white).save(tmp_path / "m.jpg", quality=60)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg", 24, 40), right)
+    # grown by two pixels
+    wide = known(tmp_path, white, grow=2)
+    assert (wide[4, 15], wide[3, 15], wide[4, 8], wide.sum() < right.sum()) == (0, 1, 1, True)
+
+
+def test_a_photo_is_no_mask(tmp_path):
+    photo = (smooth_picture(24, 40).transpose(1, 2, 0) * 255).astype(np.uint8)
+    with pytest.raises(InputError, match="looks like a photograph"):
+        known(tmp_path, photo)
+    with pytest.raises(InputError, match="no pixel of the colour lime"):
+        known(tmp_path, np.zeros((24, 40, 3), np.uint8), colour="lime")
+    with pytest.raises(InputError, match="such as red"):
+        known(tmp_path, photo, colour="no colour")
+
+
+def test_transparency_is_a_mask(tmp_path):
+    photo = (smooth_picture(24, 40).transpose(1, 2, 0) * 255).astype(np.uint8)
+    alpha = np.where(MASK, 0, 255).astype(np.uint8)
+    Image.fromarray(np.dstack([photo, alpha])).save(tmp_path / "p.png")
+    done = restobox(
+        *("restore", "inpaint", tmp_path / "p.png", "-o", tmp_path / "o.png", "--mask", "alpha"),
+        *("--steps", "1", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    back = np.asarray(Image.open(tmp_path / "o.png"))
+    assert (back[..., 3] == 255).all()
+    np.testing.assert_array_equal(back[~MASK][:, :3], photo[~MASK])
+    assert json.loads(done.stdout)["missing"] == pytest.approx(MASK.mean(), abs=1e-3)
+
+
+def test_lossy_outputs_say_so(tmp_path):
+    Image.fromarray(CORNERS).save(tmp_path / "p.png")
+    for quality in ("40", "95"):
+        done = restobox(
+            *("restore", "inpaint", tmp_path / "p.png", "-o", tmp_path / f"{quality}.jpg"),
+            *("--mask", "random:0.3", "--steps", "1", "--quality", quality),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "known ones too" in done.stderr
+    small, large = ((tmp_path / f"{q}.jpg").stat().st_size for q in ("40", "95"))
+    assert small < large

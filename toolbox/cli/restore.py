@@ -50,6 +50,8 @@ def inpaint(
     if holds_restoration(prior.model):
         own = ("solver", "steps", "grid", "correction", "tile", "symmetries")
         refuse_unused(own, "on a whole restoration, which was exported with its own")
+    if not Path(options.mask).exists():
+        refuse_unused(("mask_is", "mask_colour"), "without a mask file")
     _restore("inpaint", Request(image, output, options, prior, settings, draws), as_json)
 
 

@@ -129,13 +129,32 @@ class Request:
 
 @dataclass(frozen=True)
 class Inpainting:
-    """``mask``: a picture (white = missing), or ``KIND:FRACTION`` to make one."""
+    """``mask``: a picture (white = missing), ``alpha`` (what is transparent in the photo), or
+    ``KIND:FRACTION`` to make one.
+    """
 
     mask: Annotated[
         str,
-        Option("--mask", "-m", help="A picture (white = missing), or KIND:FRACTION to make one."),
+        Option(
+            "--mask",
+            "-m",
+            help=(
+                "A picture (white = missing), `alpha`: what is transparent in the photo, or"
+                " KIND:FRACTION to make one."
+            ),
+        ),
     ]
     sigma: Sigma = 0.0
+    mask_is: Annotated[str, Option(help="What white marks in a mask file: missing or known.")] = (
+        "missing"
+    )
+    mask_colour: Annotated[
+        str | None,
+        Option(help="The colour that the missing pixels are painted in: red, #ff0000 ..."),
+    ] = None
+    grow: Annotated[
+        int, Option(help="Take pixels this near to missing ones as missing too.", min=0, max=100)
+    ] = 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import InpaintingJob, LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_mask
+from restoration.io.pictures.masks import grown
 from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
@@ -58,9 +59,11 @@ class Inpaint(PictureTask):
 
     def read(self, photo: Photo, options: Inpainting, seed: int) -> Reading:
         height, width = photo.pixels.shape[1:]
-        known = _mask(options.mask, height, width, seed)
+        known = _mask(options, photo, seed)
         inputs = {"image": picture_of(photo.pixels), "mask": torch.from_numpy(known)}
         missing = {"missing": round(float(1 - known.mean()), 4)}
+        if options.mask == "alpha" and photo.alpha is not None:  # what is filled can be seen
+            photo = replace(photo, alpha=np.maximum(photo.alpha, 1 - known))
         return Reading(inputs, photo, options, (height, width), missing)
 
     def restorer(self, denoiser: Denoiser, options: Inpainting, settings: Settings) -> Restorer:
@@ -304,18 +307,31 @@ def _settings(settings: Settings, own: Settings) -> dict[str, Any]:
     }
 
 
-def _mask(text: str, height: int, width: int, seed: int) -> np.ndarray:
-    """A mask file, or one made from ``KIND:FRACTION``."""
+def _mask(options: Inpainting, photo: Photo, seed: int) -> np.ndarray:
+    """A mask file, the photo's transparency, or a mask made from ``KIND:FRACTION``."""
+    text, (height, width) = options.mask, photo.pixels.shape[1:]
     if Path(text).exists():
-        return read_mask(text, height, width)
-    kind, fraction = parse_mask(text)
-    mask = make_mask(kind, height, width, fraction, seed)
-    if mask.all() or not mask.any():
-        raise ValueError(
-            f"mask {text} came out with {'nothing' if mask.all() else 'everything'} missing; choose"
-            " another fraction or seed"
+        return read_mask(
+            text,
+            height,
+            width,
+            white=options.mask_is,
+            colour=options.mask_colour,
+            grow=options.grow,
         )
-    return mask
+    if text == "alpha":
+        if photo.alpha is None:
+            raise ValueError("--mask alpha needs a photo with transparency; this one has none")
+        missing = grown(photo.alpha < 0.5, options.grow)
+    else:
+        kind, fraction = parse_mask(text)
+        missing = grown(make_mask(kind, height, width, fraction, seed) == 0, options.grow)
+    if not missing.any() or missing.all():
+        raise ValueError(
+            f"mask {text} came out with {'everything' if missing.all() else 'nothing'} missing;"
+            " choose another fraction or seed"
+        )
+    return 1 - missing.astype(np.float32)
 
 
 def _size(image: Tensor) -> Size:

@@ -1,0 +1,65 @@
+"""Masks as people make them: painted white or black, in a colour over the photo, as a layer, with
+soft edges.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import ImageColor
+
+from solvers.inputs.errors import InputError
+
+UNDECIDED = 0.25  # share of pixels that are neither black nor white, from which a mask is a photo
+NEAR = 0.35  # distance of colours in [0, 1]^3 that still are the one that was painted
+
+
+def missing_of(
+    path: Path, pixels: np.ndarray, alpha: np.ndarray | None, colour: str | None = None
+) -> np.ndarray:
+    """Which pixels ``(H, W)`` a mask file marks: those of ``colour``; those of a layer that are
+    painted at all; else the white ones. Soft edges count from their middle.
+
+    Raises:
+        InputError: an unknown colour, one that isn't found, or a photograph.
+    """
+    if colour is not None:
+        return _painted(path, pixels, colour)
+    if alpha is not None and alpha.min() < 0.5 <= alpha.max():
+        opaque = pixels[:, alpha >= 0.5]
+        if float(opaque.std(1).max()) < 0.1:  # one colour on nothing
+            return alpha >= 0.5
+    grey = pixels.mean(0)
+    between = float(((grey > 0.15) & (grey < 0.85)).mean())
+    if between > UNDECIDED:
+        raise InputError(
+            f"mask {path} looks like a photograph: {between:.0%} of its pixels are neither black"
+            " nor white; paint the missing pixels white on black, or name the colour that they are"
+            " painted in (--mask-colour red)"
+        )
+    return grey >= 0.5
+
+
+def _painted(path: Path, pixels: np.ndarray, colour: str) -> np.ndarray:
+    try:
+        wanted = np.array(ImageColor.getrgb(colour)[:3], np.float32) / 255
+    except ValueError as error:
+        raise InputError(
+            f"colour {colour!r} is unknown; give a name such as red, or #rrggbb"
+        ) from error
+    far = np.linalg.norm(np.broadcast_to(pixels, (3, *pixels.shape[1:])).T - wanted, axis=-1).T
+    found: np.ndarray = far < NEAR
+    if not found.any():
+        raise InputError(f"mask {path} has no pixel of the colour {colour}; nothing is marked")
+    return found
+
+
+def grown(missing: np.ndarray, pixels: int) -> np.ndarray:
+    """The marked pixels and their neighbours within so many pixels."""
+    if pixels == 0:
+        return missing
+    from scipy.ndimage import distance_transform_edt
+
+    near: np.ndarray = distance_transform_edt(~missing) <= pixels
+    return near
