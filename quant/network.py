@@ -241,6 +241,16 @@ def weight_scales(weight: Tensor, bits: int) -> Tensor:
 
 
 @torch.no_grad()
+def least_scales(bias: Tensor | None, input_scale: float) -> Tensor:
+    """Steps ``(C_out,)`` of weights that leave a bias room in 32 bits, where it is stored in steps
+    of ``weight_scale input_scale``: channels whose weights are almost zero need larger ones.
+    """
+    if bias is None:
+        return torch.zeros(())
+    return bias.detach().abs().float() / (2.0**30 * input_scale)
+
+
+@torch.no_grad()
 def set_scales(
     layer: Layer, input_scale: float, output_scale: Tensor, weight_scale: Tensor
 ) -> None:

@@ -21,6 +21,7 @@ from quant.calibration.trajectory import CalibrationSet
 from quant.network import (
     QuantizedNetwork,
     build,
+    least_scales,
     quantizable_layers,
     quantizes_time,
     scaling,
@@ -109,6 +110,7 @@ def quantize(
         scales = weight_scales(weight, recipe.weight_bits)
         if recipe.range == "p2.4":
             scales = search_symmetric_steps(weight.detach(), recipe.weight_bits, per_channel=True)
+        scales = scales.maximum(least_scales(structure.get_submodule(name).bias, threshold / 127))
         set_scales(layer, threshold / 127, output, scales)
     quantized.ranges, quantized.factors = (inputs, outputs), factors
     if recipe.rounding != "nearest":

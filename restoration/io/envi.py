@@ -46,11 +46,10 @@ def read_header(path: Path) -> dict[str, str]:
         if not equals:
             continue
         if value.lstrip().startswith("{"):  # it goes on to the closing brace
-            parts = [value]
-            while "}" not in parts[-1]:
-                parts.append(next(lines))
-            value = "\n".join(parts)
-        name, value = name.strip().lower(), value.strip().strip("{}").strip()
+            while value.count("{") > value.count("}"):
+                value += "\n" + next(lines)
+            value = value.strip()[1:].rstrip().removesuffix("}")
+        name, value = name.strip().lower(), value.strip()
         if fields.get(name, value) != value:
             raise InputError(f"{path} gives the field {name!r} twice; leave in the one that holds")
         fields[name] = value
@@ -169,7 +168,11 @@ def _braced(name: str, value: str) -> str:
         and "\n" not in value
         and name not in ("description", "wavelength", "band names", "fwhm", "bbl")
     )
-    return value if plain else f"{{{value}}}"
+    if plain and "{" not in value and "}" not in value:
+        return value
+    if value.count("{") != value.count("}"):  # which no reader could pair
+        value = value.replace("{", "(").replace("}", ")")
+    return f"{{{value}}}"
 
 
 def raw_file(path: Path) -> Path | None:

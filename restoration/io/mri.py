@@ -26,6 +26,7 @@ from restoration.io.mri_scan import (
     pairs,
     real_array,
 )
+from restoration.io.pictures.dicom import Frame, count_of, frames_of, head_of
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
 
@@ -33,7 +34,11 @@ T = TypeVar("T")
 
 HDF5 = (".h5", ".hdf5", ".mrd")
 NIFTI = (".nii", ".nii.gz")
-NOISE_SCAN = 1 << 18  # ISMRMRD numbers flags from 1; ACQ_IS_NOISE_MEASUREMENT is the 19th
+# flags of ISMRMRD lines that are no part of an image, by bit from 1: noise, calibration alone,
+# navigator, phase correction, feedback (26, 28), dummy, surface coils, phase stabilisation (30, 31)
+NO_IMAGE = sum(1 << (bit - 1) for bit in (19, 20, 23, 24, 26, 27, 28, 29, 30, 31))
+REVERSE = 1 << 21
+IMAGES = ("contrast", "phase", "set", "repetition", "slice")  # indices that separate images
 
 
 def suffix(path: Path) -> str:
@@ -158,11 +163,15 @@ def _volume(path: Path, use: Callable[[Stored, tuple[int, ...]], T]) -> T:
 
 
 def _read_ismrmrd(path: Path, file: Any) -> Scan:
-    """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix; repetitions
-    are averaged; noise scans left out.
+    """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix.
+
+    Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are images
+    of their own, one after the other on the axis of slices. Lines whose flags say that they are
+    something else (noise, calibration alone, navigators, phase correction ...) are left out.
     """
     records = dataset(file, "dataset/data", path)
-    text = _text(np.ravel(dataset(file, "dataset/xml", path)[()])[0])
+    header = _text(np.ravel(dataset(file, "dataset/xml", path)[()])[0])
+    text = re.sub(r"<(/?)[\w.-]+:", r"<\1", header)  # any namespace
     size = _numbers(text, "encodedSpace", "matrixSize")
     trajectory = re.search(r"<trajectory>\s*(\w+)\s*</trajectory>", text)
     if size is None or trajectory is None:
@@ -180,25 +189,29 @@ def _read_ismrmrd(path: Path, file: Any) -> Scan:
     centre = _number(text, "encodingLimits", "kspace_encoding_step_1", "center")
     centre = y // 2 if centre is None else int(centre)
     heads = records["head"]
-    lines = np.flatnonzero((heads["flags"] & np.uint64(NOISE_SCAN)) == 0)
+    lines = np.flatnonzero((heads["flags"] & np.uint64(NO_IMAGE)) == 0)
     if not lines.size:
         raise InputError(f"{path} holds no image lines")
-    slices = int(heads["idx"]["slice"][lines].max()) + 1
+    keys = np.stack([heads["idx"][name][lines].astype(np.int64) for name in IMAGES], 1)
+    images, place = np.unique(keys, axis=0, return_inverse=True)
     coils = int(heads["active_channels"][lines].max())
-    check_array(path, (slices, coils, x, y), 8)
-    kspace, hits = np.zeros((slices, coils, x, y), np.complex64), np.zeros((slices, y), np.int64)
-    for k in lines:  # one at a time: its values have any length
+    check_array(path, (len(images), coils, x, y), 8)
+    kspace = np.zeros((len(images), coils, x, y), np.complex64)
+    hits = np.zeros((len(images), y), np.int64)
+    for k, image in zip(lines, np.ravel(place), strict=True):  # one at a time, of any length
         head, data = heads[k], records[int(k)]["data"]
-        step, part, channels, samples = (
+        step, channels, samples = (
             int(n)
             for n in (
                 head["idx"]["kspace_encode_step_1"],
-                head["idx"]["slice"],
                 head["active_channels"],
                 head["number_of_samples"],
             )
         )
-        column, first = step - centre + y // 2, x // 2 - int(head["center_sample"])
+        middle = int(head["center_sample"])
+        reverse = bool(int(head["flags"]) & REVERSE)
+        middle = samples - 1 - middle if reverse else middle
+        column, first = step - centre + y // 2, x // 2 - middle
         if (
             not 0 <= column < y
             or first < 0
@@ -209,13 +222,19 @@ def _read_ismrmrd(path: Path, file: Any) -> Scan:
         values = (
             np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(channels, samples)
         )
-        kspace[part, :channels, first : first + samples, column] += values
-        hits[part, column] += 1
+        values = values[:, ::-1] if reverse else values
+        kspace[image, :channels, first : first + samples, column] += values
+        hits[image, column] += 1
     kspace /= np.maximum(hits, 1)[:, None, None, :]
+    sampled = hits > 0
+    if (sampled != sampled[0]).any():
+        raise InputError(
+            f"{path} holds {len(images)} images ({', '.join(IMAGES)}) that are sampled at different"
+            " lines; write each of them into a file of its own"
+        )
     crop, spacing = _recon_space(text)
-    return Scan(
-        kspace, mask=(hits.sum(0) > 0).astype(np.float32), header=text, crop=crop, spacing=spacing
-    )
+    mask = sampled[0].astype(np.float32)
+    return Scan(kspace, mask=mask, header=header, crop=crop, spacing=spacing)
 
 
 def _read_npz(path: Path) -> Scan:
@@ -315,51 +334,34 @@ def _read_dicom(path: Path) -> Scan:
     """One file, or a folder: its slices in order of position along the slice normal (instance
     number where that is missing).
     """
-    pydicom = need("pydicom", "DICOM files")
     files = (
         sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         if path.is_dir()
         else [path]
     )
-    found = []
+    found: list[Frame] = []
     for file in files:
         with reading(file, "DICOM"):
             try:
-                head = pydicom.dcmread(file, stop_before_pixels=True)
-            except pydicom.errors.InvalidDicomError:
+                head = head_of(file)
+            except InputError:
                 if path.is_dir():
                     continue
-                raise InputError(f"{file} is no DICOM file") from None
-            if "Rows" not in head or "Columns" not in head:
+                raise
+            if head is None:
                 continue
-            frames = int(head.get("NumberOfFrames", 1) or 1)
-            check_array(file, (len(files), frames, int(head.Rows), int(head.Columns)), 8)
-            if int(head.get("SamplesPerPixel", 1)) != 1:
+            size = (int(head.Rows), int(head.Columns))
+            check_array(file, (len(files), count_of(head), *size), 8)
+            found += frames_of(file)
+            if found[-1].pixels.ndim == 3:
                 raise InputError(f"{file} is a colour image; grey magnitudes are accepted")
-            pixels = pydicom.dcmread(file).pixel_array.astype(np.float32)
-            pixels = pixels * float(head.get("RescaleSlope", 1)) + float(
-                head.get("RescaleIntercept", 0)
-            )
-            found.append((_position(head), pixels.reshape(-1, *pixels.shape[-2:]), head))
     if not found:
         raise InputError(f"{path} holds no DICOM image")
-    if len({pixels.shape[1:] for _, pixels, _ in found}) > 1:
+    if len({frame.pixels.shape for frame in found}) > 1:
         raise InputError(f"{path} holds images of several sizes; give a folder with one series")
-    found.sort(key=lambda item: item[0])
-    head = found[0][2]
-    row, column = (float(v) for v in head.get("PixelSpacing", (1, 1)))
-    depth = float(head.get("SpacingBetweenSlices", head.get("SliceThickness", 1)) or 1)
-    return Scan(
-        magnitude=magnitude_array(np.concatenate([p for _, p, _ in found]), path),
-        spacing=(depth, row, column),
-    )
-
-
-def _position(head: Any) -> float:
-    if "ImagePositionPatient" in head and "ImageOrientationPatient" in head:
-        axes = np.array(head.ImageOrientationPatient, float).reshape(2, 3)
-        return float(np.cross(*axes) @ np.array(head.ImagePositionPatient, float))
-    return float(head.get("InstanceNumber", 0) or 0)
+    found.sort(key=lambda frame: frame.place)
+    stack = np.stack([frame.pixels for frame in found])
+    return Scan(magnitude=magnitude_array(stack, path), spacing=found[0].spacing)
 
 
 # -- headers ---------------------------------------------------------------------------------------

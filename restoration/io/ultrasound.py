@@ -23,6 +23,7 @@ from restoration.io.images import (
     write_image,
 )
 from restoration.io.matlab import Matlab, is_hdf5
+from restoration.io.pictures.dicom import count_of, frames_of, head_of
 from restoration.ultrasound.beamforming import PlaneWaves, beamform
 from restoration.ultrasound.bmode import DYNAMIC_RANGE, envelope, log_compress
 from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
@@ -422,22 +423,19 @@ def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
 
 
 def _dicom(paths: list[Path], grey: bool) -> Clip:
-    from restoration.io.mri_scan import need
-
-    pydicom = need("pydicom", "DICOM files")
     places: list[tuple[Path, int]] = []
     sizes = set()
     for path in paths:
         try:
-            head = pydicom.dcmread(path, stop_before_pixels=True)
-        except pydicom.errors.InvalidDicomError:
+            head = head_of(path)
+        except InputError:
             if len(paths) > 1 and path.suffix == "":
                 continue
-            raise InputError(f"{path} can't be read as DICOM: it is none") from None
-        if "Rows" not in head or "Columns" not in head:
+            raise
+        if head is None:
             continue
-        count, size = int(head.get("NumberOfFrames", 1) or 1), (int(head.Rows), int(head.Columns))
-        check_array(path, (count, *size, int(head.get("SamplesPerPixel", 1))), 8)
+        count, size = count_of(head), (int(head.Rows), int(head.Columns))
+        check_array(path, (count, *size, int(head.get("SamplesPerPixel", 1) or 1)), 8)
         if count > MAX_FRAMES:
             raise InputError(f"{path} has {count} frames; at most {MAX_FRAMES} are accepted")
         sizes.add(size)
@@ -452,24 +450,17 @@ def _dicom(paths: list[Path], grey: bool) -> Clip:
         path, index = places[k]
         if path not in kept:
             kept.clear()  # one file at a time
-            kept[path] = _dicom_pixels(pydicom, path, grey)
+            kept[path] = _dicom_pixels(path, grey)
         return kept[path][index]
 
     return Clip(len(places), sizes.pop(), frame, "DICOM")
 
 
-def _dicom_pixels(pydicom: Any, path: Path, grey: bool) -> np.ndarray:
+def _dicom_pixels(path: Path, grey: bool) -> np.ndarray:
     """``(n, H, W)`` in [0, 1]."""
-    data = pydicom.dcmread(path)
-    pixels = data.pixel_array.astype(np.float32)
-    colour = int(data.get("SamplesPerPixel", 1)) == 3
-    kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
-    if colour and kind.startswith("YBR"):
-        pixels = pydicom.pixels.convert_color_space(pixels.astype(np.uint8), kind, "RGB")
-        pixels = pixels.astype(np.float32)
-    top = 2 ** int(data.get("BitsStored", 8)) - 1
-    shape = (int(data.Rows), int(data.Columns))
-    pixels = np.clip(pixels.reshape(-1, *shape, 3 if colour else 1) / top, 0, 1)
-    if kind == "MONOCHROME1":
-        pixels = 1 - pixels
-    return np.stack([_grey_frame(frame.transpose(2, 0, 1), path, grey) for frame in pixels])
+    found = []
+    for frame in frames_of(path):
+        values = np.clip(frame.pixels / frame.top, 0, 1).astype(np.float32)
+        planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+        found.append(_grey_frame(planes, path, grey))
+    return np.stack(found)

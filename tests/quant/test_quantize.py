@@ -282,3 +282,18 @@ def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
     x, t = next(calibration.batches())
     # switched back, and only in a copy
     torch.testing.assert_close(quantized(x, t), quantized.simulating("tensorrt")(x, t))
+
+
+def test_biases_of_almost_dead_channels_fit_32_bits():
+    """A channel with weights of 1e-9 has its bias still, in codes of the integer graph."""
+    denoiser = tiny_denoiser()
+    network = denoiser.network
+    conv = next(m for n, m in network.named_modules() if n.endswith("conv2"))
+    with torch.no_grad():
+        conv.weight[2] *= 1e-7
+        conv.bias[2] = 1.5
+    quantized = quantize(network, recording(denoiser)[0])
+    for layer in quantized.layers().values():
+        if layer.bias is not None and layer.codes.ndim == 4:
+            codes = layer.bias / (layer.weight_scale.astype(np.float64) * layer.input_scale)
+            assert np.abs(codes).max() < 2**31 - 1

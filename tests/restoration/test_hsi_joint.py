@@ -165,7 +165,7 @@ def test_bad_libraries(tmp_path):
     with pytest.raises(FileNotFoundError):
         SpectralLibrary.read(tmp_path / "none.npz")
     np.savez(tmp_path / "lacks.npz", reflectance=np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="no spectral library"):
+    with pytest.raises(ValueError, match="holds no array"):
         SpectralLibrary.read(tmp_path / "lacks.npz")
     np.savez(
         tmp_path / "falls.npz",

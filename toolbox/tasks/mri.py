@@ -16,7 +16,7 @@ from restoration.io.images import SUFFIXES
 from restoration.io.mri import read_maps, read_sampling, read_scan
 from restoration.io.mri_output import check_output, std_file, write_reconstruction
 from restoration.io.mri_scan import Scan
-from restoration.mri.espirit import mvue, rss
+from restoration.mri.espirit import MINIMUM_REGION, mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.sampling import MASKS, Seed, column_mask, poisson_mask, volume_seed
 from restoration.mri.sense import fft2c, ifft2c, normalise_maps, to_channels, to_complex
@@ -49,13 +49,10 @@ def make_sampling(
         # at most half of the points lie in the centre
         half = int((size[0] * size[1] / (2 * acceleration)) ** 0.5)
         return poisson_mask(size[0], size[1], acceleration, min(CALIBRATION, half, *size), seed)
-    return column_mask(
-        kind,
-        size[1],
-        acceleration,
-        0.32 / acceleration if center_fraction is None else center_fraction,
-        seed,
-    )
+    # in small images no fewer columns than sensitivities are estimated from
+    share = max(0.32 / acceleration, MINIMUM_REGION / size[1])
+    share = share if center_fraction is None else center_fraction
+    return column_mask(kind, size[1], acceleration, share, seed)
 
 
 def simulate(
@@ -314,6 +311,9 @@ def acquired(scan: Scan, options: Scanning, path: Path, seed: int) -> Acquired:
                 " with as a file"
             )
         sampling = _sampling(options, tuple(kspace.shape[-2:]), path)
+        if not Path(mask).exists() and truth is not None and scan.kspace is not None:
+            inside = (kspace.abs().sum((0, 1)) > 0).any(0).to(sampling)
+            sampling = sampling * inside  # what was filled with zeros isn't known
     covers_air = (
         scan.kspace is not None and given is not None and bool((given.abs().sum(-3) > 0).all())
     )
@@ -322,7 +322,17 @@ def acquired(scan: Scan, options: Scanning, path: Path, seed: int) -> Acquired:
 
 
 def _is_full(kspace: Tensor) -> bool:
-    return bool((kspace.abs().sum((0, 1)) > 0).float().mean() > 0.95)
+    """Whether all of it was measured, perhaps but for margins that were filled with zeros alike on
+    both sides (as fastMRI delivers its columns). Margins on one side are partial Fourier.
+    """
+    seen = kspace.abs().sum((0, 1)) > 0
+    for axis in (0, 1):
+        where = torch.nonzero(seen.any(axis))[:, 0]
+        first, last = int(where[0]), seen.shape[1 - axis] - 1 - int(where[-1])
+        if abs(first - last) > 2:
+            return False
+        seen = seen.narrow(1 - axis, first, len(seen.any(axis)) - first - last)
+    return bool(seen.float().mean() > 0.95) and seen.numel() > kspace[0, 0].numel() / 4
 
 
 def _sampling(options: Scanning, size: tuple[int, ...], path: Path) -> Tensor:

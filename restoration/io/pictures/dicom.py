@@ -1,0 +1,146 @@
+"""DICOM images, frame by frame: pixels as the file's own numbers say, wherever the file keeps these
+(enhanced files keep them in functional groups), and places and spacing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from restoration.io.mri_scan import need
+from solvers.inputs.errors import InputError
+from solvers.inputs.memory import check_array
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a file.
+
+    Attributes:
+        pixels: ``(H, W)`` in the units of the rescale, or RGB ``(H, W, 3)`` from 0 to ``top``.
+        top: white of the stored numbers.
+        place: along the slice normal, in millimetres, else the instance's number.
+        spacing: millimetres of ``(slice, row, column)``.
+    """
+
+    pixels: np.ndarray
+    top: float
+    place: float
+    spacing: tuple[float, float, float]
+
+
+def head_of(path: Path) -> Any:
+    """The tags of a file without its pixels; None where it holds no image.
+
+    Raises:
+        InputError: no DICOM file.
+    """
+    pydicom = need("pydicom", "DICOM files")
+    try:
+        head = pydicom.dcmread(path, stop_before_pixels=True)
+    except pydicom.errors.InvalidDicomError:
+        raise InputError(f"{path} is no DICOM file") from None
+    return head if "Rows" in head and "Columns" in head else None
+
+
+def count_of(head: Any) -> int:
+    """Number of frames."""
+    return int(_number(head, "NumberOfFrames", 1))
+
+
+def frames_of(path: Path) -> Iterator[Frame]:
+    """The pictures of a file, in the order that they are stored in.
+
+    Raises:
+        InputError: a kind of pixels that is not known, or whose decoder is missing.
+    """
+    pydicom = need("pydicom", "DICOM files")
+    data = pydicom.dcmread(path)
+    count, size = count_of(data), (int(data.Rows), int(data.Columns))
+    samples = int(_number(data, "SamplesPerPixel", 1))
+    check_array(path, (count, *size, samples), 8)
+    kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
+    try:
+        pixels = data.pixel_array
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        syntax = getattr(data.file_meta.get("TransferSyntaxUID", ""), "name", "unknown")
+        raise InputError(
+            f"{path} is compressed as {syntax}, which needs another decoder: pip install"
+            f" 'pylibjpeg[all]' ({str(error).splitlines()[0]})"
+        ) from error
+    top = float(2 ** int(_number(data, "BitsStored", 8)) - 1)
+    if kind == "PALETTE COLOR":
+        pixels = pydicom.pixels.apply_color_lut(pixels, data)
+        top, samples = float(np.iinfo(pixels.dtype).max), 3
+    elif kind.startswith("YBR") and samples == 3:
+        # newer pydicom may have converted it; the data set then says RGB
+        now = str(data.get("PhotometricInterpretation", kind))
+        if now.startswith("YBR"):
+            pixels = pydicom.pixels.convert_color_space(pixels.astype(np.uint8), now, "RGB")
+    elif kind not in ("MONOCHROME1", "MONOCHROME2", "RGB"):
+        raise InputError(
+            f"{path} has the photometric interpretation {kind}; MONOCHROME1, MONOCHROME2, RGB, YBR"
+            " and PALETTE COLOR are accepted"
+        )
+    pixels = pixels.reshape(count, *size, samples).astype(np.float32)
+    if kind == "MONOCHROME1":
+        pixels = top - pixels
+    for k, frame in enumerate(pixels):
+        slope = _number(data, "RescaleSlope", 1, k, "PixelValueTransformationSequence")
+        shift = _number(data, "RescaleIntercept", 0, k, "PixelValueTransformationSequence")
+        found = frame if samples == 3 else frame[..., 0] * slope + shift
+        yield Frame(found, top, _place(data, k), _spacing(data, k))
+
+
+def _tag(data: Any, name: str, k: int, sequence: str) -> Any:
+    """A tag of frame k: its functional group's, the shared one, or the file's; None where it is
+    missing or empty.
+    """
+    groups = []
+    frames = data.get("PerFrameFunctionalGroupsSequence") or []
+    groups += [frames[k]] if k < len(frames) else []
+    groups += list(data.get("SharedFunctionalGroupsSequence") or [])[:1]
+    for group in groups:
+        for item in list(group.get(sequence) or [])[:1]:
+            if _filled(item.get(name)):
+                return item.get(name)
+    value = data.get(name)
+    return value if _filled(value) else None
+
+
+def _filled(value: Any) -> bool:
+    return (
+        value is not None
+        and str(value) != ""
+        and not (hasattr(value, "__len__") and not len(value))
+    )
+
+
+def _number(data: Any, name: str, default: float, k: int = 0, sequence: str = "") -> float:
+    value = _tag(data, name, k, sequence)
+    try:
+        return default if value is None else float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"the tag {name} holds {value!r}, which is no number") from None
+
+
+def _place(data: Any, k: int) -> float:
+    position = _tag(data, "ImagePositionPatient", k, "PlanePositionSequence")
+    axes = _tag(data, "ImageOrientationPatient", k, "PlaneOrientationSequence")
+    if position is not None and axes is not None and len(position) == 3 and len(axes) == 6:
+        normal = np.cross(*np.array(axes, float).reshape(2, 3))
+        return float(normal @ np.array(position, float))
+    number = _number(data, "InstanceNumber", 0)
+    return number + k if count_of(data) > 1 else number
+
+
+def _spacing(data: Any, k: int) -> tuple[float, float, float]:
+    plane = _tag(data, "PixelSpacing", k, "PixelMeasuresSequence") or (1, 1)
+    thick = _number(data, "SliceThickness", 1, k, "PixelMeasuresSequence")
+    depth = _number(data, "SpacingBetweenSlices", thick, k, "PixelMeasuresSequence")
+    row, column = (float(v) for v in plane)
+    return abs(depth) or 1.0, row, column
