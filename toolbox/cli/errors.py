@@ -34,7 +34,7 @@ def in_a_line(error: Exception) -> str:
     frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
     library = str(frame.f_globals.get("__name__")).split(".")[0]
     line = linecache.getline(frame.f_code.co_filename, number)
-    if text and library in OURS and line.lstrip().startswith("raise "):
+    if text and library in OURS and (not line or line.lstrip().startswith("raise ")):
         return text
     return (
         f"this input led to an error in {library or 'a library'} that restobox doesn't know"
