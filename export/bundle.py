@@ -273,7 +273,8 @@ def read_bundle(folder: str | Path) -> Bundle:
         bundle.make_process()
     for name, entry in bundle.files.items():
         _check_file(folder / name, entry)
-    _check_graph(folder / bundle.model_file, bundle)
+    with reading(folder / bundle.model_file, "an ONNX model", ModelError):
+        _check_graph(folder / bundle.model_file, bundle)
     return bundle
 
 
@@ -296,8 +297,7 @@ def _check_file(path: Path, entry: File) -> None:
 def _check_graph(path: Path, bundle: Bundle) -> None:
     import onnx
 
-    with reading(path, "an ONNX model", ModelError):
-        model = onnx.load_model(path, load_external_data=False)
+    model = onnx.load_model(path, load_external_data=False)
     nodes = [node for function in model.functions for node in function.node]
     for tensor in _tensors(model.graph, nodes):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
@@ -331,10 +331,10 @@ def _check_outputs(path: Path, bundle: Bundle, model: Any) -> None:
     s = bundle.settings
     own = bundle.channels - s.fold**2 * s.condition_channels
     shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
-    given = shape[1] if len(shape) == 4 else 0
+    given = shape[1] if len(shape) == 4 else -1
     if own < 1 or own % s.fold**2 or given not in (0, own, 2 * own):
         raise ModelError(
-            f"{path} gives {given or 'unknown'} channels of {bundle.channels}, which"
+            f"{path} gives outputs of shape {shape} for inputs of {bundle.channels}, which"
             f" {s.condition_channels} condition channels at fold {s.fold} in {MANIFEST} contradict:"
             " export again"
         )

@@ -21,7 +21,7 @@ from solvers.loop import solve
 from solvers.processes.process import Process
 from solvers.solver import RNG, DenoiserLike, Solution, Solver, Step, device_of, randn
 
-MOST_SAMPLES = 10_000
+MOST_SAMPLES, MOST_NOISE = 10_000, 10
 
 
 class PictureTask(Protocol):
@@ -211,6 +211,15 @@ class Run:
             y=self.y,
             generator=generator,
             callback=callback,
+        )
+
+
+def check_noise(sigma: float) -> None:
+    """Raises ValueError for a noise level that no picture in [0, 1] has."""
+    if not 0 <= sigma <= MOST_NOISE:
+        raise ValueError(
+            f"sigma is the noise's standard deviation in units of [0, 1], from 0 to {MOST_NOISE};"
+            f" got {sigma:g}"
         )
 
 

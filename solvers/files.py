@@ -286,7 +286,7 @@ class _Swap:
         os.replace(self.temporary, self.target)
 
     def undo(self) -> None:
-        if not self.temporary.exists():
+        if self.target.exists() and not self.temporary.exists():
             os.replace(self.target, self.temporary)  # drop() removes it
         if self.old is not None and self.old.exists():
             os.replace(self.old, self.target)

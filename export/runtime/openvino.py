@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from export.runtime.providers import PROVIDERS, Placement
+from solvers.inputs.errors import ModelError, reading
 
 KEPT = 4  # compiled sizes; each holds the weights in its kernels' layout
 NO_WORK = {"Const", "Input", "Output"}
@@ -49,7 +50,8 @@ class OpenVinoGraph:
         precision: str | None = None,
     ):
         self._core = _openvino().Core()
-        self._model = self._core.read_model(str(path))
+        with reading(path, "a graph to run", ModelError):
+            self._model = self._core.read_model(str(path))
         capable = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = precision or ("bf16" if target == "tensorrt" and capable else "f32")
         self._settings: dict[str, str | int] = {

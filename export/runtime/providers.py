@@ -18,6 +18,7 @@ import torch
 from export.bundle import Bundle
 from export.graphs.kernels import has_amx, shift_codes
 from quant.temporal.table import row_of
+from solvers.inputs.errors import ModelError, reading
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -70,7 +71,7 @@ def open_session(
 
     onnxruntime.disable_telemetry_events()  # where it was imported before export/__init__.py
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is wrong with a graph is said once, by the error
     # the layout pass of the next level adds more transposes than it saves around integer
     # convolutions
     if integer:
@@ -84,9 +85,9 @@ def open_session(
         onnxruntime.preload_dlls()  # finds the CUDA libraries that torch installed
     known = onnxruntime.get_available_providers()
     wanted = [p for p in providers if _name(p) in known]
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options, providers=wanted
-    )
+    graph = model if isinstance(model, bytes) else str(model)
+    with reading("the graph" if isinstance(model, bytes) else model, "a graph to run", ModelError):
+        return onnxruntime.InferenceSession(graph, options, providers=wanted)
 
 
 def count_kernels(

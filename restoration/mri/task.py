@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,8 +145,8 @@ class MRITask:
         if maps is not None:
             maps = normalise_maps(maps)
         sigma = noise_level(kspace, mask) if sigma is None else float(sigma)
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"sigma must be a finite number >= 0; got {sigma}")
+        if not 0 <= sigma <= 1e18:
+            raise ValueError(f"sigma must be from 0 to 1e18; got {sigma:g}")
         mask, kspace = mask.to(self.denoiser.device), kspace.to(self.denoiser.device)
         maps = None if maps is None else maps.to(kspace)
         operator = cartesian(mask, maps, tuple(mask.shape), tolerance=1e-5, max_iterations=100)

@@ -22,7 +22,7 @@ class Measurement:
 
     Raises:
         TypeError: the operator lacks a method.
-        ValueError: ``y`` is empty or not finite, or ``sigma`` is neither 0 nor in [1e-12, 1e12].
+        ValueError: ``y`` is empty or not finite, or ``sigma`` is neither 0 nor in [1e-18, 1e18].
     """
 
     operator: Operator
@@ -34,8 +34,8 @@ class Measurement:
         if self.y.numel() == 0 or not all_finite(self.y):
             raise ValueError("the measurement is empty or holds NaN or infinite values")
         # beyond, its square is nothing or infinite in single precision
-        if self.sigma != 0 and not 1e-12 <= self.sigma <= 1e12:
-            raise ValueError(f"sigma must be 0, or from 1e-12 to 1e12; got {self.sigma:g}")
+        if self.sigma != 0 and not 1e-18 <= self.sigma <= 1e18:
+            raise ValueError(f"sigma must be 0, or from 1e-18 to 1e18; got {self.sigma:g}")
 
     def in_range(self, low: float, high: float, like: Tensor) -> Measurement:
         """The same measurement of an image whose [0, 1] is stretched to [low, high]; the one place

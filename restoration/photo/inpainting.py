@@ -12,7 +12,7 @@ from restoration.operators.measurement import Measurement
 from restoration.photo.lift import thin_plate
 from restoration.photo.linear import planewise
 from restoration.posterior import CORRECTIONS
-from restoration.task import Restored, Run, Watch, check_settings, sample
+from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
@@ -108,6 +108,7 @@ class InpaintingTask:
         x = image if plain else image.expand(-1, 3, -1, -1)
         if plain and not grey:
             d = planewise(d)
+        check_noise(sigma)
         measurement = Measurement(Inpainting(known), x * known, sigma).in_range(
             *d.value_range, like=x
         )

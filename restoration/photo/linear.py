@@ -14,7 +14,7 @@ from restoration.operators.measurement import Measurement
 from restoration.operators.separable import Bicubic, BlockMean
 from restoration.photo.lift import enlarge, thin_plate
 from restoration.posterior import CORRECTIONS, DiffPIR
-from restoration.task import Restored, Run, Watch, check_settings, sample
+from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
@@ -108,6 +108,7 @@ class LinearTask:
                 1 or 3 channels, a network of other channels, denoising without noise, or an
                 impossible step count.
         """
+        check_noise(sigma)
         measurement = Measurement(operator, y[None].float().to(self.denoiser.device), sigma)
         shape = measurement.operator.A_adjoint(measurement.y).shape
         if len(shape) != 4 or shape[1] not in (1, 3):

@@ -34,7 +34,7 @@ def in_a_line(error: Exception) -> str:
     frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
     library = str(frame.f_globals.get("__name__")).split(".")[0]
     line = linecache.getline(frame.f_code.co_filename, number)
-    if text and library in OURS and line.lstrip().startswith("raise "):
+    if text and library in OURS and (not line or line.lstrip().startswith("raise ")):
         return text
     return (
         f"this input led to an error in {library or 'a library'} that restobox doesn't know"
@@ -78,16 +78,26 @@ def _is_native(stream: Any) -> bool:
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Warnings and log lines of libraries are for developers; whatever concerns the user is said in
-    the output. Native libraries print to the process's stderr, past Python's: it leads nowhere
-    meanwhile, but Python's own goes where it went.
+    the output.
     """
-    warnings.simplefilter("ignore")
-    logging.getLogger().addHandler(logging.NullHandler())
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    if not _is_native(sys.stderr) or os.environ.get("RESTOBOX_DEBUG"):
+    if os.environ.get("RESTOBOX_DEBUG"):
         yield
         return
+    warnings.simplefilter("ignore")
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with _quiet_native() if _is_native(sys.stderr) else contextlib.nullcontext():
+            yield
+    finally:
+        logging.disable(level)
+
+
+@contextlib.contextmanager
+def _quiet_native() -> Iterator[None]:
+    """Native libraries print to the process's stderr, past Python's: it leads nowhere meanwhile,
+    but Python's own goes where it went.
+    """
     sys.stderr.flush()
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     encoding, was = sys.stderr.encoding, sys.stderr

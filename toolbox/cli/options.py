@@ -115,7 +115,9 @@ def _given(context: Any, name: str) -> bool:
 
 
 class CheckedCommand(TyperCommand):
-    """A command whose numbers are checked in this one place: NaN and infinity are never meant."""
+    """A command whose values are checked in this one place: NaN, infinity and nothing at all are
+    never meant.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         for parameter in self.params:
@@ -123,6 +125,8 @@ class CheckedCommand(TyperCommand):
             for number in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ValueError(f"{parameter.opts[0]} must be a finite number; got {number}")
+                if number == "" and _given(ctx, parameter.name or ""):
+                    raise ValueError(f"{parameter.opts[0]} is empty; give a value or leave it out")
         _running.set(ctx)
         return super().invoke(ctx)
 
