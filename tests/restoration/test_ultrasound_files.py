@@ -125,7 +125,7 @@ def test_bad_files(tmp_path):
         read_clip(tmp_path / "a.avi")
     for name in ("a.h5", "a.mat", "a.png"):
         (tmp_path / name).write_bytes(b"nonsense" * 50)
-        with pytest.raises(ValueError, match="no DICOM file|can't be read"):
+        with pytest.raises(ValueError, match="can't be read"):
             read_clip(tmp_path / name)
 
 
@@ -278,7 +278,7 @@ def test_bad_dicom(tmp_path):
     with pytest.raises(ValueError, match="in colour"):
         read_clip(dicom(tmp_path / "a.dcm", pixels, "RGB")).frame(0)
     (tmp_path / "b.dcm").write_bytes(b"nonsense" * 50)
-    with pytest.raises(ValueError, match="no DICOM file|can't be read"):
+    with pytest.raises(ValueError, match="no DICOM file"):
         read_clip(tmp_path / "b.dcm")
     huge = dicom(
         tmp_path / "c.dcm",
