@@ -5,15 +5,15 @@ bounded memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from restoration.posterior import CORRECTIONS
+from restoration.posterior.by_name import check_correction
 from restoration.wrappers.symmetry import COUNTS
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
@@ -42,6 +42,9 @@ class PictureTask(Protocol):
     @property
     def correction(self) -> str | None: ...
 
+    @property
+    def correction_options(self) -> Mapping[str, Any]: ...
+
 
 def check_settings(task: PictureTask) -> None:
     """Raises ValueError where the grid, tiles, symmetries or correction of a picture task can't
@@ -58,10 +61,10 @@ def check_settings(task: PictureTask) -> None:
         raise ValueError(
             f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {task.symmetries}"
         )
-    if task.correction is not None and task.correction not in CORRECTIONS:
-        raise ValueError(
-            f"correction {task.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"
-        )
+    if task.correction is not None:
+        check_correction(task.correction, task.correction_options)
+    elif task.correction_options:
+        raise ValueError("correction_options are those of a correction: give its name too")
 
 
 # what the network of a denoiser can be shown beside the state

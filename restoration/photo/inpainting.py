@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +12,8 @@ from torch import Tensor
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import thin_plate
-from restoration.photo.linear import planewise
-from restoration.posterior import CORRECTIONS
+from restoration.photo.linear import PRIOR_STD, planewise
+from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
@@ -35,6 +37,8 @@ class InpaintingTask:
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
         correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: DDNM
             for noiseless pixels, DiffPIR for noisy ones.
+        correction_options: settings of a named correction, as in
+            :class:`restoration.photo.linear.LinearTask`.
         tile: side of the tiles for images larger than that, in pixels; rounded down to what the
             network takes.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
@@ -53,6 +57,7 @@ class InpaintingTask:
     tile: int = 512
     overlap: int = 64
     symmetries: int = 1
+    correction_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -122,8 +127,13 @@ class InpaintingTask:
             unit = d.fold * d.multiple
             tile = self.tile // unit * unit
             d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
-        corrected = CORRECTIONS[self.correction_for(sigma)](
-            Symmetric(d, self.symmetries) if self.symmetries > 1 else d, measurement
+        corrected = correction_by_name(
+            self.correction_for(sigma),
+            Symmetric(d, self.symmetries) if self.symmetries > 1 else d,
+            measurement,
+            steps=self.num_inference_steps,
+            prior_std=PRIOR_STD,
+            options=self.correction_options,
         )
 
         def finish(x0: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from restoration.operators.linear import Denoising, Inpainting, Operator
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import Bicubic, BlockMean
 from restoration.photo.lift import enlarge, thin_plate
-from restoration.posterior import CORRECTIONS, DiffPIR
+from restoration.posterior import DiffPIR, correction_by_name
 from restoration.task import Restored, Run, Watch, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
@@ -49,7 +50,9 @@ class LinearTask:
         num_inference_steps: solver steps, from 1 to the number of levels of the process.
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
         correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: none
-            for denoising, else DDNM for noiseless data and DiffPIR for noisy.
+            for denoising, which takes no other, else DDNM for noiseless data and DiffPIR for noisy.
+        correction_options: settings of a named correction, such as ``{"scale": 2.0}``
+            (:func:`restoration.posterior.correction_by_name`).
         tile: side of the tiles for larger pictures, in pixels; rounded down to what the network
             takes.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
@@ -76,6 +79,7 @@ class LinearTask:
     symmetries: int = 1
     start_level: float | None = None
     timesteps: tuple[float, ...] = ()
+    correction_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -161,14 +165,27 @@ class LinearTask:
             return Run(asked, self.solver, grid, state, finish, start, calls=self.symmetries)
 
         asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
-        if isinstance(m.operator, Denoising) and self.correction is None:
+        if isinstance(m.operator, Denoising):
+            if self.correction is not None:
+                raise ValueError(
+                    f"denoising begins at the noisy picture, a state of the process as it is, and"
+                    f" {self.correction} would begin it from noise alone, 1 to 6 dB worse: leave"
+                    " the correction out"
+                )
             start, grid, contrast = self._enter(m)
             middle = sum(d.value_range) / 2
             return run(asked, grid, start, lambda x0: finish(middle + (x0 - middle) / contrast))
         if self.correction is None and m.sigma > 0:
             asked = DiffPIR(asked, m, prior_std=math.inf if self.start_level else PRIOR_STD)
         else:
-            asked = CORRECTIONS[self.correction or "ddnm"](asked, m)
+            asked = correction_by_name(
+                self.correction or "ddnm",
+                asked,
+                m,
+                steps=self.num_inference_steps,
+                prior_std=PRIOR_STD,
+                options=self.correction_options,
+            )
         if self.start_level is None:
             return run(asked, GRIDS[self.grid](d.process, self.num_inference_steps))
         t = d.process.time_at(-2 * math.log(self.start_level))

@@ -1,5 +1,8 @@
 """Posterior corrections against the closed-form posterior of a Gaussian."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from helpers.covering import crossed
@@ -17,7 +20,9 @@ from restoration.posterior import (
     DiffPIR,
     PiGDM,
     RePaint,
+    correction_by_name,
 )
+from restoration.posterior.mmps import gmres
 from restoration.wrappers.tiling import TiledNetwork
 from solvers.denoiser import Denoiser
 from solvers.grid import explicit, leading, log_snr, trailing
@@ -477,3 +482,63 @@ class Transposed:
         op = self.operator
         u_rows, u_columns = op.u_rows.to(x), op.u_columns.to(x)
         return u_rows @ (f(op.all_values.to(x)) * (u_rows.T @ x @ u_columns)) @ u_columns.T
+
+
+# -- by name ---------------------------------------------------------------------------------------
+
+
+def test_mmps_is_stable_where_the_covariance_is_not_symmetric():
+    """A network's Jacobian, skewed and of rank as low as in a flat region: the estimate must stay
+    with the data, and no farther from the image than without a correction.
+    """
+    g = torch.Generator().manual_seed(3)
+    skew = torch.randn(30, 30, generator=g, dtype=torch.float64) / 30**0.5
+    matrix = 0.1 * torch.eye(30, dtype=torch.float64) + 0.8 * (skew - skew.T)
+
+    class Skewed(torch.nn.Module):
+        def forward(self, x, t):
+            return (x.flatten(2) @ matrix.to(x)).reshape(x.shape)
+
+    denoiser = Denoiser(Skewed(), PROCESS, "sample")
+    x0 = image((2, 1, 6, 5))
+    m = Measurement(Inpainting(MASK), Inpainting(MASK).A(x0))
+    for t in (900.0, 400.0, 50.0):
+        x = PROCESS.add_noise(x0, image((2, 1, 6, 5), seed=1), t)
+        p = MMPS(denoiser, m)(x, t)
+        plain = denoiser(x, t).x0
+        assert m.residual(p.x0).abs().max() < 1e-6
+        assert (p.x0 - x0).norm() < 1.5 * (plain - x0).norm()
+
+
+def test_gmres_solves_any_square_system():
+    g = torch.Generator().manual_seed(0)
+    matrix = torch.randn(2, 12, 12, generator=g, dtype=torch.float64)
+    b = torch.randn(2, 3, 4, generator=g, dtype=torch.float64)
+
+    def apply(v):
+        return (matrix @ v.reshape(2, 12, 1)).reshape(b.shape)
+
+    residuals = [(b - apply(gmres(apply, b, k))).norm() for k in range(1, 13)]
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(residuals))
+    assert residuals[-1] < 1e-8
+    assert torch.equal(gmres(apply, torch.zeros_like(b), 3), torch.zeros_like(b))
+    done = gmres(lambda v: 2 * v, b, 5)  # one direction is all there is
+    torch.testing.assert_close(done, b / 2)
+
+
+def test_refusals_by_name():
+    clean, noisy = Measurement(Denoising(), image()), Measurement(Denoising(), image(), 0.1)
+    for name, m, steps, said in (
+        ("repaint", noisy, 5, "take diffpir"),
+        ("ddnm", noisy, 5, "diffpir"),
+        ("dps", clean, 100, "take ddnm"),
+        ("dps", noisy, 5, "needs at least 50; got 5"),
+        ("magic", noisy, 5, "unknown; known: ddnm"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            correction_by_name(name, GaussianPrior(), m, steps=steps)
+    with pytest.raises(ValueError, match="diffpir has no option 'scale'; it has lam, prior_std"):
+        correction_by_name("diffpir", GaussianPrior(), noisy, steps=5, options={"scale": 1})
+    made = correction_by_name("dps", GaussianPrior(), noisy, steps=100, options={"scale": 0.3})
+    assert made.scale == 0.3
+    assert correction_by_name("diffpir", GaussianPrior(), noisy, steps=5).prior_std == math.inf
