@@ -5,6 +5,7 @@ bounded memory.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from restoration.operators.measurement import Measurement
 from restoration.posterior.by_name import check_correction
 from restoration.wrappers.symmetry import COUNTS
 from solvers.denoiser import Denoiser
@@ -146,6 +148,10 @@ class Restored:
         nfe: network calls, all samples together.
         seconds: wall-clock time of the sampling.
         metrics: ``psnr`` and others, where a reference is known.
+        misfit: root mean square of what the mean leaves of the data, ``y - A x``, in units of
+            [0, 1]: about the noise's sigma where all went well; None where a task has no operator.
+        warning: a sentence, if the mean explains the data worse than what the run started from;
+            else None.
     """
 
     samples: Tensor
@@ -154,6 +160,8 @@ class Restored:
     nfe: int
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict, kw_only=True)
+    misfit: float | None = field(default=None, kw_only=True)
+    warning: str | None = field(default=None, kw_only=True)
 
 
 # what a restoration calls after each network call: the sample's number, and the step where the call
@@ -177,6 +185,8 @@ class Run:
         process: that the run follows; None: the denoiser's.
         y: the degraded image, where the process holds it.
         calls: network calls that the denoiser makes for one answer.
+        evidence: what was measured, of pictures in [0, 1], to tell afterwards whether the result
+            explains it; None: nothing is checked.
     """
 
     denoiser: DenoiserLike
@@ -188,6 +198,7 @@ class Run:
     process: Process | None = None
     y: Tensor | None = None
     calls: int = 1
+    evidence: Measurement | None = None
 
     def first_state(self, draw: Callable[[tuple[int, ...]], Tensor], count: int = 1) -> Tensor:
         """``(count, C, H, W)``: :attr:`start`, or noise by ``draw(shape)`` at the first level.
@@ -247,4 +258,30 @@ def sample(
     stack = torch.stack(samples)
     std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
     mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit
-    return Restored(stack, mean, std, nfe, time.perf_counter() - began)
+    misfit, warning = (None, None) if run.evidence is None else explained(run, mean[None])
+    seconds = time.perf_counter() - began
+    return Restored(stack, mean, std, nfe, seconds, misfit=misfit, warning=warning)
+
+
+def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:
+    """How far a result ``(1, C, H, W)`` in [0, 1] is from the run's evidence, and a warning where
+    that is farther than what the run started from (from noise: middle grey) and than noise and
+    rounding explain.
+    """
+    assert run.evidence is not None
+    m = run.evidence
+    picture = picture.to(m.y.device)
+
+    def misfit(x: Tensor) -> float:
+        return float(m.residual(x).abs().square().mean().sqrt())
+
+    before = misfit(torch.full_like(picture, 0.5)) if run.start is None else 0.0
+    found = misfit(picture)
+    if found <= max(1.01 * before, 2 * m.sigma, 0.01):
+        return found, None
+    warning = (
+        f"the result explains the data worse (misfit {found:.3g}) than what the run started from"
+        f" ({before:.3g}): don't use it; take the task's default correction, or more steps"
+    )
+    warnings.warn(warning, RuntimeWarning, stacklevel=4)
+    return found, warning

@@ -113,7 +113,8 @@ class InpaintingTask:
         x = image if plain else image.expand(-1, 3, -1, -1)
         if plain and not grey:
             d = planewise(d)
-        measurement = Measurement(Inpainting(known), x * known, sigma).in_range(
+        evidence = Measurement(Inpainting(known), image * known, sigma)
+        measurement = Measurement(evidence.operator, x * known, sigma).in_range(
             *d.value_range, like=x
         )
         if d.condition_channels:
@@ -144,7 +145,15 @@ class InpaintingTask:
             return unit.clamp(0, 1)
 
         shape = (int(x.shape[1]), int(x.shape[-2]), int(x.shape[-1]))
-        return Run(corrected, self.solver, self.nodes(), shape, finish, calls=self.symmetries)
+        return Run(
+            corrected,
+            self.solver,
+            self.nodes(),
+            shape,
+            finish,
+            calls=self.symmetries,
+            evidence=evidence,
+        )
 
 
 def check_inpainting(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

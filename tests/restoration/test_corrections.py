@@ -238,7 +238,7 @@ def test_mmps_samples_the_exact_gaussian_posterior():
     )
     start = randn((count, 1, 12, 12), torch.Generator().manual_seed(3), dtype=torch.float64)
     samples = solve(
-        DDIM(), MMPS(GaussianPrior(), m, iterations=40), start, log_snr(PROCESS, 150)
+        DDIM(), MMPS(GaussianPrior(), m, iterations=12), start, log_snr(PROCESS, 150)
     ).x0
     mean = op.spectral_filter(
         MEAN / STD**2 + op.A_adjoint(m.y) / sigma**2, lambda s: 1 / (STD**-2 + s**2 / sigma**2)
