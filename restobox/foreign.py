@@ -42,7 +42,7 @@ class _ToDeepinv(nn.Module):
     def forward(self, x: Tensor, sigma: Any, **_: Any) -> Tensor:
         levels = torch.as_tensor(sigma, dtype=torch.float64).flatten().cpu().expand(len(x))
         if len(set(levels.tolist())) > 1:
-            parts = zip(x.split(1), levels.tolist(), strict=True)
+            parts = zip(torch.split(x, 1), levels.tolist(), strict=True)
             return torch.cat([self(part, level) for part, level in parts])
         return self._at(x, float(levels[0]))
 
