@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class PipelineRun:
         self.start = sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True)
         self.answers: list[Prediction] = []
         self.draws: list[Tensor] = []
-        self.run = solver.run(_Recorded(problem, self.draws, []), grid, self.start)
+        self.run = solver.run(_Recorded.of(problem, self.draws, []), grid, self.start)
         self.query: Query = next(self.run)
         self.shown, self.done = sample, False
 
@@ -35,7 +36,7 @@ class PipelineRun:
         """The same run at the same call: a generator can't be copied, but it can be led there."""
         other = copy.copy(self)
         other.answers, other.draws = list(self.answers), list(self.draws)
-        problem = _Recorded(self.problem, other.draws, list(self.draws))
+        problem = _Recorded.of(self.problem, other.draws, list(self.draws))
         other.run = self.solver.run(problem, self.grid, self.start)
         other.query = next(other.run)
         for answer in self.answers:
@@ -66,13 +67,16 @@ class PipelineRun:
         return prediction
 
 
+@dataclass(frozen=True)
 class _Recorded(Problem):
     """A problem that keeps its ``draws`` and gives those of ``before`` first."""
 
-    def __init__(self, problem: Problem, draws: list[Tensor], before: list[Tensor]):
-        super().__init__(problem.process, problem.y, problem.generator)
-        object.__setattr__(self, "draws", draws)
-        object.__setattr__(self, "before", before)
+    draws: list[Tensor] = field(default_factory=list)
+    before: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, problem: Problem, draws: list[Tensor], before: list[Tensor]) -> _Recorded:
+        return cls(problem.process, problem.y, problem.generator, draws, before)
 
     def noise(self, like: Tensor) -> Tensor:
         if self.before:

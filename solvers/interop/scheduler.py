@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         ValueError: unknown names.
     """
 
-    _compatibles: ClassVar[list[str]] = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+    _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012
     order = 1
     init_noise_sigma = 1.0
 
