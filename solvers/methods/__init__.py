@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from solvers.interop.diffusers_solver import DiffusersSolver
+from solvers.methods.auto import Auto
 from solvers.methods.ddcm import DDCM
 from solvers.methods.ddim import DDIM
 from solvers.methods.evodiff import EVODiff
@@ -17,6 +18,7 @@ from solvers.solver import Solver
 
 # The value called without arguments is a solver.
 SOLVERS: dict[str, Callable[..., Solver]] = {
+    "auto": Auto,
     "ddim": DDIM,
     "ddpm": partial(DDIM, eta=1.0),
     "pndm": PNDM,
@@ -24,6 +26,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "f-pndm": partial(PNDM, "f-pndm"),
     "plms": partial(PNDM, "plms"),
     "ipndm": partial(PNDM, "ipndm", "fixed"),
+    "eab": partial(PNDM, "ipndm", "exponential"),
     "fon": partial(PNDM, "fon"),
     "evodiff": EVODiff,
     "resfusion": ResfusionSampler,
