@@ -15,7 +15,8 @@ from solvers.solver import Problem, Queries, Solver
 
 EVEN = 1.5  # longest of a grid's steps, in shortest ones, where they count as even
 RHO = 7.0  # of karras grids
-MANY = 25  # calls from which the fourth order is also better on those
+# least calls of each order on those
+ORDERS = {4: 25, 3: 6, 2: 0}
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Auto:
     grid                                  solver
     ====================================  =====================================================
     even in log-SNR (``log-snr``)         PNDM's `ipndm` with exponential weights, order 4
-    even in kappa^(1/7) (``karras``)      the same, order 3 below 25 calls
+    even in kappa^(1/7) (``karras``)      the same, order 3 below 25 calls, 2 below 6
     anything else (``trailing`` ...)      PNDM's `ipndm` with variable weights
     ====================================  =====================================================
 
@@ -56,11 +57,15 @@ class Auto:
         if _even([math.log(kappa) for kappa in noisy]):
             return PNDM("ipndm", "exponential", 4)
         if _even([kappa ** (1 / RHO) for kappa in noisy]):
-            return PNDM("ipndm", "exponential", 4 if len(noisy) >= MANY else 3)
+            return PNDM("ipndm", "exponential", _order(len(noisy)))
         return PNDM()
 
     def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         return (yield from self.choose(problem.process, grid).run(problem, grid, x))
+
+
+def _order(calls: int) -> int:
+    return next(order for order, least in ORDERS.items() if calls >= least)
 
 
 def _even(values: list[float]) -> bool:

@@ -137,8 +137,6 @@ HEUN_STEP = 0.5  # largest first step, in kappa, that is corrected afterwards
 # a warm-up step from more noise than the first, over which it falls by more than the second, would
 # overshoot
 STEEP = (5.0, 10.0)
-# most estimates that exponential weights leave to the jump to the clean level
-LAST_ORDER = 2
 
 # Adams-Bashforth for equal steps, newest first
 ADAMS_BASHFORTH = {
@@ -186,7 +184,7 @@ class PNDM:
     nothing measured better at 5 to 50 calls: 6.1e-2, 6.1e-3, 6.0e-4, 1.9e-5 at 5, 10, 20, 50 calls
     on three mixtures, where the best of diffusers' has 1.0e-1, 1.1e-2, 9.3e-4, 2.8e-4; on karras
     grids order 3 is better than 4 below 25 calls. The step to the clean level is the variable one's
-    with two estimates: polynomials in ``log kappa`` have no value there.
+    with half as many estimates: polynomials in ``log kappa`` have no value there.
 
     Partial runs (image-to-image) begin where noise estimates already bend, with no history to
     follow the bend by. Without warm-up calls, weights that are not fixed therefore correct a short
@@ -295,7 +293,7 @@ class PNDM:
             elif self.weights == "exponential" and target > 0:
                 gradient = combine(exponential_weights(kappas, target), history)
             elif self.weights != "fixed":
-                last = LAST_ORDER if self.weights == "exponential" else order
+                last = max(order // 2, 1) if self.weights == "exponential" else order
                 gradient = combine(lagrange_weights(kappas[:last], target), history[:last])
             else:
                 gradient = combine(ADAMS_BASHFORTH[len(history)], history)

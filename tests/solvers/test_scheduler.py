@@ -391,5 +391,5 @@ def test_errors():
         as_scheduler(PNDM(), grid="uniform")
     with pytest.raises(ValueError, match="known: epsilon"):
         as_scheduler(PNDM(), prediction_type="flow")
-    with pytest.raises(ValueError, match="known: ddim"):
+    with pytest.raises(ValueError, match="known: auto"):
         SolverScheduler(solver="euler")

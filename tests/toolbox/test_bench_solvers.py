@@ -228,7 +228,7 @@ def test_a_folder_is_still_measured_on_pictures(capsys, monkeypatch, tmp_path):
     ("options", "said"),
     [
         ({"solvers": ("ddpm",)}, "draws noise in every step"),
-        ({"solvers": ("euler",)}, "known: ddim"),
+        ({"solvers": ("euler",)}, "known: auto"),
         ({"grids": ("even",)}, "known: trailing"),
         ({"process": "vp"}, "known: ddpm, edm"),
         ({"nfe": (0,)}, "at least 1"),
