@@ -20,7 +20,8 @@ from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
-from solvers.solver import Solver
+from solvers.methods.red_diff import REDDiff
+from solvers.solver import DenoiserLike, Solver
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,23 @@ class InpaintingTask:
             unit = d.fold * d.multiple
             tile = self.tile // unit * unit
             d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
-        corrected = correction_by_name(
-            self.correction_for(sigma),
-            Symmetric(d, self.symmetries) if self.symmetries > 1 else d,
-            measurement,
-            steps=self.num_inference_steps,
-            prior_std=PRIOR_STD,
-            options=self.correction_options,
-        )
+        asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
+        solver = self.solver
+        if isinstance(solver, REDDiff):
+            if self.correction is not None:
+                raise ValueError(
+                    "red-diff holds a run to the data by itself: leave out the correction"
+                )
+            solver = solver.on(measurement, thin_plate(measurement.y, known))
+        else:
+            asked = correction_by_name(
+                self.correction_for(sigma),
+                asked,
+                measurement,
+                steps=self.num_inference_steps,
+                prior_std=PRIOR_STD,
+                options=self.correction_options,
+            )
 
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0)
@@ -146,13 +156,7 @@ class InpaintingTask:
 
         shape = (int(x.shape[1]), int(x.shape[-2]), int(x.shape[-1]))
         return Run(
-            corrected,
-            self.solver,
-            self.nodes(),
-            shape,
-            finish,
-            calls=self.symmetries,
-            evidence=evidence,
+            asked, solver, self.nodes(), shape, finish, calls=self.symmetries, evidence=evidence
         )
 
 

@@ -20,6 +20,7 @@ from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
 from solvers.grid import GRIDS, Grid, check_steps
 from solvers.methods.ddim import DDIM
+from solvers.methods.red_diff import REDDiff
 from solvers.processes.process import CLEAN, Process
 from solvers.solver import DenoiserLike, Solver
 
@@ -166,21 +167,20 @@ class LinearTask:
             grid: Grid,
             start: Tensor | None = None,
             finish: Callable[[Tensor], Tensor] = finish,
+            solver: Solver = self.solver,
         ) -> Run:
             state = (int(like.shape[1]), int(shape[2]), int(shape[3]))
             return Run(
-                asked,
-                self.solver,
-                grid,
-                state,
-                finish,
-                start,
-                calls=self.symmetries,
-                evidence=evidence,
+                asked, solver, grid, state, finish, start, calls=self.symmetries, evidence=evidence
             )
 
         asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
         if _is_denoising(m.operator, like.shape):
+            if isinstance(self.solver, REDDiff):
+                raise ValueError(
+                    "denoising begins at the noisy picture, a state of the process as it is, which"
+                    " red-diff does not: take another solver"
+                )
             if self.correction is not None:
                 raise ValueError(
                     f"denoising begins at the noisy picture, a state of the process as it is, and"
@@ -190,6 +190,15 @@ class LinearTask:
             start, grid, contrast = self._enter(m)
             middle = sum(d.value_range) / 2
             return run(asked, grid, start, lambda x0: finish(middle + (x0 - middle) / contrast))
+        if isinstance(self.solver, REDDiff):
+            if self.correction is not None or self.start_level is not None:
+                raise ValueError(
+                    "red-diff holds a run to the data by itself, from an estimate of its own: leave"
+                    " out the correction and the start level"
+                )
+            solver = self.solver.on(m, d.lift(like))
+            nodes = GRIDS[self.grid](d.process, self.num_inference_steps)
+            return run(asked, nodes, solver=solver)
         if self.correction is None and m.sigma > 0:
             asked = DiffPIR(asked, m, prior_std=math.inf if self.start_level else PRIOR_STD)
         else:
