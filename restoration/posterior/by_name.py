@@ -31,7 +31,7 @@ CORRECTIONS: dict[str, type[Correction]] = {
 OPTIONS = {
     "ddnm+": ("eta",),
     "ddrm": ("eta", "eta_b"),
-    "diffpir": ("lam", "prior_std"),
+    "diffpir": ("lam", "prior_std", "draw"),
     "dps": ("scale",),
     "mmps": ("iterations",),
     "pigdm": ("scale",),
