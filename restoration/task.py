@@ -265,7 +265,7 @@ def sample(
 
 def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:
     """How far a result ``(1, C, H, W)`` in [0, 1] is from the run's evidence, and a warning where
-    that is farther than what the run started from (from noise: middle grey) and than noise and
+    that is clearly farther than what the run started from (from noise: middle grey), than noise and
     rounding explain.
     """
     assert run.evidence is not None
@@ -275,9 +275,12 @@ def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:
     def misfit(x: Tensor) -> float:
         return float(m.residual(x).abs().square().mean().sqrt())
 
-    before = misfit(torch.full_like(picture, 0.5)) if run.start is None else 0.0
-    found = misfit(picture)
-    if found <= max(1.01 * before, 2 * m.sigma, 0.01):
+    begun = torch.full_like(picture, 0.5)
+    if run.start is not None:
+        process = run.process or run.denoiser.process
+        begun = run.finish(run.start / process.a(run.grid.times[0]))
+    before, found = misfit(begun), misfit(picture)
+    if found <= max(1.25 * before, 2 * m.sigma, 0.01):
         return found, None
     warning = (
         f"the result explains the data worse (misfit {found:.3g}) than what the run started from"
