@@ -15,6 +15,7 @@ from solvers import (
     DDIM,
     PNDM,
     SOLVERS,
+    Auto,
     DDPMInversion,
     DiffusersSolver,
     EVODiff,
@@ -40,6 +41,7 @@ TABLE = {
         "noise",
         "Liu et al. 2022",
     ),
+    "auto": (Auto, "3 or 4", "N", "no", "noise", "this library's"),
     "evodiff": (EVODiff, "2 (`paper` mode 1)", "N", "no", "noise", "Li et al. 2025"),
     "probability-flow": (
         ProbabilityFlow,

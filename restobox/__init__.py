@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from restobox.foreign import from_deepinv, to_deepinv
     from restobox.measurements import hsi, mri, ultrasound
     from restobox.pictures import RestoredPicture
     from restobox.tasks import deblur, dehaze, denoise, inpaint, paired, superresolve
@@ -62,6 +63,8 @@ _WHERE = {
     "hsi": "restobox.measurements",
     "mri": "restobox.measurements",
     "ultrasound": "restobox.measurements",
+    "from_deepinv": "restobox.foreign",
+    "to_deepinv": "restobox.foreign",
     "ModelInfo": "toolbox.api",
     "load": "toolbox.api",
     "models": "toolbox.api",
@@ -88,6 +91,7 @@ __all__ = [
     "deblur",
     "dehaze",
     "denoise",
+    "from_deepinv",
     "hsi",
     "inpaint",
     "load",
@@ -95,5 +99,6 @@ __all__ = [
     "mri",
     "paired",
     "superresolve",
+    "to_deepinv",
     "ultrasound",
 ]

@@ -5,15 +5,17 @@ bounded memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from restoration.posterior import CORRECTIONS
+from restoration.operators.measurement import Measurement
+from restoration.posterior.by_name import check_correction
 from restoration.wrappers.symmetry import COUNTS
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
@@ -42,6 +44,9 @@ class PictureTask(Protocol):
     @property
     def correction(self) -> str | None: ...
 
+    @property
+    def correction_options(self) -> Mapping[str, Any]: ...
+
 
 def check_settings(task: PictureTask) -> None:
     """Raises ValueError where the grid, tiles, symmetries or correction of a picture task can't
@@ -58,10 +63,10 @@ def check_settings(task: PictureTask) -> None:
         raise ValueError(
             f"symmetries must be one of {', '.join(map(str, COUNTS))}; got {task.symmetries}"
         )
-    if task.correction is not None and task.correction not in CORRECTIONS:
-        raise ValueError(
-            f"correction {task.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"
-        )
+    if task.correction is not None:
+        check_correction(task.correction, task.correction_options)
+    elif task.correction_options:
+        raise ValueError("correction_options are those of a correction: give its name too")
 
 
 # what the network of a denoiser can be shown beside the state
@@ -143,6 +148,10 @@ class Restored:
         nfe: network calls, all samples together.
         seconds: wall-clock time of the sampling.
         metrics: ``psnr`` and others, where a reference is known.
+        misfit: root mean square of what the mean leaves of the data, ``y - A x``, in units of
+            [0, 1]: about the noise's sigma where all went well; None where a task has no operator.
+        warning: a sentence, if the mean explains the data worse than what the run started from;
+            else None.
     """
 
     samples: Tensor
@@ -151,6 +160,8 @@ class Restored:
     nfe: int
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict, kw_only=True)
+    misfit: float | None = field(default=None, kw_only=True)
+    warning: str | None = field(default=None, kw_only=True)
 
 
 # what a restoration calls after each network call: the sample's number, and the step where the call
@@ -174,6 +185,8 @@ class Run:
         process: that the run follows; None: the denoiser's.
         y: the degraded image, where the process holds it.
         calls: network calls that the denoiser makes for one answer.
+        evidence: what was measured, of pictures in [0, 1], to tell afterwards whether the result
+            explains it; None: nothing is checked.
     """
 
     denoiser: DenoiserLike
@@ -185,6 +198,7 @@ class Run:
     process: Process | None = None
     y: Tensor | None = None
     calls: int = 1
+    evidence: Measurement | None = None
 
     def first_state(self, draw: Callable[[tuple[int, ...]], Tensor], count: int = 1) -> Tensor:
         """``(count, C, H, W)``: :attr:`start`, or noise by ``draw(shape)`` at the first level.
@@ -253,4 +267,33 @@ def sample(
     stack = torch.stack(samples)
     std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
     mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit
-    return Restored(stack, mean, std, nfe, time.perf_counter() - began)
+    misfit, warning = (None, None) if run.evidence is None else explained(run, mean[None])
+    seconds = time.perf_counter() - began
+    return Restored(stack, mean, std, nfe, seconds, misfit=misfit, warning=warning)
+
+
+def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:
+    """How far a result ``(1, C, H, W)`` in [0, 1] is from the run's evidence, and a warning where
+    that is clearly farther than what the run started from (from noise: middle grey), than noise and
+    rounding explain.
+    """
+    assert run.evidence is not None
+    m = run.evidence
+    picture = picture.to(m.y.device)
+
+    def misfit(x: Tensor) -> float:
+        return float(m.residual(x).abs().square().mean().sqrt())
+
+    begun = torch.full_like(picture, 0.5)
+    if run.start is not None:
+        process = run.process or run.denoiser.process
+        begun = run.finish(run.start / process.a(run.grid.times[0]))
+    before, found = misfit(begun), misfit(picture)
+    if found <= max(1.25 * before, 2 * m.sigma, 0.01):
+        return found, None
+    warning = (
+        f"the result explains the data worse (misfit {found:.3g}) than what the run started from"
+        f" ({before:.3g}): don't use it; take the task's default correction, or more steps"
+    )
+    warnings.warn(warning, RuntimeWarning, stacklevel=4)
+    return found, warning

@@ -31,6 +31,7 @@ from solvers.grid import (
 from solvers.interop.diffusers_solver import DiffusersSolver, as_solver
 from solvers.loop import solve
 from solvers.methods import SOLVERS, solver_by_name
+from solvers.methods.auto import Auto
 from solvers.methods.ddcm import DDCM, Branches, edit
 from solvers.methods.ddim import DDIM
 from solvers.methods.evodiff import EVODiff
@@ -69,6 +70,7 @@ __all__ = [
     "SOLVERS",
     "VE",
     "VP",
+    "Auto",
     "Branches",
     "ContinuousVP",
     "DDPMInversion",

@@ -41,6 +41,18 @@ class Grid:
     def pairs(self) -> Iterator[tuple[float, float]]:
         return zip(self.times, self.times[1:], strict=False)
 
+    def with_signal(self, process: Process) -> Grid:
+        """The same grid below the levels without signal (zero terminal SNR), for methods that can't
+        begin there.
+
+        Raises:
+            ValueError: no two nodes are left.
+        """
+        times = tuple(t for t in self.times if process.a(t) > 0)
+        if len(times) < 2:
+            raise ValueError("the grid has no step below the level without signal: take more steps")
+        return self if len(times) == len(self.times) else Grid(times)
+
     def start_at(self, t: float) -> Grid:
         """The same grid entered at ``t``: nodes above it are dropped and ``t`` becomes the first
         node.

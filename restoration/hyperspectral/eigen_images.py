@@ -30,7 +30,7 @@ from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
 from restoration.operators.quantiles import median, quantile
 from restoration.photo.lift import push_pull
-from restoration.posterior import CORRECTIONS
+from restoration.posterior import correction_by_name
 from restoration.wrappers.symmetry import average, turn, turn_back
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, explicit
@@ -87,7 +87,13 @@ class Sampling:
                 nodes = sorted({process.time_at(float(v)) for v in levels}, reverse=True)
                 start, grid = process.a(t) * y, explicit([n for n in nodes if n > CLEAN])
             else:
-                asked = CORRECTIONS[self.correction](d, Measurement(Denoising(), y, kappa))
+                asked = correction_by_name(
+                    self.correction,
+                    d,
+                    Measurement(Denoising(), y, kappa),
+                    steps=self.num_inference_steps,
+                    prior_std=SPREAD,
+                )
                 grid = GRIDS["log-snr"](process, self.num_inference_steps)
                 start = process.b(grid.times[0]) * randn(y.shape, generator)
             samples.append(

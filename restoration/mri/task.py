@@ -14,7 +14,7 @@ from restoration.mri.consistency import Alternation, Consistency, ScanData, Slic
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, features, image_scale, noise_level
 from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
-from restoration.posterior import CORRECTIONS, DiffPIR
+from restoration.posterior import CORRECTIONS, DiffPIR, correction_by_name
 from restoration.task import Restored, Run, Watch, sample
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
@@ -270,7 +270,8 @@ class MRITask:
                 return Alternation(d, data, width), self.solver
             case "diffpir":
                 return DiffPIR(d, data.measurement, prior_std=width), self.solver
-        return CORRECTIONS[name](d, data.measurement), self.solver
+        steps = self.num_inference_steps or SAMPLING_STEPS
+        return correction_by_name(name, d, data.measurement, steps=steps), self.solver
 
 
 def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

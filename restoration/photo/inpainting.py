@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,15 +12,16 @@ from torch import Tensor
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import thin_plate
-from restoration.photo.linear import planewise
-from restoration.posterior import CORRECTIONS
+from restoration.photo.linear import PRIOR_STD, planewise
+from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
 from solvers.methods.ddim import DDIM
-from solvers.solver import Solver
+from solvers.methods.red_diff import REDDiff
+from solvers.solver import DenoiserLike, Solver
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class InpaintingTask:
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
         correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: DDNM
             for noiseless pixels, DiffPIR for noisy ones.
+        correction_options: settings of a named correction, as in
+            :class:`restoration.photo.linear.LinearTask`.
         tile: side of the tiles for images larger than that, in pixels; rounded down to what the
             network takes.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
@@ -53,6 +58,7 @@ class InpaintingTask:
     tile: int = 512
     overlap: int = 64
     symmetries: int = 1
+    correction_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -109,7 +115,8 @@ class InpaintingTask:
         if plain and not grey:
             d = planewise(d)
         check_noise(sigma)
-        measurement = Measurement(Inpainting(known), x * known, sigma).in_range(
+        evidence = Measurement(Inpainting(known), image * known, sigma)
+        measurement = Measurement(evidence.operator, x * known, sigma).in_range(
             *d.value_range, like=x
         )
         if d.condition_channels:
@@ -123,9 +130,23 @@ class InpaintingTask:
             unit = d.fold * d.multiple
             tile = self.tile // unit * unit
             d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
-        corrected = CORRECTIONS[self.correction_for(sigma)](
-            Symmetric(d, self.symmetries) if self.symmetries > 1 else d, measurement
-        )
+        asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
+        solver = self.solver
+        if isinstance(solver, REDDiff):
+            if self.correction is not None:
+                raise ValueError(
+                    "red-diff holds a run to the data by itself: leave out the correction"
+                )
+            solver = solver.on(measurement, thin_plate(measurement.y, known))
+        else:
+            asked = correction_by_name(
+                self.correction_for(sigma),
+                asked,
+                measurement,
+                steps=self.num_inference_steps,
+                prior_std=PRIOR_STD,
+                options=self.correction_options,
+            )
 
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0)
@@ -135,7 +156,9 @@ class InpaintingTask:
             return unit.clamp(0, 1)
 
         shape = (int(x.shape[1]), int(x.shape[-2]), int(x.shape[-1]))
-        return Run(corrected, self.solver, self.nodes(), shape, finish, calls=self.symmetries)
+        return Run(
+            asked, solver, self.nodes(), shape, finish, calls=self.symmetries, evidence=evidence
+        )
 
 
 def check_inpainting(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from restoration.operators.linear import Denoising, Inpainting, Operator
 from restoration.operators.measurement import Measurement
-from restoration.operators.separable import Bicubic, BlockMean
 from restoration.photo.lift import enlarge, thin_plate
-from restoration.posterior import CORRECTIONS, DiffPIR
+from restoration.posterior import DiffPIR, correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
 from solvers.grid import GRIDS, Grid, check_steps
 from solvers.methods.ddim import DDIM
+from solvers.methods.red_diff import REDDiff
 from solvers.processes.process import CLEAN, Process
 from solvers.solver import DenoiserLike, Solver
 
 # how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust
 # in noisy data
 PRIOR_STD = 0.4
+# how much of its contrast a picture may be shown with, to be as noisy as a time that the network
+# knows. Measured with `grey` on noise of 0.02 to 0.2: within 1 dB of the right time, but for 2 dB
+# at 1.5 and the most noise; at 2 up to 7 dB are lost and at 6 the result is worse than the picture
+CONTRASTS = (1 / 4, 1.5)
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,12 @@ class LinearTask:
       to the mean than a sample is, and the same for every seed.
     - Anything else starts from noise and is held to the data by the correction. A network that is
       shown a lifted picture and what is known of each pixel (the model ``photo``) is shown the
-      enlarged measurement of ``BlockMean`` and ``Bicubic``, and the filled one of ``Inpainting``;
-      for other operators nothing, and the correction alone steers it.
+      filled measurement of an operator with a ``mask``, and the enlarged one of an operator with a
+      ``factor``; for others nothing, and the correction alone steers it.
+
+    An operator may be of any class, deepinv's too. By ``mask``, a tensor ``(B or 1, 1 or C, H, W)``
+    of zeros and ones, it says that it measures the pixels marked 1 and nothing else (which is
+    tried); by ``factor``, a whole number above 1, that it measures a picture so many times smaller.
 
     Args:
         denoiser: PyTorch, fake-quantized or ONNX. One of single planes (the model ``grey``)
@@ -49,7 +58,9 @@ class LinearTask:
         num_inference_steps: solver steps, from 1 to the number of levels of the process.
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
         correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: none
-            for denoising, else DDNM for noiseless data and DiffPIR for noisy.
+            for denoising, which takes no other, else DDNM for noiseless data and DiffPIR for noisy.
+        correction_options: settings of a named correction, such as ``{"scale": 2.0}``
+            (:func:`restoration.posterior.correction_by_name`).
         tile: side of the tiles for larger pictures, in pixels; rounded down to what the network
             takes.
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
@@ -76,6 +87,7 @@ class LinearTask:
     symmetries: int = 1
     start_level: float | None = None
     timesteps: tuple[float, ...] = ()
+    correction_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -105,8 +117,8 @@ class LinearTask:
 
         Raises:
             ValueError: data that is not finite or does not fit the operator, pictures of other than
-                1 or 3 channels, a network of other channels, denoising without noise, or an
-                impossible step count.
+                1 or 3 channels, a network of other channels, denoising without noise or with noise
+                far from every time that the network knows, or an impossible step count.
         """
         check_noise(sigma)
         measurement = Measurement(operator, y[None].float().to(self.denoiser.device), sigma)
@@ -125,7 +137,7 @@ class LinearTask:
         Args:
             measurement: of pictures of ``shape (B, C, H, W)`` in [0, 1].
         """
-        d = self.denoiser
+        d, evidence = self.denoiser, measurement
         grey = shape[1] == 1
         if (
             _network_channels(d, shape[1]) != shape[1]
@@ -156,20 +168,49 @@ class LinearTask:
             grid: Grid,
             start: Tensor | None = None,
             finish: Callable[[Tensor], Tensor] = finish,
+            solver: Solver = self.solver,
         ) -> Run:
-            channels = _network_channels(self.denoiser, shape[1])
-            state = (channels, int(shape[2]), int(shape[3]))
-            return Run(asked, self.solver, grid, state, finish, start, calls=self.symmetries)
+            state = (int(like.shape[1]), int(shape[2]), int(shape[3]))
+            return Run(
+                asked, solver, grid, state, finish, start, calls=self.symmetries, evidence=evidence
+            )
 
         asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
-        if isinstance(m.operator, Denoising) and self.correction is None:
+        if _is_denoising(m.operator, like.shape):
+            if isinstance(self.solver, REDDiff):
+                raise ValueError(
+                    "denoising begins at the noisy picture, a state of the process as it is, which"
+                    " red-diff does not: take another solver"
+                )
+            if self.correction is not None:
+                raise ValueError(
+                    f"denoising begins at the noisy picture, a state of the process as it is, and"
+                    f" {self.correction} would begin it from noise alone, 1 to 6 dB worse: leave"
+                    " the correction out"
+                )
             start, grid, contrast = self._enter(m)
             middle = sum(d.value_range) / 2
             return run(asked, grid, start, lambda x0: finish(middle + (x0 - middle) / contrast))
+        if isinstance(self.solver, REDDiff):
+            if self.correction is not None or self.start_level is not None:
+                raise ValueError(
+                    "red-diff holds a run to the data by itself, from an estimate of its own: leave"
+                    " out the correction and the start level"
+                )
+            solver = self.solver.on(m, d.lift(like))
+            nodes = GRIDS[self.grid](d.process, self.num_inference_steps)
+            return run(asked, nodes, solver=solver)
         if self.correction is None and m.sigma > 0:
             asked = DiffPIR(asked, m, prior_std=math.inf if self.start_level else PRIOR_STD)
         else:
-            asked = CORRECTIONS[self.correction or "ddnm"](asked, m)
+            asked = correction_by_name(
+                self.correction or "ddnm",
+                asked,
+                m,
+                steps=self.num_inference_steps,
+                prior_std=PRIOR_STD,
+                options=self.correction_options,
+            )
         if self.start_level is None:
             return run(asked, GRIDS[self.grid](d.process, self.num_inference_steps))
         t = d.process.time_at(-2 * math.log(self.start_level))
@@ -193,6 +234,16 @@ class LinearTask:
         if known:
             t = min(known, key=lambda s: abs(process.log_snr(s) + 2 * math.log(m.sigma)))
             contrast = process.kappa(t) / m.sigma
+            least, most = CONTRASTS
+            if not least <= contrast <= most:
+                width = self.denoiser.value_range[1] - self.denoiser.value_range[0]
+                levels = [process.kappa(s) / width for s in known]
+                raise ValueError(
+                    f"the network can be asked at {len(known)} times only, which are for noise of"
+                    f" sigma {min(levels) / most:.3g} to {max(levels) / least:.3g}, and the picture"
+                    f" has {m.sigma / width:.3g}: take the PyTorch model, or calibrate and export"
+                    " one for this noise"
+                )
         middle = sum(self.denoiser.value_range) / 2
         start = process.a(t) * (middle + contrast * (m.y - middle))
         return start, _grid_from(process, t, self.num_inference_steps, known), contrast
@@ -237,13 +288,52 @@ def _condition(m: Measurement, shape: Sequence[int]) -> Tensor | None:
     no lift for the operator.
     """
     size = (shape[-2], shape[-1])
-    if isinstance(m.operator, Inpainting):
-        known = m.operator.mask.to(m.y).expand(shape[0], 1, *size)
+    if (mask := _mask(m.operator, shape)) is not None:
+        known = mask.to(m.y).amin(1, keepdim=True).expand(shape[0], 1, *size)
         return torch.cat([thin_plate(m.y, known), known], dim=1)
-    if isinstance(m.operator, (BlockMean, Bicubic)) and m.operator.factor > 1:
-        share = m.y.new_full((shape[0], 1, *size), 1 / m.operator.factor**2)
-        return torch.cat([enlarge(m.y, m.operator.factor, size), share], dim=1)
+    factor = getattr(m.operator, "factor", 1)
+    if isinstance(factor, int) and factor > 1 and m.y.shape[1:] == _reduced(shape, factor):
+        share = m.y.new_full((shape[0], 1, *size), 1 / factor**2)
+        return torch.cat([enlarge(m.y, factor, size), share], dim=1)
     return None
+
+
+def _mask(operator: Operator, shape: Sequence[int]) -> Tensor | None:
+    """The operator's ``mask (B or 1, 1 or C, H, W)`` of zeros and ones, if it does nothing else
+    than to take away what that marks with 0; else None.
+    """
+    mask = getattr(operator, "mask", None)
+    if isinstance(operator, Inpainting):
+        return operator.mask
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or not ((mask == 0) | (mask == 1)).all():
+        return None
+    return mask if _acts_as(operator, lambda x: mask.to(x) * x, shape) else None
+
+
+def _is_denoising(operator: Operator, shape: Sequence[int]) -> bool:
+    """Whether every pixel is measured as it is."""
+    return isinstance(operator, Denoising) or _acts_as(operator, lambda x: x, shape)
+
+
+def _acts_as(
+    operator: Operator, function: Callable[[Tensor], Tensor], shape: Sequence[int]
+) -> bool:
+    """Whether the operator does to a picture of random values what the function does. Never while
+    a graph is traced, where no values are there to tell.
+    """
+    if torch.compiler.is_exporting():
+        return False
+    probe = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0))
+    probe = probe.to(getattr(getattr(operator, "mask", None), "device", "cpu"))
+    try:
+        found, wanted = operator.A(probe), function(probe)
+    except RuntimeError:  # shapes that don't fit one another, or another device
+        return False
+    return found.shape == wanted.shape and bool(torch.allclose(found, wanted, atol=1e-6))
+
+
+def _reduced(shape: Sequence[int], factor: int) -> torch.Size:
+    return torch.Size((shape[1], -(-shape[2] // factor), -(-shape[3] // factor)))
 
 
 class PlanewiseNetwork(nn.Module):

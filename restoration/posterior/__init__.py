@@ -1,5 +1,6 @@
 """Posterior corrections: each turns a denoiser and a measurement into a denoiser."""
 
+from restoration.posterior.by_name import CORRECTIONS, correction_by_name
 from restoration.posterior.correction import Correction, GradientCorrection
 from restoration.posterior.ddnm import DDNM, DDNMPlus
 from restoration.posterior.ddrm import DDRM
@@ -8,17 +9,6 @@ from restoration.posterior.dps import DPS
 from restoration.posterior.mmps import MMPS
 from restoration.posterior.pigdm import PiGDM
 from restoration.posterior.repaint import RePaint
-
-CORRECTIONS: dict[str, type[Correction]] = {
-    "ddnm": DDNM,
-    "ddnm+": DDNMPlus,
-    "ddrm": DDRM,
-    "diffpir": DiffPIR,
-    "dps": DPS,
-    "mmps": MMPS,
-    "pigdm": PiGDM,
-    "repaint": RePaint,
-}
 
 __all__ = [
     "CORRECTIONS",
@@ -32,4 +22,5 @@ __all__ = [
     "GradientCorrection",
     "PiGDM",
     "RePaint",
+    "correction_by_name",
 ]

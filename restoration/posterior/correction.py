@@ -74,6 +74,20 @@ class Correction:
         a, b = self.process.a(t), self.process.b(t)
         return Prediction(x0, p.eps + (a / b) * (p.x0 - x0) if b > 0 else p.eps)
 
+    def closest(self, x0: Tensor, variance: float) -> Tensor:
+        """The image that agrees best with the data and with an estimate ``x0`` whose errors have
+        this ``variance > 0``: the proximal point, or the projection on ``A x = y`` of noiseless
+        data.
+        """
+        m = self.measurement
+        if m.sigma == 0:
+            return x0 + m.operator.A_dagger(m.residual(x0))
+        return m.operator.prox_l2(x0, m.y, variance / m.sigma**2)
+
+    def ends_after(self, t: float) -> bool:
+        """Whether the step from ``t`` is a run's last, to the clean level."""
+        return self.times is not None and self.process.b(self.next_time(t)) == 0
+
     def correct(self, x0: Tensor, t: float) -> Tensor:
         """The corrected image estimate ``(B, C, H, W)`` at time ``t``."""
         raise TypeError(f"{type(self).__name__} must define correct")
@@ -119,6 +133,13 @@ class GradientCorrection(Correction):
     def pull_back(x: Tensor, x0: Tensor, v: Tensor, keep: bool = False) -> Tensor:
         """``J^T v`` with ``J = d x0 / d x``; ``keep`` allows another one."""
         return torch.autograd.grad(x0, x, v.detach(), retain_graph=keep)[0]
+
+
+def unit_variance(kappa: float) -> float:
+    """``kappa^2/(1 + kappa^2)``: how far the estimate from a state of noise ``kappa = b/a`` may be
+    off, for images of unit variance (Song et al. 2023).
+    """
+    return kappa**2 / (1 + kappa**2) if kappa < float("inf") else 1.0
 
 
 def _innermost(denoiser: Any) -> Network:

@@ -22,8 +22,8 @@ class DDNM(Correction):
     def __init__(self, denoiser: DenoiserLike, measurement: Measurement):
         if measurement.sigma > 0:
             raise ValueError(
-                f"DDNM is for noiseless data (sigma = {measurement.sigma:.3g} was given); use"
-                " DDNMPlus or DiffPIR"
+                "DDNM is for noiseless data and would copy the noise of these: use DDNMPlus or"
+                " DiffPIR (ddnm+ or diffpir)"
             )
         super().__init__(denoiser, measurement)
 

@@ -129,7 +129,8 @@ def invert(
     Args:
         denoiser: callable with ``process``; conditioned on the image's own content where it can be.
         x0: ``(B, C, H, W)`` in the denoiser's value range.
-        grid: N steps below the process's zero-SNR level.
+        grid: N steps; an image can't be followed to a level without signal, so such nodes are left
+            out.
         eta: share of fresh noise in each step, in [0, 1].
         generator: one, or one per sample.
         compat: repeat the authors' code: the last noise is set to zero, so the image comes back
@@ -137,15 +138,12 @@ def invert(
             the mean.
 
     Raises:
-        ValueError: ``eta`` outside [0, 1], or a grid that starts without signal.
+        ValueError: ``eta`` outside [0, 1], or a grid without a step below zero SNR.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1]; got {eta}")
     process = denoiser.process
-    if process.a(grid.times[0]) == 0:
-        raise ValueError(
-            "an image can't be inverted through a level without signal: start the grid below it"
-        )
+    grid = grid.with_signal(process)
     return drive(inverting(Problem(process, None, generator), grid, x0, eta, compat), denoiser)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,16 +163,19 @@ class DiffusersSolver:
         betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
         levels = {"num_train_timesteps": count, "trained_betas": betas.tolist(), **LEVELS}
         levels["final_sigmas_type"] = "sigma_min" if to_last else "zero"
+        if self.name == "DPMSolverSinglestepScheduler":
+            # its rounds of two or three calls fit any number of steps only so
+            levels["lower_order_final"] = True
         scheduler = made(
             **{**self.options, **{key: value for key, value in levels.items() if key in known}}
         )
         # the product of single-precision betas is a few 1e-4 off near clean
         scheduler.alphas_cumprod = torch.from_numpy(abar.copy())
         scheduler.set_timesteps(count)
-        visited = [float(t) for t in scheduler.timesteps]
-        if [t for t in dict.fromkeys(visited) if t == int(t)] != [
-            float(k) for k in reversed(range(count))
-        ]:
+        wanted = [float(k) for k in reversed(range(count))]
+        if _visited(scheduler) != wanted and "timesteps" in _options(scheduler.set_timesteps):
+            scheduler.set_timesteps(timesteps=[int(t) for t in wanted])
+        if _visited(scheduler) != wanted:
             raise ValueError(
                 f"{self.name} does not visit the levels of a grid in order, one call after the"
                 " other; use another scheduler"
@@ -259,7 +262,12 @@ class DiffusersSolver:
         return sigmas is not None and float(sigmas[-1]) > 0
 
 
-def _options(scheduler: type) -> Mapping[str, inspect.Parameter]:
+def _visited(scheduler: Scheduler) -> list[float]:
+    """Its whole times in order, each once."""
+    return [t for t in dict.fromkeys(float(t) for t in scheduler.timesteps) if t == int(t)]
+
+
+def _options(scheduler: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(scheduler).parameters
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import partial
@@ -14,14 +15,21 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
 from solvers.grid import GRIDS, Grid
+from solvers.interop.diffusers_solver import DiffusersSolver
+from solvers.interop.pipeline_run import PipelineRun, Repeated
 from solvers.methods import SOLVERS, solver_by_name
+from solvers.methods.pndm import PNDM
+from solvers.methods.probability_flow import ProbabilityFlow
+from solvers.methods.red_diff import REDDiff
 from solvers.prediction import PREDICTION_TYPES, Prediction
 from solvers.processes.process import CLEAN, VP
-from solvers.solver import RNG, Problem, Query, Solver
+from solvers.solver import RNG, Problem, Solver, all_finite
+
+MOST_WARM_UPS = 3  # steps of a solver that may call between the nodes of its grid
 
 
 class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as all of diffusers' do
@@ -34,11 +42,16 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
     on the clean level.
 
     *Partial runs* (``timesteps[k:]``, image-to-image): the grid is rebuilt from the level of the
-    first call. Where the solver's warm-up calls no longer fit the list, its ``single_call()`` form
-    goes on from there.
+    first call. Where the solver's warm-up calls no longer fit the list, PNDM's ``single_call()``
+    form goes on from there; calls that repeat a level are then made twice for one answer.
 
-    *Edited samples* (a blend with known pixels between calls): honoured at calls whose query is
-    ``editable``, else an error.
+    *Edited samples* (a blend with known pixels between calls): the run goes on from the edited
+    state. At calls whose query is not ``editable`` it begins anew there, and the history is lost
+    (every step is then a first one: EVODiff and UniPC are DDIM under edits in every step). Trial
+    points of Runge-Kutta steps can't begin a run: there the edit counts for the call's answer.
+
+    *Copies* (``copy.deepcopy``) go on by themselves, also in the middle of a run, which is why a
+    run keeps its answers.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,
@@ -46,17 +59,19 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         prediction_type: ``epsilon``, ``sample`` or ``v_prediction``.
         timestep_spacing: a name in ``solvers.GRIDS``.
         steps_offset: added to the times of the ``leading`` grid (as in diffusers, there alone).
-        solver: a name in ``solvers.SOLVERS``.
+        solver: a name in ``solvers.SOLVERS``, or ``DiffusersSolver``.
         solver_options: the solver's fields.
 
     Attributes:
         timesteps: times of the network calls, ``(NFE,)``; int64 if all are whole, else float32.
+        alphas_cumprod, betas: of the process, ``(T,)``, as diffusers' schedulers have them.
         solver, process: what runs.
 
     Raises:
         ValueError: unknown names.
     """
 
+    _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012
     order = 1
     init_noise_sigma = 1.0
 
@@ -84,15 +99,19 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
             raise ValueError(
                 f"timestep_spacing {timestep_spacing!r} is unknown; known: {', '.join(GRIDS)}"
             )
-        self.solver = solver_by_name(solver, **(solver_options or {}))
+        known = solver == DiffusersSolver.__name__
+        options = solver_options or {}
+        self.solver = DiffusersSolver(**options) if known else solver_by_name(solver, **options)
         self.process = VP.from_diffusers(self.config)
-        self.alphas_cumprod = torch.from_numpy(self.process.alphas_cumprod.copy()).float()
+        abar = self.process.alphas_cumprod
+        self.alphas_cumprod = torch.from_numpy(abar.copy()).float()
+        self.betas = torch.from_numpy(1 - abar / np.concatenate([[1.0], abar[:-1]])).float()
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._grid: Grid | None = None
         self._times: list[float] = []
         self._begin_index: int | None = None
-        self._run: _Run | None = None
+        self._run: PipelineRun | None = None
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -108,11 +127,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         """Lay the grid of ``num_inference_steps`` steps, or of the descending ``timesteps``, both
         ending clean; list the calls.
 
+        Args:
+            timesteps: the levels to visit; or all calls of such a run, as in :attr:`timesteps`.
+
         Raises:
             ValueError: both or none given; a step count or times outside the process.
         """
         if timesteps is not None and num_inference_steps is None:
-            grid = Grid((*(float(t) for t in timesteps), CLEAN))
+            grid = self._grid_of([float(t) for t in timesteps])
         elif timesteps is not None or num_inference_steps is None:
             raise ValueError("give num_inference_steps or timesteps, and not both")
         else:
@@ -133,6 +155,21 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         self.num_inference_steps = len(grid)
         self._begin_index = self._run = None
 
+    def _grid_of(self, times: list[float]) -> Grid:
+        """The grid of these levels; or that whose calls they are."""
+        if all(s < t for t, s in itertools.pairwise(times)):
+            return Grid((*times, CLEAN))
+        levels = sorted(set(times), reverse=True)
+        for steps in range(MOST_WARM_UPS + 1):  # each has called once between its ends
+            between = levels[1 : 2 * steps : 2]
+            grid = Grid((*(t for t in levels if t not in between), CLEAN))
+            if _call_times(self.solver, self.process, grid) == times:
+                return grid
+        raise ValueError(
+            f"timesteps must descend, or be all calls of {type(self.solver).__name__} on such"
+            f" levels; got {times}"
+        )
+
     def set_begin_index(self, begin_index: int = 0) -> None:
         """The next run begins at ``timesteps[begin_index]``."""
         self._begin_index = begin_index
@@ -148,11 +185,21 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``a x0 + b eps`` with one time per sample, ``timesteps (B,)``."""
         column = (-1, *(1 for _ in original_samples.shape[1:]))
-        a, b = (
-            f(timesteps.double()).to(original_samples).reshape(column)
-            for f in (self.process.a, self.process.b)
-        )
+        a, b = (v.to(original_samples).reshape(column) for v in self._levels(timesteps))
         return a * original_samples + b * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """``a eps - b x0``, what a ``v_prediction`` network learns; one time per sample,
+        ``timesteps (B,)``.
+        """
+        column = (-1, *(1 for _ in sample.shape[1:]))
+        a, b = (v.to(sample).reshape(column) for v in self._levels(timesteps))
+        return a * noise - b * sample
+
+    def _levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """``a`` and ``b`` in double precision on the CPU, which not every device has."""
+        times = timesteps.cpu().double()
+        return self.process.a(times), self.process.b(times)
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -178,8 +225,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
             generator: noise source; the one of a run's first step serves the whole run.
 
         Raises:
-            ValueError: a timestep that is not the next call; an edit where the solver cannot take
-                one; ``eta`` or clipping.
+            ValueError: a timestep that is not the next call; a run that ends in NaN or infinity;
+                ``eta`` or clipping.
         """
         if eta or use_clipped_model_output:
             raise ValueError(
@@ -197,18 +244,25 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
                     " to begin another run"
                 )
             run = self._run = self._begin(self._grid, t, sample, generator)
+        elif run.edited(sample) and not run.query.editable:
+            run = self._run = self._go_on(run, sample)
         model_output = model_output[:, : sample.shape[1]]
         prediction = run.answer(model_output, sample, self.config["prediction_type"])
+        previous = run.shown
         if run.done:
             self._run = None
-        previous = run.shown
+            if not all_finite(previous):
+                raise ValueError(
+                    "the run ended in NaN or infinite values: the network answered with them; check"
+                    " its weights, and half precision, which overflows beyond 65504"
+                )
         if not return_dict:
             return (previous,)
         return DDPMSchedulerOutput(
             prev_sample=previous, pred_original_sample=prediction.x0.to(sample.dtype)
         )
 
-    def _begin(self, whole: Grid, t: float, sample: Tensor, generator: RNG) -> _Run:
+    def _begin(self, whole: Grid, t: float, sample: Tensor, generator: RNG) -> PipelineRun:
         """Start a run at the call at ``t``: the whole grid, or the rest of it."""
         shown = [float(v) for v in np.array(self._times, dtype=np.float32)]
         if t not in shown:
@@ -216,62 +270,39 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         k = shown.index(t)
         if self._begin_index is not None and shown[self._begin_index] == t:
             k = self._begin_index
-        start, times = partial(_Run, self.process, sample, generator), self._times[k:]
+        times = self._times[k:]
         if k == 0:
-            return start(self.solver, whole, times)
+            return PipelineRun(
+                Problem(self.process, None, generator), sample, self.solver, whole, times
+            )
+        run = self._rest(whole, times, sample, generator)
+        if run is not None:
+            return run
+        # cut inside a warm-up: the rest by the same gradients without one, from the cut on
+        grid = Grid((*sorted(set(times), reverse=True), CLEAN))
+        problem = Problem(self.process, None, generator)
+        return PipelineRun(problem, sample, Repeated(PNDM(weights="fixed"), times), grid, times)
+
+    def _rest(
+        self, whole: Grid, times: list[float], sample: Tensor, generator: RNG
+    ) -> PipelineRun | None:
+        """A run that begins at the first of the ``times`` and calls at all of them; None where no
+        form of the solver does.
+        """
         grid = whole.start_at(times[0])
-        for solver in filter(None, (self.solver, _single_call(self.solver))):
+        for solver in _forms(self.solver):
             if _call_times(solver, self.process, grid) == times:
-                return start(solver, grid, times)
-        raise ValueError(
-            f"the timesteps were cut inside the warm-up of {self.solver}, whose calls don't fit the"
-            " rest of the list; use a solver with one call per step, or"
-            " set_timesteps(timesteps=...) with the levels to visit"
-        )
-
-
-class _Run:
-    """One generator under way and its pending query. What the pipeline gets are copies: it may
-    write on them.
-    """
-
-    def __init__(
-        self,
-        process: VP,
-        sample: Tensor,
-        generator: RNG,
-        solver: Solver,
-        grid: Grid,
-        times: list[float],
-    ):
-        self.process, self.times, self.dtype = process, times, sample.dtype
-        x = sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True)
-        self.generator = solver.run(Problem(process, None, generator), grid, x)
-        self.query: Query = next(self.generator)
-        self.shown, self.done = sample, False
-
-    def expects(self, t: float) -> bool:
-        return t == np.float32(self.query.t)
-
-    def answer(self, output: Tensor, sample: Tensor, prediction_type: str) -> Prediction:
-        x, t = self.query.x, self.query.t
-        if not torch.equal(sample, x.to(sample.dtype)):
-            if not self.query.editable:
-                raise ValueError(
-                    f"the sample was changed before the call at timestep {t}, where this solver"
-                    " would not see the change; edit at another call, use a solver with one call"
-                    " per step, or wrap the network instead"
+                return PipelineRun(
+                    Problem(self.process, None, generator), sample, solver, grid, times
                 )
-            x = sample.to(x.dtype)
-        prediction = Prediction.from_output(
-            output.to(x.dtype), x, self.process.a(t), self.process.b(t), prediction_type
-        )
-        try:
-            self.query = self.generator.send(prediction)
-            self.shown = self.query.x.to(self.dtype, copy=True)
-        except StopIteration as end:
-            self.shown, self.done = end.value.to(self.dtype), True
-        return prediction
+        return None
+
+    def _go_on(self, run: PipelineRun, sample: Tensor) -> PipelineRun:
+        """The run after an edit that its solver would not see: begun anew from the edited state, or
+        itself where nothing can begin.
+        """
+        left = run.times[len(run.answers) :]
+        return self._rest(run.grid, left, sample, run.problem.generator) or run
 
 
 def as_scheduler(
@@ -293,8 +324,14 @@ def as_scheduler(
         prediction_type, steps_offset: by default the config's, else ``epsilon`` and 0.
 
     Raises:
-        ValueError: a process that is not a plain VP, unknown names.
+        ValueError: a process that is not a plain VP, unknown names, a solver whose calls a pipeline
+            can't make.
     """
+    if isinstance(solver, (ProbabilityFlow, REDDiff)):
+        raise ValueError(
+            f"{type(solver).__name__} can't run in a pipeline: its calls are not the steps of a"
+            " state from noise to image, which pipelines take; use solvers.solve"
+        )
     config: dict[str, Any] = {}
     if isinstance(process, VP):
         if type(process) is not VP:
@@ -316,25 +353,38 @@ def as_scheduler(
         config["prediction_type"] = prediction_type
     if steps_offset is not None:
         config["steps_offset"] = steps_offset
-    name = next((name for name, cls in SOLVERS.items() if cls is type(solver)), None)
-    if name is None:
+    name, options = _words(solver)
+    if name in (*SOLVERS, DiffusersSolver.__name__):
+        scheduler = SolverScheduler(**config, solver=name, solver_options=options)
+    else:  # it can be saved, but not loaded
         scheduler = SolverScheduler(**config)
-        scheduler.register_to_config(
-            solver=type(solver).__name__,
-            solver_options=asdict(solver)
-            if is_dataclass(solver) and not isinstance(solver, type)
-            else None,
-        )
-    else:
-        scheduler = SolverScheduler(**config, solver=name, solver_options=asdict(solver))
+        scheduler.register_to_config(solver=name, solver_options=options)
     scheduler.solver = solver
     if isinstance(process, VP):
         scheduler.process = process  # to the last bit; the betas in the config lose a few
     return scheduler
 
 
-def _single_call(solver: Any) -> Solver | None:
-    return solver.single_call() if hasattr(solver, "single_call") else None
+def _words(solver: Any) -> tuple[str, dict[str, Any] | None]:
+    """A solver's name and options in a config, from which :class:`SolverScheduler` makes it again
+    where it knows the name.
+    """
+    for name, made in SOLVERS.items():
+        if made is type(solver):
+            return name, asdict(solver)
+        if isinstance(made, partial) and made() == solver:
+            return name, {}
+    if isinstance(solver, DiffusersSolver):
+        return type(solver).__name__, {"scheduler": solver.name, "options": solver.options}
+    plain = is_dataclass(solver) and not isinstance(solver, type)
+    return type(solver).__name__, asdict(solver) if plain else None
+
+
+def _forms(solver: Any) -> list[Solver]:
+    """The solver, and what it is without its warm-up, if it has such a form."""
+    if isinstance(solver, PNDM) and solver.variant != "fon":
+        return [solver, solver.single_call()]
+    return [solver]
 
 
 def _call_times(solver: Solver, process: VP, grid: Grid) -> list[float]:

@@ -197,13 +197,22 @@ def rddm_nodes(process: Process, num_inference_steps: int) -> Grid:
     return Grid((*times[:0:-1], CLEAN))
 
 
+def is_converted(process: Process) -> bool:
+    """Whether this is the process of a DDIM network: one without a degraded image, or that of
+    :meth:`RDDM.from_vp`, which preserves the variance at every level.
+    """
+    return not process.holds_image or np.allclose(process.a_table**2 + process.b_table**2, 1)
+
+
 @dataclass(frozen=True)
 class RDDMSampler:
     """Removes residual and noise step by step, each on its own schedule.
 
-    ``x_s = x - (A_t - A_s) R - (B_t - sqrt(B_s^2 - sd^2)) eps + sd n``, ``sd^2 = eta (B_t^2 -
-    B_s^2) B_s^2/B_t^2``: every step takes a part of the residual and a part of the noise away.
-    Where R, eps and the image come from (``y`` is 0 in unconditional runs):
+    ``x_s = x - (A_t - A_s) R - (B_t - sqrt(B_s^2 - sd^2)) eps + sd n``: every step takes a part of
+    the residual and a part of the noise away. On RDDM's own schedules ``sd^2 = eta (B_t^2 - B_s^2)
+    B_s^2/B_t^2``; on a converted DDIM network (below) it is DDIM's, ``sd = eta B_s sqrt(1 -
+    (kappa_s/kappa_t)^2)`` with ``kappa = B/(1 - A)`` of the network's own process. Where R, eps and
+    the image come from (``y`` is 0 in unconditional runs):
 
     ===========  =================  =========================  =====================================
     method       R                  eps                        image
@@ -216,9 +225,9 @@ class RDDMSampler:
     Two-headed networks have both estimates and can be sampled all three ways. Where a network
     estimates no residual it is ``y`` minus the image estimate. The run ends on the image of its
     last call. A process without a degraded image is taken as RDDM's with ``y = 0`` and ``A = 1 -
-    a`` (the DDIM conversion), and any other is walked through its states less ``(a + c - 1) y``,
-    which have RDDM's form; without limits, for networks whose estimates agree, the run is then
-    DDIM's.
+    a``: the DDIM conversion, as is :meth:`RDDM.from_vp`. Any other is walked through its states
+    less ``(a + c - 1) y``, which have RDDM's form; without limits, for networks whose estimates
+    agree, the run is then DDIM's.
 
     When to use it: on networks trained for :class:`RDDM`: `res` or `res_noise` where one answer is
     right (shadows, low light, rain, blur), `noise` and `res_noise` for generation.
@@ -230,10 +239,12 @@ class RDDMSampler:
 
     Args:
         method: see the table (the paper's SM-Res-N, SM-Res, SM-N).
-        eta: 0 deterministic (restoration); 1 ancestral. It enters ``sd^2`` linearly.
+        eta: 0 deterministic (restoration); 1 ancestral. It enters ``sd^2`` linearly, DDIM's ``sd``
+            in conversions.
         clip: limit R and the image, never eps, to ``[-clip, clip]``; the released code does with 1.
         ancestral: the posterior mean of each step from x, R and the image, with all its noise, as
-            the authors sample full chains. The same as ``eta = 1`` as long as nothing is limited.
+            the authors sample full chains. The same as ``eta = 1`` of RDDM's own schedules as long
+            as nothing is limited.
         separate: first a whole run that removes only the residual, then a second, from its image,
             that removes only noise (partially path-independent generation, as released; NFE = 2
             steps). It needs heads that know their own coordinates, ``A`` and ``B``, instead of
@@ -278,6 +289,7 @@ class RDDMSampler:
         self, problem: Problem, grid: Grid, x: Tensor, y: Tensor | None, part: str
     ) -> Queries:
         process, strides = problem.process, self.schedule or problem.process
+        converted = is_converted(process)
         for t, s in grid.pairs():
             p = yield Query(x, t, editable=True)
             # 1. The state as the network, or whoever corrected it, saw it; in the paper's
@@ -298,7 +310,10 @@ class RDDMSampler:
                 x = kept * x + (new * (1 - strides.a(s)) - kept * dA) * residual + new * x0
                 fresh = (new * B_s**2) ** 0.5
             else:
-                fresh = (self.eta * (B**2 - B_s**2)) ** 0.5 * ratio
+                if converted and B_s > 0:
+                    fresh = self.eta * B_s * (1 - (process.kappa(s) / process.kappa(t)) ** 2) ** 0.5
+                else:
+                    fresh = (self.eta * (B**2 - B_s**2)) ** 0.5 * ratio
                 if part != "noise":
                     x = x - dA * residual
                 if part != "residual":

@@ -3,6 +3,7 @@ consistent with the data everywhere.
 """
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from restoration.photo.linear import LinearTask, planewise
 from restoration.wrappers.symmetry import Symmetric, turn, turn_back
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
+from solvers.solver import Query
 from toolbox.cli import main
 
 PROCESS = VP.from_diffusers(
@@ -374,3 +376,45 @@ def test_commands_refuse(restore, tmp_path, monkeypatch, arguments, says):
     assert code == 2
     assert says in output.err
     assert not (tmp_path / "o.png").exists()
+
+
+def test_a_result_that_explains_the_data_worse_than_its_start_says_so():
+    """A solver that ends on something else; and one that doesn't, which is silent."""
+
+    class Astray:
+        def run(self, problem, grid, x):
+            p = yield Query(x, grid.times[0])
+            return 3 - p.x0
+
+    denoiser = Denoiser(lambda z, t: torch.zeros_like(z), VP.linear(), "sample")
+    operator = BlockMean((16, 16), 4)
+    y = operator.A(torch.full((1, 3, 16, 16), 0.4))[0]
+    with pytest.warns(RuntimeWarning, match="explains the data worse"):
+        result = LinearTask(denoiser, Astray())(y, operator, sigma=0.01)
+    assert result.misfit == pytest.approx(0.6, abs=0.01)
+    assert "don't use it" in result.warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = LinearTask(denoiser)(y, operator)
+    assert result.misfit < 1e-6
+    assert result.warning is None
+
+
+def test_denoising_refuses_noise_far_from_the_times_it_knows():
+    denoiser = Denoiser(lambda z, t: torch.zeros_like(z), VP.linear(), "sample")
+    y, known = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)), 200.0
+    sigma = denoiser.process.kappa(known) / 2
+    for contrast, fits in ((1.0, True), (1.4, True), (0.3, True), (1.6, False), (0.2, False)):
+        task = LinearTask(denoiser, num_inference_steps=1, timesteps=(known,))
+        if fits:
+            task(y, Denoising(), sigma=sigma / contrast)
+            continue
+        with pytest.raises(ValueError, match=f"for noise of sigma {sigma / 1.5:.3g} to"):
+            task(y, Denoising(), sigma=sigma / contrast)
+
+
+@pytest.mark.parametrize("name", ["diffpir", "ddrm", "mmps"])
+def test_denoising_takes_no_correction(name):
+    denoiser = Denoiser(lambda z, t: torch.zeros_like(z), VP.linear(), "sample")
+    with pytest.raises(ValueError, match="leave the correction out"):
+        LinearTask(denoiser, correction=name)(torch.rand(3, 16, 16), Denoising(), sigma=0.1)

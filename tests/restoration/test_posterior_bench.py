@@ -4,15 +4,15 @@ as published for each method.
 
 import pytest
 import torch
-from helpers.covering import crossed
+from helpers.covering import covering, crossed
 from helpers.data import golden
 from helpers.mixtures import Patches
 
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import BlockMean, Separable
-from restoration.posterior import DDRM, DPS, MMPS, DDNMPlus, PiGDM
-from solvers import DDIM, VP, REDDiff, generators, leading, randn, solve, trailing
+from restoration.posterior import CORRECTIONS, DDRM, DPS, MMPS, DDNMPlus, PiGDM, correction_by_name
+from solvers import DDIM, VP, Prediction, REDDiff, generators, leading, randn, solve, trailing
 
 TASKS = ("inpaint_random", "inpaint_box", "sr4_meanpool", "deblur")
 PROCESS = VP.linear()
@@ -124,6 +124,47 @@ def test_methods_reach_their_figures(bench, method, task):
     )
     if bench.published:
         assert reached >= FIGURES[method][TASKS.index(task)] - 0.3
+
+
+class FromNoise:
+    """The benchmark's prior under a process that begins without signal, where its estimate is its
+    mean.
+    """
+
+    process = VP.linear(zero_terminal_snr=True)
+
+    def __init__(self, prior):
+        self.prior = prior
+        self.mean = (prior.log_weights.softmax(0)[:, None] * prior.means).sum(0)
+
+    def __call__(self, x, t):
+        a, b = self.process.a(t), self.process.b(t)
+        if a == 0:
+            return Prediction.from_x0(self.mean.reshape(x[:1].shape) + 0 * x, x, a, b)
+        return Prediction.from_x0(self.prior.mean(x, a, b), x, a, b)
+
+
+@pytest.mark.parametrize("task", covering(TASKS, ["deblur", "sr4_meanpool"]))
+@pytest.mark.parametrize("noisy", [True, False])
+def test_corrections_by_name_are_near_the_default_or_refused(bench, task, noisy):
+    """Ten steps from pure noise: nobody is more than a decibel below what tasks take by
+    themselves.
+    """
+    m = bench.measurement(task)
+    m = m if noisy else Measurement(m.operator, m.operator.A(bench.truth))
+    prior, rngs = FromNoise(bench.denoiser), len(bench.truth)
+    reached = {}
+    for name in CORRECTIONS:
+        try:
+            d = correction_by_name(name, prior, m, steps=10, prior_std=0.4)
+        except ValueError:
+            continue
+        x = randn(bench.truth.shape, generators(0, rngs), dtype=torch.float64)
+        run = solve(DDIM(), d, x, trailing(prior.process, 10), generator=generators(0, rngs))
+        reached[name] = bench.psnr(run.x0)
+    assert {"diffpir", "ddrm", "mmps", "pigdm"} <= set(reached)
+    assert ("ddnm" in reached) == ("repaint" in reached) == (not noisy)
+    assert min(reached.values()) > reached["diffpir"] - 1, reached
 
 
 @pytest.mark.slow

@@ -169,5 +169,8 @@ def test_refusals():
     with pytest.raises(ValueError, match="eta"):
         invert(denoiser, x0, leading(process, 10), eta=2)
     zero = VP.linear(zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="without signal"):
-        invert(mixture.denoiser(zero), x0, trailing(zero, 10))
+    below = invert(mixture.denoiser(zero), x0, trailing(zero, 10))
+    assert below.grid.times == trailing(zero, 10).times[1:]
+    assert (regenerate(below, mixture.denoiser(zero)) - x0).abs().max() < 1e-10
+    with pytest.raises(ValueError, match="take more steps"):
+        invert(mixture.denoiser(zero), x0, trailing(zero, 1))

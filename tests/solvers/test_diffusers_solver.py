@@ -313,3 +313,22 @@ def test_what_draws_noise_is_refused_where_answers_are_combined():
 def test_errors_say_what_is_accepted(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_singlestep_runs_any_number_of_steps(order):
+    """Its rounds of calls fit few numbers; on its own timesteps it is diffusers' own loop, wherever
+    that runs.
+    """
+    made = diffusers.DPMSolverSinglestepScheduler
+    for steps in (1, 2, 3, 10, 30):
+        theirs, x = made(solver_order=order, lower_order_final=True), noise(2)
+        theirs.set_timesteps(steps)
+        for t in theirs.timesteps:
+            eps = MIXTURE.posterior(x, PROCESS.a(float(t)), PROCESS.b(float(t))).eps
+            x = theirs.step(eps, t, x).prev_sample
+        solver = DiffusersSolver("DPMSolverSinglestepScheduler", {"solver_order": order})
+        grid = explicit(theirs.timesteps.tolist())
+        ours = solve(solver, MIXTURE.denoiser(PROCESS), noise(2), grid)
+        assert ours.nfe == steps
+        assert (ours.x0 - x).abs().max() < 1e-5

@@ -230,8 +230,8 @@ def test_log_snr_grids_are_its_home():
 
 
 def test_bench_table():
-    """The stored benchmark's mixture: not above its UniPC row at 8 to 50 calls (spec table of
-    log-SNR grids).
+    """The stored benchmark's mixture: not above its UniPC row at 8 to 50 calls, whichever of them
+    the file holds (spec table of log-SNR grids).
     """
     arrays = golden("solvers_bench")
     mixture = GaussianMixture(
@@ -239,9 +239,11 @@ def test_bench_table():
     )
     x, exact = (torch.from_numpy(arrays[k]) for k in ("B_x_T", "B_exact_80_to_0"))
     row = json.loads(str(arrays["json"]))["B-logSNR"]["UniPC-2 bh2"]
-    for n in (8, 10, 15, 20, 25, 50):
+    counts = [n for n in map(int, row) if 8 <= n <= 50]
+    assert counts
+    for n in counts:
         result = solve(EVODiff(), mixture.denoiser(VE()), x, log_snr(VE(), n))
-        assert median_rmse(result.x0, exact) <= row[str(n)][1]
+        assert median_rmse(result.x0, exact) <= row[str(n)][1], n
 
 
 # -- definition ------------------------------------------------------------------------------------

@@ -10,23 +10,31 @@ from helpers.covering import covering
 from helpers.data import golden
 from helpers.exact_flow import exact_flow
 from helpers.mixtures import median_rmse, noise, small_mixture
+from scipy.integrate import quad
 
 from solvers import (
     CLEAN,
     DDIM,
     GRIDS,
     PNDM,
+    VE,
     VP,
+    Auto,
     Denoiser,
     GaussianMixture,
     Grid,
     Prediction,
     StepIndexed,
     explicit,
+    karras,
+    leading,
+    log_snr,
     pndm_nodes,
     solve,
+    solver_by_name,
+    trailing,
 )
-from solvers.methods.pndm import ADAMS_BASHFORTH, VARIANTS, lagrange_weights
+from solvers.methods.pndm import ADAMS_BASHFORTH, VARIANTS, exponential_weights, lagrange_weights
 
 
 def recorded(solver, denoiser, x, grid, **kwargs):
@@ -450,3 +458,84 @@ def test_single_call_forms():
 def test_errors_name_what_is_accepted(kwargs, said):
     with pytest.raises(ValueError, match=said):
         PNDM(**kwargs)
+
+
+# -- exponential weights, the choice by grid, steep warm-ups -------------------------------------
+
+
+def test_exponential_weights_are_exact_for_polynomials_in_the_log_of_kappa():
+    for nodes, target in (((3.0,), 2.0), ((3.0, 5.0), 0.4), ((0.5, 0.9, 1.4, 3.0), 0.1)):
+        weights = exponential_weights(nodes, target)
+        assert sum(weights) == pytest.approx(1, abs=1e-9)
+        for power in range(len(nodes)):
+            got = sum(w * math.log(k) ** power for w, k in zip(weights, nodes, strict=True))
+            want, _ = quad(lambda k, power=power: math.log(k) ** power, nodes[0], target)
+            assert got * (target - nodes[0]) == pytest.approx(want, rel=1e-7, abs=1e-9)
+
+
+def test_exponential_weights_have_their_order():
+    """Between two noisy levels, on steps that are even in log-SNR."""
+    process, mixture, x = VP.linear(), small_mixture(components=5), noise(32)
+    exact = mixture.flow(process, x, process.end, process.first)
+    for order, least in ((2, 1.7), (3, 2.5), (4, 3.2)):
+        errors = [
+            median_rmse(
+                solve(
+                    PNDM("ipndm", "exponential", order),
+                    mixture.denoiser(process),
+                    x,
+                    Grid(log_snr(process, n + 1).times[:-1]),
+                ).x0,
+                exact,
+            )
+            for n in (40, 80)
+        ]
+        assert math.log2(errors[0] / errors[1]) > least, (order, errors)
+
+
+@pytest.mark.parametrize("process", [VP.linear(), VP.cosine(), VE()], ids=["ddpm", "cosine", "edm"])
+def test_auto_picks_by_the_grid(process):
+    even = [log_snr, karras] if process.levels is None else [log_snr, karras, trailing, leading]
+    for n in (5, 10, 30):
+        for lay in even:
+            chosen = Auto().choose(process, lay(process, n))
+            order = 4 if lay is log_snr else {5: 2, 10: 3, 30: 4}[n]
+            want = PNDM("ipndm", "exponential", order)
+            assert chosen == (want if lay in (log_snr, karras) else PNDM()), (lay, n)
+    for lay in even:
+        whole = lay(process, 12)
+        assert Auto().choose(process, whole.start_at(whole.times[4] - 1e-3 * whole.times[4])) == (
+            Auto().choose(process, whole)
+        )
+    for n in (1, 2):
+        x, d = process.b(process.end) * noise(1), small_mixture().denoiser(process)
+        assert torch.isfinite(solve(Auto(), d, x, log_snr(process, n)).x0).all()
+
+
+@pytest.mark.parametrize("lay", [log_snr, karras, trailing])
+@pytest.mark.parametrize("n", covering((6, 8, 10, 15, 20, 30, 50), (10, 30)))
+def test_auto_is_as_accurate_as_any_solver_here(lay, n):
+    """Of ours and diffusers', on a mixture that the choice was not made on."""
+    process, mixture, x = VP.linear(), small_mixture(7, 4), noise(32)
+    exact = mixture.flow(process, x, process.end, CLEAN)
+
+    def error(solver):
+        return median_rmse(solve(solver, mixture.denoiser(process), x, lay(process, n)).x0, exact)
+
+    others = {name: error(solver_by_name(name)) for name in PEERS}
+    assert error(Auto()) <= 1.25 * min(others.values()), others
+
+
+PEERS = ("ddim", "evodiff", "ipndm", "unipc", "deis", "dpm-solver++-2m", "dpm-solver++-3m")
+
+
+@pytest.mark.parametrize("variant", ["s-pndm", "plms", "f-pndm", "fon"])
+@pytest.mark.parametrize("lay", [log_snr, karras, trailing])
+def test_warm_ups_do_not_explode_on_steep_grids(variant, lay):
+    process, mixture, x = VP.linear(), small_mixture(components=5), noise(32)
+    exact = mixture.flow(process, x, process.end, CLEAN)
+    for n in range(2, 9):
+        error = median_rmse(
+            solve(PNDM(variant), mixture.denoiser(process), x, lay(process, n)).x0, exact
+        )
+        assert error < 1, (n, error)

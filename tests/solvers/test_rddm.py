@@ -411,6 +411,56 @@ def test_conversion_is_ddim():
             ).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_fresh_noise_of_a_conversion_is_ddims(eta):
+    """With the same draws the run is DDIM's, also at the strides of another schedule; and the
+    authors' number.
+    """
+    process, mixture, x = VP.linear(), small_mixture(), noise(2)
+    grid = trailing(process, 10)
+    converted, y = RDDM.from_vp(process), torch.zeros_like(x)
+    runs = [
+        solve(
+            solver,
+            mixture.denoiser(process),
+            x,
+            grid,
+            process=follow,
+            y=held,
+            generator=torch.Generator().manual_seed(0),
+        ).x0
+        for solver, follow, held in (
+            (DDIM(eta), process, None),
+            (RDDMSampler("noise", eta), process, None),
+            (RDDMSampler("noise", eta), converted, y),
+            (RDDMSampler("res_noise", eta, schedule=converted), converted, y),
+        )
+    ]
+    for run in runs[1:]:
+        assert (run - runs[0]).abs().max() < 1e-9
+    assert fresh_noise(RDDMSampler("noise", 0.7), converted, 950, 900) == pytest.approx(
+        0.5456, abs=5e-5
+    )
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_fresh_noise_on_its_own_schedules_is_the_papers(eta):
+    for process in (RDDM.scheduled(), RDDM.scheduled(sum_scale=0.01)):
+        variance, before = process.b(600) ** 2, process.b(800) ** 2
+        want = (eta * (before - variance) * variance / before) ** 0.5
+        assert fresh_noise(RDDMSampler("res", eta), process, 800, 600) == pytest.approx(want)
+
+
+def fresh_noise(solver, process, t, s):
+    """The share of a draw of ones in the step from ``t`` to ``s``, where image and residual are
+    zeros.
+    """
+    zero = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    denoiser = Denoiser(lambda x, t: torch.zeros_like(x), process).with_degraded(zero)
+    _, states, _ = drive(solver, denoiser, zero, explicit([t, s]), zero, torch.ones(9, 1, 1, 2, 2))
+    return float(states[1].mean())
+
+
 def test_separate_passes_remove_one_thing_each():
     process, y = RDDM.scheduled(20), noise(1, 2)
     residual, eps = noise(1, 3), noise(1, 4)

@@ -8,14 +8,27 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.data import golden
+from helpers.covering import covering
+from helpers.data import golden, smooth_picture
 from helpers.mixtures import Guided, noise, replay, small_mixture
 
+from restoration.metrics import psnr
 from restoration.operators.linear import Denoising, Inpainting, NonlinearOperator
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import BlockMean, Separable
-from solvers import VP, Denoiser, GaussianMixture, REDDiff, explicit, solve, trailing
+from restoration.photo.inpainting import InpaintingTask
+from solvers import (
+    VP,
+    Denoiser,
+    GaussianMixture,
+    REDDiff,
+    explicit,
+    solve,
+    solver_by_name,
+    trailing,
+)
 from solvers.methods.red_diff import WEIGHTINGS, Adam, data_gradient
+from toolbox.api import load
 
 PROCESS = VP.linear()
 
@@ -366,12 +379,36 @@ def test_errors_name_what_is_accepted(options, said):
         REDDiff(**{"measurement": m} | options)
 
 
-def test_a_level_without_signal_is_refused():
+def test_levels_without_signal_are_left_out():
     process = VP.linear(zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="without signal"):
-        solve(
-            REDDiff(Measurement(Denoising(), noise(1))),
-            small_mixture().denoiser(process),
-            noise(1),
-            trailing(process, 3),
-        )
+    solver = REDDiff(Measurement(Denoising(), noise(1)))
+    times = []
+    end = solve(
+        solver,
+        small_mixture().denoiser(process),
+        noise(1),
+        trailing(process, 3),
+        callback=lambda step: times.append(step.query.t),
+    )
+    assert torch.isfinite(end.x0).all()
+    assert times == list(trailing(process, 3).times[1:-1])
+    with pytest.raises(ValueError, match="take more steps"):
+        solve(solver, small_mixture().denoiser(process), noise(1), trailing(process, 1))
+    with pytest.raises(ValueError, match="restores a measurement"):
+        solve(REDDiff(), small_mixture().denoiser(process), noise(1), trailing(process, 3))
+
+
+@pytest.mark.parametrize("model", covering(["photo", "grey"]))
+def test_inpainting_beats_ddim_with_ddnm_at_equal_calls(model):
+    """As its paper has it; by name, in the task, with the shipped networks."""
+    image = torch.from_numpy(smooth_picture(48, 48)).float()
+    mask = (torch.rand(48, 48, generator=torch.Generator().manual_seed(3)) > 0.7).float()
+    found = {}
+    for name in ("red-diff", "ddim"):
+        task = InpaintingTask(load(model), solver_by_name(name), 60)
+        result = task(image, mask)
+        found[name] = psnr(result.mean.numpy(), image.numpy())
+        assert result.nfe == (59 if name == "red-diff" else 60)
+    assert found["red-diff"] > found["ddim"], found
+    with pytest.raises(ValueError, match="leave out the correction"):
+        InpaintingTask(load(model), solver_by_name("red-diff"), 5, correction="ddnm")(image, mask)

@@ -22,6 +22,7 @@ from solvers import (
     SolverScheduler,
     StepIndexed,
     as_scheduler,
+    explicit,
     generators,
     randn,
     solve,
@@ -149,36 +150,39 @@ def test_begin_index_tells_repeated_timesteps_apart():
         trailing(PROCESS, 10).start_at(899),
     ).x0
     assert (loop(scheduler, noise(1), scheduler.timesteps[2:]) - expected).abs().max() < 1e-12
-    scheduler.set_begin_index(1)
-    with pytest.raises(ValueError, match="cut inside the warm-up"):
-        loop(scheduler, noise(1), scheduler.timesteps[1:])
+    scheduler.set_begin_index(1)  # the level is asked twice for one answer
+    assert (loop(scheduler, noise(1), scheduler.timesteps[1:]) - expected).abs().max() < 1e-12
 
 
-def test_cut_inside_a_warm_up_is_refused():
-    for solver, cut in ((PNDM("f-pndm"), 2), (PNDM("fon"), 14)):
-        scheduler = as_scheduler(solver)
-        scheduler.set_timesteps(10)
-        t = scheduler.timesteps[cut]
-        with pytest.raises(ValueError, match="warm-up"):
-            scheduler.step(noise(1), t, noise(1))
+@pytest.mark.parametrize(("solver", "cut"), [(PNDM("f-pndm"), 2), (PNDM("fon"), 14)], ids=str)
+def test_cut_inside_a_warm_up(solver, cut):
+    """The rest is done by the same gradients without a warm-up, at the levels that are left; each
+    call of a level made twice counts once.
+    """
+    scheduler = as_scheduler(solver)
+    scheduler.set_timesteps(10)
+    left = scheduler.timesteps[cut:]
+    scheduler.set_begin_index(cut)
+    grid = explicit(list(dict.fromkeys(left.tolist())))
+    want = solve(PNDM(weights="fixed"), MIXTURE.denoiser(PROCESS), noise(2), grid).x0
+    assert (loop(scheduler, noise(2), left) - want).abs().max() < 1e-12
 
 
-# calls inside warm-up steps, at probes, and where a rule goes on from a state of its own
+# calls inside warm-up steps, where no run can begin
 TRIALS = {
     "s-pndm": {1},
     "plms": {1},
     "f-pndm": {1, 2, 3, 5, 6, 7, 9, 10, 11},
     "fon": {1, 2, 3, 5, 6, 7, 9, 10, 11},
-    "evodiff": set(range(1, 11)),
-    "unipc": set(range(1, 12)),
     "diffusers-plms": {1},
 }
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_edits_count_or_are_refused(name):
+def test_edits_count(name):
     """With a network that always names the same noise, a shift at level t moves the image by
-    shift/a_t; where it can't, it is refused.
+    shift/a_t, also at probes and where a rule goes on from a state of its own; a shift of a trial
+    point counts for that answer, which is the same here.
     """
     scheduler = as_scheduler(SOLVERS[name](), PROCESS)
     scheduler.set_timesteps(12)
@@ -193,8 +197,7 @@ def test_edits_count_or_are_refused(name):
     plain = image()
     for where, t in enumerate(scheduler.timesteps.tolist()):
         if where in TRIALS.get(name, ()):
-            with pytest.raises(ValueError, match="would not see the change"):
-                image(where)
+            assert (image(where) - plain).abs().max() < 1e-5
         elif name not in (
             "fon",
             "dpm-solver++-2m",
@@ -388,5 +391,5 @@ def test_errors():
         as_scheduler(PNDM(), grid="uniform")
     with pytest.raises(ValueError, match="known: epsilon"):
         as_scheduler(PNDM(), prediction_type="flow")
-    with pytest.raises(ValueError, match="known: ddim"):
+    with pytest.raises(ValueError, match="known: auto"):
         SolverScheduler(solver="euler")

@@ -422,7 +422,7 @@ def test_a_solver_of_ones_own_runs_everywhere():
 
 def test_names():
     assert solver_by_name("pndm", variant="plms") == PNDM("plms") == solver_by_name("plms")
-    with pytest.raises(ValueError, match="known: ddim, ddpm, pndm"):
+    with pytest.raises(ValueError, match="known: auto, ddim, ddpm, pndm"):
         solver_by_name("euler")
     with pytest.raises(ValueError, match="can't be made with options"):
         solver_by_name("ddim", steps=3)

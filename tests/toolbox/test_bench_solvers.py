@@ -26,6 +26,7 @@ from solvers import (
     log_snr,
     solve,
 )
+from toolbox.bench.peers import installed
 from toolbox.bench.solvers import DEFAULT_SOLVERS, EXTRA, _named, bench_solvers, mixture, tables
 from toolbox.cli import main
 
@@ -228,7 +229,7 @@ def test_a_folder_is_still_measured_on_pictures(capsys, monkeypatch, tmp_path):
     ("options", "said"),
     [
         ({"solvers": ("ddpm",)}, "draws noise in every step"),
-        ({"solvers": ("euler",)}, "known: ddim"),
+        ({"solvers": ("euler",)}, "known: auto"),
         ({"grids": ("even",)}, "known: trailing"),
         ({"process": "vp"}, "known: ddpm, edm"),
         ({"nfe": (0,)}, "at least 1"),
@@ -252,3 +253,17 @@ def test_every_default_name_is_a_solver():
             )
             < 0.05
         ), name
+
+
+def test_peers_stand_beside_ours_where_they_are_installed():
+    options = {"solvers": ["auto"], "nfe": [8], "grids": ["log-snr"], "count": 8, "peers": True}
+    found = installed()
+    if not found:
+        with pytest.raises(ValueError, match="pip install"):
+            bench_solvers(**options)
+        pytest.skip("neither azula nor k-diffusion is installed")
+    figures = bench_solvers(**options)
+    errors = {row["solver"]: row["median"] for row in figures["errors"]}
+    assert set(errors) == {"auto", *found}
+    assert errors["auto"] <= 1.05 * min(errors.values()), errors
+    assert len(tables(figures)[0][2]) == len(errors)

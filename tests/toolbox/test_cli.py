@@ -529,7 +529,7 @@ BAD = [
     (
         "unknown solver",
         ("{image}", "-m", "{mask}", "-o", "{out}", "--solver", "euler9"),
-        "known: ddim",
+        "known: auto",
     ),
     (
         "unknown model",

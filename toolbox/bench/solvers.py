@@ -4,6 +4,7 @@ converges, what a step costs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -27,6 +28,7 @@ from solvers import (
     solve,
     solver_by_name,
 )
+from toolbox.bench.peers import installed
 
 # names beside those of SOLVERS, for comparison alone
 EXTRA: dict[str, Callable[[], Solver]] = {
@@ -65,6 +67,7 @@ def bench_solvers(
     process: str = "ddpm",
     count: int = 32,
     seed: int = 0,
+    peers: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """Errors, orders and costs of solvers, ours and diffusers', in one run.
@@ -84,6 +87,8 @@ def bench_solvers(
         process: ``ddpm`` (linear betas) or ``edm`` (variance exploding, 80 to 0.002).
         count: start points.
         seed: of the mixture; the start points use ``seed + 1``.
+        peers: also samplers of other libraries, as far as they are installed
+            (:mod:`toolbox.bench.peers`).
 
     Returns:
         ``errors``: rows with grid, solver, nfe, steps, median and rms; ``solvers``: rows with
@@ -137,6 +142,16 @@ def bench_solvers(
                     }
                     errors.append(row | _distances(result.x0, exact))
                 tick()
+    others = installed() if peers else {}
+    if peers and not others:
+        raise ValueError(
+            "neither azula nor k-diffusion is installed: pip install 'restobox[peers]'"
+        )
+    for grid, (name, sample), calls in itertools.product(grids, others.items(), nfe):
+        with torch.no_grad():
+            end = sample(denoiser, x, GRIDS[grid](p, calls))
+        row = {"grid": grid, "solver": name, "nfe": calls, "calls": calls, "steps": calls}
+        errors.append(row | _distances(end, exact))
     noisy_end = prior.flow(p, x, p.end, p.first)
     tick()
     orders = {}
@@ -153,6 +168,8 @@ def bench_solvers(
         | costs[name]
         for name, solver in chosen.items()
     ]
+    unknown = dict.fromkeys(("order", "cost", "ms_per_call"))
+    table += [{"solver": name, "origin": "peer"} | unknown for name in others]
     return {
         "process": process,
         "start_points": count,
@@ -256,10 +273,11 @@ def tables(figures: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ..
             cells = (_cell(found.get((grid, solver["solver"], n))) for n in nfe)
             name = (
                 solver["solver"]
-                if solver["origin"] == "restobox"
+                if solver["origin"] != "diffusers"
                 else f"{solver['solver']} (diffusers)"
             )
-            rows.append((name, *cells, f"{solver['order']:.1f}", f"{solver['cost']:.1f}"))
+            last = ("-" if solver[k] is None else f"{solver[k]:.1f}" for k in ("order", "cost"))
+            rows.append((name, *cells, *last))
         title = (
             f"median error on {grid} grids, {figures['process']} process (* = fewer network calls)"
         )

@@ -159,6 +159,9 @@ def bench_solver_errors(
     ] = "ddpm",
     count: Annotated[int, typer.Option(help="Start points.", min=1)] = 32,
     seed: Seed = 0,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also azula's and k-diffusion's, where installed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure where solvers, ours and diffusers', end on a distribution whose exact flow is
@@ -180,6 +183,7 @@ def bench_solver_errors(
             process=process,
             count=count,
             seed=seed,
+            peers=peers,
             progress=bar.update_of,
         )
     if as_json:

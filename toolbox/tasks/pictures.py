@@ -93,6 +93,10 @@ class PictureTask(Task):
         figures |= {"size": [shape[2], shape[1]], **reading.found, "model": prior.model}
         figures |= {"solver": solver, "steps": steps, "seed": draws.seed, "samples": draws.samples}
         figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
+        if result.misfit is not None:
+            figures["misfit"] = round(result.misfit, 5)
+        if result.warning is not None:
+            figures["warning"] = result.warning
         figures |= _write(out, spread, reading.photo, result, output.quality)
         return figures | (
             {} if truth is None else compared(result.mean.numpy(), truth, photo.pixels)
