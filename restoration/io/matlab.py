@@ -179,7 +179,9 @@ class Matlab:
         values = real.astype(dtype)
         if matrix.flags & _COMPLEX:
             imaginary, _ = self._numbers(where, matrix, rest)
-            values = real.astype(dtype) + 1j * imaginary.astype(dtype)
+            both = np.empty(len(real), np.result_type(dtype, np.complex64))
+            both.real, both.imag = real, imaginary  # a sum would make NaN of infinite parts
+            values = both
         return values.reshape(matrix.shape, order="F")
 
     def _numbers(

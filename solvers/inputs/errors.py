@@ -22,8 +22,21 @@ _SPEECHLESS = (
 )
 
 
+MOST_SAID = 1500  # letters
+
+
 class RestoboxError(ValueError):
-    """What restobox refuses, in one sentence: what was given, what is accepted, what to do."""
+    """What restobox refuses, in one sentence: what was given, what is accepted, what to do.
+
+    It is one line, whatever stands in a damaged file.
+    """
+
+    def __init__(self, text: str = ""):
+        plain = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+            for c in " ".join(text[:MOST_SAID].split())
+        )
+        super().__init__(plain + (" ..." if len(text) > MOST_SAID else ""))
 
 
 class InputError(RestoboxError):

@@ -23,6 +23,20 @@ def test_each_error_is_a_value_error_too(kind):
     assert issubclass(kind, ValueError)
 
 
+@given(st.text(max_size=4000))
+def test_an_error_is_one_line(text):
+    said = str(InputError(text))
+    assert said.isprintable()
+    assert len(said) < 20_000
+    assert (
+        said == text
+        or not text.isprintable()
+        or "  " in text
+        or text != text.strip()
+        or (len(text) > 1500)
+    )
+
+
 @pytest.mark.parametrize(
     "raised",
     [KeyError("network"), ZeroDivisionError("float division by zero"), RecursionError("depth"),
