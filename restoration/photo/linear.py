@@ -71,6 +71,8 @@ class LinearTask:
         timesteps: for denoising without a correction: the times that the network may be asked at,
             such as those that its scales were calibrated at; a run takes the nearest. Empty: all of
             them, or those that an exported network holds.
+        whole_grid: run from noise through all times of the grid, for denoising too, as calibration
+            needs it.
 
     Raises:
         ValueError: an unknown grid or correction, a number of symmetries other than these, a start
@@ -88,6 +90,7 @@ class LinearTask:
     start_level: float | None = None
     timesteps: tuple[float, ...] = ()
     correction_options: Mapping[str, Any] = field(default_factory=dict)
+    whole_grid: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -176,7 +179,7 @@ class LinearTask:
             )
 
         asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
-        if _is_denoising(m.operator, like.shape):
+        if _is_denoising(m.operator, like.shape) and not self.whole_grid:
             if isinstance(self.solver, REDDiff):
                 raise ValueError(
                     "denoising begins at the noisy picture, a state of the process as it is, which"

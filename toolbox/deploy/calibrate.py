@@ -124,7 +124,7 @@ def restorations(
         for n in runs.steps or (5,)
         for solver in solvers
     ]
-    ways = [task.restorer(denoiser, options, task.deployed(options, s)) for s in each]
+    ways = [task.restorer(denoiser, *task.deployed(options, s)) for s in each]
 
     def restore(k: int) -> None:
         trial = task.trial(source, k // len(ways), options)

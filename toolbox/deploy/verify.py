@@ -43,7 +43,7 @@ def restorers(
     found = {}
     for name, denoiser in denoisers.items():
         each = [replace(run, solver=solver) for solver in run.solver.split(",")]
-        found[name] = [task.restorer(denoiser, options, task.deployed(options, s)) for s in each]
+        found[name] = [task.restorer(denoiser, *task.deployed(options, s)) for s in each]
     return found
 
 

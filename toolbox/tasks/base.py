@@ -175,9 +175,9 @@ class Task(ABC):
         if self.name in KINDS:
             check_kind(denoiser, self.name)
 
-    def deployed(self, options: Any, settings: Settings) -> Settings:
+    def deployed(self, options: Any, settings: Settings) -> tuple[Any, Settings]:
         """The run that a calibration of a network follows, and that it is verified on."""
-        return settings
+        return options, settings
 
     def source(
         self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int

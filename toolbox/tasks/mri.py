@@ -50,7 +50,8 @@ def make_sampling(
         half = int((size[0] * size[1] / (2 * acceleration)) ** 0.5)
         return poisson_mask(size[0], size[1], acceleration, min(CALIBRATION, half, *size), seed)
     # in small images no fewer columns than sensitivities are estimated from
-    share = max(0.32 / acceleration, MINIMUM_REGION / size[1])
+    least = MINIMUM_REGION / size[1]
+    share = max(0.32 / acceleration, least if least < 1 / acceleration else 0.0)
     share = share if center_fraction is None else center_fraction
     return column_mask(kind, size[1], acceleration, share, seed)
 

@@ -164,6 +164,7 @@ class Denoising:
     sigma: Annotated[
         str, Option(help="White noise in units of [0, 1] (25 of 255: 0.098), or auto: estimated.")
     ] = "auto"
+    whole: bool = False  # from pure noise, for calibration
 
 
 @dataclass(frozen=True)

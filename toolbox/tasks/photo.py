@@ -158,10 +158,9 @@ class LinearPictureTask(PictureTask):
         """The operator that measures a picture of ``size (H, W)``."""
         return self.operator(size, options)
 
-    def deployed(self, options: Any, settings: Settings) -> Settings:
-        """Of a denoiser too: its run visits the whole grid."""
+    def deployed(self, options: Any, settings: Settings) -> tuple[Any, Settings]:
         name = "diffpir" if self.sigma(options, torch.zeros(0)) > 0 else "ddnm"
-        return replace(settings, correction=settings.correction or name)
+        return options, replace(settings, correction=settings.correction or name)
 
     def record(self, options: Any) -> dict[str, str | float]:
         """The operator's numbers, for a bundle."""
@@ -186,6 +185,13 @@ class Denoise(LinearPictureTask):
 
     def operator(self, size: Size, options: Denoising) -> LinearOperator:
         return linear.Denoising()
+
+    def task(self, denoiser: Denoiser, options: Denoising, settings: Settings) -> LinearTask:
+        return replace(super().task(denoiser, options, settings), whole_grid=options.whole)
+
+    def deployed(self, options: Denoising, settings: Settings) -> tuple[Any, Settings]:
+        """A run that visits the whole grid."""
+        return super().deployed(replace(options, whole=True), settings)
 
     def sigma(self, options: Denoising, image: Tensor) -> float:
         if options.sigma != "auto":
