@@ -124,7 +124,7 @@ def test_a_restorer_is_shared(restorer, device):
     check(restored(Restorer(restorer, device=device, threads=1), MIXED), rounds=3)
 
 
-@pytest.mark.parametrize("correction", ["ddnm", "dps"])  # the second differentiates the network
+@pytest.mark.parametrize("correction", ["ddnm", "pigdm"])  # the second differentiates the network
 def test_a_pytorch_model_is_shared(correction):
     task = InpaintingTask(load("photo-x4"), DDIM(), 2, correction=correction, symmetries=2)
     check(restored(task, MIXED), rounds=2)

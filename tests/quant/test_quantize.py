@@ -104,7 +104,9 @@ def test_the_float_network_is_left_alone(denoiser, calibration):
     "recipe",
     [
         QuantRecipe(),
-        QuantRecipe(weight_bits=4, range="mse", skip=("conv_in",)),
+        pytest.param(
+            QuantRecipe(weight_bits=4, range="mse", skip=("conv_in",)), marks=pytest.mark.long
+        ),
         pytest.param(QuantRecipe(range="max"), marks=pytest.mark.long),
     ],
 )

@@ -50,6 +50,7 @@ def photo(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_quantize_minds_solver_and_selection(cli, road, tiny_model, tmp_path):
     calibration = ("--calibration", road / "c.safetensors", "-o", tmp_path / "q")
     code, _, err = cli("quantize", tiny_model, *calibration, "--solver", "pndm")
@@ -224,6 +225,7 @@ def test_table_bundles_name_the_steps_they_hold(cli, photo, road):
     assert not (photo / "o.png").exists()
 
 
+@pytest.mark.long
 def test_verify(cli, road, tiny_model, pictures, tmp_path):
     common = (
         "verify",
@@ -261,6 +263,7 @@ def test_verify(cli, road, tiny_model, pictures, tmp_path):
     assert "recorded with solver ddim, not pndm" in err
 
 
+@pytest.mark.long
 def test_report(cli, road, tiny_model, pictures, tmp_path):
     common = (
         "report",
@@ -415,6 +418,7 @@ def test_dehazing_restorer(cli, pictures, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.long
 def test_inspect_prints_tables(cli, road):
     code, out, _ = cli("inspect", road / "bundle")
     assert code == 0

@@ -70,6 +70,7 @@ def test_gradient_of_a_solution_solves_the_same_equation():
     torch.testing.assert_close(b.grad, torch.linalg.solve(matrix, weight.T).T)
 
 
+@pytest.mark.long
 def test_gradient_through_sense_is_that_of_finite_differences():
     size, rng, g = (12, 10), np.random.default_rng(0), torch.Generator().manual_seed(0)
     maps = ring_maps(3, size, rng).to(torch.complex128)
