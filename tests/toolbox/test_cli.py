@@ -141,6 +141,7 @@ def road(tmp_path_factory, tiny_model, pictures):
     return place
 
 
+@pytest.mark.long
 def test_restore_with_the_exported_bundle(cli, photo, road):
     arguments = (
         "restore",
@@ -206,6 +207,7 @@ def test_depth_and_alpha_are_kept(cli, photo, tiny_model):
     assert (back.pixels == before.pixels).mean() > 0.8
 
 
+@pytest.mark.long
 def test_table_bundles_name_the_steps_they_hold(cli, photo, road):
     code, _, err = cli(
         "restore",
