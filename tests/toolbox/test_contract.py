@@ -192,7 +192,8 @@ def test_networks_are_deployed(house, tmp_path, quantized, name):
     # the float graph's session under the same loop is the network itself
     run_export(origin.model, tmp_path / "f", Graph(target="float"))
     task, denoiser = task_by_name(name), Denoiser.from_pretrained(origin.model)
-    options = task.simulated(denoiser)
+    # the pseudo-inverse of a blur amplifies single precision's rounding
+    options = task.simulated(denoiser, 0.02 if name == "deblur" else None)
     trial = task.trial(task.source(trials.data, denoiser, SIDE, 0), 0, options)
     host, graph = (
         task.restorer(d, options, run)(trial.inputs, seed=1).mean
