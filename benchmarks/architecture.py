@@ -30,6 +30,7 @@ from restoration.operators.linear import Denoising
 from restoration.photo.linear import LinearTask
 from solvers.denoiser import Denoiser
 from toolbox.deploy.calibrate import run_calibrate
+from toolbox.deploy.options import Recording, Trajectories
 from toolbox.training.loop import train
 from toolbox.training.recipe import Noise, TrainingRecipe
 
@@ -125,12 +126,8 @@ def quantized(folder: Path, data: Path) -> Session:
         str(folder / "model"),
         data,
         calibration,
-        task="denoise",
-        sigma=SIGMA,
-        steps=(16,),
-        count=4,
-        side=96,
-        per_timestep=4,
+        Trajectories("denoise", steps=[16], sigma=SIGMA),
+        Recording(count=4, side=96, per_timestep=4),
     )
     denoiser = Denoiser.from_pretrained(folder / "model")
     made = quantize(

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from restoration.io.images import read_image
-from restoration.io.pictures.folders import find_pictures
 from restoration.metrics import psnr, ssim
-from toolbox.bench.linear import Case
+from toolbox.bench.options import Extent
+from toolbox.bench.pictures import linear_cases
 
 
 def main() -> None:
@@ -37,12 +36,12 @@ def main() -> None:
         (key for key in state if key.endswith(".weight")), key=lambda key: int(key.split(".")[1])
     )
     layers = [(state[name], state[name.replace("weight", "bias")]) for name in names]
-    case, figures = Case(f"denoise:{options.sigma:g}"), []
-    for k, path in enumerate(find_pictures(options.data)[: options.limit]):
-        truth, y, _ = case.measure(
-            read_image(path).pixels.astype(np.float32).mean(0, keepdims=True), options.seed + k
-        )
-        restored = denoise(layers, y[None])[0].clamp(0, 1).numpy()
+    extent = Extent(limit=options.limit, seed=options.seed)
+    (case,) = linear_cases(options.data, [f"denoise:{options.sigma:g}"], True, extent)
+    figures = []
+    for trial in case.trials():
+        restored = denoise(layers, trial.inputs["image"][None])[0].clamp(0, 1).numpy()
+        truth = trial.known.numpy()
         figures.append((psnr(restored, truth), ssim(restored, truth)))
     print(
         "{} pictures, sigma {:g}: DnCNN {:.2f} dB, SSIM {:.4f}".format(
