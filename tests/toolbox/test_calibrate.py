@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from helpers.data import smooth_picture
 from helpers.deploy import calibrate as run_calibrate
 from helpers.quantized import one_thread  # noqa: F401
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
@@ -92,6 +92,19 @@ def test_restoring_tasks_record_and_quantize(colour, pictures, tmp_path, task):
     x, t = next(found.batches())
     quantized = quantize(network, found)
     assert quantized(x, t).shape == x.shape
+
+
+def test_only_calibration_sets_are_replaced(colour, pictures, tmp_path):
+    """A file of the user's that `-o` names by mistake stays."""
+    for name, content in (
+        ("a.png", b"a picture"),
+        ("model.safetensors", save({"w": torch.ones(1)})),
+    ):
+        out = tmp_path / name
+        out.write_bytes(content)
+        with pytest.raises(ValueError, match="is no calibration set"):
+            calibrate(colour, pictures, out)
+        assert out.read_bytes() == content
 
 
 def test_tasks_see_different_inputs(colour, pictures, tmp_path):

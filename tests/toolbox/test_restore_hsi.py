@@ -89,6 +89,7 @@ def test_restores_a_file(scene, model, monkeypatch, capsys, out):
         (["--rank", "2.5"], "--rank takes auto or a number"),
         (["--rank", "21"], "between 1 and the number of bands, 20"),
         (["--reference", "other.npz"], "other.npz has shape"),
+        (["--sigma", "1e300"], "between 0 and 1e+12"),
         (["--quicklook", "look.xyz"], "must end in"),
         (["--correction", "magic"], "unknown; known"),
         (["--symmetries", "5"], "symmetries"),

@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from quant.calibration.collect import collect
 from quant.calibration.eda_dm import EDADM
 from quant.calibration.ptq4dm import PTQ4DM
@@ -54,6 +56,7 @@ def run_calibrate(
         ValueError, OSError: bad names, numbers or files; ``out`` is not written then.
     """
     check_file(out)
+    _check_replaceable(out)
     check_outputs([out], [model, data])
     select, samples = recording.select, recording.samples
     _check_names(
@@ -131,6 +134,19 @@ def restorations(
         ways[k % len(ways)](trial.inputs, seed=source.seed + k)
 
     return restore, len(ways)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to write over a file that is no calibration set."""
+    if not out.is_file():
+        return
+    try:
+        with safe_open(out, "pt") as file:
+            ours = "calibration" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        ours = False
+    if not ours:
+        raise ValueError(f"{out} exists and is no calibration set; give another name")
 
 
 def _hashes(source: Source) -> list[str]:

@@ -34,6 +34,7 @@ from toolbox.tasks.options import Cubes, Prior, Request, Settings
 RGB = (640.0, 550.0, 470.0)  # nanometres
 
 
+LARGEST = 1e12  # of the numbers on the command line, whose squares must stay finite
 LEVEL = 0.05  # noise of the planes that graphs are tried on
 
 
@@ -209,14 +210,17 @@ def auto(name: str, text: Any, kind: type) -> Any:
     """None for ``auto``, else the number.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, or one that is far out of any range.
     """
     if text == "auto":
         return None
     try:
-        return kind(text)
+        number = kind(text)
     except ValueError as error:
         raise ValueError(f"--{name} takes auto or a number; got {text!r}") from error
+    if not 0 <= number <= LARGEST:
+        raise ValueError(f"--{name} must lie between 0 and {LARGEST:g}; got {text}")
+    return number
 
 
 def rgb_bands(cube: Cube) -> tuple[int, int, int]:

@@ -197,6 +197,7 @@ class Deblurring:
                 " start from noise."
             ),
             min=0,
+            max=100,
         ),
     ] = 0.4
 
