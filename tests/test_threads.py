@@ -80,6 +80,7 @@ def test_an_openvino_session_is_shared():
 
 
 @needs_openvino
+@pytest.mark.long
 def test_openvino_with_more_sizes_than_it_keeps(monkeypatch):
     monkeypatch.setattr("export.runtime.openvino.KEPT", 1)
     task = InpaintingTask(load("photo-x4-int8", device="openvino", threads=1), DDIM(), 1)

@@ -270,6 +270,7 @@ def test_activation_grid_of_brevitas(quantized):
     )
 
 
+@pytest.mark.long
 def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
     quantized = quantize(denoiser.network, calibration)
     bad = quantized.names[3]

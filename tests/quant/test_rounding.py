@@ -447,6 +447,7 @@ def test_wrong_recipes_are_refused(wrong):
 # -- sensitivity and sizes -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_sensitivities_name_a_spoiled_layer(denoiser, calibration):
     quantized = quantize(denoiser.network, calibration)
     bad = quantized.names[2]

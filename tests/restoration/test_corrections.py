@@ -228,6 +228,7 @@ def test_mmps_is_the_exact_posterior_mean_of_a_gaussian():
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.long
 def test_mmps_samples_the_exact_gaussian_posterior():
     """Also through a blur: mean, spread and coverage of the samples in every pixel."""
     op, sigma, count = Blur((12, 12), gaussian_kernel(0.7, 2)), 0.3, 150

@@ -338,7 +338,7 @@ sys.exit(toolbox.cli.main())
     ("kind", "sent", "code"),
     [
         ("file", signal.SIGTERM, 143),
-        ("folder", signal.SIGINT, 130),
+        pytest.param("folder", signal.SIGINT, 130, marks=pytest.mark.long),
         pytest.param("folder", signal.SIGTERM, 143, marks=pytest.mark.long),
         pytest.param("file", signal.SIGINT, 130, marks=pytest.mark.long),
     ],
