@@ -192,7 +192,9 @@ def _read_ismrmrd(path: Path, file: Any) -> Scan:
     lines = np.flatnonzero((heads["flags"] & np.uint64(NO_IMAGE)) == 0)
     if not lines.size:
         raise InputError(f"{path} holds no image lines")
-    keys = np.stack([heads["idx"][name][lines].astype(np.int64) for name in IMAGES], 1)
+    given = [name for name in IMAGES if name in heads["idx"].dtype.names]
+    columns = [heads["idx"][name][lines].astype(np.int64) for name in given]
+    keys = np.stack(columns or [np.zeros(len(lines), np.int64)], 1)
     images, place = np.unique(keys, axis=0, return_inverse=True)
     coils = int(heads["active_channels"][lines].max())
     check_array(path, (len(images), coils, x, y), 8)
@@ -229,7 +231,7 @@ def _read_ismrmrd(path: Path, file: Any) -> Scan:
     sampled = hits > 0
     if (sampled != sampled[0]).any():
         raise InputError(
-            f"{path} holds {len(images)} images ({', '.join(IMAGES)}) that are sampled at different"
+            f"{path} holds {len(images)} images ({', '.join(given)}) that are sampled at different"
             " lines; write each of them into a file of its own"
         )
     crop, spacing = _recon_space(text)

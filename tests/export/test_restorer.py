@@ -102,14 +102,14 @@ def test_graph_takes_batches(bundles):
     ("changes", "sigma"),
     [
         pytest.param({"solver": DDIM(eta=1.0)}, 0.0, marks=pytest.mark.long),
-        pytest.param({"solver": PNDM()}, 0.0, marks=pytest.mark.long),
+        pytest.param({"solver": PNDM()}, 0.0, marks=pytest.mark.slow),
         pytest.param(
             {"solver": EVODiff(), "grid": "log-snr", "num_inference_steps": 4},
             0.0,
             marks=pytest.mark.long,
         ),
         pytest.param({"correction": "diffpir"}, 0.1, marks=pytest.mark.long),
-        pytest.param({"correction": "repaint"}, 0.0, marks=pytest.mark.long),
+        pytest.param({"correction": "repaint"}, 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_solvers_and_corrections_trace(task, changes, sigma):

@@ -305,7 +305,7 @@ def test_quantiles_are_torchs():
 # -- eigen-images ----------------------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetries", [8])
 def test_eigen_images_are_the_host_step(symmetries):
     d = denoiser_of(1)
@@ -367,7 +367,7 @@ def test_denoisers_enter_at_calibrated_times():
 # -- bundles ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.slow  # exact data of one coil: test_contract.py
 def test_integer_mri_bundle_errs_as_the_simulation_says(tmp_path):
     """The bundle's int8 run is as near to the float run as the host's loop around the simulated
     network.
