@@ -101,7 +101,7 @@ def test_graph_takes_batches(bundles):
 @pytest.mark.parametrize(
     ("changes", "sigma"),
     [
-        pytest.param({"solver": DDIM(eta=1.0)}, 0.0, marks=pytest.mark.long),
+        pytest.param({"solver": DDIM(eta=1.0)}, 0.0, marks=pytest.mark.slow),
         pytest.param({"solver": PNDM()}, 0.0, marks=pytest.mark.slow),
         pytest.param(
             {"solver": EVODiff(), "grid": "log-snr", "num_inference_steps": 4},

@@ -139,7 +139,7 @@ def test_paired_graphs_take_masks():
     assert (task(smooth(3, SIZE)[0], 1 - mask[0, 0], seed=2).samples - ours).abs().max() > 1e-3
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "state"), [((40, 56), (3, 16, 22))])
 def test_dehazing_graphs_reduce_and_carry_back(size, state):
     """The prior, the reduced view, the run and the way back to the whole picture: what the host
@@ -194,8 +194,8 @@ def scan(coils: int, size=(32, 36), sigma: float = 0.01, seed: int = 0):
 @pytest.mark.parametrize(
     ("coils", "exact"),
     [
-        pytest.param(1, True, marks=pytest.mark.long),
-        pytest.param(1, False, marks=pytest.mark.long),  # a solver of 30 iterations in the graph
+        pytest.param(1, True, marks=pytest.mark.slow),  # as test_contract.py has it
+        pytest.param(1, False, marks=pytest.mark.slow),  # a solver of 30 iterations in the graph
         pytest.param(3, False, marks=pytest.mark.slow),
     ],
 )
@@ -222,7 +222,7 @@ def test_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
 
 
 @pytest.mark.parametrize(
-    ("coils", "exact"), [pytest.param(1, True, marks=pytest.mark.long), (1, False), (3, False)]
+    ("coils", "exact"), [pytest.param(1, True, marks=pytest.mark.slow), (1, False), (3, False)]
 )
 def test_unrolled_mri_graphs_are_the_host_loop(monkeypatch, coils, exact):
     monkeypatch.setattr(
