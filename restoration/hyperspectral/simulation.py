@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from restoration.io.arrays import arrays_of
+from restoration.io.containers.arrays import arrays_of
 from solvers.inputs.errors import reading
 
 GROUPS = {

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.arrays import arrays_of
+from restoration.io.containers.arrays import arrays_of
+from restoration.io.containers.hdf5 import created, dataset, opened
+from restoration.io.containers.matlab import Matlab, is_hdf5
 from restoration.io.cube import Cube, numbers
-from restoration.io.hdf5 import created, dataset, opened
-from restoration.io.matlab import Matlab, is_hdf5
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array

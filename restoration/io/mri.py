@@ -6,16 +6,16 @@ are refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from restoration.io.arrays import arrays_of, read_array
-from restoration.io.hdf5 import dataset, opened
-from restoration.io.matlab import Matlab, is_hdf5
+from restoration.io.containers.arrays import arrays_of, read_array
+from restoration.io.containers.hdf5 import dataset, opened
+from restoration.io.containers.matlab import Matlab, is_hdf5
+from restoration.io.ismrmrd import read_ismrmrd, recon_space, text_of
 from restoration.io.mri_scan import (
     Scan,
     Stored,
@@ -34,11 +34,6 @@ T = TypeVar("T")
 
 HDF5 = (".h5", ".hdf5", ".mrd")
 NIFTI = (".nii", ".nii.gz")
-# flags of ISMRMRD lines that are no part of an image, by bit from 1: noise, calibration alone,
-# navigator, phase correction, feedback (26, 28), dummy, surface coils, phase stabilisation (30, 31)
-NO_IMAGE = sum(1 << (bit - 1) for bit in (19, 20, 23, 24, 26, 27, 28, 29, 30, 31))
-REVERSE = 1 << 21
-IMAGES = ("contrast", "phase", "set", "repetition", "slice")  # indices that separate images
 
 
 def suffix(path: Path) -> str:
@@ -88,12 +83,12 @@ def read_scan(path: str | Path) -> Scan:
 def _read_hdf5(path: Path) -> Scan:
     with opened(path) as file:
         if "kspace" not in file and "dataset" in file:
-            return _read_ismrmrd(path, file)
+            return read_ismrmrd(path, file)
         kspace = complex_array(dataset(file, "kspace", path), path, ranks=(3, 4))
         kspace = kspace[:, None] if kspace.ndim == 3 else kspace
         header = None
         if "ismrmrd_header" in file:
-            header = _text(dataset(file, "ismrmrd_header", path)[()])
+            header = text_of(dataset(file, "ismrmrd_header", path)[()])
         key = next((k for k in ("reconstruction_rss", "reconstruction_esc") if k in file), None)
         target = None if key is None else real_array(dataset(file, key, path), path)
         mask = (
@@ -104,7 +99,7 @@ def _read_hdf5(path: Path) -> Scan:
             for name, value in file.attrs.items()
             if np.size(value) == 1
         }
-    crop, spacing = (None, (1.0, 1.0, 1.0)) if header is None else _recon_space(header)
+    crop, spacing = (None, (1.0, 1.0, 1.0)) if header is None else recon_space(header)
     return Scan(
         kspace,
         mask=mask,
@@ -160,83 +155,6 @@ def _volume(path: Path, use: Callable[[Stored, tuple[int, ...]], T]) -> T:
                 " (slices, coils, H, W) with several coils is accepted"
             )
         return use(kspace, tuple(kspace.shape[:4]))
-
-
-def _read_ismrmrd(path: Path, file: Any) -> Scan:
-    """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix.
-
-    Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are images
-    of their own, one after the other on the axis of slices. Lines whose flags say that they are
-    something else (noise, calibration alone, navigators, phase correction ...) are left out.
-    """
-    records = dataset(file, "dataset/data", path)
-    header = _text(np.ravel(dataset(file, "dataset/xml", path)[()])[0])
-    text = re.sub(r"<(/?)[\w.-]+:", r"<\1", header)  # any namespace
-    size = _numbers(text, "encodedSpace", "matrixSize")
-    trajectory = re.search(r"<trajectory>\s*(\w+)\s*</trajectory>", text)
-    if size is None or trajectory is None:
-        raise InputError(f"{path} has a header without encoded matrix size or trajectory")
-    if trajectory.group(1).lower() != "cartesian":
-        raise InputError(
-            f"{path} has a {trajectory.group(1)} trajectory; Cartesian scans are accepted"
-        )
-    x, y, z = (int(n) for n in size)
-    if z > 1:
-        raise InputError(
-            f"{path} is encoded in 3D ({z} partitions); 2D scans are accepted: transform the third"
-            " axis first"
-        )
-    centre = _number(text, "encodingLimits", "kspace_encoding_step_1", "center")
-    centre = y // 2 if centre is None else int(centre)
-    heads = records["head"]
-    lines = np.flatnonzero((heads["flags"] & np.uint64(NO_IMAGE)) == 0)
-    if not lines.size:
-        raise InputError(f"{path} holds no image lines")
-    given = [name for name in IMAGES if name in heads["idx"].dtype.names]
-    columns = [heads["idx"][name][lines].astype(np.int64) for name in given]
-    keys = np.stack(columns or [np.zeros(len(lines), np.int64)], 1)
-    images, place = np.unique(keys, axis=0, return_inverse=True)
-    coils = int(heads["active_channels"][lines].max())
-    check_array(path, (len(images), coils, x, y), 8)
-    kspace = np.zeros((len(images), coils, x, y), np.complex64)
-    hits = np.zeros((len(images), y), np.int64)
-    for k, image in zip(lines, np.ravel(place), strict=True):  # one at a time, of any length
-        head, data = heads[k], records[int(k)]["data"]
-        step, channels, samples = (
-            int(n)
-            for n in (
-                head["idx"]["kspace_encode_step_1"],
-                head["active_channels"],
-                head["number_of_samples"],
-            )
-        )
-        middle = int(head["center_sample"])
-        reverse = bool(int(head["flags"]) & REVERSE)
-        middle = samples - 1 - middle if reverse else middle
-        column, first = step - centre + y // 2, x // 2 - middle
-        if (
-            not 0 <= column < y
-            or first < 0
-            or first + samples > x
-            or data.size != 2 * channels * samples
-        ):
-            raise InputError(f"{path}: line {step} does not fit the encoded matrix {x} x {y}")
-        values = (
-            np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(channels, samples)
-        )
-        values = values[:, ::-1] if reverse else values
-        kspace[image, :channels, first : first + samples, column] += values
-        hits[image, column] += 1
-    kspace /= np.maximum(hits, 1)[:, None, None, :]
-    sampled = hits > 0
-    if (sampled != sampled[0]).any():
-        raise InputError(
-            f"{path} holds {len(images)} images ({', '.join(given)}) that are sampled at different"
-            " lines; write each of them into a file of its own"
-        )
-    crop, spacing = _recon_space(text)
-    mask = sampled[0].astype(np.float32)
-    return Scan(kspace, mask=mask, header=header, crop=crop, spacing=spacing)
 
 
 def _read_npz(path: Path) -> Scan:
@@ -364,47 +282,3 @@ def _read_dicom(path: Path) -> Scan:
     found.sort(key=lambda frame: frame.place)
     stack = np.stack([frame.pixels for frame in found])
     return Scan(magnitude=magnitude_array(stack, path), spacing=found[0].spacing)
-
-
-# -- headers ---------------------------------------------------------------------------------------
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _recon_space(header: str) -> tuple[tuple[int, int] | None, tuple[float, float, float]]:
-    """Size ``(h, w)`` and spacing of the reconstructed image by an ISMRMRD header: x is along the
-    readout, fastMRI's rows.
-    """
-    size = _numbers(header, "reconSpace", "matrixSize")
-    if size is None or min(size) < 1:
-        return None, (1.0, 1.0, 1.0)
-    spacing = [
-        (_number(header, "reconSpace", "fieldOfView_mm", axis) or n) / n
-        for axis, n in zip("xyz", size, strict=True)
-    ]
-    return (int(size[0]), int(size[1])), (spacing[2], spacing[0], spacing[1])
-
-
-def _numbers(header: str, *path: str) -> list[float] | None:
-    """x, y and z under a path of element names; None if one is missing."""
-    found = [n for axis in "xyz" if (n := _number(header, *path, axis)) is not None]
-    return found if len(found) == 3 else None
-
-
-def _number(header: str, *path: str) -> float | None:
-    """The first number under a path of element names. No XML parser: a header may be hostile, and
-    this knows no entities.
-    """
-    for name in path[:-1]:
-        begin = re.search(rf"<(?:\w+:)?{name}>", header)
-        end = begin and re.compile(rf"</(?:\w+:)?{name}>").search(header, begin.end())
-        if begin is None or end is None:
-            return None
-        header = header[begin.end() : end.start()]
-    found = re.search(rf"<(?:\w+:)?{path[-1]}>\s*([0-9.eE+-]+)\s*</", header)
-    try:
-        return None if found is None else float(found.group(1))
-    except ValueError:
-        return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.io.hdf5 import created
+from restoration.io.containers.hdf5 import created
 from restoration.io.images import Photo, check_writable, write_image
 from restoration.io.mri import HDF5, NIFTI, suffix
 from restoration.io.mri_scan import Scan, need

@@ -6,26 +6,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from restoration.io.hdf5 import created, dataset, opened
-from restoration.io.images import (
-    MAX_PIXELS,
-    SUFFIXES,
-    Photo,
-    check_writable,
-    read_image,
-    write_image,
-)
-from restoration.io.matlab import Matlab, is_hdf5
+from restoration.io.containers.hdf5 import created
+from restoration.io.images import SUFFIXES, Photo, check_writable, read_image, write_image
 from restoration.io.pictures.dicom import count_of, frames_of, head_of
-from restoration.ultrasound.beamforming import PlaneWaves, beamform
-from restoration.ultrasound.bmode import DYNAMIC_RANGE, envelope, log_compress
+from restoration.io.ultrasound_signals import MAX_FRAMES, Clip, read_channels, read_hdf5
+from restoration.ultrasound.bmode import DYNAMIC_RANGE
 from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
@@ -33,32 +24,7 @@ from solvers.inputs.memory import check_array
 HDF5 = (".h5", ".hdf5")
 PICTURES = (*SUFFIXES, ".bmp")
 DICOM = (".dcm", ".dicom", ".ima")
-MAX_FRAMES = 100_000
 FRAMES = "folder of restored frames"
-MINIMUM_SIDE = 32
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip of B-mode frames.
-
-    Attributes:
-        count: number of frames.
-        size: ``(H, W)`` in pixels.
-        frame: frame k as ``(H, W)`` float32 in [0, 1].
-        kind: what the file holds, in words.
-    """
-
-    count: int
-    size: tuple[int, int]
-    frame: Callable[[int], np.ndarray]
-    kind: str
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self.frame(k) for k in range(self.count))
 
 
 def read_clip(
@@ -114,9 +80,9 @@ def _open(path: Path, dynamic_range: float, grey: bool, sampling_rate: float | N
     if suffix in PICTURES:
         return _pictures([path], grey)
     if suffix in HDF5:
-        return _hdf5(path, dynamic_range)
+        return read_hdf5(path, dynamic_range)
     if suffix == ".mat":
-        return _mat(path, dynamic_range, sampling_rate)
+        return read_channels(path, dynamic_range, sampling_rate)
     if suffix in DICOM:
         return _dicom([path], grey)
     accepted = ", ".join((*PICTURES, *HDF5, ".mat", *DICOM))
@@ -252,171 +218,6 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
         (0, int(part), "") if part.isdigit() else (1, 0, part)
         for part in re.split(r"(\d+)", path.name.lower())
     ]
-
-
-# -- HDF5 ------------------------------------------------------------------------------------------
-
-
-def _hdf5(path: Path, dynamic_range: float) -> Clip:
-    with opened(path) as file:
-        known = ("data/image", "data/envelope_data", "data/beamformed_data")
-        found = next((k for k in known if file.get(k, getlink=True) is not None), None)
-        if found is None:
-            raw = " (it holds data/raw_data: beamform it first)" if "data/raw_data" in file else ""
-            raise InputError(f"{path} holds none of {', '.join(known)}{raw}")
-        stored = dataset(file, found, path, whole=False)
-        shape, kind = stored.shape, stored.dtype
-    name = found.removeprefix("data/")
-    channels = shape[3] if len(shape) == 4 else 1
-    most = 2 if name == "beamformed_data" else 1
-    if len(shape) not in (3, 4) or channels > most:
-        raise InputError(
-            f"{path}: {found} must be (n_frames, H,"
-            f" W){' or (n_frames, H, W, 1 or 2)' if most == 2 else ''}; got {shape}"
-        )
-    count, height, width = shape[:3]
-    if count == 0:
-        raise InputError(f"{path}: the clip is empty ({found} has shape {shape})")
-    if min(height, width) < MINIMUM_SIDE:
-        raise InputError(
-            f"{path}: {found} has shape {shape}, which would be frames of {height} x {width}"
-            " pixels; its axes must be (n_frames, H, W)"
-        )
-    if height * width * channels > MAX_PIXELS or count > MAX_FRAMES:
-        raise InputError(
-            f"{path}: {found} of shape {shape} is too large; at most {MAX_PIXELS} pixels a frame"
-            f" and {MAX_FRAMES} frames"
-        )
-    if kind.kind not in "uifc":
-        raise InputError(f"{path}: {found} holds {kind}; numbers are needed")
-
-    def load(k: int) -> np.ndarray:
-        with opened(path) as file:
-            values = np.asarray(dataset(file, found, path, whole=False)[k])
-        if not np.isfinite(values).all():
-            raise InputError(f"{path}: frame {k} holds NaN or infinite values")
-        return values
-
-    # one scale for the whole clip, or its brightness would flicker: from up to eight frames
-    some = [load(k) for k in sorted({round(i) for i in np.linspace(0, count - 1, min(count, 8))})]
-    if name == "image":
-        low, span = _grey_scale(some, path, dynamic_range)
-
-        def scaled(k: int) -> np.ndarray:
-            frame = (load(k).reshape(height, width) - low) / span
-            return np.clip(frame, 0, 1).astype(np.float32)
-
-        return Clip(count, (height, width), scaled, "HDF5 pictures")
-    reference = max(float(_amplitude(values).max()) for values in some)
-    return Clip(
-        count,
-        (height, width),
-        lambda k: log_compress(_amplitude(load(k)), dynamic_range, reference).astype(np.float32),
-        f"HDF5 {name}",
-    )
-
-
-def _amplitude(values: np.ndarray) -> np.ndarray:
-    """Envelope of one frame ``(H, W)``, ``(H, W, 1)`` (RF along H, or an envelope, which has no
-    negative value) or ``(H, W, 2)`` (IQ).
-    """
-    if values.ndim == 3 and values.shape[2] == 2:
-        return np.hypot(values[..., 0].astype(np.float64), values[..., 1])
-    values = values.reshape(values.shape[:2])
-    if np.iscomplexobj(values) or (values < 0).any():
-        return envelope(values, axis=0)
-    return values.astype(np.float64)
-
-
-def _grey_scale(frames: list[np.ndarray], path: Path, dynamic_range: float) -> tuple[float, float]:
-    """Value of black, and how far above it white is."""
-    if frames[0].dtype.kind == "u":
-        return 0.0, float(np.iinfo(frames[0].dtype).max)
-    low, high = min(float(v.min()) for v in frames), max(float(v.max()) for v in frames)
-    if low >= 0 and high <= 1:
-        return 0.0, 1.0
-    if high <= 0:  # dB below the brightest
-        return -dynamic_range, dynamic_range
-    if low >= 0 and high <= 255:
-        return 0.0, 255.0
-    raise InputError(
-        f"{path}: grey values from {low:.4g} to {high:.4g} are neither in [0, 1], in [0, 255] nor"
-        " in dB (at most 0)"
-    )
-
-
-# -- channel data ----------------------------------------------------------------------------------
-
-
-def _mat(path: Path, dynamic_range: float, sampling_rate: float | None) -> Clip:
-    if is_hdf5(path):
-        raise InputError(f"{path} is a MATLAB 7.3 file; save it with -v7")
-    content = Matlab(path)
-    key = next((k for k in ("RF2", "RF") if k in content.shapes), None)
-    if key is None:
-        raise InputError(
-            f"{path} holds no channel data: RF or RF2 (samples, elements, acquisitions) is needed;"
-            f" found {list(content.shapes)}"
-        )
-    names = [n for n in (key.replace("RF", "param"), "param", "params") if n in content.shapes]
-    rf = np.asarray(content.read(key))
-    rf = rf[..., None] if rf.ndim == 2 else rf
-    fields = content.read(names[0]) if names else {}
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}: {names[0]} must be a struct (fs, pitch, c, t0 ...)")
-
-    def value(name: str, default: Any = None) -> Any:
-        found = next((v for k, v in fields.items() if k.lower() == name.lower()), None)
-        if found is None:
-            return default
-        if np.iscomplexobj(found) or not np.isfinite(found).all():
-            raise InputError(f"{path}: {name} of {names[0]} must be finite and real")
-        return np.asarray(found, np.float64).squeeze()
-
-    rate = sampling_rate or value("fs")
-    if rate is None:
-        raise InputError(
-            f"{path} does not say its sampling rate (field fs of param): give sampling_rate"
-            " (--sampling-rate) in Hz"
-        )
-    pitch = value("pitch")
-    if pitch is None:
-        raise InputError(
-            f"{path} does not say the distance of its elements (field pitch of param, in m)"
-        )
-    if rf.ndim != 3 or rf.dtype.kind not in "uif" or not rf.shape[0] >= rf.shape[1] >= 8:
-        raise InputError(
-            f"{path}: {key} must be (samples, elements, acquisitions), real, with more samples than"
-            f" elements; got {rf.shape}"
-        )
-    angles = value("TXangle")
-    compounded = angles is not None and angles.size == rf.shape[2]
-    waves = PlaneWaves(
-        float(rate),
-        float(pitch),
-        float(value("c", 1540.0)),
-        float(value("t0", 0.0)),
-        tuple(map(float, angles.ravel())) if compounded else (0.0,),
-    )
-    frames = [rf] if compounded else [rf[..., k : k + 1] for k in range(rf.shape[2])]
-    first, last = waves.depths(rf.shape[0])
-    width = min(1024, max(MINIMUM_SIDE, 2 * rf.shape[1]))
-    # square pixels
-    height = int(
-        np.clip(
-            round((last - first) / (waves.pitch * (rf.shape[1] - 1)) * width), MINIMUM_SIDE, 4096
-        )
-    )
-
-    references: list[float] = []
-
-    def frame(k: int) -> np.ndarray:
-        amplitude = np.abs(beamform(frames[k].astype(np.float64), waves, height, width))
-        if not references:  # one reference for the whole clip: the first frame that is asked for
-            references.append(float(amplitude.max()))
-        return log_compress(amplitude, dynamic_range, references[0]).astype(np.float32)
-
-    return Clip(len(frames), (height, width), frame, "channel data")
 
 
 # -- DICOM -----------------------------------------------------------------------------------------

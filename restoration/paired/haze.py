@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.io.arrays import read_array
+from restoration.io.containers.arrays import read_array
 from restoration.paired.dark_channel import LUMA, guided_filter
 from solvers.inputs.errors import reading
 

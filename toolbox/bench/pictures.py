@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.arrays import arrays_of
+from restoration.io.containers.arrays import arrays_of
 from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pairs, find_pictures, read_pair
 from restoration.photo.masks import make_mask, parse_mask

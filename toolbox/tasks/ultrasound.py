@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from restoration.io.pictures.folders import find_pictures
-from restoration.io.ultrasound import Clip, check_clip_writable, read_clip, write_clip
+from restoration.io.ultrasound import check_clip_writable, read_clip, write_clip
+from restoration.io.ultrasound_signals import Clip
 from restoration.metrics import psnr, ssim
 from restoration.task import Restored
 from restoration.ultrasound.clip import restore_clip

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.arrays import read_array
+from restoration.io.containers.arrays import read_array
 from restoration.io.mri import HDF5, read_slice, volume_shape
 from restoration.mri.espirit import MINIMUM_REGION, espirit, mvue
 from restoration.mri.estimate import condition, noise_level

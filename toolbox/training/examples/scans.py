@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from restoration.io.arrays import arrays_of
+from restoration.io.containers.arrays import arrays_of
 from restoration.io.pictures.folders import random_window
 from restoration.mri.estimate import CONDITION_CHANNELS, condition
 from restoration.mri.sampling import column_mask, poisson_mask

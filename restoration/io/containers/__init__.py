@@ -1,0 +1,1 @@
+"""Containers of named arrays: HDF5, NumPy and MATLAB; nothing is taken unchecked."""
