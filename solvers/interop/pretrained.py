@@ -149,14 +149,13 @@ def write_model(
             "num_train_timesteps": len(abar),
             "trained_betas": betas.tolist(),
         }
-        (root / "scheduler").mkdir(exist_ok=True)
         spacing = {
             "prediction_type": prediction_type,
             "timestep_spacing": "trailing",
             "clip_sample": False,
         }
-        _write_json(root / "scheduler" / "scheduler_config.json", schedule | spacing)
-    _write_json(root / "denoiser.json", content)
+        write_json(root / "scheduler" / "scheduler_config.json", schedule | spacing)
+    write_json(root / "denoiser.json", content)
 
 
 def multiple_of(network: Network) -> int:
@@ -250,7 +249,9 @@ def _show_text(network: Network, path: Path) -> None:
     network.register_forward_pre_hook(_with_text, with_kwargs=True)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A file of a model folder, with the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(
         path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     )

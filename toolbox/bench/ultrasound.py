@@ -17,10 +17,9 @@ from restoration.ultrasound.contrast import anatomical_regions, cnr, gcnr, ks
 from restoration.ultrasound.simulation import simulate_haze
 from toolbox.api import load
 from toolbox.bench.options import Extent, Methods
+from toolbox.tasks.classical import of_haze
 from toolbox.tasks.options import Frames, Settings
-from toolbox.tasks.ultrasound import STRENGTHS, Ultrasound, classical_methods
-
-CLASSICAL = ("hazy", "equalize", "clahe", "gamma", "nlm", "bm3d", "split")
+from toolbox.tasks.ultrasound import STRENGTHS, Ultrasound
 
 
 def run_bench_ultrasound(
@@ -35,15 +34,15 @@ def run_bench_ultrasound(
 ) -> dict:
     """Means over frames, by method and strength.
 
-    A model is one of ``CLASSICAL``, or two networks ``TISSUE+HAZE``. With more frames than the
-    limit, frames are taken evenly. Frames that show too little tissue or blood are left out and
-    counted.
+    A model is a classical method (:func:`toolbox.tasks.classical.of_haze`), or two networks
+    ``TISSUE+HAZE``. With more frames than the limit, frames are taken evenly. Frames that show too
+    little tissue or blood are left out and counted.
 
     Raises:
         ValueError: an unknown method, no usable frame, or a method's missing package.
     """
     clip = read_clip(data, grey=grey)
-    names = methods.model or [*CLASSICAL, "ultrasound-tissue+ultrasound-haze"]
+    names = methods.model or [*of_haze(), "ultrasound-tissue+ultrasound-haze"]
     steps, limit, seed = methods.steps or 4, extent.limit, extent.seed
     solver = (methods.solver or ["ddim"])[0]
     settings = Settings(solver, steps, correction=correction)
@@ -114,9 +113,8 @@ def _method(name: str, settings: Settings, extent: Extent) -> Callable:
         return lambda hazy: task(
             torch.from_numpy(hazy), num_samples=extent.samples, seed=extent.seed
         ).image.numpy()
-    if name not in CLASSICAL:
+    if name not in (known := of_haze()):
         raise ValueError(
-            f"method {name!r} is unknown; known: {', '.join(CLASSICAL)}, or two models as"
-            " TISSUE+HAZE"
+            f"method {name!r} is unknown; known: {', '.join(known)}, or two models as TISSUE+HAZE"
         )
-    return classical_methods()[name]
+    return known[name]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
 from restoration.operators.separable import Bicubic, BlockMean, Blur, Separable, gaussian_kernel
 from restoration.photo.inpainting import InpaintingTask
-from restoration.photo.lift import enlarge, push_pull
+from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
 from restoration.photo.masks import KINDS, MISSING, make_mask, parse_mask
 from restoration.task import Restored
@@ -29,6 +29,14 @@ from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import check_model, load
 from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
+from toolbox.tasks.classical import (
+    biharmonic,
+    bm3d,
+    by_planes,
+    non_local_means,
+    plain,
+    push_pull_fill,
+)
 from toolbox.tasks.options import (
     DEFAULT_MODEL,
     Deblurring,
@@ -104,15 +112,15 @@ class Inpaint(PictureTask):
         return (trial.inputs["image"] * trial.inputs["mask"]).numpy()
 
     def baselines(self, options: Inpainting) -> dict[str, Callable[[Trial], Tensor]]:
-        return {"push-pull": _push_pull, "biharmonic": _biharmonic}
+        return {"push-pull": push_pull_fill, "biharmonic": biharmonic}
 
 
 class LinearPictureTask(PictureTask):
     """``image``: what a linear operator measured of a picture. Subclasses have the operator."""
 
+    @abstractmethod
     def operator(self, size: Size, options: Any) -> LinearOperator:
         """That measured a picture whose measurement has ``size (H, W)``."""
-        raise NotImplementedError
 
     def sigma(self, options: Any, image: Tensor) -> float:
         """Noise of the measurement."""
@@ -217,9 +225,9 @@ class Denoise(LinearPictureTask):
             return self.sigma(options, trial.inputs["image"])
 
         return {
-            "plain": _plain,
-            "nlm": lambda trial: _planes(trial, partial(_non_local_means, sigma=noise(trial))),
-            "bm3d": lambda trial: _planes(trial, partial(_bm3d(), sigma_psd=noise(trial))),
+            "plain": plain,
+            "nlm": lambda trial: by_planes(trial, non_local_means, noise(trial)),
+            "bm3d": lambda trial: by_planes(trial, bm3d, noise(trial)),
         }
 
 
@@ -280,7 +288,7 @@ class Deblur(LinearPictureTask):
         return {"blur": options.blur}
 
     def baselines(self, options: Deblurring) -> dict[str, Callable[[Trial], Tensor]]:
-        return {"plain": _plain}
+        return {"plain": plain}
 
 
 def enlargement(size: Size, factor: float, kernel: str) -> Separable:
@@ -357,45 +365,3 @@ def _flat(mask: Tensor) -> Tensor:
 
 def _noise(like: Tensor, seed: int) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
-
-
-# -- classical methods -----------------------------------------------------------------------------
-
-
-def _plain(trial: Trial) -> Tensor:
-    return trial.inputs["image"].clamp(0, 1)
-
-
-def _push_pull(trial: Trial) -> Tensor:
-    return push_pull(trial.inputs["image"][None], trial.inputs["mask"][None])[0]
-
-
-def _biharmonic(trial: Trial) -> Tensor:
-    from skimage.restoration import inpaint_biharmonic
-
-    image, mask = (trial.inputs[name].numpy() for name in ("image", "mask"))
-    found = inpaint_biharmonic((image * mask).transpose(1, 2, 0), mask[0] == 0, channel_axis=-1)
-    return torch.from_numpy(found.transpose(2, 0, 1).clip(0, 1)).float()
-
-
-def _planes(trial: Trial, denoise: Callable[..., np.ndarray]) -> Tensor:
-    planes = [denoise(plane) for plane in trial.inputs["image"].double().numpy()]
-    return torch.from_numpy(np.stack(planes).clip(0, 1)).float()
-
-
-def _non_local_means(plane: np.ndarray, sigma: float) -> np.ndarray:
-    from skimage.restoration import denoise_nl_means
-
-    return denoise_nl_means(
-        plane, patch_size=7, patch_distance=9, h=0.8 * sigma, sigma=sigma, fast_mode=True
-    )
-
-
-def _bm3d() -> Callable[..., np.ndarray]:
-    try:
-        from bm3d import bm3d
-    except ImportError as error:
-        raise ValueError(
-            "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
-        ) from error
-    return bm3d

@@ -18,7 +18,6 @@ from restoration.metrics import psnr, ssim
 from restoration.task import Restored
 from restoration.ultrasound.clip import restore_clip
 from restoration.ultrasound.contrast import cnr, gcnr, ks, read_regions
-from restoration.ultrasound.power_split import power_split
 from restoration.ultrasound.simulation import simulate_haze
 from restoration.ultrasound.task import Dehazed, UltrasoundTask
 from solvers import solver_by_name
@@ -26,6 +25,7 @@ from solvers.denoiser import Denoiser
 from solvers.files import check_outputs, together
 from toolbox.api import float_model, load_for
 from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, silent, with_numbers
+from toolbox.tasks.classical import of_haze
 from toolbox.tasks.options import Draws, Frames, Prior, Request, Settings
 
 STRENGTHS = (0.5, 1.0, 2.0)
@@ -167,7 +167,7 @@ class Ultrasound(Task):
                 np.clip(method(trial.inputs["frame"][0].numpy()), 0, 1)
             )[None].float()
 
-        return {name: plane(method) for name, method in classical_methods().items()}
+        return {name: plane(method) for name, method in of_haze().items()}
 
 
 def restored(task: UltrasoundTask, clip: Clip, options: Frames, draws: Draws) -> Iterator[Dehazed]:
@@ -193,33 +193,3 @@ def _measure(figures: dict[str, list[float]], seen, image: np.ndarray, truth, ma
         values["ks_tissue"] = ks(seen[tissue], image[tissue])[0]
     for name, value in values.items():
         figures.setdefault(name, []).append(value)
-
-
-# standard deviation that NLM and BM3D are told: haze's own in a blood pool is about that
-NOISE = 0.1
-
-
-def classical_methods() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """What takes haze out of a frame ``(H, W)`` without a network."""
-    from skimage import exposure, restoration
-
-    def bm3d(hazy: np.ndarray) -> np.ndarray:
-        try:
-            from bm3d import bm3d as run
-        except ImportError as error:
-            raise ValueError(
-                "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
-            ) from error
-        return run(hazy.astype(np.float64), NOISE)
-
-    return {
-        "hazy": lambda hazy: hazy,
-        "split": power_split,  # what the models' runs start from
-        "equalize": lambda hazy: exposure.equalize_hist(hazy, mask=hazy > 0) * (hazy > 0),
-        "clahe": lambda hazy: exposure.equalize_adapthist(np.clip(hazy, 0, 1), clip_limit=0.02),
-        "gamma": lambda hazy: hazy**2,
-        "nlm": lambda hazy: restoration.denoise_nl_means(
-            hazy, patch_size=7, patch_distance=9, h=0.8 * NOISE, sigma=NOISE, fast_mode=True
-        ),
-        "bm3d": bm3d,
-    }

@@ -4,7 +4,6 @@ OUT``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 from solvers.denoiser import Denoiser
 from solvers.files import check_folder, check_outputs, replace_file
 from solvers.inputs.errors import ModelError, reading
-from solvers.interop.description import describe
 from solvers.prediction import HEADS
-from toolbox.api import load
 from toolbox.training.examples.grey import GreyExamples
 from toolbox.training.examples.hyperspectral import LatentExamples, latent_loss
 from toolbox.training.examples.mri import MRIExamples
@@ -35,6 +32,7 @@ from toolbox.training.losses import (
     plain_loss,
     residual_loss,
 )
+from toolbox.training.model_folder import load_weights, save_model
 from toolbox.training.recipe import SHOWN, TrainingRecipe
 from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
 
@@ -205,7 +203,7 @@ def train(
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
     if start_from is not None and not resume:
-        _load_weights(denoiser.network, start_from)
+        load_weights(denoiser.network, start_from)
     network = denoiser.network.to(memory_format=torch.channels_last)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     optimizer = torch.optim.AdamW(
@@ -330,58 +328,6 @@ def _loss(recipe: TrainingRecipe, denoiser: Denoiser, examples, part) -> Tensor:
     return denoising_loss(denoiser, x0, condition, missing, t, noise, recipe.loss)
 
 
-def _load_weights(network: nn.Module, model: str | Path) -> None:
-    found = load(model).network
-    if not isinstance(found, nn.Module):
-        raise ValueError(
-            f"{model} is an exported bundle; training goes on from a model folder or a shipped"
-            " float model"
-        )
-    try:
-        network.load_state_dict(found.state_dict())
-    except RuntimeError as error:
-        raise ValueError(
-            f"{model} can't be trained further with this recipe: its network has other weights"
-            f" ({error})"
-        ) from error
-
-
-def save_model(
-    denoiser: Denoiser,
-    recipe: TrainingRecipe,
-    weights: dict[str, Tensor],
-    out: Path,
-    dtype=torch.float32,
-) -> None:
-    """Write a model folder that :meth:`Denoiser.from_pretrained` loads."""
-    from safetensors.torch import save_file
-
-    network = (
-        denoiser.network.module
-        if isinstance(denoiser.network, nn.parallel.DistributedDataParallel)
-        else denoiser.network
-    )
-    (out / "unet").mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
-    replace_file(
-        out / "unet" / "diffusion_pytorch_model.safetensors",
-        lambda path: save_file(weights, path, {"format": "pt"}),
-    )
-    _write_json(out / "unet" / "config.json", {"_class_name": "UNet2DModel", **network.config})
-    if recipe.process.kind == "vp":
-        _write_json(
-            out / "scheduler" / "scheduler_config.json",
-            {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()},
-        )
-        _write_json(out / "denoiser.json", denoiser.settings)
-    else:  # diffusers has no words for these
-        native = {
-            "prediction_type": denoiser.prediction_type,
-            "process": describe(denoiser.process),
-        }
-        _write_json(out / "denoiser.json", denoiser.settings | native)
-
-
 def _learning_rate(recipe: TrainingRecipe, step: int) -> float:
     """Linear warm-up, then a cosine to zero."""
     opt = recipe.optimizer
@@ -398,9 +344,3 @@ def _learning_rate(recipe: TrainingRecipe, step: int) -> float:
 def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
     for key, value in network.state_dict().items():
         average[key].lerp_(value, 1 - decay)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    content = {k: v for k, v in content.items() if not k.startswith("_") or k == "_class_name"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda p: p.write_text(json.dumps(content, indent=2, default=list) + "\n"))

@@ -1,0 +1,87 @@
+"""The classical methods that tasks are measured beside: no network, settings as their authors or
+scikit-image advise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restoration.photo.lift import push_pull
+from restoration.ultrasound.power_split import power_split
+from toolbox.tasks.base import Trial
+
+OfPlane = Callable[[np.ndarray, float], np.ndarray]  # a plane (H, W) and its noise
+
+# standard deviation that NLM and BM3D are told of ultrasound haze: its own in a blood pool
+HAZE_NOISE = 0.1
+
+
+def plain(trial: Trial) -> Tensor:
+    """The measured picture itself."""
+    return trial.inputs["image"].clamp(0, 1)
+
+
+def push_pull_fill(trial: Trial) -> Tensor:
+    """Missing pixels from a pyramid of averages (:func:`restoration.photo.lift.push_pull`)."""
+    return push_pull(trial.inputs["image"][None], trial.inputs["mask"][None])[0]
+
+
+def biharmonic(trial: Trial) -> Tensor:
+    """Missing pixels as the smoothest surface through the known ones."""
+    from skimage.restoration import inpaint_biharmonic
+
+    image, mask = (trial.inputs[name].numpy() for name in ("image", "mask"))
+    found = inpaint_biharmonic((image * mask).transpose(1, 2, 0), mask[0] == 0, channel_axis=-1)
+    return torch.from_numpy(found.transpose(2, 0, 1).clip(0, 1)).float()
+
+
+def by_planes(
+    trial: Trial, denoise: Callable[[np.ndarray, float], np.ndarray], sigma: float
+) -> Tensor:
+    """Each colour denoised by itself."""
+    planes = [denoise(plane, sigma) for plane in trial.inputs["image"].double().numpy()]
+    return torch.from_numpy(np.stack(planes).clip(0, 1)).float()
+
+
+def non_local_means(plane: np.ndarray, sigma: float) -> np.ndarray:
+    """scikit-image's, of a plane ``(H, W)`` with noise ``sigma``."""
+    from skimage.restoration import denoise_nl_means
+
+    return denoise_nl_means(
+        plane, patch_size=7, patch_distance=9, h=0.8 * sigma, sigma=sigma, fast_mode=True
+    )
+
+
+def bm3d(plane: np.ndarray, sigma: float) -> np.ndarray:
+    """The package's of its authors, which is not part of restobox.
+
+    Raises:
+        ValueError: it isn't installed.
+    """
+    try:
+        from bm3d import bm3d as run
+    except ImportError as error:
+        raise ValueError(
+            "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
+        ) from error
+    found: np.ndarray = run(plane.astype(np.float64), sigma)
+    return found
+
+
+def of_haze() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """What takes haze out of a B-mode frame ``(H, W)``."""
+    from skimage import exposure
+
+    return {
+        "hazy": lambda hazy: hazy,
+        "equalize": lambda hazy: exposure.equalize_hist(hazy, mask=hazy > 0) * (hazy > 0),
+        "clahe": lambda hazy: exposure.equalize_adapthist(np.clip(hazy, 0, 1), clip_limit=0.02),
+        "gamma": lambda hazy: hazy**2,
+        "nlm": lambda hazy: non_local_means(hazy, HAZE_NOISE),
+        "bm3d": lambda hazy: bm3d(hazy, HAZE_NOISE),
+        "split": power_split,  # what the models' runs start from
+    }
