@@ -125,7 +125,7 @@ class Statistics:
     def of(cls, images: np.ndarray, variance: np.ndarray) -> Statistics:
         level = torch.from_numpy(np.sqrt(np.median(variance, axis=(1, 2)))).float()
         return cls(
-            filled(images, variance, level), torch.from_numpy(np.asarray(variance)).float(), level
+            filled(images, variance, level), torch.from_numpy(np.array(variance)).float(), level
         )
 
     def axes(self) -> Tensor:

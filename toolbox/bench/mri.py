@@ -62,7 +62,8 @@ def make_case(
     and ``sigma`` not used).
     """
     if scan.kspace is None:
-        full, sens, noise = simulate(scan, maps, 8, sigma, seed)
+        made = simulate(scan, maps, 8, sigma, seed)
+        full, sens, noise = made.kspace, made.maps, made.sigma
         truth = torch.from_numpy(scan.magnitude) * (sens.abs().sum(0) > 0)
     else:
         full, noise = torch.from_numpy(scan.kspace), None

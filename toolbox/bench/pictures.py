@@ -5,7 +5,7 @@ classical methods, in one run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pairs, find_pictures, read_pair
 from restoration.photo.masks import make_mask, parse_mask
 from restoration.task import Restored
+from solvers.denoiser import Denoiser
 from toolbox.api import load_for
 from toolbox.bench.options import Extent, Methods
 from toolbox.deploy.compare import compare
 from toolbox.tasks import task_by_name
-from toolbox.tasks.base import Restorer, Task, Trial
+from toolbox.tasks.base import Restorer, Source, Task, Trial
 from toolbox.tasks.options import (
     Deblurring,
     Dehazing,
@@ -65,7 +66,8 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     done = 0
-    ways = [_ways(case, methods, extent) for case in cases]
+    loaded: dict[tuple[str, str], Denoiser] = {}
+    ways = [_ways(case, methods, loaded) for case in cases]
     total = sum(len(w) * case.count for w, case in zip(ways, cases, strict=True))
     for case, way in zip(cases, ways, strict=True):
         found: dict[tuple[str, str], list[dict[str, float]]] = {}
@@ -87,7 +89,9 @@ def measure(
     return rows
 
 
-def _ways(case: Case, methods: Methods, extent: Extent) -> dict[tuple[str, str], Restorer]:
+def _ways(
+    case: Case, methods: Methods, loaded: dict[tuple[str, str], Denoiser]
+) -> dict[tuple[str, str], Restorer]:
     classical = case.task.baselines(case.options)
     noise_only = {"nlm", "bm3d"} - set(classical)
     for name in noise_only & set(methods.model or ()):
@@ -97,7 +101,8 @@ def _ways(case: Case, methods: Methods, extent: Extent) -> dict[tuple[str, str],
         if model in classical:
             found[model, ""] = _classical(classical[model])
             continue
-        denoiser = load_for(case.task.name, model)
+        key = case.task.name, model
+        denoiser = loaded[key] = loaded.get(key) or load_for(*key)
         own = case.task.settings
         for solver in methods.solver or [own.solver]:
             steps = methods.steps or own.steps
@@ -199,25 +204,19 @@ def _linear_case(name: str, files: Sequence[Path], grey: bool, seed: int) -> Cas
     options: Any
     match kind:
         case "denoise":
-            options, sigma = Denoising(str(amount / 255)), amount / 255
+            options = Denoising(str(amount / 255))
         case "deblur":
-            options, sigma = Deblurring(amount, BLUR_NOISE), BLUR_NOISE
+            options = Deblurring(amount, BLUR_NOISE)
         case _:
-            kernel = "bicubic" if kind.endswith("bicubic") else "block"
-            options, sigma = Enlarging(int(amount), kernel), 0.0
+            options = Enlarging(int(amount), "bicubic" if kind.endswith("bicubic") else "block")
     task: Any = task_by_name(kind.removesuffix("-bicubic"))
+    source = Source(tuple(files), 2**31, seed)
 
     def trials() -> Iterator[Trial]:
         for k, path in enumerate(files):
-            image = torch.from_numpy(read_image(path).pixels.astype(np.float32))
+            image = torch.from_numpy(read_image(path).pixels)
             image = image.mean(0, keepdim=True) if grey else image
-            if kind.startswith("super"):
-                height, width = (n // int(amount) * int(amount) for n in image.shape[1:])
-                image = image[:, :height, :width]
-            operator = task.measuring((image.shape[1], image.shape[2]), options)
-            y = operator.A(image[None])[0]
-            noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed + k))
-            yield Trial({"image": y + sigma * noise}, image, name)
+            yield replace(task.measured(image, options, source, k), name=name)
 
     return Case(name, task, options, trials, len(files))
 

@@ -80,12 +80,14 @@ class Source:
         side: of the crops, a number or ``(H, W)``, in pixels.
         seed: all that is drawn for trial k depends on it and k alone.
         channels: of the network's images: pictures are made grey for 1.
+        volume: magnitudes ``(slices, H, W)`` that the one file holds.
     """
 
     files: tuple[Any, ...]
     side: int | tuple[int, int]
     seed: int = 0
     channels: int = 3
+    volume: np.ndarray | None = None
 
     def file(self, k: int) -> Any:
         """That of trial k: all take turns, in an order drawn from the seed."""
@@ -95,6 +97,13 @@ class Source:
     def rng(self, k: int) -> np.random.Generator:
         """What trial k draws from."""
         return np.random.default_rng([self.seed, k])
+
+    def noise(self, k: int, like: Tensor) -> Tensor:
+        """White noise of trial k, like a tensor; of no sampler's stream, which starts from ``seed +
+        k``.
+        """
+        drawn = np.random.default_rng([self.seed, k, 1]).standard_normal(like.shape, np.float32)
+        return torch.from_numpy(drawn)
 
     def picture(self, k: int) -> Tensor:
         """A random crop ``(1 or 3, h, w)`` in [0, 1], at most :attr:`side` large."""

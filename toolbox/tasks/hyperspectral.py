@@ -139,7 +139,7 @@ class Hyperspectral(Task):
         return EigenImageJob(HyperspectralTask(denoiser, symmetries=1, axes=1), time, size)
 
     def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Cubes:
-        return with_numbers(Cubes(), self.name, None if sigma is None else sigma, numbers)
+        return with_numbers(Cubes(), self.name, sigma, numbers)
 
     def check_recordable(self, denoiser: Denoiser) -> None:
         if "joint" not in shown_to(denoiser):
@@ -169,9 +169,7 @@ class Hyperspectral(Task):
     def trial(self, source: Source, k: int, options: Any) -> Trial:
         if source.channels == 1:
             plane = source.picture(k)
-            noise = torch.randn(
-                plane.shape, generator=torch.Generator().manual_seed(source.seed + k)
-            )
+            noise = source.noise(k, plane)
             inputs = {"image": plane + LEVEL * noise, "level": torch.full((1, 1, 1), LEVEL)}
             return Trial(inputs, plane, "eigen-image")
         library, *pictures = source.files

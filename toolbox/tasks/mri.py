@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from export.jobs.mri import MRIJob
-from restoration.io.images import SUFFIXES
 from restoration.io.mri import read_maps, read_sampling, read_scan
 from restoration.io.mri_output import check_output, std_file, write_reconstruction
 from restoration.io.mri_scan import Scan
@@ -56,11 +55,20 @@ def make_sampling(
     return column_mask(kind, size[1], acceleration, share, seed)
 
 
-def simulate(
-    scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed: int
-) -> tuple[Tensor, Tensor, float]:
-    """Fully sampled noisy k-space ``(slices, coils, H, W)`` from magnitudes, the coil maps, and the
-    noise in the data's units.
+@dataclass(frozen=True)
+class Simulated:
+    """Fully sampled k-space ``(slices, coils, H, W)`` with noise and without, the coil maps
+    ``(coils, H, W)``, and the noise of a real part in the data's units.
+    """
+
+    kspace: Tensor
+    clean: Tensor
+    maps: Tensor
+    sigma: float
+
+
+def simulate(scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed: int) -> Simulated:
+    """A scan of magnitudes.
 
     The phase is smooth and random, one for all slices; maps are a ring of coils unless given.
 
@@ -81,12 +89,10 @@ def simulate(
     images = torch.polar(torch.from_numpy(magnitude), phase.expand(magnitude.shape))
     noise = sigma * float(np.quantile(magnitude, 0.99))
     clean = fft2c(images[:, None] * sens)
-    g = torch.Generator().manual_seed(seed)
-    return (
-        clean + noise * 2**0.5 * torch.randn(clean.shape, generator=g, dtype=clean.dtype),
-        sens,
-        noise,
-    )
+    # its own stream: a sampler's starts from the seed alone
+    g = torch.Generator().manual_seed(seed + 2**32)
+    white = torch.randn(clean.shape, generator=g, dtype=clean.dtype)
+    return Simulated(clean + noise * 2**0.5 * white, clean, sens, noise)
 
 
 class MRI(Task):
@@ -201,16 +207,26 @@ class MRI(Task):
                 "--task mri needs --data: a file of magnitude images (.nii.gz, .npz, DICOM) to"
                 " simulate scans of, or a folder of pictures that stand for them"
             )
-        return Source((data,), side, seed, 1)
+        volume = read_scan(data).magnitude
+        if volume is None:
+            raise ValueError(
+                f"{data} holds k-space; scans are simulated of magnitude images, whose truth is"
+                " known"
+            )
+        return replace(Source((data,), side, seed, 1), volume=volume)
 
     def trial(self, source: Source, k: int, options: Scanning) -> Trial:
         rng = source.rng(k)
-        scan = self._scan(source, k)
-        magnitude: Any = scan.magnitude
-        one = int(rng.integers(len(magnitude)))
-        scan = replace(scan, magnitude=magnitude[one : one + 1])
+        if source.volume is None:
+            slices = source.picture(k).numpy()
+        else:
+            one = int(rng.integers(len(source.volume)))
+            slices = source.volume[one : one + 1]
+        # in units of its largest value, whatever the file's are
+        scan = Scan(magnitude=slices / max(float(slices.max()), 1e-30))
         coils = _count(options.coils)
-        kspace, maps, noise = simulate(scan, None, coils, options.sigma or 0.0, source.seed + k)
+        made = simulate(scan, None, coils, options.sigma or 0.0, source.seed + k)
+        kspace, maps, noise = made.kspace, made.maps, made.sigma
         kind, acceleration = KINDS[k % len(KINDS)], (4.0, 8.0)[k // len(KINDS) % 2]
         if options.mask is not None:
             kind, acceleration = options.mask, options.acceleration
@@ -221,21 +237,8 @@ class MRI(Task):
         inputs = {"kspace": to_channels(kspace * mask)[0], "mask": mask[None].clone()}
         inputs |= {"maps": to_channels(maps[None])[0]} if coils > 1 else {}
         inputs |= {"sigma": torch.full((1, 1, 1), noise)} if noise > 0 else {}
-        clean, _, _ = simulate(scan, None, coils, 0.0, source.seed + k)  # the same without noise
-        truth = mvue(clean[0], normalise_maps(maps))
+        truth = mvue(made.clean[0], normalise_maps(maps))
         return Trial(inputs, torch.stack([truth.real, truth.imag]), f"{kind} {acceleration:g}x")
-
-    def _scan(self, source: Source, k: int) -> Scan:
-        file = source.file(k)
-        if file.suffix.lower() in SUFFIXES:
-            return Scan(magnitude=source.picture(k).numpy())
-        scan = read_scan(file)
-        if scan.magnitude is None:
-            raise ValueError(
-                f"{file} holds k-space; scans are simulated of magnitude images, whose truth is"
-                " known"
-            )
-        return scan
 
     def picture(self, result: Tensor) -> np.ndarray:
         """The magnitude of real and imaginary part."""
@@ -288,7 +291,8 @@ def acquired(scan: Scan, options: Scanning, path: Path, seed: int) -> Acquired:
                 f"{path} holds images, not k-space: say how to undersample them with --mask"
             )
         count, own = _count(coils), None if given is None else given.numpy()
-        kspace, sens, sigma = simulate(scan, own, count, sigma or 0.0, seed)
+        made = simulate(scan, own, count, sigma or 0.0, seed)
+        kspace, sens, sigma = made.kspace, made.maps, made.sigma
         maps = None if count > 1 and given is None else sens
         truth = scan.magnitude
     else:
@@ -327,6 +331,8 @@ def _is_full(kspace: Tensor) -> bool:
     both sides (as fastMRI delivers its columns). Margins on one side are partial Fourier.
     """
     seen = kspace.abs().sum((0, 1)) > 0
+    if not seen.any():
+        return False
     for axis in (0, 1):
         where = torch.nonzero(seen.any(axis))[:, 0]
         first, last = int(where[0]), seen.shape[1 - axis] - 1 - int(where[-1])

@@ -105,7 +105,7 @@ class Inpaint(PictureTask):
         if options.mask:
             kind, missing = parse_mask(options.mask)
         mask = torch.from_numpy(make_mask(kind, *_size(image), missing, source.seed + k))
-        noisy = (image + options.sigma * _noise(image, source.seed + k)).clamp(0, 1)
+        noisy = (image + options.sigma * source.noise(k, image)).clamp(0, 1)
         return Trial({"image": noisy, "mask": mask[None]}, image, f"{kind} missing")
 
     def seen(self, trial: Trial) -> np.ndarray:
@@ -154,13 +154,16 @@ class LinearPictureTask(PictureTask):
         return run
 
     def trial(self, source: Source, k: int, options: Any) -> Trial:
-        image = source.picture(k)
+        return self.measured(source.picture(k), options, source, k)
+
+    def measured(self, image: Tensor, options: Any, source: Source, k: int) -> Trial:
+        """What is measured of a picture ``(C, H, W)``, cut to whole blocks, with noise k."""
         operator = self.measuring(_size(image), options)
         height, width = _result_size(operator, image)
-        image = image[:, :height, :width]  # whole blocks
+        image = image[:, :height, :width]
         y = operator.A(image[None])[0]
         sigma = self.sigma(options, y)
-        return Trial({"image": y + sigma * _noise(y, source.seed + k)}, image, self.name)
+        return Trial({"image": y + sigma * source.noise(k, y)}, image, self.name)
 
     def measuring(self, size: Size, options: Any) -> LinearOperator:
         """The operator that measures a picture of ``size (H, W)``."""
@@ -361,7 +364,3 @@ def _result_size(operator: LinearOperator, image: Tensor) -> Size:
 def _flat(mask: Tensor) -> Tensor:
     """``(H, W)`` of ``(H, W)`` or ``(1, H, W)``."""
     return mask.reshape(mask.shape[-2:])
-
-
-def _noise(like: Tensor, seed: int) -> Tensor:
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
