@@ -28,14 +28,15 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
 
     Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are images
     of their own, one after the other on the axis of slices. Lines whose flags say that they are
-    something else (noise, calibration alone, navigators, phase correction ...) are left out.
+    something else (noise, calibration alone, navigators, phase correction ...) are left out. Of a
+    partial echo the missing samples are unsampled points of the mask.
 
     Args:
         path: names the file in errors.
         file: open, of h5py.
 
     Raises:
-        InputError: another trajectory, 3D, lines that don't fit, images sampled at different lines.
+        InputError: another trajectory, 3D, lines that don't fit, images sampled differently.
     """
     records = dataset(file, "dataset/data", path)
     header = text_of(np.ravel(dataset(file, "dataset/xml", path)[()])[0])
@@ -66,7 +67,7 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
     coils = int(heads["active_channels"][lines].max())
     check_array(path, (len(images), coils, x, y), 8)
     kspace = np.zeros((len(images), coils, x, y), np.complex64)
-    hits = np.zeros((len(images), y), np.int64)
+    hits = np.zeros((len(images), x, y), np.int64)
     for k, image in zip(lines, np.ravel(place), strict=True):  # one at a time, of any length
         head, data = heads[k], records[int(k)]["data"]
         step, channels, samples = (
@@ -81,6 +82,8 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
         reverse = bool(int(head["flags"]) & REVERSE)
         middle = samples - 1 - middle if reverse else middle
         column, first = step - centre + y // 2, x // 2 - middle
+        if reverse and samples == x and first == 1:  # its centre is told as before the turn
+            first = 0
         if (
             not 0 <= column < y
             or first < 0
@@ -93,16 +96,18 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
         )
         values = values[:, ::-1] if reverse else values
         kspace[image, :channels, first : first + samples, column] += values
-        hits[image, column] += 1
-    kspace /= np.maximum(hits, 1)[:, None, None, :]
+        hits[image, first : first + samples, column] += 1
+    kspace /= np.maximum(hits, 1)[:, None]
     sampled = hits > 0
     if (sampled != sampled[0]).any():
         raise InputError(
             f"{path} holds {len(images)} images ({', '.join(given)}) that are sampled at different"
-            " lines; write each of them into a file of its own"
+            " places; write each of them into a file of its own"
         )
     crop, spacing = recon_space(header)
     mask = sampled[0].astype(np.float32)
+    if (mask == mask.max(0)).all():  # whole readouts
+        mask = mask[0]
     return Scan(kspace, mask=mask, header=header, crop=crop, spacing=spacing)
 
 

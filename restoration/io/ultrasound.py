@@ -261,7 +261,10 @@ def _dicom_pixels(path: Path, grey: bool) -> np.ndarray:
     """``(n, H, W)`` in [0, 1]."""
     found = []
     for frame in frames_of(path):
-        values = np.clip(frame.pixels / frame.top, 0, 1).astype(np.float32)
+        if frame.white == frame.black:
+            raise InputError(f"{path} scales all its pixels by 0")
+        values = (frame.pixels - frame.black) / (frame.white - frame.black)
+        values = np.clip(values, 0, 1).astype(np.float32)
         planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
         found.append(_grey_frame(planes, path, grey))
     return np.stack(found)

@@ -178,19 +178,20 @@ def test_dicom(tmp_path):
         read_scan(tmp_path / "empty")
 
 
-def test_ismrmrd(tmp_path, kspace):
+def ismrmrd_file(path, lines, matrix=(40, 36)):
+    """Of ``(data (coils, samples), step, slice, centre, flags)``."""
     ismrmrd = pytest.importorskip("ismrmrd")
     from ismrmrd import xsd
 
-    path = tmp_path / "scan.h5"
+    x, y = matrix
     conditions = xsd.experimentalConditionsType(H1resonanceFrequency_Hz=128_000_000)
     header = xsd.ismrmrdHeader(experimentalConditions=conditions)
     space = xsd.encodingSpaceType(
-        matrixSize=xsd.matrixSizeType(x=40, y=36, z=1),
-        fieldOfView_mm=xsd.fieldOfViewMm(x=400.0, y=360.0, z=5.0),
+        matrixSize=xsd.matrixSizeType(x=x, y=y, z=1),
+        fieldOfView_mm=xsd.fieldOfViewMm(x=10.0 * x, y=10.0 * y, z=5.0),
     )
     limits = xsd.encodingLimitsType(
-        kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=35, center=18)
+        kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=y - 1, center=y // 2)
     )
     header.encoding.append(
         xsd.encodingType(
@@ -202,19 +203,47 @@ def test_ismrmrd(tmp_path, kspace):
     )
     dataset = ismrmrd.Dataset(str(path), "dataset")
     dataset.write_xml_header(header.toXML("utf-8"))
-    for part in range(2):
-        for line in range(0, 36, 2):
-            one = ismrmrd.Acquisition.from_array(np.ascontiguousarray(kspace[part, :, :, line]))
-            one.idx.kspace_encode_step_1, one.idx.slice, one.center_sample = line, part, 20
-            dataset.append_acquisition(one)
-    noise = ismrmrd.Acquisition.from_array(np.full((3, 40), 1e6, np.complex64))
-    noise.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
-    dataset.append_acquisition(noise)
+    for data, step, part, centre, flags in lines:
+        one = ismrmrd.Acquisition.from_array(np.ascontiguousarray(data))
+        one.idx.kspace_encode_step_1, one.idx.slice, one.center_sample = step, part, centre
+        for flag in flags:
+            one.setFlag(getattr(ismrmrd, f"ACQ_{flag}"))
+        dataset.append_acquisition(one)
     dataset.close()
-    read = read_scan(path)
+    return path
+
+
+def test_ismrmrd(tmp_path, kspace):
+    lines = [
+        (kspace[part, :, :, line], line, part, 20, ())
+        for part in range(2)
+        for line in range(0, 36, 2)
+    ]
+    lines.append((np.full((3, 40), 1e6, np.complex64), 0, 0, 0, ("IS_NOISE_MEASUREMENT",)))
+    read = read_scan(ismrmrd_file(tmp_path / "scan.h5", lines))
     np.testing.assert_array_equal(read.mask, np.arange(36) % 2 == 0)
     np.testing.assert_array_equal(read.kspace, kspace * read.mask)
     assert (read.crop, read.spacing) == ((40, 36), (5.0, 10.0, 10.0))
+
+
+@pytest.mark.parametrize("first", [0, 7])
+@pytest.mark.parametrize("told", ["after the turn", "before it"])
+def test_ismrmrd_lines_that_are_turned_or_short(tmp_path, kspace, first, told):
+    """Every second line runs backwards; partial echoes begin late, and what they lack is missing,
+    not zero.
+    """
+    samples, lines = 40 - first, []
+    for line in range(36):
+        data, centre, back = kspace[0][:, first:, line], 20 - first, line % 2 == 1
+        if back and (told == "after the turn" or first):
+            centre = samples - 1 - centre
+        lines.append(
+            (data[:, ::-1] if back else data, line, 0, centre, ("IS_REVERSE",) if back else ())
+        )
+    read = read_scan(ismrmrd_file(tmp_path / "scan.h5", lines))
+    sampled = np.arange(40)[:, None] >= first
+    np.testing.assert_array_equal(np.broadcast_to(read.mask, (40, 36)), np.tile(sampled, 36))
+    np.testing.assert_array_equal(read.kspace[0], kspace[0] * sampled)
 
 
 def test_reconstructions_are_written_whole(tmp_path):

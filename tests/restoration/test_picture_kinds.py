@@ -295,6 +295,8 @@ def test_masks_as_people_make_them(tmp_path):
     # grown by two pixels
     wide = known(tmp_path, white, grow=2)
     assert (wide[4, 15], wide[3, 15], wide[4, 8], wide.sum() < right.sum()) == (0, 1, 1, True)
+    with pytest.raises(InputError, match="marks nothing"):
+        known(tmp_path, np.zeros_like(white), grow=2)
 
 
 def test_a_photo_is_no_mask(tmp_path):

@@ -270,6 +270,22 @@ def test_dicom_clip(tmp_path):
     np.testing.assert_allclose(inverse.frame(1), frames[1], atol=1e-6)
     rgb = read_clip(dicom(tmp_path / "c.dcm", pixels[..., None].repeat(3, -1), "RGB"))
     np.testing.assert_allclose(rgb.frame(2), frames[2], atol=1e-6)
+    ybr = np.stack([pixels, np.full_like(pixels, 128), np.full_like(pixels, 128)], -1)
+    found = read_clip(dicom(tmp_path / "d.dcm", ybr, "YBR_FULL")).frame(1)
+    np.testing.assert_allclose(found, frames[1], atol=1e-6)
+
+
+def test_dicom_ranges(tmp_path):
+    """White is the largest number that can be stored, whatever the file rescales it to."""
+    frames = clip()
+    pixels = (255 * frames).round().astype(np.uint8)
+    rescaled = {"RescaleSlope": "0.5", "RescaleIntercept": "-20"}
+    found = read_clip(dicom(tmp_path / "a.dcm", pixels, **rescaled)).frame(1)
+    np.testing.assert_allclose(found, frames[1], atol=1e-6)
+    signed = (pixels.astype(np.int16) - 128).astype(np.int8)
+    for kind, stored in (("MONOCHROME2", signed), ("MONOCHROME1", -1 - signed)):
+        file = dicom(tmp_path / f"{kind}.dcm", stored, kind, PixelRepresentation=1)
+        np.testing.assert_allclose(read_clip(file).frame(1), frames[1], atol=1e-6)
 
 
 def test_bad_dicom(tmp_path):

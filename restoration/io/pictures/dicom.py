@@ -21,14 +21,15 @@ class Frame:
     """One picture of a file.
 
     Attributes:
-        pixels: ``(H, W)`` in the units of the rescale, or RGB ``(H, W, 3)`` from 0 to ``top``.
-        top: white of the stored numbers.
+        pixels: ``(H, W)`` in the units of the rescale, or RGB ``(H, W, 3)``.
+        black, white: the pixels' values of the least and the largest number that can be stored.
         place: along the slice normal, in millimetres, else the instance's number.
         spacing: millimetres of ``(slice, row, column)``.
     """
 
     pixels: np.ndarray
-    top: float
+    black: float
+    white: float
     place: float
     spacing: tuple[float, float, float]
 
@@ -72,28 +73,32 @@ def frames_of(path: Path) -> Iterator[Frame]:
             f"{path} is compressed as {syntax}, which needs another decoder: pip install"
             f" 'pylibjpeg[all]' ({str(error).splitlines()[0]})"
         ) from error
-    top = float(2 ** int(_number(data, "BitsStored", 8)) - 1)
+    bits = int(_number(data, "BitsStored", 8))
+    low = -float(2 ** (bits - 1)) if _number(data, "PixelRepresentation", 0) else 0.0
+    high = low + 2**bits - 1
     if kind == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, data)
-        top, samples = float(np.iinfo(pixels.dtype).max), 3
-    elif kind.startswith("YBR") and samples == 3:
-        # newer pydicom may have converted it; the data set then says RGB
-        now = str(data.get("PhotometricInterpretation", kind))
-        if now.startswith("YBR"):
-            pixels = pydicom.pixels.convert_color_space(pixels.astype(np.uint8), now, "RGB")
-    elif kind not in ("MONOCHROME1", "MONOCHROME2", "RGB"):
+        low, high, samples = 0.0, float(np.iinfo(pixels.dtype).max), 3
+    elif not (
+        kind in ("MONOCHROME1", "MONOCHROME2", "RGB")
+        or (kind.startswith("YBR") and samples == 3)  # pydicom has made it RGB
+    ):
         raise InputError(
             f"{path} has the photometric interpretation {kind}; MONOCHROME1, MONOCHROME2, RGB, YBR"
             " and PALETTE COLOR are accepted"
         )
     pixels = pixels.reshape(count, *size, samples).astype(np.float32)
     if kind == "MONOCHROME1":
-        pixels = top - pixels
+        pixels = low + high - pixels
     for k, frame in enumerate(pixels):
+        place, spacing = _place(data, k), _spacing(data, k)
+        if samples == 3:
+            yield Frame(frame, low, high, place, spacing)
+            continue
         slope = _number(data, "RescaleSlope", 1, k, "PixelValueTransformationSequence")
         shift = _number(data, "RescaleIntercept", 0, k, "PixelValueTransformationSequence")
-        found = frame if samples == 3 else frame[..., 0] * slope + shift
-        yield Frame(found, top, _place(data, k), _spacing(data, k))
+        black, white = low * slope + shift, high * slope + shift
+        yield Frame(frame[..., 0] * slope + shift, black, white, place, spacing)
 
 
 def _tag(data: Any, name: str, k: int, sequence: str) -> Any:

@@ -57,7 +57,7 @@ def _painted(path: Path, pixels: np.ndarray, colour: str) -> np.ndarray:
 
 def grown(missing: np.ndarray, pixels: int) -> np.ndarray:
     """The marked pixels and their neighbours within so many pixels."""
-    if pixels == 0:
+    if pixels == 0 or not missing.any():  # distances to nothing are not defined
         return missing
     from scipy.ndimage import distance_transform_edt
 
