@@ -273,9 +273,9 @@ def sample(
 
 
 def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:
-    """How far a result ``(1, C, H, W)`` in [0, 1] is from the run's evidence, and a warning where
-    that is clearly farther than what the run started from (from noise: middle grey), than noise and
-    rounding explain.
+    """How far a result ``(1, C, H, W)`` in [0, 1] is from the run's evidence, and a warning if that
+    exceeds each of 1.25 times the misfit of the run's start (middle grey for runs from noise), 2
+    sigma, and 0.01.
     """
     assert run.evidence is not None
     m = run.evidence
@@ -295,5 +295,5 @@ def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:
         f"the result explains the data worse (misfit {found:.3g}) than what the run started from"
         f" ({before:.3g}): don't use it; take the task's default correction, or more steps"
     )
-    warnings.warn(warning, RuntimeWarning, stacklevel=4)
+    warnings.warn(warning, RuntimeWarning, stacklevel=5)  # the task's caller
     return found, warning

@@ -274,7 +274,9 @@ class Denoiser:
         from solvers.interop.pretrained import read_model
 
         with reading(folder, "a denoiser", ModelError):
-            return cls(**read_model(Path(folder), device))
+            made = cls(**read_model(Path(folder)))
+        made.network.to(device)  # what fails here is no fault of the folder
+        return made
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what :meth:`from_pretrained` loads: ``unet/``, ``denoiser.json`` and, for a VP

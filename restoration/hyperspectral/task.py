@@ -29,7 +29,7 @@ from restoration.hyperspectral.eigen_images import (
 from restoration.hyperspectral.joint import CONDITION_CHANNELS
 from restoration.hyperspectral.subspace import Subspace, data_mask, fit_subspace, learn_bands
 from restoration.io.cube import Cube
-from restoration.posterior import CORRECTIONS
+from restoration.posterior.by_name import check_correction
 from restoration.task import Watch
 from restoration.wrappers.symmetry import COUNTS
 from restoration.wrappers.tiling import tile_weight, tiled
@@ -157,10 +157,8 @@ class HyperspectralTask:
         if self.channels < 1:
             raise ValueError(f"channels must be at least 1; got {self.channels}")
         check_steps(self.num_inference_steps)
-        if self.correction is not None and self.correction not in CORRECTIONS:
-            raise ValueError(
-                f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"
-            )
+        if self.correction is not None:
+            check_correction(self.correction)
         if self.correction is not None and self.joint:
             raise ValueError(
                 "a joint denoiser is shown what was measured and takes no correction; got"

@@ -4,6 +4,7 @@ noise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +31,9 @@ class ScanData(Protocol):
         ...
 
     @property
-    def zero_filled(self) -> Tensor: ...
+    def zero_filled(self) -> Tensor:
+        """``A^H y``, ``(B, 2, H, W)``."""
+        ...
 
     @property
     def seen(self) -> Tensor | float:
@@ -38,10 +41,14 @@ class ScanData(Protocol):
         ...
 
     @property
-    def noise(self) -> Tensor | float: ...
+    def noise(self) -> Tensor | float:
+        """Standard deviation per real part, of each sample; 0: exact."""
+        ...
 
     @property
-    def measurement(self) -> Measurement: ...
+    def measurement(self) -> Measurement:
+        """Operator and data. A graph's has no noise: what weighs it asks :attr:`noise`."""
+        ...
 
     def scaled(self, scale: Tensor) -> ScanData:
         """The same of an image that is divided by ``scale (B, 1, 1, 1)``."""
@@ -92,7 +99,7 @@ class Slice:
         return agree(x, self.measurement)
 
     def pull(self, x: Tensor, variance: float) -> Tensor:
-        if self.sigma == 0:
+        if self.sigma == 0 or variance == math.inf:
             return x + self.operator.A_dagger(self.y - self.operator.A(x))
         return self.operator.prox_l2(x, self.y, variance / self.sigma**2)
 
@@ -130,7 +137,8 @@ class Alternation(DiffPIR):
     def correct(self, x0: Tensor, t: float) -> Tensor:
         if self.next_time(t) <= CLEAN:
             return self.data.agree(x0)
-        return self.data.pull(x0, self.variance(t))
+        variance = self.variance(t)
+        return x0 if variance == 0 else self.data.pull(x0, variance)
 
 
 def agree(x: Tensor, measurement: Measurement) -> Tensor:

@@ -8,6 +8,7 @@ depends on the values: iterations are counted, not stopped by tolerance.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -171,8 +172,8 @@ class RealSlice:
         return self.operator.agree(x, self.y, self.sigma)
 
     def pull(self, x: Tensor, variance: float) -> Tensor:
-        if self.sigma is None:
-            return self.agree(x)
+        if self.sigma is None or variance == math.inf:
+            return self.operator.agree(x, self.y, None)
         return self.operator.prox_l2(x, self.y, variance / self.sigma.clamp(min=1e-12) ** 2)
 
 

@@ -14,7 +14,7 @@ from restoration.mri.consistency import Alternation, Consistency, ScanData, Slic
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, features, image_scale, noise_level
 from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
-from restoration.posterior import CORRECTIONS, DiffPIR, correction_by_name
+from restoration.posterior import CORRECTIONS, correction_by_name
 from restoration.task import Restored, Run, Watch, sample
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid
@@ -246,7 +246,7 @@ class MRITask:
             )
         if d.condition_channels:
             d = d.conditioned(features(first / scale, data.zero_filled / scale, held.noise))
-        corrected, solver = self._corrected(d, held, name)
+        corrected, solver = self._corrected(d, held, name, steps)
         # where no coil is sensitive nothing is measured: there the image is zero, as in SENSE
         size, seen = (2, int(first.shape[-2]), int(first.shape[-1])), data.seen
 
@@ -256,7 +256,9 @@ class MRITask:
         start = torch.zeros_like(first) if name == "alternation" else None
         return Run(corrected, solver, grid, size, finish, start)
 
-    def _corrected(self, d: Denoiser, data: ScanData, name: str) -> tuple[DenoiserLike, Solver]:
+    def _corrected(
+        self, d: Denoiser, data: ScanData, name: str, steps: int
+    ) -> tuple[DenoiserLike, Solver]:
         width = float(d.data_std) if self.prior_std is None else self.prior_std
         match name:
             case "none":
@@ -268,10 +270,8 @@ class MRITask:
                 return Consistency(d, data), self.solver
             case "alternation":
                 return Alternation(d, data, width), self.solver
-            case "diffpir":
-                return DiffPIR(d, data.measurement, prior_std=width), self.solver
-        steps = self.num_inference_steps or SAMPLING_STEPS
-        return correction_by_name(name, d, data.measurement, steps=steps), self.solver
+        m = data.measurement
+        return correction_by_name(name, d, m, steps=steps, prior_std=width), self.solver
 
 
 def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from restoration.operators.linear import Denoising, Inpainting, Operator
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import enlarge, thin_plate
-from restoration.posterior import DiffPIR, correction_by_name
+from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
@@ -179,7 +179,7 @@ class LinearTask:
             )
 
         asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
-        if _is_denoising(m.operator, like.shape) and not self.whole_grid:
+        if _is_denoising(m, like.shape) and not self.whole_grid:
             if isinstance(self.solver, REDDiff):
                 raise ValueError(
                     "denoising begins at the noisy picture, a state of the process as it is, which"
@@ -203,17 +203,14 @@ class LinearTask:
             solver = self.solver.on(m, d.lift(like))
             nodes = GRIDS[self.grid](d.process, self.num_inference_steps)
             return run(asked, nodes, solver=solver)
-        if self.correction is None and m.sigma > 0:
-            asked = DiffPIR(asked, m, prior_std=math.inf if self.start_level else PRIOR_STD)
-        else:
-            asked = correction_by_name(
-                self.correction or "ddnm",
-                asked,
-                m,
-                steps=self.num_inference_steps,
-                prior_std=PRIOR_STD,
-                options=self.correction_options,
-            )
+        asked = correction_by_name(
+            self.correction or ("diffpir" if m.sigma > 0 else "ddnm"),
+            asked,
+            m,
+            steps=self.num_inference_steps,
+            prior_std=math.inf if self.start_level else PRIOR_STD,
+            options=self.correction_options,
+        )
         if self.start_level is None:
             return run(asked, GRIDS[self.grid](d.process, self.num_inference_steps))
         t = d.process.time_at(-2 * math.log(self.start_level))
@@ -291,7 +288,7 @@ def _condition(m: Measurement, shape: Sequence[int]) -> Tensor | None:
     no lift for the operator.
     """
     size = (shape[-2], shape[-1])
-    if (mask := _mask(m.operator, shape)) is not None:
+    if (mask := _mask(m, shape)) is not None:
         known = mask.to(m.y).amin(1, keepdim=True).expand(shape[0], 1, *size)
         return torch.cat([thin_plate(m.y, known), known], dim=1)
     factor = getattr(m.operator, "factor", 1)
@@ -301,25 +298,33 @@ def _condition(m: Measurement, shape: Sequence[int]) -> Tensor | None:
     return None
 
 
-def _mask(operator: Operator, shape: Sequence[int]) -> Tensor | None:
+def _mask(m: Measurement, shape: Sequence[int]) -> Tensor | None:
     """The operator's ``mask (B or 1, 1 or C, H, W)`` of zeros and ones, if it does nothing else
     than to take away what that marks with 0; else None.
     """
+    operator = m.operator
     mask = getattr(operator, "mask", None)
     if isinstance(operator, Inpainting):
         return operator.mask
     if not isinstance(mask, Tensor) or mask.ndim != 4 or not ((mask == 0) | (mask == 1)).all():
         return None
-    return mask if _acts_as(operator, lambda x: mask.to(x) * x, shape) else None
+    return mask if _acts_as(operator, lambda x: mask.to(x) * x, shape, m.y.device) else None
 
 
-def _is_denoising(operator: Operator, shape: Sequence[int]) -> bool:
-    """Whether every pixel is measured as it is."""
-    return isinstance(operator, Denoising) or _acts_as(operator, lambda x: x, shape)
+def _is_denoising(m: Measurement, shape: Sequence[int]) -> bool:
+    """Whether every pixel is measured as it is. Without noise others than :class:`Denoising` are
+    held to the data, which gives these back.
+    """
+    if isinstance(m.operator, Denoising):
+        return True
+    return m.sigma > 0 and _acts_as(m.operator, lambda x: x, shape, m.y.device)
 
 
 def _acts_as(
-    operator: Operator, function: Callable[[Tensor], Tensor], shape: Sequence[int]
+    operator: Operator,
+    function: Callable[[Tensor], Tensor],
+    shape: Sequence[int],
+    device: torch.device,
 ) -> bool:
     """Whether the operator does to a picture of random values what the function does. Never while
     a graph is traced, where no values are there to tell.
@@ -327,10 +332,10 @@ def _acts_as(
     if torch.compiler.is_exporting():
         return False
     probe = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0))
-    probe = probe.to(getattr(getattr(operator, "mask", None), "device", "cpu"))
+    probe = probe.to(device)
     try:
         found, wanted = operator.A(probe), function(probe)
-    except RuntimeError:  # shapes that don't fit one another, or another device
+    except RuntimeError:  # shapes that don't fit one another
         return False
     return found.shape == wanted.shape and bool(torch.allclose(found, wanted, atol=1e-6))
 

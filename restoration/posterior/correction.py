@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -77,10 +78,10 @@ class Correction:
     def closest(self, x0: Tensor, variance: float) -> Tensor:
         """The image that agrees best with the data and with an estimate ``x0`` whose errors have
         this ``variance > 0``: the proximal point, or the projection on ``A x = y`` of noiseless
-        data.
+        data and of an estimate that may be off by anything.
         """
         m = self.measurement
-        if m.sigma == 0:
+        if m.sigma == 0 or variance == math.inf:
             return x0 + m.operator.A_dagger(m.residual(x0))
         return m.operator.prox_l2(x0, m.y, variance / m.sigma**2)
 

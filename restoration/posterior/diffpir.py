@@ -59,14 +59,10 @@ class DiffPIR(Correction):
         return 1 / (kappa**-2 + self.prior_std**-2)
 
     def correct(self, x0: Tensor, t: float) -> Tensor:
-        m, r2 = self.measurement, self.variance(t)
-        if r2 == 0:
+        variance = self.variance(t) / self.lam
+        if variance == 0:
             return x0
-        if self.draw:
-            return self._drawn(x0, r2 / self.lam)
-        if m.sigma == 0 or r2 == math.inf:
-            return x0 + m.operator.A_dagger(m.residual(x0))
-        return m.operator.prox_l2(x0, m.y, r2 / (self.lam * m.sigma**2))
+        return self._drawn(x0, variance) if self.draw else self.closest(x0, variance)
 
     def _drawn(self, x0: Tensor, variance: float) -> Tensor:
         m = self.measurement

@@ -14,6 +14,7 @@ from torch.nn.functional import max_pool2d
 
 from restoration.operators.measurement import Measurement
 from restoration.posterior import CORRECTIONS, Correction
+from restoration.posterior.by_name import check_correction
 from restoration.task import Restored, Watch, check_samples
 from restoration.ultrasound.joint import JointDenoiser, Superposition
 from restoration.ultrasound.power_split import power_split
@@ -106,10 +107,7 @@ class UltrasoundTask:
         check_steps(self.num_inference_steps)
         if self.start not in ("split", "noise"):
             raise ValueError(f"start must be split or noise; got {self.start!r}")
-        if self.correction not in CORRECTIONS:
-            raise ValueError(
-                f"correction {self.correction!r} is unknown; known: {', '.join(CORRECTIONS)}"
-            )
+        check_correction(self.correction)
         if self.tile < 2 * self.overlap + 1 or self.overlap < 0:
             raise ValueError(
                 f"the overlap must be less than half a tile; got {self.overlap} of {self.tile}"

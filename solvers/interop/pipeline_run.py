@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 from solvers.grid import Grid
 from solvers.prediction import Prediction
 from solvers.solver import Problem, Queries, Query, Solver
+
+KEPT = 2**28  # bytes of answers and noise that a run keeps, so that it can be copied
 
 
 class PipelineRun:
@@ -26,20 +28,30 @@ class PipelineRun:
         self.problem, self.solver, self.grid, self.times = problem, solver, grid, times
         self.dtype = sample.dtype
         self.start = sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True)
-        self.answers: list[Prediction] = []
-        self.draws: list[Tensor] = []
-        self.run = solver.run(_Recorded.of(problem, self.draws, []), grid, self.start)
+        self.tape = _Tape()
+        self.run = solver.run(_Recorded.of(problem, self.tape, []), grid, self.start)
         self.query: Query = next(self.run)
-        self.shown, self.done = sample, False
+        self.shown, self.done, self.calls = sample, False, 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineRun:
-        """The same run at the same call: a generator can't be copied, but it can be led there."""
+        """The same run at the same call: a generator can't be copied, but it can be led there.
+
+        Raises:
+            ValueError: the run is too long and large to have been kept.
+        """
+        if self.tape.bytes > KEPT:
+            raise ValueError(
+                f"a run can be copied as long as its answers take at most {KEPT >> 20} MiB; copy"
+                " the scheduler before the run, or smaller samples"
+            )
         other = copy.copy(self)
-        other.answers, other.draws = list(self.answers), list(self.draws)
-        problem = _Recorded.of(self.problem, other.draws, list(self.draws))
+        other.tape = _Tape(list(self.tape.answers), list(self.tape.draws), self.tape.bytes)
+        source = copy.deepcopy(self.problem.generator, memo)
+        other.problem = replace(self.problem, generator=source)
+        problem = _Recorded.of(other.problem, other.tape, list(self.tape.draws))
         other.run = self.solver.run(problem, self.grid, self.start)
         other.query = next(other.run)
-        for answer in self.answers:
+        for answer in self.tape.answers:
             other.query = other.run.send(answer)
         return other
 
@@ -58,7 +70,8 @@ class PipelineRun:
         prediction = Prediction.from_output(
             output.to(x.dtype), x, process.a(t), process.b(t), prediction_type
         )
-        self.answers.append(prediction)
+        self.calls += 1
+        self.tape.keep(self.tape.answers, prediction, prediction.x0, prediction.eps)
         try:
             self.query = self.run.send(prediction)
             self.shown = self.query.x.to(self.dtype, copy=True)
@@ -67,22 +80,39 @@ class PipelineRun:
         return prediction
 
 
+@dataclass
+class _Tape:
+    """Answers and noise of a run so far; given up where they take more than KEPT bytes."""
+
+    answers: list[Prediction] = field(default_factory=list)
+    draws: list[Tensor] = field(default_factory=list)
+    bytes: int = 0
+
+    def keep(self, kept: list[Any], value: Any, *tensors: Tensor) -> None:
+        self.bytes += sum(tensor.nbytes for tensor in tensors)
+        if self.bytes <= KEPT:
+            kept.append(value)
+        else:
+            self.answers.clear()
+            self.draws.clear()
+
+
 @dataclass(frozen=True)
 class _Recorded(Problem):
-    """A problem that keeps its ``draws`` and gives those of ``before`` first."""
+    """A problem that keeps its noise on a tape and gives that of ``before`` first."""
 
-    draws: list[Tensor] = field(default_factory=list)
+    tape: _Tape = field(default_factory=_Tape)
     before: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, problem: Problem, draws: list[Tensor], before: list[Tensor]) -> _Recorded:
-        return cls(problem.process, problem.y, problem.generator, draws, before)
+    def of(cls, problem: Problem, tape: _Tape, before: list[Tensor]) -> _Recorded:
+        return cls(problem.process, problem.y, problem.generator, tape, before)
 
     def noise(self, like: Tensor) -> Tensor:
         if self.before:
             return self.before.pop(0)
         drawn = super().noise(like)
-        self.draws.append(drawn)
+        self.tape.keep(self.tape.draws, drawn, drawn)
         return drawn
 
 

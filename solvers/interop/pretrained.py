@@ -23,7 +23,7 @@ Network = Any
 MOST_CHANNELS, MOST_LAYERS = 65_536, 64
 
 
-def read_model(root: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+def read_model(root: Path) -> dict[str, Any]:
     """The arguments of the :class:`solvers.Denoiser` that a folder holds; see
     :meth:`solvers.Denoiser.from_pretrained`, also for its errors.
     """
@@ -100,7 +100,7 @@ def read_model(root: Path, device: str | torch.device = "cpu") -> dict[str, Any]
             " denoiser.json"
         )
     return {
-        "network": network.eval().requires_grad_(False).to(device),
+        "network": network.eval().requires_grad_(False),
         "process": process,
         "prediction_type": prediction_type,
         "value_range": (low, high),

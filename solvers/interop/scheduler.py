@@ -42,16 +42,17 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
     on the clean level.
 
     *Partial runs* (``timesteps[k:]``, image-to-image): the grid is rebuilt from the level of the
-    first call. Where the solver's warm-up calls no longer fit the list, PNDM's ``single_call()``
-    form goes on from there; calls that repeat a level are then made twice for one answer.
+    first call. Where PNDM's warm-up calls no longer fit the list, its ``single_call()`` form goes
+    on from there; calls that repeat a level are then made twice for one answer. Steps of other
+    solvers can't be cut inside.
 
     *Edited samples* (a blend with known pixels between calls): the run goes on from the edited
     state. At calls whose query is not ``editable`` it begins anew there, and the history is lost
     (every step is then a first one: EVODiff and UniPC are DDIM under edits in every step). Trial
     points of Runge-Kutta steps can't begin a run: there the edit counts for the call's answer.
 
-    *Copies* (``copy.deepcopy``) go on by themselves, also in the middle of a run, which is why a
-    run keeps its answers.
+    *Copies* (``copy.deepcopy``) go on by themselves, also in the middle of a run, with a copy of
+    its noise source. For that a run keeps its answers, up to KEPT bytes of them.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,
@@ -102,6 +103,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         known = solver == DiffusersSolver.__name__
         options = solver_options or {}
         self.solver = DiffusersSolver(**options) if known else solver_by_name(solver, **options)
+        _check_steps(self.solver)
         self.process = VP.from_diffusers(self.config)
         abar = self.process.alphas_cumprod
         self.alphas_cumprod = torch.from_numpy(abar.copy()).float()
@@ -278,6 +280,12 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         run = self._rest(whole, times, sample, generator)
         if run is not None:
             return run
+        if not isinstance(self.solver, PNDM):
+            raise ValueError(
+                f"the timesteps were cut inside a step of {self.solver}, whose calls don't fit the"
+                " rest of the list; use a solver with one call per step, or"
+                " set_timesteps(timesteps=...) with the levels to visit"
+            )
         # cut inside a warm-up: the rest by the same gradients without one, from the cut on
         grid = Grid((*sorted(set(times), reverse=True), CLEAN))
         problem = Problem(self.process, None, generator)
@@ -301,7 +309,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         """The run after an edit that its solver would not see: begun anew from the edited state, or
         itself where nothing can begin.
         """
-        left = run.times[len(run.answers) :]
+        left = run.times[run.calls :]
         return self._rest(run.grid, left, sample, run.problem.generator) or run
 
 
@@ -327,11 +335,7 @@ def as_scheduler(
         ValueError: a process that is not a plain VP, unknown names, a solver whose calls a pipeline
             can't make.
     """
-    if isinstance(solver, (ProbabilityFlow, REDDiff)):
-        raise ValueError(
-            f"{type(solver).__name__} can't run in a pipeline: its calls are not the steps of a"
-            " state from noise to image, which pipelines take; use solvers.solve"
-        )
+    _check_steps(solver)
     config: dict[str, Any] = {}
     if isinstance(process, VP):
         if type(process) is not VP:
@@ -378,6 +382,15 @@ def _words(solver: Any) -> tuple[str, dict[str, Any] | None]:
         return type(solver).__name__, {"scheduler": solver.name, "options": solver.options}
     plain = is_dataclass(solver) and not isinstance(solver, type)
     return type(solver).__name__, asdict(solver) if plain else None
+
+
+def _check_steps(solver: Any) -> None:
+    """Raises ValueError for a solver whose calls a pipeline can't make."""
+    if isinstance(solver, (ProbabilityFlow, REDDiff)):
+        raise ValueError(
+            f"{type(solver).__name__} can't run in a pipeline: its calls are not the steps of a"
+            " state from noise to image, which pipelines take; use solvers.solve"
+        )
 
 
 def _forms(solver: Any) -> list[Solver]:

@@ -32,7 +32,7 @@ class Auto:
     ====================================  =====================================================
 
     Both of the first kind also descend to the process's least noisy time. A step is even to half of
-    itself; the first, which a partial run may have cut, does not count.
+    itself; the first, which a partial run may have cut, does not count where there are others.
 
     When to use it: wherever no other reason picks a solver. ``restobox bench solvers`` shows the
     errors that the table comes from; at no count from 5 to 50 calls and on none of the three grids
@@ -69,6 +69,7 @@ def _order(calls: int) -> int:
 
 
 def _even(values: list[float]) -> bool:
-    """Whether all steps between them but the first are about as long."""
-    steps = [before - after for before, after in itertools.pairwise(values[1:])]
+    """Whether all steps between them are about as long; of more than two but the first."""
+    steps = [before - after for before, after in itertools.pairwise(values)]
+    steps = steps[1:] if len(steps) > 2 else steps
     return max(steps) <= EVEN * min(steps)

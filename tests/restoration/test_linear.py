@@ -92,6 +92,8 @@ def test_many_steps_of_denoising_keep_the_prior_s_spread():
         Bicubic((24, 20), 2),
         BlockMean((24, 20), 3),
         Inpainting(torch.eye(24, 20)),
+        Inpainting(torch.ones(24, 20)),  # nothing missing
+        BlockMean((24, 20), 1),
     ],
 )
 def test_noiseless_data_are_met(operator):
@@ -101,9 +103,23 @@ def test_noiseless_data_are_met(operator):
     assert result.samples.max() < 1
     for one in result.samples:
         torch.testing.assert_close(operator.A(one[None])[0], y, rtol=0, atol=2e-5)
-    assert (
-        result.samples[0] - result.samples[1]
-    ).abs().max() > 0.01  # what was not measured is sampled
+    whole = y.numel() == 3 * 24 * 20 and bool((y != 0).all())
+    moved = (result.samples[0] - result.samples[1]).abs().max()
+    assert whole or moved > 0.01  # what was not measured is sampled
+
+
+def test_without_a_start_level_the_default_is_diffpir():
+    """Also from a start level, by name or not."""
+    operator = Blur((24, 20), gaussian_kernel(1.0))
+    y = operator.A(picture()[None])[0]
+    for level in (None, 0.4):
+        one, other = (
+            LinearTask(gaussian(), num_inference_steps=3, start_level=level, correction=name)(
+                y, operator, sigma=0.05
+            ).mean
+            for name in (None, "diffpir")
+        )
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("start_level", [None, 0.4])
@@ -389,8 +405,9 @@ def test_a_result_that_explains_the_data_worse_than_its_start_says_so():
     denoiser = Denoiser(lambda z, t: torch.zeros_like(z), VP.linear(), "sample")
     operator = BlockMean((16, 16), 4)
     y = operator.A(torch.full((1, 3, 16, 16), 0.4))[0]
-    with pytest.warns(RuntimeWarning, match="explains the data worse"):
+    with pytest.warns(RuntimeWarning, match="explains the data worse") as told:
         result = LinearTask(denoiser, Astray())(y, operator, sigma=0.01)
+    assert told[0].filename == __file__  # the caller's line
     assert result.misfit == pytest.approx(0.6, abs=0.01)
     assert "don't use it" in result.warning
     with warnings.catch_warnings():

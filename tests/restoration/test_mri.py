@@ -321,6 +321,21 @@ def test_residual_does_not_exceed_the_noise():
         assert (result.samples[0] - result.samples[1]).abs().max() > 0
 
 
+def test_a_prior_that_says_nothing_is_the_limit_of_a_wide_one():
+    """Zero terminal SNR: the first estimate may be off by anything, noisy data or not."""
+    process = VP.from_diffusers({"num_train_timesteps": 100, "rescale_betas_zero_snr": True})
+    mask = column_mask("equispaced-fraction", 36, 3, 0.2, 0)
+    _, maps, _, kspace = scan(mask=mask, sigma=0.05)
+    for sigma in (0.0, 0.05):
+        wide, says_nothing = (
+            MRITask(Prior(process), num_inference_steps=4, prior_std=std)(
+                kspace, mask, maps, sigma=sigma
+            ).mean
+            for std in (1e3, math.inf)
+        )
+        torch.testing.assert_close(says_nothing, wide, rtol=0, atol=1e-3 * float(wide.abs().max()))
+
+
 def test_agreement_moves_no_image_that_agrees_already():
     image, _, op, kspace = scan(sigma=0.02)
     y = to_channels(kspace[None])

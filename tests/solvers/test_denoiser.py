@@ -296,6 +296,11 @@ def test_from_pretrained_needs_a_folder(tmp_path):
         Denoiser.from_pretrained(tmp_path)
 
 
+def test_a_device_that_does_not_exist_is_no_damage(folder):
+    with pytest.raises(RuntimeError, match="device"):
+        Denoiser.from_pretrained(folder, device="nonsense")
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-200])
 

@@ -496,10 +496,10 @@ def test_exponential_weights_have_their_order():
 @pytest.mark.parametrize("process", [VP.linear(), VP.cosine(), VE()], ids=["ddpm", "cosine", "edm"])
 def test_auto_picks_by_the_grid(process):
     even = [log_snr, karras] if process.levels is None else [log_snr, karras, trailing, leading]
-    for n in (5, 10, 30):
+    for n in (3, 5, 10, 30):
         for lay in even:
             chosen = Auto().choose(process, lay(process, n))
-            order = 4 if lay is log_snr else {5: 2, 10: 3, 30: 4}[n]
+            order = 4 if lay is log_snr else {3: 2, 5: 2, 10: 3, 30: 4}[n]
             want = PNDM("ipndm", "exponential", order)
             assert chosen == (want if lay in (log_snr, karras) else PNDM()), (lay, n)
     for lay in even:

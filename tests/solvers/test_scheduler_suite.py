@@ -13,6 +13,8 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from helpers.mixtures import noise, small_mixture
 
 from solvers import (
+    CLEAN,
+    DDIM,
     SOLVERS,
     VP,
     DiffusersSolver,
@@ -23,6 +25,8 @@ from solvers import (
     as_scheduler,
 )
 from solvers.grid import GRIDS
+from solvers.interop import pipeline_run
+from solvers.solver import Query
 
 PROCESS = VP.linear()
 MIXTURE: GaussianMixture = small_mixture()
@@ -81,22 +85,39 @@ def test_takes_its_own_timesteps(name):
 
 @EVERY
 def test_copies_go_on_by_themselves(name):
-    """Copied at any call, both end as one run would have; noise that the copy has to draw comes
-    from the same source, so the copy runs first and the source is set back.
-    """
+    """Copied at any call, both end as one run would have, each by noise of its own source."""
     scheduler, x = made(name), noise(2)
-    times, source = list(scheduler.timesteps), rng()
+    times = list(scheduler.timesteps)
     whole = walk(scheduler, x, times, rng())
     for cut in range(1, len(times)):
-        state = walk(scheduler, x, times[:cut], source.manual_seed(0))
-        before = source.get_state()
+        state = walk(scheduler, x, times[:cut], rng())
         twin = copy.deepcopy(scheduler)
-        ends = []
-        for s in (twin, scheduler):
-            source.set_state(before)
-            ends.append(walk(s, state, times[cut:]))
-        assert torch.equal(ends[0], whole), cut
-        assert torch.equal(ends[1], whole), cut
+        for s in (scheduler, twin):
+            assert torch.equal(walk(s, state, times[cut:]), whole), cut
+
+
+def test_copies_of_noisy_runs_have_their_own_noise():
+    scheduler = as_scheduler(DDIM(eta=1.0), PROCESS)
+    scheduler.set_timesteps(6)
+    x, times = noise(2), list(scheduler.timesteps)
+    whole = walk(scheduler, x, times, rng())
+    state = walk(scheduler, x, times[:3], rng())
+    twin = copy.deepcopy(scheduler)
+    for s in (scheduler, twin):
+        assert torch.equal(walk(s, state, times[3:]), whole)
+
+
+def test_a_run_that_is_too_large_to_be_kept_goes_on_but_is_not_copied(monkeypatch):
+    scheduler, x = made("ddim"), noise(2)
+    times = list(scheduler.timesteps)
+    whole = walk(scheduler, x, times)
+    monkeypatch.setattr(pipeline_run, "KEPT", 5 * x.nbytes)  # two answers of two tensors each
+    state = walk(scheduler, x, times[:2])
+    copy.deepcopy(scheduler)
+    state = walk(scheduler, state, times[2:3])
+    with pytest.raises(ValueError, match="copy the scheduler before the run"):
+        copy.deepcopy(scheduler)
+    assert torch.equal(walk(scheduler, state, times[3:]), whole)
 
 
 @EVERY
@@ -194,6 +215,35 @@ def test_solvers_without_steps_are_refused_at_once():
     for solver in (ProbabilityFlow(), REDDiff(Measured())):
         with pytest.raises(ValueError, match="can't run in a pipeline"):
             as_scheduler(solver)
+    with pytest.raises(ValueError, match="can't run in a pipeline"):
+        SolverScheduler(solver="red-diff")
+
+
+class Heun:
+    """Two calls for every step but the last, and no form with one."""
+
+    def run(self, problem, grid, x):
+        process = problem.process
+        for t, s in grid.pairs():
+            p = yield Query(x, t)
+            if s == CLEAN:
+                return p.x0
+            q = yield Query(process.a(s) * p.x0 + process.b(s) * p.eps, s, editable=False)
+            x0, eps = (p.x0 + q.x0) / 2, (p.eps + q.eps) / 2
+            x = process.a(s) * x0 + process.b(s) * eps
+        return x
+
+
+def test_steps_of_two_calls_are_not_cut_inside():
+    scheduler = as_scheduler(Heun(), PROCESS)
+    scheduler.set_timesteps(4)
+    times, x = list(scheduler.timesteps), noise(2)
+    scheduler.set_begin_index(2)
+    assert torch.isfinite(walk(scheduler, x, times[2:])).all()
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(1)
+    with pytest.raises(ValueError, match="cut inside a step of"):
+        walk(scheduler, x, times[1:])
 
 
 def test_timesteps_that_are_no_runs():
