@@ -76,7 +76,6 @@ def open_session(
     # convolutions
     if integer:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        model = shift_codes(model) if has_amx() else model
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:
@@ -85,8 +84,9 @@ def open_session(
         onnxruntime.preload_dlls()  # finds the CUDA libraries that torch installed
     known = onnxruntime.get_available_providers()
     wanted = [p for p in providers if _name(p) in known]
-    graph = model if isinstance(model, bytes) else str(model)
     with reading("the graph" if isinstance(model, bytes) else model, "a graph to run", ModelError):
+        graph = shift_codes(model) if integer and has_amx() else model
+        graph = graph if isinstance(graph, bytes) else str(graph)
         return onnxruntime.InferenceSession(graph, options, providers=wanted)
 
 

@@ -18,12 +18,14 @@ from export.graphs.kernels import fuse_attention, shift_codes
 from export.graphs.network import export_graph
 from export.graphs.qdq import insert_qdq, weighted_nodes
 from export.parity import Limits, Timed, verify
+from export.runtime import providers
 from export.runtime.providers import Placement, count_kernels, fallen_back
 from export.runtime.session import OnnxNetwork, Session
 from quant.network import QuantLayer
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from solvers.denoiser import Denoiser
+from solvers.inputs.errors import ModelError
 from solvers.interop.description import describe
 from solvers.loop import solve
 from solvers.methods.ddim import DDIM
@@ -584,3 +586,16 @@ def test_falling_back_to_the_cpu_is_said():
     assert fallen_back(rows, "CUDAExecutionProvider") == "2 Conv"
     assert fallen_back(rows[:1] + rows[2:], "CUDAExecutionProvider") == ""
     assert fallen_back(rows, "CPUExecutionProvider") == ""
+
+
+def test_graphs_without_their_tensors_are_refused_on_any_processor(bundles, monkeypatch):
+    """Where codes are shifted for AMX, before ONNX Runtime sees the graph, too."""
+    model = onnx.load(bundles / "cpu" / NETWORK)
+    for tensor in model.graph.initializer:
+        tensor.name += "-lost"
+    for amx in (False, True):
+        monkeypatch.setattr(providers, "has_amx", lambda amx=amx: amx)
+        with pytest.raises(ModelError, match="can't be read as a graph to run"):
+            providers.open_session(
+                model.SerializeToString(), ["CPUExecutionProvider"], integer=True
+            )

@@ -51,6 +51,7 @@ def test_words_of_a_library_are_not_a_users(raised):
 
 
 def test_what_says_enough_passes():
+    """Other errors name the file, in words of one line."""
     for error in (FileNotFoundError("a"), ImportError("b"), ResourceError("c")):
         with pytest.raises(type(error), match=str(error)), reading("x", "y"):
             raise error
@@ -62,8 +63,12 @@ def test_what_says_enough_passes():
         raise OSError("crc\nmore lines")
     with pytest.raises(ResourceError, match="more memory"), reading("x", "y"):
         raise MemoryError
-    with pytest.raises(InputError):
-        check_outputs(["a"], []) or check_outputs(["a", "a"])
+
+
+def test_one_output_is_not_two():
+    check_outputs(["a", "b"])
+    with pytest.raises(InputError, match="two outputs have the name a"):
+        check_outputs(["a", "a"])
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -376,7 +376,7 @@ def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     figures = json.loads(out)
     assert code == 0
     assert figures["fused"] == figures["planned"] > 0
-    assert figures["psnr_simulated"] > 50
+    assert figures["psnr_bundle_simulated"] > 50
     assert (tmp_path / "report" / "report.html").read_text().count("<img") == 2
     assert cli(*common, "--psnr-drop", -100)[0] == 3
     assert cli("verify", bundle, "--model", tiny_model)[0] == 2

@@ -195,11 +195,12 @@ def quantized(house):
     return make
 
 
-@pytest.mark.parametrize("name", some(k for k in KINDS if k != "ultrasound"))
+@pytest.mark.parametrize("name", some(KINDS))
 def test_networks_are_deployed(house, tmp_path, quantized, name):
     """Calibrated, quantized, reported on, exported and verified on the task's own trials."""
     origin, solver = quantized(name), task_by_name(name).settings.solver
-    trials, run = Trials(data_of(house, name), 2, SIDE), Settings(solver, STEPS)
+    trials = Trials(data_of(house, name), 2, SIDE, **partner(house, name))
+    run = Settings(solver, STEPS)
     run_export(origin.model, tmp_path / "b", Graph(origin.quantized, "cpu"))
     figures = run_verify(tmp_path / "b", origin, trials, run, Checks(psnr_drop=100.0))
     assert not figures["failures"]
@@ -210,7 +211,7 @@ def test_networks_are_deployed(house, tmp_path, quantized, name):
     run_export(origin.model, tmp_path / "f", Graph(target="float"))
     task, denoiser = task_by_name(name), Denoiser.from_pretrained(origin.model)
     # the pseudo-inverse of a blur amplifies single precision's rounding
-    options = task.simulated(denoiser, 0.02 if name == "deblur" else None)
+    options = task.simulated(denoiser, 0.02 if name == "deblur" else None, **partner(house, name))
     trial = task.trial(task.source(trials.data, denoiser, SIDE, 0), 0, options)
     host, graph = (
         task.restorer(d, options, run)(trial.inputs, seed=1).mean
@@ -248,4 +249,27 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
     if target == "float":
         assert figures["psnr_between"] > 80  # 1e-4
     else:
-        assert figures["psnr_simulated"] > figures["psnr_between"] - 1
+        assert figures["psnr_bundle_simulated"] > figures["psnr_between"] - 1
+
+
+def test_pictures_smaller_than_a_restorer_are_refused_at_once(house, tmp_path):
+    whole = Whole("denoise", sigma=0.1, size="64x64")
+    run_export_restorer(
+        str(house / "denoise"), tmp_path / "b", Graph(target="float"), whole, Settings(steps=1)
+    )
+    says = r"of 40 x 48 pixels, smaller than the restorer's 64 x 64"
+    with pytest.raises(ValueError, match=says):
+        run_verify_restorer(
+            tmp_path / "b", Origin(str(house / "denoise")), Trials(house / "pictures")
+        )
+
+
+def test_ultrasound_has_no_restorer_graph(house, tmp_path):
+    with pytest.raises(ValueError, match="no restorer graph"):
+        run_export_restorer(
+            str(house / "ultrasound"),
+            tmp_path / "b",
+            Graph(target="float"),
+            Whole("ultrasound"),
+            Settings(),
+        )

@@ -166,7 +166,8 @@ def report_(
     from toolbox.deploy.report import run_report
 
     if trials.data is None:
-        refuse_unused(("count", "side", "steps", "solver"), "without --data, what to restore")
+        own = ("count", "side", "seed", "steps", "solver", "partner")
+        refuse_unused(own, "without --data, what to restore")
     with ProgressBar("measuring", 3) as bar:
         figures = run_report(quantized, origin, out, trials, run, progress=bar.update_of)
     if as_json:
@@ -238,14 +239,14 @@ def verify(
     from toolbox.deploy.verify import run_verify, run_verify_restorer
 
     if read_bundle(bundle).graph == "restorer":
-        own = ("calibration", "side", "solver", "steps")
+        own = ("calibration", "side", "solver", "steps", "partner")
         refuse_unused(own, "on a whole restoration, which was exported with its own")
         with ProgressBar("restoring", trials.count) as bar:
             figures = run_verify_restorer(bundle, origin, trials, checks, progress=bar.update)
         rows = _restorer_rows(figures)
     else:
         if trials.data is None:
-            pictures = ("count", "side", "steps", "psnr_drop")
+            pictures = ("count", "side", "seed", "steps", "psnr_drop", "partner")
             refuse_unused(pictures, "without --data, the pictures to restore")
         figures = run_verify(bundle, origin, trials, run, checks)
         rows = _network_rows(figures)
@@ -282,6 +283,7 @@ def _restorer_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
             both = " / ".join(f"{figures[f'{key}_{n}']:.{digits}f}" for n in ("float", "bundle"))
             rows.append((f"restored {key.upper()}, float / bundle", both + unit))
     rows.append(("PSNR between the two", f"{figures['psnr_between']:.2f} dB"))
-    if "psnr_simulated" in figures:
-        rows.append(("PSNR between bundle and simulation", f"{figures['psnr_simulated']:.2f} dB"))
+    if "psnr_bundle_simulated" in figures:
+        between = f"{figures['psnr_bundle_simulated']:.2f} dB"
+        rows.append(("PSNR between bundle and simulation", between))
     return rows

@@ -83,6 +83,8 @@ def make_job(denoiser: Denoiser, whole: Whole, settings: Settings = Settings()) 
         ValueError: an unknown task, a network of another kind, or what the task refuses.
     """
     task = task_by_name(whole.task)
+    if type(task).job is Task.job:  # none of its own: this says so
+        task.job(denoiser, None, settings, parse_size(whole.size))
     if whole.task in KINDS:
         check_kind(denoiser, whole.task)
     numbers = {name: getattr(whole, name) for name in ("factor", "blur", "coils")}
@@ -113,7 +115,7 @@ def options_of(run: RunRecord, denoiser: Denoiser) -> tuple[Task, Any, Settings]
 def _options(task: Task, denoiser: Denoiser, sigma: float, numbers: dict[str, Any]) -> Any:
     if task.name == "superresolve":
         numbers = {"kernel": "bicubic"} | numbers
-    none = sigma == 0 and task.name in ("dehaze", "paired", "hsi")
+    none = sigma == 0 and "sigma" in task.unused
     return task.simulated(denoiser, None if none else sigma, **numbers)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from toolbox.tasks.options import Correction, Grid, Seed
+
+if TYPE_CHECKING:
+    from solvers.denoiser import Denoiser
+    from toolbox.tasks.base import Task
 
 TASKS = "inpaint, denoise, superresolve, deblur, mri, ultrasound, dehaze, paired, hsi"
 
@@ -85,6 +89,14 @@ class Trials:
     count: Annotated[int, Option(help="Measurements to restore.", min=1)] = 8
     side: Annotated[int, Option(help="Side of the crops, in pixels.", min=16)] = 256
     seed: Seed = 0
+    partner: Annotated[
+        str | None, Option(help="ultrasound: the other prior, tissue:MODEL or haze:MODEL.")
+    ] = None
+
+    def options(self, task: Task, denoiser: Denoiser) -> Any:
+        """Of the task's trials."""
+        numbers: dict[str, Any] = {} if self.partner is None else {"partner": self.partner}
+        return task.simulated(denoiser, **numbers)
 
 
 @dataclass(frozen=True)

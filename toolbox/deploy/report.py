@@ -63,6 +63,8 @@ def run_report(
     denoiser = float_model(model)
     network = load_quantized(quantized, denoiser.network)
     inputs = CalibrationSet.load(calibration, denoiser.network)
+    if trials.data is not None:
+        trials.options(task_of(denoiser, inputs), denoiser)  # which may lack one
     total = 3 + (trials.count if trials.data is not None else 0)
     sqnr = layer_sqnr(network, inputs)
     progress(1, total)
@@ -115,7 +117,7 @@ def _restored(
     relative distance of their estimates after each step, and the results.
     """
     denoiser = both["float"]
-    options = task.simulated(denoiser)
+    options = trials.options(task, denoiser)
     source = task.source(trials.data, denoiser, trials.side, trials.seed)
     methods = {name: ways[0] for name, ways in restorers(task, both, options, run).items()}
     chains, rows = [], list[Row]()

@@ -78,6 +78,8 @@ def run_verify(
     recorded = CalibrationSet.load(calibration)
     recorded.check(denoiser.network, run.solver)
     task, kept = task_of(denoiser, recorded), dict[str, list[Row]]()
+    if trials.data is not None:
+        trials.options(task, denoiser)  # which may lack one
 
     def restore(d: Denoiser) -> float:
         """With the float denoiser, then with the bundle's session."""
@@ -100,9 +102,7 @@ def run_verify(
         for a, b in zip(*kept.values(), strict=True)
     ]
     if rows:
-        figures["images"] = [
-            row.flat() | {"psnr_between": row.between("bundle", "float")} for row in rows
-        ]
+        figures["images"] = [_between(row) for row in rows]
     set_parity(bundle, figures)
     if report is not None:
         _write_report(report, bundle.name, figures, task, rows)
@@ -113,7 +113,7 @@ def _restored(
     task: Task, name: str, d: Denoiser, denoiser: Denoiser, trials: Trials, run: Settings
 ) -> list[Row]:
     """Trials restored by one denoiser; where several solvers are named, they take turns."""
-    options = task.simulated(denoiser)
+    options = trials.options(task, denoiser)
     source = task.source(trials.data, denoiser, trials.side, trials.seed)
     ways = restorers(task, {name: d}, options, run)[name]
     rows: list[Row] = []
@@ -168,8 +168,15 @@ def run_verify_restorer(
     source = task.source(trials.data, denoiser, (run.height, run.width), trials.seed)
     shape = run.inputs.get("image", (source.channels,))  # graphs of pictures take colours
     source = replace(source, channels=shape[0])
+    made = [task.trial(source, k, options) for k in range(trials.count)]
+    for trial in made:
+        if trial.known.shape[-2:] != (run.height, run.width):
+            height, width = trial.known.shape[-2:]
+            raise ValueError(
+                f"{trials.data} holds one of {width} x {height} pixels, smaller than the restorer's"
+                f" {run.width} x {run.height}; give larger ones"
+            )
     rows: list[Row] = []
-    made = (task.trial(source, k, options) for k in range(trials.count))
     for row in compare(task, made, methods, Draws(trials.seed)):
         rows.append(row)
         progress(len(rows))
@@ -192,7 +199,7 @@ def run_verify_restorer(
 def _between(row: Row) -> dict[str, Any]:
     found = row.flat() | {"psnr_between": row.between("bundle", "float")}
     if "simulated" in row.results:
-        found["psnr_simulated"] = row.between("bundle", "simulated")
+        found["psnr_bundle_simulated"] = row.between("bundle", "simulated")
     return found
 
 
