@@ -1,5 +1,4 @@
 """restobox in Python: a function for each task, models by name or folder, pictures in any form.
-them.
 
     import restobox
 
