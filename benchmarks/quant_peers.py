@@ -49,7 +49,7 @@ def main() -> None:
         quantized = quantize(
             network, calibration, QuantRecipe() if name is None else QuantRecipe.preset(name)
         )
-        for target in ("tensorrt", "cpu"):
+        for target in ("openvino", "cpu", "tensorrt"):
             simulated = quantized.simulating(target)
             _row(
                 f"ours, {name or 'default'}, {target} placement",

@@ -171,6 +171,13 @@ def static_graphs(plain: Path, inputs, place: Path):
             "op_types_to_quantize": ["Conv"],
             "extra_options": symmetric,
         },
+        # what a careful user leaves in float: first, last and shortcut layers
+        "quantize_static, careful": {
+            "per_channel": True,
+            "activation_type": QuantType.QUInt8,
+            "op_types_to_quantize": ["Conv"],
+            "nodes_to_exclude": _ends_and_shortcuts(prepared),
+        },
     }
     for k, (name, options) in enumerate(settings.items()):
         made = place / f"static{k}.onnx"
@@ -179,6 +186,16 @@ def static_graphs(plain: Path, inputs, place: Path):
             yield name, _session(made, ("x", "t"))
         except Exception as error:
             print(f"{name}: {(str(error).splitlines() or [''])[0][:110]}")
+
+
+def _ends_and_shortcuts(path: Path) -> list[str]:
+    """Names of the nodes with those weights."""
+    return [
+        node.name
+        for node in onnx.load(path).graph.node
+        if node.op_type == "Conv"
+        and any(part in node.input[1] for part in ("conv_in", "conv_out", "conv_shortcut"))
+    ]
 
 
 def _session(path: Path, names, timesteps=(), integer: bool = False):

@@ -105,7 +105,7 @@ class Bundle(_Part):
     """
 
     format: int
-    target: Literal["float", "cuda", "cpu", "tensorrt"]
+    target: Literal["float", "cuda", "cpu", "openvino", "tensorrt"]
     graph: Literal["timestep", "step", "restorer"]
     timesteps: list[float] = Field(max_length=10_000)
     channels: int = Field(ge=1, le=65_536)

@@ -20,8 +20,8 @@ from solvers import SOLVERS
 from solvers.denoiser import Denoiser
 from solvers.interop.description import describe
 
-TARGETS = ("float", "cuda", "cpu", "tensorrt")
-INTEGER, HALF = ("cpu", "tensorrt"), ("cuda", "tensorrt")
+TARGETS = ("float", "cuda", "cpu", "openvino", "tensorrt")
+INTEGER, HALF = ("cpu", "openvino", "tensorrt"), ("cuda", "tensorrt")
 
 
 def export_model(
@@ -36,8 +36,8 @@ def export_model(
     Args:
         denoiser: around the float network.
         target: ``float``; ``cuda`` (float16, since that provider has no integer convolution);
-            ``cpu`` or ``tensorrt`` (8 bits, the latter with the rest in float16), which need
-            ``quantized``.
+            ``cpu``, ``openvino`` or ``tensorrt`` (8 bits, the last with the rest in float16), which
+            need ``quantized``.
         quantized: scales and codes made from that network.
         timesteps: rows of the temporal table inside a step graph; empty for a timestep graph.
 
@@ -79,7 +79,7 @@ def check_target(denoiser: Denoiser, target: str, quantized: QuantizedNetwork | 
         raise ValueError(f"target {target!r} is unknown; known: {', '.join(TARGETS)}")
     if (target in INTEGER) != (quantized is not None):
         raise ValueError(
-            f"give quantized=... for the targets {' and '.join(INTEGER)}, and only for those; the"
+            f"give quantized=... for the targets {', '.join(INTEGER)}, and only for those; the"
             f" target is {target}"
         )
     if quantized is not None and quantized.model_hash != network_hash(denoiser.network):

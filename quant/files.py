@@ -14,6 +14,7 @@ from torch import nn
 
 from quant.calibration.trajectory import network_hash
 from quant.network import (
+    ZERO,
     QuantizedNetwork,
     QuantLayer,
     quantizable_layers,
@@ -40,21 +41,23 @@ def save_quantized(quantized: QuantizedNetwork, folder: str | Path) -> None:
         OSError: ``folder`` exists and is no folder written by this function, or holds something
             else too.
     """
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for name, layer in quantized.layers().items():
-        tensors[f"{name}/codes"], tensors[f"{name}/weight_scale"] = layer.codes, layer.weight_scale
-        tensors[f"{name}/input_scale"], tensors[f"{name}/output_scale"] = (
-            np.array([layer.input_scale], np.float32),
-            layer.output_scale,
-        )
-        if layer.bias is not None:
-            tensors[f"{name}/bias"] = layer.bias
+        parts = {
+            "codes": layer.codes,
+            "weight_scale": layer.weight_scale,
+            "input_scale": np.array([layer.input_scale], np.float32),
+            "input_zero": np.array([layer.input_zero], np.uint8),
+            "symmetric_scale": np.array([layer.symmetric_scale], np.float32),
+            "output_scale": layer.output_scale,
+            "output_zero": layer.output_zero,
+        }
+        parts |= {} if layer.bias is None else {"bias": layer.bias}
+        tensors |= {f"{name}/{part}": np.ascontiguousarray(v) for part, v in parts.items()}
     for place, factor in quantized.factors.items():
         tensors[f"equalize/{place}"] = np.ascontiguousarray(factor.cpu().numpy())
     if quantized.ranges is not None:
-        tensors["amax.inputs"], tensors["amax.outputs"] = (
-            np.ascontiguousarray(r.amax) for r in quantized.ranges
-        )
+        tensors["amax.inputs"] = np.ascontiguousarray(quantized.ranges.amax)
     if quantized.table is not None:
         tensors["temporal"] = np.ascontiguousarray(quantized.table.features.cpu().numpy())
     content = {
@@ -154,16 +157,30 @@ def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
 
 
 def _layer(tensors: dict[str, np.ndarray], name: str) -> QuantLayer:
-    codes, scales = (
-        tensors[f"{name}/codes"],
-        [tensors[f"{name}/{kind}_scale"] for kind in ("input", "output", "weight")],
-    )
-    if codes.dtype != np.int8 or [s.shape for s in scales] != [
-        (1,),
-        codes.shape[:1],
-        codes.shape[:1],
-    ]:
+    codes = tensors[f"{name}/codes"]
+    kinds = {"input": (1,), "symmetric": (1,), "output": codes.shape[:1], "weight": codes.shape[:1]}
+    # folders of the first version have symmetric grids alone
+    first = f"{name}/symmetric_scale" not in tensors
+    if first:
+        tensors[f"{name}/symmetric_scale"] = tensors[f"{name}/input_scale"]
+    scales = {kind: tensors[f"{name}/{kind}_scale"] for kind in kinds}
+    zeros = {
+        kind: np.full(kinds[kind], ZERO, np.uint8) if first else tensors[f"{name}/{kind}_zero"]
+        for kind in ("input", "output")
+    }
+    shapes = [(v.shape, kinds[kind]) for part in (scales, zeros) for kind, v in part.items()]
+    bytes_ = all(zero.dtype == np.uint8 for zero in zeros.values())
+    if codes.dtype != np.int8 or not bytes_ or any(found != wanted for found, wanted in shapes):
         raise ModelError(f"layer {name} has arrays of the wrong type or shape")
-    if not all(np.isfinite(s).all() and (s > 0).all() for s in scales):
+    if not all(np.isfinite(s).all() and (s > 0).all() for s in scales.values()):
         raise ModelError(f"layer {name} has scales that are not positive numbers")
-    return QuantLayer(float(scales[0][0]), scales[1], scales[2], codes, tensors.get(f"{name}/bias"))
+    return QuantLayer(
+        float(scales["input"][0]),
+        int(zeros["input"][0]),
+        float(scales["symmetric"][0]),
+        scales["output"],
+        zeros["output"],
+        scales["weight"],
+        codes,
+        tensors.get(f"{name}/bias"),
+    )

@@ -21,6 +21,8 @@ from quant.temporal.table import TemporalTable, step_network, temporal_block, te
 from quant.temporal.tfmq import table_of
 from solvers.denoiser import Network, output_of
 
+ZERO, LEVELS, LEAST_STEP = 128, 255, 1e-12  # of 8-bit grids of activations
+
 # of brevitas, which has no types
 Layer = Any
 
@@ -35,20 +37,25 @@ TEMPORAL_PARTS = (
 
 @dataclass(frozen=True)
 class QuantLayer:
-    """One quantized layer: ``x ~ input_scale q``, ``W_c ~ weight_scale_c codes_c``, output ``y_c ~
-    output_scale_c q_c``.
+    """One quantized layer: ``x ~ input_scale (q - input_zero)``, ``W_c ~ weight_scale_c codes_c``,
+    output ``y_c ~ output_scale_c (q_c - output_zero_c)``, with activations' codes in [0, 255].
 
     Args:
-        input_scale: step of the input activations, positive.
-        output_scale: float32 ``(C_out,)``: steps of the layer's output (bias included); only
-            targets that quantize outputs use them.
+        input_scale, input_zero: step and zero point of the input activations.
+        symmetric_scale: their step on a grid without zero point, codes in [-128, 127], which is
+            what TensorRT takes.
+        output_scale, output_zero: float32 and uint8 ``(C_out,)``: the layer's output (bias
+            included); only targets that quantize outputs use them.
         weight_scale: float32 ``(C_out,)``.
         codes: int8 ``(C_out, ...)``.
         bias: float32 ``(C_out,)`` or None.
     """
 
     input_scale: float
+    input_zero: int
+    symmetric_scale: float
     output_scale: np.ndarray
+    output_zero: np.ndarray
     weight_scale: np.ndarray
     codes: np.ndarray
     bias: np.ndarray | None = None
@@ -66,6 +73,7 @@ class QuantizedNetwork(nn.Module):
             modules of this one. It is what gets exported; ``float_network`` itself where the recipe
             asks for neither.
         factors: equalisation factors ``(C,)`` by place.
+        symmetric: the inputs' steps on grids without zero point, by layer.
         losses: learned rounding: unit -> loss before and after.
         recipe, calibration_hash, model_hash: provenance.
         timesteps: the calibrated timesteps, noisiest first (the rows of an exported table).
@@ -114,12 +122,13 @@ class QuantizedNetwork(nn.Module):
         object.__setattr__(self, "structure", structure)
         self.factors: dict[str, Tensor] = {}
         self.losses: dict[str, tuple[float, float]] = {}
+        self.symmetric = dict.fromkeys(names, 1.0)
         self.names = tuple(names)
         self.recipe = recipe
         self.timesteps = tuple(timesteps)
         self.calibration_hash = calibration_hash
         self.model_hash = model_hash
-        self.ranges: tuple[Ranges, Ranges] | None = None
+        self.ranges: Ranges | None = None
         self.table: TemporalTable | None = None
         self.outputs = False
 
@@ -145,14 +154,21 @@ class QuantizedNetwork(nn.Module):
 
     def simulating(self, target: str) -> QuantizedNetwork:
         """A copy (weights shared) that quantizes what an exported graph for ``target`` (``cpu``,
-        ``tensorrt``) quantizes.
+        ``openvino``, ``tensorrt``) quantizes.
         """
         shared = {
             id(p): p
             for p in [*self.parameters(), *self.buffers(), self.float_network, self.structure]
         }
+        if target == "tensorrt":  # which sets other steps of inputs
+            for name in self.names:
+                for p in self.network.get_submodule(name).input_quant.parameters():
+                    del shared[id(p)]
         twin = copy.deepcopy(self, memo=shared)
         twin.outputs = target == "cpu"
+        if target == "tensorrt":
+            for name, step in self.symmetric.items():
+                set_grid(twin.network.get_submodule(name).input_quant, step, ZERO)
         return twin
 
     @torch.no_grad()
@@ -162,9 +178,12 @@ class QuantizedNetwork(nn.Module):
         for name in self.names:
             layer = self.network.get_submodule(name)
             weight = layer.quant_weight()
+            step, zero = grid_of(layer.input_quant)
             found[name] = QuantLayer(
-                float(layer.input_quant.scale()),
-                _output_scale(layer),
+                float(step),
+                int(zero),
+                float(np.float32(self.symmetric[name])),
+                *_output_grid(layer),
                 weight.scale.detach().reshape(-1).cpu().numpy(),
                 weight.int().cpu().numpy(),
                 None if layer.bias is None else layer.bias.detach().cpu().numpy(),
@@ -241,29 +260,60 @@ def weight_scales(weight: Tensor, bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def least_scales(bias: Tensor | None, input_scale: float) -> Tensor:
-    """Steps ``(C_out,)`` of weights that leave a bias room in 32 bits, where it is stored in steps
-    of ``weight_scale input_scale``: channels whose weights are almost zero need larger ones.
+def least_scales(bias: Tensor | None, output_scale: Tensor, input_scale: float) -> Tensor:
+    """Steps ``(C_out,)`` of weights that leave a bias room in 32 bits, where it is stored, with a
+    shift of up to 128 steps of the output, in steps of ``weight_scale input_scale``: channels whose
+    weights are almost zero need larger ones.
     """
-    if bias is None:
-        return torch.zeros(())
-    return bias.detach().abs().float() / (2.0**30 * input_scale)
+    largest = ZERO * output_scale.float()
+    if bias is not None:
+        largest = largest + bias.detach().abs().float()
+    return largest / (2.0**30 * input_scale)
 
 
 @torch.no_grad()
-def set_scales(
-    layer: Layer, input_scale: float, output_scale: Tensor, weight_scale: Tensor
-) -> None:
-    """Write fixed scales into a brevitas layer made here. brevitas stores the magnitude of the
-    lowest code: 128 (or 127, 7) steps.
+def set_weight_scales(layer: Layer, scale: Tensor) -> None:
+    """Write the fixed steps ``(C_out,)`` of weights into a brevitas layer made here; it stores the
+    magnitude of the largest code.
     """
-    scaling(layer.input_quant.fused_activation_quant_proxy).value.fill_(input_scale * 128)
-    if has_output_scale(layer):
-        value = scaling(layer.output_quant.fused_activation_quant_proxy).value
-        value.copy_((output_scale.to(value) * 128).reshape(value.shape))
-    value = scaling(layer.weight_quant).value
+    value = layer.weight_quant.tensor_quant.scaling_impl.value
     top = float(2 ** (int(layer.weight_quant.bit_width()) - 1) - 1)
-    value.copy_((weight_scale.to(value) * top).reshape(value.shape))
+    value.copy_((scale.to(value) * top).reshape(value.shape))
+
+
+@torch.no_grad()
+def set_grid(quantizer: Any, scale: Tensor | float, zero: Tensor | int) -> None:
+    """Write step and zero point into a brevitas quantizer of activations made here; it stores the
+    range of all codes, and how far below 0 that begins.
+    """
+    parts = quantizer.fused_activation_quant_proxy.tensor_quant
+    for kept, number in ((parts.scaling_impl.value, LEVELS), (parts.zero_point_impl.value, zero)):
+        step, number = (torch.as_tensor(v).to(kept) for v in (scale, number))
+        kept.copy_((step * number).reshape(kept.shape))
+
+
+def grid_of(quantizer: Any) -> tuple[Tensor, Tensor]:
+    """Step and zero point of a quantizer of activations."""
+    parts = quantizer.fused_activation_quant_proxy.tensor_quant
+    step = parts.scaling_impl.value.detach() / LEVELS
+    return step, (parts.zero_point_impl.value.detach() / step).round()
+
+
+def set_layer(layer: Layer, made: QuantLayer) -> None:
+    """Write the grids of a layer."""
+    set_grid(layer.input_quant, made.input_scale, made.input_zero)
+    if has_output_scale(layer):
+        grid = torch.from_numpy(made.output_scale), torch.from_numpy(made.output_zero)
+        set_grid(layer.output_quant, *grid)
+    set_weight_scales(layer, torch.from_numpy(made.weight_scale))
+
+
+def grid_between(low: Any, high: Any) -> tuple[Any, Any]:
+    """Step and zero point of the unsigned grid whose codes go from ``low <= 0`` to ``high >= 0``;
+    numbers or arrays.
+    """
+    step = np.maximum((np.asarray(high) - low) / LEVELS, LEAST_STEP).astype(np.float32)
+    return step, np.clip(np.rint(-np.asarray(low) / step), 0, LEVELS).astype(np.uint8)
 
 
 def has_output_scale(layer: Layer) -> bool:
@@ -271,20 +321,12 @@ def has_output_scale(layer: Layer) -> bool:
     return isinstance(layer, nn.Conv2d)
 
 
-def scaling(proxy: Any) -> Any:
-    """The module of a brevitas quantizer that holds its scale."""
-    return proxy.tensor_quant.scaling_impl
-
-
-def _output_scale(layer: Layer) -> np.ndarray:
+def _output_grid(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
     if not has_output_scale(layer):
-        return np.ones(layer.out_features, np.float32)
-    return (
-        (scaling(layer.output_quant.fused_activation_quant_proxy).value / 128)
-        .reshape(-1)
-        .cpu()
-        .numpy()
-    )
+        count = layer.out_features
+        return np.ones(count, np.float32), np.full(count, ZERO, np.uint8)
+    step, zero = (v.reshape(-1).cpu().numpy() for v in grid_of(layer.output_quant))
+    return step, zero.astype(np.uint8)
 
 
 @torch.no_grad()
@@ -299,13 +341,18 @@ def build(
 ) -> QuantizedNetwork:
     """Swap the named layers of a copy for brevitas layers whose scales are plain parameters."""
     import brevitas.nn as qnn
+    from brevitas.core.zero_point import ParameterZeroPoint
     from brevitas.graph.quantize import layerwise_quantize
+    from brevitas.inject import this
     from brevitas.inject.enum import ScalingImplType
-    from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
+    from brevitas.quant import Int8WeightPerChannelFloat, ShiftedUint8ActPerTensorFloat
 
-    class Activation(Int8ActPerTensorFloat):
+    class Activation(ShiftedUint8ActPerTensorFloat):
         scaling_impl_type = ScalingImplType.PARAMETER
         scaling_init = 1.0
+        zero_point_impl = ParameterZeroPoint
+        zero_point_init = 0.0
+        zero_point_shape = ()
 
     class Weight(Int8WeightPerChannelFloat):
         scaling_impl_type = ScalingImplType.PARAMETER_FROM_STATS
@@ -313,6 +360,7 @@ def build(
 
     class Output(Activation):
         scaling_per_output_channel = True
+        zero_point_shape = this.per_channel_broadcastable_shape
 
     linear = {"input_quant": Activation, "weight_quant": Weight, "return_quant_tensor": False}
     conv = linear | {
@@ -331,8 +379,10 @@ def build(
         name_blacklist=others,
     )
     for name in names:
-        # initialises the scale parameter from the weights
-        swapped.get_submodule(name).quant_weight()
+        layer = swapped.get_submodule(name)
+        layer.quant_weight()  # initialises the scale parameter from the weights
+        for part in (layer.input_quant, layer.output_quant):
+            part.skip_create_quant_tensor = True  # plain tensors go on
     swapped.eval().requires_grad_(False)
     return QuantizedNetwork(
         swapped, structure, network, names, recipe, timesteps, calibration_hash, model_hash
@@ -362,7 +412,8 @@ def rebuild(
             scale = torch.from_numpy(made.weight_scale)
             codes = torch.from_numpy(made.codes).float()
             layer.weight.copy_(codes * scale.reshape(-1, *[1] * (codes.ndim - 1)))
-            set_scales(layer, made.input_scale, torch.from_numpy(made.output_scale), scale)
+            set_layer(layer, made)
+            quantized.symmetric[name] = made.symmetric_scale
     if features is not None:
         block = temporal_block(network)
         quantized.use_table(

@@ -1,8 +1,8 @@
-"""Quantize a U-Net with brevitas: symmetric integer weights and activations at the inputs of Conv2d
-and Linear.
+"""Quantize a U-Net with brevitas: symmetric integer weights, and activations with a zero point at
+the inputs of Conv2d and Linear.
 
-    x ~ s_x q_x,    q_x in [-128, 127],  s_x = threshold/127
-    W_c ~ s_c q_c,  q_c in [-127, 127]   (weight_bits 8)
+    x ~ s_x (q_x - z),  q_x in [0, 255],     s_x = (high - low)/255   (TensorRT: z = 128)
+    W_c ~ s_c q_c,      q_c in [-127, 127]   (weight_bits 8)
 
 brevitas supplies the quantizers (rounding to even, clamping, fixed scales); the thresholds come
 from :mod:`quant.ranges.measure`.
@@ -21,11 +21,13 @@ from quant.calibration.trajectory import CalibrationSet
 from quant.network import (
     QuantizedNetwork,
     build,
+    grid_between,
+    has_output_scale,
     least_scales,
     quantizable_layers,
     quantizes_time,
-    scaling,
-    set_scales,
+    set_grid,
+    set_weight_scales,
     structured,
     weight_scales,
 )
@@ -35,10 +37,12 @@ from quant.recipe import QuantRecipe
 from quant.rounding.learned import gptq
 from quant.rounding.reconstruction import Kept, Plan, fingerprint_of, reconstruct
 from quant.rounding.units import spread_samples, stacked
-from quant.sensitivity import choose_float_layers, layer_costs, sensitivity
-from quant.structure.equalize import apply_factors, smooth_factors
+from quant.sensitivity import choose_float_layers, layer_costs, sensitivity, trajectory_errors
+from quant.structure.equalize import apply_factors, groups, smooth_factors
 from quant.temporal.table import temporal_block
 from quant.temporal.tiar import quantized_table
+
+EVEN = 0.5  # SmoothQuant's alpha
 
 
 def quantize(
@@ -66,6 +70,9 @@ def quantize(
             option that it has no place for.
     """
     recipe = recipe or QuantRecipe()
+    if recipe.equalize == "auto":
+        alpha = better_alpha(network, calibration, recipe, batch_size=batch_size)
+        recipe = replace(recipe, equalize=alpha)
     if recipe.float_macs:
         recipe = with_float_layers(network, calibration, recipe, batch_size=batch_size)
     if quantizes_time(recipe):
@@ -75,7 +82,7 @@ def quantize(
     calibration.check(network)
     inputs, outputs = measure_ranges(structure, names, calibration.batches(batch_size))
     factors: dict[str, Tensor] = {}
-    if recipe.equalize is not None:
+    if isinstance(recipe.equalize, (int, float)):
         channels = {
             name: torch.from_numpy(seen) for name, seen in zip(names, inputs.channels, strict=True)
         }
@@ -102,17 +109,24 @@ def quantize(
         calibration.hash,
         calibration.provenance.model,
     )
-    for k, name in enumerate(names):
+    for name in names:
         layer = quantized.network.get_submodule(name)
-        threshold = inputs.threshold(name, recipe.range, recipe.percentile)
-        output = torch.from_numpy(outputs.channels[k]).clamp(min=1e-6) / 127
+        step, zero = grid_between(*inputs.interval(name, recipe.range, recipe.percentile))
+        symmetric = inputs.threshold(name, recipe.range, recipe.percentile) / 127
         weight = structure.get_submodule(name).weight
         scales = weight_scales(weight, recipe.weight_bits)
         if recipe.range == "p2.4":
             scales = search_symmetric_steps(weight.detach(), recipe.weight_bits, per_channel=True)
-        scales = scales.maximum(least_scales(structure.get_submodule(name).bias, threshold / 127))
-        set_scales(layer, threshold / 127, output, scales)
-    quantized.ranges, quantized.factors = (inputs, outputs), factors
+        set_grid(layer.input_quant, float(step), int(zero))
+        output = torch.zeros(len(scales))
+        if has_output_scale(layer):
+            output, zeros = (torch.from_numpy(v) for v in grid_between(*outputs[name].T))
+            set_grid(layer.output_quant, output, zeros)
+        bias = structure.get_submodule(name).bias
+        least = least_scales(bias, output, min(float(step), symmetric))
+        set_weight_scales(layer, scales.maximum(least))
+        quantized.symmetric[name] = symmetric
+    quantized.ranges, quantized.factors = inputs, factors
     if recipe.rounding != "nearest":
         _round(quantized, calibration, recipe, state, progress)
     if quantizes_time(recipe):
@@ -123,6 +137,27 @@ def quantize(
             )
         )
     return quantized
+
+
+def better_alpha(
+    network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe, *, batch_size: int = 8
+) -> float | None:
+    """Whether equalisation pays: the error of both, with nearest rounding, on every fourth input of
+    each timestep, when the others give the ranges.
+    """
+    plain = replace(recipe, equalize=None, float_macs=0.0, rounding="nearest", temporal="table")
+    even = structured(network, replace(plain, equalize=EVEN))
+    if not groups(even, quantizable_layers(even, recipe.skip)):
+        return None
+    held = [k for places in calibration.positions().values() for k in places[3::4]]
+    rest = sorted(set(range(len(calibration))) - set(held))
+    seen = calibration.subset(rest, calibration.provenance.selection)
+    unseen = calibration.subset(held or rest, calibration.provenance.selection)
+    errors = {}
+    for alpha in (None, EVEN):
+        trial = quantize(network, seen, replace(plain, equalize=alpha), batch_size=batch_size)
+        errors[alpha] = sum(trajectory_errors(trial, network, unseen).values())
+    return min(errors, key=lambda alpha: errors[alpha])
 
 
 def with_float_layers(
@@ -153,15 +188,16 @@ def _round(
         gptq(quantized.network, stacked(samples, min(4, settings.batch_size)), progress)
         return
     layers = {
-        n: (torch.from_numpy(layer.weight_scale), layer.input_scale)
+        n: (torch.from_numpy(layer.weight_scale), (layer.input_scale, layer.input_zero))
         for n, layer in quantized.layers().items()
     }
 
     @torch.no_grad()
     def write(name: str, codes: Tensor, input_step: float) -> None:
-        layer, scale = quantized.network.get_submodule(name), layers[name][0]
+        layer, (scale, (step, zero)) = quantized.network.get_submodule(name), layers[name]
         layer.weight.copy_(codes.float() * scale.reshape(-1, *[1] * (codes.ndim - 1)))
-        scaling(layer.input_quant.fused_activation_quant_proxy).value.fill_(input_step * 128)
+        set_grid(layer.input_quant, input_step, zero)
+        quantized.symmetric[name] *= input_step / step
 
     fingerprint = fingerprint_of(recipe.to_dict(), quantized.calibration_hash, quantized.model_hash)
     quantized.losses = reconstruct(

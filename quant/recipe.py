@@ -94,9 +94,10 @@ class QuantRecipe:
         weight_bits: 8 or 4, symmetric, per output channel, codes in ``[-(2^(b-1)-1), 2^(b-1)-1]``.
             4-bit codes are stored in int8: no runtime multiplies 4-bit weights with 8-bit
             activations in a convolution, so they buy file size, not speed.
-        act_bits: 8: symmetric, per tensor, at the layers' inputs.
+        act_bits: 8: per tensor, at the layers' inputs; with a zero point, but symmetric on
+            TensorRT.
         range: how a range is read from the tables of amax and |x| per layer and timestep
-            (:meth:`quant.ranges.measure.Ranges.threshold`): ``percentile``, ``max``, ``mean`` or
+            (:meth:`quant.ranges.measure.Ranges.interval`): ``percentile``, ``max``, ``mean`` or
             ``min`` over the timesteps' maxima, least squared error (``mse``), or least |error|^2.4
             (``p2.4``, PTQ4DM and EDA-DM).
         percentile: in (50, 100], for ``range="percentile"``.
@@ -115,8 +116,9 @@ class QuantRecipe:
         rounding: ``nearest``, ``gptq``, ``adaround`` (layer by layer) or ``fbr`` (EDA-DM's blocks).
         split_shortcut: quantize the two halves of a skip concatenation separately (Q-Diffusion): a
             convolution each, then a sum.
-        equalize: SmoothQuant's alpha in [0, 1], or None: move the spread between input channels
-            into the weights.
+        equalize: SmoothQuant's alpha in [0, 1]: move the spread between input channels into the
+            weights; None: don't; ``auto``: 0.5, unless it errs more on a part of the calibration
+            inputs that the ranges then don't see.
         selection: how the calibration samples are chosen when they are recorded.
         reconstruction: settings of gptq, adaround and fbr.
 
@@ -126,14 +128,14 @@ class QuantRecipe:
 
     weight_bits: int = 8
     act_bits: int = 8
-    range: str = "percentile"
+    range: str = "mse"
     percentile: float = 99.99
     skip: tuple[str, ...] = FLOAT_LAYERS
     float_macs: float = 0.0
     temporal: str = "table"
     rounding: str = "nearest"
     split_shortcut: bool = False
-    equalize: float | None = None
+    equalize: float | str | None = None
     selection: str = "uniform"
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
 
@@ -174,10 +176,10 @@ class QuantRecipe:
         if not isinstance(self.split_shortcut, bool):
             raise InputError(f"split_shortcut must be true or false; got {self.split_shortcut!r}")
         alpha = self.equalize
-        if alpha is not None and (
+        if alpha not in (None, "auto") and (
             isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1
         ):
-            raise InputError(f"equalize must be an alpha in [0, 1] or null; got {alpha!r}")
+            raise InputError(f"equalize must be an alpha in [0, 1], auto or null; got {alpha!r}")
         if not isinstance(self.reconstruction, Reconstruction):
             raise InputError(
                 f"reconstruction must be a Reconstruction; got {type(self.reconstruction).__name__}"
@@ -256,7 +258,7 @@ PRESETS = {
         temporal="tiar",
         reconstruction=Reconstruction(lr_weight=1e-2, layer_weight=0.0, drop=0.0),
     ),
-    "best-w8a8": QuantRecipe(range="mse", float_macs=0.05),
+    "best-w8a8": QuantRecipe(equalize="auto"),
     "best-w4a8": QuantRecipe(
         4, range="p2.4", rounding="gptq"
     ),  # equalisation spreads the weights, which 4 bits can't hold

@@ -37,7 +37,7 @@ def trajectory_errors(
 def sensitivity(
     quantized: QuantizedNetwork,
     calibration: CalibrationSet,
-    target: str = "tensorrt",
+    target: str = "openvino",
     samples: int = 1,
 ) -> dict[str, float]:
     """Relative error of the network's output when one layer alone is quantized, mean over the
@@ -79,7 +79,7 @@ def layer_sqnr(
     Args:
         samples: inputs used per timestep.
     """
-    twin = quantized.simulating("tensorrt")
+    twin = quantized.simulating("openvino")
     power = dict.fromkeys(twin.names, 0.0)
     noise = dict.fromkeys(twin.names, 0.0)
 
@@ -111,7 +111,7 @@ def layer_sqnr(
 
 @torch.no_grad()
 def image_sensitivity(
-    quantized: QuantizedNetwork, restore: Callable[[nn.Module], Tensor], target: str = "tensorrt"
+    quantized: QuantizedNetwork, restore: Callable[[nn.Module], Tensor], target: str = "openvino"
 ) -> dict[str, float]:
     """Root mean squared change of the *restored* image when one layer alone is quantized, worst
     layer first.

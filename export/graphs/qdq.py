@@ -1,16 +1,21 @@
 """Q/DQ placement in a float ONNX graph from calibrated scales, for one target.
 
-``cpu``: ONNX Runtime's x86 kernels. Activations are uint8 with zero point 128 (the symmetric int8
-grid, shifted), every planned convolution also has its output quantized, and its bias is int32: only
-DQ -> Conv -> Q fuses to ``QLinearConv``. The output's quantizer has to be per tensor; dividing the
-weights' scales by per-channel output steps makes it per channel all the same: the convolution's
-result is already in codes (``Q`` has scale 1) and the DQ after it multiplies each channel by its
-own step.
+``cpu``: ONNX Runtime's x86 kernels. Activations are uint8 with a zero point, every planned
+convolution also has its output quantized, and its bias is int32: only DQ -> Conv -> Q fuses to
+``QLinearConv``. The output's quantizer has to be per tensor; dividing the weights' scales by
+per-channel output steps, and a bias that shifts each channel, makes it per channel all the same:
+the convolution's result is already in codes (``Q`` has scale 1 and zero point 128) and the DQ after
+it gives each channel its own step and zero point.
 
-``tensorrt``: int8 with zero point 0 at the inputs of planned layers only, float bias: TensorRT has
-kernels with int8 input and half-precision output, and residual sums stay out of 8 bits.
+``openvino``: uint8 with a zero point at the inputs of planned layers only, float bias.
 
-In both, weights are int8 initializers followed by a per-channel DequantizeLinear; no weight Q node,
+``tensorrt``: the same in int8 without zero point: TensorRT has kernels with int8 input and
+half-precision output, and residual sums stay out of 8 bits.
+
+Equalisation's product before a convolution is part of the quantizer's steps, which may differ by
+channel, for the first two; TensorRT's may not.
+
+In all, weights are int8 initializers followed by a per-channel DequantizeLinear; no weight Q node,
 no Clip. Their zero point is 0 and left out: one that several layers share would keep OpenVINO from
 running them on integers.
 """
@@ -22,9 +27,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from quant.network import QuantLayer
+from quant.network import ZERO, QuantLayer
 
-TARGETS = ("cpu", "tensorrt")
+FACTOR = ".factor"  # of quant.structure.equalize.ChannelScale
+TARGETS = ("cpu", "openvino", "tensorrt")
 
 
 def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -> ir.Model:
@@ -34,7 +40,7 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
     Args:
         model: float graph, changed in place.
         layers: module name -> scales and codes.
-        target: ``cpu`` or ``tensorrt``.
+        target: ``cpu``, ``openvino`` or ``tensorrt``.
 
     Returns:
         ``model``.
@@ -44,6 +50,8 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
     """
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; known: {', '.join(TARGETS)}")
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
     nodes = weighted_nodes(model)
     missing = sorted(set(layers) - set(nodes))
     if missing:
@@ -54,6 +62,7 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
     editor = _Editor(model, target)
     for name, layer in layers.items():
         editor.quantize(name, nodes[name], layer)
+    RemoveUnusedNodesPass()(model)  # products that quantizers took over
     used = {value for node in model.graph for value in node.inputs}
     for name in [n for n, v in model.graph.initializers.items() if v not in used]:
         del model.graph.initializers[name]
@@ -82,33 +91,30 @@ def weighted_nodes(model: ir.Model) -> dict[str, list[ir.Node]]:
 class _Editor:
     def __init__(self, model: ir.Model, target: str):
         self.graph = model.graph
-        self.cpu = target == "cpu"
-        self.zero = self._constant("qdq.zero", np.uint8(128) if self.cpu else np.int8(0))
+        self.cpu, self.symmetric = target == "cpu", target == "tensorrt"
         self.one = self._constant("qdq.one", np.float32(1)) if self.cpu else None
+        self.middle = self._constant("qdq.middle", np.uint8(ZERO)) if self.cpu else None
 
     def quantize(self, name: str, nodes: list[ir.Node], layer: QuantLayer) -> None:
-        scale = np.float32(layer.input_scale)
-        step, weight = (
-            self._constant(f"{name}.input_scale", scale),
-            self._weight(name, nodes[0], layer),
+        scale = layer.symmetric_scale if self.symmetric else layer.input_scale
+        zero = np.int8(0) if self.symmetric else np.uint8(layer.input_zero)
+        grid = (
+            self._constant(f"{name}.input_scale", np.float32(scale)),
+            self._constant(f"qdq.zero.{int(zero)}", zero),
         )
+        weight = self._weight(name, nodes[0], layer)
         # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
         conv = self.cpu and nodes[0].op_type == "Conv"
-        has_bias = conv and len(nodes[0].inputs) > 2 and nodes[0].inputs[2] is not None
-        bias = None
-        if has_bias and layer.bias is not None:
-            bias = self._bias(name, nodes[0], layer, layer.bias, scale)
-        steps = layer.output_scale.astype(np.float32)
+        bias = self._bias(name, nodes[0], layer) if conv else None
         for k, node in enumerate(nodes):
             call = name if len(nodes) == 1 else f"{name}.{k}"
-            node.replace_input_with(
-                0, self._round_trip(node.inputs[0], f"{call}.input", step, before=node)
-            )
+            read = self._round_trip(node.inputs[0], f"{call}.input", grid, before=node)
+            node.replace_input_with(0, read)
             node.replace_input_with(1, weight)
             if bias is not None:
+                node.resize_inputs(3)
                 node.replace_input_with(2, bias)
-            if conv:
-                self._quantize_output(name, call, node, steps)
+                self._quantize_output(name, call, node, layer)
 
     def _weight(self, name: str, node: ir.Node, layer: QuantLayer) -> ir.Value:
         codes, axis = layer.codes, 0
@@ -123,28 +129,28 @@ class _Editor:
             "DequantizeLinear", [q, scale], f"{name}.weight_dq", before=node, axis=axis
         )
 
-    def _bias(
-        self, name: str, node: ir.Node, layer: QuantLayer, bias: np.ndarray, input_scale: np.float32
-    ) -> ir.Value:
-        step: np.ndarray = input_scale * layer.weight_scale.astype(np.float32)
-        codes = np.clip(np.rint(bias.astype(np.float64) / step), -(2**31) + 1, 2**31 - 1).astype(
-            np.int32
-        )
-        step = input_scale * (
-            layer.weight_scale.astype(np.float32) / layer.output_scale.astype(np.float32)
-        )
+    def _bias(self, name: str, node: ir.Node, layer: QuantLayer) -> ir.Value:
+        """In steps of input times weights; with what brings each output channel's zero point to the
+        quantizer's.
+        """
+        input_scale, weights = np.float32(layer.input_scale), layer.weight_scale.astype(np.float32)
+        outputs = layer.output_scale.astype(np.float32)
+        bias = np.zeros(len(weights)) if layer.bias is None else layer.bias.astype(np.float64)
+        shift = (layer.output_zero.astype(np.float64) - ZERO) * outputs
+        codes = np.rint((bias + shift) / (input_scale * weights))
+        codes = codes.clip(-(2**31) + 1, 2**31 - 1).astype(np.int32)
         inputs = [
             self._constant(f"{name}.bias_codes", codes),
-            self._constant(f"{name}.bias_scale", step),
+            self._constant(f"{name}.bias_scale", input_scale * (weights / outputs)),
         ]
         return self._insert("DequantizeLinear", inputs, f"{name}.bias_dq", before=node, axis=0)
 
-    def _quantize_output(self, name: str, call: str, node: ir.Node, steps: np.ndarray) -> None:
+    def _quantize_output(self, name: str, call: str, node: ir.Node, layer: QuantLayer) -> None:
         out = node.outputs[0]
         users = list(out.uses())
-        q = ir.node("QuantizeLinear", [out, self.one, self.zero], name=f"{call}.output_q")
-        zeros = self._constant(f"qdq.zeros.{len(steps)}", np.full(len(steps), 128, np.uint8))
-        scale = self._constant(f"{name}.output_scale", steps)
+        q = ir.node("QuantizeLinear", [out, self.one, self.middle], name=f"{call}.output_q")
+        zeros = self._constant(f"{name}.output_zero", layer.output_zero)
+        scale = self._constant(f"{name}.output_scale", layer.output_scale.astype(np.float32))
         dq = ir.node(
             "DequantizeLinear",
             [q.outputs[0], scale, zeros],
@@ -165,10 +171,34 @@ class _Editor:
                 self.graph.outputs[k] = steady
 
     def _round_trip(
-        self, value: ir.Value | None, name: str, step: ir.Value, before: ir.Node
+        self, value: ir.Value | None, name: str, grid: tuple[ir.Value, ir.Value], before: ir.Node
     ) -> ir.Value:
-        q = self._insert("QuantizeLinear", [value, step, self.zero], f"{name}_q", before=before)
-        return self._insert("DequantizeLinear", [q, step, self.zero], f"{name}_dq", before=before)
+        scaled = None if self.symmetric else self._channel_factors(value)
+        if scaled is None:
+            q = self._insert("QuantizeLinear", [value, *grid], f"{name}_q", before=before)
+        else:
+            value, factors = scaled
+            step, zero = (_numbers(v) for v in grid)
+            steps = self._constant(f"{name}_steps", step / factors)
+            zeros = self._constant(f"qdq.zeros.{len(factors)}.{zero}", np.full(len(factors), zero))
+            q = self._insert(
+                "QuantizeLinear", [value, steps, zeros], f"{name}_q", before=before, axis=1
+            )
+        return self._insert("DequantizeLinear", [q, *grid], f"{name}_dq", before=before)
+
+    def _channel_factors(self, value: ir.Value | None) -> tuple[ir.Value, np.ndarray] | None:
+        """Of equalisation's product with one factor for each channel, which a quantizer's steps
+        can hold: what it multiplies, and the factors ``(C,)``.
+        """
+        product = None if value is None else value.producer()
+        if product is None or product.op_type != "Mul":
+            return None
+        held = product.inputs[1]
+        if held is None or not held.is_initializer() or product.inputs[0] is None:
+            return None
+        if not (held.name or "").endswith(FACTOR):
+            return None
+        return product.inputs[0], _numbers(held).reshape(-1)
 
     def _constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
         if name in self.graph.initializers:  # a layer called several times
@@ -191,3 +221,9 @@ class _Editor:
         node.outputs[0].name = name
         self.graph.insert_before(before, node)
         return node.outputs[0]
+
+
+def _numbers(value: ir.Value) -> np.ndarray:
+    """Of an initializer."""
+    assert value.const_value is not None
+    return value.const_value.numpy()

@@ -8,8 +8,8 @@ and outputs of one call.
 
 It runs a convolution or a matrix product on integers where Q/DQ stand at its inputs, and keeps
 everything between in the layout of its kernels. What isn't quantized runs in float32, but in
-bfloat16 for graphs of the target ``tensorrt``, whose rest is half precision anyway, on processors
-that multiply bfloat16: the codes' own error is several times larger.
+bfloat16 for graphs of the targets ``openvino`` and ``tensorrt`` on processors that multiply
+bfloat16: the codes' own error is several times larger.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class OpenVinoGraph:
         with reading(path, "a graph to run", ModelError):
             self._model = self._core.read_model(str(path))
         capable = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = precision or ("bf16" if target == "tensorrt" and capable else "f32")
+        half = target in ("openvino", "tensorrt") and capable
+        self.precision = precision or ("bf16" if half else "f32")
         self._settings: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "PERFORMANCE_HINT": "LATENCY",

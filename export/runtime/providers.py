@@ -168,7 +168,7 @@ def wanted_providers(
         raise ValueError(f"require {require!r} is unknown; known: {', '.join(PROVIDERS)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1; got {threads}")
-    if device == "cuda" and bundle.target == "cpu":
+    if device == "cuda" and bundle.target in ("cpu", "openvino"):
         raise ValueError(
             f"{folder} was exported for CPU kernels (uint8); export it with target tensorrt to run"
             " it on a GPU"

@@ -45,13 +45,14 @@ class LearnedLayer(nn.Module):
     """A Conv2d or Linear with soft-rounded weights and a learnable activation step."""
 
     def __init__(
-        self, layer: nn.Conv2d | nn.Linear, weight_step: Tensor, input_step: float, bits: int
+        self, layer: nn.Conv2d | nn.Linear, weight_step: Tensor, grid: tuple[float, int], bits: int
     ):
         super().__init__()
         self.layer, self.top = layer, 2 ** (bits - 1) - 1
         self.weight_step = weight_step.reshape(-1, *[1] * (layer.weight.ndim - 1))
         self.logits = nn.Parameter(initial_logits(layer.weight.detach(), self.weight_step))
-        self.step = nn.Parameter(torch.tensor(float(input_step)))
+        step, self.zero = grid
+        self.step = nn.Parameter(torch.tensor(float(step)))
         self.hard, self.drop = True, 0.0
         self.generator: torch.Generator | None = None
 
@@ -59,7 +60,7 @@ class LearnedLayer(nn.Module):
         weight = rounded(
             self.layer.weight, self.weight_step, self.logits, -self.top, self.top, hard=self.hard
         )
-        quantized = fake_quantize(x, self.step)
+        quantized = fake_quantize(x, self.step, self.zero)
         if self.drop:
             keep = torch.rand(x.shape, generator=self.generator) < self.drop
             quantized = torch.where(keep, x, quantized)
@@ -75,14 +76,14 @@ class LearnedLayer(nn.Module):
         return torch.round(weight / self.weight_step).to(torch.int8)
 
 
-def fake_quantize(x: Tensor, step: Tensor) -> Tensor:
-    """8-bit symmetric activations; straight through the rounding, LSQ's scaled gradient for the
-    step (Esser et al. 2020, eq. 3).
+def fake_quantize(x: Tensor, step: Tensor, zero: int) -> Tensor:
+    """8-bit activations with a zero point; straight through the rounding, LSQ's scaled gradient for
+    the step (Esser et al. 2020, eq. 3), which scales both ends.
     """
     scale = 1 / (127 * x.numel()) ** 0.5
     step = step.clamp(min=1e-8)
     step = step * scale + (step - step * scale).detach()
-    q = (x / step).clamp(-128, 127)
+    q = (x / step).clamp(-zero, 255 - zero)
     return (q + (q.round() - q).detach()) * step
 
 
@@ -110,7 +111,7 @@ class Kept:
 def reconstruct(
     network: nn.Module,
     quantized: nn.Module,
-    layers: dict[str, tuple[Tensor, float]],
+    layers: dict[str, tuple[Tensor, tuple[float, int]]],
     write: Callable[[str, Tensor, float], None],
     samples: list[tuple[Tensor, Tensor]],
     plan: Plan,
@@ -124,7 +125,7 @@ def reconstruct(
         network: float, ``network(x (B, C, h, w), t (B,))``.
         quantized: the same modules with quantizers; its layers are updated unit by unit through
             ``write``.
-        layers: name -> weight steps ``(C_out,)`` and input step.
+        layers: name -> weight steps ``(C_out,)``, and step and zero point of the input.
         write: ``write(name, codes, input_step)`` puts a result into ``quantized``.
         samples: ``(x (1, C, h, w), t (1,))``.
         kept: finished units of an interrupted run, which goes on where it stopped, to the same
@@ -218,8 +219,8 @@ def _learnable(float_unit, name, members, layers, bits):
     unit = copy.deepcopy(float_unit).eval().requires_grad_(False)
     learned = {}
     for member in members:
-        step, input_step = layers[member]
-        layer = LearnedLayer(_member(unit, name, member), step, input_step, bits)
+        step, grid = layers[member]
+        layer = LearnedLayer(_member(unit, name, member), step, grid, bits)
         learned[member] = layer
         if member == name:
             return layer, learned

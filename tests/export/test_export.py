@@ -94,7 +94,7 @@ def test_step_session_restores_on_its_grid_only(bundles, denoiser):
 
 @pytest.mark.parametrize(
     ("target", "zero", "kind"),
-    [("cpu", 128, onnx.TensorProto.UINT8), ("tensorrt", 0, onnx.TensorProto.INT8)],
+    [("cpu", None, onnx.TensorProto.UINT8), ("tensorrt", 0, onnx.TensorProto.INT8)],
 )
 def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
     model, ops = node_counts(bundles / target / NETWORK)
@@ -106,6 +106,7 @@ def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
     for node in model.graph.node:
         for name in node.input:
             consumers.setdefault(name, []).append(node.op_type)
+    users = {name: node for node in model.graph.node for name in node.input}
     planned = quantized.layers()
     convs = sum(layer.codes.ndim == 4 for layer in planned.values())
     assert model.opset_import[0].version == (18 if target == "cpu" else 19)
@@ -116,7 +117,9 @@ def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
     for node in quantizers:
         assert node.input[0] not in tensors  # no weight is quantized at run time
         point = onnx.numpy_helper.to_array(tensors[node.input[2]])
-        assert (point == zero).all()
+        layer = users[users[node.output[0]].output[0]].name  # after the DQ
+        inner = planned[layer].input_zero if layer in planned else 128
+        assert point == (inner if zero is None else zero)
         assert tensors[node.input[2]].data_type == kind
     for name, layer in planned.items():
         codes = tensors[f"{name}.weight_codes"]
@@ -223,9 +226,10 @@ def test_parity_limits_name_what_failed(bundles, denoiser, quantized, calibratio
         verify(denoiser, bundles / "float", quantized, calibration)
 
 
-def test_shifted_unsigned_grid_computes_the_same():
-    """uint8 with zero point 128 and int8 with zero point 0 are one grid: bit for bit, on one
-    convolution.
+@pytest.mark.parametrize("biased", [True, False])
+def test_grids_with_a_zero_point_compute_what_they_say(biased):
+    """One convolution: uint8 with zero point 128 and int8 with zero point 0 are one grid, bit for
+    bit; with other zero points, the inputs' and each output channel's grid as they are defined.
     """
     rng = np.random.default_rng(0)
     weight, bias = (
@@ -235,9 +239,9 @@ def test_shifted_unsigned_grid_computes_the_same():
     scale = np.abs(weight).max((1, 2, 3)) / 127
     codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
     x = rng.standard_normal((1, 4, 9, 9)).astype(np.float32)
-    steps = np.full(8, 0.1, np.float32)
+    steps, zeros = np.full(8, 0.1, np.float32), np.arange(100, 180, 10).astype(np.uint8)
     models = {}
-    for target in ("cpu", "tensorrt"):
+    for target, zero in (("tensorrt", 128), ("openvino", 128), ("openvino", 40), ("cpu", 40)):
         conv = onnx.helper.make_node(
             "Conv", ["x", "c.weight", "c.bias"], ["mid"], name="c", pads=[1, 1, 1, 1]
         )
@@ -250,23 +254,30 @@ def test_shifted_unsigned_grid_computes_the_same():
             onnx.numpy_helper.from_array(weight, "c.weight"),
             onnx.numpy_helper.from_array(bias, "c.bias"),
         ]
+        if not biased:
+            del conv.input[2], tensors[1]
         graph = onnx.helper.make_graph([conv, tail], "one", info[:1], info[1:], tensors)
         model = ir.from_proto(
             onnx.helper.make_model(
                 graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
             )
         )
-        models[target] = ir.to_proto(
-            insert_qdq(model, {"c": QuantLayer(0.02, steps, scale, codes, bias)}, target)
-        )
-    signed = _run_unoptimised(models["tensorrt"], x)
-    zero = next(t for t in models["tensorrt"].graph.initializer if t.name == "qdq.zero")
-    zero.CopyFrom(onnx.numpy_helper.from_array(np.array(128, np.uint8), "qdq.zero"))
-    np.testing.assert_array_equal(_run_unoptimised(models["tensorrt"], x), signed)
-    # the whole CPU placement: the same, then rounded to its output steps
-    np.testing.assert_allclose(
-        _run_unoptimised(models["cpu"], x), signed.clip(-12.8, 12.7), atol=0.0501
-    )
+        kept = bias if biased else None
+        layer = QuantLayer(0.02, zero, 0.02, steps, zeros, scale, codes, kept)
+        models[target, zero] = ir.to_proto(insert_qdq(model, {"c": layer}, target))
+    found = {key: _run_unoptimised(model, x) for key, model in models.items()}
+    np.testing.assert_array_equal(found["openvino", 128], found["tensorrt", 128])
+    grid = torch.from_numpy(((x / 0.02).round() + 40).clip(0, 255) - 40) * 0.02
+    weights = torch.from_numpy(codes * scale[:, None, None, None])
+    wanted = torch.nn.functional.conv2d(
+        grid, weights, torch.from_numpy(bias) if biased else None, padding=1
+    ).numpy()
+    np.testing.assert_allclose(found["openvino", 40], wanted, atol=1e-4)
+    # the whole CPU placement: the same, then on each channel's output grid
+    low, high = (0.1 * (end - zeros.astype(float))[:, None, None] for end in (0, 255))
+    cut = wanted.clip(low, high)
+    assert 0 < np.mean(cut != wanted) < 0.5
+    np.testing.assert_allclose(found["cpu", 40], cut, atol=0.0501)
 
 
 def _run_unoptimised(model, x):
@@ -399,7 +410,8 @@ def test_shifted_codes_compute_the_same():
             graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
         )
     )
-    layer = QuantLayer(0.02, np.full(64, 0.5, np.float32), scale, codes, bias)
+    outputs = np.full(64, 0.5, np.float32), np.full(64, 128, np.uint8)
+    layer = QuantLayer(0.02, 128, 0.02, *outputs, scale, codes, bias)
     plain = ir.to_proto(insert_qdq(model, {"c": layer}, "cpu")).SerializeToString()
     shifted = shift_codes(plain)
     held = {
@@ -425,7 +437,7 @@ def test_layers_of_another_network_are_refused(denoiser, quantized):
     layers["elsewhere"] = next(iter(layers.values()))
     with pytest.raises(ValueError, match="no Conv/Gemm/MatMul node for elsewhere"):
         insert_qdq(model, layers, "cpu")
-    with pytest.raises(ValueError, match="known: cpu, tensorrt"):
+    with pytest.raises(ValueError, match="known: cpu, openvino, tensorrt"):
         insert_qdq(model, {}, "gpu")
     with pytest.raises(ValueError, match="quantized"):
         export_model(denoiser, target="cpu")

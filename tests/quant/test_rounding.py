@@ -20,7 +20,7 @@ from export.exporter import export_bundle
 from export.runtime.session import OnnxNetwork
 from quant.calibration.trajectory import network_hash
 from quant.files import load_quantized, save_quantized
-from quant.network import quantizable_layers, structured
+from quant.network import grid_between, quantizable_layers, structured
 from quant.packing import network_bytes, pack_nibbles, unpack_nibbles
 from quant.quantize import quantize
 from quant.ranges.measure import measure_ranges
@@ -84,9 +84,10 @@ def mean_error(quantized, denoiser, calibration) -> float:
 
 def same_layers(a, b) -> bool:
     pairs = [(a.layers()[n], b.layers()[n]) for n in a.names]
-    fields = ("codes", "weight_scale", "output_scale")
+    fields = ("codes", "weight_scale", "output_scale", "output_zero")
+    numbers = ("input_scale", "input_zero", "symmetric_scale")
     return a.names == b.names and all(
-        x.input_scale == y.input_scale
+        all(getattr(x, f) == getattr(y, f) for f in numbers)
         and all(getattr(x, f).tobytes() == getattr(y, f).tobytes() for f in fields)
         for x, y in pairs
     )
@@ -197,17 +198,18 @@ def test_lsq_gradients():
     127).
     """
     x, step = torch.tensor([0.26, -0.34, 20.0, -30.0]), torch.tensor(0.1, requires_grad=True)
-    y = fake_quantize(x, step)
-    torch.testing.assert_close(y.detach(), torch.tensor([0.3, -0.3, 12.7, -12.8]))
+    zero = 28  # codes of 0 to 255 stand for -2.8 to 22.7
+    y = fake_quantize(x * torch.tensor([1, 1, 2, 1]), step, zero)
+    torch.testing.assert_close(y.detach(), torch.tensor([0.3, -0.3, 22.7, -2.8]))
     y.sum().backward()
-    expected = (3 - 2.6) + (-3 + 3.4) + 127 - 128
+    expected = (3 - 2.6) + (-3 + 3.4) + 227 - 28
     assert float(step.grad) == pytest.approx(expected / (4 * 127) ** 0.5, abs=1e-5)
 
 
 def test_a_learned_layer_starts_as_nearest_rounding():
     layer = nn.Conv2d(3, 4, 3, padding=1, stride=2).requires_grad_(False)
     step = layer.weight.flatten(1).abs().amax(1) / 7
-    learned = LearnedLayer(layer, step, 0.01, 4)
+    learned = LearnedLayer(layer, step, (0.01, 128), 4)
     expected = (layer.weight / step.reshape(-1, 1, 1, 1)).round()
     torch.testing.assert_close(learned.codes().float(), expected)
     learned.hard = False
@@ -318,8 +320,8 @@ def test_equalisation_evens_the_channels_out(restructured, denoiser, calibration
     for place, f in quantized.factors.items():
         assert float(f.log().mean()) == pytest.approx(0, abs=1e-4)
         for name in readers[place]:
-            seen = quantized.ranges[0].channels[quantized.names.index(name)]
-            before = plain.ranges[0].channels[plain.names.index(name.removesuffix(".1"))]
+            seen = quantized.ranges.channels[quantized.names.index(name)]
+            before = plain.ranges.channels[plain.names.index(name.removesuffix(".1"))]
             assert np.std(np.log(seen)) < np.std(
                 np.log(before)
             )  # alpha 0.5: geometric middle of x and W
@@ -384,8 +386,47 @@ def test_reductions_of_the_range_table(denoiser, calibration):
         assert inputs.threshold(name, "mse") <= amax.max()
         # a higher power weighs clipping more than resolution
         assert inputs.threshold(name, "p2.4") >= inputs.threshold(name, "mse")
-    with pytest.raises(ValueError, match="unknown; known"):
-        inputs.threshold(names[0], "entropy")
+        ends = inputs.ends[k]
+        assert inputs.interval(name, "max") == (ends[:, 0].min(), ends[:, 1].max())
+        assert inputs.interval(name, "mean") == pytest.approx(ends.mean(0))
+        assert inputs.interval(name, "min") == (ends[:, 0].max(), ends[:, 1].min())
+        low, high = inputs.interval(name, "mse")
+        assert ends[:, 0].min() <= low <= 0 <= high <= ends[:, 1].max()
+    for of in (inputs.threshold, inputs.interval):
+        with pytest.raises(ValueError, match="unknown; known"):
+            of(names[0], "entropy")
+
+
+def test_ranges_lose_least_of_what_was_seen():
+    """Against a search over the values themselves, on values with one far off."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.silu(3 * torch.randn(1, 6, 512, 512, generator=g))
+    x[0, 0, 0, 0] = 30
+    network = nn.Sequential(nn.Conv2d(6, 2, 1))
+
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network
+
+        def forward(self, x, t):
+            return self.body(x)
+
+    inputs, outputs = measure_ranges(Called(), ["body.0"], [(x, torch.tensor([5.0]))])
+
+    def loss(low, high, v):
+        step, zero = grid_between(low, high)
+        codes = (v / float(step)).round() + int(zero)
+        return float((((codes.clamp(0, 255) - int(zero)) * float(step)) - v).square().mean())
+
+    shares = [k / 10 for k in range(1, 11)]
+    low, high = float(x.min()), float(x.max())
+    best = min(loss(a * low, b * high, x) for a in shares for b in shares)
+    assert best < 0.5 * loss(low, high, x)
+    assert loss(*inputs.interval("body.0", "mse"), x) < 1.1 * best
+    y = network(x).detach()[0].flatten(1)
+    ends = torch.stack([y.amin(1).clamp(max=0), y.amax(1).clamp(min=0)], 1)
+    np.testing.assert_array_equal(outputs["body.0"], ends.numpy())
 
 
 def test_presets_round_trip_and_run(denoiser, calibration):

@@ -122,7 +122,13 @@ class Graph:
         Path | None, Option(help="Folder written by `restobox quantize` (not for target float).")
     ] = None
     target: Annotated[
-        str, Option(help="cpu (integer kernels), tensorrt (int8 and fp16), cuda (fp16) or float.")
+        str,
+        Option(
+            help=(
+                "cpu (ONNX Runtime's integer kernels), openvino, tensorrt (int8 and fp16), cuda"
+                " (fp16) or float."
+            )
+        ),
     ] = "cpu"
     restorer: Annotated[
         bool,

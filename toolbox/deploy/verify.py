@@ -205,8 +205,10 @@ def _between(row: Row) -> dict[str, Any]:
 
 def _fused(graph) -> int | None:
     """Convolutions on integers; None where the runtime has no such kernels for the graph."""
+    from export.exporter import INTEGER
+
     target = graph.bundle.target
-    counted = target == "cpu" or (graph.device == "openvino" and target == "tensorrt")
+    counted = target == "cpu" or (graph.device == "openvino" and target in INTEGER)
     return graph.integer_convs() if counted else None
 
 
