@@ -16,7 +16,7 @@ from PIL import Image
 
 from restoration.io.pictures.decode import decode
 from restoration.io.pictures.masks import grown, missing_of
-from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options
+from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options, too_large
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
 
@@ -109,6 +109,11 @@ def read_mask(
     if missing.all():
         raise InputError(f"mask {path} marks every pixel as missing; leave what is known black")
     return 1 - missing.astype(np.float32)
+
+
+def left_out(path: Path, notes: Notes) -> list[str]:
+    """Which notes a file of this name can't hold, in words."""
+    return too_large(notes, "JPEG") if path.suffix.lower() in (".jpg", ".jpeg") else []
 
 
 def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:

@@ -2,6 +2,7 @@
 beside its pixels comes back.
 """
 
+import functools
 import io
 import json
 import struct
@@ -161,6 +162,7 @@ def test_floats(tmp_path, order):
         read_image(tmp_path / "hdr.tif")
 
 
+@functools.cache  # it holds the time it was made at
 def profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -205,6 +207,37 @@ def test_what_a_file_says_is_kept(tmp_path, target, bits):
     if target == ".png":
         assert back.text["Comment"] == "sunny – day"
     assert read_image(tmp_path / f"b{target}").bits == (bits if target in EXACT else 8)
+
+
+def test_a_date_in_another_form_is_kept(tmp_path):
+    exif = Image.Exif()
+    exif[306] = "3 May 2021, noon"
+    Image.fromarray(CORNERS).save(tmp_path / "a.png", exif=exif)
+    write_image(tmp_path / "b.tif", read_image(tmp_path / "a.png"))
+    assert Image.open(tmp_path / "b.tif").tag_v2[306] == "3 May 2021, noon"
+
+
+def test_a_jpeg_leaves_out_what_it_has_no_room_for(tmp_path):
+    exif = camera()
+    exif.get_ifd(0x8769)[0x927C] = bytes(70_000)  # a camera's own notes
+    Image.fromarray(CORNERS).save(tmp_path / "a.png", exif=exif, icc_profile=profile())
+    done = restobox(
+        *("restore", "inpaint", tmp_path / "a.png", "-o", tmp_path / "b.jpg"),
+        *("--mask", "random:0.3", "--steps", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out EXIF" in done.stderr
+    assert Image.open(tmp_path / "b.jpg").info["icc_profile"] == profile()
+    assert read_image(tmp_path / "a.png").notes.exif is not None
+
+
+def test_what_only_begins_like_netpbm_is_read_as_what_it_is(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"P5 this is no picture")
+    with pytest.raises(InputError, match=r"a\.png can't be read as an image"):
+        read_image(tmp_path / "a.png")
+    header = b"P5\n# " + b"a long comment " * 60 + b"\n8 8\n65535\n"
+    (tmp_path / "b.pgm").write_bytes(header + np.full((8, 8), 32768, ">u2").tobytes())
+    np.testing.assert_allclose(read_image(tmp_path / "b.pgm").pixels, 32768 / 65535, atol=1e-5)
 
 
 def test_print_colours_become_srgb(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.images import LOSSY, Photo, check_writable, read_image, write_image
+from restoration.io.images import LOSSY, Photo, check_writable, left_out, read_image, write_image
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from restoration.task import Restored
 from solvers.files import check_outputs, together
@@ -130,6 +130,8 @@ def _write(
         if spread is not None:
             write_image(spread, Photo(coloured))
     note = f"{out.suffix} changes all pixels a little, known ones too; PNG and TIFF keep them"
+    if lost := left_out(out, photo.notes):
+        note += f"; left out {' and '.join(lost)}: larger than JPEG holds"
     found = {"note": note} if out.suffix.lower() in LOSSY else {}
     if spread is None:
         return found
