@@ -28,7 +28,7 @@ from restoration.hyperspectral.eigen_images import (
 )
 from restoration.hyperspectral.joint import CONDITION_CHANNELS
 from restoration.hyperspectral.subspace import Subspace, data_mask, fit_subspace, learn_bands
-from restoration.io.cube import Cube
+from restoration.io.cubes.cube import Cube
 from restoration.posterior.by_name import check_correction
 from restoration.task import Watch
 from restoration.wrappers.symmetry import COUNTS

@@ -22,11 +22,11 @@ from restoration.io.mri_scan import (
     complex_array,
     magnitude_array,
     mask_array,
-    need,
     pairs,
     real_array,
 )
-from restoration.io.pictures.dicom import Frame, count_of, frames_of, head_of
+from restoration.io.packages import need
+from restoration.io.pictures.dicom import Frame, Origin, count_of, frames_of, head_of
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
 
@@ -259,7 +259,8 @@ def _read_dicom(path: Path) -> Scan:
         if path.is_dir()
         else [path]
     )
-    found: list[Frame] = []
+    found: list[tuple[Frame, Origin]] = []
+    series: dict[str, str] = {}
     for file in files:
         with reading(file, "DICOM"):
             try:
@@ -272,13 +273,55 @@ def _read_dicom(path: Path) -> Scan:
                 continue
             size = (int(head.Rows), int(head.Columns))
             check_array(file, (len(files), count_of(head), *size), 8)
-            found += frames_of(file)
-            if found[-1].pixels.ndim == 3:
+            for k, frame in enumerate(frames_of(file)):
+                origin = Origin(head, k, frame.black, frame.white, frame.black, frame.white)
+                found.append((frame, origin))
+            if found[-1][0].pixels.ndim == 3:
                 raise InputError(f"{file} is a colour image; grey magnitudes are accepted")
+            known = str(head.get("SeriesInstanceUID", "") or "")
+            series.setdefault(known, str(head.get("SeriesDescription", "") or "") or file.name)
     if not found:
         raise InputError(f"{path} holds no DICOM image")
-    if len({frame.pixels.shape for frame in found}) > 1:
+    if len(series) > 1:
+        raise InputError(
+            f"{path} holds {len(series)} series ({', '.join(series.values())}); give a folder with"
+            " one of them"
+        )
+    if len({frame.pixels.shape for frame, _ in found}) > 1:
         raise InputError(f"{path} holds images of several sizes; give a folder with one series")
-    found.sort(key=lambda frame: frame.place)
-    stack = np.stack([frame.pixels for frame in found])
-    return Scan(magnitude=magnitude_array(stack, path), spacing=found[0].spacing)
+    found.sort(key=lambda pair: pair[0].place)
+    frames = [frame for frame, _ in found]
+    spacing, affine = _geometry(frames)
+    return Scan(
+        magnitude=magnitude_array(np.stack([frame.pixels for frame in frames]), path),
+        spacing=spacing,
+        affine=affine,
+        origins=tuple(origin for _, origin in found),
+    )
+
+
+def _geometry(frames: list[Frame]) -> tuple[tuple[float, float, float], np.ndarray | None]:
+    """Spacing, with the distance that the slices really have, and NIfTI's matrix, whose first two
+    axes point the other way; None where the files don't tell, or slices aren't parallel and evenly
+    spaced.
+    """
+    first, depth = frames[0], frames[0].spacing[0]
+    if first.corner is None or first.axes is None:
+        return first.spacing, None
+    corners = [frame.corner for frame in frames]
+    turned = any(
+        frame.axes is None or not np.allclose(frame.axes, first.axes, atol=1e-3) for frame in frames
+    )
+    step = depth * np.cross(*first.axes)
+    if len(frames) > 1 and not turned:
+        steps = np.diff(np.array(corners, float), axis=0)
+        step = steps.mean(0)
+        turned = bool(np.abs(steps - step).max() > 0.01 * max(float(np.linalg.norm(step)), 0.1))
+        depth = float(np.linalg.norm(step))
+    if turned or depth == 0:
+        return first.spacing, None
+    _, row, column = first.spacing
+    affine = np.eye(4)
+    affine[:3] = np.stack([first.axes[0] * column, first.axes[1] * row, step, first.corner], 1)
+    affine[:2] *= -1
+    return (round(depth, 6), row, column), affine

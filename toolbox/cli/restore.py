@@ -172,7 +172,7 @@ def hsi(
     cube: Annotated[
         Path, typer.Argument(help="A cube: ENVI (.hdr), .mat, .npz, .h5, multi-page TIFF.")
     ],
-    output: Annotated[Output, Without("std", "quality")],
+    output: Annotated[Output, Without("std", "quality", "write_samples")],
     options: Cubes,
     prior: Prior = Prior("grey"),
     settings: Annotated[Settings, Without("grid", "tile")] = Settings(steps=1, symmetries=8),

@@ -18,9 +18,9 @@ from restoration.hyperspectral.noise import SIGMAS, add_noise
 from restoration.hyperspectral.quality import cube_quality
 from restoration.hyperspectral.simulation import SENSORS, SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral.task import HyperspectralTask, RestoredCube
-from restoration.io.cube import Cube
 from restoration.io.cubes import check_cube_writable, read_cube, write_cube
-from restoration.io.envi import raw_file
+from restoration.io.cubes.cube import Cube
+from restoration.io.cubes.envi import raw_file
 from restoration.io.images import Photo, check_writable, write_image
 from restoration.io.pictures.folders import find_pictures
 from restoration.task import Restored, shown_to

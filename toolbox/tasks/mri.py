@@ -118,15 +118,19 @@ class MRI(Task):
             request.output.out,
             request.output.std,
         )
+        output = request.output
         if draws.samples > 1 and settings.steps == 1:
             raise ValueError(
                 "one step gives the mean, the same for every sample: leave --steps out"
             )
         if std and draws.samples < 2:
             raise ValueError("--std needs at least two samples: add -n 4")
+        drawn = output.sample_files(draws.samples)
         check_output(out)
         inputs = [path, options.mask, options.coils, prior.model]
-        check_outputs({out, std_file(out) if std else out}, inputs)
+        check_outputs(
+            [out, *([std_file(out)] if std and std_file(out) != out else []), *drawn], inputs
+        )
         scan = read_scan(path)
         data = acquired(scan, options, path, draws.seed)
         task = self.task(load_for(self.name, prior.model, device=prior.device), settings)
@@ -165,7 +169,10 @@ class MRI(Task):
                 "the coil maps cover the air around the object too; --coils espirit finds where the"
                 " object ends"
             )
-        files = write_reconstruction(out, image, scan, spread if std else None)
+        samples = [(place, result.samples[:, k].numpy()) for k, place in enumerate(drawn)]
+        if scan.crop is not None:
+            samples = [(place, _crop(one, scan.crop)) for place, one in samples]
+        files = write_reconstruction(out, image, scan, spread if std else None, samples)
         return figures | {"out": [str(f) for f in files]}
 
     def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:

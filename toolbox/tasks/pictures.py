@@ -64,7 +64,8 @@ class PictureTask(Task):
         spread = out.with_name(f"{out.stem}-std.png") if output.std else None
         check_writable(out)
         files = [path, output.reference, prior.model, *self.inputs_of(options)]
-        check_outputs([out, spread], files)
+        drawn = output.sample_files(draws.samples)
+        check_outputs([out, spread, *drawn], files)
         if output.std and draws.samples < 2:
             raise ValueError("--std needs at least two samples: add -n 4")
         photo = read_image(path)
@@ -97,7 +98,11 @@ class PictureTask(Task):
             figures["misfit"] = round(result.misfit, 5)
         if result.warning is not None:
             figures["warning"] = result.warning
-        figures |= _write(out, spread, reading.photo, result, output.quality)
+        with together():
+            figures |= _write(out, spread, reading.photo, result, output.quality)
+            for place, sample in zip(drawn, result.samples if drawn else (), strict=True):
+                write_image(place, replace(reading.photo, pixels=sample.numpy()), output.quality)
+        figures |= {"sample_files": [str(place) for place in drawn]} if drawn else {}
         return figures | (
             {} if truth is None else compared(result.mean.numpy(), truth, photo.pixels)
         )

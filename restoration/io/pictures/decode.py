@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from restoration.io.pictures.dicom import is_dicom, picture_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, space_of, to_srgb
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
@@ -51,6 +52,9 @@ def decode(path: Path, max_pixels: int) -> Decoded:
         found = _netpbm(path, max_pixels)
         if found is not None:
             return found
+    if is_dicom(path):
+        values, bits, origin = picture_of(path, max_pixels)
+        return Decoded(values, bits, notes=Notes(origin=origin))
     if path.suffix.lower() in RAW:
         return _camera(path, max_pixels)
     if head[:4] in TIFF:

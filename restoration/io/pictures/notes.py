@@ -7,10 +7,12 @@ import io
 import re
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image, ImageCms, PngImagePlugin
+
+from restoration.io.pictures.dicom import Origin
 
 ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
 # of the first directory: description, maker, model, software, date, artist, copyright
@@ -27,6 +29,7 @@ class Notes:
     xmp: the same.
     dpi: pixels per inch, ``(x, y)``.
     text: comments of PNG files, by keyword.
+    origin: of a DICOM file, for the one that is derived from it.
     """
 
     icc: bytes | None = None
@@ -34,10 +37,11 @@ class Notes:
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     text: dict[str, str] = field(default_factory=dict)
+    origin: Origin | None = None
 
     def without_profile(self) -> Notes:
         """The same of pixels that are no longer in that profile."""
-        return Notes(None, self.exif, self.xmp, self.dpi, self.text)
+        return replace(self, icc=None)
 
 
 def notes_of(image: Image.Image) -> Notes:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.io.cube import Cube, numbers
-from restoration.io.cube_containers import read_container, write_container
-from restoration.io.envi import interleave_of, open_raw, read_header, write_envi
+from restoration.io.cubes.containers import read_container, write_container
+from restoration.io.cubes.cube import Cube, numbers
+from restoration.io.cubes.envi import interleave_of, open_raw, read_header, write_envi
 from solvers.inputs.errors import InputError, reading
 
 SUFFIXES = (".hdr", ".mat", ".npz", ".h5", ".hdf5", ".tif", ".tiff")

@@ -16,7 +16,7 @@ import numpy as np
 from restoration.io.containers.arrays import arrays_of
 from restoration.io.containers.hdf5 import created, dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
-from restoration.io.cube import Cube, numbers
+from restoration.io.cubes.cube import Cube, numbers
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
