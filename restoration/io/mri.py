@@ -99,7 +99,7 @@ def _read_hdf5(path: Path) -> Scan:
             for name, value in file.attrs.items()
             if np.size(value) == 1
         }
-    crop, spacing = (None, (1.0, 1.0, 1.0)) if header is None else recon_space(header)
+    crop, extent, spacing = recon_space(header or "")
     return Scan(
         kspace,
         mask=mask,
@@ -107,6 +107,7 @@ def _read_hdf5(path: Path) -> Scan:
         attributes=attributes,
         header=header,
         crop=crop,
+        extent=extent,
         spacing=spacing,
     )
 
@@ -232,7 +233,9 @@ def read_sampling(path: str | Path, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _read_nifti(path: Path) -> Scan:
-    """Slices along the third axis; rows and columns are the second and the first."""
+    """Slices along the third axis; rows and columns are the second and the first. Of complex
+    images the phase is kept.
+    """
     nibabel = need("nibabel", "NIfTI files")
     with reading(path, "NIfTI"):
         image = nibabel.load(path)
@@ -241,12 +244,22 @@ def _read_nifti(path: Path) -> Scan:
             shape = shape[:3]
         if len(shape) not in (2, 3):
             raise InputError(f"{path} has shape {shape}; volumes (x, y, z) are accepted")
-        check_array(path, shape, 8)
-        data = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:2], -1)
+        dtype = image.get_data_dtype()
+        if dtype.kind not in "uifc":
+            raise InputError(
+                f"{path} holds values of type {dtype}; real and complex numbers are accepted"
+            )
+        check_array(path, shape, 16)
+        kind = np.complex64 if dtype.kind == "c" else np.float32
+        data = np.asarray(image.dataobj, dtype=kind).reshape(*shape[:2], -1)
         zooms = tuple(float(z) for z in image.header.get_zooms()[:3]) + (1.0,) * (3 - len(shape))
-    magnitude = magnitude_array(data.transpose(2, 1, 0), path)
+    data = data.transpose(2, 1, 0)
+    phase = np.angle(data).astype(np.float32) if dtype.kind == "c" else None
     return Scan(
-        magnitude=magnitude, spacing=(zooms[2], zooms[1], zooms[0]), affine=np.asarray(image.affine)
+        magnitude=magnitude_array(np.abs(data) if dtype.kind == "c" else data, path),
+        phase=phase,
+        spacing=(zooms[2], zooms[1], zooms[0]),
+        affine=np.asarray(image.affine),
     )
 
 

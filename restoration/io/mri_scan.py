@@ -24,6 +24,7 @@ class Scan:
         kspace: complex64 ``(slices, coils, H, W)``, zero frequency in the centre; None for
             magnitudes.
         magnitude: float32 ``(slices, H, W)`` for files of images; None for k-space.
+        phase: of complex images, float32 like ``magnitude``, in radians; None where it isn't known.
         mask: ``(H, W)`` or ``(W,)`` float32 that the file brings, or None.
         maps: complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)`` that the file brings, or
             None.
@@ -33,6 +34,8 @@ class Scan:
             values.
         header: the ISMRMRD XML header, or None.
         crop: ``(h, w)`` of the reconstructed image by the header, or None.
+        extent: its share of the encoded field of view along rows and columns, or None: pixels keep
+            their size.
         spacing: millimetres per voxel ``(slice, row, column)``, 1 where unknown.
         affine: NIfTI's 4 x 4 voxel-to-world matrix of (column, row, slice), or None.
         origins: of DICOM files, where each slice comes from; else empty.
@@ -40,12 +43,14 @@ class Scan:
 
     kspace: np.ndarray | None = None
     magnitude: np.ndarray | None = None
+    phase: np.ndarray | None = None
     mask: np.ndarray | None = None
     maps: np.ndarray | None = None
     target: np.ndarray | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     header: str | None = None
     crop: tuple[int, int] | None = None
+    extent: tuple[float, float] | None = None
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     affine: np.ndarray | None = None
     origins: tuple[Origin, ...] = ()
