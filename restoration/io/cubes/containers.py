@@ -1,26 +1,26 @@
-"""Cubes in .mat (v5, v7.3), .npz, HDF5 and TIFF files: arrays among others, sizes checked before
-they are read.
+"""Cubes in .mat (v5, v7.3), .npy, .npz, HDF5 and NetCDF files: arrays among others, sizes checked
+before they are read.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.arrays import arrays_of
+from restoration.io.containers.arrays import arrays_of, read_array
 from restoration.io.containers.hdf5 import created, dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
-from restoration.io.cubes.cube import Cube, numbers
+from restoration.io.cubes.cube import Cube
+from restoration.io.cubes.products import is_prisma, read_prisma
+from restoration.io.cubes.tiff import read_tiff, write_tiff
+from restoration.io.packages import need
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
-from solvers.inputs.memory import check_array
-from solvers.inputs.strict_json import parse_object
 
 _WAVELENGTHS = (
     "wavelength_nm",
@@ -33,6 +33,11 @@ _WAVELENGTHS = (
 )
 
 
+HDF5 = (".h5", ".hdf5", ".he5")
+NETCDF = ".nc"
+_GOOD = ("good_bands", "good_wavelengths", "bbl")
+
+
 def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
     """A cube as the file holds it, and which of its axes are bands if nothing else tells.
 
@@ -40,63 +45,77 @@ def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
         InputError: damaged, or no cube in it.
         ResourceError: too large.
     """
-    reader = {".mat": _read_mat, ".npz": _read_npz, ".h5": _read_hdf5, ".hdf5": _read_hdf5}.get(
-        path.suffix.lower(), _read_tiff
-    )
+    readers: dict[str, Callable[[Path, str | None], tuple[Cube, int]]]
+    readers = dict.fromkeys((*HDF5, NETCDF), _read_hdf5)
+    readers |= {".mat": _read_mat, ".npz": _read_npz, ".npy": _read_npy}
     with reading(path, "a cube"):
-        return reader(path, key)
+        return readers.get(path.suffix.lower(), read_tiff)(path, key)
 
 
 def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
-    """Write the values ``out (B, H, W)`` with key, wavelengths and no-data value of ``like``.
+    """Write the values ``out (B, H, W)`` with the key, axis of bands, wavelengths, good bands and
+    no-data value of ``like``; ``.npy`` holds nothing but the values.
 
     Raises:
         ValueError: more than a MATLAB v5 file holds.
     """
-    key, last = like.key or "cube", np.ascontiguousarray(out.transpose(1, 2, 0))
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        return write_tiff(path, like, out)
+    key, values = like.key or "cube", np.ascontiguousarray(np.moveaxis(out, 0, like.axis))
     extra: dict[str, Any] = (
         {} if like.wavelengths is None else {"wavelength_nm": np.asarray(like.wavelengths)}
     )
+    if like.bad is not None:
+        extra["good_bands"] = (~like.bad).astype(np.uint8)
     if like.no_data is not None:
         extra["no_data"] = np.asarray(float(like.no_data))
-    suffix = path.suffix.lower()
     if suffix == ".mat":
         from scipy.io import savemat
 
-        if last.nbytes >= 2**31:
+        if values.nbytes >= 2**31:
             raise InputError("MATLAB v5 files hold arrays of less than 2 GiB; write .h5 or .hdr")
-        replace_file(
-            path, lambda p: savemat(p, {key: last, **extra}, appendmat=False, do_compression=True)
-        )
-    elif suffix == ".npz":
+        contents = {key: values, **extra}
+        replace_file(path, lambda p: savemat(p, contents, appendmat=False, do_compression=True))
+    elif suffix in (".npz", ".npy"):
 
         def save(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez_compressed(file, **{key: last, **extra})
+                if suffix == ".npy":
+                    np.save(file, values)
+                else:
+                    np.savez_compressed(file, **{key: values, **extra})
 
         replace_file(path, save)
-    elif suffix in (".h5", ".hdf5"):
+    elif suffix == NETCDF:
+        replace_file(path, lambda p: _write_netcdf(p, key.rpartition("/")[2], values, like))
+    else:
 
         def save(temporary: Path) -> None:
-            contents = {key: last, **extra}
+            contents = {key: values, **extra}
             with created(temporary, sum(c.nbytes for c in contents.values())) as file:
                 for name, content in contents.items():
                     file[name] = content
 
         replace_file(path, save)
-    else:
-        import tifffile
 
-        note = {name: content.tolist() for name, content in extra.items()}
-        options: dict[str, Any] = {
-            "photometric": "minisblack",
-            "metadata": None,
-            "description": json.dumps(note),
-            "bigtiff": out.nbytes > 2**31,
-        }
-        replace_file(
-            path, lambda p: tifffile.imwrite(p, out[:, None] if len(out) == 1 else out, **options)
+
+def _write_netcdf(path: Path, key: str, values: np.ndarray, like: Cube) -> None:
+    """NetCDF 4 with names of axes, wavelengths in nanometres and the fill value."""
+    h5netcdf = need("h5netcdf", "NetCDF outputs", "geo")
+    axes = ["y", "x"]
+    axes.insert(like.axis, "bands")
+    with h5netcdf.File(path, "w") as file:
+        file.dimensions = dict(zip(axes, values.shape, strict=True))
+        stored = file.create_variable(
+            key, tuple(axes), values.dtype, data=values, fillvalue=like.no_data
         )
+        stored.attrs["restobox"] = "restored"
+        if like.wavelengths is not None:
+            file.create_variable("wavelengths", ("bands",), data=np.asarray(like.wavelengths))
+            file.variables["wavelengths"].attrs["units"] = "nm"
+        if like.bad is not None:
+            file.create_variable("good_wavelengths", ("bands",), data=(~like.bad).astype(np.uint8))
 
 
 def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]]) -> str:
@@ -124,7 +143,7 @@ def _cube(
     shapes: dict[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
 ) -> tuple[Cube, int]:
-    name = next((n for wanted in _WAVELENGTHS for n in shapes if n.lower() == wanted), None)
+    name = _named(_WAVELENGTHS, shapes)
     wavelengths = None
     if name is not None and math.prod(shapes[name]) <= 100_000:
         wavelengths = np.asarray(read(name), np.float64).ravel()
@@ -136,7 +155,24 @@ def _cube(
         if math.prod(shapes.get("no_data", (0,))) == 1
         else None
     )
-    return Cube(values, wavelengths, no_data, key), 2
+    good, bad = _named(_GOOD, shapes), None
+    if good is not None and math.prod(shapes[good]) in shapes[key]:
+        bad = np.asarray(read(good)).ravel() == 0
+    return Cube(values, wavelengths, no_data, key, bad=bad), 2
+
+
+def _named(wanted: tuple[str, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """The array of one of these names, in whatever group it lies."""
+    return next((n for w in wanted for n in shapes if n.lower().rpartition("/")[2] == w), None)
+
+
+def _read_npy(path: Path, key: str | None) -> tuple[Cube, int]:
+    if key is not None:
+        raise InputError(f"{path} holds one array, which has no name; leave out --key")
+    values = read_array(path, "cube")
+    if values.ndim != 3:
+        raise InputError(f"{path} has shape {values.shape}; a cube has three axes")
+    return Cube(values), 2
 
 
 def _read_mat(path: Path, key: str | None) -> tuple[Cube, int]:
@@ -158,72 +194,38 @@ def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube,
             if numeric and item.shape is not None:
                 shapes[name] = item.shape[::-1] if turned else item.shape
 
+        if key is None and is_prisma(file):
+            return read_prisma(path, file)
         file.visititems(note)
         key = _choose(path, key, shapes)
-        values = dataset(file, key, path)[()]
-        return _cube(
+        stored = dataset(file, key, path)
+        values, no_data = _meant(stored[()], stored.attrs)
+        cube, axis = _cube(
             path,
             values.transpose() if turned else values,
             key,
             shapes,
             lambda name: dataset(file, name, path)[()],
         )
+        return (cube if no_data is None else replace(cube, no_data=no_data)), axis
+
+
+def _meant(values: np.ndarray, says: Any) -> tuple[np.ndarray, float | None]:
+    """Values as NetCDF's attributes say, and the one that marks missing entries."""
+    number = {
+        name: float(np.ravel(says[name])[0])
+        for name in ("_FillValue", "missing_value", "scale_factor", "add_offset")
+        if name in says and np.size(says[name]) == 1 and np.asarray(says[name]).dtype.kind in "iuf"
+    }
+    fill = number.get("_FillValue", number.get("missing_value"))
+    scale, shift = number.get("scale_factor", 1.0), number.get("add_offset", 0.0)
+    if (scale, shift) == (1.0, 0.0):
+        return values, None if fill is None or math.isnan(fill) else fill
+    missing = np.zeros(values.shape, bool) if fill is None else values == fill
+    return np.where(missing, np.nan, values * scale + shift).astype(np.float32), None
 
 
 def _read_npz(path: Path, key: str | None) -> tuple[Cube, int]:
     with arrays_of(path) as arrays:
         key = _choose(path, key, arrays.shapes)
         return _cube(path, arrays.read(key), key, arrays.shapes, arrays.read)
-
-
-def _read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
-    import tifffile
-
-    with tifffile.TiffFile(path) as file:
-        pages = list(file.pages)
-        _check_chain(path, file, pages)
-        first = file.pages.first
-        if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
-            raise InputError(f"{path}: its pages differ in size or type; bands must be alike")
-        if len(first.shape) not in (2, 3) or (len(first.shape) == 3 and len(pages) > 1):
-            raise InputError(
-                f"{path}: {len(pages)} pages of shape {first.shape}; save one band per page, or all"
-                " in one"
-            )
-        if first.dtype is None:
-            raise InputError(f"{path} has values of no known type")
-        check_array(path, (len(pages), *first.shape), first.dtype.itemsize)
-        values = (
-            np.stack([p.asarray() for p in pages]) if len(first.shape) == 2 else first.asarray()
-        )
-        planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
-        note = _note(first.description)
-        bad = first.tags.get(42113)  # GDAL_NODATA
-    wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
-    no_data = note.get("no_data")
-    if no_data is None and bad is not None:
-        no_data = numbers(path, "GDAL_NODATA", str(bad.value).strip("\0 "))[0]
-    return Cube(
-        values, wavelengths, None if no_data is None or math.isnan(no_data) else float(no_data)
-    ), (0 if planar else 2)
-
-
-def _check_chain(path: Path, file: Any, pages: list[Any]) -> None:
-    """The last page must say that it is the last: tifffile stops at a page that isn't there."""
-    form, handle = file.tiff, file.filehandle
-    handle.seek(pages[-1].offset)
-    count = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))[0]
-    handle.seek(count * form.tagsize, 1)
-    following = struct.unpack(form.offsetformat, handle.read(form.offsetsize))[0]
-    if following:
-        raise InputError(
-            f"{path} was cut short or is damaged: after page {len(pages)}, another should lie at"
-            f" byte {following} of {handle.size}; copy or save it again"
-        )
-
-
-def _note(description: str) -> dict[str, Any]:
-    try:
-        return parse_object(description, "description")
-    except InputError:
-        return {}
