@@ -151,8 +151,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Inpainting:
-    """``mask``: a picture (white = missing), ``alpha`` (what is transparent in the photo), or
-    ``KIND:FRACTION`` to make one.
+    """``mask``: a picture (white = missing), ``alpha`` (what is transparent in the photo),
+    ``auto:KIND`` to find defects, or ``KIND:FRACTION`` to make one.
     """
 
     mask: Annotated[
@@ -161,8 +161,9 @@ class Inpainting:
             "--mask",
             "-m",
             help=(
-                "A picture (white = missing), `alpha`: what is transparent in the photo, or"
-                " KIND:FRACTION to make one."
+                "A picture (white = missing), `alpha`: what is transparent in the photo,"
+                " auto:scratches, auto:dust, auto:text: what looks like it, or KIND:FRACTION to"
+                " make one."
             ),
         ),
     ]
@@ -177,6 +178,14 @@ class Inpainting:
     grow: Annotated[
         int, Option(help="Take pixels this near to missing ones as missing too.", min=0, max=100)
     ] = 0
+    feather: Annotated[
+        int,
+        Option(help="Blend what was filled into this many known pixels around.", min=0, max=100),
+    ] = 0
+    sheet: Annotated[
+        Path | None,
+        Option(help="Also write a picture: given, what is taken to be missing, restored."),
+    ] = None
 
 
 @dataclass(frozen=True)
