@@ -70,8 +70,9 @@ def gamut_of(icc: bytes | None) -> Gamut | None:
         if icc[16:20] != b"RGB " or icc[20:24] != b"XYZ " or "A2B0" in tags:
             return None
         primaries = np.stack([_xyz(tags[f"{c}XYZ"]) for c in "rgb"], 1)
-        curves = np.stack([_curve(tags[f"{c}TRC"]) for c in "rgb"])
-    except (KeyError, ValueError, IndexError, struct.error):
+        with np.errstate(all="ignore"):
+            curves = np.stack([_curve(tags[f"{c}TRC"]) for c in "rgb"])
+    except (KeyError, ValueError, IndexError, ArithmeticError, struct.error):
         return None
     if not (np.isfinite(curves).all() and (np.diff(curves) >= 0).all()):
         return None
