@@ -17,6 +17,7 @@ from solvers.inputs.errors import InputError
 PREFIX = "auto:"
 LARGEST = 1_000_000  # pixels
 INKS = 12  # colours that text is looked for in
+EVEN = 0.035  # deviation of the colours of ink
 MOST = 300  # pieces of one colour that may still be letters
 AROUND = np.ones((3, 3), bool)
 CONTRAST = 0.2  # of white, that a defect has at least
@@ -65,7 +66,7 @@ def scratches(pixels: np.ndarray) -> np.ndarray:
         along = np.max([grey_opening(broad, footprint=f) for f in _segments(length)], 0)
         around = uniform_filter(along, 6 * length)
         along = np.where(detail > CONTRAST / 2, along, 0)
-        found |= _above(along, np.maximum(8 * around, CONTRAST), detail)
+        found |= _above(along, np.maximum(3.5 * around, CONTRAST), detail)
     return _grown(found, 1)
 
 
@@ -102,15 +103,21 @@ def text(pixels: np.ndarray) -> np.ndarray:
             for region in regionprops(label(ink, connectivity=2))
             if 6 <= region.bbox[2] - region.bbox[0] <= height / 4
             and region.area >= 8
+            and _even(pixels, region.coords)
             and region.bbox[3] - region.bbox[1] <= 2 * (region.bbox[2] - region.bbox[0])
         ]
         if not 4 <= len(letters) <= MOST:
             continue
         beside = [[_in_line(one.bbox, other.bbox) for other in letters] for one in letters]
         words = connected_components(np.array(beside))[1]
-        for one, word in zip(letters, words, strict=True):
-            if (words == word).sum() >= 4:
-                found[one.coords[:, 0], one.coords[:, 1]] = True
+        for word in np.unique(words):
+            one = [letter for letter, w in zip(letters, words, strict=True) if w == word]
+            tall = np.median([r.bbox[2] - r.bbox[0] for r in one])
+            line = max(r.bbox[2] for r in one) - min(r.bbox[0] for r in one)
+            if len(one) < 4 or line > 1.8 * tall:  # texture goes on above and below
+                continue
+            for letter in one:
+                found[letter.coords[:, 0], letter.coords[:, 1]] = True
     return _grown(found, 2)
 
 
@@ -119,6 +126,11 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "dust": dust,
     "text": text,
 }
+
+
+def _even(pixels: np.ndarray, coords: np.ndarray) -> bool:
+    """Whether a piece has one colour, as ink has."""
+    return bool(pixels[:, coords[:, 0], coords[:, 1]].std(1).max() < EVEN)
 
 
 Box = tuple[int, int, int, int]
