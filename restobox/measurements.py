@@ -118,7 +118,7 @@ def hsi(
         symmetries: flips and turns to average over: 1, 2, 4, 8.
     """
     from restoration.hyperspectral.task import HyperspectralTask
-    from restoration.io.cube import Cube
+    from restoration.io.cubes.cube import Cube
 
     denoiser = check_model(load_model(model, device, None), "hsi", named(model))
     channels = denoiser.image_channels or 1

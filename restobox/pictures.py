@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.io.images import Photo, check_writable, read_image, write_image
+from restoration.io.pictures.notes import Notes
 from restoration.photo.lift import enlarge
 from restoration.task import Restored
 
@@ -34,6 +35,8 @@ class Form:
         dtype: of the array or tensor.
         device: of the tensor.
         alpha: ``(H, W)`` in [0, 1], which is handed on.
+        bits: of a file, 32 for floats; None where the white tells.
+        notes: what a file says beside its pixels.
     """
 
     kind: str
@@ -42,6 +45,8 @@ class Form:
     dtype: object = None
     device: torch.device | None = None
     alpha: np.ndarray | None = None
+    bits: int | None = None
+    notes: Notes = field(default_factory=Notes)
 
 
 def read_picture(picture: Picture) -> tuple[Tensor, Form]:
@@ -61,7 +66,8 @@ def read_picture(picture: Picture) -> tuple[Tensor, Form]:
     if isinstance(picture, (str, os.PathLike)):
         photo = read_image(picture)
         white = float(2**photo.bits - 1)
-        return torch.from_numpy(photo.pixels), Form("pil", white, "HWC", alpha=photo.alpha)
+        form = Form("pil", white, "HWC", alpha=photo.alpha, bits=photo.bits, notes=photo.notes)
+        return torch.from_numpy(photo.pixels), form
     if isinstance(picture, Image.Image):
         return _read_pil(picture)
     if isinstance(picture, Tensor):
@@ -141,16 +147,16 @@ class RestoredPicture(Restored):
         return np.ascontiguousarray(self.mean.numpy().transpose(1, 2, 0))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the mean as PNG, JPEG, WebP or TIFF, with the bits and the transparency of the
-        picture that came in.
+        """Write the mean as PNG, JPEG, WebP or TIFF, with the bits, the transparency and, of a
+        file, the notes of the picture that came in.
 
         Raises:
             ValueError, OSError: an ending or a place that can't be.
         """
         place = Path(path)
         check_writable(place)
-        bits = 16 if self.form.white > 255 else 8
-        write_image(place, Photo(self.mean.numpy(), self.alpha, bits))
+        bits = self.form.bits or (16 if self.form.white > 255 else 8)
+        write_image(place, Photo(self.mean.numpy(), self.alpha, bits, self.form.notes))
         return place
 
     def _array(self, form: Form) -> np.ndarray | Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -26,9 +26,10 @@ from restoration.hyperspectral.eigen_images import (
     jointly,
     separately,
 )
+from restoration.hyperspectral.garbage import garbage_bands
 from restoration.hyperspectral.joint import CONDITION_CHANNELS
 from restoration.hyperspectral.subspace import Subspace, data_mask, fit_subspace, learn_bands
-from restoration.io.cube import Cube
+from restoration.io.cubes.cube import Cube
 from restoration.posterior.by_name import check_correction
 from restoration.task import Watch
 from restoration.wrappers.symmetry import COUNTS
@@ -62,6 +63,9 @@ class RestoredCube:
             ``model.stripes``).
         nfe: network calls.
         seconds: wall-clock time.
+        cube: as it was measured; None: not kept.
+        bad: bool ``(B,)``, bands that took no part, because the file or their numbers say that they
+            hold nothing of the scene, and that come back as they were; None: there is none.
     """
 
     model: Subspace
@@ -73,10 +77,15 @@ class RestoredCube:
     nfe: int
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+    cube: Cube | None = None
+    bad: np.ndarray | None = None
 
     def rows(self, rows: slice = slice(None)) -> np.ndarray:
         """``(B, h, W)`` float32 in the cube's units."""
-        return self.model.spectra(self.images[:, rows]).astype(np.float32)
+        found = self.model.spectra(self.images[:, rows]).astype(np.float32)
+        if self.cube is not None and self.bad is not None:
+            found[self.bad] = self.cube.values[self.bad, rows]
+        return found
 
     @property
     def mean(self) -> Tensor:
@@ -206,22 +215,29 @@ class HyperspectralTask:
             ValueError: shapes or numbers that don't fit, or a cube without data.
         """
         began = time.perf_counter()
-        cube = cube if isinstance(cube, Cube) else Cube(np.asarray(cube))
-        sigma, rank = _check(cube.values, sigma, rank)
-        bands, height, width = cube.values.shape
+        scene = cube if isinstance(cube, Cube) else Cube(np.asarray(cube))
+        sigma, rank = _check(scene.values, sigma, rank)
+        bands, height, width = scene.values.shape
         try:
             gaps = np.zeros(()) if dead is None else dead
-            dead = np.broadcast_to(gaps, cube.values.shape)
+            dead = np.broadcast_to(gaps, scene.values.shape)
         except ValueError as error:
             raise ValueError(
-                f"dead has shape {np.shape(gaps)}; it must fit the cube {cube.values.shape}"
+                f"dead has shape {np.shape(gaps)}; it must fit the cube {scene.values.shape}"
             ) from error
 
         def read(rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return np.asarray(cube.values[:, rows]), cube.valid(rows) & (dead[:, rows] == 0)
+            return np.asarray(scene.values[:, rows]), scene.valid(rows) & (dead[:, rows] == 0)
 
         sample = fit_rows(height, width, bands)
         values, held = read(sample)
+        if not held.any():
+            raise ValueError("the cube holds no data: every entry is missing or dead")
+        bad = garbage_bands(values, held)
+        if bad.any():  # from here on as if the file had said so
+            bad |= np.zeros(bands, bool) if scene.bad is None else scene.bad
+            scene = replace(scene, bad=bad)
+            held &= ~bad[:, None, None]
         valid, _ = data_mask(values, held)
         if not valid.any():
             raise ValueError("the cube holds no data: every entry is missing or dead")
@@ -261,10 +277,11 @@ class HyperspectralTask:
             model = learn_bands(
                 model, np.where(held, values, 0), held & ~columns, images[:, sample]
             )
-        size = cube.values.size
+        size = scene.values.size
         seconds = time.perf_counter() - began
+        shares = found / size, outliers / size
         return RestoredCube(
-            model, images, noisy, found / size, outliers / size, lines, nfe, seconds
+            model, images, noisy, *shares, lines, nfe, seconds, cube=scene, bad=scene.bad
         )
 
     @torch.no_grad()

@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from restoration.io.packages import need
 from restoration.io.pictures.decode import decode
+from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
 from restoration.io.pictures.masks import grown, missing_of
-from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options
+from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options, too_large
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
 
 MAX_PIXELS = 100_000_000
 # of pictures that are found in folders, and that are written
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+DICOM = ".dcm"
 LOSSY = (".jpg", ".jpeg", ".webp")
 
 
@@ -111,9 +114,16 @@ def read_mask(
     return 1 - missing.astype(np.float32)
 
 
+def left_out(path: Path, notes: Notes) -> list[str]:
+    """Which notes a file of this name can't hold, in words."""
+    return too_large(notes, "JPEG") if path.suffix.lower() in (".jpg", ".jpeg") else []
+
+
 def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
-    """Write PNG, JPEG, WebP or TIFF by suffix, with the photo's depth where the format has it (PNG
-    16 bits, TIFF also floats) and 8 bits elsewhere, and with its notes.
+    """Write PNG, JPEG, WebP, TIFF or DICOM by suffix, with the photo's depth where the format has
+    it (PNG and DICOM 16 bits, TIFF also floats) and 8 bits elsewhere, and with its notes. A DICOM
+    file is derived from the one that was read, in its units (:mod:`restoration.io.pictures
+    .derived`).
 
     Args:
         quality: of JPEG and WebP, 1 to 100.
@@ -130,7 +140,12 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
     values = values[..., 0] if values.shape[2] == 1 else values
     if suffix in (".jpg", ".jpeg") and photo.alpha is not None:
         raise InputError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
-    if suffix in (".tif", ".tiff"):
+    if suffix == DICOM:
+        if photo.alpha is not None:
+            raise InputError("DICOM holds no alpha channel; write PNG, WebP or TIFF")
+        data = _derived(values, photo)
+        replace_file(path, lambda p: save(data, p))
+    elif suffix in (".tif", ".tiff"):
         import tifffile
 
         array = values.astype(np.float32)
@@ -149,6 +164,18 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
         replace_file(path, lambda p: image.save(p, format=format, **options))
 
 
+def _derived(values: np.ndarray, photo: Photo) -> Any:
+    """A DICOM dataset of values ``(H, W[, 3])``."""
+    origin, colour = photo.notes.origin, values.ndim == 3
+    if origin is None:
+        bits = 16 if photo.bits > 8 and not colour else 8
+        codes = Codes(_codes(values, np.uint16 if bits == 16 else np.uint8), bits, colour=colour)
+        return derived(None, codes, Series())
+    units = values.astype(np.float64) * (origin.one - origin.zero) + origin.zero
+    codes = codes_like(origin.head, units, origin.low, origin.high)
+    return derived(origin.head, codes, Series(), frame=origin.frame)
+
+
 def _codes(values: np.ndarray, dtype: Any) -> np.ndarray:
     """Integers of values in [0, 1]."""
     return np.rint(values * np.iinfo(dtype).max).astype(dtype)
@@ -162,8 +189,10 @@ def check_writable(path: str | Path) -> None:
         OSError: the folder does not exist or is not writable, or ``path`` is a folder.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in (*SUFFIXES, DICOM):
+        raise InputError(f"output {path} must end in one of {', '.join((*SUFFIXES, DICOM))}")
+    if path.suffix.lower() == DICOM:
+        need("pydicom", "DICOM files")
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; give a file name")
     if not path.parent.is_dir():

@@ -20,6 +20,7 @@ PREFIX = r"(?:[\w.-]+:)?"  # an element's namespace
 # navigator, phase correction, feedback (26, 28), dummy, surface coils, phase stabilisation (30, 31)
 NO_IMAGE = sum(1 << (bit - 1) for bit in (19, 20, 23, 24, 26, 27, 28, 29, 30, 31))
 REVERSE = 1 << 21
+DISCARDED = ("discard_pre", "discard_post")
 IMAGES = ("contrast", "phase", "set", "repetition", "slice")  # indices that separate images
 
 
@@ -29,7 +30,8 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
     Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are images
     of their own, one after the other on the axis of slices. Lines whose flags say that they are
     something else (noise, calibration alone, navigators, phase correction ...) are left out. Of a
-    partial echo the missing samples are unsampled points of the mask.
+    partial echo the missing samples are unsampled points of the mask, of partial Fourier the
+    missing lines. Samples that their heads say are to be discarded are not used.
 
     Args:
         path: names the file in errors.
@@ -78,7 +80,11 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
                 head["number_of_samples"],
             )
         )
-        middle = int(head["center_sample"])
+        before, after = (int(head[n]) if n in head.dtype.names else 0 for n in DISCARDED)
+        if before + after >= samples:
+            raise InputError(f"{path}: line {step} discards all of its {samples} samples")
+        whole, samples = samples, samples - before - after
+        middle = int(head["center_sample"]) - before
         reverse = bool(int(head["flags"]) & REVERSE)
         middle = samples - 1 - middle if reverse else middle
         column, first = step - centre + y // 2, x // 2 - middle
@@ -88,11 +94,17 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
             not 0 <= column < y
             or first < 0
             or first + samples > x
-            or data.size != 2 * channels * samples
+            or data.size != 2 * channels * whole
         ):
-            raise InputError(f"{path}: line {step} does not fit the encoded matrix {x} x {y}")
+            raise InputError(
+                f"{path}: line {step} of {samples} samples with its centre at {middle} does not fit"
+                f" the encoded matrix {x} x {y} whose central line is {centre}; correct matrixSize"
+                " or encodingLimits in the XML header"
+            )
         values = (
-            np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(channels, samples)
+            np.ascontiguousarray(data, np.float32)
+            .view(np.complex64)
+            .reshape(channels, whole)[:, before : before + samples]
         )
         values = values[:, ::-1] if reverse else values
         kspace[image, :channels, first : first + samples, column] += values
@@ -104,11 +116,11 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
             f"{path} holds {len(images)} images ({', '.join(given)}) that are sampled at different"
             " places; write each of them into a file of its own"
         )
-    crop, spacing = recon_space(header)
+    crop, extent, spacing = recon_space(header)
     mask = sampled[0].astype(np.float32)
     if (mask == mask.max(0)).all():  # whole readouts
         mask = mask[0]
-    return Scan(kspace, mask=mask, header=header, crop=crop, spacing=spacing)
+    return Scan(kspace, mask=mask, header=header, crop=crop, extent=extent, spacing=spacing)
 
 
 def text_of(value: Any) -> str:
@@ -116,18 +128,24 @@ def text_of(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def recon_space(header: str) -> tuple[tuple[int, int] | None, tuple[float, float, float]]:
-    """Size ``(h, w)`` and spacing of the reconstructed image by an ISMRMRD header: x is along the
-    readout, fastMRI's rows.
+def recon_space(
+    header: str,
+) -> tuple[tuple[int, int] | None, tuple[float, float] | None, tuple[float, float, float]]:
+    """Size ``(h, w)`` of the reconstructed image by an ISMRMRD header, its share of the encoded
+    field of view (None where the header doesn't tell), and its spacing: x is along the readout,
+    fastMRI's rows.
     """
     size = _numbers(header, "reconSpace", "matrixSize")
     if size is None or min(size) < 1:
-        return None, (1.0, 1.0, 1.0)
-    spacing = [
-        (_number(header, "reconSpace", "fieldOfView_mm", axis) or n) / n
-        for axis, n in zip("xyz", size, strict=True)
-    ]
-    return (int(size[0]), int(size[1])), (spacing[2], spacing[0], spacing[1])
+        return None, None, (1.0, 1.0, 1.0)
+    wanted = _numbers(header, "reconSpace", "fieldOfView_mm")
+    encoded = _numbers(header, "encodedSpace", "fieldOfView_mm")
+    known = wanted is not None and min(wanted) > 0
+    spacing = [v / n for v, n in zip(wanted, size, strict=True)] if wanted and known else [1.0] * 3
+    extent = None
+    if wanted and encoded and known and min(encoded) > 0:
+        extent = (wanted[0] / encoded[0], wanted[1] / encoded[1])
+    return (int(size[0]), int(size[1])), extent, (spacing[2], spacing[0], spacing[1])
 
 
 def _numbers(header: str, *path: str) -> list[float] | None:

@@ -22,11 +22,11 @@ from restoration.io.mri_scan import (
     complex_array,
     magnitude_array,
     mask_array,
-    need,
     pairs,
     real_array,
 )
-from restoration.io.pictures.dicom import Frame, count_of, frames_of, head_of
+from restoration.io.packages import need
+from restoration.io.pictures.dicom import Frame, Origin, count_of, frames_of, head_of
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
 
@@ -99,7 +99,7 @@ def _read_hdf5(path: Path) -> Scan:
             for name, value in file.attrs.items()
             if np.size(value) == 1
         }
-    crop, spacing = (None, (1.0, 1.0, 1.0)) if header is None else recon_space(header)
+    crop, extent, spacing = recon_space(header or "")
     return Scan(
         kspace,
         mask=mask,
@@ -107,6 +107,7 @@ def _read_hdf5(path: Path) -> Scan:
         attributes=attributes,
         header=header,
         crop=crop,
+        extent=extent,
         spacing=spacing,
     )
 
@@ -232,7 +233,9 @@ def read_sampling(path: str | Path, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _read_nifti(path: Path) -> Scan:
-    """Slices along the third axis; rows and columns are the second and the first."""
+    """Slices along the third axis; rows and columns are the second and the first. Of complex
+    images the phase is kept.
+    """
     nibabel = need("nibabel", "NIfTI files")
     with reading(path, "NIfTI"):
         image = nibabel.load(path)
@@ -241,12 +244,22 @@ def _read_nifti(path: Path) -> Scan:
             shape = shape[:3]
         if len(shape) not in (2, 3):
             raise InputError(f"{path} has shape {shape}; volumes (x, y, z) are accepted")
-        check_array(path, shape, 8)
-        data = np.asarray(image.dataobj, dtype=np.float32).reshape(*shape[:2], -1)
+        dtype = image.get_data_dtype()
+        if dtype.kind not in "uifc":
+            raise InputError(
+                f"{path} holds values of type {dtype}; real and complex numbers are accepted"
+            )
+        check_array(path, shape, 16)
+        kind = np.complex64 if dtype.kind == "c" else np.float32
+        data = np.asarray(image.dataobj, dtype=kind).reshape(*shape[:2], -1)
         zooms = tuple(float(z) for z in image.header.get_zooms()[:3]) + (1.0,) * (3 - len(shape))
-    magnitude = magnitude_array(data.transpose(2, 1, 0), path)
+    data = data.transpose(2, 1, 0)
+    phase = np.angle(data).astype(np.float32) if dtype.kind == "c" else None
     return Scan(
-        magnitude=magnitude, spacing=(zooms[2], zooms[1], zooms[0]), affine=np.asarray(image.affine)
+        magnitude=magnitude_array(np.abs(data) if dtype.kind == "c" else data, path),
+        phase=phase,
+        spacing=(zooms[2], zooms[1], zooms[0]),
+        affine=np.asarray(image.affine),
     )
 
 
@@ -259,7 +272,8 @@ def _read_dicom(path: Path) -> Scan:
         if path.is_dir()
         else [path]
     )
-    found: list[Frame] = []
+    found: list[tuple[Frame, Origin]] = []
+    series: dict[str, str] = {}
     for file in files:
         with reading(file, "DICOM"):
             try:
@@ -272,13 +286,55 @@ def _read_dicom(path: Path) -> Scan:
                 continue
             size = (int(head.Rows), int(head.Columns))
             check_array(file, (len(files), count_of(head), *size), 8)
-            found += frames_of(file)
-            if found[-1].pixels.ndim == 3:
+            for k, frame in enumerate(frames_of(file)):
+                origin = Origin(head, k, frame.black, frame.white, frame.black, frame.white)
+                found.append((frame, origin))
+            if found[-1][0].pixels.ndim == 3:
                 raise InputError(f"{file} is a colour image; grey magnitudes are accepted")
+            known = str(head.get("SeriesInstanceUID", "") or "")
+            series.setdefault(known, str(head.get("SeriesDescription", "") or "") or file.name)
     if not found:
         raise InputError(f"{path} holds no DICOM image")
-    if len({frame.pixels.shape for frame in found}) > 1:
+    if len(series) > 1:
+        raise InputError(
+            f"{path} holds {len(series)} series ({', '.join(series.values())}); give a folder with"
+            " one of them"
+        )
+    if len({frame.pixels.shape for frame, _ in found}) > 1:
         raise InputError(f"{path} holds images of several sizes; give a folder with one series")
-    found.sort(key=lambda frame: frame.place)
-    stack = np.stack([frame.pixels for frame in found])
-    return Scan(magnitude=magnitude_array(stack, path), spacing=found[0].spacing)
+    found.sort(key=lambda pair: pair[0].place)
+    frames = [frame for frame, _ in found]
+    spacing, affine = _geometry(frames)
+    return Scan(
+        magnitude=magnitude_array(np.stack([frame.pixels for frame in frames]), path),
+        spacing=spacing,
+        affine=affine,
+        origins=tuple(origin for _, origin in found),
+    )
+
+
+def _geometry(frames: list[Frame]) -> tuple[tuple[float, float, float], np.ndarray | None]:
+    """Spacing, with the distance that the slices really have, and NIfTI's matrix, whose first two
+    axes point the other way; None where the files don't tell, or slices aren't parallel and evenly
+    spaced.
+    """
+    first, depth = frames[0], frames[0].spacing[0]
+    if first.corner is None or first.axes is None:
+        return first.spacing, None
+    corners = [frame.corner for frame in frames]
+    turned = any(
+        frame.axes is None or not np.allclose(frame.axes, first.axes, atol=1e-3) for frame in frames
+    )
+    step = depth * np.cross(*first.axes)
+    if len(frames) > 1 and not turned:
+        steps = np.diff(np.array(corners, float), axis=0)
+        step = steps.mean(0)
+        turned = bool(np.abs(steps - step).max() > 0.01 * max(float(np.linalg.norm(step)), 0.1))
+        depth = float(np.linalg.norm(step))
+    if turned or depth == 0:
+        return first.spacing, None
+    _, row, column = first.spacing
+    affine = np.eye(4)
+    affine[:3] = np.stack([first.axes[0] * column, first.axes[1] * row, step, first.corner], 1)
+    affine[:2] *= -1
+    return (round(depth, 6), row, column), affine

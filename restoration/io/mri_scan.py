@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.pictures.dicom import Origin
 from solvers.inputs.errors import InputError
 
 # an array, or a dataset of h5py, whose values are read on demand
@@ -23,6 +24,7 @@ class Scan:
         kspace: complex64 ``(slices, coils, H, W)``, zero frequency in the centre; None for
             magnitudes.
         magnitude: float32 ``(slices, H, W)`` for files of images; None for k-space.
+        phase: of complex images, float32 like ``magnitude``, in radians; None where it isn't known.
         mask: ``(H, W)`` or ``(W,)`` float32 that the file brings, or None.
         maps: complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)`` that the file brings, or
             None.
@@ -32,20 +34,26 @@ class Scan:
             values.
         header: the ISMRMRD XML header, or None.
         crop: ``(h, w)`` of the reconstructed image by the header, or None.
+        extent: its share of the encoded field of view along rows and columns, or None: pixels keep
+            their size.
         spacing: millimetres per voxel ``(slice, row, column)``, 1 where unknown.
-        affine: NIfTI's 4 x 4 voxel-to-world matrix, or None.
+        affine: NIfTI's 4 x 4 voxel-to-world matrix of (column, row, slice), or None.
+        origins: of DICOM files, where each slice comes from; else empty.
     """
 
     kspace: np.ndarray | None = None
     magnitude: np.ndarray | None = None
+    phase: np.ndarray | None = None
     mask: np.ndarray | None = None
     maps: np.ndarray | None = None
     target: np.ndarray | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     header: str | None = None
     crop: tuple[int, int] | None = None
+    extent: tuple[float, float] | None = None
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     affine: np.ndarray | None = None
+    origins: tuple[Origin, ...] = ()
 
 
 def pairs(array: np.ndarray) -> np.ndarray:
@@ -111,17 +119,3 @@ def mask_array(array: Stored, shape: Sequence[int], path: Path) -> np.ndarray:
     if not mask.any():
         raise InputError(f"{path} has a mask that samples nothing")
     return mask.astype(np.float32)
-
-
-def need(module: str, what: str) -> Any:
-    """Import an optional package; the ImportError says that ``what`` (a plural) need it, and the
-    pip line.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{what} need the package {module}: pip install 'restobox[mri]'"
-        ) from error

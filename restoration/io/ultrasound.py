@@ -9,13 +9,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.hdf5 import created
+from restoration.io.containers.hdf5 import created, opened
 from restoration.io.images import SUFFIXES, Photo, check_writable, read_image, write_image
-from restoration.io.pictures.dicom import count_of, frames_of, head_of
-from restoration.io.ultrasound_signals import MAX_FRAMES, Clip, read_channels, read_hdf5
+from restoration.io.packages import need
+from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
+from restoration.io.pictures.dicom import ENDINGS as DICOM
+from restoration.io.pictures.dicom import Origin, count_of, frames_of, head_of
+from restoration.io.pictures.notes import Notes, saving, space_of
+from restoration.io.ultrasound_signals import MAX_FRAMES, VALUES, Clip, read_channels, read_hdf5
 from restoration.ultrasound.bmode import DYNAMIC_RANGE
 from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
 from solvers.inputs.errors import InputError, reading
@@ -23,7 +28,7 @@ from solvers.inputs.memory import check_array
 
 HDF5 = (".h5", ".hdf5")
 PICTURES = (*SUFFIXES, ".bmp")
-DICOM = (".dcm", ".dicom", ".ima")
+DICOM_OUT = ".dcm"
 FRAMES = "folder of restored frames"
 
 
@@ -41,7 +46,8 @@ def read_clip(
     - a picture, or a folder of pictures of one size (in the order of the numbers in their names);
     - HDF5 as zea writes it: ``data/image`` (grey values, or dB below the brightest), else
       ``data/envelope_data``, else ``data/beamformed_data`` (RF, or IQ in two channels);
-      ``(n_frames, H, W)``, also with a last axis of 1 or 2 channels;
+      ``(n_frames, H, W)``, also with a last axis of 1 or 2 channels. Each is an array, or (zea
+      0.0.12 and later) a group that holds it as ``values``, perhaps in the file's one track;
     - ``.mat`` with channel data ``RF`` or ``RF2`` ``(samples, elements, acquisitions)`` and a
       struct ``param`` or ``param2`` (``fs``, ``pitch``, ``c``, ``t0``; ``TXangle``: the
       acquisitions are compounded into one frame, else each is a frame);
@@ -91,7 +97,8 @@ def _open(path: Path, dynamic_range: float, grey: bool, sampling_rate: float | N
 
 def check_clip_writable(path: str | Path, count: int) -> None:
     """Raise before any work is done if ``count`` frames can't be written to ``path``: a folder (a
-    new one, or one that holds restored frames and nothing else), HDF5, or a picture for one frame.
+    new one, or one that holds restored frames and nothing else), HDF5, DICOM, or a picture for one
+    frame.
 
     Raises:
         ValueError: a picture for several frames, or an unknown suffix.
@@ -99,8 +106,10 @@ def check_clip_writable(path: str | Path, count: int) -> None:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix in HDF5:
+    if suffix in (*HDF5, DICOM_OUT):
         check_folder(path.absolute().parent)
+        if suffix == DICOM_OUT:
+            need("pydicom", "DICOM files")
         if path.is_dir():
             raise IsADirectoryError(f"output {path} is a folder; give a file name")
     elif suffix == "":
@@ -110,12 +119,20 @@ def check_clip_writable(path: str | Path, count: int) -> None:
         if count > 1:
             raise InputError(
                 f"{count} frames do not go into one picture: give a folder or a file ending in .h5"
+                " or .dcm"
             )
 
 
-def write_clip(path: str | Path, frames: Iterator[np.ndarray], count: int) -> list[str]:
+def write_clip(
+    path: str | Path, frames: Iterator[np.ndarray], count: int, like: Clip | None = None
+) -> list[str]:
     """Write frames ``(H, W)`` in [0, 1] as they come: PNG files in a folder, ``data/image`` (8
-    bits) of an HDF5 file, or one picture.
+    bits) of an HDF5 file, a DICOM file, or one picture.
+
+    Args:
+        like: the clip that they were made of, whose notes, scan, regions and calibration are kept
+            where the format can hold them: of pictures in pictures, of zea files in HDF5, of DICOM
+            in DICOM.
 
     Returns the paths of the files, which appear when all of them are complete.
 
@@ -124,43 +141,101 @@ def write_clip(path: str | Path, frames: Iterator[np.ndarray], count: int) -> li
     """
     path = Path(path)
     check_clip_writable(path, count)
+    notes = (like.notes if like is not None else None) or (lambda k: Notes())
     if path.suffix.lower() in HDF5:
-        replace_file(path, lambda temporary: _write_hdf5(temporary, frames, count))
+        source = None if like is None else like.hdf5
+        replace_file(path, lambda temporary: _write_hdf5(temporary, frames, count, source))
+        return [str(path)]
+    if path.suffix.lower() == DICOM_OUT:
+        data = _derived(list(frames), [notes(k).origin for k in range(count)])
+        replace_file(path, lambda temporary: save(data, temporary))
         return [str(path)]
     if path.suffix != "":
-        write_image(path, Photo(next(iter(frames))[None].astype(np.float32)))
+        pixels = next(iter(frames))[None].astype(np.float32)
+        write_image(path, Photo(pixels, notes=grey_notes(notes(0))))
         return [str(path)]
     names: list[str] = []
 
     def write(place: Path) -> None:
         for k, frame in enumerate(frames):
             names.append(str(path / f"frame_{k:04d}.png"))
-            _write_frame(place / f"frame_{k:04d}.png", frame)
+            _write_frame(place / f"frame_{k:04d}.png", frame, grey_notes(notes(k)))
 
     replace_marked_folder(path, write, FRAMES)
     return names
 
 
-def _write_frame(path: Path, frame: np.ndarray) -> None:
+def _write_frame(path: Path, frame: np.ndarray, notes: Notes) -> None:
     from PIL import Image
 
-    Image.fromarray(np.rint(255 * np.clip(frame, 0, 1)).astype(np.uint8)).save(path)
+    codes = np.rint(255 * np.clip(frame, 0, 1)).astype(np.uint8)
+    Image.fromarray(codes).save(path, **saving(notes, "PNG"))
 
 
-def _write_hdf5(path: Path, frames: Iterator[np.ndarray], count: int) -> None:
+def grey_notes(notes: Notes) -> Notes:
+    """Those of a picture that is grey now, whatever it was."""
+    return notes if space_of(notes.icc) == "GRAY" else notes.without_profile()
+
+
+def _derived(frames: list[np.ndarray], origins: list[Origin | None]) -> Any:
+    """One DICOM file of all frames, with the head of the first's source."""
+    origin = origins[0]
+    if origin is None:
+        codes = np.rint(255 * np.clip(np.stack(frames), 0, 1)).astype(np.uint8)
+        values = codes if len(frames) > 1 else codes[0]
+        data = derived(None, Codes(values, 8), Series())
+        data.Modality = "US"
+        return data
+    stack = np.stack(frames) if len(frames) > 1 else frames[0]
+    units = stack.astype(np.float64) * (origin.one - origin.zero) + origin.zero
+    codes_ = codes_like(origin.head, units, origin.low, origin.high)
+    return derived(origin.head, codes_, Series(), frame=origin.frame)
+
+
+def _write_hdf5(
+    path: Path, frames: Iterator[np.ndarray], count: int, source: tuple[Path, str] | None
+) -> None:
     first = next(frames)
-    with created(path, count * first.size) as file:
+    place, room = "data/image", 0
+    if source is not None:
+        group, _, last = source[1].rpartition("/")
+        if f"/{last}" in VALUES:  # the present layout
+            place, room = f"{group.rpartition('/')[0]}/image/values", source[0].stat().st_size
+    with created(path, count * first.size + room) as file:
+        if source is not None:
+            with opened(source[0]) as old:
+                _keep(old, file, source[1], place)
         stored = None
         for k, frame in enumerate(itertools.chain([first], frames)):
             if stored is None:
                 stored = file.create_dataset(
-                    "data/image",
+                    place,
                     (count, *frame.shape),
                     np.uint8,
                     chunks=(1, *frame.shape),
                     compression="gzip",
                 )
             stored[k] = np.rint(255 * np.clip(frame, 0, 1)).astype(np.uint8)
+
+
+def _keep(old: Any, new: Any, place: str, target: str) -> None:
+    """Of a zea file the attributes, and what it says of probe, scan and patient; where the frames
+    were a group, what stands in it beside them (coordinates), but for its range.
+    """
+    new.attrs.update(old.attrs)
+    track = place.partition("data/")[0]
+    for top in {"", track}:
+        for name in old[top] if top else old:
+            if name not in ("data", "tracks"):
+                new.require_group(top or "/")
+                old.copy(old[top + name], new[top or "/"], name)
+    if not target.endswith("/values"):
+        return
+    group = new.require_group(target.rpartition("/")[0])
+    inside = old[place.rpartition("/")[0]]
+    for name in inside:
+        if f"/{name}" not in VALUES and name not in ("min", "max", "unit"):
+            inside.copy(inside[name], group, name)
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -188,9 +263,13 @@ def _pictures(paths: list[Path], grey: bool) -> Clip:
             f"{paths[0].parent} holds {len(paths)} pictures; at most {MAX_FRAMES} are accepted"
         )
     size = _grey_frame(read_image(paths[0]).pixels, paths[0], grey).shape
+    # asked for frame by frame: what is kept is small
+    said: dict[int, Notes] = {}
 
     def frame(k: int) -> np.ndarray:
-        pixels = _grey_frame(read_image(paths[k]).pixels, paths[k], grey)
+        photo = read_image(paths[k])
+        said[k] = photo.notes
+        pixels = _grey_frame(photo.pixels, paths[k], grey)
         if pixels.shape != size:
             raise InputError(
                 f"{paths[k]} has {pixels.shape} pixels (H, W) but the clip's first frame has"
@@ -198,7 +277,10 @@ def _pictures(paths: list[Path], grey: bool) -> Clip:
             )
         return pixels
 
-    return Clip(len(paths), size, frame, "pictures")
+    def notes(k: int) -> Notes:
+        return said[k] if k in said else read_image(paths[k]).notes
+
+    return Clip(len(paths), size, frame, "pictures", notes)
 
 
 def _grey_frame(pixels: np.ndarray, path: Path, grey: bool) -> np.ndarray:
@@ -224,7 +306,7 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _dicom(paths: list[Path], grey: bool) -> Clip:
-    places: list[tuple[Path, int]] = []
+    places: list[tuple[Path, int, Any]] = []
     sizes = set()
     for path in paths:
         try:
@@ -240,31 +322,39 @@ def _dicom(paths: list[Path], grey: bool) -> Clip:
         if count > MAX_FRAMES:
             raise InputError(f"{path} has {count} frames; at most {MAX_FRAMES} are accepted")
         sizes.add(size)
-        places += [(path, k) for k in range(count)]
+        places += [(path, k, head) for k in range(count)]
     if not places:
         raise InputError(f"{paths[0]} holds no DICOM image")
     if len(sizes) > 1:
         raise InputError(f"{paths[0].parent} holds DICOM frames of several sizes: {sorted(sizes)}")
-    kept: dict[Path, np.ndarray] = {}
+    kept: dict[Path, tuple[np.ndarray, float, float]] = {}
 
-    def frame(k: int) -> np.ndarray:
-        path, index = places[k]
+    def load(path: Path) -> tuple[np.ndarray, float, float]:
         if path not in kept:
             kept.clear()  # one file at a time
             kept[path] = _dicom_pixels(path, grey)
-        return kept[path][index]
+        return kept[path]
 
-    return Clip(len(places), sizes.pop(), frame, "DICOM")
+    def notes(k: int) -> Notes:
+        path, index, head = places[k]
+        _, black, white = load(path)
+        return Notes(origin=Origin(head, index, black, white, black, white))
+
+    return Clip(
+        len(places), sizes.pop(), lambda k: load(places[k][0])[0][places[k][1]], "DICOM", notes
+    )
 
 
-def _dicom_pixels(path: Path, grey: bool) -> np.ndarray:
-    """``(n, H, W)`` in [0, 1]."""
-    found = []
+def _dicom_pixels(path: Path, grey: bool) -> tuple[np.ndarray, float, float]:
+    """``(n, H, W)`` in [0, 1], and what black and white of the first are in the file's units."""
+    found: list[np.ndarray] = []
+    ends = (0.0, 1.0)
     for frame in frames_of(path):
         if frame.white == frame.black:
             raise InputError(f"{path} scales all its pixels by 0")
+        ends = ends if found else (frame.black, frame.white)
         values = (frame.pixels - frame.black) / (frame.white - frame.black)
         values = np.clip(values, 0, 1).astype(np.float32)
         planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
         found.append(_grey_frame(planes, path, grey))
-    return np.stack(found)
+    return np.stack(found), *ends

@@ -14,11 +14,14 @@ import numpy as np
 from restoration.io.containers.hdf5 import dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
 from restoration.io.images import MAX_PIXELS
+from restoration.io.pictures.notes import Notes
 from restoration.ultrasound.beamforming import PlaneWaves, beamform
 from restoration.ultrasound.bmode import envelope, log_compress
 from solvers.inputs.errors import InputError
 
 MAX_FRAMES = 100_000
+KINDS = ("image", "envelope_data", "beamformed_data")
+VALUES = ("/values", "/pixels")
 MINIMUM_SIDE = 32
 
 
@@ -31,12 +34,16 @@ class Clip:
         size: ``(H, W)`` in pixels.
         frame: frame k as ``(H, W)`` float32 in [0, 1].
         kind: what the file holds, in words.
+        notes: what the file of frame k says beside its pixels; None: nothing.
+        hdf5: of a zea file, it and the place of the frames in it, for the file written of them.
     """
 
     count: int
     size: tuple[int, int]
     frame: Callable[[int], np.ndarray]
     kind: str
+    notes: Callable[[int], Notes] | None = None
+    hdf5: tuple[Path, str] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -58,14 +65,10 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
         InputError: none of them, or other shapes or numbers.
     """
     with opened(path) as file:
-        known = ("data/image", "data/envelope_data", "data/beamformed_data")
-        found = next((k for k in known if file.get(k, getlink=True) is not None), None)
-        if found is None:
-            raw = " (it holds data/raw_data: beamform it first)" if "data/raw_data" in file else ""
-            raise InputError(f"{path} holds none of {', '.join(known)}{raw}")
+        found = _frames(path, file)
         stored = dataset(file, found, path, whole=False)
         shape, kind = stored.shape, stored.dtype
-    name = found.removeprefix("data/")
+    name = next(name for name in KINDS if name in found)
     channels = shape[3] if len(shape) == 4 else 1
     most = 2 if name == "beamformed_data" else 1
     if len(shape) not in (3, 4) or channels > most:
@@ -92,6 +95,8 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
     def load(k: int) -> np.ndarray:
         with opened(path) as file:
             values = np.asarray(dataset(file, found, path, whole=False)[k])
+        if name == "image" and values.dtype.kind == "f":  # no echo at all, in dB
+            values = np.where(np.isneginf(values), np.finfo(np.float32).min, values)
         if not np.isfinite(values).all():
             raise InputError(f"{path}: frame {k} holds NaN or infinite values")
         return values
@@ -105,14 +110,50 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
             frame = (load(k).reshape(height, width) - low) / span
             return np.clip(frame, 0, 1).astype(np.float32)
 
-        return Clip(count, (height, width), scaled, "HDF5 pictures")
+        return Clip(count, (height, width), scaled, "HDF5 pictures", hdf5=(path, found))
     reference = max(float(_amplitude(values).max()) for values in some)
     return Clip(
         count,
         (height, width),
         lambda k: log_compress(_amplitude(load(k)), dynamic_range, reference).astype(np.float32),
         f"HDF5 {name}",
+        hdf5=(path, found),
     )
+
+
+def _frames(path: Path, file: Any) -> str:
+    """Where a zea file keeps its frames: an array ``data/image``, or since version 0.0.12 the
+    ``values`` of a group of that name, at the top or in a track.
+    """
+    tracks = file.get("tracks")
+    tops = ["", *(f"tracks/{name}/" for name in tracks or ())]
+    found = []
+    for top in tops:
+        places = [f"{top}data/{kind}{inner}" for kind in KINDS for inner in ("", *VALUES)]
+        held = [p for p in places if _is_array(file, p)]
+        found += held[:1]
+    if len(found) > 1:
+        raise InputError(
+            f"{path} holds several tracks with frames ({', '.join(found)}); write the one to be"
+            " restored to a file of its own"
+        )
+    if not found:
+        raw = [t for t in tops if f"{t}data/raw_data" in file]
+        hint = f" (it holds {raw[0]}data/raw_data: beamform it first)" if raw else ""
+        known = ", ".join(f"data/{kind}" for kind in KINDS)
+        raise InputError(f"{path} holds none of {known}, neither as arrays nor as groups{hint}")
+    return found[0]
+
+
+def _is_array(file: Any, place: str) -> bool:
+    """Whether something lies there that is no group; links are refused where it is read."""
+    parent, _, name = place.rpartition("/")
+    try:
+        if parent not in file or file.get(parent).get(name, getlink=True) is None:
+            return False
+        return not hasattr(file.get(place), "keys")
+    except (AttributeError, KeyError, OSError):  # an array has no members
+        return False
 
 
 def _amplitude(values: np.ndarray) -> np.ndarray:

@@ -150,6 +150,40 @@ def cube(name: str, damaged: tuple[str, ...] = (), **options: Any) -> Reader:
     return Reader(made(name, write), read, damaged or (name,))
 
 
+def prisma() -> Reader:
+    def write(path: Path) -> None:
+        import h5py
+
+        rng = np.random.default_rng(7)
+        with h5py.File(path, "w") as file:
+            for name, bands in (("VNIR", 3), ("SWIR", 2)):
+                stored = rng.integers(0, 65535, (9, bands, 7)).astype(np.uint16)
+                file[f"HDFEOS/SWATHS/PRS_L1_HCO/Data Fields/{name}_Cube"] = stored
+            file.attrs["List_Cw_Vnir"] = np.array([700.0, 500, 0])
+            file.attrs["List_Cw_Swir"] = np.array([2000.0, 1000])
+            file.attrs["ScaleFactor_Vnir"] = file.attrs["ScaleFactor_Swir"] = 100.0
+
+    return Reader(made("a.he5", write), cube("a.he5").read, ("a.he5",))
+
+
+def profile() -> Reader:
+    """Of a picture: one that can't be used is left alone."""
+
+    def write(path: Path) -> None:
+        from PIL import ImageCms
+
+        path.write_bytes(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+
+    def read(folder: Path) -> Any:
+        from restoration.io.pictures.gamut import gamut_of
+
+        found = gamut_of((folder / "a.icc").read_bytes())
+        colours = np.random.default_rng(8).random((3, 2, 2))
+        return [colours if found is None else found.from_srgb(found.to_srgb(colours))]
+
+    return Reader(made("a.icc", write), read, ("a.icc",))
+
+
 def scan(name: str, write: Callable[[Path], object], mend: Any = None) -> Reader:
     def read(folder: Path) -> Any:
         from restoration.io.mri import read_scan
@@ -253,6 +287,15 @@ def clip_h5(path: Path) -> None:
     frames = np.random.default_rng(4).integers(0, 255, (2, 40, 36)).astype(np.uint8)
     with h5py.File(path, "w") as file:
         file.create_dataset("data/image", data=frames, chunks=(1, 40, 36), compression="gzip")
+
+
+def zea(path: Path) -> None:
+    import h5py
+
+    frames = np.random.default_rng(4).integers(0, 255, (2, 40, 36)).astype(np.uint8)
+    with h5py.File(path, "w") as file:
+        file["tracks/track_0/data/image/values"] = frames
+        file["tracks/track_0/data/image/coordinates"] = np.zeros((40, 36, 3), np.float32)
 
 
 def channel_data(path: Path) -> None:
@@ -401,6 +444,10 @@ READERS: dict[str, Reader] = {
     "cube-npz-inside": zipped(CUBE_NPZ, "a.npz"),
     "cube-hdf5": cube("a.h5"),
     "cube-tiff": cube("a.tif"),
+    "cube-npy": cube("a.npy"),
+    "cube-netcdf": cube("a.nc"),
+    "prisma": prisma(),
+    "profile": profile(),
     "fastmri": scan("a.h5", fastmri),
     "scan-mat": scan("a.mat", scan_mat),
     "scan-mat-packed": scan("packed.mat", scan_mat),
@@ -411,6 +458,7 @@ READERS: dict[str, Reader] = {
     "dicom": scan("a.dcm", dicom),
     "ismrmrd": scan("a.h5", ismrmrd),
     "clip-hdf5": clip("a.h5", clip_h5),
+    "clip-zea": clip("a.h5", zea),
     "clip-dicom": clip("a.dcm", dicom),
     "channel-data": clip("a.mat", channel_data),
     "channel-data-packed": clip("packed.mat", channel_data),

@@ -15,6 +15,7 @@ from PIL import Image
 import restobox
 from restobox.pictures import read_mask, read_picture
 from restoration.io.images import Photo, read_image, write_image
+from restoration.io.pictures.notes import Notes
 from restoration.photo.inpainting import InpaintingTask
 from solvers import DDIM
 from toolbox import load
@@ -137,6 +138,15 @@ def test_files_in_and_out(tmp_path, photo, mask, restore):
     found = restore(tmp_path / "a.png", str(tmp_path / "m.png"))
     assert isinstance(found.image, Image.Image)
     assert read_image(found.save(tmp_path / "b.png")).bits == 16
+    notes = Notes(dpi=(300.0, 300.0), text={"Title": "a"})
+    write_image(tmp_path / "c.tif", Photo(photo.transpose(2, 0, 1) / 255, None, 32, notes))
+    write_image(tmp_path / "c.png", Photo(photo.transpose(2, 0, 1) / 255, None, 8, notes))
+    again = restore(tmp_path / "c.tif", str(tmp_path / "m.png"))
+    assert read_image(again.save(tmp_path / "d.tif")).bits == 32
+    again = restore(tmp_path / "c.png", str(tmp_path / "m.png"))
+    back = read_image(again.save(tmp_path / "d.png")).notes
+    assert back.text == {"Title": "a"}
+    assert back.dpi == pytest.approx((300, 300), abs=0.1)
     with pytest.raises(ValueError, match="must end in"):
         found.save(tmp_path / "b.xyz")
 

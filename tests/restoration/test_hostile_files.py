@@ -20,7 +20,7 @@ from scipy.io import loadmat, savemat
 from restoration.io.containers.arrays import arrays_of, read_array
 from restoration.io.containers.matlab import Matlab, read_variables
 from restoration.io.cubes import read_cube
-from restoration.io.envi import read_header
+from restoration.io.cubes.envi import read_header
 from restoration.io.images import read_image
 from restoration.io.mri import read_scan
 from restoration.io.ultrasound import read_clip

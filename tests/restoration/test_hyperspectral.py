@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from restoration.hyperspectral.eigen_images import Statistics
+from restoration.hyperspectral.garbage import garbage_bands
 from restoration.hyperspectral.noise import add_noise
 from restoration.hyperspectral.quality import mpsnr, sam
 from restoration.hyperspectral.subspace import (
@@ -450,3 +451,39 @@ def test_noise_of_bands_that_hold_a_component_by_themselves(seed):
     model = fit_subspace(noisy, data_mask(noisy, np.isfinite(noisy))[0])
     assert model.rank == 2
     assert np.abs(model.sigma[[5, 6]] / sigma[[5, 6]] - 1).max() < 0.08
+
+
+@pytest.mark.parametrize("garbage", ["shared", "few", "white"])
+@pytest.mark.parametrize("told", [True, False])
+def test_bad_bands_cost_good_ones_nothing(garbage, told):
+    """The same as if they weren't there, whether the file says so or their numbers do."""
+    rng = np.random.default_rng(0)
+    clean = scene(40, 48, 40)
+    noisy = clean + 0.05 * rng.standard_normal(clean.shape)
+    bad = np.zeros(40, bool)
+    bad[[3, 4, 5, 17, 18, 30, 39]] = True
+    plane = 1e4 * rng.standard_normal((48, 40))
+    for b in np.flatnonzero(bad):
+        own = 1e4 * rng.standard_normal((48, 40))
+        few = np.where(rng.random((48, 40)) < 0.02, own, 0)
+        noisy[b] = {"shared": plane, "few": few, "white": own}[garbage]
+    alone = TASK(noisy[~bad]).rows()
+    found = TASK(Cube(noisy, bad=bad if told else None))
+    assert garbage_bands(noisy, np.isfinite(noisy)).tolist() == bad.tolist()
+    np.testing.assert_array_equal(found.bad, bad)
+    rows = found.rows()
+    np.testing.assert_array_equal(rows[bad], noisy[bad].astype(np.float32))  # as they were
+    cost = mpsnr(alone, clean[~bad]) - mpsnr(rows[~bad], clean[~bad])
+    assert abs(cost) < 0.02  # dB
+
+
+def test_strong_bands_are_no_garbage():
+    """A band of another unit follows the scene; impulses and dark bands of few levels are noise."""
+    rng = np.random.default_rng(0)
+    clean = scene(40, 48, 40)
+    noisy = clean + 0.05 * rng.standard_normal(clean.shape)
+    noisy[7] *= 1e4
+    noisy[9] = np.where(rng.random((48, 40)) < 0.004, 1e4, noisy[9])
+    noisy[11] = np.rint(noisy[11] * 3)
+    assert not garbage_bands(noisy, np.isfinite(noisy)).any()
+    assert TASK(noisy).bad is None

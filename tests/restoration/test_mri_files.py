@@ -178,8 +178,10 @@ def test_dicom(tmp_path):
         read_scan(tmp_path / "empty")
 
 
-def ismrmrd_file(path, lines, matrix=(40, 36)):
-    """Of ``(data (coils, samples), step, slice, centre, flags)``."""
+def ismrmrd_file(path, lines, matrix=(40, 36), recon=None, centre_line=None):
+    """Of ``(data (coils, samples), step, slice, centre, flags)``; ``recon``: matrix and field of
+    view, of an encoded one of 10 mm a pixel.
+    """
     ismrmrd = pytest.importorskip("ismrmrd")
     from ismrmrd import xsd
 
@@ -190,13 +192,21 @@ def ismrmrd_file(path, lines, matrix=(40, 36)):
         matrixSize=xsd.matrixSizeType(x=x, y=y, z=1),
         fieldOfView_mm=xsd.fieldOfViewMm(x=10.0 * x, y=10.0 * y, z=5.0),
     )
+    middle = y // 2 if centre_line is None else centre_line
     limits = xsd.encodingLimitsType(
-        kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=y - 1, center=y // 2)
+        kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=y - 1, center=middle)
     )
+    wanted = space
+    if recon is not None:
+        (rx, ry), (fx, fy) = recon
+        wanted = xsd.encodingSpaceType(
+            matrixSize=xsd.matrixSizeType(x=rx, y=ry, z=1),
+            fieldOfView_mm=xsd.fieldOfViewMm(x=fx, y=fy, z=5.0),
+        )
     header.encoding.append(
         xsd.encodingType(
             encodedSpace=space,
-            reconSpace=space,
+            reconSpace=wanted,
             encodingLimits=limits,
             trajectory=xsd.trajectoryType.CARTESIAN,
         )
@@ -244,6 +254,75 @@ def test_ismrmrd_lines_that_are_turned_or_short(tmp_path, kspace, first, told):
     sampled = np.arange(40)[:, None] >= first
     np.testing.assert_array_equal(np.broadcast_to(read.mask, (40, 36)), np.tile(sampled, 36))
     np.testing.assert_array_equal(read.kspace[0], kspace[0] * sampled)
+
+
+def bump(size, spacing):
+    """A smooth object on a matrix of pixels of this size, about its centre, in millimetres."""
+    rows, columns = (
+        (np.arange(n) - n // 2)[(slice(None), *(None,) * k)] * d
+        for n, d, k in zip(size, spacing, (1, 0), strict=True)
+    )
+    return np.exp(-(((rows - 20) / 45) ** 2) - ((columns + 30) / 40) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "recon"),
+    [
+        ((80, 36), ((40, 36), (400.0, 360.0))),  # oversampled readout
+        ((40, 36), ((40, 72), (400.0, 360.0))),  # finer pixels
+        ((40, 36), ((60, 50), (400.0, 360.0))),  # of no whole ratio
+        ((80, 72), ((40, 36), (800.0, 720.0))),  # coarser
+        ((80, 36), ((64, 64), (400.0, 320.0))),  # part of the field, in more pixels
+    ],
+)
+def test_matrices_follow_the_fields_of_view(tmp_path, matrix, recon):
+    from restoration.mri.geometry import regrid
+
+    image = bump(matrix, (10, 10))
+    kspace = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image), norm="ortho")).astype(
+        np.complex64
+    )
+    lines = [(kspace[None, :, k], k, 0, matrix[0] // 2, ()) for k in range(matrix[1])]
+    scan = read_scan(ismrmrd_file(tmp_path / "scan.h5", lines, matrix, recon))
+    size, fields = recon
+    spacing = tuple(f / n for f, n in zip(fields, size, strict=True))
+    assert scan.crop == size
+    assert scan.spacing == pytest.approx((5.0, *spacing))
+    found = regrid(image + 0j, scan.crop, scan.extent)
+    assert found.shape == size
+    np.testing.assert_allclose(found, bump(size, spacing), atol=2e-3)
+
+
+def test_partial_fourier_and_discarded_samples(tmp_path, kspace):
+    """Lines count from the first that was measured; the header says which one is central."""
+    lines = [(kspace[0][:, :, k], k - 10, 0, 20, ()) for k in range(10, 36)]
+    scan = read_scan(ismrmrd_file(tmp_path / "a.h5", lines, centre_line=8))
+    np.testing.assert_array_equal(scan.mask, np.arange(36) >= 10)
+    np.testing.assert_array_equal(scan.kspace[0], kspace[0] * scan.mask)
+    wide = [np.pad(kspace[0][:, :, k], ((0, 0), (3, 2)), constant_values=9) for k in range(36)]
+    lines = [(data, k, 0, 23, ()) for k, data in enumerate(wide)]
+    with pytest.raises(ValueError, match="does not fit the encoded matrix"):
+        read_scan(ismrmrd_file(tmp_path / "b.h5", lines))
+    with h5py.File(tmp_path / "b.h5", "r+") as file:
+        records = file["dataset/data"][()]
+        records["head"]["discard_pre"], records["head"]["discard_post"] = 3, 2
+        file["dataset/data"][()] = records
+    np.testing.assert_array_equal(read_scan(tmp_path / "b.h5").kspace[0], kspace[0])
+
+
+def test_complex_nifti_keeps_its_phase(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    from toolbox.tasks.mri import simulate
+
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((2, 12, 10)) + 1j * rng.standard_normal((2, 12, 10))
+    stored = nibabel.Nifti1Image(image.transpose(2, 1, 0).astype(np.complex64), np.eye(4))
+    nibabel.save(stored, tmp_path / "a.nii.gz")
+    scan = read_scan(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(scan.magnitude, np.abs(image), rtol=1e-6)
+    made = simulate(scan, None, 1, 0.0, 0).kspace[:, 0].numpy()
+    right = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, (1, 2)), norm="ortho"), (1, 2))
+    np.testing.assert_allclose(made, right, atol=1e-4)
 
 
 def test_reconstructions_are_written_whole(tmp_path):

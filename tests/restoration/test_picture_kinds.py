@@ -2,6 +2,8 @@
 beside its pixels comes back.
 """
 
+import functools
+import io
 import json
 import struct
 import zlib
@@ -11,9 +13,13 @@ import pytest
 import tifffile
 from helpers.commands import restobox
 from helpers.data import smooth_picture
-from PIL import Image, ImageCms, ImageFilter, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
 
 from restoration.io.images import Photo, read_image, read_mask, write_image
+from restoration.io.pictures.gamut import gamut_of
+from restoration.io.pictures.masks import feathered, grown
+from restoration.io.pictures.notes import Notes
+from restoration.photo.defects import found_defects
 from solvers.inputs.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -159,6 +165,7 @@ def test_floats(tmp_path, order):
         read_image(tmp_path / "hdr.tif")
 
 
+@functools.cache  # it holds the time it was made at
 def profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -203,6 +210,37 @@ def test_what_a_file_says_is_kept(tmp_path, target, bits):
     if target == ".png":
         assert back.text["Comment"] == "sunny – day"
     assert read_image(tmp_path / f"b{target}").bits == (bits if target in EXACT else 8)
+
+
+def test_a_date_in_another_form_is_kept(tmp_path):
+    exif = Image.Exif()
+    exif[306] = "3 May 2021, noon"
+    Image.fromarray(CORNERS).save(tmp_path / "a.png", exif=exif)
+    write_image(tmp_path / "b.tif", read_image(tmp_path / "a.png"))
+    assert Image.open(tmp_path / "b.tif").tag_v2[306] == "3 May 2021, noon"
+
+
+def test_a_jpeg_leaves_out_what_it_has_no_room_for(tmp_path):
+    exif = camera()
+    exif.get_ifd(0x8769)[0x927C] = bytes(70_000)  # a camera's own notes
+    Image.fromarray(CORNERS).save(tmp_path / "a.png", exif=exif, icc_profile=profile())
+    done = restobox(
+        *("restore", "inpaint", tmp_path / "a.png", "-o", tmp_path / "b.jpg"),
+        *("--mask", "random:0.3", "--steps", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out EXIF" in done.stderr
+    assert Image.open(tmp_path / "b.jpg").info["icc_profile"] == profile()
+    assert read_image(tmp_path / "a.png").notes.exif is not None
+
+
+def test_what_only_begins_like_netpbm_is_read_as_what_it_is(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"P5 this is no picture")
+    with pytest.raises(InputError, match=r"a\.png can't be read as an image"):
+        read_image(tmp_path / "a.png")
+    header = b"P5\n# " + b"a long comment " * 60 + b"\n8 8\n65535\n"
+    (tmp_path / "b.pgm").write_bytes(header + np.full((8, 8), 32768, ">u2").tobytes())
+    np.testing.assert_allclose(read_image(tmp_path / "b.pgm").pixels, 32768 / 65535, atol=1e-5)
 
 
 def test_print_colours_become_srgb(tmp_path):
@@ -334,3 +372,189 @@ def test_lossy_outputs_say_so(tmp_path):
         assert "known ones too" in done.stderr
     small, large = ((tmp_path / f"{q}.jpg").stat().st_size for q in ("40", "95"))
     assert small < large
+
+
+# -- wide gamuts -----------------------------------------------------------------------------------
+
+# primaries of a profile (XYZ of white point D50, in columns) and its gamma
+GAMUTS = {
+    "Display P3": (
+        [[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]],
+        2.4,
+    ),
+    "Adobe RGB": (
+        [[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]],
+        2.19921875,
+    ),
+    "ProPhoto": (
+        [[0.79767, 0.13519, 0.03135], [0.28804, 0.71188, 0.00009], [0.0, 0.0, 0.82491]],
+        1.8,
+    ),
+}
+
+
+def wide_profile(name: str) -> bytes:
+    """Of three primaries and a gamma; Display P3 with the curve of sRGB."""
+    matrix, gamma = GAMUTS[name]
+
+    def fixed(*numbers: float) -> bytes:
+        return b"".join(struct.pack(">i", round(v * 65536)) for v in numbers)
+
+    if name == "Display P3":
+        curve = b"para" + bytes(4) + struct.pack(">HH", 3, 0)
+        curve += fixed(gamma, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    else:
+        curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    tags = [(b"wtpt", b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249))]
+    for k, c in enumerate("rgb"):
+        place = b"XYZ " + bytes(4) + fixed(*(row[k] for row in matrix))
+        tags += [(f"{c}XYZ".encode(), place), (f"{c}TRC".encode(), curve)]
+    words = b"desc" + bytes(4) + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79)
+    tags += [(b"desc", words + bytes(-len(words) % 4)), (b"cprt", b"text" + bytes(4) + b"x\0\0\0")]
+    offset, index, data = 132 + 12 * len(tags), b"", b""
+    for kind, content in tags:
+        index += struct.pack(">4sII", kind, offset + len(data), len(content))
+        data += content
+    head = struct.pack(
+        ">I4s4s4s4s4s", offset + len(data), b"lcms", b"\2\x40\0\0", b"mntr", b"RGB ", b"XYZ "
+    )
+    head += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + bytes(28)
+    head += fixed(0.9642, 1.0, 0.8249)
+    return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + index + data
+
+
+@pytest.mark.parametrize("name", GAMUTS)
+def test_wide_colours_are_those_of_the_colour_management(name):
+    """Little CMS agrees inside sRGB; outside it cuts, and ours comes back."""
+    icc = wide_profile(name)
+    gamut = gamut_of(icc)
+    codes = RNG.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    pixels = (codes / 255).transpose(2, 0, 1).astype(np.float32)
+    ours = gamut.to_srgb(pixels)
+    source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    theirs = ImageCms.profileToProfile(
+        Image.fromarray(codes), source, ImageCms.createProfile("sRGB"), renderingIntent=1
+    )
+    inside = ((ours > 0.01) & (ours < 0.99)).all(0)
+    assert 0.1 < inside.mean() < 0.99
+    far = np.abs(np.asarray(theirs).transpose(2, 0, 1) / 255 - ours)[:, inside]
+    assert far.max() < 2 / 255
+    # as light: near black, single precision of the sum of three colours is all there is
+    back, gamma = gamut.from_srgb(ours), GAMUTS[name][1]
+    np.testing.assert_allclose(back**gamma, pixels**gamma, atol=2e-6)
+
+
+def test_plain_profiles_are_left_alone():
+    assert gamut_of(None) is None
+    assert gamut_of(profile()) is None  # sRGB
+    assert gamut_of(b"nonsense") is None
+    grey = wide_profile("Adobe RGB").replace(b"RGB XYZ", b"GRAYXYZ")
+    assert gamut_of(grey) is None
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_wide_pictures_come_back_in_their_own_profile(tmp_path, bits):
+    icc, white = wide_profile("ProPhoto"), 2**bits - 1
+    colours = smooth_picture(48, 48)
+    pixels = gamut_of(icc).from_srgb(colours)
+    pixels[:, 30:, 30:] = np.array([0.05, 0.95, 0.05])[:, None, None]  # far outside sRGB
+    codes = np.rint(pixels * white)
+    write_image(
+        tmp_path / "a.png", Photo((codes / white).astype(np.float32), None, bits, Notes(icc=icc))
+    )
+    mask = np.zeros((48, 48), np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    done = restobox(
+        *("restore", "inpaint", tmp_path / "a.png", "-m", tmp_path / "m.png"),
+        *("-o", tmp_path / "b.png", "--steps", "2", "--sheet", tmp_path / "sheet.png"),
+    )
+    assert done.returncode == 0, done.stderr
+    back = read_image(tmp_path / "b.png")
+    assert back.notes.icc == icc
+    assert back.bits == bits
+    np.testing.assert_array_equal(np.rint(back.pixels * white)[:, mask == 0], codes[:, mask == 0])
+    # filled with the colours of the surroundings, not with their numbers in sRGB
+    error = np.abs(back.pixels - pixels)[:, mask > 0].mean()
+    assert error < 0.03
+    assert read_image(tmp_path / "sheet.png").pixels.shape[2] > 3 * 48
+
+
+def test_other_tasks_keep_what_lies_outside_srgb(tmp_path):
+    icc = wide_profile("ProPhoto")
+    pixels = np.broadcast_to(np.array([0.05, 0.9, 0.05], np.float32)[:, None, None], (3, 32, 32))
+    write_image(tmp_path / "a.png", Photo(np.array(pixels), None, 16, Notes(icc=icc)))
+    done = restobox(
+        *("restore", "denoise", tmp_path / "a.png", "-o", tmp_path / "b.png", "--sigma", "0.005")
+    )
+    assert done.returncode == 0, done.stderr
+    gamut = gamut_of(icc)
+    cut = gamut.from_srgb(gamut.to_srgb(pixels).clip(0, 1))
+    assert np.abs(cut - pixels).max() > 0.2
+    assert np.abs(read_image(tmp_path / "b.png").pixels - pixels).mean() < 0.01
+
+
+# -- edges and masks that are found ----------------------------------------------------------------
+
+
+def test_feathered_edges_are_blends(tmp_path):
+    photo = smooth_picture(48, 48)
+    write_image(tmp_path / "a.png", Photo(photo, bits=16))
+    mask = np.zeros((48, 48), np.uint8)
+    mask[20:30, 20:30] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    share = feathered(mask > 0, 3)
+    assert share[25, 25] == 0
+    np.testing.assert_allclose(share[25, 29:34], [0, 0.25, 0.5, 0.75, 1])
+    done = restobox(
+        *("restore", "inpaint", tmp_path / "a.png", "-m", tmp_path / "m.png", "--feather", "3"),
+        *("-o", tmp_path / "b.png", "--steps", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    given, back = (read_image(tmp_path / f"{n}.png").pixels for n in "ab")
+    np.testing.assert_array_equal(back[:, share == 1], given[:, share == 1])
+    between = (share > 0) & (share < 1)
+    assert np.abs(back - given)[:, between].max() > 0
+
+
+def defective(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth picture with drawn defects, and where they are."""
+    photo = 0.2 + 0.5 * smooth_picture(160, 200)
+    canvas = Image.new("L", (200, 160))
+    draw = ImageDraw.Draw(canvas)
+    if kind == "scratches":
+        draw.line([(20, 10), (150, 140)], fill=255, width=2)
+        draw.line([(180, 5), (170, 150)], fill=255, width=1)
+    elif kind == "dust":
+        for x, y, r in ((30, 30, 2), (90, 50, 3), (150, 120, 1.5), (60, 130, 2.5)):
+            draw.ellipse([x - r, y - r, x + r, y + r], fill=255)
+    else:
+        draw.text((30, 100), "12 07 1998", fill=255, font=ImageFont.load_default(24))
+    marked = np.asarray(canvas) > 127
+    photo[:, marked] = np.array([1.0, 0.95, 0.3])[:, None]
+    return photo.astype(np.float32), marked
+
+
+@pytest.mark.parametrize("kind", ["scratches", "dust", "text"])
+def test_defects_are_found(tmp_path, kind):
+    photo, marked = defective(kind)
+    found = found_defects(photo, kind)
+    assert found[marked].mean() > 0.95
+    assert found[~grown(marked, 4)].mean() < 0.005
+    with pytest.raises(InputError, match=f"finds no {kind}"):
+        found_defects(0.2 + 0.5 * smooth_picture(160, 200), kind)
+    write_image(tmp_path / "a.png", Photo(photo))
+    if kind == "dust":
+        done = restobox(
+            *("restore", "inpaint", tmp_path / "a.png", "-m", f"auto:{kind}", "--steps", "1"),
+            *("-o", tmp_path / "b.png"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "such detectors miss some" in done.stderr
+        error = read_image(tmp_path / "b.png").pixels - (0.2 + 0.5 * smooth_picture(160, 200))
+        assert np.abs(error)[:, marked].mean() < 0.05
+
+
+def test_unknown_defects_are_named():
+    with pytest.raises(InputError, match="auto:scratches, auto:dust, auto:text"):
+        found_defects(np.zeros((1, 20, 20)), "mould")

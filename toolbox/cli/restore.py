@@ -170,9 +170,12 @@ def mri(
 @app.command("hsi")
 def hsi(
     cube: Annotated[
-        Path, typer.Argument(help="A cube: ENVI (.hdr), .mat, .npz, .h5, multi-page TIFF.")
+        Path,
+        typer.Argument(
+            help="A cube: ENVI (.hdr), .mat, .npy, .npz, .h5, .he5, .nc, TIFF, a folder of bands."
+        ),
     ],
-    output: Annotated[Output, Without("std", "quality")],
+    output: Annotated[Output, Without("std", "quality", "write_samples")],
     options: Cubes,
     prior: Prior = Prior("grey"),
     settings: Annotated[Settings, Without("grid", "tile")] = Settings(steps=1, symmetries=8),
@@ -217,7 +220,10 @@ def _restore(task: str, request: Request, as_json: bool) -> None:
             print(note, file=sys.stderr)
 
 
-FOUND = ("slices", "frames", "acceleration", "rank", "sigma", "sigma_median", "dead", "missing")
+FOUND = (
+    *("slices", "frames", "acceleration", "rank", "sigma", "sigma_median", "dead", "missing"),
+    "bad_bands",
+)
 QUALITY = (
     *("psnr", "ssim", "lpips", "nmse", "mpsnr", "mssim", "sam", "ergas"),
     *("gcnr_before", "gcnr_after", "ks_tissue"),

@@ -18,9 +18,9 @@ from restoration.hyperspectral.noise import SIGMAS, add_noise
 from restoration.hyperspectral.quality import cube_quality
 from restoration.hyperspectral.simulation import SENSORS, SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral.task import HyperspectralTask, RestoredCube
-from restoration.io.cube import Cube
 from restoration.io.cubes import check_cube_writable, read_cube, write_cube
-from restoration.io.envi import raw_file
+from restoration.io.cubes.cube import Cube
+from restoration.io.cubes.envi import raw_file
 from restoration.io.images import Photo, check_writable, write_image
 from restoration.io.pictures.folders import find_pictures
 from restoration.task import Restored, shown_to
@@ -83,6 +83,8 @@ class Hyperspectral(Task):
             seed=draws.seed,
             callback=lambda *_: progress(next(done), 0),
         )
+        cube = replace(cube, bad=result.bad)  # which the output marks
+        good = np.ones(len(cube.values), bool) if result.bad is None else ~result.bad
         with together():
             write_cube(out, cube, result.rows)
             if options.quicklook is not None:
@@ -90,17 +92,19 @@ class Hyperspectral(Task):
         bands, height, width = cube.values.shape
         figures = {"task": self.name, "cube": str(path), "out": str(out), "bands": bands}
         figures |= {"size": [width, height], "rank": result.model.rank}
-        figures |= {"sigma_median": float(np.median(result.model.sigma))}
+        figures |= {"sigma_median": float(np.median(result.model.sigma[good]))}
         figures |= {"dead": round(result.dead, 5), "outliers": round(result.outliers, 5)}
+        if not good.all():
+            figures["bad_bands"] = int((~good).sum())
         figures |= {"striped_columns": int((result.model.stripes != 0).sum())}
         figures |= {"striped_rows": result.striped_rows, "model": prior.model}
         figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
         if options.quicklook is not None:
             figures["quicklook"] = str(options.quicklook)
         if truth is not None:
-            low, high = float(np.min(truth.values)), float(np.max(truth.values))
+            low, high = float(np.min(truth.values[good])), float(np.max(truth.values[good]))
             pair = (
-                (np.asarray(v, np.float64) - low) / (high - low)
+                (np.asarray(v[good], np.float64) - low) / (high - low)
                 for v in (result.rows(), truth.values)
             )
             figures |= {name: round(value, 5) for name, value in cube_quality(*pair).items()}
@@ -226,6 +230,13 @@ def rgb_bands(cube: Cube) -> tuple[int, int, int]:
     not visible light.
     """
     bands = cube.values.shape[0]
+    if cube.bad is not None:  # of the others
+        good = np.flatnonzero(~cube.bad)
+        waves = None if cube.wavelengths is None else cube.wavelengths[good]
+        red, green, blue = rgb_bands(
+            replace(cube, values=cube.values[good], wavelengths=waves, bad=None)
+        )
+        return int(good[red]), int(good[green]), int(good[blue])
     if (
         cube.wavelengths is not None
         and cube.wavelengths.min() < 500

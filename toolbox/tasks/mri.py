@@ -17,6 +17,7 @@ from restoration.io.mri_output import check_output, std_file, write_reconstructi
 from restoration.io.mri_scan import Scan
 from restoration.mri.espirit import MINIMUM_REGION, mvue, rss
 from restoration.mri.evaluation import volume_quality
+from restoration.mri.geometry import regrid
 from restoration.mri.sampling import MASKS, Seed, column_mask, poisson_mask, volume_seed
 from restoration.mri.sense import fft2c, ifft2c, normalise_maps, to_channels, to_complex
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
@@ -70,7 +71,8 @@ class Simulated:
 def simulate(scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed: int) -> Simulated:
     """A scan of magnitudes.
 
-    The phase is smooth and random, one for all slices; maps are a ring of coils unless given.
+    The phase is the file's where it has one, else smooth and random, one for all slices; maps are a
+    ring of coils unless given.
 
     Args:
         sigma: noise of real and imaginary part as a share of the volume's 0.99 quantile.
@@ -85,7 +87,7 @@ def simulate(scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed
         )
     else:
         sens = resize_maps(torch.from_numpy(maps), size)
-    phase = smooth_phase(size, rng)
+    phase = smooth_phase(size, rng) if scan.phase is None else torch.from_numpy(scan.phase)
     images = torch.polar(torch.from_numpy(magnitude), phase.expand(magnitude.shape))
     noise = sigma * float(np.quantile(magnitude, 0.99))
     clean = fft2c(images[:, None] * sens)
@@ -118,15 +120,19 @@ class MRI(Task):
             request.output.out,
             request.output.std,
         )
+        output = request.output
         if draws.samples > 1 and settings.steps == 1:
             raise ValueError(
                 "one step gives the mean, the same for every sample: leave --steps out"
             )
         if std and draws.samples < 2:
             raise ValueError("--std needs at least two samples: add -n 4")
+        drawn = output.sample_files(draws.samples)
         check_output(out)
         inputs = [path, options.mask, options.coils, prior.model]
-        check_outputs({out, std_file(out) if std else out}, inputs)
+        check_outputs(
+            [out, *([std_file(out)] if std and std_file(out) != out else []), *drawn], inputs
+        )
         scan = read_scan(path)
         data = acquired(scan, options, path, draws.seed)
         task = self.task(load_for(self.name, prior.model, device=prior.device), settings)
@@ -140,9 +146,13 @@ class MRI(Task):
             progress=progress,
         )
         image, spread, truth = result.mean.numpy(), result.std.numpy(), data.truth
+        drawn_images = [result.samples[:, k].numpy() for k in range(draws.samples)]
         if scan.crop is not None:
-            image, spread = _crop(image, scan.crop), _crop(spread, scan.crop)
-            truth = None if truth is None else _crop(truth, scan.crop)
+            image, *drawn_images = (
+                regrid(v, scan.crop, scan.extent) for v in (image, *drawn_images)
+            )
+            spread = np.abs(drawn_images).std(0, ddof=1) if std else spread
+            truth = None if truth is None else np.abs(regrid(truth, scan.crop, scan.extent))
         if truth is None and scan.target is not None and scan.target.shape == image.shape:
             truth = scan.target
         figures = {"task": self.name, "file": str(path), "slices": len(image)}
@@ -165,7 +175,8 @@ class MRI(Task):
                 "the coil maps cover the air around the object too; --coils espirit finds where the"
                 " object ends"
             )
-        files = write_reconstruction(out, image, scan, spread if std else None)
+        samples = list(zip(drawn, drawn_images if drawn else (), strict=True))
+        files = write_reconstruction(out, image, scan, spread if std else None, samples)
         return figures | {"out": [str(f) for f in files]}
 
     def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
@@ -389,10 +400,3 @@ def _full(kspace: Tensor, maps: Tensor | None) -> Tensor:
     squares without them.
     """
     return rss(ifft2c(kspace)) if maps is None else mvue(kspace, normalise_maps(maps)).abs()
-
-
-def _crop(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Centred crop; axes that are smaller already stay."""
-    height, width = (min(a, b) for a, b in zip(size, x.shape[-2:], strict=True))
-    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
-    return x[..., top : top + height, left : left + width]

@@ -97,9 +97,9 @@ class Output:
             "--out",
             "-o",
             help=(
-                "The result; its suffix gives the format (pictures: PNG, TIFF, JPEG, WebP; mri:"
-                " .nii.gz, .h5, .png; hsi: .hdr, .mat, .npz, .h5, .tif; ultrasound: a folder, .h5"
-                " or a picture)."
+                "The result; its suffix gives the format (pictures: PNG, TIFF, JPEG, WebP, .dcm;"
+                " mri: .nii.gz, .h5, .dcm or a folder of them, .png; hsi: .hdr, .mat, .npz, .h5,"
+                " .tif; ultrasound: a folder, .h5, .dcm or a picture)."
             ),
         ),
     ]
@@ -110,6 +110,28 @@ class Output:
         Path | None, Option(help="The truth: prints how close the result comes to it.")
     ] = None
     quality: Annotated[int, Option(help="Of JPEG and WebP outputs.", min=1, max=100)] = 95
+    write_samples: Annotated[
+        bool,
+        Option(
+            "--write-samples",
+            help="Also write each posterior sample, as NAME-sample-000 ... (needs -n 2 or more).",
+        ),
+    ] = False
+
+    def sample_files(self, count: int) -> list[Path]:
+        """Where samples go; none unless they are asked for.
+
+        Raises:
+            ValueError: there is one sample, which is the result.
+        """
+        if not self.write_samples:
+            return []
+        if count < 2:
+            raise ValueError("--write-samples needs at least two samples: add -n 4")
+        name = self.out.name
+        ending = name[-7:] if name.lower().endswith(".nii.gz") else self.out.suffix
+        stem = name[: len(name) - len(ending)]
+        return [self.out.with_name(f"{stem}-sample-{k:03d}{ending}") for k in range(count)]
 
 
 @dataclass(frozen=True)
@@ -129,8 +151,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Inpainting:
-    """``mask``: a picture (white = missing), ``alpha`` (what is transparent in the photo), or
-    ``KIND:FRACTION`` to make one.
+    """``mask``: a picture (white = missing), ``alpha`` (what is transparent in the photo),
+    ``auto:KIND`` to find defects, or ``KIND:FRACTION`` to make one.
     """
 
     mask: Annotated[
@@ -139,8 +161,9 @@ class Inpainting:
             "--mask",
             "-m",
             help=(
-                "A picture (white = missing), `alpha`: what is transparent in the photo, or"
-                " KIND:FRACTION to make one."
+                "A picture (white = missing), `alpha`: what is transparent in the photo,"
+                " auto:scratches, auto:dust, auto:text: what looks like it, or KIND:FRACTION to"
+                " make one."
             ),
         ),
     ]
@@ -155,6 +178,14 @@ class Inpainting:
     grow: Annotated[
         int, Option(help="Take pixels this near to missing ones as missing too.", min=0, max=100)
     ] = 0
+    feather: Annotated[
+        int,
+        Option(help="Blend what was filled into this many known pixels around.", min=0, max=100),
+    ] = 0
+    sheet: Annotated[
+        Path | None,
+        Option(help="Also write a picture: given, what is taken to be missing, restored."),
+    ] = None
 
 
 @dataclass(frozen=True)

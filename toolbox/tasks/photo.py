@@ -15,11 +15,12 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import InpaintingJob, LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_mask
-from restoration.io.pictures.masks import grown
+from restoration.io.pictures.masks import feathered, grown
 from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
 from restoration.operators.separable import Bicubic, BlockMean, Blur, Separable, gaussian_kernel
+from restoration.photo.defects import PREFIX, found_defects
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
@@ -68,11 +69,23 @@ class Inpaint(PictureTask):
     def read(self, photo: Photo, options: Inpainting, seed: int) -> Reading:
         height, width = photo.pixels.shape[1:]
         known = _mask(options, photo, seed)
+        kept = known if options.sigma == 0 else None
+        if options.feather:
+            kept = feathered(known == 0, options.feather)
+            known = 1 - grown(known == 0, options.feather).astype(np.float32)
+            if not known.any():
+                raise ValueError(f"--feather {options.feather} leaves no pixel known; take less")
         inputs = {"image": picture_of(photo.pixels), "mask": torch.from_numpy(known)}
-        missing = {"missing": round(float(1 - known.mean()), 4)}
+        missing: dict[str, Any] = {"missing": round(float(1 - known.mean()), 4)}
+        if options.mask.startswith(PREFIX):
+            missing["note"] = (
+                f"{missing['missing']:.1%} of the pixels were taken for"
+                f" {options.mask.removeprefix(PREFIX)}; such detectors miss some and take others"
+                " for it: look at --sheet, and paint a mask where they are wrong"
+            )
         if options.mask == "alpha" and photo.alpha is not None:  # what is filled can be seen
             photo = replace(photo, alpha=np.maximum(photo.alpha, 1 - known))
-        return Reading(inputs, photo, options, (height, width), missing)
+        return Reading(inputs, photo, options, (height, width), missing, kept)
 
     def restorer(self, denoiser: Denoiser, options: Inpainting, settings: Settings) -> Restorer:
         run = getattr(denoiser, "run", None)
@@ -325,7 +338,9 @@ def _settings(settings: Settings, own: Settings) -> dict[str, Any]:
 
 
 def _mask(options: Inpainting, photo: Photo, seed: int) -> np.ndarray:
-    """A mask file, the photo's transparency, or a mask made from ``KIND:FRACTION``."""
+    """A mask file, the photo's transparency, what is found in it, or a mask made from
+    ``KIND:FRACTION``.
+    """
     text, (height, width) = options.mask, photo.pixels.shape[1:]
     if Path(text).exists():
         return read_mask(
@@ -336,7 +351,10 @@ def _mask(options: Inpainting, photo: Photo, seed: int) -> np.ndarray:
             colour=options.mask_colour,
             grow=options.grow,
         )
-    if text == "alpha":
+    if text.startswith(PREFIX):
+        found = found_defects(photo.pixels, text.removeprefix(PREFIX))
+        missing = grown(found, options.grow)
+    elif text == "alpha":
         if photo.alpha is None:
             raise ValueError("--mask alpha needs a photo with transparency; this one has none")
         missing = grown(photo.alpha < 0.5, options.grow)

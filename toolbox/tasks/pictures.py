@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.io.images import LOSSY, Photo, check_writable, read_image, write_image
+from restoration.io.images import LOSSY, Photo, check_writable, left_out, read_image, write_image
+from restoration.io.pictures.gamut import gamut_of
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
-from restoration.task import Restored
 from solvers.files import check_outputs, together
 from toolbox.api import load_for
-from toolbox.support.sheets import heat
+from toolbox.support.sheets import heat, sheet
 from toolbox.tasks.base import Progress, Size, Task, silent
 from toolbox.tasks.options import Prior, Request
 
@@ -31,6 +32,8 @@ class Reading:
         photo: as read; of the result's size, and what is written back beside the result.
         options: with numbers in place of what was to be found from the file.
         found: for the figures.
+        kept: ``(H, W)``, the share of what was given in the result, 1 where it is known and exact;
+            None: nothing.
     """
 
     inputs: dict[str, Tensor]
@@ -38,6 +41,7 @@ class Reading:
     options: Any
     size: Size
     found: dict[str, Any]
+    kept: np.ndarray | None = None
 
 
 class PictureTask(Task):
@@ -64,11 +68,18 @@ class PictureTask(Task):
         spread = out.with_name(f"{out.stem}-std.png") if output.std else None
         check_writable(out)
         files = [path, output.reference, prior.model, *self.inputs_of(options)]
-        check_outputs([out, spread], files)
+        drawn = output.sample_files(draws.samples)
+        beside = getattr(options, "sheet", None)  # of tasks that show what they were given
+        check_outputs([out, spread, beside, *drawn], files)
+        if beside is not None:
+            check_writable(beside)
         if output.std and draws.samples < 2:
             raise ValueError("--std needs at least two samples: add -n 4")
         photo = read_image(path)
-        reading = self.read(photo, options, draws.seed)
+        gamut = gamut_of(photo.notes.icc) if len(photo.pixels) == 3 else None
+        wide = photo.pixels if gamut is None else gamut.to_srgb(photo.pixels)
+        shown = photo if gamut is None else replace(photo, pixels=wide.clip(0, 1))
+        reading = self.read(shown, options, draws.seed)
         shape = (len(photo.pixels), *reading.size)
         truth = _truth(output.reference, shape)
         if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
@@ -89,6 +100,23 @@ class PictureTask(Task):
             seed=draws.seed,
             callback=lambda *_: progress(next(done), total),
         )
+
+        def finished(picture: Tensor) -> np.ndarray:
+            """As it is written: in the file's own colours, with what is known as it was."""
+            found = picture.numpy()
+            if gamut is not None:
+                # what lies outside sRGB is put back, and what was made up stays inside
+                beyond = wide - shown.pixels
+                if reading.kept is not None:
+                    beyond = beyond * reading.kept
+                if beyond.shape != found.shape:
+                    size = found.shape[1:]
+                    beyond = F.interpolate(torch.from_numpy(beyond)[None], size)[0].numpy()
+                found = gamut.from_srgb(found + beyond)
+            if reading.kept is not None:
+                found = reading.kept * photo.pixels + (1 - reading.kept) * found
+            return found
+
         figures: dict[str, Any] = {"task": self.name, "image": str(path), "out": str(out)}
         figures |= {"size": [shape[2], shape[1]], **reading.found, "model": prior.model}
         figures |= {"solver": solver, "steps": steps, "seed": draws.seed, "samples": draws.samples}
@@ -97,10 +125,17 @@ class PictureTask(Task):
             figures["misfit"] = round(result.misfit, 5)
         if result.warning is not None:
             figures["warning"] = result.warning
-        figures |= _write(out, spread, reading.photo, result, output.quality)
-        return figures | (
-            {} if truth is None else compared(result.mean.numpy(), truth, photo.pixels)
-        )
+        with together():
+            mean = finished(result.mean)
+            said = _write(out, spread, reading.photo, mean, result.std, output.quality)
+            notes = [v["note"] for v in (reading.found, said) if "note" in v]
+            figures |= said | ({"note": "; ".join(notes)} if notes else {})
+            if beside is not None:
+                write_image(beside, Photo(_sheet(photo.pixels, reading.inputs, mean)))
+            for place, sample in zip(drawn, result.samples if drawn else (), strict=True):
+                write_image(place, replace(reading.photo, pixels=finished(sample)), output.quality)
+        figures |= {"sample_files": [str(place) for place in drawn]} if drawn else {}
+        return figures | ({} if truth is None else compared(mean, truth, photo.pixels))
 
 
 def _truth(reference: Path | None, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -121,20 +156,33 @@ def _truth(reference: Path | None, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _write(
-    out: Path, spread: Path | None, photo: Photo, result: Restored, quality: int
+    out: Path, spread: Path | None, photo: Photo, pixels: np.ndarray, std: Tensor, quality: int
 ) -> dict[str, Any]:
     """Write the pictures; what there is to say of them."""
-    coloured, top = heat(result.std.mean(0).numpy())
+    coloured, top = heat(std.mean(0).numpy())
     with together():
-        write_image(out, replace(photo, pixels=result.mean.numpy()), quality)
+        write_image(out, replace(photo, pixels=pixels), quality)
         if spread is not None:
             write_image(spread, Photo(coloured))
     note = f"{out.suffix} changes all pixels a little, known ones too; PNG and TIFF keep them"
+    if lost := left_out(out, photo.notes):
+        note += f"; left out {' and '.join(lost)}: larger than JPEG holds"
     found = {"note": note} if out.suffix.lower() in LOSSY else {}
     if spread is None:
         return found
-    mean = round(float(result.std.mean()), 5)
+    mean = round(float(std.mean()), 5)
     return found | {"std": str(spread), "std_mean": mean, "std_white": round(top, 4)}
+
+
+def _sheet(given: np.ndarray, inputs: dict[str, Tensor], restored: np.ndarray) -> np.ndarray:
+    """Before, what is missing in red over it, and after."""
+    panels = [("given", given)]
+    if "mask" in inputs:
+        grey = np.broadcast_to(given.mean(0), given.shape[1:])
+        red = np.stack([np.ones_like(grey), 0 * grey, 0 * grey])
+        known = inputs["mask"].numpy().reshape(grey.shape)
+        panels.append(("taken to be missing", np.where(known > 0, grey, red)))
+    return sheet([*panels, ("restored", restored)])
 
 
 def compared(restored: np.ndarray, truth: np.ndarray, given: np.ndarray) -> dict[str, Any]:

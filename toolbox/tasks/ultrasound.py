@@ -23,6 +23,7 @@ from restoration.ultrasound.task import Dehazed, UltrasoundTask
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.files import check_outputs, together
+from solvers.inputs.memory import check_array
 from toolbox.api import float_model, load_for
 from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, silent, with_numbers
 from toolbox.tasks.classical import of_haze
@@ -57,7 +58,9 @@ class Ultrasound(Task):
         path, options, draws = request.path, request.options, request.draws
         out, reference = request.output.out, request.output.reference
         haze_out, regions = options.haze_out, options.regions
-        check_outputs([out, haze_out], [path, regions, reference, options.tissue, options.haze])
+        drawn = request.output.sample_files(draws.samples)
+        inputs = [path, regions, reference, options.tissue, options.haze]
+        check_outputs([out, haze_out, *drawn], inputs)
         if draws.samples > 1 and (options.warm_start is not None or options.stream):
             raise ValueError(
                 "warm starts and stream batching give one sample per frame; leave out --samples"
@@ -72,7 +75,9 @@ class Ultrasound(Task):
             )
 
         clip = read(path)
-        for place in (out, haze_out):
+        if drawn:  # kept until all frames are done
+            check_array(path, (len(drawn), len(clip), *clip.size), 4)
+        for place in (out, haze_out, *drawn):
             if place is not None:
                 check_clip_writable(place, len(clip))
         truth = None if reference is None else read(reference)
@@ -94,6 +99,7 @@ class Ultrasound(Task):
         results = restored(self.task(tissue, haze, options, request.settings), clip, options, draws)
         figures: dict[str, list[float]] = {}
         hazes: list[np.ndarray] = []
+        samples: list[np.ndarray] = []  # of all frames, (n, H, W)
         calls, began = 0, time.perf_counter()
 
         def frames() -> Iterator[np.ndarray]:
@@ -103,16 +109,20 @@ class Ultrasound(Task):
                 image = result.image.numpy()
                 if haze_out is not None:
                     hazes.append(np.clip(result.haze.numpy(), 0, 1))
+                if drawn:
+                    samples.append(result.samples.reshape(-1, *clip.size).numpy())
                 true = None if truth is None else truth.frame(k)
                 _measure(figures, clip.frame(k) if masks else None, image, true, masks)
                 progress(k + 1, len(clip))
                 yield image
 
         with together():
-            files = write_clip(out, frames(), len(clip))
+            files = write_clip(out, frames(), len(clip), clip)
             seconds = time.perf_counter() - began
             if haze_out is not None:
-                write_clip(haze_out, iter(hazes), len(hazes))
+                write_clip(haze_out, iter(hazes), len(hazes), clip)
+            for k, place in enumerate(drawn):
+                write_clip(place, (frame[k] for frame in samples), len(samples), clip)
         done: dict[str, Any] = {
             "task": self.name,
             "clip": str(path),
@@ -122,6 +132,7 @@ class Ultrasound(Task):
         done |= {"files": len(files), "frames": len(clip), "size": [clip.size[1], clip.size[0]]}
         done |= {"tissue": options.tissue, "haze": options.haze, "strength": options.strength}
         done |= {"nfe": calls, "seconds": round(seconds, 2)}
+        done |= {"sample_files": [str(place) for place in drawn]} if drawn else {}
         done["frames_per_second"] = round(len(clip) / seconds, 3)
         return done | {name: round(float(np.mean(v)), 4) for name, v in figures.items()}
 

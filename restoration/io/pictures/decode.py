@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from restoration.io.pictures.dicom import is_dicom, picture_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, space_of, to_srgb
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
@@ -51,8 +52,11 @@ def decode(path: Path, max_pixels: int) -> Decoded:
         found = _netpbm(path, max_pixels)
         if found is not None:
             return found
+    if is_dicom(path):
+        values, bits, origin = picture_of(path, max_pixels)
+        return Decoded(values, bits, notes=Notes(origin=origin))
     if path.suffix.lower() in RAW:
-        return _camera(path)
+        return _camera(path, max_pixels)
     if head[:4] in TIFF:
         found = _tiff(path, max_pixels)
         if found is not None:
@@ -229,7 +233,7 @@ def _tiff(path: Path, max_pixels: int) -> Decoded | None:
             return None
         check_size(path, page.imagewidth, page.imagelength, max_pixels)
         check_array(path, page.shape, 4)
-        array = _packed(path, page, bits) if bits not in (16, 32, 64) else _page(page)
+        array = _packed(path, page, bits) if bits < 16 else _page(page)
         if array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             array = np.moveaxis(array, 0, -1)
         top = None
@@ -303,8 +307,8 @@ def _netpbm(path: Path, max_pixels: int) -> Decoded | None:
         else:
             pattern = rb"(P[56Ff])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+"
             match = re.match(pattern + rb"(-?[\d.eE+]+)\s", head)
-        if match is None:
-            raise InputError(f"{path} has no complete header of a PGM, PPM or PFM file")
+        if match is None:  # another file that happens to begin so, or a damaged one: Pillow says
+            return None
         kind, width, height = match[1], int(match[2]), int(match[3])
         floats = kind in (b"PF", b"Pf")
         white = float(match[4])
@@ -336,7 +340,7 @@ def _register_heif(path: Path) -> None:
     register_heif_opener()
 
 
-def _camera(path: Path) -> Decoded:
+def _camera(path: Path, max_pixels: int) -> Decoded:
     """A camera's raw file, developed as its white balance says, in sRGB."""
     try:
         import rawpy
@@ -345,6 +349,6 @@ def _camera(path: Path) -> Decoded:
             f"{path} is a camera's raw file, which needs a package: pip install 'restobox[raw]'"
         ) from error
     with rawpy.imread(str(path)) as raw:
-        check_size(path, raw.sizes.width, raw.sizes.height, 2**31)
+        check_size(path, raw.sizes.width, raw.sizes.height, max_pixels)
         developed = raw.postprocess(use_camera_wb=True, output_bps=16)
     return Decoded(unit(path, developed), 16)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.mri_scan import need
+from restoration.io.packages import need
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
+
+ENDINGS = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Frame:
         black, white: the pixels' values of the least and the largest number that can be stored.
         place: along the slice normal, in millimetres, else the instance's number.
         spacing: millimetres of ``(slice, row, column)``.
+        corner: millimetres of the first pixel's centre in the patient's system, ``(3,)``, or None.
+        axes: ``(2, 3)`` directions in which columns and rows go on, or None.
     """
 
     pixels: np.ndarray
@@ -32,6 +36,34 @@ class Frame:
     white: float
     place: float
     spacing: tuple[float, float, float]
+    corner: np.ndarray | None = None
+    axes: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a picture comes from, for the file that is derived from it.
+
+    Attributes:
+        head: the tags of its file.
+        frame: its number there.
+        low, high: the pixels' values, in the file's units, of the least and the largest number that
+            can be stored.
+        zero, one: of those of 0 and 1 in the picture as it is restored.
+    """
+
+    head: Any
+    frame: int
+    low: float
+    high: float
+    zero: float
+    one: float
+
+
+def is_dicom(path: Path) -> bool:
+    """By the mark behind a file's preamble, or, in files without one, by its ending."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in ENDINGS
 
 
 def head_of(path: Path) -> Any:
@@ -46,6 +78,42 @@ def head_of(path: Path) -> Any:
     except pydicom.errors.InvalidDicomError:
         raise InputError(f"{path} is no DICOM file") from None
     return head if "Rows" in head and "Columns" in head else None
+
+
+def picture_of(path: Path, max_pixels: int) -> tuple[np.ndarray, int, Origin]:
+    """The one picture of a file: values ``(H, W, C)`` in [0, 1], their bits, and where they come
+    from.
+
+    Of 8 bits 0 and 1 are the ends of what can be stored; of more, which files never use to their
+    ends, the least and the largest value that it holds.
+
+    Raises:
+        InputError: several frames, none, or too many pixels.
+    """
+    head = head_of(path)
+    if head is None:
+        raise InputError(f"{path} holds no image")
+    if count_of(head) > 1:
+        raise InputError(
+            f"{path} holds {count_of(head)} frames; clips are restored by `restobox restore"
+            " ultrasound`, volumes by `restobox restore mri`"
+        )
+    if int(head.Rows) * int(head.Columns) > max_pixels:
+        raise InputError(
+            f"{path} has {head.Columns} x {head.Rows} pixels; at most {max_pixels / 1e6:.0f}"
+            " megapixels are accepted"
+        )
+    frame = next(frames_of(path))
+    pixels, bits = frame.pixels.astype(np.float64), int(_number(head, "BitsStored", 8))
+    zero, one = sorted((frame.black, frame.white))
+    if bits > 8 and pixels.ndim == 2:
+        zero, one = float(pixels.min()), float(pixels.max())
+    if not zero < one:
+        raise InputError(f"{path} shows nothing: all its pixels hold {zero:g}")
+    values = ((pixels - zero) / (one - zero)).astype(np.float32)
+    values = values[..., None] if values.ndim == 2 else values
+    origin = Origin(head, 0, frame.black, frame.white, zero, one)
+    return values.clip(0, 1), 8 if bits <= 8 else 16, origin
 
 
 def count_of(head: Any) -> int:
@@ -91,14 +159,14 @@ def frames_of(path: Path) -> Iterator[Frame]:
     if kind == "MONOCHROME1":
         pixels = low + high - pixels
     for k, frame in enumerate(pixels):
-        place, spacing = _place(data, k), _spacing(data, k)
+        geometry = (_place(data, k), spacing_of(data, k), *where(data, k))
         if samples == 3:
-            yield Frame(frame, low, high, place, spacing)
+            yield Frame(frame, low, high, *geometry)
             continue
         slope = _number(data, "RescaleSlope", 1, k, "PixelValueTransformationSequence")
         shift = _number(data, "RescaleIntercept", 0, k, "PixelValueTransformationSequence")
         black, white = low * slope + shift, high * slope + shift
-        yield Frame(frame[..., 0] * slope + shift, black, white, place, spacing)
+        yield Frame(frame[..., 0] * slope + shift, black, white, *geometry)
 
 
 def _tag(data: Any, name: str, k: int, sequence: str) -> Any:
@@ -133,17 +201,25 @@ def _number(data: Any, name: str, default: float, k: int = 0, sequence: str = ""
         raise InputError(f"the tag {name} holds {value!r}, which is no number") from None
 
 
-def _place(data: Any, k: int) -> float:
+def where(data: Any, k: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """The first pixel's place in frame k, and the directions in which columns and rows go on."""
     position = _tag(data, "ImagePositionPatient", k, "PlanePositionSequence")
     axes = _tag(data, "ImageOrientationPatient", k, "PlaneOrientationSequence")
-    if position is not None and axes is not None and len(position) == 3 and len(axes) == 6:
-        normal = np.cross(*np.array(axes, float).reshape(2, 3))
-        return float(normal @ np.array(position, float))
+    if position is None or axes is None or len(position) != 3 or len(axes) != 6:
+        return None, None
+    return np.array(position, float), np.array(axes, float).reshape(2, 3)
+
+
+def _place(data: Any, k: int) -> float:
+    corner, axes = where(data, k)
+    if corner is not None and axes is not None:
+        return float(np.cross(*axes) @ corner)
     number = _number(data, "InstanceNumber", 0)
     return number + k if count_of(data) > 1 else number
 
 
-def _spacing(data: Any, k: int) -> tuple[float, float, float]:
+def spacing_of(data: Any, k: int) -> tuple[float, float, float]:
+    """Millimetres of frame k's (slice, row, column)."""
     plane = _tag(data, "PixelSpacing", k, "PixelMeasuresSequence") or (1, 1)
     thick = _number(data, "SliceThickness", 1, k, "PixelMeasuresSequence")
     depth = _number(data, "SpacingBetweenSlices", thick, k, "PixelMeasuresSequence")

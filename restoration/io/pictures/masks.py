@@ -63,3 +63,13 @@ def grown(missing: np.ndarray, pixels: int) -> np.ndarray:
 
     near: np.ndarray = distance_transform_edt(~missing) <= pixels
     return near
+
+
+def feathered(missing: np.ndarray, pixels: int) -> np.ndarray:
+    """Float32 ``(H, W)``: how much of the given picture stays, from 0 at missing pixels evenly to 1
+    beyond so many pixels around them.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    far = distance_transform_edt(~missing) / (pixels + 1)
+    return np.minimum(far, 1).astype(np.float32)

@@ -7,15 +7,18 @@ import io
 import re
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image, ImageCms, PngImagePlugin
+
+from restoration.io.pictures.dicom import Origin
 
 ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
 # of the first directory: description, maker, model, software, date, artist, copyright
 KEPT = (270, 271, 272, 305, 306, 315, 33432)
 XMP = "XML:com.adobe.xmp"
+SEGMENT = 65_000  # bytes that a segment of JPEG holds for certain, its own header beside
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Notes:
     xmp: the same.
     dpi: pixels per inch, ``(x, y)``.
     text: comments of PNG files, by keyword.
+    origin: of a DICOM file, for the one that is derived from it.
     """
 
     icc: bytes | None = None
@@ -33,10 +37,11 @@ class Notes:
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     text: dict[str, str] = field(default_factory=dict)
+    origin: Origin | None = None
 
     def without_profile(self) -> Notes:
         """The same of pixels that are no longer in that profile."""
-        return Notes(None, self.exif, self.xmp, self.dpi, self.text)
+        return replace(self, icc=None)
 
 
 def notes_of(image: Image.Image) -> Notes:
@@ -110,11 +115,24 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
 # -- back into files -------------------------------------------------------------------------------
 
 
+def too_large(notes: Notes, format: str) -> list[str]:
+    """What a JPEG has no room for: a segment of it holds less than 64 KiB."""
+    if format != "JPEG":
+        return []
+    parts = {"EXIF": notes.exif, "XMP": notes.xmp}
+    return [name for name, part in parts.items() if part is not None and len(part) > SEGMENT]
+
+
 def saving(notes: Notes, format: str) -> dict[str, Any]:
-    """Options of Pillow's ``save``."""
-    found: dict[str, Any] = {"icc_profile": notes.icc, "exif": notes.exif, "dpi": notes.dpi}
+    """Options of Pillow's ``save``, without what is :func:`too_large`."""
+    left_out = too_large(notes, format)
+    exif, xmp = (
+        None if name in left_out else part
+        for name, part in (("EXIF", notes.exif), ("XMP", notes.xmp))
+    )
+    found: dict[str, Any] = {"icc_profile": notes.icc, "exif": exif, "dpi": notes.dpi}
     if format in ("JPEG", "WEBP"):
-        found["xmp"] = notes.xmp
+        found["xmp"] = xmp
     if format == "WEBP":
         found.pop("dpi")
     if format == "PNG":
@@ -150,7 +168,8 @@ def tiff_options(notes: Notes) -> dict[str, Any]:
     old.load(notes.exif or b"")
     words = {tag: str(old[tag]) for tag in KEPT if isinstance(old.get(tag), str)}
     found: dict[str, Any] = {"metadata": None}
-    for tag, name in ((270, "description"), (305, "software"), (306, "datetime")):
+    # of the date tifffile takes no other form than EXIF's, which cameras don't always keep to
+    for tag, name in ((270, "description"), (305, "software")):
         if tag in words:
             found[name] = words.pop(tag)
     tags: list[tuple[Any, ...]] = [(tag, "s", 0, word, True) for tag, word in words.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,10 @@ class Cube:
             too.
         key: name of the array in the file (.mat, .npz, .h5), else "".
         header: fields of an ENVI header, else empty.
+        bad: bool ``(B,)``, bands that the file says hold nothing of use, or None: none of their
+            entries is valid.
+        axis: of the bands in the file's array.
+        geo: tags of a TIFF that say where the picture lies, ``(code, type, count, value)``.
     """
 
     values: np.ndarray
@@ -29,11 +34,16 @@ class Cube:
     no_data: float | None = None
     key: str = ""
     header: dict[str, str] = field(default_factory=dict)
+    bad: np.ndarray | None = None
+    axis: int = 2
+    geo: tuple[tuple[int, int, int, Any], ...] = ()
 
     def valid(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Bool ``(B, h, W)`` of some rows: where the cube holds data."""
         block = self.values[:, rows]
         valid = np.isfinite(block) if block.dtype.kind == "f" else np.ones(block.shape, bool)
+        if self.bad is not None:
+            valid &= ~self.bad[:, None, None]
         return valid if self.no_data is None else valid & (block != self.no_data)
 
 

@@ -1,5 +1,5 @@
-"""Hyperspectral cubes: ENVI, MATLAB (v5, v7.3), NumPy, HDF5 and multi-page TIFF; wavelengths kept,
-sizes checked before reading.
+"""Hyperspectral cubes: ENVI, MATLAB (v5, v7.3), NumPy, HDF5, NetCDF, (Geo)TIFF, folders of bands;
+wavelengths, bad bands and places kept, sizes checked before reading.
 """
 
 from __future__ import annotations
@@ -7,31 +7,49 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from restoration.io.cube import Cube, numbers
-from restoration.io.cube_containers import read_container, write_container
-from restoration.io.envi import interleave_of, open_raw, read_header, write_envi
+from restoration.io.cubes.containers import HDF5, NETCDF, read_container, write_container
+from restoration.io.cubes.cube import Cube, numbers
+from restoration.io.cubes.envi import interleave_of, open_raw, read_header, write_envi
+from restoration.io.cubes.georeference import fields_of, has_place, tags_of
+from restoration.io.cubes.products import (
+    BAND,
+    HYPERION_BANDS,
+    band_files,
+    hyperion_bad,
+    hyperion_wavelengths,
+)
+from restoration.io.cubes.tiff import read_tiff
+from restoration.io.packages import need
 from solvers.inputs.errors import InputError, reading
+from solvers.inputs.memory import check_array
 
-SUFFIXES = (".hdr", ".mat", ".npz", ".h5", ".hdf5", ".tif", ".tiff")
-_UNITS = {
-    "nanometers": 1.0,
-    "nanometer": 1.0,
-    "nm": 1.0,
-    "micrometers": 1e3,
-    "micrometer": 1e3,
-    "microns": 1e3,
-    "um": 1e3,
+TIFF = (".tif", ".tiff")
+SUFFIXES = (".hdr", ".mat", ".npy", ".npz", *HDF5, NETCDF, *TIFF)
+# to nanometres; None: the numbers are no lengths
+UNITS: dict[str, float | None] = {
+    **dict.fromkeys(("nanometers", "nanometer", "nanometres", "nanometre", "nm"), 1.0),
+    **dict.fromkeys(("micrometers", "micrometer", "micrometres", "micrometre", "microns"), 1e3),
+    **dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm"), 1e3),
+    **dict.fromkeys(("millimeters", "millimetres", "mm"), 1e6),
+    **dict.fromkeys(("centimeters", "centimetres", "cm"), 1e7),
+    **dict.fromkeys(("meters", "metres", "m"), 1e9),
+    **dict.fromkeys(("angstroms", "angstrom", "\u00e5"), 0.1),
+    **dict.fromkeys(("index", "band number"), None),
 }
+RECIPROCAL = ("wavenumber", "wavenumbers", "cm-1", "1/cm", "cm^-1")
+NONE_SAID = ("", "unknown")
 
 
 def read_cube(
     path: str | os.PathLike[str], key: str | None = None, band_axis: int | None = None
 ) -> Cube:
-    """Read a cube by its file's suffix (``.hdr`` for ENVI).
+    """Read a cube by its file's suffix (``.hdr`` for ENVI); or a folder of TIFF files that hold a
+    band each, as Hyperion's L1T products.
 
     Args:
         key: which array of a .mat, .npz or .h5 file; needed where it holds several
@@ -48,10 +66,13 @@ def read_cube(
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if path.is_dir():
+        with reading(path, "a folder of bands"):
+            return _read_folder(path)
     if suffix not in SUFFIXES:
-        raise InputError(
-            f"{path}: cubes end in one of {', '.join(SUFFIXES)} (for ENVI give the .hdr file)"
-        )
+        beside = [p for p in (path.with_suffix(".hdr"), Path(f"{path}.hdr")) if p.is_file()]
+        hint = f"give {beside[0]}" if beside else "for ENVI give the .hdr file"
+        raise InputError(f"{path}: cubes end in one of {', '.join(SUFFIXES)} ({hint})")
     if not path.is_file():
         raise FileNotFoundError(f"cube {path} does not exist")
     if suffix == ".hdr":
@@ -80,7 +101,8 @@ def read_cube(
             f"{path} has {values.shape[0]} bands but {len(cube.wavelengths)} wavelengths"
         )
     _check_wavelengths(path, cube.wavelengths)
-    return Cube(values, cube.wavelengths, cube.no_data, cube.key)
+    bad = _checked_bad(path, cube.bad, len(values))
+    return replace(cube, values=values, bad=bad, axis=axis % 3)
 
 
 def write_cube(
@@ -138,6 +160,13 @@ def check_cube_writable(path: str | Path, like: Cube) -> None:
         raise IsADirectoryError(f"output {path} is a folder; give a file name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} of the output does not exist")
+    suffix = path.suffix.lower()
+    if suffix in TIFF and not like.geo and has_place(like.header):
+        tags_of(like.header)  # or says why not
+    if suffix == ".hdr" and like.geo and not has_place(like.header):
+        fields_of(like.geo)
+    if suffix == NETCDF:
+        need("h5netcdf", "NetCDF outputs", "geo")
     mapped = getattr(_base(like.values), "filename", None)
     if (
         mapped is not None
@@ -160,21 +189,78 @@ def _read_envi(path: Path) -> Cube:
     header = read_header(path)
     values = open_raw(path, header)
     wavelengths = None
-    if "wavelength" in header:
+    if header.get("wavelength"):
         wavelengths = numbers(path, "wavelength", header["wavelength"])
         if len(wavelengths) != len(values):
             raise InputError(f"{path} has {len(values)} bands but {len(wavelengths)} wavelengths")
         _check_wavelengths(path, wavelengths)
-        scale = _UNITS.get(header.get("wavelength units", "").strip().lower())
-        # without a unit: nothing below 50 is a wavelength in nanometres
-        wavelengths = wavelengths * (scale if scale else 1e3 if wavelengths.max() < 50 else 1.0)
+        wavelengths = _nanometres(path, wavelengths, header.get("wavelength units", ""))
     text = header.get("data ignore value")
     no_data = None if text in (None, "") else float(numbers(path, "data ignore value", text)[0])
+    bad = None
+    if header.get("bbl"):
+        bad = _checked_bad(path, numbers(path, "bbl", header["bbl"]) == 0, len(values))
     return Cube(
         values,
         wavelengths,
         None if no_data is not None and math.isnan(no_data) else no_data,
         header=header,
+        bad=bad,
+    )
+
+
+def _nanometres(path: Path, wavelengths: np.ndarray, units: str) -> np.ndarray | None:
+    """By the header's words; without any, nothing below 50 is a wavelength in nanometres."""
+    word = units.strip().lower()
+    if word in NONE_SAID:
+        return wavelengths * (1e3 if wavelengths.max() < 50 else 1.0)
+    if word in RECIPROCAL:
+        return 1e7 / wavelengths
+    if word not in UNITS:
+        raise InputError(
+            f"{path}: wavelength units {units!r} are unknown; known: {', '.join(UNITS)},"
+            f" {', '.join(RECIPROCAL)}: correct the field, or leave it out"
+        )
+    factor = UNITS[word]
+    return None if factor is None else wavelengths * factor
+
+
+def _checked_bad(path: Path, bad: np.ndarray | None, bands: int) -> np.ndarray | None:
+    """Flags of bands; None where none is bad."""
+    if bad is None:
+        return None
+    if len(bad) != bands:
+        raise InputError(f"{path} has {bands} bands, but its list of bad ones (bbl) has {len(bad)}")
+    if bad.all():
+        raise InputError(f"{path}: its list of bad bands (bbl) marks all of them as bad")
+    return bad if bad.any() else None
+
+
+def _read_folder(path: Path) -> Cube:
+    """Hyperion's bands, or others that are numbered alike."""
+    files = band_files(path)
+    first, _ = read_tiff(files[0], None)
+    if len(first.values) != 1:
+        raise InputError(f"{files[0]} has shape {first.values.shape}; one band is expected")
+    size = first.values.shape[1:]
+    check_array(path, (len(files), *size), first.values.dtype.itemsize)
+    values = np.empty((len(files), *size), first.values.dtype)
+    for k, file in enumerate(files):
+        one = read_tiff(file, None)[0].values
+        if one.shape != (1, *size) or one.dtype != values.dtype:
+            raise InputError(
+                f"{file} holds {one.dtype} of shape {one.shape}; {files[0].name} holds"
+                f" {values.dtype} of shape {(1, *size)}"
+            )
+        values[k] = one[0]
+    numbers_ = np.array([int(BAND.search(f.name)[1]) for f in files])  # type: ignore[index]
+    hyperion = files[0].name.upper().startswith("EO1H") and numbers_.max() <= HYPERION_BANDS
+    return Cube(
+        values,
+        hyperion_wavelengths(numbers_) if hyperion else None,
+        first.no_data,
+        bad=_checked_bad(path, hyperion_bad(numbers_), len(files)) if hyperion else None,
+        geo=first.geo,
     )
 
 
@@ -190,6 +276,10 @@ def _header(like: Cube) -> dict[str, str]:
             "wavelength": ", ".join(f"{v:g}" for v in like.wavelengths),
             "wavelength units": "Nanometers",
         }
+    if like.bad is not None:
+        header["bbl"] = ", ".join(str(int(not b)) for b in like.bad)
+    if like.geo and not has_place(header):
+        header |= fields_of(like.geo)
     if like.no_data is not None and "data ignore value" not in header:
         header["data ignore value"] = f"{like.no_data:.17g}"
     if header:

@@ -1,0 +1,231 @@
+"""Cubes in .mat (v5, v7.3), .npy, .npz, HDF5 and NetCDF files: arrays among others, sizes checked
+before they are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from restoration.io.containers.arrays import arrays_of, read_array
+from restoration.io.containers.hdf5 import created, dataset, opened
+from restoration.io.containers.matlab import Matlab, is_hdf5
+from restoration.io.cubes.cube import Cube
+from restoration.io.cubes.products import is_prisma, read_prisma
+from restoration.io.cubes.tiff import read_tiff, write_tiff
+from restoration.io.packages import need
+from solvers.files import replace_file
+from solvers.inputs.errors import InputError, reading
+
+_WAVELENGTHS = (
+    "wavelength_nm",
+    "wavelengths",
+    "wavelength",
+    "wavelength_nm_approx",
+    "lambda",
+    "wl",
+    "wvl",
+)
+
+
+HDF5 = (".h5", ".hdf5", ".he5")
+NETCDF = ".nc"
+_GOOD = ("good_bands", "good_wavelengths", "bbl")
+
+
+def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
+    """A cube as the file holds it, and which of its axes are bands if nothing else tells.
+
+    Raises:
+        InputError: damaged, or no cube in it.
+        ResourceError: too large.
+    """
+    readers: dict[str, Callable[[Path, str | None], tuple[Cube, int]]]
+    readers = dict.fromkeys((*HDF5, NETCDF), _read_hdf5)
+    readers |= {".mat": _read_mat, ".npz": _read_npz, ".npy": _read_npy}
+    with reading(path, "a cube"):
+        return readers.get(path.suffix.lower(), read_tiff)(path, key)
+
+
+def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
+    """Write the values ``out (B, H, W)`` with the key, axis of bands, wavelengths, good bands and
+    no-data value of ``like``; ``.npy`` holds nothing but the values.
+
+    Raises:
+        ValueError: more than a MATLAB v5 file holds.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        return write_tiff(path, like, out)
+    key, values = like.key or "cube", np.ascontiguousarray(np.moveaxis(out, 0, like.axis))
+    extra: dict[str, Any] = (
+        {} if like.wavelengths is None else {"wavelength_nm": np.asarray(like.wavelengths)}
+    )
+    if like.bad is not None:
+        extra["good_bands"] = (~like.bad).astype(np.uint8)
+    if like.no_data is not None:
+        extra["no_data"] = np.asarray(float(like.no_data))
+    if suffix == ".mat":
+        from scipy.io import savemat
+
+        if values.nbytes >= 2**31:
+            raise InputError("MATLAB v5 files hold arrays of less than 2 GiB; write .h5 or .hdr")
+        contents = {key: values, **extra}
+        replace_file(path, lambda p: savemat(p, contents, appendmat=False, do_compression=True))
+    elif suffix in (".npz", ".npy"):
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                if suffix == ".npy":
+                    np.save(file, values)
+                else:
+                    np.savez_compressed(file, **{key: values, **extra})
+
+        replace_file(path, save)
+    elif suffix == NETCDF:
+        replace_file(path, lambda p: _write_netcdf(p, key.rpartition("/")[2], values, like))
+    else:
+
+        def save(temporary: Path) -> None:
+            contents = {key: values, **extra}
+            with created(temporary, sum(c.nbytes for c in contents.values())) as file:
+                for name, content in contents.items():
+                    file[name] = content
+
+        replace_file(path, save)
+
+
+def _write_netcdf(path: Path, key: str, values: np.ndarray, like: Cube) -> None:
+    """NetCDF 4 with names of axes, wavelengths in nanometres and the fill value."""
+    h5netcdf = need("h5netcdf", "NetCDF outputs", "geo")
+    axes = ["y", "x"]
+    axes.insert(like.axis, "bands")
+    with h5netcdf.File(path, "w") as file:
+        file.dimensions = dict(zip(axes, values.shape, strict=True))
+        stored = file.create_variable(
+            key, tuple(axes), values.dtype, data=values, fillvalue=like.no_data
+        )
+        stored.attrs["restobox"] = "restored"
+        if like.wavelengths is not None:
+            file.create_variable("wavelengths", ("bands",), data=np.asarray(like.wavelengths))
+            file.variables["wavelengths"].attrs["units"] = "nm"
+        if like.bad is not None:
+            file.create_variable("good_wavelengths", ("bands",), data=(~like.bad).astype(np.uint8))
+
+
+def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]]) -> str:
+    """The name of the cube among the arrays of a file, by its shape alone."""
+    cubes = [name for name, shape in shapes.items() if len(shape) == 3]
+    if key is None:
+        named = [name for name in cubes if name.lower() in ("cube", "data")]
+        if len(cubes) != 1 and len(named) != 1:
+            raise InputError(
+                f"{path} holds {'several cubes' if cubes else 'no cube'}; name the array with key: "
+                + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            )
+        key = cubes[0] if len(cubes) == 1 else named[0]
+    if key not in cubes:
+        raise InputError(
+            f"{path} has no three-dimensional array {key!r}; it has {', '.join(cubes) or 'none'}"
+        )
+    return key
+
+
+def _cube(
+    path: Path,
+    values: np.ndarray,
+    key: str,
+    shapes: dict[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+) -> tuple[Cube, int]:
+    name = _named(_WAVELENGTHS, shapes)
+    wavelengths = None
+    if name is not None and math.prod(shapes[name]) <= 100_000:
+        wavelengths = np.asarray(read(name), np.float64).ravel()
+        wavelengths = (
+            wavelengths * 1e3 if wavelengths.size and wavelengths.max() < 50 else wavelengths
+        )
+    no_data = (
+        float(np.asarray(read("no_data")).ravel()[0])
+        if math.prod(shapes.get("no_data", (0,))) == 1
+        else None
+    )
+    good, bad = _named(_GOOD, shapes), None
+    if good is not None and math.prod(shapes[good]) in shapes[key]:
+        bad = np.asarray(read(good)).ravel() == 0
+    return Cube(values, wavelengths, no_data, key, bad=bad), 2
+
+
+def _named(wanted: tuple[str, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """The array of one of these names, in whatever group it lies."""
+    return next((n for w in wanted for n in shapes if n.lower().rpartition("/")[2] == w), None)
+
+
+def _read_npy(path: Path, key: str | None) -> tuple[Cube, int]:
+    if key is not None:
+        raise InputError(f"{path} holds one array, which has no name; leave out --key")
+    values = read_array(path, "cube")
+    if values.ndim != 3:
+        raise InputError(f"{path} has shape {values.shape}; a cube has three axes")
+    return Cube(values), 2
+
+
+def _read_mat(path: Path, key: str | None) -> tuple[Cube, int]:
+    if is_hdf5(path):  # v7.3; MATLAB stores the axes in the opposite order
+        return _read_hdf5(path, key, turned=True)
+    content = Matlab(path)
+    key = _choose(path, key, content.shapes)
+    return _cube(path, content.read(key), key, content.shapes, content.read)
+
+
+def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube, int]:
+    import h5py
+
+    with opened(path) as file:
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def note(name: str, item: Any) -> None:
+            numeric = isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf"
+            if numeric and item.shape is not None:
+                shapes[name] = item.shape[::-1] if turned else item.shape
+
+        if key is None and is_prisma(file):
+            return read_prisma(path, file)
+        file.visititems(note)
+        key = _choose(path, key, shapes)
+        stored = dataset(file, key, path)
+        values, no_data = _meant(stored[()], stored.attrs)
+        cube, axis = _cube(
+            path,
+            values.transpose() if turned else values,
+            key,
+            shapes,
+            lambda name: dataset(file, name, path)[()],
+        )
+        return (cube if no_data is None else replace(cube, no_data=no_data)), axis
+
+
+def _meant(values: np.ndarray, says: Any) -> tuple[np.ndarray, float | None]:
+    """Values as NetCDF's attributes say, and the one that marks missing entries."""
+    number = {
+        name: float(np.ravel(says[name])[0])
+        for name in ("_FillValue", "missing_value", "scale_factor", "add_offset")
+        if name in says and np.size(says[name]) == 1 and np.asarray(says[name]).dtype.kind in "iuf"
+    }
+    fill = number.get("_FillValue", number.get("missing_value"))
+    scale, shift = number.get("scale_factor", 1.0), number.get("add_offset", 0.0)
+    if (scale, shift) == (1.0, 0.0):
+        return values, None if fill is None or math.isnan(fill) else fill
+    missing = np.zeros(values.shape, bool) if fill is None else values == fill
+    return np.where(missing, np.nan, values * scale + shift).astype(np.float32), None
+
+
+def _read_npz(path: Path, key: str | None) -> tuple[Cube, int]:
+    with arrays_of(path) as arrays:
+        key = _choose(path, key, arrays.shapes)
+        return _cube(path, arrays.read(key), key, arrays.shapes, arrays.read)

@@ -1,0 +1,127 @@
+"""Cubes in TIFF files: a page for each band, or all of them as samples of one page (GeoTIFF)."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from restoration.io.cubes.cube import Cube, numbers
+from restoration.io.cubes.georeference import GDAL, PLACE, has_place, tags_of
+from restoration.io.cubes.products import enmap_wavelengths, told_wavelengths
+from solvers.files import replace_file
+from solvers.inputs.errors import InputError
+from solvers.inputs.memory import check_array
+from solvers.inputs.strict_json import parse_object
+
+
+def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
+    """A cube as the file holds it, and which of its axes are bands. Tags of its georeference are
+    kept as they are.
+
+    Raises:
+        InputError: damaged, or no cube in it.
+        ResourceError: too large.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        pages = list(file.pages)
+        _check_chain(path, file, pages)
+        first = file.pages.first
+        if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
+            raise InputError(f"{path}: its pages differ in size or type; bands must be alike")
+        if len(first.shape) not in (2, 3) or (len(first.shape) == 3 and len(pages) > 1):
+            raise InputError(
+                f"{path}: {len(pages)} pages of shape {first.shape}; save one band per page, or all"
+                " in one"
+            )
+        if first.dtype is None:
+            raise InputError(f"{path} has values of no known type")
+        check_array(path, (len(pages), *first.shape), first.dtype.itemsize)
+        values = (
+            np.stack([p.asarray() for p in pages]) if len(first.shape) == 2 else first.asarray()
+        )
+        planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+        note = _note(first.description)
+        missing = first.tags.get(42113)  # GDAL_NODATA
+        geo = tuple(
+            (tag.code, int(tag.dtype), tag.count, tag.value)
+            for tag in first.tags
+            if tag.code in PLACE
+        )
+        words = str(first.tags[GDAL].value) if GDAL in first.tags else None
+    wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
+    bands = values.shape[0] if planar else values.shape[-1]
+    if wavelengths is None and words is not None:
+        wavelengths = told_wavelengths(words, bands)
+    if wavelengths is None:
+        wavelengths = enmap_wavelengths(path, bands)
+    no_data = note.get("no_data")
+    if no_data is None and missing is not None:
+        no_data = numbers(path, "GDAL_NODATA", str(missing.value).strip("\0 "))[0]
+    good = note.get("good_bands")
+    return Cube(
+        values,
+        wavelengths,
+        None if no_data is None or math.isnan(no_data) else float(no_data),
+        bad=None if good is None else np.asarray(good) == 0,
+        geo=geo,
+    ), (0 if planar else 2)
+
+
+def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
+    """Write ``out (B, H, W)``: one page for each band; of a cube with a place one page with all of
+    them, as GDAL has it.
+    """
+    import tifffile
+
+    note: dict[str, Any] = {}
+    if like.wavelengths is not None:
+        note["wavelength_nm"] = np.asarray(like.wavelengths).tolist()
+    if like.no_data is not None:
+        note["no_data"] = float(like.no_data)
+    if like.bad is not None:
+        note["good_bands"] = (~like.bad).astype(int).tolist()
+    options: dict[str, Any] = {
+        "photometric": "minisblack",
+        "metadata": None,
+        "description": json.dumps(note),
+        "bigtiff": out.nbytes > 2**31,
+    }
+    geo = like.geo or (tags_of(like.header) if has_place(like.header) else ())
+    if geo:
+        tags = [(*tag, True) for tag in geo]
+        if like.no_data is not None:
+            text = f"{like.no_data:.17g}"
+            tags.append((42113, 2, len(text) + 1, text, True))
+        options |= {"extratags": tags, "planarconfig": "separate"}
+    single = len(out) == 1
+    pages = out[0] if geo and single else out[:, None] if single else out
+    options = {k: v for k, v in options.items() if not (single and k == "planarconfig")}
+    replace_file(path, lambda p: tifffile.imwrite(p, pages, **options))
+
+
+def _check_chain(path: Path, file: Any, pages: list[Any]) -> None:
+    """The last page must say that it is the last: tifffile stops at a page that isn't there."""
+    form, handle = file.tiff, file.filehandle
+    handle.seek(pages[-1].offset)
+    count = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))[0]
+    handle.seek(count * form.tagsize, 1)
+    following = struct.unpack(form.offsetformat, handle.read(form.offsetsize))[0]
+    if following:
+        raise InputError(
+            f"{path} was cut short or is damaged: after page {len(pages)}, another should lie at"
+            f" byte {following} of {handle.size}; copy or save it again"
+        )
+
+
+def _note(description: str) -> dict[str, Any]:
+    try:
+        return parse_object(description, "description")
+    except InputError:
+        return {}

@@ -1,0 +1,280 @@
+"""Cubes as instruments and programs write them: bad bands are left alone and marked, places on the
+ground stay, layouts of PRISMA, EnMAP, EMIT, AVIRIS and Hyperion are known.
+"""
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+
+from restoration.io.cubes import Cube, read_cube, write_cube
+from restoration.io.cubes.georeference import fields_of
+from solvers.inputs.errors import InputError
+
+RNG = np.random.default_rng(0)
+SHAPE = (5, 4, 3)
+WAVES = np.array([400.0, 500, 600, 700, 800])
+UTM = {"map info": "{UTM, 1.000, 1.000, 500000.0, 4400000.0, 30.0, 30.0, 33, North, WGS-84}"}
+
+
+def envi(folder, **fields):
+    """A header of 5 bands, 4 lines and 3 samples, and its raw file."""
+    RNG.integers(1, 1000, SHAPE).astype("<i2").tofile(folder / "scene.raw")
+    says = {"samples": 3, "lines": 4, "bands": 5, "data type": 2, "interleave": "bsq"} | fields
+    text = "ENVI\n" + "".join(f"{name} = {value}\n" for name, value in says.items())
+    (folder / "scene.hdr").write_text(text, encoding="utf-8")
+    return folder / "scene.hdr"
+
+
+def same(cube):
+    return lambda rows: cube.values[:, rows]
+
+
+# -- bad bands -------------------------------------------------------------------------------------
+
+
+def test_bbl_is_honoured_and_written(tmp_path):
+    path = envi(tmp_path, bbl="{1, 0, 1,\n 1, 0}", wavelength="{1, 2, 3, 4, 5}")
+    cube = read_cube(path)
+    np.testing.assert_array_equal(cube.bad, [False, True, False, False, True])
+    assert not cube.valid()[[1, 4]].any()
+    assert cube.valid()[[0, 2, 3]].all()
+    for name in ("out.hdr", "out.npz", "out.h5", "out.mat", "out.tif", "out.nc"):
+        write_cube(tmp_path / name, cube, lambda rows: 0 * cube.values[:, rows])
+        again = read_cube(tmp_path / name)
+        np.testing.assert_array_equal(again.bad, cube.bad)
+        np.testing.assert_array_equal(again.values[[1, 4]], cube.values[[1, 4]])
+        assert not again.values[[0, 2, 3]].any()
+    for text, words in (("{1, 0}", "5 bands, but"), ("{0,0,0,0,0}", "all of them")):
+        with pytest.raises(InputError, match=words):
+            read_cube(envi(tmp_path, bbl=text))
+
+
+# -- units, containers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("units", "wave", "right"),
+    [
+        ("Nanometers", 45, 45),
+        ("Micrometers", 0.45, 450),
+        ("µm", 0.45, 450),
+        ("Angstroms", 4500, 450),
+        ("Wavenumber", 20000, 500),
+        ("Unknown", 0.45, 450),
+        ("", 450, 450),
+        ("Index", 45, None),
+    ],
+)
+def test_units_in_words(tmp_path, units, wave, right):
+    path = envi(tmp_path, wavelength="{" + ",".join([str(wave)] * 5) + "}")
+    path.write_text(path.read_text() + f"wavelength units = {units}\n", encoding="utf-8")
+    found = read_cube(path).wavelengths
+    assert found is None if right is None else np.allclose(found, right)
+
+
+def test_unknown_units_are_named(tmp_path):
+    path = envi(tmp_path, wavelength="{1,2,3,4,5}", **{"wavelength units": "furlongs"})
+    with pytest.raises(InputError, match=r"'furlongs' are unknown; known: nanometers"):
+        read_cube(path)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".he5", ".nc", ".mat"])
+def test_the_axis_of_bands_stays(tmp_path, suffix, axis):
+    data = RNG.random(SHAPE).astype(np.float32)
+    cube = Cube(data, axis=axis, key="cube")
+    write_cube(tmp_path / f"a{suffix}", cube, same(cube))
+    again = read_cube(tmp_path / f"a{suffix}", band_axis=axis)
+    np.testing.assert_array_equal(again.values, data)
+    write_cube(tmp_path / f"b{suffix}", again, same(again))
+    np.testing.assert_array_equal(read_cube(tmp_path / f"b{suffix}", band_axis=axis).values, data)
+    if suffix == ".npy":
+        assert np.load(tmp_path / "b.npy").shape == np.moveaxis(data, 0, axis).shape
+
+
+# -- places ----------------------------------------------------------------------------------------
+
+
+def test_places_stay_in_tiffs(tmp_path):
+    """To the bit, and without a library of geography."""
+    data = RNG.integers(0, 1000, SHAPE).astype(np.int16)
+    tags = [
+        (33550, "d", 3, (30.0, 30.0, 0.0), True),
+        (33922, "d", 6, (0.0, 0.0, 0.0, 5e5, 4.4e6, 0.0), True),
+        (34735, "H", 16, (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32633), True),
+        (42113, "s", 0, "-9999", True),
+    ]
+    tifffile.imwrite(
+        tmp_path / "a.tif", data, photometric="minisblack", planarconfig="separate", extratags=tags
+    )
+    cube = read_cube(tmp_path / "a.tif")
+    np.testing.assert_array_equal(cube.values, data)
+    assert cube.no_data == -9999
+    write_cube(tmp_path / "b.tif", cube, same(cube))
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert len(file.pages) == 1  # as GDAL has it
+        for code, _, _, value, _ in tags[:3]:
+            assert file.pages[0].tags[code].value == value
+    np.testing.assert_array_equal(read_cube(tmp_path / "b.tif").values, data)
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(tmp_path / "b.tif") as source:
+        assert source.count == 5
+        assert source.crs.to_epsg() == 32633
+        assert tuple(source.transform)[:6] == (30, 0, 5e5, 0, -30, 4.4e6)
+        assert source.nodata == -9999
+        np.testing.assert_array_equal(source.read(), data)
+
+
+def test_places_go_from_envi_to_tiff_and_back(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    cube = read_cube(envi(tmp_path, **UTM))
+    write_cube(tmp_path / "out.tif", cube, same(cube))
+    with rasterio.open(tmp_path / "out.tif") as source:
+        assert source.crs.to_epsg() == 32633
+        assert tuple(source.transform)[:6] == (30, 0, 5e5, 0, -30, 4.4e6)
+    again = read_cube(tmp_path / "out.tif")
+    write_cube(tmp_path / "back.hdr", again, same(again))
+    header = read_cube(tmp_path / "back.hdr").header
+    name, *rest = [word.strip() for word in header["map info"].split(",")]
+    assert name == "UTM"
+    assert [float(v) for v in rest[:6]] == [1, 1, 5e5, 4.4e6, 30, 30]
+    assert rest[6:9] == ["33", "North", "WGS-84"]
+    assert fields_of(()) == {}
+    # the header's own words stay as they are between ENVI files
+    write_cube(tmp_path / "same.hdr", cube, same(cube))
+    assert read_cube(tmp_path / "same.hdr").header["map info"] == cube.header["map info"]
+    strange = read_cube(envi(tmp_path, **{"map info": "{nowhere}"}))
+    with pytest.raises(InputError, match="no known projection"):
+        write_cube(tmp_path / "no.tif", strange, same(strange))
+
+
+# -- instruments -----------------------------------------------------------------------------------
+
+
+def test_prisma(tmp_path):
+    """(rows, bands, columns), both cubes scaled, ordered by wavelength, unused bands marked."""
+    numbers = {"VNIR": RNG.integers(0, 65535, (6, 3, 7)), "SWIR": RNG.integers(0, 65535, (6, 2, 7))}
+    with h5py.File(tmp_path / "PRS_L2D.he5", "w") as file:
+        for name, stored in numbers.items():
+            place = "HDFEOS/SWATHS/PRS_L2D_HCO/Data Fields"
+            file[f"{place}/{name}_Cube"] = stored.astype(np.uint16)
+            file[f"{place}/{name}_PIXEL_L2_ERR"] = np.zeros(stored.shape, np.uint8)
+        file.attrs["List_Cw_Vnir"] = np.array([700.0, 500.0, 0.0])
+        file.attrs["List_Cw_Vnir_Flags"] = np.array([1, 1, 0])
+        file.attrs["List_Cw_Swir"] = np.array([2000.0, 1000.0])
+        file.attrs["List_Cw_Swir_Flags"] = np.array([1, 1])
+        file.attrs["L2ScaleVnirMin"], file.attrs["L2ScaleVnirMax"] = 0.1, 0.9
+        file.attrs["L2ScaleSwirMin"], file.attrs["L2ScaleSwirMax"] = 0.0, 0.5
+    cube = read_cube(tmp_path / "PRS_L2D.he5")
+    assert cube.values.shape == (5, 6, 7)
+    np.testing.assert_array_equal(cube.wavelengths[~cube.bad], [500, 700, 1000, 2000])
+    assert cube.bad.sum() == 1
+    good = cube.values[~cube.bad]
+    np.testing.assert_allclose(good[0], 0.1 + 0.8 * numbers["VNIR"][:, 1] / 65535, rtol=1e-5)
+    np.testing.assert_allclose(good[3], 0.5 * numbers["SWIR"][:, 0] / 65535, rtol=1e-5)
+    write_cube(tmp_path / "out.he5", cube, same(cube))
+    np.testing.assert_array_equal(read_cube(tmp_path / "out.he5").values, cube.values)
+
+
+def test_emit_and_scaled_netcdf(tmp_path):
+    h5netcdf = pytest.importorskip("h5netcdf")
+    data = RNG.random((4, 3, 5)).astype(np.float32)
+    data[0, 0] = -9999
+    with h5netcdf.File(tmp_path / "emit.nc", "w") as file:
+        file.dimensions = {"downtrack": 4, "crosstrack": 3, "bands": 5}
+        axes = ("downtrack", "crosstrack", "bands")
+        file.create_variable("reflectance", axes, data=data, fillvalue=np.float32(-9999))
+        group = file.create_group("sensor_band_parameters")
+        group.create_variable("wavelengths", ("bands",), data=WAVES.astype(np.float32))
+        group.create_variable("good_wavelengths", ("bands",), data=np.array([1, 1, 0, 1, 1.0]))
+    cube = read_cube(tmp_path / "emit.nc")
+    np.testing.assert_array_equal(cube.values, data.transpose(2, 0, 1))
+    np.testing.assert_array_equal(cube.wavelengths, WAVES)
+    np.testing.assert_array_equal(cube.bad, WAVES == 600)
+    assert cube.no_data == -9999
+    assert not cube.valid()[:, 0, 0].any()
+    write_cube(tmp_path / "out.nc", cube, same(cube))
+    again = read_cube(tmp_path / "out.nc")
+    np.testing.assert_array_equal(again.values, cube.values)
+    np.testing.assert_array_equal(again.wavelengths, WAVES)
+    assert again.no_data == -9999
+    with h5netcdf.File(tmp_path / "scaled.nc", "w") as file:
+        file.dimensions = {"wavelength": 5, "lines": 4, "samples": 3}  # as AVIRIS-3 orders them
+        group = file.create_group("radiance")
+        stored = RNG.integers(0, 100, (5, 4, 3)).astype(np.int16)
+        stored[2, 1, 1] = -1
+        found = group.create_variable(
+            "radiance", ("wavelength", "lines", "samples"), data=stored, fillvalue=np.int16(-1)
+        )
+        found.attrs["scale_factor"], found.attrs["add_offset"] = 0.5, 10.0
+        group.create_variable("wavelength", ("wavelength",), data=WAVES)
+    cube = read_cube(tmp_path / "scaled.nc")
+    assert np.isnan(cube.values[2, 1, 1])
+    valid = stored != -1
+    np.testing.assert_allclose(cube.values[valid], stored[valid] * 0.5 + 10)
+
+
+def test_enmap(tmp_path):
+    data = RNG.integers(0, 1000, SHAPE).astype(np.int16)
+    tifffile.imwrite(
+        tmp_path / "ENMAP01-SPECTRAL_IMAGE.TIF",
+        data.transpose(1, 2, 0),
+        photometric="minisblack",
+        planarconfig="contig",
+    )
+    bands = "".join(
+        f'<bandID number="{k}"><wavelengthCenterOfBand>{w}</wavelengthCenterOfBand></bandID>'
+        for k, w in enumerate(WAVES)
+    )
+    (tmp_path / "ENMAP01-METADATA.XML").write_text(f"<a>{bands}</a>")
+    cube = read_cube(tmp_path / "ENMAP01-SPECTRAL_IMAGE.TIF")
+    np.testing.assert_array_equal(cube.values, data)
+    np.testing.assert_array_equal(cube.wavelengths, WAVES)
+    (tmp_path / "ENMAP01-METADATA.XML").write_text(f"<a>{bands}{bands}</a>")
+    with pytest.raises(InputError, match="10 wavelengths"):
+        read_cube(tmp_path / "ENMAP01-SPECTRAL_IMAGE.TIF")
+
+
+def test_wavelengths_of_gdal(tmp_path):
+    words = "".join(
+        f'<Item name="wavelength" sample="{k}">{w / 1000}</Item>' for k, w in enumerate(WAVES)
+    )
+    words = f'<GDALMetadata><Item name="wavelength_units">Micrometers</Item>{words}</GDALMetadata>'
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        RNG.random(SHAPE),
+        photometric="minisblack",
+        planarconfig="separate",
+        metadata=None,
+        extratags=[(42112, "s", 0, words, True)],
+    )
+    np.testing.assert_allclose(read_cube(tmp_path / "a.tif").wavelengths, WAVES)
+
+
+def test_aviris_names(tmp_path):
+    """A raw file without an ending, or with two, and a hint where that is given."""
+    data = RNG.random((4, 5, 3)).astype(np.float32)
+    text = "ENVI\nsamples = 3\nlines = 4\nbands = 5\ndata type = 4\ninterleave = bil\n"
+    for raw in ("ang2019_rdn_img", "f97.a.rfl"):
+        data.tofile(tmp_path / raw)
+        (tmp_path / f"{raw}.hdr").write_text(text)
+        cube = read_cube(tmp_path / f"{raw}.hdr")
+        np.testing.assert_array_equal(cube.values, data.transpose(1, 0, 2))
+        with pytest.raises(InputError, match=rf"give .*{raw}\.hdr"):
+            read_cube(tmp_path / raw)
+
+
+def test_hyperion(tmp_path):
+    """Bands in files of their own; what is not calibrated is bad."""
+    for band in (1, 8, 57, 58, 77, 224):
+        pixels = np.full((9, 8), band, np.int16)
+        tifffile.imwrite(tmp_path / f"EO1H0150_B{band:03d}_L1T.TIF", pixels)
+    (tmp_path / "README.txt").write_text("")
+    cube = read_cube(tmp_path)
+    np.testing.assert_array_equal(cube.values[:, 0, 0], [1, 8, 57, 58, 77, 224])
+    np.testing.assert_allclose(cube.wavelengths[[1, 2, 4, 5]], [426.82, 925.41, 912.45, 2395.5])
+    np.testing.assert_array_equal(cube.bad, [True, False, False, True, False, False])
+    tifffile.imwrite(tmp_path / "EO1H0150_B009_L1T.TIF", np.zeros((7, 8), np.int16))
+    with pytest.raises(InputError, match=r"B009.*of shape"):
+        read_cube(tmp_path)
