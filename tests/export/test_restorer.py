@@ -129,6 +129,7 @@ def test_solvers_and_corrections_trace(task, changes, sigma):
     assert len(module.timesteps) <= module.calls == host.nfe
 
 
+@pytest.mark.long
 def test_integer_restorer_matches_the_integer_loop(bundles, task, quantized, tmp_path):
     """The same scales through the whole-run graph and through the host's loop around the network's
     graph.

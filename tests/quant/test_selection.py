@@ -220,6 +220,7 @@ def test_shares_are_whole_and_complete(weights, count):
     assert float((found - weights / weights.sum() * count).abs().max()) <= 0.5 + len(weights) / 2
 
 
+@pytest.mark.long
 def test_eda_dm_selects_from_a_recording():
     denoiser = tiny_denoiser(attention=True)
     pool, _ = recording(denoiser, steps=6, count=8)

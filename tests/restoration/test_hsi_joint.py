@@ -324,6 +324,7 @@ def test_stages_train_from_each_other(folder, tmp_path):
         train(other, folder, tmp_path / "other", start_from=prior)
 
 
+@pytest.mark.long
 def test_a_joint_model_is_calibrated_and_runs_in_eight_bits(folder, tmp_path):
     """On simulated scenes of both sensors; on another scene the 8-bit network's cube is the float
     one's to a percent.
@@ -350,6 +351,7 @@ def test_a_joint_model_is_calibrated_and_runs_in_eight_bits(folder, tmp_path):
     assert not (tmp_path / "no.safetensors").exists()
 
 
+@pytest.mark.long
 def test_training_lowers_the_loss(folder, tmp_path):
     losses = []
     longer = recipe(tmp_path).model_copy(update={"steps": 60, "batch_size": 4})

@@ -266,6 +266,7 @@ def test_blend_sees_the_branches_and_changes_the_target():
     )
 
 
+@pytest.mark.long
 def test_samples_the_mixture():
     """Without an image: the moments of the prior, though a few consistency steps know nothing of
     where a noise should go.

@@ -166,6 +166,7 @@ def test_variable_weights_at_100_calls_on_the_published_mixture():
     assert median_rmse(result.x0, prior.flow(process, x, grid.times[0], 0.0)) <= 1.1e-4
 
 
+@pytest.mark.long
 def test_as_many_steps_as_the_calls_allow():
     run = bench_solvers(
         solvers=("f-pndm", "heun", "plms"), nfe=(3, 10, 12), grids=("log-snr",), count=2

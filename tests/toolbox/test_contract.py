@@ -252,6 +252,7 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
         assert figures["psnr_bundle_simulated"] > figures["psnr_between"] - 1
 
 
+@pytest.mark.long
 def test_pictures_smaller_than_a_restorer_are_refused_at_once(house, tmp_path):
     whole = Whole("denoise", sigma=0.1, size="64x64")
     run_export_restorer(

@@ -207,6 +207,7 @@ GREY_RECIPE = TINY_RECIPE.replace("inpaint", "denoise").replace(
 )
 
 
+@pytest.mark.long
 def test_denoisers_of_single_planes_are_trained_at_the_levels_asked_for(tmp_path, pictures):
     path = tmp_path / "grey.toml"
     path.write_text(GREY_RECIPE + "[noise]\nlowest = 0.05\nhighest = 1.0\n")
