@@ -222,8 +222,24 @@ def test_parity_limits_name_what_failed(bundles, denoiser, quantized, calibratio
         key in " ".join(parity.failures)
         for key in ("relative error", "speed", "1.000 dB", "differ")
     ] == [True, True, True, False]
-    with pytest.raises(ValueError, match="not exported from this quantized network"):
+    assert 0 < parity.difference < 1.4
+    with pytest.raises(ValueError, match="holds no codes; omit --quantized"):
         verify(denoiser, bundles / "float", quantized, calibration)
+    with pytest.raises(ValueError, match="cpu: give --quantized"):
+        verify(denoiser, bundles / "cpu", None, calibration)
+    with pytest.raises(ValueError, match="not exported from this network"):
+        verify(tiny_denoiser(seed=1), bundles / "float", None, calibration)
+
+
+def test_float_bundles_are_verified_too(bundles, denoiser, calibration, tmp_path):
+    parity = verify(denoiser, bundles / "float", None, calibration, timed=Timed((12, 12), 1))
+    assert parity.passed
+    assert parity.error < 1e-5
+    assert parity.agreement is parity.difference is None
+    strict = Limits(plain=(1e-9, 1e-9))
+    timed = Timed((12, 12), 1)
+    parity = verify(denoiser, bundles / "float", None, calibration, limits=strict, timed=timed)
+    assert "relative error" in " ".join(parity.failures)
 
 
 @pytest.mark.parametrize("biased", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -239,7 +240,7 @@ def verify(
     from toolbox.deploy.verify import run_verify, run_verify_restorer
 
     if read_bundle(bundle).graph == "restorer":
-        own = ("calibration", "side", "solver", "steps", "partner")
+        own = ("calibration", "side", "solver", "steps", "partner", "error")
         refuse_unused(own, "on a whole restoration, which was exported with its own")
         with ProgressBar("restoring", trials.count) as bar:
             figures = run_verify_restorer(bundle, origin, trials, checks, progress=bar.update)
@@ -262,14 +263,20 @@ def verify(
 
 def _network_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     worst = f"{max(figures['simulated']):.4f} / {max(figures['onnx']):.4f}"
+    mean = f"{fmean(figures['simulated']):.4f} / {figures['error']:.4f}"
     speed = f"{figures['speedup']:.2f} x ONNX Runtime's float ({figures['ms']:.1f} ms, one thread)"
     rows = [
         ("integer convolutions", f"{figures['fused']} of {figures['planned']} planned"),
-        ("error, simulated / ONNX", worst),
-        ("largest disagreement", f"{figures['agreement']:.1%}"),
+        ("mean error of a call, simulated / run", mean),
+        ("at the worst timestep", worst),
         ("size", f"{figures['size_ratio']:.2f} x float"),
         ("speed", speed),
     ]
+    if figures["agreement"] is not None:
+        rows += [
+            ("largest disagreement of errors", f"{figures['agreement']:.1%}"),
+            ("largest difference of outputs", f"{figures['difference']:.2f} of the error"),
+        ]
     if figures["quality"]:
         both = "{:.3f} / {:.3f} dB".format(*figures["quality"])
         rows.append(("restored PSNR, float / bundle", both))

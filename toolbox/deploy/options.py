@@ -106,6 +106,16 @@ class Checks:
     psnr_drop: Annotated[
         float, Option(help="Largest accepted mean loss of PSNR on restored pictures, in dB.")
     ] = 0.1
+    error: Annotated[
+        float | None,
+        Option(
+            help=(
+                "Largest accepted mean relative error of a call. [default: 0.05 where no pictures"
+                " are restored]"
+            ),
+            min=0,
+        ),
+    ] = None
     report: Annotated[
         Path | None, Option(help="Folder for report.html, report.json and pictures.")
     ] = None

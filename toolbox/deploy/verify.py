@@ -23,6 +23,7 @@ from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Restorer, Task
 from toolbox.tasks.options import Draws, Settings
 
+ERROR = 0.05  # most relative error of a call, where no pictures are restored
 USUAL = {"lift+known": "inpaint", "degraded": "paired", "degraded+mask": "paired"}
 USUAL |= {"haze": "dehaze", "mri": "mri", "joint": "hsi"}
 
@@ -67,14 +68,14 @@ def run_verify(
     from export.parity import Limits, verify
 
     model, quantized, calibration = origin.model, origin.quantized, origin.calibration
-    if quantized is None or calibration is None:
-        raise ValueError("a network's bundle is verified against --quantized and --calibration")
+    if calibration is None:
+        raise ValueError("a network's bundle is verified on the inputs of a --calibration")
     report, device = checks.report, checks.device
     check_report(report)
     check_outputs([report], [bundle, model, quantized, calibration, trials.data])
     read_bundle(bundle)
     denoiser = float_model(model)
-    made = load_quantized(quantized, denoiser.network)
+    made = None if quantized is None else load_quantized(quantized, denoiser.network)
     recorded = CalibrationSet.load(calibration)
     recorded.check(denoiser.network, run.solver)
     task, kept = task_of(denoiser, recorded), dict[str, list[Row]]()
@@ -94,7 +95,10 @@ def run_verify(
         recorded,
         device=device,
         restore=None if trials.data is None else restore,
-        limits=Limits(quality_drop=checks.psnr_drop),
+        limits=Limits(
+            quality_drop=checks.psnr_drop,
+            error=ERROR if checks.error is None and trials.data is None else checks.error,
+        ),
     )
     figures = parity.to_dict()
     rows = [
