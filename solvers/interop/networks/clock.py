@@ -1,0 +1,48 @@
+"""diffusers' networks whose time is not their process's, or whose output is the score: noted in
+their configurations, so that they are saved with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Clock:
+    """Forward pre-hook of the layer that embeds times: ``scale t``, or ``scale log(t)``."""
+
+    def __init__(self, scale: float, log: bool):
+        self.scale, self.log = scale, log
+
+    def __call__(self, _: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        t = inputs[0].to(torch.float32)
+        return (self.scale * (t.log() if self.log else t), *inputs[1:])
+
+
+def _noise_of_score(_: Any, inputs: tuple[Any, ...], answer: Any) -> Tensor:
+    """Forward hook: the noise ``-sigma`` times the score."""
+    score = answer if isinstance(answer, Tensor) else answer.sample
+    return -inputs[1].to(score).reshape(-1, 1, 1, 1) * score
+
+
+def adapt(network: Any, scale: float = 1.0, log: bool = False, score: bool = False) -> None:
+    """Let ``network(x, t)`` take the process's time, which it embeds as ``scale t`` or ``scale
+    log(t)``, and give the noise where its output is the score.
+    """
+    if (scale, log) != (1.0, False):
+        network.time_proj.register_forward_pre_hook(_Clock(scale, log))
+        network.register_to_config(time_scale=scale, log_time=log)
+    if score:
+        network.register_forward_hook(_noise_of_score)
+        network.register_to_config(gives_score=True)
+
+
+def adapt_as_noted(network: Any) -> bool:
+    """:func:`adapt` a network as its configuration says; whether it says anything."""
+    config = network.config
+    scale, log = float(config.get("time_scale", 1.0)), bool(config.get("log_time", False))
+    score = bool(config.get("gives_score", False))
+    adapt(network, scale, log, score)
+    return score or (scale, log) != (1.0, False)
