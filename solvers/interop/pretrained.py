@@ -21,7 +21,7 @@ from solvers.interop.checkpoints.load import read_checkpoint
 from solvers.interop.checkpoints.options import flag
 from solvers.interop.description import describe, from_description
 from solvers.interop.networks import KNOWN, network_class
-from solvers.interop.networks.clock import adapt, adapt_as_noted
+from solvers.interop.networks.clock import PLAIN, adapt
 from solvers.interop.schedules import schedule_of
 from solvers.prediction import HEADS
 from solvers.processes.process import VP, Process
@@ -78,14 +78,15 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     if process is None:
         with reading(place, "a schedule", ModelError):
             config = read_object(place, ModelError) if place.is_file() else {}
-            schedule = schedule_of(config)
+            schedule = schedule_of(place, config)
             process = schedule.process
-            if schedule.adapted and not adapt_as_noted(network):
+            if schedule.adapted:
                 adapt(network, **schedule.adapted)
         if schedule.negated:
             _negate(network, root)
-    else:
-        adapt_as_noted(network)
+    elif "network" in extra:
+        with reading(described, "the description of a denoiser", ModelError):
+            adapt(network, **{k: type(v)(extra["network"][k]) for k, v in PLAIN.items()})
     with reading(described, "the description of a denoiser", ModelError):
         settings = _settings(({} if schedule is None else schedule.settings) | extra)
     said = "epsilon" if schedule is None else schedule.prediction_type
@@ -239,6 +240,8 @@ def write_model(
             f"a model folder's multiple follows from its network's depth; {multiple} can't be kept"
         )
     content = settings | {"prediction_type": prediction_type, "process": describe(process)}
+    if (adapted := getattr(network, "adapted", None)) is not None:
+        content["network"] = adapted
     (root / "unet").mkdir(parents=True, exist_ok=True)
     text = network._buffers.pop("encoder_hidden_states", None)  # has a file of its own
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from solvers.inputs.errors import ModelError
@@ -50,8 +51,8 @@ class Schedule:
     negated: bool = False
 
 
-def schedule_of(config: Mapping[str, Any]) -> Schedule:
-    """The schedule of a ``scheduler_config.json``; of none DDPM's linear one.
+def schedule_of(path: Path, config: Mapping[str, Any]) -> Schedule:
+    """The schedule of the ``scheduler_config.json`` at ``path``; of none DDPM's linear one.
 
     Raises:
         ModelError: a scheduler of an unknown class.
@@ -60,7 +61,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     name = config.get("_class_name")
     if name is not None and name not in KNOWN:
         raise ModelError(
-            f"the scheduler is a {name}, whose process is not known here; known:"
+            f"{path}: the scheduler is a {name}, whose process is not known here; known:"
             f" {', '.join(known.removesuffix('Scheduler') for known in KNOWN)}"
         )
     config = _defaults(name) | dict(config)
@@ -73,7 +74,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
         kind = config["prediction_type"]
         if kind not in ("epsilon", "v_prediction"):
             raise ModelError(
-                f"{name}: prediction_type {kind!r} is unknown; known: epsilon, v_prediction"
+                f"{path}: prediction_type {kind!r} is unknown; known: epsilon, v_prediction"
             )
         settings = {"data_std": float(config["sigma_data"]), "scaled": True}
         clock = {"scale": 0.25, "log": True}
@@ -83,14 +84,14 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     if name in FLOW_CLASSES or config.get("prediction_type") == "flow_prediction":
         if config.get("invert_sigmas"):
             raise ModelError(
-                f"{name} with invert_sigmas counts time from noise to image: unknown here"
+                f"{path}: {name} with invert_sigmas counts time from noise to image: unknown here"
             )
         return Schedule(Flow(), "velocity", {"scaled": False}, {"scale": steps})
     if config.get("timestep_type") == "continuous":
         low, high = config.get("sigma_min"), config.get("sigma_max")
         if config.get("prediction_type") != "v_prediction" or low is None or high is None:
             raise ModelError(
-                f"{name} with timestep_type continuous is known with v_prediction, sigma_min and"
+                f"{path}: {name} with timestep_type continuous is known with v_prediction, sigma_min and"
                 " sigma_max alone"
             )
         process = VE(float(low), float(high))

@@ -1,6 +1,4 @@
-"""diffusers' networks whose time is not their process's, or whose output is the score: noted in
-their configurations, so that they are saved with it.
-"""
+"""diffusers' networks whose time is not their process's, or whose output is the score."""
 
 from __future__ import annotations
 
@@ -8,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# a network whose time is the process's, and whose output is what it is said to be
+PLAIN = {"scale": 1.0, "log": False, "score": False}
 
 
 class _Clock:
@@ -33,16 +34,6 @@ def adapt(network: Any, scale: float = 1.0, log: bool = False, score: bool = Fal
     """
     if (scale, log) != (1.0, False):
         network.time_proj.register_forward_pre_hook(_Clock(scale, log))
-        network.register_to_config(time_scale=scale, log_time=log)
     if score:
         network.register_forward_hook(_noise_of_score)
-        network.register_to_config(gives_score=True)
-
-
-def adapt_as_noted(network: Any) -> bool:
-    """:func:`adapt` a network as its configuration says; whether it says anything."""
-    config = network.config
-    scale, log = float(config.get("time_scale", 1.0)), bool(config.get("log_time", False))
-    score = bool(config.get("gives_score", False))
-    adapt(network, scale, log, score)
-    return score or (scale, log) != (1.0, False)
+    network.adapted = {"scale": scale, "log": log, "score": score}
