@@ -197,8 +197,8 @@ GRIDS: dict[str, Callable[[Process, int], Grid]] = {
 
 
 def lay(name: str, process: Process, num_inference_steps: int) -> Grid:
-    """The grid of this name in :data:`GRIDS`. ``trailing``, the default everywhere, means ``karras``
-    on a process of continuous time, which has no levels to count.
+    """The grid of this name in :data:`GRIDS`. ``trailing``, the default everywhere, means
+    ``karras`` on a process of continuous time, which has no levels to count.
 
     Raises:
         ValueError: no such name, or an impossible number of steps.

@@ -91,8 +91,8 @@ def schedule_of(path: Path, config: Mapping[str, Any]) -> Schedule:
         low, high = config.get("sigma_min"), config.get("sigma_max")
         if config.get("prediction_type") != "v_prediction" or low is None or high is None:
             raise ModelError(
-                f"{path}: {name} with timestep_type continuous is known with v_prediction, sigma_min and"
-                " sigma_max alone"
+                f"{path}: {name} with timestep_type continuous is known with v_prediction,"
+                " sigma_min and sigma_max alone"
             )
         process = VE(float(low), float(high))
         return Schedule(process, "v_prediction", {"scaled": True}, {"scale": 0.25, "log": True})

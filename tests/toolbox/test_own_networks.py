@@ -8,7 +8,6 @@ from helpers.deploy import calibrate
 from helpers.quantized import one_thread  # noqa: F401
 
 from restoration.io.images import Photo, write_image
-from solvers.denoiser import Denoiser
 from toolbox.api import load, reading_with
 from toolbox.deploy.convert import run_convert
 from toolbox.deploy.export import run_export, run_export_restorer

@@ -53,6 +53,7 @@ class Shape:
     in_channels: int
     out_channels: int
     classes: int | None
+    time_channels: int
 
     @property
     def attended(self) -> set[int]:
@@ -90,7 +91,7 @@ def read(weights: Weights, said: Said) -> Checkpoint:
     # improved-diffusion's networks resample by convolutions, scale and shift, and know one order
     improved = shape.resample != "residual" and shape.scale_shift
     improved = improved and not said.given.get("use_new_attention_order", False)
-    multipliers = tuple(width / shape.widths[0] for width in shape.widths)
+    multipliers = tuple(width / shape.time_channels for width in shape.widths)
     released = {} if improved else RELEASED.get((multipliers, shape.blocks), {})
     heads = _heads(path, shape, said, improved, released)
     new = said.get("use_new_attention_order", released.get("use_new_attention_order", False))
@@ -178,6 +179,7 @@ def shape_of(path: Path, tensors: dict[str, Tensor]) -> Shape:
         resample=resample,
         in_channels=int(head.shape[1]),
         out_channels=int(tensors["out.2.weight"].shape[0]),
+        time_channels=int(tensors["time_embed.0.weight"].shape[1]),
         classes=int(tensors["label_emb.weight"].shape[0]) if has("label_emb.weight") else None,
     )
 
@@ -225,7 +227,9 @@ def _heads(
 def config_of(shape: Shape, heads: dict[int, int]) -> tuple[str, dict[str, Any]]:
     """The network's class and configuration."""
     sides = {width // count for width, count in heads.items()}
-    name = "UNet2DModel" if len(sides) == 1 and shape.resample != "none" else "GuidedUNet"
+    narrow = shape.time_channels != shape.widths[0]
+    same = len(sides) == 1 and shape.resample != "none" and not narrow
+    name = "UNet2DModel" if same else "GuidedUNet"
     residual = shape.resample == "residual"
     resample, plain = ("resnet", "Resnet{}sampleBlock2D") if residual else ("conv", "{}Block2D")
     config: dict[str, Any] = {
@@ -242,15 +246,17 @@ def config_of(shape: Shape, heads: dict[int, int]) -> tuple[str, dict[str, Any]]
         ),
         "downsample_type": resample,
         "upsample_type": resample,
-        "attention_head_dim": sides.pop() if len(sides) == 1 else None,
+        "time_embedding_dim": 4 * shape.time_channels,
+        "attention_head_dim": next(iter(sides)) if len(sides) == 1 else None,
         "norm_num_groups": GROUPS,
         "attn_norm_num_groups": GROUPS,
         "resnet_time_scale_shift": "scale_shift" if shape.scale_shift else "default",
         "num_class_embeds": shape.classes,
     }
     if name == "GuidedUNet":
-        config["num_heads"] = next(iter(heads.values()))
+        config["num_heads"] = None if len(sides) == 1 else next(iter(heads.values()))
         config["resample_without_convolution"] = shape.resample == "none"
+        config["time_channels"] = shape.time_channels if narrow else None
     return name, config
 
 

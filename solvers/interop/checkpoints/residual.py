@@ -118,7 +118,13 @@ def _rddm_process(weights: Weights, said: Said, conditioned: bool) -> RDDM:
             raise ModelError(
                 f"{weights.path} holds its own schedule: leave out --sum-scale and --train-steps"
             )
-        return RDDM(tables[0], tables[1])
+        residual, noise = tables
+        if noise[0] == 0 or abs((1 - residual) ** 2 + noise**2 - 1).max() < 1e-3:
+            raise ModelError(
+                f"{weights.path} is of RDDM's later release by its tables, whose networks are told"
+                f" how much residual and noise there is in place of the time; {HOW_TO_WRAP}"
+            )
+        return RDDM(residual, noise)
     steps = said.count("train_steps", 1000)
     scale = said.get("sum_scale", 0.01 if conditioned else 1.0)
     if not 0 < scale <= 1:

@@ -1,5 +1,6 @@
 """The U-Net of improved-diffusion and guided-diffusion where diffusers' own does not compute it:
-the same number of attention heads at every width, and resampling without convolutions.
+the same number of attention heads at every width, resampling without convolutions, an embedding of
+time that is wider than the first level.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
 
@@ -28,7 +30,7 @@ class _Repeat(nn.Module):
 
 
 class GuidedUNet(UNet2DModel):
-    """``UNet2DModel`` with two options more; everything else is as there.
+    """``UNet2DModel`` with three options more; everything else is as there.
 
     Reference: Dhariwal & Nichol 2021 (arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv 2102.09672);
     their released code, openai/guided-diffusion and openai/improved-diffusion.
@@ -36,10 +38,12 @@ class GuidedUNet(UNet2DModel):
     Args:
         num_heads: of every attention, whatever its width; None: by ``attention_head_dim``.
         resample_without_convolution: halve by means and double by repetition.
+        time_channels: of the sinusoids of time; None: the first level's width.
         kwargs: of ``UNet2DModel``.
     """
 
     modules: Any
+    time_embedding: Any
     down_blocks: Any
     up_blocks: Any
 
@@ -48,9 +52,14 @@ class GuidedUNet(UNet2DModel):
         self,
         num_heads: int | None = None,
         resample_without_convolution: bool = False,
+        time_channels: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if time_channels is not None:
+            self.time_proj = Timesteps(time_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+            first = self.time_embedding.linear_1
+            self.time_embedding.linear_1 = nn.Linear(time_channels, first.out_features)
         if num_heads is not None:
             for module in self.modules():
                 if type(module).__name__ == "Attention":
