@@ -4,7 +4,7 @@ file is run.
 
 from __future__ import annotations
 
-import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.inputs.errors import ModelError, first_line, reading
+from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.memory import check_bytes
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
@@ -103,21 +103,18 @@ def _unpickled(path: Path) -> Any:
         with reading(path, "a file of torch.save", ModelError):
             return torch.load(path, map_location="cpu", weights_only=True)
     except ModelError as error:
-        cause = error.__cause__
-        if isinstance(cause, pickle.UnpicklingError) and "weights_only" in str(cause).lower():
+        cause = str(error.__cause__)
+        if found := re.search(r"GLOBAL (\S+)|class (\S+) was not", cause):
             raise ModelError(
                 f"{path} holds Python objects beside its numbers, which are not run here"
-                f" ({_object(cause)}): {HOW_TO_WRAP}"
+                f" ({found[1] or found[2]}): {HOW_TO_WRAP}"
+            ) from None
+        if "weights_only" in cause:  # PyTorch's advice is to run what the file holds
+            raise ModelError(
+                f"{path} can't be read as a file of torch.save; it may be damaged, cut short or of"
+                " another kind: copy or make it again"
             ) from None
         raise
-
-
-def _object(error: Exception) -> str:
-    """The object that PyTorch refused, where it says which."""
-    for line in str(error).splitlines():
-        if "GLOBAL" in line or "global" in line:
-            return line.strip()[:160]
-    return first_line(error)[:160]
 
 
 def _state(path: Path, content: Any) -> tuple[dict[str, Any], str]:
