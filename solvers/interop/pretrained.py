@@ -155,6 +155,9 @@ def _read_network(root: Path) -> Network:
             f"{unet / 'config.json'} describes {kind!r}; {', '.join(KNOWN[:-1])} and {KNOWN[-1]}"
             f" are accepted: {HOW_TO_WRAP}"
         )
+    if kind == "SpandrelRestorer":
+        with reading(unet, f"a {config.get('architecture')}", ModelError):
+            return network_class(kind).read(weights)
     _check_network(kind, config, unet / "config.json", weights)
     with reading(unet, f"a {kind}", ModelError):
         network, report = network_class(kind).from_pretrained(
@@ -198,7 +201,7 @@ def choose_class(network: Network, label: int | None, root: Path) -> Network:
         ModelError: no class for a network that needs one, one that it doesn't have, or one for a
             network without classes.
     """
-    config = network.config
+    config: Any = getattr(network, "config", {})
     if config.get("class_embed_type") is not None:
         raise ModelError(f"{root}: class_embed_type {config['class_embed_type']!r} is not read")
     classes = config.get("num_class_embeds")

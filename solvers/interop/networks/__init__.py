@@ -13,6 +13,7 @@ OURS = {
     "DRUNet": "solvers.interop.networks.drunet",
     "DnCNN": "solvers.interop.networks.dncnn",
     "FFDNet": "solvers.interop.networks.dncnn",
+    "SpandrelRestorer": "solvers.interop.networks.restorer",
 }
 KNOWN = (*DIFFUSERS, *OURS)
 
