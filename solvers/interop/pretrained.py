@@ -21,7 +21,7 @@ from solvers.interop.checkpoints.load import read_checkpoint
 from solvers.interop.checkpoints.options import flag
 from solvers.interop.description import describe, from_description
 from solvers.interop.networks import KNOWN, network_class
-from solvers.interop.networks.clock import PLAIN, adapt
+from solvers.interop.networks.clock import NOTED, adapt
 from solvers.interop.schedules import schedule_of
 from solvers.prediction import HEADS
 from solvers.processes.process import VP, Process
@@ -86,7 +86,8 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             _negate(network, root)
     elif "network" in extra:
         with reading(described, "the description of a denoiser", ModelError):
-            adapt(network, **{k: type(v)(extra["network"][k]) for k, v in PLAIN.items()})
+            noted = {name: kind(extra["network"][name]) for name, kind in NOTED.items()}
+            adapt(network, **noted)
     with reading(described, "the description of a denoiser", ModelError):
         settings = _settings(({} if schedule is None else schedule.settings) | extra)
     said = "epsilon" if schedule is None else schedule.prediction_type

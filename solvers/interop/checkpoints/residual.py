@@ -109,16 +109,16 @@ def _rddm(weights: Weights, said: Said, parts: list[dict[str, Tensor]], form: st
 
 def _rddm_process(weights: Weights, said: Said, conditioned: bool) -> RDDM:
     """That of the tables in the file, else the released schedule."""
-    tables = []
-    for name in ("alphas_cumsum", "betas_cumsum"):
-        prefix = weights.prefix(name)
-        tables.append(None if prefix is None else weights.tensors[prefix + name].double().numpy())
-    if tables[0] is not None and tables[1] is not None:
+    places = [weights.prefix(name) for name in ("alphas_cumsum", "betas_cumsum")]
+    if None not in places:
         if said.has("sum_scale") or said.has("train_steps"):
             raise ModelError(
                 f"{weights.path} holds its own schedule: leave out --sum-scale and --train-steps"
             )
-        residual, noise = tables
+        residual, noise = (
+            weights.tensors[f"{place}{name}"].double().numpy()
+            for place, name in zip(places, ("alphas_cumsum", "betas_cumsum"), strict=True)
+        )
         if noise[0] == 0 or abs((1 - residual) ** 2 + noise**2 - 1).max() < 1e-3:
             raise ModelError(
                 f"{weights.path} is of RDDM's later release by its tables, whose networks are told"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# a network whose time is the process's, and whose output is what it is said to be
-PLAIN = {"scale": 1.0, "log": False, "score": False}
+# the arguments of :func:`adapt`, as a description notes them
+NOTED: dict[str, Any] = {"scale": float, "log": bool, "score": bool}
 
 
 class _Clock:
