@@ -99,6 +99,11 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         )
     ins, outs = network.config.in_channels, network.config.out_channels
     fold, condition_channels = settings["fold"], settings["condition_channels"]
+    if (ins, outs) == (9, 4) and not condition_channels:
+        raise ModelError(
+            f"{root} is Stable Diffusion's inpainting network, which is shown a mask and a latent"
+            " picture beside the state: not read"
+        )
     # half: a second head, or a learned variance after the prediction
     if ins - fold**2 * condition_channels not in (
         (outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)

@@ -1,12 +1,16 @@
 """Networks that people bring: each family's small checkpoint through the whole line."""
 
+import re
+
 import pytest
 import torch
 from helpers.commands import restobox
-from helpers.data import GOLDEN, smooth_picture
+from helpers.data import GOLDEN, ROOT, smooth_picture
 from helpers.deploy import calibrate
 from helpers.quantized import one_thread  # noqa: F401
 
+from quant.files import load_quantized
+from quant.temporal.table import step_network, temporal_table
 from restoration.io.images import Photo, write_image
 from toolbox.api import load, reading_with
 from toolbox.deploy.convert import run_convert
@@ -36,7 +40,6 @@ FAMILIES = {
     "resfusion": ("resfusion-restore.ckpt", {"groups": 4}, "paired"),
     "resfusion-mask": ("resfusion-restore-mask.ckpt", {"groups": 4}, "paired"),
 }
-FAST = ("drunet",)
 STEPS, SIDE = 2, 32
 
 
@@ -53,8 +56,62 @@ def data(tmp_path_factory):
     return place
 
 
+def test_a_checkpoint_is_converted_restored_by_and_quantized(data, tmp_path):
+    """By the commands, from the file to 8 bits; the options are said once."""
+    model, file = tmp_path / "m", PLACE / "rddm-two-unets.pt"
+    done = restobox("convert", file, "-o", model, "--groups", "4")
+    assert done.returncode == 0, done.stderr
+    assert "assumed --objective pred_res_noise, --train-steps 1000" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert restobox_restores(data, tmp_path, str(model), "paired", {}, "rddm")
+    denoiser = load(model)
+    runs = {"solver": "rddm", "steps": [1], "count": 1, "side": SIDE}
+    calibrate(model, data, tmp_path / "c.safetensors", task="paired", **runs)
+    figures = run_quantize(str(model), tmp_path / "c.safetensors", tmp_path / "q")
+    assert figures["layers"] > 30
+    quantized = load_quantized(tmp_path / "q", denoiser.network)
+    x, t = torch.rand(1, 6, SIDE, SIDE), torch.tensor([999.0])
+    exact = denoiser.network(x, t)
+    assert 0 < (quantized(x, t) - exact).norm() < 0.2 * exact.norm()
+    # one row of a table stands for both networks' layers of time
+    step = step_network(denoiser.network, temporal_table(denoiser.network, [999.0]))
+    torch.testing.assert_close(step(x, torch.tensor([0])), exact)
+
+
 @pytest.mark.parametrize(
-    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.long) for n in FAMILIES]
+    ("words", "said"),
+    [
+        (("{f}", "-o", "{o}", "--groups", "4"), "--groups has no effect"),
+        (("{f}", "-o", "{f}"), "is a file|folder"),
+        (("{m}", "-o", "{o}", "--num-heads", "4"), "leave out --num-heads"),
+        (("{o}.pkl", "-o", "{o}"), "hold code"),
+        (("{o}/none", "-o", "{o}"), "not a folder"),
+    ],
+)
+def test_conversions_that_can_not_be_are_refused(tmp_path, words, said):
+    places = {"f": PLACE / "drunet-gray-like.pth", "o": tmp_path / "o"}
+    places["m"] = ROOT / "tests" / "former" / "model"
+    done = restobox("convert", *(word.format(**places) for word in words))
+    assert done.returncode == 2
+    assert re.search(said, done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_of_ones_own_is_not_replaced(tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "mine.txt").write_text("mine")
+    done = restobox("convert", PLACE / "drunet-gray-like.pth", "-o", tmp_path / "o")
+    assert done.returncode == 2
+    assert [p.name for p in (tmp_path / "o").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.long if n == "drunet" else pytest.mark.slow)
+        for n in FAMILIES
+    ],
 )
 def test_a_checkpoint_goes_through_the_whole_line(data, tmp_path, name):
     """Converted, restored by, calibrated, quantized, exported and verified; the graph is the
