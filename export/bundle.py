@@ -47,7 +47,16 @@ class File(_Part):
 class Settings(_Part):
     """What :class:`solvers.denoiser.Denoiser` takes beside network and process."""
 
-    prediction_type: Literal["epsilon", "sample", "v_prediction"]
+    prediction_type: Literal[
+        "epsilon",
+        "sample",
+        "v_prediction",
+        "velocity",
+        "residual",
+        "resnoise",
+        "residual_noise",
+        "sample_noise",
+    ]
     value_range: tuple[float, float]
     fold: int = Field(ge=1, le=64)
     multiple: int = Field(ge=1, le=MOST_MULTIPLE)
@@ -56,6 +65,7 @@ class Settings(_Part):
     data_std: float = Field(1.0, gt=0)
     unrolled_steps: int | None = Field(None, ge=1, le=1000)
     shown: str | None = Field(None, max_length=40)
+    scaled: bool | None = None
 
 
 class RunRecord(_Part):

@@ -69,7 +69,7 @@ def from_deepinv(module: nn.Module, channels: int = 3, process: Process | None =
             not be far above what the module was trained for.
     """
     process = VP.linear() if process is None else process
-    return Denoiser(_FromDeepinv(module, process, channels), process, "sample")
+    return Denoiser(_FromDeepinv(module, process, channels), process, "sample", scaled=True)
 
 
 class _FromDeepinv(nn.Module):

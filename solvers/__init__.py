@@ -42,7 +42,7 @@ from solvers.methods.red_diff import REDDiff
 from solvers.methods.resampled import Resampled
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.prediction import PREDICTION_TYPES, Prediction, ResidualPrediction
-from solvers.processes.continuous import VE, ContinuousVP
+from solvers.processes.continuous import VE, ContinuousVP, Flow
 from solvers.processes.level_matching import LevelMatched
 from solvers.processes.process import CLEAN, VP, Process, StepIndexed
 from solvers.solver import DenoiserLike, Problem, Query, Solution, Solver, Step, generators, randn
@@ -78,6 +78,7 @@ __all__ = [
     "DenoiserLike",
     "DiffusersSolver",
     "EVODiff",
+    "Flow",
     "GaussianMixture",
     "Grid",
     "Inversion",

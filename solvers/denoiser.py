@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from solvers.inputs.errors import ModelError, reading
 from solvers.prediction import HEADS, Prediction
+from solvers.processes.continuous import VE
 from solvers.processes.process import Process
 
 # a network of any library: a function, an ``nn.Module`` or a session, with attributes of its own
@@ -53,6 +54,10 @@ class Denoiser:
             from zero noise, with a task's data consistency at each; None: it was not.
         shown: what the condition holds, in a word of :mod:`restoration.task`; None: unsaid, and
             then inferred from the channels.
+        scaled: whether the network is shown the state divided by its standard deviation, as above,
+            or (False) the state itself. None: the state itself where that is what such networks are
+            functions of, ``D(x, sigma)`` and ``eps(x, sigma)`` on :class:`VE` with ``data_std`` 1,
+            velocities on :class:`Flow`; divided everywhere else.
 
     A network trained under a process that holds the degraded image ``y`` sees the state with its
     share of ``y``. ``y`` is the condition's first C channels, or what :meth:`with_degraded` was
@@ -76,6 +81,7 @@ class Denoiser:
         data_std: float = 1.0,
         unrolled_steps: int | None = None,
         shown: str | None = None,
+        scaled: bool | None = None,
     ):
         if prediction_type not in process.prediction_types:
             raise ValueError(
@@ -95,6 +101,15 @@ class Denoiser:
             raise ValueError(f"fold and multiple must be at least 1; got {fold} and {multiple}")
         if unrolled_steps is not None and unrolled_steps < 1:
             raise ValueError(f"unrolled_steps must be at least 1, or None; got {unrolled_steps}")
+        raw = process.raw_types if data_std == 1 and not residual else ()
+        self.scaled = prediction_type not in raw if scaled is None else bool(scaled)
+        if not self.scaled and (residual or data_std != 1):
+            raise ValueError(
+                "a network that is shown the state itself (scaled=False) takes neither"
+                f" residual=True nor a data_std; got residual={residual} and data_std={data_std}"
+            )
+        if self.scaled and prediction_type == "velocity":
+            raise ValueError("a velocity network is shown the state itself: leave out scaled=True")
         self.network: Network = network
         self.process = process
         self.prediction_type = prediction_type
@@ -178,8 +193,11 @@ class Denoiser:
 
     def unit_levels(self, a: Number, b: Number) -> tuple[Number, Number, Number]:
         """``sqrt(s^2 a^2 + b^2)`` and the coefficients ``a', b'`` of the state divided by it, from
-        ``a, b`` (numbers or tensors).
+        ``a, b`` (numbers or tensors); 1 and ``a, b`` where the network is shown the state itself.
         """
+        if not self.scaled:
+            one: Any = 1.0
+            return one, a, b
         scale: Any = (self.data_std**2 * a**2 + b**2) ** 0.5
         return scale, self.data_std * a / scale, b / scale
 
@@ -252,12 +270,43 @@ class Denoiser:
         low, high = self.value_range
         return (image - low) / (high - low)
 
-    # -- files -------------------------------------------------------------------------------------
+    # -- files and functions -----------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
-        """Load a diffusers ``UNet2DModel`` or ``UNet2DConditionModel`` folder, or a pipeline folder
-        with ``unet/`` and ``scheduler/``.
+    def from_sigma(
+        cls,
+        network: Network,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        *,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        multiple: int = 1,
+    ) -> Denoiser:
+        """A denoiser ``D(x, sigma)`` as EDM, k-diffusion and plug-and-play methods have it: the
+        noisy image itself ``(B, C, H, W)`` and the noise's standard deviation ``(B,)`` to the
+        denoised image.
+
+        Args:
+            network: any module or function.
+            sigma_min, sigma_max: least and most noise that runs ask it about, in the units of
+                ``value_range``; EDM's by default.
+            value_range, multiple: as above.
+
+        Raises:
+            ValueError: not ``0 < sigma_min < sigma_max``.
+        """
+        process = VE(sigma_min, sigma_max)
+        return cls(
+            network, process, "sample", value_range=value_range, multiple=multiple, scaled=False
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", **options: Any
+    ) -> Denoiser:
+        """Load a file of weights of a known family (docs/networks.md), a diffusers folder of a
+        ``UNet2DModel`` or ``UNet2DConditionModel``, or a pipeline folder with ``unet/`` and
+        ``scheduler/``.
 
         ``denoiser.json`` holds fold, range and condition (defaults if there is none) and may hold
         ``process`` (:func:`solvers.interop.description.from_description`: Resfusion, RDDM, a
@@ -267,14 +316,23 @@ class Denoiser:
         ``encoder_hidden_states.safetensors`` beside ``denoiser.json`` holds under the key
         ``encoder_hidden_states``.
 
+        Args:
+            folder: or file.
+            device: where the network shall live.
+            options: what the weights of a file don't tell, such as ``num_heads``
+                (:data:`solvers.interop.checkpoints.options.OPTIONS`), and ``class_label``, the
+                class that a class-conditional network is asked for. What was recognised and assumed
+                of a file is logged by the logger ``restobox``.
+
         Raises:
-            FileNotFoundError: no such folder.
-            ModelError: the folder holds no diffusers U-Net, or its files are damaged.
+            FileNotFoundError: no such file or folder.
+            ModelError: it holds no network that is known, its files are damaged, or an option
+                doesn't fit.
         """
         from solvers.interop.pretrained import read_model
 
         with reading(folder, "a denoiser", ModelError):
-            made = cls(**read_model(Path(folder)))
+            made = cls(**read_model(Path(folder), options))
         made.network.to(device)  # what fails here is no fault of the folder
         return made
 
@@ -283,8 +341,8 @@ class Denoiser:
         process, ``scheduler/`` for diffusers.
 
         Raises:
-            ValueError: the network is no diffusers ``UNet2DModel``, or the process is of a class of
-                your own.
+            ValueError: the network is of a class that :meth:`from_pretrained` doesn't know, or the
+                process is of a class of your own.
         """
         from solvers.interop.pretrained import write_model
 
@@ -309,7 +367,9 @@ class Denoiser:
             "residual": self.residual,
             "data_std": self.data_std,
         }
-        said = {"unrolled_steps": self.unrolled_steps, "shown": self.shown}
+        said: dict[str, Any] = {"unrolled_steps": self.unrolled_steps, "shown": self.shown}
+        if self.process.raw_types:
+            said["scaled"] = self.scaled
         return found | {name: value for name, value in said.items() if value is not None}
 
 

@@ -194,3 +194,16 @@ GRIDS: dict[str, Callable[[Process, int], Grid]] = {
     "log-snr": log_snr,
     "karras": karras,
 }
+
+
+def lay(name: str, process: Process, num_inference_steps: int) -> Grid:
+    """The grid of this name in :data:`GRIDS`. ``trailing``, the default everywhere, means
+    ``karras`` on a process of continuous time, which has no levels to count.
+
+    Raises:
+        ValueError: no such name, or an impossible number of steps.
+    """
+    if name not in GRIDS:
+        raise ValueError(f"grid {name!r} is unknown; known: {', '.join(GRIDS)}")
+    chosen = "karras" if name == "trailing" and process.levels is None else name
+    return GRIDS[chosen](process, num_inference_steps)

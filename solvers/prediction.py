@@ -30,7 +30,8 @@ class Prediction:
         off).
 
         ``epsilon``: the noise; ``sample``: the image; ``v_prediction``: ``(a eps - b x0)/sqrt(a^2 +
-        b^2)`` (Salimans & Ho 2022, appendix D).
+        b^2)`` (Salimans & Ho 2022, appendix D); ``velocity``: ``eps - x0`` (Liu et al. 2022, arXiv
+        2209.03003; of :class:`~solvers.processes.continuous.Flow`).
 
         Raises:
             ValueError: unknown type, or ``epsilon`` at a level without signal (``a = 0``), where it
@@ -49,6 +50,8 @@ class Prediction:
                 norm = a * a + b * b
                 root = norm**0.5
                 return cls((a * x - b * root * output) / norm, (b * x + a * root * output) / norm)
+            case "velocity":
+                return cls((x - b * output) / (a + b), (x + a * output) / (a + b))
         raise ValueError(
             f"prediction_type {prediction_type!r} is unknown; known: {', '.join(PREDICTION_TYPES)}"
         )

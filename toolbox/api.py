@@ -1,8 +1,12 @@
-"""``load()``: a model by name or folder, in whatever form it is stored."""
+"""``load()``: a model by name, file or folder, in whatever form it is stored."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +15,9 @@ if TYPE_CHECKING:
     from solvers.denoiser import Denoiser
 
 ZOO = Path(__file__).parent / "zoo"
+# what is said of checkpoints in this context (:func:`reading_with`)
+_said: ContextVar[Mapping[str, Any] | None] = ContextVar("_said", default=None)
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -45,38 +52,73 @@ def models() -> list[ModelInfo]:
     return found
 
 
+@contextlib.contextmanager
+def reading_with(options: Mapping[str, Any]) -> Iterator[None]:
+    """In this block :func:`load` takes these options of checkpoints where its caller gives none:
+    those of a command, for whichever of its parts loads the model.
+    """
+    token = _said.set({name: value for name, value in options.items() if value is not None})
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
+def checkpoint_options() -> dict[str, Any]:
+    """What :func:`reading_with` says."""
+    return dict(_said.get() or {})
+
+
 # Any stands for the Restorer of a bundle that holds a whole restoration: only who loads such a
 # bundle has to tell the two apart
-def load(model: str | Path, *, device: str = "cpu", threads: int | None = None) -> Denoiser | Any:
-    """A denoiser by the name of a shipped model, or from a folder.
+def load(
+    model: str | Path, *, device: str = "cpu", threads: int | None = None, **options: Any
+) -> Denoiser | Any:
+    """A denoiser by the name of a shipped model, or from a file or folder.
 
     Args:
-        model: a name that :func:`models` lists, a diffusers ``UNet2DModel`` folder, or an exported
-            bundle (with ``bundle.json``).
+        model: a name that :func:`models` lists; a file of weights of a known family (``.pt .pth
+            .ckpt .safetensors .bin``, docs/networks.md), which is read without running code; a
+            diffusers folder; an exported bundle (with ``bundle.json``); or, with huggingface_hub
+            and a connection, ``owner/name`` of the Hugging Face hub.
         device: ``cpu``, ``cuda``, or for bundles ``openvino``.
         threads: threads of an exported graph's session; all cores by default.
+        options: what a file's weights don't tell: ``num_head_channels``, ``num_heads``,
+            ``use_new_attention_order``, ``schedule``, ``train_steps``, ``sum_scale``,
+            ``objective``, ``groups``; and ``class_label`` of class-conditional networks. What is
+            assumed in their place is said in one line on stderr.
 
     Returns:
-        A ``solvers.Denoiser``: PyTorch for model folders, ONNX Runtime or OpenVINO for bundles; for
-            a bundle of a whole restoration an
-        ``export.runtime.session.Restorer``.
+        A ``solvers.Denoiser``: PyTorch for files and model folders, ONNX Runtime or OpenVINO for
+            bundles; for a bundle of a whole restoration an ``export.runtime.session.Restorer``.
 
     Raises:
-        ValueError: neither a known name nor a folder, a folder that holds no model, or a PyTorch
-            model for ``openvino``.
+        ValueError: none of these, a file or folder that holds no model, options that don't fit, or
+            a PyTorch model for ``openvino``.
     """
+    options = checkpoint_options() | options
     known = {info.name: info.folder for info in models()}
-    folder = known.get(str(model), Path(model))
-    if not folder.is_dir():
+    place = known.get(str(model), Path(model))
+    if not place.exists() and HUB.fullmatch(str(model)) and not place.parent.exists():
+        place = _from_hub(str(model))
+    if not place.exists():
+        from solvers.interop.checkpoints.container import HOW_TO_WRAP
+
         raise ValueError(
-            f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a folder"
+            f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a file or"
+            f" folder; a network of your own: {HOW_TO_WRAP}"
         )
-    if (folder / "bundle.json").is_file():
+    if (place / "bundle.json").is_file():
         from export.bundle import read_bundle
         from export.runtime.session import Restorer, Session
 
-        kind: Any = Restorer if read_bundle(folder).graph == "restorer" else Session
-        return kind(folder, device=device, threads=threads)
+        if options:
+            raise ValueError(
+                f"{model} is an exported bundle, which says itself what it is: leave out what is"
+                f" said of checkpoints ({', '.join(options)})"
+            )
+        kind: Any = Restorer if read_bundle(place).graph == "restorer" else Session
+        return kind(place, device=device, threads=threads)
     from solvers.denoiser import Denoiser
 
     if device == "openvino":
@@ -84,7 +126,31 @@ def load(model: str | Path, *, device: str = "cpu", threads: int | None = None) 
             f"device openvino runs exported bundles; {str(model)!r} is a PyTorch model: export it"
             " first"
         )
-    return Denoiser.from_pretrained(folder, device=device)
+    return Denoiser.from_pretrained(place, device=device, **options)
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a repository of the Hugging Face hub, once it is here.
+
+    Raises:
+        ValueError: huggingface_hub is not installed, or the repository can't be had.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.json", "unet/*.json", "scheduler/*.json", "*model.safetensors", "*model.bin"]
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
+    except ImportError:
+        raise ValueError(
+            f"model {name!r} is no file or folder; as a name of the Hugging Face hub it needs"
+            " huggingface_hub (pip install huggingface_hub)"
+        ) from None
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"model {name!r} is neither a shipped model nor a file or folder, and the Hugging Face"
+            f" hub can't be asked for it ({first}); download it and give its folder"
+        ) from None
 
 
 def holds_restoration(model: str | Path) -> bool:

@@ -76,6 +76,7 @@ class Session(Denoiser):
             data_std=s.data_std,
             unrolled_steps=s.unrolled_steps,
             shown=s.shown,
+            scaled=s.scaled,
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from quant.calibration.trajectory import CalibrationSet
 
-BLOCKS = ("ResnetBlock2D", "ResnetBlockCondNorm2D", "Attention", "BasicTransformerBlock")
+BLOCKS = (
+    *("ResnetBlock2D", "ResnetBlockCondNorm2D", "Attention", "BasicTransformerBlock"),
+    *("ResidualBlock", "LinearAttention", "FullAttention", "PlainBlock"),
+)
 # bytes of cached unit inputs; fewer samples are used where a unit's are larger
 MEMORY = 256 * 2**20
 

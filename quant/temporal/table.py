@@ -18,6 +18,10 @@ from torch import Tensor, nn
 
 from solvers.denoiser import Network
 
+# of networks that embed no time: their layer that passes on the noise's level, which is shown to
+# them as a plane of the image
+LEVEL = "noise_level"
+
 
 class TemporalTable(nn.Module):
     """Rows ``[e_1(t) | e_2(t) | ...]`` for a list of timesteps.
@@ -124,6 +128,11 @@ def temporal_block(unet: Network) -> TemporalBlock:
             on what.
     """
     name, config = type(unet).__name__, getattr(unet, "config", {})
+    if getattr(unet, "adapted", {}).get("score"):
+        raise ValueError(
+            "the network's noise is its output times the timestep (it gives the score); use"
+            " temporal='float'"
+        )
     if not hasattr(unet, "time_embedding") or not hasattr(unet, "time_proj"):
         raise ValueError(
             f"{name} has no time_proj/time_embedding; the temporal table is made for diffusers'"
@@ -203,6 +212,8 @@ def temporal_table(unet: Network, timesteps: Sequence[float]) -> TemporalTable:
         raise ValueError(
             f"a temporal table needs at least one timestep and none twice; got {timesteps}"
         )
+    if hasattr(unet, LEVEL):
+        return TemporalTable(timesteps, torch.tensor(timesteps)[:, None], {LEVEL: (0, 1)})
     block = temporal_block(unet)
     # one at a time, as at inference: batched matrix products round differently
     rows = [torch.cat(block.features(sinusoids(block, [t])), dim=1) for t in timesteps]
@@ -234,6 +245,9 @@ def step_network(unet: Network, table: TemporalTable) -> nn.Module:
     """
     shared = {id(p): p for p in [*unet.parameters(), *unet.buffers()]}
     step = copy.deepcopy(unet, memo=shared)
+    if hasattr(step, LEVEL):
+        setattr(step, LEVEL, table)
+        return step
     for name, (start, stop) in table.slices.items():
         block = step.get_submodule(name.rpartition(".")[0])
         block.time_emb_proj = _Slice(start, stop)

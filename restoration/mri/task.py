@@ -17,7 +17,7 @@ from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_c
 from restoration.posterior import CORRECTIONS, correction_by_name
 from restoration.task import Restored, Run, Watch, sample
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS, Grid
+from solvers.grid import GRIDS, Grid, lay
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
 from solvers.solver import DenoiserLike, Solver
@@ -221,11 +221,11 @@ class MRITask:
 
     def nodes(self, steps: int) -> Grid:
         """The times of a run."""
-        grid = GRIDS[self.grid](self.denoiser.process, steps)
+        grid = lay(self.grid, self.denoiser.process, steps)
         if (
             self.correction == "red-diff" and self.denoiser.process.a(grid.times[0]) == 0
         ):  # it needs levels with some signal
-            grid = Grid(GRIDS[self.grid](self.denoiser.process, steps + 1).times[1:])
+            grid = Grid(lay(self.grid, self.denoiser.process, steps + 1).times[1:])
         return grid
 
     def prepare(self, data: ScanData, num_samples: int = 1) -> Run:

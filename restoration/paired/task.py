@@ -15,7 +15,7 @@ from restoration.paired.dark_channel import DarkChannelPrior, box_mean
 from restoration.task import Restored, Run, Watch, sample
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS, check_steps
+from solvers.grid import GRIDS, check_steps, lay
 from solvers.methods.rddm import RDDM, RDDMSampler
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.processes.process import Process
@@ -202,7 +202,7 @@ class PairedTask:
         """
         d, reduce = self.denoiser, reduce or reduced
         process = self.process or default_process(d, self.solver, self.num_inference_steps)
-        grid = GRIDS[self.grid](process, self.num_inference_steps)
+        grid = lay(self.grid, process, self.num_inference_steps)
         side = self.side
         small = image if side is None else reduce(image, side)
         if mask is not None and side is not None:

@@ -18,7 +18,7 @@ from restoration.task import Restored, Run, Watch, check_noise, check_settings, 
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser
-from solvers.grid import GRIDS, Grid
+from solvers.grid import Grid, lay
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
 from solvers.solver import DenoiserLike, Solver
@@ -94,7 +94,7 @@ class InpaintingTask:
 
     def nodes(self) -> Grid:
         """The times of a run."""
-        return GRIDS[self.grid](self.denoiser.process, self.num_inference_steps)
+        return lay(self.grid, self.denoiser.process, self.num_inference_steps)
 
     def correction_for(self, sigma: float) -> str:
         """Name of the correction that a run with this noise uses."""

@@ -18,7 +18,7 @@ from restoration.task import Restored, Run, Watch, check_noise, check_settings, 
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
-from solvers.grid import GRIDS, Grid, check_steps
+from solvers.grid import Grid, check_steps, lay
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
 from solvers.processes.process import CLEAN, Process
@@ -201,7 +201,7 @@ class LinearTask:
                     " out the correction and the start level"
                 )
             solver = self.solver.on(m, d.lift(like))
-            nodes = GRIDS[self.grid](d.process, self.num_inference_steps)
+            nodes = lay(self.grid, d.process, self.num_inference_steps)
             return run(asked, nodes, solver=solver)
         asked = correction_by_name(
             self.correction or ("diffpir" if m.sigma > 0 else "ddnm"),
@@ -212,7 +212,7 @@ class LinearTask:
             options=self.correction_options,
         )
         if self.start_level is None:
-            return run(asked, GRIDS[self.grid](d.process, self.num_inference_steps))
+            return run(asked, lay(self.grid, d.process, self.num_inference_steps))
         t = d.process.time_at(-2 * math.log(self.start_level))
         grid = _grid_from(d.process, t, self.num_inference_steps)
         return run(asked, grid, d.process.a(t) * _regularized(m))
@@ -265,7 +265,8 @@ def _grid_from(process: Process, t: float, steps: int, known: Sequence[float] = 
     Raises:
         ValueError: a number of steps that can't be, or not as many known times.
     """
-    steps, top = check_steps(steps), process.log_snr(0.0)
+    steps = check_steps(steps)
+    top = max(process.log_snr(process.first), process.log_snr(t))
     levels = [process.log_snr(t) + (top - process.log_snr(t)) * k / steps for k in range(steps)]
     times = sorted({t, *(process.time_at(level) for level in levels[1:])}, reverse=True)
     if known:

@@ -10,7 +10,7 @@ from typing import Any
 
 from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
-from solvers.processes.continuous import VE, ContinuousVP
+from solvers.processes.continuous import VE, ContinuousVP, Flow
 from solvers.processes.process import MOST_LEVELS, VP, Process, StepIndexed
 
 
@@ -51,6 +51,7 @@ KINDS: dict[str, tuple[type[Process], tuple[Form, ...]]] = {
     "ve": (VE, (Form(VE, ("sigma_min", "sigma_max")),)),
     "continuous-vp": (ContinuousVP, (Form(ContinuousVP, ("beta_min", "beta_max", "first")),)),
     "tables": (Process, (Form(Process, ("a_table", "b_table", "c_table")),)),
+    "rectified-flow": (Flow, (Form(Flow, ("first",)),)),
 }
 # fields whose values a process holds under another name
 HELD_AS = {

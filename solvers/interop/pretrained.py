@@ -1,9 +1,11 @@
-"""Model folders: a diffusers U-Net with the description of its denoiser beside it."""
+"""Model folders, a U-Net with the description of its denoiser beside it; and files of weights."""
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +16,159 @@ from solvers.files import replace_file
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.memory import check_bytes
 from solvers.inputs.strict_json import read_object
+from solvers.interop.checkpoints.container import HOW_TO_WRAP
+from solvers.interop.checkpoints.load import read_checkpoint
+from solvers.interop.checkpoints.options import flag
 from solvers.interop.description import describe, from_description
+from solvers.interop.networks import KNOWN, network_class
+from solvers.interop.networks.clock import NOTED, adapt
+from solvers.interop.schedules import schedule_of
 from solvers.prediction import HEADS
 from solvers.processes.process import VP, Process
 
 Network = Any
 
 MOST_CHANNELS, MOST_LAYERS = 65_536, 64
+TEXT = "encoder_hidden_states.safetensors"
 
 
-def read_model(root: Path) -> dict[str, Any]:
-    """The arguments of the :class:`solvers.Denoiser` that a folder holds; see
+def read_model(root: Path, options: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """The arguments of the :class:`solvers.Denoiser` that a folder or a file of weights holds; see
     :meth:`solvers.Denoiser.from_pretrained`, also for its errors.
     """
-    import diffusers
+    found = read_parts(root, options)
+    return found | {"network": choose_class(found["network"], options.get("class_label"), root)}
 
+
+def read_parts(root: Path, options: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """As :func:`read_model`, but a class-conditional network keeps its classes."""
+    read = _read_file if root.suffix and not root.is_dir() else _read_folder
+    found = read(root, options)
+    return found | {"network": found["network"].eval().requires_grad_(False)}
+
+
+def _read_file(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's, after the line that says what was assumed of it."""
+    found, line = read_checkpoint(path, options)
+    print(f"restobox: {line}", file=sys.stderr)
+    return {
+        "network": found.network,
+        "process": found.process,
+        "prediction_type": found.prediction_type,
+        "multiple": multiple_of(found.network),
+        **found.settings,
+    }
+
+
+def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give a diffusers model folder")
-    unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
-    weights = unet / "diffusion_pytorch_model.safetensors"
-    if not (unet / "config.json").is_file() or not weights.is_file():
+    if given := [flag(n) for n, v in options.items() if v is not None and n != "class_label"]:
         raise ModelError(
-            f"{root} is no model folder: it needs config.json and {weights.name} (in it or in"
-            " unet/)"
+            f"{root} is a model folder, which says itself what it is: leave out {', '.join(given)}"
+        )
+    network = _read_network(root)
+    places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
+    place = next((p for p in places if p.is_file()), places[0])
+    described = root / "denoiser.json"
+    extra = read_object(described, ModelError) if described.is_file() else {}
+    schedule = None
+    with reading(described, "the description of a denoiser", ModelError):
+        process = from_description(extra["process"]) if "process" in extra else None
+    if process is None:
+        with reading(place, "a schedule", ModelError):
+            config = read_object(place, ModelError) if place.is_file() else {}
+            schedule = schedule_of(place, config)
+            process = schedule.process
+            if schedule.adapted:
+                adapt(network, **schedule.adapted)
+        if schedule.negated:
+            _negate(network, root)
+    elif "network" in extra:
+        with reading(described, "the description of a denoiser", ModelError):
+            noted = {name: kind(extra["network"][name]) for name, kind in NOTED.items()}
+            adapt(network, **noted)
+    with reading(described, "the description of a denoiser", ModelError):
+        settings = _settings(({} if schedule is None else schedule.settings) | extra)
+    said = "epsilon" if schedule is None else schedule.prediction_type
+    prediction_type = extra.get("prediction_type", said)
+    if prediction_type not in process.prediction_types:
+        raise ModelError(
+            f"{root}: prediction_type {prediction_type!r} is unknown; known:"
+            f" {', '.join(process.prediction_types)}"
+        )
+    ins, outs = network.config.in_channels, network.config.out_channels
+    fold, condition_channels = settings["fold"], settings["condition_channels"]
+    if (ins, outs) == (9, 4) and not condition_channels:
+        raise ModelError(
+            f"{root} is Stable Diffusion's inpainting network, which is shown a mask and a latent"
+            " picture beside the state: not read"
+        )
+    # half: a second head, or a learned variance after the prediction
+    if ins - fold**2 * condition_channels not in (
+        (outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)
+    ):
+        raise ModelError(
+            f"{root}: a network of {ins} input and {outs} output channels can't have fold"
+            f" {fold} and {condition_channels} condition channels for {prediction_type!r}; see"
+            " denoiser.json"
+        )
+    return settings | {
+        "network": network,
+        "process": process,
+        "prediction_type": prediction_type,
+        "multiple": multiple_of(network),
+    }
+
+
+def _settings(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a description may say beside process and prediction."""
+    low, high = (float(v) for v in extra.get("value_range", (-1.0, 1.0)))
+    optional = {"unrolled_steps": int, "shown": str, "scaled": bool}
+    return {
+        "value_range": (low, high),
+        "fold": int(extra.get("fold", 1)),
+        "condition_channels": int(extra.get("condition_channels", 0)),
+        "residual": bool(extra.get("residual", False)),
+        "data_std": float(extra.get("data_std", 1.0)),
+    } | {
+        name: None if extra.get(name) is None else kind(extra[name])
+        for name, kind in optional.items()
+    }
+
+
+def _read_network(root: Path) -> Network:
+    """The network of a folder, or of ``unet/`` in it."""
+    unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
+    stem = "diffusion_pytorch_model"
+    weights = next(
+        (unet / f for f in (f"{stem}.safetensors", f"{stem}.bin") if (unet / f).is_file()), None
+    )
+    if (root / "transformer" / "config.json").is_file() and unet is root:
+        inner = read_object(root / "transformer" / "config.json", ModelError).get("_class_name")
+        raise ModelError(
+            f"{root} holds a transformer ({inner}), and only U-Nets are read: {HOW_TO_WRAP}"
+        )
+    if not (unet / "config.json").is_file() or weights is None:
+        raise ModelError(
+            f"{root} is no model folder: it needs config.json and {stem}.safetensors (in it or in"
+            f" unet/); {HOW_TO_WRAP}"
         )
     config = read_object(unet / "config.json", ModelError)
     kind = config.get("_class_name")
-    if kind not in ("UNet2DModel", "UNet2DConditionModel"):
+    if kind not in KNOWN:
         raise ModelError(
-            f"{unet / 'config.json'} describes {kind!r}; UNet2DModel and UNet2DConditionModel"
-            " are accepted"
+            f"{unet / 'config.json'} describes {kind!r}; {', '.join(KNOWN[:-1])} and {KNOWN[-1]}"
+            f" are accepted: {HOW_TO_WRAP}"
         )
+    if kind == "SpandrelRestorer":
+        with reading(unet, f"a {config.get('architecture')}", ModelError):
+            return network_class(kind).read(weights)
     _check_network(kind, config, unet / "config.json", weights)
     with reading(unet, f"a {kind}", ModelError):
-        network, report = getattr(diffusers, kind).from_pretrained(
+        network, report = network_class(kind).from_pretrained(
             unet,
-            use_safetensors=True,
+            use_safetensors=weights.suffix == ".safetensors",
             low_cpu_mem_usage=False,
             torch_dtype=torch.float32,
             output_loading_info=True,
@@ -63,55 +182,49 @@ def read_model(root: Path) -> dict[str, Any]:
     ):  # those of a mapped file lie at its odd addresses, where some processors round otherwise
         weight.data = weight.data.clone()
     if kind == "UNet2DConditionModel":
-        _show_text(network, root / "encoder_hidden_states.safetensors")
-    places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
-    schedule = next((read_object(p, ModelError) for p in places if p.is_file()), {})
-    described = root / "denoiser.json"
-    extra = read_object(described, ModelError) if described.is_file() else {}
-    with reading(described, "the description of a denoiser", ModelError):
-        fold, condition_channels = (
-            int(extra.get("fold", 1)),
-            int(extra.get("condition_channels", 0)),
-        )
-        low, high = (float(v) for v in extra.get("value_range", (-1.0, 1.0)))
-        data_std = float(extra.get("data_std", 1.0))
-        unrolled_steps = (
-            None if extra.get("unrolled_steps") is None else int(extra["unrolled_steps"])
-        )
-        shown = None if extra.get("shown") is None else str(extra["shown"])
-        process = from_description(extra["process"]) if "process" in extra else None
-    if process is None:
-        with reading(places[0], "a schedule", ModelError):
-            process = VP.from_diffusers(schedule)
-    prediction_type = extra.get("prediction_type", schedule.get("prediction_type", "epsilon"))
-    if prediction_type not in process.prediction_types:
+        _show_text(network, root / TEXT)
+    return network
+
+
+@torch.no_grad()
+def _negate(network: Network, root: Path) -> None:
+    """Turn the sign of the output."""
+    if any("Skip" in block for block in network.config.get("up_block_types", ())):
         raise ModelError(
-            f"{root}: prediction_type {prediction_type!r} is unknown; known:"
-            f" {', '.join(process.prediction_types)}"
+            f"{root}: a network with skip blocks gives a sum, whose sign can't be turned;"
+            f" {HOW_TO_WRAP}"
         )
-    ins, outs = network.config.in_channels, network.config.out_channels
-    # half: a second head, or a learned variance after the prediction
-    if ins - fold**2 * condition_channels not in (
-        (outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)
-    ):
+    network.conv_out.weight.neg_()
+    network.conv_out.bias.neg_()
+
+
+@torch.no_grad()
+def choose_class(network: Network, label: int | None, root: Path) -> Network:
+    """A class-conditional network asked for one class: what the class adds to the embedding of time
+    becomes a part of it, and the network one without classes. Others stay as they are.
+
+    Raises:
+        ModelError: no class for a network that needs one, one that it doesn't have, or one for a
+            network without classes.
+    """
+    config: Any = getattr(network, "config", {})
+    if config.get("class_embed_type") is not None:
+        raise ModelError(f"{root}: class_embed_type {config['class_embed_type']!r} is not read")
+    classes = config.get("num_class_embeds")
+    if not classes:
+        if label is not None:
+            raise ModelError(f"{root} is a network without classes; leave out --class")
+        return network
+    if label is None or not 0 <= label < classes:
+        got = "" if label is None else f"; got {label}"
         raise ModelError(
-            f"{root}: a network of {ins} input and {outs} output channels can't have fold"
-            f" {fold} and {condition_channels} condition channels for {prediction_type!r}; see"
-            " denoiser.json"
+            f"{root} is a class-conditional network: say which class it shall make, --class (in"
+            f" Python class_label=) 0 to {classes - 1}{got}"
         )
-    return {
-        "network": network.eval().requires_grad_(False),
-        "process": process,
-        "prediction_type": prediction_type,
-        "value_range": (low, high),
-        "fold": fold,
-        "multiple": multiple_of(network),
-        "condition_channels": condition_channels,
-        "residual": bool(extra.get("residual", False)),
-        "data_std": data_std,
-        "unrolled_steps": unrolled_steps,
-        "shown": shown,
-    }
+    network.time_embedding.linear_2.bias += network.class_embedding.weight[label]
+    network.class_embedding = None
+    network.register_to_config(num_class_embeds=None)
+    return network
 
 
 def write_model(
@@ -126,9 +239,9 @@ def write_model(
     """Write what :func:`read_model` reads; ``settings`` are :attr:`solvers.Denoiser.settings`. See
     :meth:`solvers.Denoiser.save_pretrained`, also for its errors.
     """
-    if not hasattr(network, "save_pretrained") or type(network).__name__ != "UNet2DModel":
+    if not hasattr(network, "save_pretrained") or type(network).__name__ not in KNOWN:
         raise ValueError(
-            "model folders hold a diffusers UNet2DModel; this network is a"
+            f"model folders hold one of {', '.join(KNOWN)}; this network is a"
             f" {type(network).__name__}"
         )
     if multiple != multiple_of(network):
@@ -136,11 +249,23 @@ def write_model(
             f"a model folder's multiple follows from its network's depth; {multiple} can't be kept"
         )
     content = settings | {"prediction_type": prediction_type, "process": describe(process)}
+    if (adapted := getattr(network, "adapted", None)) is not None:
+        content["network"] = adapted
     (root / "unet").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root) as temporary:
-        network.save_pretrained(temporary, safe_serialization=True)
-        for path in Path(temporary).iterdir():
-            path.replace(root / "unet" / path.name)
+    text = network._buffers.pop("encoder_hidden_states", None)  # has a file of its own
+    try:
+        with tempfile.TemporaryDirectory(dir=root) as temporary:
+            network.save_pretrained(temporary, safe_serialization=True)
+            for path in Path(temporary).iterdir():
+                path.replace(root / "unet" / path.name)
+    finally:
+        if text is not None:
+            network.register_buffer("encoder_hidden_states", text)
+    if text is not None:
+        from safetensors.torch import save_file
+
+        tensors = {"encoder_hidden_states": text.contiguous()}
+        replace_file(root / TEXT, lambda part: save_file(tensors, part))
     if type(process) is VP:
         abar = process.alphas_cumprod
         betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
@@ -162,6 +287,8 @@ def multiple_of(network: Network) -> int:
     """What height and width of the network's input must be multiples of: it halves them between
     two levels.
     """
+    if (own := getattr(network, "multiple", None)) is not None:
+        return int(own)
     return 2 ** (len(network.config.block_out_channels) - 1)
 
 
@@ -169,8 +296,6 @@ def _check_network(kind: str, config: dict[str, Any], path: Path, weights: Path)
     """Refuse a description that has no end, or that the weights can't fill, before the network is
     made.
     """
-    import diffusers
-
     numbers = [config]
     while numbers:
         value = numbers.pop()
@@ -185,7 +310,7 @@ def _check_network(kind: str, config: dict[str, Any], path: Path, weights: Path)
         if depth is not None and not (isinstance(depth, int) and 1 <= depth <= MOST_LAYERS):
             raise ModelError(f"{path}: blocks have 1 to {MOST_LAYERS} layers; got {depth!r}")
     with reading(path, f"the description of a {kind}", ModelError), torch.device("meta"):
-        network = getattr(diffusers, kind).from_config(config)
+        network = network_class(kind).from_config(config)
     count, most = sum(p.numel() for p in network.parameters()), weights.stat().st_size
     check_bytes(f"{path} describes a network that", 8 * count)
     if count > most:

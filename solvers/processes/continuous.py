@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from solvers.prediction import PREDICTION_TYPES
 from solvers.processes.process import Process, Table
 
 
@@ -56,6 +57,8 @@ class VE(Continuous):
         sigma_min, sigma_max: least and most noise; EDM's values by default.
     """
 
+    raw_types = ("sample", "epsilon")
+
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
         super().__init__(sigma_min, sigma_max)
 
@@ -68,6 +71,33 @@ class VE(Continuous):
     def time_at(self, log_snr: float) -> float:
         """``exp(-log_snr/2)``, at most ``end``; 0 at the clean level."""
         return self.end if log_snr < self.log_snr(self.end) else math.exp(-log_snr / 2)
+
+
+class Flow(Continuous):
+    """``x = (1 - t) x0 + t eps``: the straight way from image to noise of rectified flows and flow
+    matching (Liu et al. 2022, arXiv 2209.03003; Lipman et al. 2023, arXiv 2210.02747).
+
+    Networks may also say the ``velocity``, ``eps - x0``.
+
+    Args:
+        first: least noisy time that networks are asked at.
+    """
+
+    prediction_types = (*PREDICTION_TYPES, "velocity")
+    raw_types = ("velocity", "sample", "epsilon")
+
+    def __init__(self, first: float = 1e-3):
+        super().__init__(first, 1.0)
+
+    def _a(self, t: Table) -> Table:
+        return 1 - np.maximum(t, 0)
+
+    def _b(self, t: Table) -> Table:
+        return np.maximum(t, 0)
+
+    def time_at(self, log_snr: float) -> float:
+        """``1/(1 + exp(log_snr/2))``; 0 at the clean level."""
+        return float(np.exp(-np.logaddexp(0, log_snr / 2)))
 
 
 class ContinuousVP(Continuous):

@@ -42,6 +42,8 @@ class Process:
         origin: the time where noise begins (the clean level of the process's own clock).
         first: the least noisy time that networks are asked at.
         prediction_types: forms of network output that :meth:`predict` can read.
+        raw_types: those of networks that are functions of the state itself, not of the state
+            divided by its standard deviation.
 
     Raises:
         ValueError: tables of different or zero length, not finite, or negative.
@@ -50,6 +52,7 @@ class Process:
     origin: float = CLEAN
     first: float = 0.0
     prediction_types: tuple[str, ...] = PREDICTION_TYPES
+    raw_types: tuple[str, ...] = ()
 
     def __init__(self, a_table: ArrayLike, b_table: ArrayLike, c_table: ArrayLike | None = None):
         self.a_table, self.b_table = _table("a_table", a_table), _table("b_table", b_table)

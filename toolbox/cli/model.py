@@ -1,4 +1,4 @@
-"""``restobox train | calibrate | quantize | report | export | verify``."""
+"""``restobox train | convert | calibrate | quantize | report | export | verify``."""
 
 from __future__ import annotations
 
@@ -83,9 +83,27 @@ def train(
 
 
 @app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="A file of weights, or a diffusers folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint as a model folder (safetensors), which says itself what it is."""
+    from toolbox.deploy.convert import run_convert
+
+    figures = run_convert(model, out)
+    if as_json:
+        return print_json(figures)
+    print(
+        f"{out}: {figures['network']} of {figures['parameters'] / 1e6:.1f} million parameters,"
+        f" {figures['process']}, {figures['prediction']}"
+    )
+
+
+@app.command()
 def calibrate(
     model: Annotated[
-        str, typer.Argument(help="A shipped float model (photo) or a diffusers folder.")
+        str, typer.Argument(help="A shipped float model (photo), a file of weights or a folder.")
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Calibration file to write (.safetensors).")

@@ -13,6 +13,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from toolbox.tasks.options import Checkpoint
+
 Picture = Annotated[
     Path,
     typer.Argument(
@@ -66,7 +68,14 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
                 flat.append(_keyword(f.name, types[f.name], default))
         groups[parameter.name] = kind, fixed
 
+    of_models = {"model", "tissue"} & {p.name for p in flat}
+    types = get_type_hints(Checkpoint, include_extras=True) if of_models else {}
+    flat += [_keyword(name, kind, None) for name, kind in types.items()]
+
     def call(**given: Any) -> Any:
+        from toolbox.api import reading_with
+
+        said = {name: given.pop(name) for name in types}
         made = {
             name: kind(
                 **fixed,
@@ -78,7 +87,8 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
             )
             for name, (kind, fixed) in groups.items()
         }
-        return command(**given, **made)
+        with reading_with(said):
+            return command(**given, **made)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]

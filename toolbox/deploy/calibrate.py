@@ -165,7 +165,7 @@ def select_samples(
 
 
 def _side(denoiser: Denoiser) -> int:
-    size = denoiser.network.config.sample_size
+    size = denoiser.network.config.get("sample_size")
     size = min(size) if isinstance(size, (list, tuple)) else size
     return 256 if size is None else size * denoiser.fold
 

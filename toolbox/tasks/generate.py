@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from restoration.task import Restored, Run, sample
-from solvers import GRIDS, solver_by_name
+from solvers import solver_by_name
 from solvers.denoiser import Denoiser
+from solvers.grid import lay
 from toolbox.tasks.base import Restorer, Source, Task, Trial
 from toolbox.tasks.options import Settings
 
@@ -32,7 +33,7 @@ class Generate(Task):
             solver_by_name(settings.solver),
             5 if settings.steps is None else settings.steps,
         )
-        grid = GRIDS[settings.grid](denoiser.process, steps)
+        grid = lay(settings.grid, denoiser.process, steps)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
             height, width = inputs["size"].shape

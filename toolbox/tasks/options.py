@@ -73,10 +73,50 @@ class Prior:
     model: Annotated[
         str,
         Option(
-            help="A shipped model (`restobox models`), a diffusers folder or an exported bundle."
+            help=(
+                "A shipped model (`restobox models`), a file of weights, a diffusers folder or an"
+                " exported bundle."
+            )
         ),
     ] = DEFAULT_MODEL
     device: Annotated[str, Option(help="cpu, cuda, or for bundles openvino.")] = "cpu"
+
+
+def _said(text: str, *names: str) -> Any:
+    return Option(*names, help=text, rich_help_panel="What the weights of a MODEL file don't tell")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is not in the weights of a file, and is else assumed as the released ones are. Every
+    command that takes a model has these options (:func:`toolbox.cli.options.grouped`).
+    """
+
+    num_head_channels: Annotated[
+        int | None, _said("guided-diffusion: channels of a head of attention. [default: 64]")
+    ] = None
+    num_heads: Annotated[
+        int | None, _said("Heads of attention, in their place. [default: improved-diffusion 4]")
+    ] = None
+    use_new_attention_order: Annotated[
+        bool | None, _said("guided-diffusion: the later order of query, key and value.")
+    ] = None
+    schedule: Annotated[str | None, _said("Noise that it was trained under: linear or cosine.")] = (
+        None
+    )
+    train_steps: Annotated[
+        int | None, _said("Steps that it was trained with. [default: 1000; Resfusion 12]")
+    ] = None
+    sum_scale: Annotated[
+        float | None, _said("RDDM: the noise's variance at the end. [default: 0.01]")
+    ] = None
+    objective: Annotated[
+        str | None, _said("RDDM, Resfusion: what it estimates, in the authors' words.")
+    ] = None
+    groups: Annotated[int | None, _said("RDDM, Resfusion: groups of norms. [default: 8]")] = None
+    class_label: Annotated[
+        int | None, _said("The class that a class-conditional network is asked for.", "--class")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,3 @@
+"""Checkpoints of the field, recognised by the names and shapes of their tensors: one file for each
+family.
+"""

@@ -1,0 +1,74 @@
+"""Restoration networks of spandrel's architectures: a degraded picture in, a restored one out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def spandrel_model(tensors: dict[str, Tensor]) -> Any:
+    """spandrel's description of the network with these tensors, recognised by it.
+
+    Raises:
+        ImportError: spandrel is not installed.
+        KeyError: spandrel doesn't know it.
+    """
+    try:
+        from spandrel import ModelLoader, UnsupportedModelError
+    except ImportError as error:
+        raise ImportError(
+            "networks of spandrel's architectures (SwinIR, NAFNet, SCUNet ...) need spandrel: pip"
+            " install 'restobox[spandrel]'"
+        ) from error
+    try:
+        return ModelLoader(device="cpu").load_from_state_dict(tensors)
+    except UnsupportedModelError as error:
+        raise KeyError("a network that spandrel doesn't know") from error
+
+
+class SpandrelRestorer(nn.Module):
+    """``network(x, t) -> (B, C, H, W)`` of the state and the degraded picture on ``2C`` channels,
+    in [0, 1]: the restored picture, whatever the state and the time.
+
+    Args:
+        tensors: as the architecture's authors name them.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        super().__init__()
+        found = spandrel_model(dict(tensors))
+        self.noise_level = nn.Identity()
+        self.model, self.call = found.model, found._call_fn
+        self.architecture, self.scale = str(found.architecture.name), int(found.scale)
+        need = found.size_requirements
+        self.multiple = max(1, int(need.multiple_of), int(need.minimum))
+        channels = int(found.input_channels)
+        self.config = SimpleNamespace(
+            in_channels=2 * channels, out_channels=int(found.output_channels), get=lambda *_: None
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.call(self.model, x[:, self.config.in_channels // 2 :])
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """``config.json`` and the weights by the authors' names."""
+        import json
+
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        state = {k: v.detach().clone().contiguous() for k, v in self.model.state_dict().items()}
+        save_file(state, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        content = {"_class_name": type(self).__name__, "architecture": self.architecture}
+        (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+
+    @classmethod
+    def read(cls, weights: Path) -> SpandrelRestorer:
+        """From what :meth:`save_pretrained` wrote."""
+        from safetensors.torch import load_file
+
+        return cls({k: v.to(torch.float32) for k, v in load_file(weights).items()})
