@@ -56,6 +56,7 @@ def data(tmp_path_factory):
     return place
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_converted_restored_by_and_quantized(data, tmp_path):
     """By the commands, from the file to 8 bits; the options are said once."""
     model, file = tmp_path / "m", PLACE / "rddm-two-unets.pt"
