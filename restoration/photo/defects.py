@@ -60,7 +60,8 @@ def scratches(pixels: np.ndarray) -> np.ndarray:
     from scipy.ndimage import grey_opening, maximum_filter, uniform_filter
 
     found = np.zeros(pixels.shape[1:], bool)
-    length = max(15, min(found.shape) // 15)
+    # shorter ones are strokes of the scene: of a face, of letters
+    length = min(max(15, min(found.shape) // 8), 80)
     for detail in _details(pixels, 3):
         broad = maximum_filter(detail, 3)  # drawn lines step aside now and then
         along = np.max([grey_opening(broad, footprint=f) for f in _segments(length)], 0)
