@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from toolbox.cli.options import Commands, Picture, Without, refuse_unused
+from toolbox.cli.options import Commands, Picture, Without, given, refuse_unused
 from toolbox.cli.output import ProgressBar, print_json
 from toolbox.tasks.options import (
     DEFAULT_MODEL,
@@ -40,7 +41,7 @@ def inpaint(
     output: Output,
     options: Inpainting,
     prior: Prior = Prior(),
-    settings: Settings = Settings(steps=5),
+    settings: Settings = Settings(),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
@@ -61,7 +62,7 @@ def denoise(
     output: Output,
     options: Denoising,
     prior: Prior = Prior("grey"),
-    settings: Settings = Settings(steps=1),
+    settings: Settings = Settings(),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
@@ -81,7 +82,7 @@ def superresolve(
         ),
     ] = None,
     prior: Annotated[Prior, Without("model")] = Prior(),
-    settings: Settings = Settings(steps=1),
+    settings: Settings = Settings(),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
@@ -205,8 +206,12 @@ def ultrasound(
 
 
 def _restore(task: str, request: Request, as_json: bool) -> None:
+    from toolbox.api import advice
     from toolbox.tasks import task_by_name
 
+    told, asked = advice(request.prior.model, task, request.draws.samples), given()
+    own = {name: value for name, value in told.items() if name not in asked}
+    request = replace(request, settings=replace(request.settings, **own))
     with ProgressBar(task, (request.settings.steps or 1) * request.draws.samples) as bar:
         figures = task_by_name(task).restore(request, bar.update_of)
     if as_json:

@@ -54,6 +54,8 @@ class Inpaint(PictureTask):
 
     name = "inpaint"
     benched = ("push-pull", "biharmonic", "photo", DEFAULT_MODEL)
+    settings = Settings(steps=1)
+    sampling_steps = 5
 
     def inputs_of(self, options: Inpainting) -> list[Any]:
         return [options.mask]
@@ -192,6 +194,7 @@ class Denoise(LinearPictureTask):
     benched = ("plain", "grey")
     prior = Prior("grey")
     settings = Settings(steps=1)
+    sampling_steps = 5
     calibration_sigma = 0.1
 
     def operator(self, size: Size, options: Denoising) -> LinearOperator:
@@ -240,6 +243,7 @@ class Superresolve(LinearPictureTask):
     name = "superresolve"
     benched = ("plain", DEFAULT_MODEL)
     settings = Settings(steps=1)
+    sampling_steps = 5
 
     def operator(self, size: Size, options: Enlarging) -> Separable:
         return enlargement(size, options.factor, options.kernel)
