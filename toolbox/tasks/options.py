@@ -234,7 +234,8 @@ class Scanning:
             "-m",
             help=(
                 "Sampled points: a file (.npy, .npz), or a kind to undersample by: random,"
-                " equispaced, equispaced-fraction, poisson. [default: as the file is sampled]"
+                " equispaced, equispaced-fraction, poisson, partial. [default: as the file is"
+                " sampled]"
             ),
         ),
     ] = None
