@@ -24,6 +24,7 @@ from restoration.paired.task import (
     PairedTask,
     carry,
     default_process,
+    floored,
     haze_condition,
     reduced,
 )
@@ -169,8 +170,27 @@ def test_haze_networks_are_shown_the_prior_the_picture_and_its_transmission():
     shown = torch.cat([prior.image, image[None], prior.transmission], 1)
     torch.testing.assert_close(haze_condition(image[None]), shown)
     torch.testing.assert_close(seen[0][:, 3:], 2 * shown - 1)
-    # a network that adds nothing leaves the prior's picture
-    torch.testing.assert_close(result.mean, prior.image[0], atol=1e-5, rtol=0)
+    # a network that adds nothing leaves the prior's picture, as far as it is believed
+    other, share = floored(image[None])
+    blend = (share * prior.image + (1 - share) * other)[0]
+    torch.testing.assert_close(result.mean, blend, atol=1e-5, rtol=0)
+
+
+def test_networks_are_believed_in_thin_haze_and_the_prior_in_dense():
+    clear = torch.from_numpy(smooth_picture(80, 120)) * (0.6 + 0.4 * noise(3, 80, 120).sign())
+    clear, depth = clear.clamp(0, 1), torch.ones(80, 120)
+    shares = [float(floored(Scattering(b, 0.9)(clear, depth)[None])[1]) for b in (0.2, 1, 2, 4)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == pytest.approx(0.9)
+    assert shares[-1] == 0
+    hazy = Scattering(4.0, 0.9)(clear, depth)
+
+    def blind(z, t):
+        return torch.zeros_like(z[:, :3])
+
+    d = Denoiser(blind, VP.cosine(zero_terminal_snr=True), "v_prediction", condition_channels=7)
+    dense = PairedTask(d, num_inference_steps=1)(hazy).mean
+    torch.testing.assert_close(dense, floored(hazy[None])[0][0], atol=1e-5, rtol=0)
 
 
 def test_large_pictures_are_judged_by_a_view():
