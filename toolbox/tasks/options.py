@@ -153,8 +153,16 @@ class Inpainting:
         Option(help="The colour that the missing pixels are painted in: red, #ff0000 ..."),
     ] = None
     grow: Annotated[
-        int, Option(help="Take pixels this near to missing ones as missing too.", min=0, max=100)
-    ] = 0
+        int | None,
+        Option(
+            help=(
+                "Take pixels this near to missing ones as missing too; by default those that show"
+                " traces of what a mask file marks, as soft edges and JPEGs leave them."
+            ),
+            min=0,
+            max=100,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import InpaintingJob, LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_mask
-from restoration.io.pictures.masks import grown
+from restoration.io.pictures.masks import grown, traces
 from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
@@ -69,9 +69,10 @@ class Inpaint(PictureTask):
 
     def read(self, photo: Photo, options: Inpainting, seed: int) -> Reading:
         height, width = photo.pixels.shape[1:]
-        known = _mask(options, photo, seed)
+        known, rings = _mask(options, photo, seed)
         inputs = {"image": picture_of(photo.pixels), "mask": torch.from_numpy(known)}
-        missing = {"missing": round(float(1 - known.mean()), 4)}
+        missing: dict[str, Any] = {"missing": round(float(1 - known.mean()), 4)}
+        missing |= {"grown": rings} if rings else {}
         if options.mask == "alpha" and photo.alpha is not None:  # what is filled can be seen
             photo = replace(photo, alpha=np.maximum(photo.alpha, 1 - known))
         return Reading(inputs, photo, options, (height, width), missing)
@@ -328,31 +329,33 @@ def _settings(settings: Settings, own: Settings) -> dict[str, Any]:
     }
 
 
-def _mask(options: Inpainting, photo: Photo, seed: int) -> np.ndarray:
-    """A mask file, the photo's transparency, or a mask made from ``KIND:FRACTION``."""
+def _mask(options: Inpainting, photo: Photo, seed: int) -> tuple[np.ndarray, int]:
+    """A mask file, the photo's transparency, or a mask made from ``KIND:FRACTION``; and by how many
+    pixels it is grown.
+
+    A file that nobody says to grow is grown by the rings that hold traces of what it marks.
+    """
     text, (height, width) = options.mask, photo.pixels.shape[1:]
     if Path(text).exists():
-        return read_mask(
-            text,
-            height,
-            width,
-            white=options.mask_is,
-            colour=options.mask_colour,
-            grow=options.grow,
-        )
+        marks: dict[str, Any] = {"white": options.mask_is, "colour": options.mask_colour}
+        known = read_mask(text, height, width, **marks, grow=options.grow or 0)
+        if options.grow is not None:
+            return known, options.grow
+        missing = grown(known == 0, rings := traces(photo.pixels, known == 0))
+        return (known, 0) if missing.all() else (1 - missing.astype(np.float32), rings)
     if text == "alpha":
         if photo.alpha is None:
             raise ValueError("--mask alpha needs a photo with transparency; this one has none")
-        missing = grown(photo.alpha < 0.5, options.grow)
+        missing = grown(photo.alpha < 0.5, options.grow or 0)
     else:
         kind, fraction = parse_mask(text)
-        missing = grown(make_mask(kind, height, width, fraction, seed) == 0, options.grow)
+        missing = grown(make_mask(kind, height, width, fraction, seed) == 0, options.grow or 0)
     if not missing.any() or missing.all():
         raise ValueError(
             f"mask {text} came out with {'everything' if missing.all() else 'nothing'} missing;"
             " choose another fraction or seed"
         )
-    return 1 - missing.astype(np.float32)
+    return 1 - missing.astype(np.float32), options.grow or 0
 
 
 def _size(image: Tensor) -> Size:
