@@ -56,6 +56,26 @@ def photo_and_noisy() -> tuple[np.ndarray, np.ndarray]:
     return truth, np.clip(truth + noise, 0, 1)
 
 
+@pytest.mark.parametrize("sigma", [5, 15, 25, 50])
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee"])
+def test_noise_of_photos(name, sigma):
+    """As a file holds it, cut off at black and white and rounded: of a photo, and of a dark one."""
+    from skimage import data
+
+    photo = getattr(data, name)().transpose(2, 0, 1)[:, :300, :400] / 255
+    noise = np.random.default_rng(0).standard_normal(photo.shape) * sigma / 255
+    for picture, least, most in ((photo, 0.8, 1.35), (0.5 * photo**2, 0.8, 1.15)):
+        stored = np.round(255 * np.clip(picture + noise, 0, 1)) / 255
+        assert least < metrics.noise_level(stored) / (sigma / 255) < most
+
+
+@pytest.mark.parametrize("size", [(9, 200), (40, 64), (128, 200)])
+def test_noise_of_nothing_else(size):
+    rng = np.random.default_rng(3)
+    found = [metrics.noise_level(0.5 + 0.1 * rng.standard_normal((3, *size))) for _ in range(40)]
+    assert np.mean(found) == pytest.approx(0.1, rel=0.05)
+
+
 def test_lpips_ships():
     """No file is looked for, no random number drawn; the distance is the package's own (below)."""
     truth, noisy = photo_and_noisy()
