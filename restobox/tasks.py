@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, overload
 
 import torch
@@ -134,7 +135,7 @@ def inpaint(
 
 
 def denoise(
-    model: Model = "grey",
+    model: Model | None = None,
     *,
     solver: str | None = None,
     steps: int | None = None,
@@ -145,7 +146,10 @@ def denoise(
     """Remove white noise: ``denoise(...)(picture, sigma=0.1)``; ``sigma`` is in units of [0, 1] and
     is estimated where it isn't given.
 
-    Args, Raises: as :func:`inpaint`.
+    Args:
+        model: by default ``colour``, for grey pictures ``grey``.
+
+    The others, and Raises: as :func:`inpaint`.
     """
     from restoration.operators.linear import Denoising
 
@@ -156,7 +160,7 @@ def denoise(
         return Denoising(), found
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    return _linear("denoise", model, load_model(model, device, dtype), settings, measured)
+    return _by_colour("denoise", model, (device, dtype), settings, measured)
 
 
 def superresolve(
@@ -193,7 +197,7 @@ def superresolve(
 
 def deblur(
     blur: float,
-    model: Model = "grey",
+    model: Model | None = None,
     *,
     solver: str | None = None,
     steps: int | None = None,
@@ -206,6 +210,7 @@ def deblur(
     ``deblur(1.6)(picture, sigma=0.01)``.
 
     Args:
+        model: by default ``colour``, for grey pictures ``grey``.
         start_level: noise level to start at from the regularized inverse; None: from noise.
 
     The others, and Raises: as :func:`inpaint`.
@@ -219,7 +224,7 @@ def deblur(
 
     settings: dict[str, Any] = {"solver": solver, "steps": steps, "correction": correction}
     settings |= {"start_level": start_level}
-    return _linear("deblur", model, load_model(model, device, dtype), settings, measured)
+    return _by_colour("deblur", model, (device, dtype), settings, measured)
 
 
 def dehaze(
@@ -290,6 +295,31 @@ def _plan(
         return {"solver": solver_by_name(name), "num_inference_steps": count}
 
     return plan
+
+
+def _by_colour(
+    name: str,
+    model: Model | None,
+    place: tuple[str, torch.dtype | None],
+    settings: dict[str, Any],
+    measured: Callable[[Tensor, float | None], tuple[Any, float]],
+) -> Restoration:
+    """With the model that is named; with none, the shipped one for each picture, loaded when the
+    first such picture comes.
+    """
+    from toolbox.tasks.photo import denoiser_of
+
+    if model is not None:
+        return _linear(name, model, load_model(model, *place), settings, measured)
+
+    @cache
+    def of(chosen: str) -> Restoration:
+        return _linear(name, chosen, load_model(chosen, *place), settings, measured)
+
+    def run(pixels: Tensor, *extra: Any, **options: Any) -> Restored:
+        return of(denoiser_of(pixels.numpy())).run(pixels, *extra, **options)
+
+    return Restoration(name, of("colour").model, settings, run)
 
 
 def _linear(

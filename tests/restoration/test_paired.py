@@ -44,7 +44,7 @@ from toolbox.cli import main
 from toolbox.training.examples.paired import HazeExamples, PairExamples
 from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
-from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.recipe import Loss, TrainingRecipe
 
 SOLVERS = [
     DDIM(),
@@ -493,7 +493,7 @@ def test_min_snr_weighs_the_image_error(tmp_path):
         a, b = d.process.a(float(t)), d.process.b(float(t))
         with torch.no_grad():
             error = (d(a * x0 + b * eps, float(t)).x0 - x0).square().mean() / d.data_std**2
-            got = plain_loss(d, image, torch.tensor([t]), eps, 5.0)
+            got = plain_loss(d, image, torch.tensor([t]), eps, Loss(min_snr=5.0))
         snr = (d.data_std * a / b) ** 2
         assert float(got) == pytest.approx(float(min(snr, 5.0) * error), rel=1e-3)
 

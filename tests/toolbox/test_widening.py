@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from toolbox.training.losses import cut_off, plain_loss
 from toolbox.training.loop import build
+from toolbox.training.losses import cut_off, plain_loss
 from toolbox.training.model_folder import load_weights
 from toolbox.training.recipe import Loss, TrainingRecipe
 from toolbox.training.widening import PLANES, doubled, is_doubled

@@ -12,7 +12,9 @@ import typer
 from toolbox.cli.options import Commands, Picture, Without, given, refuse_unused
 from toolbox.cli.output import ProgressBar, print_json
 from toolbox.tasks.options import (
+    COLOUR,
     DEFAULT_MODEL,
+    GREY,
     SMALL_BLOCKS,
     Cubes,
     Deblurring,
@@ -33,6 +35,9 @@ from toolbox.tasks.options import (
 
 app = Commands(help="Restore a measurement of yours.", no_args_is_help=True)
 RDDM = Settings("rddm", 5)
+ByColour = Annotated[
+    str | None, typer.Option(help=f"By default {COLOUR}, for grey pictures {GREY}.")
+]
 
 
 @app.command("inpaint")
@@ -61,12 +66,14 @@ def denoise(
     image: Picture,
     output: Output,
     options: Denoising,
-    prior: Prior = Prior("grey"),
+    model: ByColour = None,
+    prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Settings = Settings(),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
     """Remove white noise from a picture."""
+    prior = Prior(model or by_colour(image), prior.device)
     _restore("denoise", Request(image, output, options, prior, settings, draws), as_json)
 
 
@@ -98,12 +105,14 @@ def deblur(
     image: Picture,
     output: Output,
     options: Deblurring,
-    prior: Prior = Prior("grey"),
+    model: ByColour = None,
+    prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Settings = Settings(steps=5),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
     """Sharpen a picture that a Gaussian blurred."""
+    prior = Prior(model or by_colour(image), prior.device)
     _restore("deblur", Request(image, output, options, prior, settings, draws), as_json)
 
 
@@ -203,6 +212,14 @@ def ultrasound(
 ) -> None:
     """Take the haze out of ultrasound frames."""
     _restore("ultrasound", Request(clip, output, options, prior, settings, draws), as_json)
+
+
+def by_colour(image: Path) -> str:
+    """The denoiser of a picture: one of planes where its colours are one."""
+    from restoration.io.images import read_image
+    from toolbox.tasks.photo import denoiser_of
+
+    return denoiser_of(read_image(image).pixels)
 
 
 def _restore(task: str, request: Request, as_json: bool) -> None:

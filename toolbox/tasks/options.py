@@ -13,6 +13,7 @@ from typer import Option
 CORRECTIONS = "ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint"
 DEFAULT_MODEL = "photo-int8"
 SMALL_BLOCKS = "photo-x4-int8"
+COLOUR, GREY = "colour", "grey"  # denoisers
 
 Seed = Annotated[int, Option(help="Sample k uses seed + k.", min=0, max=2**62)]
 Solver = Annotated[str, Option(help="ddim, pndm, plms, ...; an unknown name lists all.")]

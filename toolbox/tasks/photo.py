@@ -33,12 +33,18 @@ from toolbox.tasks.classical import (
     biharmonic,
     bm3d,
     by_planes,
+    cbm3d,
+    lanczos,
     non_local_means,
     plain,
     push_pull_fill,
+    telea,
+    wiener,
 )
 from toolbox.tasks.options import (
+    COLOUR,
     DEFAULT_MODEL,
+    GREY,
     Deblurring,
     Denoising,
     Enlarging,
@@ -115,7 +121,7 @@ class Inpaint(PictureTask):
         return (trial.inputs["image"] * trial.inputs["mask"]).numpy()
 
     def baselines(self, options: Inpainting) -> dict[str, Callable[[Trial], Tensor]]:
-        return {"push-pull": push_pull_fill, "biharmonic": biharmonic}
+        return {"push-pull": push_pull_fill, "biharmonic": biharmonic, "telea": telea}
 
 
 class LinearPictureTask(PictureTask):
@@ -192,8 +198,8 @@ class Denoise(LinearPictureTask):
     """Remove white noise."""
 
     name = "denoise"
-    benched = ("plain", "grey")
-    prior = Prior("grey")
+    benched = ("plain", GREY, COLOUR)
+    prior = Prior(GREY)
     settings = Settings(steps=1)
     sampling_steps = 5
     calibration_sigma = 0.1
@@ -235,6 +241,7 @@ class Denoise(LinearPictureTask):
             "plain": plain,
             "nlm": lambda trial: by_planes(trial, non_local_means, noise(trial)),
             "bm3d": lambda trial: by_planes(trial, bm3d, noise(trial)),
+            "cbm3d": lambda trial: cbm3d(trial, noise(trial)),
         }
 
 
@@ -242,7 +249,7 @@ class Superresolve(LinearPictureTask):
     """Enlarge."""
 
     name = "superresolve"
-    benched = ("plain", DEFAULT_MODEL)
+    benched = ("plain", "lanczos", DEFAULT_MODEL)
     settings = Settings(steps=1)
     sampling_steps = 5
 
@@ -270,15 +277,15 @@ class Superresolve(LinearPictureTask):
             size = tuple(options.factor * n for n in y.shape[-2:])
             return enlarge(y, options.factor, size)[0].clamp(0, 1)
 
-        return {"plain": plain}
+        return {"plain": plain, "lanczos": lambda trial: lanczos(trial, options.factor)}
 
 
 class Deblur(LinearPictureTask):
     """Sharpen what a Gaussian blurred."""
 
     name = "deblur"
-    benched = ("plain", "grey")
-    prior = Prior("grey")
+    benched = ("plain", "wiener", GREY, COLOUR)
+    prior = Prior(GREY)
 
     def operator(self, size: Size, options: Deblurring) -> Blur:
         return Blur(size, gaussian_kernel(options.blur).tolist())
@@ -296,7 +303,15 @@ class Deblur(LinearPictureTask):
         return {"blur": options.blur}
 
     def baselines(self, options: Deblurring) -> dict[str, Callable[[Trial], Tensor]]:
-        return {"plain": plain}
+        kernel = np.asarray(gaussian_kernel(options.blur))
+        return {"plain": plain, "wiener": lambda trial: wiener(trial, kernel, options.sigma)}
+
+
+def denoiser_of(pixels: np.ndarray) -> str:
+    """The shipped denoiser for a picture ``(C, H, W)``: of colours, or of planes where all channels
+    are one, noise too.
+    """
+    return GREY if (pixels == pixels[:1]).all() else COLOUR
 
 
 def enlargement(size: Size, factor: float, kernel: str) -> Separable:
