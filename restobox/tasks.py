@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, overload
 
 import torch
@@ -16,7 +18,8 @@ from restoration.metrics import noise_level, psnr, ssim
 from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
-from toolbox.api import check_model
+from toolbox.api import advice, check_model
+from toolbox.tasks.options import Settings
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ class Restoration:
 def inpaint(
     model: Model = "photo-int8",
     *,
-    solver: str = "ddim",
-    steps: int = 5,
+    solver: str | None = None,
+    steps: int | None = None,
     correction: str | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
@@ -106,7 +109,8 @@ def inpaint(
 
     Args:
         model: a shipped model's name, a folder, an exported bundle or a ``solvers.Denoiser``.
-        solver, steps, correction: as ``restobox restore inpaint``.
+        solver, steps, correction: as ``restobox restore inpaint``: None: what the model's card
+            advises, for inpainting one call, the mean, and five steps for several samples.
         device: ``cpu``, ``cuda``, or for bundles ``openvino``.
         dtype: of a PyTorch model's weights, such as ``torch.float16``.
 
@@ -116,23 +120,25 @@ def inpaint(
     from restoration.photo.inpainting import InpaintingTask
 
     denoiser = load_model(model, device, dtype)
-    task: Any = denoiser
+    plan, task = _plan("inpaint", model, solver, steps), denoiser
     if getattr(denoiser, "run", None) is None:
         check_model(denoiser, "inpaint", named(model))
-        task = InpaintingTask(denoiser, solver_by_name(solver), steps, correction=correction)
+        task = InpaintingTask(denoiser, **plan(1), correction=correction)
 
-    def run(pixels: Tensor, mask: Picture, **options: Any) -> Restored:
-        return task(pixels, read_mask(mask, _size(pixels)), **options)
+    def run(pixels: Tensor, mask: Picture, num_samples: int = 1, **options: Any) -> Restored:
+        known = read_mask(mask, _size(pixels))
+        drawn = replace(task, **plan(num_samples)) if isinstance(task, InpaintingTask) else task
+        return drawn(pixels, known, num_samples=num_samples, **options)
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     return Restoration("inpaint", denoiser, settings, run, ("a mask",))
 
 
 def denoise(
-    model: Model = "grey",
+    model: Model | None = None,
     *,
-    solver: str = "ddim",
-    steps: int = 1,
+    solver: str | None = None,
+    steps: int | None = None,
     correction: str | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
@@ -140,7 +146,10 @@ def denoise(
     """Remove white noise: ``denoise(...)(picture, sigma=0.1)``; ``sigma`` is in units of [0, 1] and
     is estimated where it isn't given.
 
-    Args, Raises: as :func:`inpaint`.
+    Args:
+        model: by default ``colour``, for grey pictures ``grey``.
+
+    The others, and Raises: as :func:`inpaint`.
     """
     from restoration.operators.linear import Denoising
 
@@ -151,7 +160,7 @@ def denoise(
         return Denoising(), found
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    return _linear("denoise", load_model(model, device, dtype), settings, measured)
+    return _by_colour("denoise", model, (device, dtype), settings, measured)
 
 
 def superresolve(
@@ -159,8 +168,8 @@ def superresolve(
     model: Model | None = None,
     *,
     kernel: str = "block",
-    solver: str = "ddim",
-    steps: int = 1,
+    solver: str | None = None,
+    steps: int | None = None,
     correction: str | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
@@ -182,15 +191,16 @@ def superresolve(
         return enlargement(_size(pixels), factor, kernel), sigma or 0.0
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    return _linear("superresolve", load_model(chosen, device, dtype), settings, measured)
+    loaded = load_model(chosen, device, dtype)
+    return _linear("superresolve", chosen, loaded, settings, measured)
 
 
 def deblur(
     blur: float,
-    model: Model = "grey",
+    model: Model | None = None,
     *,
-    solver: str = "ddim",
-    steps: int = 5,
+    solver: str | None = None,
+    steps: int | None = None,
     correction: str | None = None,
     start_level: float | None = 0.4,
     device: str = "cpu",
@@ -200,6 +210,7 @@ def deblur(
     ``deblur(1.6)(picture, sigma=0.01)``.
 
     Args:
+        model: by default ``colour``, for grey pictures ``grey``.
         start_level: noise level to start at from the regularized inverse; None: from noise.
 
     The others, and Raises: as :func:`inpaint`.
@@ -211,16 +222,16 @@ def deblur(
     def measured(pixels: Tensor, sigma: float | None) -> tuple[Any, float]:
         return Blur(_size(pixels), kernel), 0.01 if sigma is None else sigma
 
-    settings = {"solver": solver, "steps": steps, "correction": correction}
+    settings: dict[str, Any] = {"solver": solver, "steps": steps, "correction": correction}
     settings |= {"start_level": start_level}
-    return _linear("deblur", load_model(model, device, dtype), settings, measured)
+    return _by_colour("deblur", model, (device, dtype), settings, measured)
 
 
 def dehaze(
     model: Model = "haze-int8",
     *,
-    solver: str = "rddm",
-    steps: int = 5,
+    solver: str | None = None,
+    steps: int | None = None,
     view: int | None = 128,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
@@ -235,7 +246,7 @@ def dehaze(
     from restoration.paired.task import PairedTask
 
     denoiser = check_model(load_model(model, device, dtype), "dehaze", named(model))
-    task = PairedTask(denoiser, solver_by_name(solver), steps, view=view)
+    task = PairedTask(denoiser, **_plan("dehaze", model, solver, steps)(1), view=view)
     settings = {"solver": solver, "steps": steps, "view": view}
     return Restoration("dehaze", denoiser, settings, task)
 
@@ -243,8 +254,8 @@ def dehaze(
 def paired(
     model: Model,
     *,
-    solver: str = "rddm",
-    steps: int = 5,
+    solver: str | None = None,
+    steps: int | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Restoration:
@@ -256,7 +267,7 @@ def paired(
     from restoration.paired.task import PairedTask
 
     denoiser = check_model(load_model(model, device, dtype), "paired", named(model))
-    task = PairedTask(denoiser, solver_by_name(solver), steps)
+    task = PairedTask(denoiser, **_plan("paired", model, solver, steps)(1))
 
     def run(pixels: Tensor, mask: Picture | None = None, **options: Any) -> Restored:
         shown = None if mask is None else read_mask(mask, _size(pixels), white_is_one=True)
@@ -268,21 +279,69 @@ def paired(
 # -- what they share ------------------------------------------------------------------------------
 
 
+def _plan(
+    task: str, model: Model, solver: str | None, steps: int | None
+) -> Callable[[int], dict[str, Any]]:
+    """Solver and steps of a run that draws so many samples: as given, else as the model's card
+    advises, else the task's own.
+    """
+    from toolbox.tasks import task_by_name
+
+    def plan(samples: int) -> dict[str, Any]:
+        told = {} if isinstance(model, Denoiser) else advice(os.fspath(model), task, samples)
+        own = task_by_name(task)
+        name = told.get("solver", own.settings.solver) if solver is None else solver
+        count = told.get("steps", own.steps(Settings(), samples)) if steps is None else steps
+        return {"solver": solver_by_name(name), "num_inference_steps": count}
+
+    return plan
+
+
+def _by_colour(
+    name: str,
+    model: Model | None,
+    place: tuple[str, torch.dtype | None],
+    settings: dict[str, Any],
+    measured: Callable[[Tensor, float | None], tuple[Any, float]],
+) -> Restoration:
+    """With the model that is named; with none, the shipped one for each picture, loaded when the
+    first such picture comes.
+    """
+    from toolbox.tasks.photo import denoiser_of
+
+    if model is not None:
+        return _linear(name, model, load_model(model, *place), settings, measured)
+
+    @cache
+    def of(chosen: str) -> Restoration:
+        return _linear(name, chosen, load_model(chosen, *place), settings, measured)
+
+    def run(pixels: Tensor, *extra: Any, **options: Any) -> Restored:
+        return of(denoiser_of(pixels.numpy())).run(pixels, *extra, **options)
+
+    return Restoration(name, of("colour").model, settings, run)
+
+
 def _linear(
     name: str,
-    model: Denoiser,
+    model: Model,
+    loaded: Denoiser,
     settings: dict[str, Any],
     measured: Callable[[Tensor, float | None], tuple[Any, float]],
 ) -> Restoration:
     from restoration.photo.linear import LinearTask
 
-    denoiser = check_model(model, name, "the model")
+    denoiser = check_model(loaded, name, "the model")
     options = {key: value for key, value in settings.items() if key not in ("solver", "steps")}
-    task = LinearTask(denoiser, solver_by_name(settings["solver"]), settings["steps"], **options)
+    plan = _plan(name, model, settings["solver"], settings["steps"])
+    task = LinearTask(denoiser, **plan(1), **options)
 
-    def run(pixels: Tensor, sigma: float | None = None, **given: Any) -> Restored:
+    def run(
+        pixels: Tensor, sigma: float | None = None, num_samples: int = 1, **given: Any
+    ) -> Restored:
         operator, noise = measured(pixels, sigma)
-        return task(pixels, operator, sigma=noise, **given)
+        drawn = replace(task, **plan(num_samples))
+        return drawn(pixels, operator, sigma=noise, num_samples=num_samples, **given)
 
     return Restoration(name, denoiser, settings, run)
 

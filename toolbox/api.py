@@ -18,6 +18,7 @@ ZOO = Path(__file__).parent / "zoo"
 # what is said of checkpoints in this context (:func:`reading_with`)
 _said: ContextVar[Mapping[str, Any] | None] = ContextVar("_said", default=None)
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
+ADVISED = {"solver": str, "steps": int, "symmetries": int}  # what a card tells of a task's runs
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,31 @@ def reading_with(options: Mapping[str, Any]) -> Iterator[None]:
 def checkpoint_options() -> dict[str, Any]:
     """What :func:`reading_with` says."""
     return dict(_said.get() or {})
+
+
+def advice(model: str | Path, task: str, samples: int = 1) -> dict[str, Any]:
+    """What the card of a model (``runs`` in its ``model.json``) advises for a run of a task:
+    ``solver``, ``steps``, ``symmetries``, as far as it tells.
+
+    Args:
+        samples: how many are drawn: the mean of one run and samples of the posterior take other
+            settings.
+    """
+    from solvers.inputs.errors import ModelError, reading
+    from solvers.inputs.strict_json import read_object
+
+    known = {info.name: info.folder for info in models()}
+    card = known.get(str(model), Path(model)) / "model.json"
+    if not card.is_file():
+        return {}
+    with reading(card, "a model's card", ModelError):
+        told = dict(read_object(card, ModelError).get("runs", {}).get(task, {}))
+        of_samples = dict(told.pop("samples", {}))
+    told |= of_samples if samples > 1 else {}
+    if any(type(value) is not ADVISED.get(name) for name, value in told.items()):
+        kinds = ", ".join(f"{name} ({kind.__name__})" for name, kind in ADVISED.items())
+        raise ModelError(f"{card}: runs.{task} may tell {kinds}; got {told}")
+    return told
 
 
 # Any stands for the Restorer of a bundle that holds a whole restoration: only who loads such a

@@ -14,7 +14,8 @@ from torch import Tensor
 # of ``numpy.random.RandomState``
 Seed = int | Sequence[int] | None
 
-MASKS = ("random", "equispaced", "equispaced-fraction", "poisson")
+MASKS = ("random", "equispaced", "equispaced-fraction", "poisson", "partial")
+COLUMNS = ("random", "equispaced", "equispaced-fraction", "partial")
 
 
 def volume_seed(name: str) -> tuple[int, ...]:
@@ -43,6 +44,8 @@ def column_mask(
       ``W/R`` columns in all.
     - ``equispaced-fraction``: a wider, fractional step, so that about ``W/R`` columns are sampled
       in all.
+    - ``partial``: the last ``W/R`` columns, one half of k-space and the centre's other side
+      (partial Fourier); R is below 2.
 
     fastMRI first draws which of its (centre, acceleration) pairs to use; with one pair that draw is
     made too, and has no effect on the choice.
@@ -54,23 +57,31 @@ def column_mask(
         ValueError: an unknown kind, acceleration below 1, or a centre that alone exceeds ``W/R``
             columns.
     """
-    if kind not in MASKS[:3]:
-        raise ValueError(f"column mask {kind!r} is unknown; known: {', '.join(MASKS[:3])}")
+    if kind not in COLUMNS:
+        raise ValueError(f"column mask {kind!r} is unknown; known: {', '.join(COLUMNS)}")
     if not acceleration >= 1 or not 0 <= center_fraction < 1:
         raise ValueError(
             f"acceleration must be at least 1 and center_fraction in [0, 1); got {acceleration} and"
             f" {center_fraction}"
         )
+    if kind == "partial" and not acceleration < 2:
+        raise ValueError(
+            "a partial mask samples more than one half of k-space, for instance 5/8 at"
+            f" acceleration 1.6; got acceleration {acceleration:g}"
+        )
     start, count = centre_lines(width, center_fraction)
-    if kind != "equispaced" and count > width / acceleration:
+    if kind in ("random", "equispaced-fraction") and count > width / acceleration:
         raise ValueError(
             f"the centre alone has {count} of {width} columns, more than the"
             f" {width / acceleration:.1f} that acceleration {acceleration:g} allows: lower"
             " center_fraction or the acceleration"
         )
+    mask = np.zeros(width, dtype=np.float32)
+    if kind == "partial":
+        mask[width - round(width / acceleration) :] = 1
+        return torch.from_numpy(mask)
     rng = np.random.RandomState(seed)
     rng.randint(1)
-    mask = np.zeros(width, dtype=np.float32)
     if kind == "random":
         mask[rng.uniform(size=width) < (width / acceleration - count) / (width - count)] = 1
     elif kind == "equispaced":

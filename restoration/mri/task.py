@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from restoration.mri.consistency import Alternation, Consistency, ScanData, Slice
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, features, image_scale, noise_level
+from restoration.mri.partial_fourier import completed
 from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
 from restoration.posterior import CORRECTIONS, correction_by_name
 from restoration.task import Restored, Run, Watch, sample
@@ -63,6 +64,9 @@ class MRITask:
     in one step from the noisiest level. Several samples are drawn of the posterior, from noise, in
     four steps or more; they are sharper and further from the truth, and their spread is the
     uncertainty.
+
+    Of a partial Fourier scan, which the mask tells, the side that was not scanned is filled by its
+    conjugate (:mod:`restoration.mri.partial_fourier`), where the data bear that out.
 
     The default correction of samples is :class:`Consistency` at every step: the image is moved as
     little as needed for a residual of at most the noise; without noise that is the projection on
@@ -147,11 +151,20 @@ class MRITask:
         sigma = noise_level(kspace, mask) if sigma is None else float(sigma)
         if not 0 <= sigma <= 1e18:
             raise ValueError(f"sigma must be from 0 to 1e18; got {sigma:g}")
-        mask, kspace = mask.to(self.denoiser.device), kspace.to(self.denoiser.device)
+        whole = completed(kspace, mask, maps, sigma)
+        device = self.denoiser.device
+        mask, kspace = mask.to(device), kspace.to(device)
         maps = None if maps is None else maps.to(kspace)
         operator = cartesian(mask, maps, tuple(mask.shape), tolerance=1e-5, max_iterations=100)
         y = to_channels(kspace[None]) * mask
-        run = self.prepare(Slice(operator, y, sigma), num_samples)
+        if whole is None:
+            run = self.prepare(Slice(operator, y, sigma), num_samples)
+        else:
+            filled, known = whole.kspace.to(device), whole.mask.to(device)
+            over = cartesian(known, maps, tuple(mask.shape), tolerance=1e-5, max_iterations=100)
+            run = self.prepare(Slice(over, to_channels(filled[None]) * known, sigma), num_samples)
+            finish = run.finish
+            run = replace(run, finish=lambda x0: whole.real(finish(x0)))
         result = sample(run, num_samples=num_samples, seed=seed, callback=callback)
         samples = to_complex(result.samples)[:, 0]
         mean = to_complex(result.mean[None])[0, 0]

@@ -213,8 +213,12 @@ class LinearTask:
         )
         if self.start_level is None:
             return run(asked, lay(self.grid, d.process, self.num_inference_steps))
+        known = [
+            s for s in self.timesteps or timesteps_of(d.network) if d.process.a(s) > 0
+        ]  # start levels are a choice: one that the network knows will do
         t = d.process.time_at(-2 * math.log(self.start_level))
-        grid = _grid_from(d.process, t, self.num_inference_steps)
+        t = _nearest(d.process, known, d.process.log_snr(t)) if known else t
+        grid = _grid_from(d.process, t, self.num_inference_steps, known)
         return run(asked, grid, d.process.a(t) * _regularized(m))
 
     def _enter(self, m: Measurement) -> tuple[Tensor, Grid, float]:
@@ -232,7 +236,7 @@ class LinearTask:
             s for s in self.timesteps or timesteps_of(self.denoiser.network) if process.a(s) > 0
         ]
         if known:
-            t = min(known, key=lambda s: abs(process.log_snr(s) + 2 * math.log(m.sigma)))
+            t = _nearest(process, known, -2 * math.log(m.sigma))
             contrast = process.kappa(t) / m.sigma
             least, most = CONTRASTS
             if not least <= contrast <= most:
@@ -270,11 +274,7 @@ def _grid_from(process: Process, t: float, steps: int, known: Sequence[float] = 
     levels = [process.log_snr(t) + (top - process.log_snr(t)) * k / steps for k in range(steps)]
     times = sorted({t, *(process.time_at(level) for level in levels[1:])}, reverse=True)
     if known:
-
-        def nearest(level: float) -> float:
-            return min(known, key=lambda s: abs(process.log_snr(s) - level))
-
-        times = sorted({nearest(level) for level in levels}, reverse=True)
+        times = sorted({_nearest(process, known, level) for level in levels}, reverse=True)
         if len(times) < steps:
             raise ValueError(
                 f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold:"
@@ -282,6 +282,11 @@ def _grid_from(process: Process, t: float, steps: int, known: Sequence[float] = 
                 f" {len(times)} of them, or calibrate at more times"
             )
     return Grid((*(s for s in times if s > CLEAN), CLEAN))
+
+
+def _nearest(process: Process, known: Sequence[float], level: float) -> float:
+    """The known time whose log-SNR is nearest to a level."""
+    return min(known, key=lambda s: abs(process.log_snr(s) - level))
 
 
 def _condition(m: Measurement, shape: Sequence[int]) -> Tensor | None:

@@ -40,10 +40,71 @@ def test_metric_errors(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="11 x 11"):
         metrics.ssim(np.zeros((3, 8, 8)), np.zeros((3, 8, 8)))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(metrics.LPIPSUnavailable, match=r"alexnet.*\.pth"):
-        metrics.lpips(np.zeros((3, 64, 64)), np.zeros((3, 64, 64)))
+    with pytest.raises(metrics.LPIPSUnavailable, match=r"squeezenet.*\.pth"):
+        metrics.lpips(np.zeros((3, 64, 64)), np.zeros((3, 64, 64)), backbone="squeeze")
+    with pytest.raises(metrics.LPIPSUnavailable, match="at least 32 x 32"):
+        metrics.lpips(np.zeros((3, 31, 64)), np.zeros((3, 31, 64)))
     with pytest.raises(ValueError, match="known: alex"):
         metrics.lpips(np.zeros((3, 64, 64)), np.zeros((3, 64, 64)), backbone="resnet")
+
+
+def photo_and_noisy() -> tuple[np.ndarray, np.ndarray]:
+    from skimage.data import chelsea
+
+    truth = chelsea().transpose(2, 0, 1) / 255
+    noise = 0.1 * np.random.default_rng(0).standard_normal(truth.shape)
+    return truth, np.clip(truth + noise, 0, 1)
+
+
+@pytest.mark.parametrize("sigma", [5, 15, 25, 50])
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee"])
+def test_noise_of_photos(name, sigma):
+    """As a file holds it, cut off at black and white and rounded: of a photo, and of a dark one."""
+    from skimage import data
+
+    photo = getattr(data, name)().transpose(2, 0, 1)[:, :300, :400] / 255
+    noise = np.random.default_rng(0).standard_normal(photo.shape) * sigma / 255
+    for picture, least, most in ((photo, 0.8, 1.35), (0.5 * photo**2, 0.8, 1.15)):
+        stored = np.round(255 * np.clip(picture + noise, 0, 1)) / 255
+        assert least < metrics.noise_level(stored) / (sigma / 255) < most
+
+
+@pytest.mark.parametrize("size", [(9, 200), (40, 64), (128, 200)])
+def test_noise_of_nothing_else(size):
+    rng = np.random.default_rng(3)
+    found = [metrics.noise_level(0.5 + 0.1 * rng.standard_normal((3, *size))) for _ in range(40)]
+    assert np.mean(found) == pytest.approx(0.1, rel=0.05)
+
+
+def test_lpips_ships():
+    """No file is looked for, no random number drawn; the distance is the package's own (below)."""
+    truth, noisy = photo_and_noisy()
+    before = torch.random.get_rng_state()
+    assert metrics.lpips(truth, noisy) == pytest.approx(0.788837, abs=2e-5)
+    assert metrics.lpips(truth, truth) == 0
+    assert 0 < metrics.lpips(truth, 0.9 * truth + 0.1 * noisy) < 0.1
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.long
+def test_lpips_is_the_packages():
+    """With the same features in the package's network."""
+    import lpips as package
+    from safetensors.torch import load_file
+
+    from restoration.metrics.perceptual import ALEXNET
+
+    network = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    layers = {n: m for part in network.net.children() for n, m in part.named_children()}
+    for name, value in load_file(ALEXNET).items():
+        _, layer, kind = name.split(".")
+        getattr(layers[layer], kind).data.copy_(value)
+    for crop in ((slice(0, 300), slice(0, 451)), (slice(10, 43), slice(7, 90))):
+        one, other = (v[:, *crop] for v in photo_and_noisy())
+        with torch.no_grad():
+            pair = (torch.tensor(v, dtype=torch.float32)[None] for v in (one, other))
+            theirs = float(network(*pair, normalize=True))
+        assert metrics.lpips(one, other) == pytest.approx(theirs, rel=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

@@ -19,11 +19,13 @@ from restoration.metrics import psnr
 from restoration.paired.haze import Scattering, procedural_depth
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import (
+    FLOOR,
     LITTLE,
     SOFT,
     PairedTask,
     carry,
     default_process,
+    floored,
     haze_condition,
     reduced,
 )
@@ -42,7 +44,7 @@ from toolbox.cli import main
 from toolbox.training.examples.paired import HazeExamples, PairExamples
 from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
-from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.recipe import Loss, TrainingRecipe
 
 SOLVERS = [
     DDIM(),
@@ -169,8 +171,29 @@ def test_haze_networks_are_shown_the_prior_the_picture_and_its_transmission():
     shown = torch.cat([prior.image, image[None], prior.transmission], 1)
     torch.testing.assert_close(haze_condition(image[None]), shown)
     torch.testing.assert_close(seen[0][:, 3:], 2 * shown - 1)
-    # a network that adds nothing leaves the prior's picture
-    torch.testing.assert_close(result.mean, prior.image[0], atol=1e-5, rtol=0)
+    # a network that adds nothing leaves the prior's picture, as far as it is believed
+    blend = floored(image[None], prior.image)[0]
+    torch.testing.assert_close(result.mean, blend, atol=1e-5, rtol=0)
+
+
+def test_networks_are_believed_in_thin_haze_and_the_prior_in_dense():
+    clear = torch.from_numpy(smooth_picture(80, 120)) * (0.6 + 0.4 * noise(3, 80, 120).sign())
+    clear, depth = clear.clamp(0, 1), torch.ones(80, 120)
+
+    def share(beta, light, answer):
+        """Of the prior in the result."""
+        hazy = Scattering(beta, light)(clear, depth)[None]
+        prior = FLOOR(hazy).image
+        moved = (floored(hazy, answer[None]) - answer) / (prior - answer)
+        return float(moved.median())
+
+    shares = [share(beta, 0.9, clear) for beta in (0.2, 1, 2, 4)]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(0.1, abs=1e-3)
+    assert shares[-1] == pytest.approx(1, abs=1e-3)
+    # a prior that is much more coloured than the answer has multiplied a tint
+    grey = clear.mean(0, keepdim=True).expand(3, -1, -1)
+    assert share(4, 0.9, grey) == 0
 
 
 def test_large_pictures_are_judged_by_a_view():
@@ -470,7 +493,7 @@ def test_min_snr_weighs_the_image_error(tmp_path):
         a, b = d.process.a(float(t)), d.process.b(float(t))
         with torch.no_grad():
             error = (d(a * x0 + b * eps, float(t)).x0 - x0).square().mean() / d.data_std**2
-            got = plain_loss(d, image, torch.tensor([t]), eps, 5.0)
+            got = plain_loss(d, image, torch.tensor([t]), eps, Loss(min_snr=5.0))
         snr = (d.data_std * a / b) ** 2
         assert float(got) == pytest.approx(float(min(snr, 5.0) * error), rel=1e-3)
 

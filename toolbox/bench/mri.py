@@ -22,6 +22,7 @@ from restoration.mri.espirit import espirit, mvue
 from restoration.mri.estimate import lift
 from restoration.mri.evaluation import coverage, slice_quality, volume_quality
 from restoration.mri.intervals import floored
+from restoration.mri.partial_fourier import missing_side, smooth_phase
 from restoration.mri.sampling import volume_seed
 from restoration.mri.sense import cartesian, to_channels, to_complex
 from restoration.mri.task import MRITask
@@ -33,6 +34,7 @@ from toolbox.tasks.mri import make_sampling, simulate
 SENSE_WEIGHTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WAVELET_WEIGHTS = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 CLASSICAL = ("zero-filled", "cg-sense", "l1-wavelet")
+POCS_ITERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,27 @@ def l1_wavelet(case: MRICase, weight: float, iterations: int = 60) -> Tensor:
     return torch.stack(images)
 
 
+def pocs(case: MRICase) -> Tensor:
+    """Projections on the data and on images of the phase that the scanned centre has (Haacke et al.
+    1991), for partial Fourier.
+
+    Raises:
+        ValueError: a mask that leaves out no side of k-space.
+    """
+    side = missing_side(case.mask)
+    if side is None:
+        raise ValueError("pocs is for masks that leave out one side of k-space, such as partial")
+    images = []
+    for one, maps, (op, y) in zip(case.kspace, case.maps, _operators(case), strict=True):
+        phase, x = smooth_phase(one, op, side), to_complex(op.A_adjoint(y))
+        everywhere = cartesian(torch.ones_like(case.mask), maps, tuple(case.mask.shape))
+        for _ in range(POCS_ITERATIONS):
+            filled = everywhere.A(to_channels(x.abs() * phase))
+            x = to_complex(everywhere.A_adjoint(torch.where(case.mask > 0, y, filled)))
+        images.append(x[0, 0].abs())
+    return torch.stack(images)
+
+
 def run_mri_bench(
     data: Path,
     scans: Scans = Scans(),
@@ -140,13 +163,15 @@ def run_mri_bench(
 
     Args:
         methods: model names or folders, and any of ``CLASSICAL``; all of these and ``mri`` by
-            default.
+            default, for partial Fourier also ``pocs``.
 
     Raises:
         ValueError, OSError: files that don't fit.
     """
-    models, limit = methods.model or [*CLASSICAL, "mri"], extent.limit
+    limit = extent.limit
     kinds, accelerations = scans.mask or ["equispaced-fraction"], scans.acceleration or [4.0, 8.0]
+    halves = ["pocs"] if set(kinds) == {"partial"} else []
+    models = methods.model or [*CLASSICAL, *halves, "mri"]
     scan = read_scan(data)
     if limit is not None:
         cut = {
@@ -181,6 +206,8 @@ def _measure(case: MRICase, model: str, steps: int | None, extent: Extent) -> di
         tried = {w: partial(cg_sense, case, w) for w in SENSE_WEIGHTS}
     elif model == "l1-wavelet":
         tried = {w: partial(l1_wavelet, case, w) for w in WAVELET_WEIGHTS}
+    elif model == "pocs":
+        tried = {None: partial(pocs, case)}
     else:
         task = MRITask(load(model), solver_by_name("ddim"), steps)
         began = time.perf_counter()

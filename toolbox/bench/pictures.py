@@ -17,6 +17,7 @@ from torch import Tensor
 from restoration.io.containers.arrays import arrays_of
 from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pairs, find_pictures, read_pair
+from restoration.metrics import LPIPSUnavailable, lpips
 from restoration.photo.masks import make_mask, parse_mask
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
@@ -78,15 +79,28 @@ def measure(
             for made in compare(case.task, [trial], restorers, draws):
                 for name, figures in made.figures.items():
                     model, _, solver = name.partition("|")
-                    found.setdefault((model, solver), []).append(figures | made.effort[name])
+                    seen = perceived(made.results[name], case.task.picture(trial.known))
+                    found.setdefault((model, solver), []).append(figures | seen | made.effort[name])
                     done += 1
                     progress(done, total)
         for (model, solver), each in found.items():
-            means = {key: round(float(np.mean([f[key] for f in each])), 4) for key in each[0]}
+            means = {
+                key: round(float(np.mean([f[key] for f in each if key in f])), 4) for key in each[0]
+            }
             head: dict[str, Any] = {"case": case.name, "model": model, "solver": solver}
             head |= {"calls": int(means.pop("calls")), "pictures": len(each)}
-            rows.append(head | means | {"psnr_each": [round(f["psnr"], 2) for f in each]})
+            psnrs = [round(f["psnr"], 2) for f in each]
+            rows.append(head | means | {"psnr_worst": min(psnrs), "psnr_each": psnrs})
     return rows
+
+
+def perceived(result: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """LPIPS of two pictures ``(1 or 3, H, W)``, where they are large enough for it."""
+    try:
+        one, other = (np.broadcast_to(v, (3, *v.shape[1:])) for v in (result, truth))
+        return {"lpips": lpips(one, other)}
+    except LPIPSUnavailable:
+        return {}
 
 
 def _ways(

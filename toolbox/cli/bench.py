@@ -35,7 +35,7 @@ app = Commands(
 # how many digits a figure is shown with; names in capitals where they are abbreviations
 DIGITS = {"psnr": 2, "mpsnr": 2, "ssim": 4, "mssim": 4, "lpips": 4, "nmse": 5, "sam": 4}
 DIGITS |= {"ergas": 2, "gcnr": 3, "ks_tissue": 3, "ks_blood": 3, "seconds": 2}
-DIGITS |= {"seconds_per_slice": 2, "strength": 1, "acceleration": 0}
+DIGITS |= {"seconds_per_slice": 2, "strength": 1, "acceleration": 0, "psnr_worst": 2}
 DIGITS |= {"coverage_gaussian": 3, "coverage": 3, "coverage_worst_slice": 3, "factor": 2}
 DIGITS |= {"width": 4, "width_gaussian": 4}
 
@@ -138,7 +138,7 @@ def _pictures_table(
         return print_json(rows)
     title = f"{rows[0]['pictures']} pictures, {extent.samples} samples of each"
     title += f", {methods.symmetries} symmetries" if methods.symmetries > 1 else ""
-    columns = ("case", "model", "solver", "calls", "psnr", "ssim", "seconds")
+    columns = ("case", "model", "solver", "calls", "psnr", "psnr_worst", "ssim", "lpips", "seconds")
     _print_rows(title, rows, columns)
 
 

@@ -119,6 +119,12 @@ def refuse_unused(names: Iterable[str], where: str) -> None:
         raise ValueError(f"{', '.join(given)} {has} no effect {where}; leave it out")
 
 
+def given() -> set[str]:
+    """Names of the running command's parameters that the user gave."""
+    context = _running.get()
+    return {p.name for p in context.command.params if _given(context, p.name)}
+
+
 def _given(context: Any, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+WIDE = 160  # letters
+
 
 class ProgressBar:
     """A rich progress bar on stderr; silent where stderr is no terminal."""
@@ -83,4 +85,7 @@ def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, .
         table.add_column(name, justify="left" if k == 0 or len(header) < 4 else "right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no edge to cut names at
+        console.width = max(console.width, WIDE)
+    console.print(table)

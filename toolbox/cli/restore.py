@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from toolbox.cli.options import Commands, Picture, Without, refuse_unused
+from toolbox.cli.options import Commands, Picture, Without, given, refuse_unused
 from toolbox.cli.output import ProgressBar, print_json
 from toolbox.tasks.options import (
+    COLOUR,
     DEFAULT_MODEL,
+    GREY,
     SMALL_BLOCKS,
     Cubes,
     Deblurring,
@@ -32,6 +35,9 @@ from toolbox.tasks.options import (
 
 app = Commands(help="Restore a measurement of yours.", no_args_is_help=True)
 RDDM = Settings("rddm", 5)
+ByColour = Annotated[
+    str | None, typer.Option(help=f"By default {COLOUR}, for grey pictures {GREY}.")
+]
 
 
 @app.command("inpaint")
@@ -40,7 +46,7 @@ def inpaint(
     output: Output,
     options: Inpainting,
     prior: Prior = Prior(),
-    settings: Settings = Settings(steps=5),
+    settings: Settings = Settings(),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
@@ -60,12 +66,14 @@ def denoise(
     image: Picture,
     output: Output,
     options: Denoising,
-    prior: Prior = Prior("grey"),
-    settings: Settings = Settings(steps=1),
+    model: ByColour = None,
+    prior: Annotated[Prior, Without("model")] = Prior(),
+    settings: Settings = Settings(),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
     """Remove white noise from a picture."""
+    prior = Prior(model or by_colour(image), prior.device)
     _restore("denoise", Request(image, output, options, prior, settings, draws), as_json)
 
 
@@ -81,7 +89,7 @@ def superresolve(
         ),
     ] = None,
     prior: Annotated[Prior, Without("model")] = Prior(),
-    settings: Settings = Settings(steps=1),
+    settings: Settings = Settings(),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
@@ -97,12 +105,14 @@ def deblur(
     image: Picture,
     output: Output,
     options: Deblurring,
-    prior: Prior = Prior("grey"),
+    model: ByColour = None,
+    prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Settings = Settings(steps=5),
     draws: Draws = Draws(),
     as_json: Json = False,
 ) -> None:
     """Sharpen a picture that a Gaussian blurred."""
+    prior = Prior(model or by_colour(image), prior.device)
     _restore("deblur", Request(image, output, options, prior, settings, draws), as_json)
 
 
@@ -207,9 +217,21 @@ def ultrasound(
     _restore("ultrasound", Request(clip, output, options, prior, settings, draws), as_json)
 
 
+def by_colour(image: Path) -> str:
+    """The denoiser of a picture: one of planes where its colours are one."""
+    from restoration.io.images import read_image
+    from toolbox.tasks.photo import denoiser_of
+
+    return denoiser_of(read_image(image).pixels)
+
+
 def _restore(task: str, request: Request, as_json: bool) -> None:
+    from toolbox.api import advice
     from toolbox.tasks import task_by_name
 
+    told, asked = advice(request.prior.model, task, request.draws.samples), given()
+    own = {name: value for name, value in told.items() if name not in asked}
+    request = replace(request, settings=replace(request.settings, **own))
     with ProgressBar(task, (request.settings.steps or 1) * request.draws.samples) as bar:
         figures = task_by_name(task).restore(request, bar.update_of)
     if as_json:

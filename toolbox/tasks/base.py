@@ -120,6 +120,7 @@ class Task(ABC):
         name: as ``restobox restore`` calls it.
         prior, settings: what a run takes by default.
         calibration_sigma: noise of the trials that a calibration records.
+        sampling_steps: of a run that draws several samples, where one call gives the mean.
         benched: models and classical methods that a benchmark measures by default.
         unused: options of a calibration that the task has no use for.
         several_solvers: whether a calibration follows several: a network may be asked at other
@@ -129,6 +130,7 @@ class Task(ABC):
     name: ClassVar[str]
     prior: ClassVar[Prior] = Prior()
     settings: ClassVar[Settings] = Settings(steps=5)
+    sampling_steps: ClassVar[int | None] = None
     calibration_sigma: ClassVar[float] = 0.0
     benched: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[tuple[str, ...]] = ()
@@ -163,6 +165,12 @@ class Task(ABC):
             ValueError: the task has no graph.
         """
         raise ValueError(f"{self.name} has no restorer graph; export the network alone")
+
+    def steps(self, settings: Settings, samples: int) -> int | None:
+        """Solver steps of a run that draws so many samples."""
+        if settings.steps is not None:
+            return settings.steps
+        return (self.sampling_steps if samples > 1 else None) or self.settings.steps
 
     # -- simulated measurements --------------------------------------------------------------------
 

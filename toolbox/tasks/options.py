@@ -13,6 +13,7 @@ from typer import Option
 CORRECTIONS = "ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint"
 DEFAULT_MODEL = "photo-int8"
 SMALL_BLOCKS = "photo-x4-int8"
+COLOUR, GREY = "colour", "grey"  # denoisers
 
 Seed = Annotated[int, Option(help="Sample k uses seed + k.", min=0, max=2**62)]
 Solver = Annotated[str, Option(help="ddim, pndm, plms, ...; an unknown name lists all.")]
@@ -216,8 +217,16 @@ class Inpainting:
         Option(help="The colour that the missing pixels are painted in: red, #ff0000 ..."),
     ] = None
     grow: Annotated[
-        int, Option(help="Take pixels this near to missing ones as missing too.", min=0, max=100)
-    ] = 0
+        int | None,
+        Option(
+            help=(
+                "Take pixels this near to missing ones as missing too; by default those that show"
+                " traces of what a mask file marks, as soft edges and JPEGs leave them."
+            ),
+            min=0,
+            max=100,
+        ),
+    ] = None
     feather: Annotated[
         int,
         Option(help="Blend what was filled into this many known pixels around.", min=0, max=100),
@@ -305,7 +314,8 @@ class Scanning:
             "-m",
             help=(
                 "Sampled points: a file (.npy, .npz), or a kind to undersample by: random,"
-                " equispaced, equispaced-fraction, poisson. [default: as the file is sampled]"
+                " equispaced, equispaced-fraction, poisson, partial. [default: as the file is"
+                " sampled]"
             ),
         ),
     ] = None

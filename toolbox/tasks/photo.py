@@ -15,7 +15,7 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import InpaintingJob, LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_mask
-from restoration.io.pictures.masks import feathered, grown
+from restoration.io.pictures.masks import feathered, grown, traces
 from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
@@ -34,12 +34,18 @@ from toolbox.tasks.classical import (
     biharmonic,
     bm3d,
     by_planes,
+    cbm3d,
+    lanczos,
     non_local_means,
     plain,
     push_pull_fill,
+    telea,
+    wiener,
 )
 from toolbox.tasks.options import (
+    COLOUR,
     DEFAULT_MODEL,
+    GREY,
     Deblurring,
     Denoising,
     Enlarging,
@@ -55,6 +61,8 @@ class Inpaint(PictureTask):
 
     name = "inpaint"
     benched = ("push-pull", "biharmonic", "photo", DEFAULT_MODEL)
+    settings = Settings(steps=1)
+    sampling_steps = 5
 
     def inputs_of(self, options: Inpainting) -> list[Any]:
         return [options.mask]
@@ -68,7 +76,7 @@ class Inpaint(PictureTask):
 
     def read(self, photo: Photo, options: Inpainting, seed: int) -> Reading:
         height, width = photo.pixels.shape[1:]
-        known = _mask(options, photo, seed)
+        known, rings = _mask(options, photo, seed)
         kept = known if options.sigma == 0 else None
         if options.feather:
             kept = feathered(known == 0, options.feather)
@@ -77,6 +85,7 @@ class Inpaint(PictureTask):
                 raise ValueError(f"--feather {options.feather} leaves no pixel known; take less")
         inputs = {"image": picture_of(photo.pixels), "mask": torch.from_numpy(known)}
         missing: dict[str, Any] = {"missing": round(float(1 - known.mean()), 4)}
+        missing |= {"grown": rings} if rings else {}
         if options.mask.startswith(PREFIX):
             missing["note"] = (
                 f"{missing['missing']:.1%} of the pixels were taken for"
@@ -125,7 +134,7 @@ class Inpaint(PictureTask):
         return (trial.inputs["image"] * trial.inputs["mask"]).numpy()
 
     def baselines(self, options: Inpainting) -> dict[str, Callable[[Trial], Tensor]]:
-        return {"push-pull": push_pull_fill, "biharmonic": biharmonic}
+        return {"push-pull": push_pull_fill, "biharmonic": biharmonic, "telea": telea}
 
 
 class LinearPictureTask(PictureTask):
@@ -202,9 +211,10 @@ class Denoise(LinearPictureTask):
     """Remove white noise."""
 
     name = "denoise"
-    benched = ("plain", "grey")
-    prior = Prior("grey")
+    benched = ("plain", GREY, COLOUR)
+    prior = Prior(GREY)
     settings = Settings(steps=1)
+    sampling_steps = 5
     calibration_sigma = 0.1
 
     def operator(self, size: Size, options: Denoising) -> LinearOperator:
@@ -244,6 +254,7 @@ class Denoise(LinearPictureTask):
             "plain": plain,
             "nlm": lambda trial: by_planes(trial, non_local_means, noise(trial)),
             "bm3d": lambda trial: by_planes(trial, bm3d, noise(trial)),
+            "cbm3d": lambda trial: cbm3d(trial, noise(trial)),
         }
 
 
@@ -251,8 +262,9 @@ class Superresolve(LinearPictureTask):
     """Enlarge."""
 
     name = "superresolve"
-    benched = ("plain", DEFAULT_MODEL)
+    benched = ("plain", "lanczos", DEFAULT_MODEL)
     settings = Settings(steps=1)
+    sampling_steps = 5
 
     def operator(self, size: Size, options: Enlarging) -> Separable:
         return enlargement(size, options.factor, options.kernel)
@@ -278,15 +290,15 @@ class Superresolve(LinearPictureTask):
             size = tuple(options.factor * n for n in y.shape[-2:])
             return enlarge(y, options.factor, size)[0].clamp(0, 1)
 
-        return {"plain": plain}
+        return {"plain": plain, "lanczos": lambda trial: lanczos(trial, options.factor)}
 
 
 class Deblur(LinearPictureTask):
     """Sharpen what a Gaussian blurred."""
 
     name = "deblur"
-    benched = ("plain", "grey")
-    prior = Prior("grey")
+    benched = ("plain", "wiener", GREY, COLOUR)
+    prior = Prior(GREY)
 
     def operator(self, size: Size, options: Deblurring) -> Blur:
         return Blur(size, gaussian_kernel(options.blur).tolist())
@@ -304,7 +316,15 @@ class Deblur(LinearPictureTask):
         return {"blur": options.blur}
 
     def baselines(self, options: Deblurring) -> dict[str, Callable[[Trial], Tensor]]:
-        return {"plain": plain}
+        kernel = np.asarray(gaussian_kernel(options.blur))
+        return {"plain": plain, "wiener": lambda trial: wiener(trial, kernel, options.sigma)}
+
+
+def denoiser_of(pixels: np.ndarray) -> str:
+    """The shipped denoiser for a picture ``(C, H, W)``: of colours, or of planes where all channels
+    are one, noise too.
+    """
+    return GREY if (pixels == pixels[:1]).all() else COLOUR
 
 
 def enlargement(size: Size, factor: float, kernel: str) -> Separable:
@@ -337,36 +357,36 @@ def _settings(settings: Settings, own: Settings) -> dict[str, Any]:
     }
 
 
-def _mask(options: Inpainting, photo: Photo, seed: int) -> np.ndarray:
+def _mask(options: Inpainting, photo: Photo, seed: int) -> tuple[np.ndarray, int]:
     """A mask file, the photo's transparency, what is found in it, or a mask made from
-    ``KIND:FRACTION``.
+    ``KIND:FRACTION``; and by how many pixels it is grown.
+
+    A file that nobody says to grow is grown by the rings that hold traces of what it marks.
     """
     text, (height, width) = options.mask, photo.pixels.shape[1:]
     if Path(text).exists():
-        return read_mask(
-            text,
-            height,
-            width,
-            white=options.mask_is,
-            colour=options.mask_colour,
-            grow=options.grow,
-        )
+        marks: dict[str, Any] = {"white": options.mask_is, "colour": options.mask_colour}
+        known = read_mask(text, height, width, **marks, grow=options.grow or 0)
+        if options.grow is not None:
+            return known, options.grow
+        missing = grown(known == 0, rings := traces(photo.pixels, known == 0))
+        return (known, 0) if missing.all() else (1 - missing.astype(np.float32), rings)
     if text.startswith(PREFIX):
         found = found_defects(photo.pixels, text.removeprefix(PREFIX))
-        missing = grown(found, options.grow)
+        missing = grown(found, options.grow or 0)
     elif text == "alpha":
         if photo.alpha is None:
             raise ValueError("--mask alpha needs a photo with transparency; this one has none")
-        missing = grown(photo.alpha < 0.5, options.grow)
+        missing = grown(photo.alpha < 0.5, options.grow or 0)
     else:
         kind, fraction = parse_mask(text)
-        missing = grown(make_mask(kind, height, width, fraction, seed) == 0, options.grow)
+        missing = grown(make_mask(kind, height, width, fraction, seed) == 0, options.grow or 0)
     if not missing.any() or missing.all():
         raise ValueError(
             f"mask {text} came out with {'everything' if missing.all() else 'nothing'} missing;"
             " choose another fraction or seed"
         )
-    return 1 - missing.astype(np.float32)
+    return 1 - missing.astype(np.float32), options.grow or 0
 
 
 def _size(image: Tensor) -> Size:

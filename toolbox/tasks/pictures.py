@@ -88,11 +88,9 @@ class PictureTask(Task):
             check_writable(spread)
         denoiser = self.load(prior)
         run = getattr(denoiser, "run", None)  # a whole restoration, which has settings of its own
-        solver, steps = (
-            (settings.solver, self.settings.steps if settings.steps is None else settings.steps)
-            if run is None
-            else (run.solver, run.steps)
-        )
+        settings = replace(settings, steps=self.steps(settings, draws.samples))
+        ran = settings if run is None else run
+        solver, steps = ran.solver, ran.steps
         done, total = itertools.count(1), (steps or 1) * draws.samples
         result = self.restorer(denoiser, reading.options, settings)(
             reading.inputs,

@@ -18,6 +18,7 @@ from solvers.denoiser import Denoiser
 from solvers.files import check_folder, check_outputs, replace_file
 from solvers.inputs.errors import ModelError, reading
 from solvers.prediction import HEADS
+from toolbox.training.examples.colour import ColourExamples
 from toolbox.training.examples.grey import GreyExamples
 from toolbox.training.examples.hyperspectral import LatentExamples, latent_loss
 from toolbox.training.examples.mri import MRIExamples
@@ -26,6 +27,7 @@ from toolbox.training.examples.photo import PhotoExamples
 from toolbox.training.examples.ultrasound import UltrasoundExamples
 from toolbox.training.log import Log
 from toolbox.training.losses import (
+    cut_off,
     denoising_loss,
     gain,
     immiscible_noise,
@@ -42,6 +44,7 @@ EXAMPLES: dict[str, Any] = {
     "inpaint": PhotoExamples,
     "mri": MRIExamples,
     "denoise": GreyExamples,
+    "denoise-colour": ColourExamples,
     "dehaze": HazeExamples,
     "paired": PairExamples,
     "hsi": LatentExamples,
@@ -321,7 +324,11 @@ def _loss(recipe: TrainingRecipe, denoiser: Denoiser, examples, part) -> Tensor:
         return latent_loss(denoiser, clean, measured, variance, std, t, noise, prior=prior)
     if shown_channels(recipe) == 0:
         (image,) = drawn
-        return plain_loss(denoiser, image, t, noise, recipe.loss.min_snr)
+        if count := round(recipe.noise.clipped * len(image)):
+            kappa = torch.tensor([denoiser.process.kappa(float(s)) for s in t[:count]]).to(noise)
+            cut = cut_off(denoiser.from_unit(image[:count]), noise[:count], kappa)
+            noise = torch.cat([cut, noise[count:]])
+        return plain_loss(denoiser, image, t, noise, recipe.loss)
     x0, condition, missing = examples.show(denoiser, *drawn)
     if denoiser.process.holds_image:
         return residual_loss(denoiser, x0, condition, t, noise, recipe.loss)

@@ -15,6 +15,10 @@ from solvers.denoiser import Denoiser
 from solvers.prediction import HEADS
 from toolbox.training.recipe import Loss
 
+# mean squared error that good denoisers leave of photos in [-1, 1] at noise kappa, over kappa^1.2
+LEFT = 0.03
+SQUARED = Loss()
+
 
 def denoising_loss(
     denoiser: Denoiser,
@@ -74,21 +78,37 @@ def residual_loss(
 
 
 def plain_loss(
-    denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor, min_snr: float | None = None
+    denoiser: Denoiser, image: Tensor, t: Tensor, noise: Tensor, loss: Loss = SQUARED
 ) -> Tensor:
     """Squared error of the output of an unconditional denoiser: relative to the noise where there
     is little of it, to the image else.
 
     With ``min_snr`` the error of the image weighs ``min(SNR, min_snr)`` (Hang et al. 2023):
-    ``min(SNR, min_snr)/(SNR + 1)`` in v.
+    ``min(SNR, min_snr)/(SNR + 1)`` in v. With the norm ``log`` it is the logarithm of each
+    picture's squared error, and a floor of a tenth of what good denoisers leave: what PSNR is a
+    mean of, but for pictures of next to nothing.
     """
+    kappa, min_snr = denoiser.process.kappa, loss.min_snr
     u = denoiser.from_unit(image) / denoiser.data_std
     a, b = (f(t.cpu()).to(u).view(-1, 1, 1, 1) for f in (denoiser.process.a, denoiser.process.b))
     _, a, b = denoiser.unit_levels(a, b)
     output = denoiser.output(a * u + b * noise, t).float()
     # of unit levels: b^2 = 1/(SNR + 1)
+    error = output - (a * noise - b * u)
+    if loss.norm == "log":  # x0 = a' z - b' v
+        power = (denoiser.data_std * b * error).square().mean((1, 2, 3))
+        floor = LEFT * torch.tensor([kappa(float(s)) for s in t]).to(power) ** 1.2
+        return torch.log(power + floor / 10).mean()
     weight = 1 if min_snr is None else torch.minimum(a**2, min_snr * b**2)
-    return (weight * (output - (a * noise - b * u)) ** 2).mean()
+    return (weight * error**2).mean()
+
+
+def cut_off(image: Tensor, noise: Tensor, kappa: Tensor) -> Tensor:
+    """Noise ``(B, C, H, W)`` less what leaves [-1, 1] of an image in that range to which ``kappa``
+    (B,) times the noise is added.
+    """
+    level = kappa.view(-1, 1, 1, 1)
+    return ((image + level * noise).clamp(-1, 1) - image) / level
 
 
 @torch.no_grad()

@@ -13,10 +13,12 @@ from solvers.interop.description import describe
 from solvers.interop.pretrained import write_json
 from toolbox.api import load
 from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.widening import doubled, is_doubled
 
 
 def load_weights(network: nn.Module, model: str | Path) -> None:
-    """Those of a shipped model or a model folder, into ``network``.
+    """Those of a shipped model or a model folder, into ``network``; of a denoiser of single planes
+    half as wide, twice (:mod:`toolbox.training.widening`).
 
     Raises:
         ValueError: an exported bundle, or a network of another shape.
@@ -28,7 +30,8 @@ def load_weights(network: nn.Module, model: str | Path) -> None:
             " float model"
         )
     try:
-        network.load_state_dict(found.state_dict())
+        wider = is_doubled(network, found)
+        network.load_state_dict(doubled(network, found) if wider else found.state_dict())
     except RuntimeError as error:
         raise ValueError(
             f"{model} can't be trained further with this recipe: its network has other weights"

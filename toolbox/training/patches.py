@@ -21,6 +21,7 @@ class Patches:
         folder: searched recursively for pictures.
         size: side of a patch in pixels.
         exclude: names of files to leave out.
+        swap: whether the channels of patches are swapped.
         sides: short sides that pictures are reduced to; by default they are scaled by ``SCALES``:
             large photos are soft at full size.
 
@@ -36,8 +37,9 @@ class Patches:
         size: int,
         exclude: tuple[str, ...] = (),
         sides: tuple[int, ...] = (),
+        swap: bool = True,
     ):
-        self.size = size
+        self.size, self.swap = size, swap
         self.images: list[np.ndarray] = []
         for path in find_pictures(folder, exclude):
             pixels = np.broadcast_to((photo := read_image(path).pixels), (3, *photo.shape[1:]))
@@ -58,7 +60,8 @@ class Patches:
             image = self.images[index]
             rows, columns = random_window(image.shape[:2], self.size, rng)
             patch = np.rot90(image[rows, columns], int(rng.integers(4)))
-            out[k] = (patch if rng.random() < 0.5 else patch[:, ::-1])[..., rng.permutation(3)]
+            patch = patch if rng.random() < 0.5 else patch[:, ::-1]
+            out[k] = patch[..., rng.permutation(3)] if self.swap else patch
         return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
 
 

@@ -127,9 +127,9 @@ class Loss(_Section):
     floor: float = Field(0.05, gt=0)
     known_weight: float = Field(0.1, ge=0, le=1)
     terminal_share: float = Field(0.3, ge=0, le=1)
-    norm: Literal["l2", "l1"] = (
-        "l2"  # residual processes: squared (Resfusion's choice) or absolute error (RDDM's)
-    )
+    # residual processes: squared (Resfusion's choice) or absolute error (RDDM's); denoisers also
+    # the logarithm of each picture's squared error
+    norm: Literal["l2", "l1", "log"] = "l2"
     # unconditional networks: each picture of a batch gets a near noise
     # (:func:`toolbox.training.losses.immiscible_noise`)
     immiscible: bool = False
@@ -161,6 +161,8 @@ class Noise(_Section):
     lowest: float = Field(0.01, gt=0)
     highest: float = Field(3.0, gt=0)
     cells: float = Field(0.25, ge=0, le=1)
+    # share of colour patches whose noise is cut off at black and white
+    clipped: float = Field(0.0, ge=0, le=1)
 
     def times(self, process: Process, count: int, rng: np.random.Generator) -> torch.Tensor:
         """``(count,)`` times whose levels spread evenly in the logarithm of the noise."""
@@ -284,7 +286,9 @@ class TrainingRecipe(_Section):
     """A training recipe; unknown or missing keys are refused with their names."""
 
     name: str
-    task: Literal["inpaint", "mri", "denoise", "dehaze", "paired", "hsi", "ultrasound"]
+    task: Literal[
+        "inpaint", "mri", "denoise", "denoise-colour", "dehaze", "paired", "hsi", "ultrasound"
+    ]
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -353,6 +357,10 @@ class TrainingRecipe(_Section):
             self.task not in ("inpaint", "mri") or self.process.kind != "vp"
         ):
             raise ValueError("section [unrolled] is for tasks inpaint and mri under process 'vp'")
+        if self.loss.norm == "log" and self.task not in ("denoise", "denoise-colour"):
+            raise ValueError("loss.norm 'log' is for tasks denoise and denoise-colour")
+        if self.noise.clipped and self.task != "denoise-colour":
+            raise ValueError("noise.clipped is for task denoise-colour")
         if not self.noise.lowest < self.noise.highest:
             raise ValueError("noise.lowest must be below noise.highest")
         return self
