@@ -166,9 +166,9 @@ def with_float_layers(
     """The recipe with the layers of its budget ``float_macs`` in ``skip``, judged whole and with
     nearest rounding.
     """
-    plain = replace(
-        recipe, float_macs=0.0, rounding="nearest", split_shortcut=False, temporal="table"
-    )
+    # both changes of structure give layers other names
+    plain = replace(recipe, split_shortcut=False, equalize=None)
+    plain = replace(plain, float_macs=0.0, rounding="nearest", temporal="table")
     trial = quantize(network, calibration, plain, batch_size=batch_size)
     x, t = next(iter(calibration.batches(1)))
     chosen = choose_float_layers(

@@ -280,7 +280,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         run = self._rest(whole, times, sample, generator)
         if run is not None:
             return run
-        if not isinstance(self.solver, PNDM):
+        if not _is_pndm(self.solver):
             raise ValueError(
                 f"the timesteps were cut inside a step of {self.solver}, whose calls don't fit the"
                 " rest of the list; use a solver with one call per step, or"
@@ -382,6 +382,12 @@ def _words(solver: Any) -> tuple[str, dict[str, Any] | None]:
         return type(solver).__name__, {"scheduler": solver.name, "options": solver.options}
     plain = is_dataclass(solver) and not isinstance(solver, type)
     return type(solver).__name__, asdict(solver) if plain else None
+
+
+def _is_pndm(solver: Any) -> bool:
+    """Whether PNDM's form without a warm-up gives its gradients: ours, or diffusers'."""
+    named = isinstance(solver, DiffusersSolver) and solver.name == "PNDMScheduler"
+    return named or isinstance(solver, PNDM)
 
 
 def _check_steps(solver: Any) -> None:

@@ -430,6 +430,15 @@ def test_ranges_lose_least_of_what_was_seen():
     np.testing.assert_array_equal(outputs["body.0"], ends.numpy())
 
 
+@pytest.mark.long
+def test_layers_left_in_float_are_not_equalized(denoiser, calibration):
+    recipe = QuantRecipe(equalize=0.5, float_macs=0.3)
+    made = quantize(denoiser.network, calibration, recipe)
+    plain = set(quantizable_layers(denoiser.network))
+    left = plain - {name.removesuffix(".1") for name in made.names}
+    assert left == set(made.recipe.skip) - set(QuantRecipe().skip) != set()
+
+
 def test_presets_round_trip_and_run(denoiser, calibration):
     assert set(PRESETS) == {
         "ptq4dm-w8a8",

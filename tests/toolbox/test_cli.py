@@ -81,8 +81,6 @@ def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp
             out,
             "--float-macs",
             share,
-            "--preset",
-            "best-w8a8",
             "--json",
         )
         assert code == 0
