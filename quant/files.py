@@ -13,15 +13,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from quant.calibration.trajectory import network_hash
-from quant.network import (
-    ZERO,
-    QuantizedNetwork,
-    QuantLayer,
-    quantizable_layers,
-    quantizes_time,
-    rebuild,
-    structured,
-)
+from quant.layer import ZERO, QuantLayer
+from quant.network import QuantizedNetwork, quantizable_layers, quantizes_time, rebuild, structured
 from quant.recipe import QuantRecipe
 from quant.temporal.table import temporal_block
 from solvers.files import check_free, replace_folder

@@ -18,19 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration.trajectory import CalibrationSet
-from quant.network import (
-    QuantizedNetwork,
-    build,
+from quant.layer import (
     grid_between,
     has_output_scale,
     least_scales,
-    quantizable_layers,
-    quantizes_time,
     set_grid,
     set_weight_scales,
-    structured,
     weight_scales,
 )
+from quant.network import QuantizedNetwork, build, quantizable_layers, quantizes_time, structured
 from quant.ranges.measure import measure_ranges
 from quant.ranges.search import search_symmetric_steps
 from quant.recipe import QuantRecipe

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibration.trajectory import CalibrationSet
-from quant.network import Layer, QuantizedNetwork, has_output_scale
+from quant.layer import Layer, has_output_scale
+from quant.network import QuantizedNetwork
 
 
 @torch.no_grad()

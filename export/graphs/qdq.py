@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from quant.network import ZERO, QuantLayer
+from quant.layer import ZERO, QuantLayer
 
 FACTOR = ".factor"  # of quant.structure.equalize.ChannelScale
 TARGETS = ("cpu", "openvino", "tensorrt")

@@ -21,7 +21,7 @@ from export.parity import Limits, Timed, verify
 from export.runtime import providers
 from export.runtime.providers import Placement, count_kernels, fallen_back
 from export.runtime.session import OnnxNetwork, Session
-from quant.network import QuantLayer
+from quant.layer import QuantLayer
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from solvers.denoiser import Denoiser

@@ -12,7 +12,8 @@ from torch import nn
 
 from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 from quant.files import load_quantized, save_quantized
-from quant.network import grid_of, quantizable_layers, set_grid, weight_scales
+from quant.layer import grid_of, set_grid, weight_scales
+from quant.network import quantizable_layers
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from quant.sensitivity import sensitivity

@@ -20,7 +20,8 @@ from export.exporter import export_bundle
 from export.runtime.session import OnnxNetwork
 from quant.calibration.trajectory import network_hash
 from quant.files import load_quantized, save_quantized
-from quant.network import grid_between, quantizable_layers, structured
+from quant.layer import grid_between
+from quant.network import quantizable_layers, structured
 from quant.packing import network_bytes, pack_nibbles, unpack_nibbles
 from quant.quantize import quantize
 from quant.ranges.measure import measure_ranges

@@ -18,7 +18,7 @@ from restoration.io.images import Photo, write_image
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
 from toolbox.cli import main
-from toolbox.tasks.photo import Inpaint
+from toolbox.tasks.inpainting import Inpaint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

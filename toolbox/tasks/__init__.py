@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # imported when asked for: the command line opens at once
 TASKS = {
-    "inpaint": "photo.Inpaint",
+    "inpaint": "inpainting.Inpaint",
     "denoise": "photo.Denoise",
     "superresolve": "photo.Superresolve",
     "deblur": "photo.Deblur",

@@ -1,11 +1,10 @@
-"""Photographs: fill, denoise, enlarge, sharpen."""
+"""Photographs: denoise, enlarge, sharpen."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,35 +12,18 @@ import torch
 from torch import Tensor
 
 from export.jobs.base import Job
-from export.jobs.photo import InpaintingJob, LinearJob
-from restoration.io.images import MAX_PIXELS, Photo, read_mask
-from restoration.io.pictures.masks import feathered, grown, traces
+from export.jobs.photo import LinearJob
+from restoration.io.images import MAX_PIXELS, Photo
 from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
 from restoration.operators.separable import Bicubic, BlockMean, Blur, Separable, gaussian_kernel
-from restoration.photo.defects import PREFIX, found_defects
-from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
-from restoration.photo.masks import KINDS, MISSING, make_mask, parse_mask
 from restoration.task import Restored
-from solvers import solver_by_name
 from solvers.denoiser import Denoiser
-from toolbox.api import check_model, load
 from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
-from toolbox.tasks.classical import (
-    biharmonic,
-    bm3d,
-    by_planes,
-    cbm3d,
-    lanczos,
-    non_local_means,
-    plain,
-    push_pull_fill,
-    telea,
-    wiener,
-)
+from toolbox.tasks.classical import bm3d, by_planes, cbm3d, lanczos, non_local_means, plain, wiener
 from toolbox.tasks.options import (
     COLOUR,
     DEFAULT_MODEL,
@@ -49,92 +31,10 @@ from toolbox.tasks.options import (
     Deblurring,
     Denoising,
     Enlarging,
-    Inpainting,
     Prior,
     Settings,
 )
-from toolbox.tasks.pictures import PictureTask, Reading, picture_of
-
-
-class Inpaint(PictureTask):
-    """Fill missing pixels; ``image (C, H, W)`` and ``mask (H, W)``, 1 = known."""
-
-    name = "inpaint"
-    benched = ("push-pull", "biharmonic", "photo", DEFAULT_MODEL)
-    settings = Settings(steps=1)
-    sampling_steps = 5
-
-    def inputs_of(self, options: Inpainting) -> list[Any]:
-        return [options.mask]
-
-    def load(self, prior: Prior) -> Any:
-        found = load(prior.model, device=prior.device)
-        run = getattr(found, "run", None)
-        if run is not None and run.task == self.name:
-            return found
-        return check_model(found, self.name, prior.model)
-
-    def read(self, photo: Photo, options: Inpainting, seed: int) -> Reading:
-        height, width = photo.pixels.shape[1:]
-        known, rings = _mask(options, photo, seed)
-        kept = known if options.sigma == 0 else None
-        if options.feather:
-            kept = feathered(known == 0, options.feather)
-            known = 1 - grown(known == 0, options.feather).astype(np.float32)
-            if not known.any():
-                raise ValueError(f"--feather {options.feather} leaves no pixel known; take less")
-        inputs = {"image": picture_of(photo.pixels), "mask": torch.from_numpy(known)}
-        missing: dict[str, Any] = {"missing": round(float(1 - known.mean()), 4)}
-        missing |= {"grown": rings} if rings else {}
-        if options.mask.startswith(PREFIX):
-            missing["note"] = (
-                f"{missing['missing']:.1%} of the pixels were taken for"
-                f" {options.mask.removeprefix(PREFIX)}; such detectors miss some and take others"
-                " for it: look at --sheet, and paint a mask where they are wrong"
-            )
-        if options.mask == "alpha" and photo.alpha is not None:  # what is filled can be seen
-            photo = replace(photo, alpha=np.maximum(photo.alpha, 1 - known))
-        return Reading(inputs, photo, options, (height, width), missing, kept)
-
-    def restorer(self, denoiser: Denoiser, options: Inpainting, settings: Settings) -> Restorer:
-        run = getattr(denoiser, "run", None)
-        if run is not None and run.sigma != options.sigma:
-            raise ValueError(
-                f"this restoration was exported for noise of sigma {run.sigma:g}; got --sigma"
-                f" {options.sigma:g}"
-            )
-        if run is not None:
-            whole: Any = denoiser
-            return lambda inputs, **draws: whole(inputs["image"], _flat(inputs["mask"]), **draws)
-        task = InpaintingTask(denoiser, **_settings(settings, self.settings))
-        return lambda inputs, **draws: task(
-            inputs["image"], _flat(inputs["mask"]), sigma=options.sigma, **draws
-        )
-
-    def job(self, denoiser: Denoiser, options: Any, settings: Settings, size: Size) -> Job:
-        task = InpaintingTask(denoiser, **_settings(settings, self.settings))
-        return InpaintingJob(task, size, options.sigma)
-
-    def simulated(
-        self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
-    ) -> Inpainting:
-        return with_numbers(Inpainting(mask=""), self.name, sigma, numbers)
-
-    def trial(self, source: Source, k: int, options: Inpainting) -> Trial:
-        """Without a mask in the options its kinds take turns."""
-        image = source.picture(k)
-        kind, missing = KINDS[k % len(KINDS)], MISSING[KINDS[k % len(KINDS)]]
-        if options.mask:
-            kind, missing = parse_mask(options.mask)
-        mask = torch.from_numpy(make_mask(kind, *_size(image), missing, source.seed + k))
-        noisy = (image + options.sigma * source.noise(k, image)).clamp(0, 1)
-        return Trial({"image": noisy, "mask": mask[None]}, image, f"{kind} missing")
-
-    def seen(self, trial: Trial) -> np.ndarray:
-        return (trial.inputs["image"] * trial.inputs["mask"]).numpy()
-
-    def baselines(self, options: Inpainting) -> dict[str, Callable[[Trial], Tensor]]:
-        return {"push-pull": push_pull_fill, "biharmonic": biharmonic, "telea": telea}
+from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
 
 
 class LinearPictureTask(PictureTask):
@@ -163,7 +63,7 @@ class LinearPictureTask(PictureTask):
         """The algorithm."""
         # where the noise decides the times, not the grid
         times = settings.timesteps if settings.correction is None else ()
-        return LinearTask(denoiser, **_settings(settings, self.settings), timesteps=times)
+        return LinearTask(denoiser, **algorithm_settings(settings, self.settings), timesteps=times)
 
     def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
         task = self.task(denoiser, options, settings)
@@ -345,50 +245,6 @@ def enlargement(size: Size, factor: float, kernel: str) -> Separable:
     return {"block": BlockMean, "bicubic": Bicubic}[kernel]((height, width), int(factor))
 
 
-def _settings(settings: Settings, own: Settings) -> dict[str, Any]:
-    """What the tasks of :mod:`restoration.photo` take."""
-    return {
-        "solver": solver_by_name(settings.solver),
-        "num_inference_steps": own.steps if settings.steps is None else settings.steps,
-        "grid": settings.grid,
-        "correction": settings.correction,
-        "tile": settings.tile,
-        "symmetries": settings.symmetries,
-    }
-
-
-def _mask(options: Inpainting, photo: Photo, seed: int) -> tuple[np.ndarray, int]:
-    """A mask file, the photo's transparency, what is found in it, or a mask made from
-    ``KIND:FRACTION``; and by how many pixels it is grown.
-
-    A file that nobody says to grow is grown by the rings that hold traces of what it marks.
-    """
-    text, (height, width) = options.mask, photo.pixels.shape[1:]
-    if Path(text).exists():
-        marks: dict[str, Any] = {"white": options.mask_is, "colour": options.mask_colour}
-        known = read_mask(text, height, width, **marks, grow=options.grow or 0)
-        if options.grow is not None:
-            return known, options.grow
-        missing = grown(known == 0, rings := traces(photo.pixels, known == 0))
-        return (known, 0) if missing.all() else (1 - missing.astype(np.float32), rings)
-    if text.startswith(PREFIX):
-        found = found_defects(photo.pixels, text.removeprefix(PREFIX))
-        missing = grown(found, options.grow or 0)
-    elif text == "alpha":
-        if photo.alpha is None:
-            raise ValueError("--mask alpha needs a photo with transparency; this one has none")
-        missing = grown(photo.alpha < 0.5, options.grow or 0)
-    else:
-        kind, fraction = parse_mask(text)
-        missing = grown(make_mask(kind, height, width, fraction, seed) == 0, options.grow or 0)
-    if not missing.any() or missing.all():
-        raise ValueError(
-            f"mask {text} came out with {'everything' if missing.all() else 'nothing'} missing;"
-            " choose another fraction or seed"
-        )
-    return 1 - missing.astype(np.float32), options.grow or 0
-
-
 def _size(image: Tensor) -> Size:
     return int(image.shape[-2]), int(image.shape[-1])
 
@@ -397,8 +253,3 @@ def _result_size(operator: LinearOperator, image: Tensor) -> Size:
     if isinstance(operator, Separable):
         return operator.size
     return _size(image)
-
-
-def _flat(mask: Tensor) -> Tensor:
-    """``(H, W)`` of ``(H, W)`` or ``(1, H, W)``."""
-    return mask.reshape(mask.shape[-2:])

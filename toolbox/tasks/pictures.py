@@ -16,11 +16,12 @@ from torch import Tensor
 from restoration.io.images import LOSSY, Photo, check_writable, left_out, read_image, write_image
 from restoration.io.pictures.gamut import gamut_of
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
+from solvers import solver_by_name
 from solvers.files import check_outputs, together
 from toolbox.api import load_for
 from toolbox.support.sheets import heat, sheet
 from toolbox.tasks.base import Progress, Size, Task, silent
-from toolbox.tasks.options import Prior, Request
+from toolbox.tasks.options import Prior, Request, Settings
 
 
 @dataclass(frozen=True)
@@ -207,3 +208,15 @@ def compared(restored: np.ndarray, truth: np.ndarray, given: np.ndarray) -> dict
 def picture_of(pixels: np.ndarray) -> Tensor:
     """The tensor of a picture's pixels."""
     return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def algorithm_settings(settings: Settings, own: Settings) -> dict[str, Any]:
+    """What the tasks of :mod:`restoration.photo` take."""
+    return {
+        "solver": solver_by_name(settings.solver),
+        "num_inference_steps": own.steps if settings.steps is None else settings.steps,
+        "grid": settings.grid,
+        "correction": settings.correction,
+        "tile": settings.tile,
+        "symmetries": settings.symmetries,
+    }

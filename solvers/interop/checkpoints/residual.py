@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,28 @@ MARKER = "init_conv.weight"
 TWO = {"pred_res_noise": "residual_noise", "pred_x0_noise": "sample_noise"}
 ONE = {"pred_res": "residual", "pred_noise": "epsilon"}
 MODES = {"epsilon": "resnoise", "sample": "sample", "residual": "residual"}
-RENAMED = (
+
+
+def _decoder(name: str, number: str) -> tuple[tuple[str, str], ...]:
+    """The names of a decoder's parts, and ours."""
+    ours = rf"decoders.{number}.up_blocks.\1."
+    return (
+        (rf"^{name}\.(\d+)\.([01])\.", rf"{ours}resnets.\2."),
+        (rf"^{name}\.(\d+)\.2\.", f"{ours}attention."),
+        (rf"^{name}\.(\d+)\.3\.1\.", f"{ours}sample.conv."),
+        (rf"^{name}\.(\d+)\.3\.", f"{ours}sample."),
+    )
+
+
+RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^init_conv\.", "conv_in."),
     (r"^downs\.(\d+)\.([01])\.", r"down_blocks.\1.resnets.\2."),
     (r"^downs\.(\d+)\.2\.", r"down_blocks.\1.attention."),
     (r"^downs\.(\d+)\.3\.", r"down_blocks.\1.sample."),
     (r"^mid_block([12])\.", lambda m: f"mid_resnets.{int(m[1]) - 1}."),
     (r"^mid_attn\.", "mid_attention."),
-    (r"^ups\.(\d+)\.([01])\.", r"decoders.{last}.up_blocks.\1.resnets.\2."),
-    (r"^ups\.(\d+)\.2\.", r"decoders.{last}.up_blocks.\1.attention."),
-    (r"^ups\.(\d+)\.3\.1\.", r"decoders.{last}.up_blocks.\1.sample.conv."),
-    (r"^ups\.(\d+)\.3\.", r"decoders.{last}.up_blocks.\1.sample."),
-    (r"^ups_no_skip\.(\d+)\.([01])\.", r"decoders.0.up_blocks.\1.resnets.\2."),
-    (r"^ups_no_skip\.(\d+)\.2\.", r"decoders.0.up_blocks.\1.attention."),
-    (r"^ups_no_skip\.(\d+)\.3\.1\.", r"decoders.0.up_blocks.\1.sample.conv."),
-    (r"^ups_no_skip\.(\d+)\.3\.", r"decoders.0.up_blocks.\1.sample."),
+    *_decoder("ups", "{last}"),
+    *_decoder("ups_no_skip", "0"),
     (r"^final_res_block(_2)?\.", "decoders.{last}.block_out."),
     (r"^final_conv(_2)?\.", "decoders.{last}.conv_out."),
     (r"^final_res_block_1\.", "decoders.0.block_out."),
