@@ -184,7 +184,7 @@ def verify(
         "quality": None if restore is None else (float(restore(denoiser)), float(restore(session))),
     }
     most = limits.error
-    if quantized is None:
+    if quantized is None and most is None:
         most = limits.plain[bundle.target in HALF]
     return Parity(**figures, failures=tuple(_failures(figures, replace(limits, error=most))))
 

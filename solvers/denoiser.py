@@ -368,7 +368,7 @@ class Denoiser:
             "data_std": self.data_std,
         }
         said: dict[str, Any] = {"unrolled_steps": self.unrolled_steps, "shown": self.shown}
-        if self.process.raw_types:
+        if self.process.raw_types or not self.scaled:
             said["scaled"] = self.scaled
         return found | {name: value for name, value in said.items() if value is not None}
 

@@ -161,10 +161,14 @@ def _from_hub(name: str) -> Path:
     Raises:
         ValueError: huggingface_hub is not installed, or the repository can't be had.
     """
+    from solvers.interop.pretrained import TEXT
+
     try:
         from huggingface_hub import snapshot_download
 
-        wanted = ["*.json", "unet/*.json", "scheduler/*.json", "*model.safetensors", "*model.bin"]
+        # a star also stands for folders: of those that hold weights only the network's are read
+        weights = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+        wanted = ["*.json", TEXT, *weights, *(f"unet/{name}" for name in weights)]
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
     except ImportError:
         raise ValueError(

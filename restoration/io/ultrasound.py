@@ -223,9 +223,9 @@ def _keep(old: Any, new: Any, place: str, target: str) -> None:
     were a group, what stands in it beside them (coordinates), but for its range.
     """
     new.attrs.update(old.attrs)
-    track = place.partition("data/")[0]
+    track = "" if place.startswith("data/") else place.rpartition("/data/")[0] + "/"
     for top in {"", track}:
-        for name in old[top] if top else old:
+        for name in _own(old[top or "/"]):
             if name not in ("data", "tracks"):
                 new.require_group(top or "/")
                 old.copy(old[top + name], new[top or "/"], name)
@@ -233,9 +233,16 @@ def _keep(old: Any, new: Any, place: str, target: str) -> None:
         return
     group = new.require_group(target.rpartition("/")[0])
     inside = old[place.rpartition("/")[0]]
-    for name in inside:
+    for name in _own(inside):
         if f"/{name}" not in VALUES and name not in ("min", "max", "unit"):
             inside.copy(inside[name], group, name)
+
+
+def _own(group: Any) -> list[str]:
+    """What lies in a group itself: a link may lead to another file."""
+    import h5py
+
+    return [n for n in group if isinstance(group.get(n, getlink=True), h5py.HardLink)]
 
 
 # -- pictures --------------------------------------------------------------------------------------

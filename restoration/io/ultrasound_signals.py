@@ -68,7 +68,7 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
         found = _frames(path, file)
         stored = dataset(file, found, path, whole=False)
         shape, kind = stored.shape, stored.dtype
-    name = next(name for name in KINDS if name in found)
+    name = next(name for name in KINDS if f"/data/{name}/" in f"/{found}/")
     channels = shape[3] if len(shape) == 4 else 1
     most = 2 if name == "beamformed_data" else 1
     if len(shape) not in (3, 4) or channels > most:

@@ -35,9 +35,9 @@ def noise_level(image: Image) -> float:
         raise ValueError(
             f"the noise of (C, H, W) with at least 4 x 4 pixels can be estimated; got {image.shape}"
         )
-    if min(image.shape[1:]) < 2 * LEAST_BLOCK + len(DIFFERENCES):
-        return float(np.mean([_haar(plane) for plane in image]))
-    return float(np.sqrt(np.mean([_quiet(plane) ** 2 for plane in image])))
+    small = min(image.shape[1:]) < 2 * LEAST_BLOCK + len(DIFFERENCES)
+    of_plane = _haar if small else _quiet
+    return float(np.sqrt(np.mean([of_plane(plane) ** 2 for plane in image])))
 
 
 def _quiet(plane: np.ndarray) -> float:

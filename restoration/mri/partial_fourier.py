@@ -120,7 +120,7 @@ def _filled(
         normal, size_of * turned(y), max_iterations=ITERATIONS, tolerance=TOLERANCE
     )
     image = to_channels(size_of * q * phase)
-    told = to_complex(cartesian(torch.ones(size), maps, size).A(image))[0]
+    told = to_complex(cartesian(torch.ones(size, device=mask.device), maps, size).A(image))[0]
     known = torch.maximum(mask, _mirrored(mask))
     return Completed(torch.where(mask > 0, kspace, told * known), known, phase[0])
 
@@ -136,7 +136,7 @@ def smooth_phase(kspace: Tensor, operator: Sense | SingleCoil, side: Side) -> Te
 def _distance(mask: Tensor, axis: int) -> Tensor:
     """Of every line to the centre, with its sign, ``(H, 1)`` or ``(1, W)``."""
     n = mask.shape[axis]
-    lines = torch.arange(n) - n // 2
+    lines = torch.arange(n, device=mask.device) - n // 2
     return lines[:, None] if axis == 0 else lines[None]
 
 

@@ -151,16 +151,16 @@ class MRITask:
         sigma = noise_level(kspace, mask) if sigma is None else float(sigma)
         if not 0 <= sigma <= 1e18:
             raise ValueError(f"sigma must be from 0 to 1e18; got {sigma:g}")
-        whole = completed(kspace, mask, maps, sigma)
         device = self.denoiser.device
         mask, kspace = mask.to(device), kspace.to(device)
         maps = None if maps is None else maps.to(kspace)
+        whole = completed(kspace, mask, maps, sigma)
         operator = cartesian(mask, maps, tuple(mask.shape), tolerance=1e-5, max_iterations=100)
         y = to_channels(kspace[None]) * mask
         if whole is None:
             run = self.prepare(Slice(operator, y, sigma), num_samples)
         else:
-            filled, known = whole.kspace.to(device), whole.mask.to(device)
+            filled, known = whole.kspace, whole.mask
             over = cartesian(known, maps, tuple(mask.shape), tolerance=1e-5, max_iterations=100)
             run = self.prepare(Slice(over, to_channels(filled[None]) * known, sigma), num_samples)
             finish = run.finish

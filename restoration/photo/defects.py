@@ -36,15 +36,10 @@ def found_defects(pixels: np.ndarray, kind: str) -> np.ndarray:
         )
     factor = math.ceil(math.sqrt(pixels[0].size / LARGEST))
     height, width = pixels.shape[1:]
-    if factor > 1:
-        small = pixels[:, : height // factor * factor, : width // factor * factor]
-        small = small.reshape(len(pixels), height // factor, factor, width // factor, factor)
-        coarse = KINDS[kind](small.mean((2, 4)))
-        found = np.zeros((height, width), bool)
-        blown = coarse.repeat(factor, 0).repeat(factor, 1)
-        found[: len(blown), : blown.shape[1]] = blown
-    else:
-        found = KINDS[kind](pixels)
+    full = np.pad(pixels, ((0, 0), (0, -height % factor), (0, -width % factor)), mode="edge")
+    rows, columns = (n // factor for n in full.shape[1:])
+    small = full.reshape(len(full), rows, factor, columns, factor).mean((2, 4))
+    found = KINDS[kind](small).repeat(factor, 0).repeat(factor, 1)[:height, :width]
     if not found.any():
         raise InputError(
             f"--mask {PREFIX}{kind} finds no {kind} in the picture: faint or wide ones are missed;"

@@ -236,11 +236,17 @@ def test_enmap(tmp_path):
         read_cube(tmp_path / "ENMAP01-SPECTRAL_IMAGE.TIF")
 
 
-def test_wavelengths_of_gdal(tmp_path):
+@pytest.mark.parametrize(
+    ("unit", "nanometres"),
+    [("Micrometers", 1e3), ("um", 1e3), ("Nanometers", 1), ("Millimeters", 1e6), (None, 1e3)],
+)
+def test_wavelengths_of_gdal(tmp_path, unit, nanometres):
     words = "".join(
-        f'<Item name="wavelength" sample="{k}">{w / 1000}</Item>' for k, w in enumerate(WAVES)
+        f'<Item name="wavelength" sample="{k}">{w / nanometres:.9f}</Item>'
+        for k, w in enumerate(WAVES)
     )
-    words = f'<GDALMetadata><Item name="wavelength_units">Micrometers</Item>{words}</GDALMetadata>'
+    said = "" if unit is None else f'<Item name="wavelength_units">{unit}</Item>'
+    words = f"<GDALMetadata>{said}{words}</GDALMetadata>"
     tifffile.imwrite(
         tmp_path / "a.tif",
         RNG.random(SHAPE),
@@ -249,7 +255,7 @@ def test_wavelengths_of_gdal(tmp_path):
         metadata=None,
         extratags=[(42112, "s", 0, words, True)],
     )
-    np.testing.assert_allclose(read_cube(tmp_path / "a.tif").wavelengths, WAVES)
+    np.testing.assert_allclose(read_cube(tmp_path / "a.tif").wavelengths, WAVES, rtol=1e-4)
 
 
 def test_aviris_names(tmp_path):

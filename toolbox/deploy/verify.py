@@ -97,7 +97,9 @@ def run_verify(
         restore=None if trials.data is None else restore,
         limits=Limits(
             quality_drop=checks.psnr_drop,
-            error=ERROR if checks.error is None and trials.data is None else checks.error,
+            error=ERROR
+            if checks.error is None and trials.data is None and made is not None
+            else checks.error,
         ),
     )
     figures = parity.to_dict()

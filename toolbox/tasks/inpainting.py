@@ -46,6 +46,8 @@ class Inpaint(PictureTask):
 
     def read(self, photo: Photo, options: Inpainting, seed: int) -> Reading:
         height, width = photo.pixels.shape[1:]
+        if options.feather and options.sigma != 0:
+            raise ValueError("--feather keeps known pixels as they are; leave out --sigma")
         known, rings = _mask(options, photo, seed)
         kept = known if options.sigma == 0 else None
         if options.feather:

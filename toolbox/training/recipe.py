@@ -340,6 +340,8 @@ class TrainingRecipe(_Section):
                 "loss.immiscible is for tasks denoise and ultrasound: samplers of conditional"
                 " networks draw noise that knows nothing of the picture"
             )
+        if self.loss.norm == "log" and self.loss.min_snr is not None:
+            raise ValueError("loss.norm 'log' weighs pictures by itself; leave out loss.min_snr")
         sample = self.process.kind == "vp" and self.process.prediction_type == "sample"
         if sample and self.loss.min_snr is None:
             raise ValueError(

@@ -18,6 +18,7 @@ from restoration.io.containers.matlab import Matlab, is_hdf5
 from restoration.io.cubes.cube import Cube
 from restoration.io.cubes.products import is_prisma, read_prisma
 from restoration.io.cubes.tiff import read_tiff, write_tiff
+from restoration.io.cubes.wavelengths import nanometres
 from restoration.io.packages import need
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
@@ -147,9 +148,7 @@ def _cube(
     wavelengths = None
     if name is not None and math.prod(shapes[name]) <= 100_000:
         wavelengths = np.asarray(read(name), np.float64).ravel()
-        wavelengths = (
-            wavelengths * 1e3 if wavelengths.size and wavelengths.max() < 50 else wavelengths
-        )
+        wavelengths = nanometres(path, wavelengths, "") if wavelengths.size else wavelengths
     no_data = (
         float(np.asarray(read("no_data")).ravel()[0])
         if math.prod(shapes.get("no_data", (0,))) == 1

@@ -24,6 +24,7 @@ from restoration.io.cubes.products import (
     hyperion_wavelengths,
 )
 from restoration.io.cubes.tiff import read_tiff
+from restoration.io.cubes.wavelengths import nanometres
 from restoration.io.packages import need
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
@@ -31,18 +32,6 @@ from solvers.inputs.memory import check_array
 TIFF = (".tif", ".tiff")
 SUFFIXES = (".hdr", ".mat", ".npy", ".npz", *HDF5, NETCDF, *TIFF)
 # to nanometres; None: the numbers are no lengths
-UNITS: dict[str, float | None] = {
-    **dict.fromkeys(("nanometers", "nanometer", "nanometres", "nanometre", "nm"), 1.0),
-    **dict.fromkeys(("micrometers", "micrometer", "micrometres", "micrometre", "microns"), 1e3),
-    **dict.fromkeys(("micron", "um", "\u00b5m", "\u03bcm"), 1e3),
-    **dict.fromkeys(("millimeters", "millimetres", "mm"), 1e6),
-    **dict.fromkeys(("centimeters", "centimetres", "cm"), 1e7),
-    **dict.fromkeys(("meters", "metres", "m"), 1e9),
-    **dict.fromkeys(("angstroms", "angstrom", "\u00e5"), 0.1),
-    **dict.fromkeys(("index", "band number"), None),
-}
-RECIPROCAL = ("wavenumber", "wavenumbers", "cm-1", "1/cm", "cm^-1")
-NONE_SAID = ("", "unknown")
 
 
 def read_cube(
@@ -194,7 +183,7 @@ def _read_envi(path: Path) -> Cube:
         if len(wavelengths) != len(values):
             raise InputError(f"{path} has {len(values)} bands but {len(wavelengths)} wavelengths")
         _check_wavelengths(path, wavelengths)
-        wavelengths = _nanometres(path, wavelengths, header.get("wavelength units", ""))
+        wavelengths = nanometres(path, wavelengths, header.get("wavelength units", ""))
     text = header.get("data ignore value")
     no_data = None if text in (None, "") else float(numbers(path, "data ignore value", text)[0])
     bad = None
@@ -207,22 +196,6 @@ def _read_envi(path: Path) -> Cube:
         header=header,
         bad=bad,
     )
-
-
-def _nanometres(path: Path, wavelengths: np.ndarray, units: str) -> np.ndarray | None:
-    """By the header's words; without any, nothing below 50 is a wavelength in nanometres."""
-    word = units.strip().lower()
-    if word in NONE_SAID:
-        return wavelengths * (1e3 if wavelengths.max() < 50 else 1.0)
-    if word in RECIPROCAL:
-        return 1e7 / wavelengths
-    if word not in UNITS:
-        raise InputError(
-            f"{path}: wavelength units {units!r} are unknown; known: {', '.join(UNITS)},"
-            f" {', '.join(RECIPROCAL)}: correct the field, or leave it out"
-        )
-    factor = UNITS[word]
-    return None if factor is None else wavelengths * factor
 
 
 def _checked_bad(path: Path, bad: np.ndarray | None, bands: int) -> np.ndarray | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from restoration.io.containers.hdf5 import dataset
 from restoration.io.cubes.cube import Cube
+from restoration.io.cubes.wavelengths import nanometres
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
@@ -105,21 +106,25 @@ def enmap_wavelengths(path: Path, bands: int) -> np.ndarray | None:
     return np.array([float(v) for v in found])
 
 
-def told_wavelengths(words: str, bands: int) -> np.ndarray | None:
-    """Nanometres by a TIFF's GDAL_METADATA (``wavelength`` or ``CENTRAL_WAVELENGTH_UM`` of each
-    band); None where it doesn't tell.
+def told_wavelengths(path: Path, words: str, bands: int) -> np.ndarray | None:
+    """Nanometres ``(bands,)`` by a TIFF's GDAL_METADATA (``wavelength`` or
+    ``CENTRAL_WAVELENGTH_UM`` of each band); None where it doesn't tell.
+
+    Raises:
+        InputError: a unit that is not known.
     """
     found = np.full(bands, np.nan)
-    unit = re.search(r'<Item name="wavelength_units?"[^>]*>\s*([^<]*?)\s*<', words, re.IGNORECASE)
+    said = re.search(r'<Item name="wavelength_units?"[^>]*>\s*([^<]*?)\s*<', words, re.IGNORECASE)
+    unit = "" if said is None else said[1]
     for item in re.finditer(r"<Item ([^>]*)>\s*([\d.eE+-]+)\s*<", words):
         says = dict(re.findall(r'(\w+)="([^"]*)"', item[1]))
         name, sample = says.get("name", "").lower(), says.get("sample", "")
         if name not in ("wavelength", "central_wavelength_um") or not sample.isdigit():
             continue
-        micro = name != "wavelength" or (unit is not None and unit[1].lower().startswith("mi"))
+        unit = unit if name == "wavelength" else "um"
         if int(sample) < bands:
-            found[int(sample)] = float(item[2]) * (1e3 if micro else 1.0)
-    return None if np.isnan(found).any() else found
+            found[int(sample)] = float(item[2])
+    return None if np.isnan(found).any() else nanometres(path, found, unit)
 
 
 # -- Hyperion --------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
     wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
     bands = values.shape[0] if planar else values.shape[-1]
     if wavelengths is None and words is not None:
-        wavelengths = told_wavelengths(words, bands)
+        wavelengths = told_wavelengths(path, words, bands)
     if wavelengths is None:
         wavelengths = enmap_wavelengths(path, bands)
     no_data = note.get("no_data")

@@ -188,6 +188,8 @@ def _image_channels(path: Path, shape: Shape) -> int:
     """Channels of the pictures: half of the outputs where a variance is learned; of a network that
     enlarges half of the inputs.
     """
+    if shape.in_channels == 6 and shape.out_channels in (3, 6):
+        return 3  # the released networks that enlarge: the picture beside the state
     for images in (shape.in_channels, shape.in_channels // 2):
         if images and shape.out_channels in (images, 2 * images):
             return images
@@ -353,7 +355,7 @@ def described(shape: Shape) -> str:
         f"{shape.blocks} blocks a level",
         f"attention at 1/{', 1/'.join(attends)}" if attends else "attention in the middle",
     ]
-    if shape.out_channels == 2 * shape.in_channels:
+    if shape.out_channels == 2 * shape.in_channels or shape.in_channels == shape.out_channels == 6:
         parts.append("learned variance")
     if shape.classes:
         parts.append(f"{shape.classes} classes")

@@ -45,7 +45,8 @@ class SpandrelRestorer(nn.Module):
         self.model, self.call = found.model, found._call_fn
         self.architecture, self.scale = str(found.architecture.name), int(found.scale)
         need = found.size_requirements
-        self.multiple = max(1, int(need.multiple_of), int(need.minimum))
+        unit = max(1, int(need.multiple_of))
+        self.multiple = unit * max(1, -(-int(need.minimum) // unit))
         channels = int(found.input_channels)
         self.config = SimpleNamespace(
             in_channels=2 * channels, out_channels=int(found.output_channels), get=lambda *_: None
