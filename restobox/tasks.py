@@ -304,9 +304,10 @@ def _by_colour(
     settings: dict[str, Any],
     measured: Callable[[Tensor, float | None], tuple[Any, float]],
 ) -> Restoration:
-    """With the model that is named; with none, the shipped one for each picture, loaded when the
-    first such picture comes.
+    """With the model that is named; with none, the shipped one for each picture: ``colour``, and
+    ``grey`` once a grey picture comes.
     """
+    from toolbox.tasks.options import COLOUR
     from toolbox.tasks.photo import denoiser_of
 
     if model is not None:
@@ -319,7 +320,7 @@ def _by_colour(
     def run(pixels: Tensor, *extra: Any, **options: Any) -> Restored:
         return of(denoiser_of(pixels.numpy())).run(pixels, *extra, **options)
 
-    return Restoration(name, of("colour").model, settings, run)
+    return Restoration(name, of(COLOUR).model, settings, run)
 
 
 def _linear(

@@ -322,7 +322,7 @@ class Denoiser:
             options: what the weights of a file don't tell, such as ``num_heads``
                 (:data:`solvers.interop.checkpoints.options.OPTIONS`), and ``class_label``, the
                 class that a class-conditional network is asked for. What was recognised and assumed
-                of a file is logged by the logger ``restobox``.
+                of a file is told in one line on stderr.
 
         Raises:
             FileNotFoundError: no such file or folder.

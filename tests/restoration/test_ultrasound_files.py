@@ -114,6 +114,20 @@ def test_values_in_other_files_are_refused(tmp_path):
         read_clip(tmp_path / "a.h5")
 
 
+def test_outputs_take_over_nothing_from_other_files(tmp_path):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["g/key"] = np.arange(3)
+    hdf5(tmp_path / "a.h5", clip())
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["scan"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "g")
+        file["probe/kind"] = np.arange(2)
+    frames = read_clip(tmp_path / "a.h5")
+    write_clip(tmp_path / "o.h5", iter(clip()), len(clip()), frames)
+    with h5py.File(tmp_path / "o.h5") as file:
+        assert "scan" not in file
+        assert file["probe/kind"].shape == (2,)
+
+
 def test_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_clip(tmp_path / "none.h5")

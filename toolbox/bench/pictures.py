@@ -4,6 +4,7 @@ classical methods, in one run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor
 from restoration.io.containers.arrays import arrays_of
 from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pairs, find_pictures, read_pair
-from restoration.metrics import LPIPSUnavailable, lpips
+from restoration.metrics import LPIPSUnavailable
 from restoration.photo.masks import make_mask, parse_mask
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
@@ -35,6 +36,7 @@ from toolbox.tasks.options import (
     Inpainting,
     Settings,
 )
+from toolbox.tasks.pictures import perceived
 
 CASES = ("denoise:25", "denoise:50", "superresolve:4")
 KINDS = ("denoise", "superresolve", "superresolve-bicubic", "deblur")
@@ -79,14 +81,16 @@ def measure(
             for made in compare(case.task, [trial], restorers, draws):
                 for name, figures in made.figures.items():
                     model, _, solver = name.partition("|")
-                    seen = perceived(made.results[name], case.task.picture(trial.known))
-                    found.setdefault((model, solver), []).append(figures | seen | made.effort[name])
+                    with contextlib.suppress(LPIPSUnavailable):  # too small for it
+                        truth = case.task.picture(trial.known)
+                        figures = figures | {"lpips": perceived(made.results[name], truth)}
+                    found.setdefault((model, solver), []).append(figures | made.effort[name])
                     done += 1
                     progress(done, total)
         for (model, solver), each in found.items():
-            means = {
-                key: round(float(np.mean([f[key] for f in each if key in f])), 4) for key in each[0]
-            }
+            # figures that all pictures have
+            keys = [key for key in each[0] if all(key in f for f in each)]
+            means = {key: round(float(np.mean([f[key] for f in each])), 4) for key in keys}
             head: dict[str, Any] = {"case": case.name, "model": model, "solver": solver}
             head |= {"calls": int(means.pop("calls")), "pictures": len(each)}
             psnrs = [round(f["psnr"], 2) for f in each]
@@ -94,20 +98,11 @@ def measure(
     return rows
 
 
-def perceived(result: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """LPIPS of two pictures ``(1 or 3, H, W)``, where they are large enough for it."""
-    try:
-        one, other = (np.broadcast_to(v, (3, *v.shape[1:])) for v in (result, truth))
-        return {"lpips": lpips(one, other)}
-    except LPIPSUnavailable:
-        return {}
-
-
 def _ways(
     case: Case, methods: Methods, loaded: dict[tuple[str, str], Denoiser]
 ) -> dict[tuple[str, str], Restorer]:
     classical = case.task.baselines(case.options)
-    noise_only = {"nlm", "bm3d"} - set(classical)
+    noise_only = {"nlm", "bm3d", "cbm3d"} - set(classical)
     for name in noise_only & set(methods.model or ()):
         raise ValueError(f"{name} only removes noise; leave it out, or take denoise cases alone")
     found: dict[tuple[str, str], Restorer] = {}

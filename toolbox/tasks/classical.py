@@ -5,6 +5,8 @@ scikit-image advise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,12 +65,7 @@ def bm3d(plane: np.ndarray, sigma: float) -> np.ndarray:
     Raises:
         ValueError: it isn't installed.
     """
-    try:
-        from bm3d import bm3d as run
-    except ImportError as error:
-        raise ValueError(
-            "the method bm3d needs the package bm3d (not part of restobox): pip install bm3d"
-        ) from error
+    run = _package("bm3d", "bm3d", "bm3d").bm3d
     found: np.ndarray = run(plane.astype(np.float64), sigma)
     return found
 
@@ -82,13 +79,7 @@ def cbm3d(trial: Trial, sigma: float) -> Tensor:
     image = trial.inputs["image"].double().numpy()
     if len(image) == 1:
         return by_planes(trial, bm3d, sigma)
-    try:
-        from bm3d import bm3d_rgb
-    except ImportError as error:
-        raise ValueError(
-            "the method cbm3d needs the package bm3d (not part of restobox): pip install bm3d"
-        ) from error
-    found = bm3d_rgb(image.transpose(1, 2, 0), sigma)
+    found = _package("bm3d", "cbm3d", "bm3d").bm3d_rgb(image.transpose(1, 2, 0), sigma)
     return torch.from_numpy(found.transpose(2, 0, 1).clip(0, 1)).float()
 
 
@@ -98,13 +89,7 @@ def telea(trial: Trial) -> Tensor:
     Raises:
         ValueError: OpenCV isn't installed.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ValueError(
-            "the method telea needs OpenCV (not part of restobox): pip install"
-            " opencv-python-headless"
-        ) from error
+    cv2 = _package("cv2", "telea", "opencv-python-headless")
     image, mask = (trial.inputs[name].numpy() for name in ("image", "mask"))
     codes = np.ascontiguousarray(np.rint(255 * image * mask).astype(np.uint8).transpose(1, 2, 0))
     found = cv2.inpaint(codes, (mask[0] == 0).astype(np.uint8), 3, cv2.INPAINT_TELEA)
@@ -152,3 +137,18 @@ def of_haze() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         "bm3d": lambda hazy: bm3d(hazy, HAZE_NOISE),
         "split": power_split,  # what the models' runs start from
     }
+
+
+def _package(module: str, method: str, name: str) -> Any:
+    """The module that a method needs.
+
+    Raises:
+        ValueError: it isn't installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"the method {method} needs the package {name} (not part of restobox): pip install"
+            f" {name}"
+        ) from error

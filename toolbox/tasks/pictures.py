@@ -198,11 +198,20 @@ def compared(restored: np.ndarray, truth: np.ndarray, given: np.ndarray) -> dict
             "ssim_input": round(ssim(given, truth), 4),
         }
     try:
-        ours, true = (np.broadcast_to(v, (3, *v.shape[1:])) for v in (restored, truth))
-        found["lpips"] = round(lpips(ours, true), 4)
+        found["lpips"] = round(perceived(restored, truth), 4)
     except LPIPSUnavailable as error:
         found["lpips"] = str(error)
     return found
+
+
+def perceived(result: np.ndarray, truth: np.ndarray) -> float:
+    """LPIPS of two pictures ``(1 or 3, H, W)`` in [0, 1].
+
+    Raises:
+        LPIPSUnavailable: they are too small for it.
+    """
+    one, other = (np.broadcast_to(v, (3, *v.shape[1:])) for v in (result, truth))
+    return lpips(one, other)
 
 
 def picture_of(pixels: np.ndarray) -> Tensor:

@@ -45,7 +45,8 @@ def read_checkpoint(path: Path, options: Mapping[str, Any] = {}) -> tuple[Checkp
     assert found is not None
     said.check_all_used(f"a {found.family} checkpoint")
     assumed = ", ".join(f"{flag(name)} {_word(value)}" for name, value in said.assumed.items())
-    line = f"{path.name}: {found.family} ({found.details})"
+    details = ", ".join(filter(None, (found.details, weights.taken)))
+    line = f"{path.name}: {found.family} ({details})"
     return found, line + (f"; assumed {assumed}" if assumed else "")
 
 

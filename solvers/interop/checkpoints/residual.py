@@ -110,9 +110,7 @@ def _rddm(weights: Weights, said: Said, parts: list[dict[str, Tensor]], form: st
     family = {"single": "RDDM, one network", "two": "RDDM, two networks"}.get(
         form, "RDDM, one encoder and two decoders"
     )
-    return Checkpoint(
-        family, network, process, words[objective], settings, _described(network, weights)
-    )
+    return Checkpoint(family, network, process, words[objective], settings, _described(network))
 
 
 def _rddm_process(weights: Weights, said: Said, conditioned: bool) -> RDDM:
@@ -162,7 +160,7 @@ def _resfusion(weights: Weights, said: Said, tensors: dict[str, Tensor]) -> Chec
         "condition_channels": outs + min(masks, 1),
         "shown": "degraded+mask" if masks else "degraded",
     }
-    details = _described(network, weights) + (", shown a mask" if masks else "")
+    details = _described(network) + (", shown a mask" if masks else "")
     return Checkpoint("Resfusion", network, process, MODES[mode], settings, details)
 
 
@@ -250,7 +248,5 @@ def standardized(weight: Tensor) -> Tensor:
     return flat.reshape(weight.shape).float()
 
 
-def _described(network: Any, weights: Weights) -> str:
-    config = network.config
-    found = f"widths {', '.join(map(str, config.block_out_channels))}"
-    return found + (f", {weights.taken}" if weights.taken else "")
+def _described(network: Any) -> str:
+    return f"widths {', '.join(map(str, network.config.block_out_channels))}"
