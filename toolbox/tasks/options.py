@@ -158,6 +158,7 @@ class Output:
             help="Also write each posterior sample, as NAME-sample-000 ... (needs -n 2 or more).",
         ),
     ] = False
+    as_json: Json = False
 
     def sample_files(self, count: int) -> list[Path]:
         """Where samples go; none unless they are asked for.
@@ -173,6 +174,28 @@ class Output:
         ending = name[-7:] if name.lower().endswith(".nii.gz") else self.out.suffix
         stem = name[: len(name) - len(ending)]
         return [self.out.with_name(f"{stem}-sample-{k:03d}{ending}") for k in range(count)]
+
+
+def _many(text: str, *names: str, **limits: Any) -> Any:
+    return Option(*names, help=text, rich_help_panel="Several inputs", **limits)
+
+
+@dataclass(frozen=True)
+class Many:
+    """How several measurements are restored (:mod:`toolbox.tasks.scale`)."""
+
+    suffix: Annotated[
+        str | None, _many("Ends the results' names: .tif (another format), -clean, or -clean.tif.")
+    ] = None
+    resume: Annotated[
+        bool, _many("Go on in OUT: restore only what is missing or changed.", "--resume")
+    ] = False
+    dry_run: Annotated[
+        bool, _many("Say what would be restored, and where to; write nothing.", "--dry-run")
+    ] = False
+    sheet: Annotated[
+        Path | None, _many("Also write a picture of the first results beside what was given.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -394,3 +417,17 @@ class Frames:
             help='JSON {"tissue": [[top, left, bottom, right]], "blood": ...}: prints gCNR, KS.'
         ),
     ] = None
+
+
+# the options of each task
+OPTIONS: dict[str, type] = {
+    "inpaint": Inpainting,
+    "denoise": Denoising,
+    "superresolve": Enlarging,
+    "deblur": Deblurring,
+    "dehaze": Dehazing,
+    "paired": Pairs,
+    "mri": Scanning,
+    "hsi": Cubes,
+    "ultrasound": Frames,
+}
