@@ -5,6 +5,7 @@ fold, condition.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
@@ -95,6 +96,13 @@ class Denoiser:
         other = copy.copy(self)
         other.network = network
         return other
+
+    def bind(self, times: Sequence[float], noise: Callable[[Tensor], Tensor]) -> Self:
+        """A copy for one run over ``times``: a network with ``begin(times)``, which remembers what
+        it was asked before, begins anew. ``solve`` calls it.
+        """
+        network = begun(self.network, times)
+        return self if network is self.network else self.around(network)
 
     def conditioned(self, condition: Tensor) -> Self:
         """A copy that shows ``condition (1 or B, condition_channels, H, W)`` to the network (which
@@ -321,6 +329,14 @@ class Denoiser:
 def output_of(answer: Any) -> Tensor:
     """The tensor of a network's answer: itself, or its ``sample`` (diffusers)."""
     return answer if isinstance(answer, Tensor) else answer.sample
+
+
+def begun(network: Network, times: Sequence[float]) -> Network:
+    """What its ``begin(times)`` returns, or the network itself where it has no such method:
+    ``times`` are a run's nodes, as times of the network's process.
+    """
+    begin = getattr(network, "begin", None)
+    return begin(times) if callable(begin) else network
 
 
 def timesteps_of(network: Network) -> tuple[float, ...]:

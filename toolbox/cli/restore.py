@@ -54,7 +54,7 @@ def inpaint(
     from toolbox.api import holds_restoration
 
     if holds_restoration(prior.model):
-        own = ("solver", "steps", "grid", "correction", "tile", "symmetries")
+        own = ("solver", "steps", "grid", "correction", "tile", "symmetries", "cache")
         refuse_unused(own, "on a whole restoration, which was exported with its own")
     if not Path(options.mask).exists():
         refuse_unused(("mask_is", "mask_colour"), "without a mask file")
@@ -73,7 +73,7 @@ def denoise(
     as_json: Json = False,
 ) -> None:
     """Remove white noise from a picture."""
-    prior = Prior(model or by_colour(image), prior.device)
+    prior = replace(prior, model=model or by_colour(image))
     _restore("denoise", Request(image, output, options, prior, settings, draws), as_json)
 
 
@@ -96,7 +96,7 @@ def superresolve(
     """Enlarge a picture."""
     small = (options.factor, options.kernel) == (4, "block")
     model = model or (SMALL_BLOCKS if small else DEFAULT_MODEL)
-    prior = Prior(model, prior.device)
+    prior = replace(prior, model=model)
     _restore("superresolve", Request(image, output, options, prior, settings, draws), as_json)
 
 
@@ -112,7 +112,7 @@ def deblur(
     as_json: Json = False,
 ) -> None:
     """Sharpen a picture that a Gaussian blurred."""
-    prior = Prior(model or by_colour(image), prior.device)
+    prior = replace(prior, model=model or by_colour(image))
     _restore("deblur", Request(image, output, options, prior, settings, draws), as_json)
 
 
@@ -148,7 +148,7 @@ def paired(
     """Restore a photo (rain drops, shadow, low light ...) with a model trained on pairs of degraded
     and clean ones.
     """
-    prior = Prior(model, prior.device)
+    prior = replace(prior, model=model)
     _restore("paired", Request(image, output, options, prior, settings, draws), as_json)
 
 
