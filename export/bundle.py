@@ -2,7 +2,8 @@
 
 ``bundle.json`` holds the process as :mod:`solvers.interop.description` writes it, the denoiser's
 settings, the table's timesteps and the provenance; every other file is listed there with its size
-and SHA-256. There is no pickle and no code. A bundle is data from somewhere else, so all of it is
+and SHA-256. There is no pickle. The one program, ``run.py`` (:mod:`export.edge`), is for devices
+without this package, which never runs it. A bundle is data from somewhere else, so all of it is
 checked on reading: names, links, sizes, hashes, versions, and that the graph refers to no other
 file.
 """
@@ -25,8 +26,9 @@ from solvers.inputs.strict_json import read_object
 from solvers.interop.description import from_description
 from solvers.processes.process import Process
 
-FORMAT, READABLE = 2, (1, 2)
+FORMAT, READABLE = 3, (1, 2, 3)
 MANIFEST, NETWORK, RESTORER, CARD = "bundle.json", "network.onnx", "restorer.onnx", "README.md"
+RUNNER, RUNNER_SOURCE = "run.py", Path(__file__).parent / "edge" / "restobox_edge.py"
 # protobuf's limit: a larger graph needs external data, which bundles don't have
 MOST_BYTES = 2**31 - 1
 # a U-Net of ten levels halves its input nine times
@@ -203,6 +205,7 @@ def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any
     contents = {
         RESTORER if fields["graph"] == "restorer" else NETWORK: onnx_model,
         CARD: card.encode(),
+        RUNNER: RUNNER_SOURCE.read_bytes(),
     }
     files = {
         name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
@@ -267,7 +270,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         content = read_object(manifest, ModelError)
         found = content.get("format")
         if found not in READABLE or isinstance(found, bool):
-            known = " and ".join(map(str, READABLE))
+            known = ", ".join(map(str, READABLE))
             raise ModelError(
                 f"{manifest}: format {found!r} is unknown; this version reads {known}: update it,"
                 " or export again"

@@ -278,8 +278,8 @@ def _card(head: str, fields: dict) -> str:
     lines += [
         "",
         (
-            f"Run it with `export.runtime.session.{runner}(folder)`; the graph itself needs only"
-            " ONNX Runtime."
+            f"Run it with `export.runtime.session.{runner}(folder)`, or without restobox by"
+            " `python run.py --help` (onnxruntime, NumPy and Pillow)."
         ),
         "",
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.temporal.features import FullSteps
     from solvers.denoiser import Denoiser
 
 ZOO = Path(__file__).parent / "zoo"
@@ -115,7 +116,12 @@ def advice(model: str | Path, task: str, samples: int = 1) -> dict[str, Any]:
 # Any stands for the Restorer of a bundle that holds a whole restoration: only who loads such a
 # bundle has to tell the two apart
 def load(
-    model: str | Path, *, device: str = "cpu", threads: int | None = None, **options: Any
+    model: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    cache: FullSteps | None = None,
+    **options: Any,
 ) -> Denoiser | Any:
     """A denoiser by the name of a shipped model, or from a file or folder.
 
@@ -126,6 +132,8 @@ def load(
             and a connection, ``owner/name`` of the Hugging Face hub.
         device: ``cpu``, ``cuda``, or for bundles ``openvino``.
         threads: threads of an exported graph's session; all cores by default.
+        cache: reuse the U-Net's deep features between the steps of a run: k computes them at every
+            k-th step, a list at these steps (:func:`quant.temporal.features.cached`).
         options: what a file's weights don't tell: ``num_head_channels``, ``num_heads``,
             ``use_new_attention_order``, ``schedule``, ``train_steps``, ``sum_scale``,
             ``objective``, ``groups``; and ``class_label`` of class-conditional networks. What is
@@ -136,9 +144,24 @@ def load(
             bundles; for a bundle of a whole restoration an ``export.runtime.session.Restorer``.
 
     Raises:
-        ValueError: none of these, a file or folder that holds no model, options that don't fit, or
-            a PyTorch model for ``openvino``.
+        ValueError: none of these, a file or folder that holds no model, options that don't fit, a
+            PyTorch model for ``openvino``, or a cache for what has no deep features.
     """
+    found = _once(model, device, threads, **options)
+    if cache is None:
+        return found
+    if not hasattr(found, "network"):
+        raise ValueError(
+            f"{model} is a whole restoration in one graph, whose steps are fixed: leave out the"
+            " cache"
+        )
+    from quant.temporal.features import cached
+
+    return cached(found, cache)
+
+
+def _once(model: str | Path, device: str, threads: int | None, **options: Any) -> Denoiser | Any:
+    """Loaded, or as it was loaded before where models are kept."""
     options = checkpoint_options() | options
     if (keeping := _kept.get()) is None:
         return _load(model, device, threads, options)
@@ -222,17 +245,17 @@ def holds_restoration(model: str | Path) -> bool:
     return read_bundle(model).graph == "restorer"
 
 
-def load_for(
-    task: str, model: str | Path, *, device: str = "cpu", threads: int | None = None
-) -> Denoiser:
+def load_for(task: str, model: str | Path, **place: Any) -> Denoiser:
     """The network's denoiser of this name or folder, which must have been made for such a task.
+
+    Args:
+        place: ``device``, ``threads``, ``cache``, as for :func:`load`.
 
     Raises:
         ValueError: as :func:`load`; a whole restoration in one graph, or a network that is shown
             something else.
     """
-    found = load(model, device=device, threads=threads)
-    return check_model(found, task, str(model))
+    return check_model(load(model, **place), task, str(model))
 
 
 def check_model(found: Denoiser, task: str, name: str) -> Denoiser:

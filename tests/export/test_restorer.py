@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import venv
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +12,8 @@ import pytest
 import torch
 from helpers.networks import shallow_unet
 from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
-from PIL import Image
 
-from export.bundle import MANIFEST, RESTORER, read_bundle
+from export.bundle import MANIFEST, RESTORER, RUNNER, RUNNER_SOURCE, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
 from export.graphs.restorer import export_restorer
 from export.jobs.photo import InpaintingJob
@@ -33,7 +29,6 @@ from solvers.methods.pndm import PNDM
 
 SIZE = (24, 32)
 CPU = ["CPUExecutionProvider"]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "edge" / "restore.py"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,6 +76,7 @@ def test_graph_is_the_host_loop(bundles, task):
     torch.testing.assert_close(ours.samples, host.samples, atol=1e-4, rtol=0)
     torch.testing.assert_close(ours.std, host.std, atol=1e-4, rtol=0)
     assert ours.nfe == host.nfe == 4
+    assert (bundles / "float" / RUNNER).read_bytes() == RUNNER_SOURCE.read_bytes()
     assert torch.equal(ours.mean[:, mask > 0], image[:, mask > 0])
 
 
@@ -288,58 +284,3 @@ def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
     (broken / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="draws"):
         read_bundle(broken)
-
-
-def test_edge_runner_needs_no_torch(bundles, tmp_path):
-    """The example runs in an environment that holds ONNX Runtime, NumPy and Pillow and can't import
-    torch or this package.
-    """
-    image, mask = photo(40, 50)
-    Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(
-        tmp_path / "photo.png"
-    )
-    Image.fromarray(((1 - mask) * 255).byte().numpy()).save(tmp_path / "mask.png")
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=False)
-    site = next((home / "lib").glob("python*")) / "site-packages"
-    for name in (
-        "numpy",
-        "numpy.libs",
-        "PIL",
-        "pillow.libs",
-        "onnxruntime",
-        "onnxruntime_gpu",
-        "coloredlogs",
-        "flatbuffers",
-        "packaging",
-        "google",
-    ):
-        for path in {Path(p) / name for p in sys.path if p.endswith("site-packages")}:
-            if path.exists():
-                (site / name).symlink_to(path)
-    python = home / "bin" / "python"
-    missing = subprocess.run(
-        [python, "-c", "import torch"], check=False, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert "No module named 'torch'" in missing.stderr
-    command = [
-        python,
-        EXAMPLE,
-        bundles / "cpu",
-        tmp_path / "photo.png",
-        tmp_path / "mask.png",
-        tmp_path / "out.png",
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-        env={"PATH": os.environ["PATH"]},
-    )
-    assert done.returncode == 0, done.stderr
-    restored = np.asarray(Image.open(tmp_path / "out.png"), np.float32).transpose(2, 0, 1) / 255
-    assert np.abs(restored - image.numpy())[:, mask.numpy() > 0].max() < 1 / 255
-    assert psnr(restored, image.numpy()) > psnr((image * mask).numpy(), image.numpy())
-    assert len(EXAMPLE.read_text().splitlines()) <= 40

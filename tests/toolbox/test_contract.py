@@ -2,6 +2,8 @@
 exported as a network and as a whole restoration, verified on trials; host and graph agree.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,15 @@ from helpers.deploy import calibrate
 from helpers.networks import shallow_unet
 from helpers.quantized import one_thread  # noqa: F401
 
+from export.edge import restobox_edge as edge
+from export.runtime.session import Restorer
 from restoration.io.images import Photo, write_image
 from restoration.task import KINDS
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
+from solvers.solver import randn
 from toolbox.api import load
-from toolbox.deploy.export import run_export, run_export_restorer
+from toolbox.deploy.export import options_of, run_export, run_export_restorer
 from toolbox.deploy.options import Checks, Graph, Origin, Trials, Whole
 from toolbox.deploy.quantize import run_quantize
 from toolbox.deploy.report import run_report
@@ -248,8 +253,25 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
     assert not figures["failures"]
     if target == "float":
         assert figures["psnr_between"] > 80  # 1e-4
+        runs_on_the_edge(tmp_path / "b", task, origin, trials.data)
     else:
         assert figures["psnr_bundle_simulated"] > figures["psnr_between"] - 1
+
+
+def runs_on_the_edge(folder, task, origin, data):
+    """A bundle's ``run.py`` gives what its graph gives in the package."""
+    denoiser, host = Denoiser.from_pretrained(origin.model), Restorer(folder, threads=1)
+    _, options, _ = options_of(host.run, denoiser)
+    source = task.source(data, denoiser, (SIDE, SIDE), 0)
+    source = replace(source, channels=host.run.inputs.get("image", (source.channels,))[0])
+    trial = task.trial(source, 0, options)
+    runner = edge.Restorer(folder, threads=1)
+    generator = torch.Generator().manual_seed(4)
+    drawn = [randn((1, *runner.state), generator)[0].numpy() for _ in range(runner.draws)]
+    inputs = {name: value.numpy() for name, value in trial.inputs.items()}
+    found = runner.restore(inputs, np.stack(drawn) if drawn else None)
+    wanted = host.restore(trial.inputs, seed=4).mean.numpy()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.long

@@ -65,7 +65,7 @@ def inpaint(
     from toolbox.api import holds_restoration
 
     if holds_restoration(prior.model):
-        own = ("solver", "steps", "grid", "correction", "tile", "symmetries")
+        own = ("solver", "steps", "grid", "correction", "tile", "symmetries", "cache")
         refuse_unused(own, "on a whole restoration, which was exported with its own")
     if options.mask is not None and not Path(options.mask).exists():
         refuse_unused(("mask_is", "mask_colour"), "without a mask file")
@@ -84,7 +84,7 @@ def denoise(
     many: Many = Many(),
 ) -> None:
     """Remove white noise from a picture."""
-    prior = Prior(model or "", prior.device)
+    prior = replace(prior, model=model or "")
     _restore(inputs, many, _job("denoise", output, options, prior, settings, draws))
 
 
@@ -105,7 +105,7 @@ def superresolve(
     many: Many = Many(),
 ) -> None:
     """Enlarge a picture."""
-    prior = Prior(model or "", prior.device)
+    prior = replace(prior, model=model or "")
     _restore(inputs, many, _job("superresolve", output, options, prior, settings, draws))
 
 
@@ -121,7 +121,7 @@ def deblur(
     many: Many = Many(),
 ) -> None:
     """Sharpen a picture that a Gaussian blurred."""
-    prior = Prior(model or "", prior.device)
+    prior = replace(prior, model=model or "")
     _restore(inputs, many, _job("deblur", output, options, prior, settings, draws))
 
 
@@ -157,7 +157,7 @@ def paired(
     """Restore a photo (rain drops, shadow, low light ...) with a model trained on pairs of degraded
     and clean ones.
     """
-    prior = Prior(model, prior.device)
+    prior = replace(prior, model=model)
     _restore(inputs, many, _job("paired", output, options, prior, settings, draws))
 
 

@@ -80,7 +80,7 @@ class Hyperspectral(Task):
             check_writable(options.quicklook)
         dead = None if options.dead is None else read_cube(options.dead).values
         truth = None if reference is None else _reference(reference, options, cube)
-        denoiser, done = load_for(self.name, prior.model, device=prior.device), count(1)
+        denoiser, done = load_for(self.name, prior.model, **prior.place), count(1)
         result = self.task(denoiser, settings)(
             cube,
             sigma=noise,

@@ -152,7 +152,7 @@ class MRI(Task):
         )
         scan = read_scan(path)
         data = acquired(scan, options, path, draws.seed)
-        task = self.task(load_for(self.name, prior.model, device=prior.device), settings)
+        task = self.task(load_for(self.name, prior.model, **prior.place), settings)
         result = task.volume(
             data.kspace,
             data.mask,

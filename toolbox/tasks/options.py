@@ -69,7 +69,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prior:
-    """The network: which one, and where it runs."""
+    """The network: which one, where it runs, and whether it reuses its features."""
 
     model: Annotated[
         str,
@@ -81,6 +81,37 @@ class Prior:
         ),
     ] = DEFAULT_MODEL
     device: Annotated[str, Option(help="cpu, cuda, or for bundles openvino.")] = "cpu"
+    cache: Annotated[
+        str | None,
+        Option(
+            help=(
+                "Reuse the U-Net's deep features from step to step: 2 computes them at every second"
+                " one, 0,1,4 at these steps. For runs of many steps."
+            )
+        ),
+    ] = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What :func:`toolbox.api.load` takes beside the model.
+
+        Raises:
+            ValueError: a cache that is no number and no list of numbers.
+        """
+        return {"device": self.device, "cache": _steps(self.cache)}
+
+
+def _steps(text: str | None) -> int | tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            "--cache is a whole number from 2, or numbers of steps ascending from 0 such as"
+            f" 0,1,4; got {text!r}"
+        ) from None
+    return tuple(numbers) if "," in text else numbers[0]
 
 
 def _said(text: str, *names: str) -> Any:

@@ -73,7 +73,7 @@ class PictureTask(Task):
 
     def load(self, prior: Prior) -> Any:
         """What is restored with, made for this task."""
-        return load_for(self.name, prior.model, device=prior.device)
+        return load_for(self.name, prior.model, **prior.place)
 
     def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
         output, options, prior = request.output, request.options, request.prior
@@ -132,6 +132,7 @@ class PictureTask(Task):
         figures: dict[str, Any] = {"task": self.name, "image": str(path), "out": str(out)}
         figures |= {"size": [shape[2], shape[1]], **reading.found, "model": prior.model}
         figures |= {"solver": solver, "steps": steps, "seed": draws.seed, "samples": draws.samples}
+        figures |= {} if prior.cache is None else {"cache": prior.cache}
         figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
         if result.misfit is not None:
             figures["misfit"] = round(result.misfit, 5)

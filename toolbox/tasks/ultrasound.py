@@ -114,7 +114,7 @@ class Ultrasound(Task):
                 f"regions {regions} must name tissue and blood; found {', '.join(masks)}"
             )
         tissue, haze = (
-            load_for(self.name, name, device=request.prior.device)
+            load_for(self.name, name, **request.prior.place)
             for name in (options.tissue, options.haze)
         )
         # checks its options before anything is written

@@ -119,9 +119,7 @@ class Job:
         for name in ("haze_out", "quicklook"):
             if name in kept["options"]:
                 kept["options"][name] = kept["options"][name] is not None
-        kept["prior"] = {"device": self.prior.device, "model": self.prior.model or None}
-        if self.prior.model:
-            kept["prior"]["model"] = digest_of_model(self.prior.model)
+        kept["prior"]["model"] = self.prior.model and digest_of_model(self.prior.model)
         for role in ("tissue", "haze"):
             if role in kept["options"]:
                 kept["options"][role] = digest_of_model(kept["options"][role])

@@ -51,7 +51,7 @@ def check_models(job: Job) -> None:
             return
         named = [job.prior.model, *(getattr(job.options, n, "") for n in ("tissue", "haze"))]
         for name in filter(None, named):
-            load_for(job.task, name, device=job.prior.device)
+            load_for(job.task, name, **job.prior.place)
 
 
 def restore_item(job: Job, item: Item) -> dict[str, Any]:

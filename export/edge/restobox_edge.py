@@ -1,0 +1,505 @@
+"""Restore pictures and scans with a restobox bundle: onnxruntime, NumPy and Pillow, nothing else.
+
+    python run.py photo.png -o restored.png --mask mask.png      (in the mask, white = missing)
+    python run.py scan.npz -o image.npz --provider cuda
+
+Every bundle holds this file as ``run.py``; ``pip install ./export/edge`` installs the same as
+``restobox-edge``. Python 3.10 or later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is imported
+import onnxruntime
+
+READABLE = (1, 2, 3)
+MOST_PIXELS = 2**28
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "openvino": ["OpenVINOExecutionProvider", "CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+PACKAGES = {"openvino": "onnxruntime-openvino", "cuda": "onnxruntime-gpu"}
+PACKAGES["tensorrt"] = "onnxruntime-gpu tensorrt"
+# operators with weights, which hold nearly all of the work
+WEIGHTED = ("Conv", "MatMul", "Gemm", "Attention")
+# tasks whose measurement is a picture file; and those that work on parts of it as on the whole
+PICTURES = ("inpaint", "denoise", "superresolve", "deblur", "paired", "dehaze")
+LOCAL = ("inpaint", "denoise")
+
+
+class Refused(Exception):
+    """What was given can't be used; the message says why and what to do."""
+
+
+# -- the bundle ------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of ``bundle.json``, once every file that it lists is as it says."""
+    manifest = folder / "bundle.json"
+    if not manifest.is_file():
+        raise Refused(f"{folder} is no bundle: it has no bundle.json; give --bundle FOLDER")
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        found, files = content["format"], dict(content["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"{manifest} is damaged ({error}); copy the bundle again") from None
+    if found not in READABLE:
+        raise Refused(f"{manifest} has format {found!r}; this runner reads {READABLE}")
+    for name, entry in files.items():
+        path = folder / name
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
+            raise Refused(f"{path} is missing or no plain file; copy the bundle again")
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+        if digest.hexdigest() != entry["sha256"]:
+            raise Refused(f"{path} was changed: its SHA-256 is not the one in bundle.json")
+    return content
+
+
+class Graph:
+    """The ONNX graph of a bundle, on one provider.
+
+    Args:
+        folder: of the bundle.
+        manifest: its content.
+        provider: a key of ``PROVIDERS``; what can't be set up is refused, nothing falls back.
+        threads: of the CPU; None: as many as it has cores.
+        sizes: shape of every input, for TensorRT's engine.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        provider: str,
+        threads: int | None,
+        sizes: dict[str, tuple[int, ...]],
+    ):
+        target = manifest["target"]
+        if provider in ("cuda", "tensorrt") and target in ("cpu", "openvino"):
+            raise Refused(
+                f"this bundle was exported for CPUs (target {target}); export it with --target"
+                f" tensorrt to run it on a GPU, or take --provider cpu"
+            )
+        name = "restorer.onnx" if manifest["graph"] == "restorer" else "network.onnx"
+        wanted, known = PROVIDERS[provider], onnxruntime.get_available_providers()
+        if wanted[0] not in known:
+            raise Refused(
+                f"this onnxruntime {onnxruntime.__version__} has no {wanted[0]}, only"
+                f" {', '.join(known)}: pip install {PACKAGES.get(provider, 'onnxruntime')}, or take"
+                " another --provider"
+            )
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what is wrong is said once, here
+        if target == "cpu":  # the next level's layout pass costs more around integer kernels
+            options.graph_optimization_level = (
+                onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            )
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._place = tempfile.TemporaryDirectory()
+        options.enable_profiling = True  # of the first call, to tell what ran where
+        options.profile_file_prefix = str(Path(self._place.name) / "run")
+        chosen: list[Any] = [p for p in wanted if p in known]
+        if provider == "tensorrt":
+            digest = manifest["files"][name]["sha256"]
+            chosen[0] = (wanted[0], _engine_options(digest, sizes))
+        if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        try:
+            self._session = onnxruntime.InferenceSession(str(folder / name), options, chosen)
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise Refused(f"{folder / name} can't be run by {wanted[0]}: {first}") from None
+        if self._session.get_providers()[0] != wanted[0]:
+            raise Refused(
+                f"{wanted[0]} could not be set up (its libraries or its device are missing); take"
+                " another --provider"
+            )
+        self.placement = ""
+        self._wanted = wanted[0]
+        self._outputs = self._session.get_outputs()
+
+    def __call__(self, feed: dict[str, np.ndarray]) -> np.ndarray:
+        """The first output for these inputs."""
+        binding = self._session.io_binding()
+        held = {name: np.ascontiguousarray(value) for name, value in feed.items()}
+        for name, value in held.items():
+            binding.bind_cpu_input(name, value)
+        binding.bind_output(self._outputs[0].name)
+        self._session.run_with_iobinding(binding)
+        out = binding.copy_outputs_to_cpu()[0]
+        if not self.placement:
+            self.placement = self._read_profile()
+        if not np.isfinite(out).all():
+            raise Refused(
+                "the graph answered with NaN or infinite values: check the input; in half precision"
+                " numbers beyond 65504 overflow"
+            )
+        return out
+
+    def _read_profile(self) -> str:
+        """What ran where in the first call, in words."""
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        nodes = [
+            event["args"]
+            for event in events
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        ]
+        self._place.cleanup()
+        total = Counter(node.get("provider", self._wanted) for node in nodes)
+        heavy = Counter(
+            (node.get("provider", self._wanted), node["op_name"])
+            for node in nodes
+            if any(word in node["op_name"] for word in WEIGHTED)
+        )
+        told = []
+        for provider, count in total.most_common():
+            ops = [f"{n} {op}" for (where, op), n in heavy.most_common() if where == provider]
+            told.append(f"{provider} {count} operators" + (f" ({', '.join(ops)})" * bool(ops)))
+        words = "; ".join(told) or self._wanted
+        if self._wanted != PROVIDERS["cpu"][0] and any(p == PROVIDERS["cpu"][0] for p, _ in heavy):
+            words += f"; warning: operators with weights fell back from {self._wanted} to the CPU"
+        return words
+
+
+def _engine_options(digest: str, sizes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """TensorRT's: an engine for exactly these sizes, kept with its timings in the user's cache."""
+    shapes = ",".join(f"{name}:{'x'.join(map(str, size))}" for name, size in sizes.items())
+    key = hashlib.sha256(f"{digest} {shapes} {onnxruntime.__version__}".encode()).hexdigest()[:24]
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "restobox" / f"engine-{key}"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+    options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder)}
+    return options | {f"trt_profile_{side}_shapes": shapes for side in ("min", "opt", "max")}
+
+
+# -- restoring -------------------------------------------------------------------------------------
+
+
+class Restorer:
+    """``Restorer(folder).restore({name: array})`` for a bundle of a whole restoration.
+
+    Args:
+        folder: the bundle.
+        provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``.
+        threads: of the CPU.
+    """
+
+    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int | None = None):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        if self.manifest["graph"] != "restorer":
+            raise Refused(f"{folder} holds a network alone: export the task with --restorer")
+        run = self.manifest["run"]
+        self.task: str = run["task"]
+        self.size: tuple[int, int] = run["height"], run["width"]
+        self.draws: int = run["draws"]
+        self.state = tuple(run["state"] or (3, *self.size))
+        inputs = run["inputs"] or {"image": (3, *self.size), "mask": (1, *self.size)}  # format 1
+        self.shapes = {name: tuple(shape) for name, shape in inputs.items()}
+        sizes = {name: (1, *shape) for name, shape in self.shapes.items()}
+        if self.draws:
+            sizes["noise"] = (self.draws, 1, *self.state)
+        self.graph = Graph(self.folder, self.manifest, provider, threads, sizes)
+
+    def restore(
+        self, inputs: dict[str, np.ndarray], noise: np.ndarray | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """One measurement: arrays as the bundle's ``run.inputs`` names and shapes them, without a
+        batch axis.
+
+        Args:
+            noise: ``(draws, *state)`` of N(0, 1); drawn from ``seed`` by default.
+
+        Returns:
+            Pictures ``(3, H, W)`` in [0, 1]; real and imaginary part ``(2, H, W)`` of MRI;
+            eigen-images ``(1, H, W)`` in their own units.
+        """
+        if set(inputs) != set(self.shapes):
+            raise Refused(
+                f"this bundle takes {', '.join(self.shapes)}; got {', '.join(inputs) or 'nothing'}"
+            )
+        feed = {}
+        for name, shape in self.shapes.items():
+            value = np.asarray(inputs[name], np.float32)
+            if value.shape != shape or not np.isfinite(value).all():
+                raise Refused(f"{name} must be {shape} and finite; got {value.shape}")
+            feed[name] = value[None]
+        if self.draws:
+            drawn = self.noise(self.state, seed) if noise is None else noise
+            if drawn.shape != (self.draws, *self.state):
+                raise Refused(
+                    f"noise must be {(self.draws, *self.state)}; got {tuple(drawn.shape)}"
+                )
+            feed["noise"] = drawn[:, None].astype(np.float32)
+        return self.graph(feed)[0]
+
+    def noise(self, state: tuple[int, ...], seed: int) -> np.ndarray:
+        """``(draws, *state)`` of N(0, 1)."""
+        return np.random.default_rng(seed).standard_normal((self.draws, *state), np.float32)
+
+    def picture(
+        self,
+        image: np.ndarray,
+        known: np.ndarray | None = None,
+        seed: int = 0,
+        noise: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Restore a picture ``(1 or 3, H, W)`` in [0, 1].
+
+        Args:
+            known: ``(H, W)``; inpainting: 1 where a pixel is known; pairs: 1 where it is degraded.
+            noise: ``(draws, 3, H, W)``, of at least the graph's size.
+        """
+        if ("mask" in self.shapes) != (known is not None):
+            raise Refused(
+                "this bundle needs --mask FILE (white = missing)"
+                if "mask" in self.shapes
+                else "this bundle takes no --mask"
+            )
+        grey, channels = image.shape[0] == 1, self.shapes["image"][0]
+        if channels == 1 and not grey:
+            raise Refused("this bundle restores grey pictures; this one is in colours")
+        x = np.broadcast_to(image, (channels, *image.shape[1:]))
+        inputs = {"image": x} | ({} if known is None else {"mask": known[None]})
+        if self.task in LOCAL:
+            out = self._in_tiles(inputs, seed, noise)
+        elif x.shape != self.shapes["image"]:
+            (height, width), (h, w) = self.shapes["image"][1:], image.shape[1:]
+            raise Refused(
+                f"this bundle takes pictures of {width} x {height} pixels; this one has {w} x {h}:"
+                f" cut it, or export one with --restorer --task {self.task} --size and its size"
+            )
+        else:
+            out = self.restore(inputs, noise, seed)
+        out = out.mean(0, keepdims=True) if grey else out
+        if self.task == "inpaint" and known is not None and self.manifest["run"]["sigma"] == 0:
+            out = np.where(known > 0, image, out)
+        return out.clip(0, 1)
+
+    def _in_tiles(
+        self, inputs: dict[str, np.ndarray], seed: int, noise: np.ndarray | None
+    ) -> np.ndarray:
+        """Tiles of the graph's size, blended where they overlap; smaller pictures lie in a corner
+        of unknown pixels, or of repeated ones.
+        """
+        height, width = inputs["image"].shape[1:]
+        missing = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        corner = [(0, 0), (0, missing[0]), (0, missing[1])]
+        if self.task == "inpaint":
+            inputs["image"] = inputs["image"] * inputs["mask"]
+            padded = {name: np.pad(value, corner) for name, value in inputs.items()}
+        else:
+            padded = {name: np.pad(value, corner, "edge") for name, value in inputs.items()}
+        size = padded["image"].shape[1:]
+        state = (self.state[0], *size)
+        drawn = self.noise(state, seed) if noise is None else noise
+        overlap = min(self.size) // 8
+        total, weights = np.zeros(state, np.float32), np.zeros(size, np.float32)
+        for top in tile_starts(size[0], self.size[0], overlap):
+            for left in tile_starts(size[1], self.size[1], overlap):
+                at = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
+                part = {name: value[at] for name, value in padded.items()}
+                weight = np.outer(
+                    tile_weight(top, self.size[0], size[0], overlap),
+                    tile_weight(left, self.size[1], size[1], overlap),
+                )
+                total[at] += weight * self.restore(part, drawn[at])
+                weights[at] += weight
+        return (total / weights)[:, :height, :width]
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Starts of the fewest tiles that cover ``length`` with at least ``overlap`` between two."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(k * (length - tile) / (count - 1)) for k in range(count)]
+
+
+def tile_weight(start: int, size: int, length: int, overlap: int) -> np.ndarray:
+    """``(size,)``: a ramp over ``overlap`` where a neighbour exists, else 1."""
+    ramp = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / max(overlap, 1)
+    weight = np.ones(size, np.float32)
+    if start > 0:
+        weight = np.minimum(weight, ramp)
+    if start + size < length:
+        weight = np.minimum(weight, ramp[::-1])
+    return weight
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """``(1 or 3, H, W)`` in [0, 1], turned as its EXIF data say."""
+    try:
+        with Image.open(path) as file:
+            if file.size[0] * file.size[1] > MOST_PIXELS:
+                raise Refused(f"{path} has more than {MOST_PIXELS} pixels; cut it")
+            picture = ImageOps.exif_transpose(file)
+            mode = picture.mode
+            if "A" in mode or "transparency" in picture.info:
+                raise Refused(f"{path} has transparency, which a restorer doesn't take: flatten it")
+            if mode.startswith("I;16"):
+                return np.asarray(picture, np.float32)[None] / 65535
+            if mode not in ("1", "L", "P", "RGB", "YCbCr", "CMYK", "LAB", "HSV"):
+                raise Refused(f"{path} has pixels of the mode {mode}; save it in 8 or 16 bits")
+            pixels = np.asarray(picture.convert("L" if mode in ("1", "L") else "RGB"), np.float32)
+    except FileNotFoundError:
+        raise Refused(f"{path} doesn't exist") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Refused(f"{path} is no picture that Pillow reads: {error}") from None
+    return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)) / 255
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """``(1 or 3, H, W)`` in [0, 1], in 8 bits."""
+    codes = (picture.clip(0, 1) * 255).round().astype(np.uint8)
+    codes = codes[0] if len(codes) == 1 else codes.transpose(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(codes)).save(path, format=_picture_format(path))
+
+
+def _picture_format(path: Path) -> str:
+    found = Image.registered_extensions().get(path.suffix.lower())
+    if found not in ("PNG", "JPEG", "TIFF", "WEBP", "BMP"):
+        raise Refused(f"{path}: results are written as .png, .jpg, .tif, .webp, .bmp or .npz")
+    return found
+
+
+def read_arrays(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file: complex ``(coils, H, W)`` become real ``(2 coils, H, W)``,
+    real parts first; a number becomes an array of the input's shape.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise Refused(f"{path} doesn't exist") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise Refused(f"{path} is no .npz file of arrays: {error}") from None
+    for name, value in found.items():
+        if np.iscomplexobj(value):
+            found[name] = np.concatenate([value.real, value.imag])
+        shape = shapes.get(name, value.shape)
+        if value.size == 1 and shape == (1, 1, 1):
+            found[name] = value.reshape(shape)
+        elif shape == (1, *value.shape):
+            found[name] = value[None]
+    return found
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command does; the figures that it prints."""
+    source, out = arguments.input, arguments.out
+    arrays = out.suffix.lower() == ".npz"
+    if not arrays:
+        _picture_format(out)
+    if out.resolve() in {p.resolve() for p in (source, arguments.mask) if p is not None}:
+        raise Refused(f"{out} would replace what is restored: give another name")
+    if not out.parent.is_dir():
+        raise Refused(f"{out.parent} is no folder")
+    began = time.perf_counter()
+    restorer = Restorer(arguments.bundle, arguments.provider, arguments.threads)
+    opened = time.perf_counter()
+    if source.suffix.lower() == ".npz":
+        if arguments.mask is not None:
+            raise Refused("an .npz file holds its mask itself: leave out --mask")
+        inputs = read_arrays(source, restorer.shapes)
+        if arguments.sigma is not None:
+            inputs["sigma"] = np.full((1, 1, 1), arguments.sigma, np.float32)
+        restored = restorer.restore(inputs, inputs.pop("noise", None), arguments.seed)
+    elif restorer.task not in PICTURES:
+        raise Refused(
+            f"the task {restorer.task} takes an .npz file with the arrays"
+            f" {', '.join(f'{name} {shape}' for name, shape in restorer.shapes.items())}"
+        )
+    else:
+        if arguments.sigma is not None:
+            raise Refused(
+                "the noise is fixed in this bundle: export another with --sigma, and leave it out"
+            )
+        image, known = read_picture(source), None
+        if arguments.mask is not None:
+            marked = read_picture(arguments.mask).mean(0) >= 0.5
+            if marked.shape != image.shape[1:]:
+                raise Refused(
+                    f"the mask has {marked.shape[1]} x {marked.shape[0]} pixels, the picture"
+                    f" {image.shape[2]} x {image.shape[1]}"
+                )
+            known = (~marked if restorer.task == "inpaint" else marked).astype(np.float32)
+            if not known.any() and restorer.task == "inpaint":
+                raise Refused("the mask is white all over: nothing is known to start from")
+        restored = restorer.picture(image, known, arguments.seed)
+    done = time.perf_counter()
+    if arrays:
+        np.savez(out, restored=restored)
+    elif restorer.task in PICTURES:
+        write_picture(out, restored)
+    elif restorer.task == "mri":
+        magnitude = np.hypot(*restored)
+        write_picture(out, (magnitude / max(float(magnitude.max()), 1e-30))[None])
+    else:
+        raise Refused(f"{out}: results of {restorer.task} are arrays; write .npz")
+    return {
+        "task": restorer.task,
+        "out": str(out),
+        "runs on": restorer.graph.placement,
+        "seconds to load": round(opened - began, 3),
+        "seconds": round(done - opened, 3),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0, or 2 where something is refused."""
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("input", type=Path, help="a picture, or an .npz file of arrays")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="picture or .npz file")
+    parser.add_argument("--mask", type=Path, help="picture; white = missing (or degraded)")
+    parser.add_argument("--bundle", type=Path, default=here, help="folder [default: this file's]")
+    parser.add_argument("--provider", choices=list(PROVIDERS), default="cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU [default: its cores]")
+    parser.add_argument("--sigma", type=float, help="noise of an .npz file's data, if it has none")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    try:
+        for name, least in (("threads", 1), ("seed", 0)):
+            value = getattr(arguments, name)
+            if value is not None and value < least:
+                raise Refused(f"--{name} must be at least {least}; got {value}")
+        for name, value in run(arguments).items():
+            print(f"{name}: {value}")
+    except Refused as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
