@@ -227,6 +227,17 @@ class Many:
     sheet: Annotated[
         Path | None, _many("Also write a picture of the first results beside what was given.")
     ] = None
+    workers: Annotated[
+        int | None,
+        _many("Processes of one thread each, on this machine (extra `scale`).", min=1, max=1024),
+    ] = None
+    scheduler: Annotated[
+        str | None, _many("Address of a Dask scheduler, whose workers do it: tcp://HOST:8786.")
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None,
+        _many("With --workers and --device cuda: 1, or less to share one.", min=0.01, max=1),
+    ] = None
 
 
 @dataclass(frozen=True)
