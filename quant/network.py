@@ -125,9 +125,15 @@ class QuantizedNetwork(nn.Module):
         return TemporalTable(timesteps, self.table.features[rows], self.table.slices)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        if self.table is not None:
-            t = torch.tensor([self.table.index(v) for v in t.reshape(-1).tolist()], device=x.device)
-        return output_of(self.network(x, t))
+        return output_of(self.network(x, self.rows(t)))
+
+    def rows(self, t: Tensor) -> Tensor:
+        """What the network inside is asked with for the times ``t (B,)``: themselves, or the
+        numbers of their rows in :attr:`table`.
+        """
+        if self.table is None:
+            return t
+        return torch.tensor([self.table.index(v) for v in t.reshape(-1).tolist()], device=t.device)
 
     def simulating(self, target: str) -> QuantizedNetwork:
         """A copy (weights shared) that quantizes what an exported graph for ``target`` (``cpu``,

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.temporal.features import FullSteps
     from solvers.denoiser import Denoiser
 
 ZOO = Path(__file__).parent / "zoo"
 # what is said of checkpoints in this context (:func:`reading_with`)
 _said: ContextVar[Mapping[str, Any] | None] = ContextVar("_said", default=None)
+# models that were loaded in this context (:func:`keeping_models`), and threads of their sessions
+_kept: ContextVar[tuple[dict[Any, Any], int | None] | None] = ContextVar("_kept", default=None)
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 ADVISED = {"solver": str, "steps": int, "symmetries": int}  # what a card tells of a task's runs
 
@@ -70,6 +73,21 @@ def checkpoint_options() -> dict[str, Any]:
     return dict(_said.get() or {})
 
 
+@contextlib.contextmanager
+def keeping_models(kept: dict[Any, Any], threads: int | None = None) -> Iterator[None]:
+    """In this block :func:`load` loads a model once and gives the same object again.
+
+    Args:
+        kept: filled with the models; hand the same one in again to go on with them.
+        threads: of exported graphs' sessions where the caller of ``load`` says nothing.
+    """
+    token = _kept.set((kept, threads))
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def advice(model: str | Path, task: str, samples: int = 1) -> dict[str, Any]:
     """What the card of a model (``runs`` in its ``model.json``) advises for a run of a task:
     ``solver``, ``steps``, ``symmetries``, as far as it tells.
@@ -98,7 +116,12 @@ def advice(model: str | Path, task: str, samples: int = 1) -> dict[str, Any]:
 # Any stands for the Restorer of a bundle that holds a whole restoration: only who loads such a
 # bundle has to tell the two apart
 def load(
-    model: str | Path, *, device: str = "cpu", threads: int | None = None, **options: Any
+    model: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    cache: FullSteps | None = None,
+    **options: Any,
 ) -> Denoiser | Any:
     """A denoiser by the name of a shipped model, or from a file or folder.
 
@@ -109,6 +132,8 @@ def load(
             and a connection, ``owner/name`` of the Hugging Face hub.
         device: ``cpu``, ``cuda``, or for bundles ``openvino``.
         threads: threads of an exported graph's session; all cores by default.
+        cache: reuse the U-Net's deep features between the steps of a run: k computes them at every
+            k-th step, a list at these steps (:func:`quant.temporal.features.cached`).
         options: what a file's weights don't tell: ``num_head_channels``, ``num_heads``,
             ``use_new_attention_order``, ``schedule``, ``train_steps``, ``sum_scale``,
             ``objective``, ``groups``; and ``class_label`` of class-conditional networks. What is
@@ -119,10 +144,38 @@ def load(
             bundles; for a bundle of a whole restoration an ``export.runtime.session.Restorer``.
 
     Raises:
-        ValueError: none of these, a file or folder that holds no model, options that don't fit, or
-            a PyTorch model for ``openvino``.
+        ValueError: none of these, a file or folder that holds no model, options that don't fit, a
+            PyTorch model for ``openvino``, or a cache for what has no deep features.
     """
+    found = _once(model, device, threads, **options)
+    if cache is None:
+        return found
+    if not hasattr(found, "network"):
+        raise ValueError(
+            f"{model} is a whole restoration in one graph, whose steps are fixed: leave out the"
+            " cache"
+        )
+    from quant.temporal.features import cached
+
+    return cached(found, cache)
+
+
+def _once(model: str | Path, device: str, threads: int | None, **options: Any) -> Denoiser | Any:
+    """Loaded, or as it was loaded before where models are kept."""
     options = checkpoint_options() | options
+    if (keeping := _kept.get()) is None:
+        return _load(model, device, threads, options)
+    kept, own = keeping
+    threads = own if threads is None else threads
+    key = (str(model), device, threads, tuple(sorted(options.items())))
+    if key not in kept:
+        kept[key] = _load(model, device, threads, options)
+    return kept[key]
+
+
+def _load(
+    model: str | Path, device: str, threads: int | None, options: dict[str, Any]
+) -> Denoiser | Any:
     known = {info.name: info.folder for info in models()}
     place = known.get(str(model), Path(model))
     if not place.exists() and HUB.fullmatch(str(model)) and not place.parent.exists():
@@ -192,17 +245,17 @@ def holds_restoration(model: str | Path) -> bool:
     return read_bundle(model).graph == "restorer"
 
 
-def load_for(
-    task: str, model: str | Path, *, device: str = "cpu", threads: int | None = None
-) -> Denoiser:
+def load_for(task: str, model: str | Path, **place: Any) -> Denoiser:
     """The network's denoiser of this name or folder, which must have been made for such a task.
+
+    Args:
+        place: ``device``, ``threads``, ``cache``, as for :func:`load`.
 
     Raises:
         ValueError: as :func:`load`; a whole restoration in one graph, or a network that is shown
             something else.
     """
-    found = load(model, device=device, threads=threads)
-    return check_model(found, task, str(model))
+    return check_model(load(model, **place), task, str(model))
 
 
 def check_model(found: Denoiser, task: str, name: str) -> Denoiser:

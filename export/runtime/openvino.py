@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class OpenVinoGraph:
     """``run(names, {input: array}) -> arrays`` of one ONNX file.
 
     Args:
-        path: the graph, complete in itself.
+        path: file or content of the graph, complete in itself.
         target: what it was exported for; decides the precision of the rest.
         threads: None leaves the choice to OpenVINO.
         precision: ``f32`` or ``bf16``, of what isn't quantized; None: as said above.
@@ -44,14 +45,17 @@ class OpenVinoGraph:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | bytes,
         target: str,
         threads: int | None = None,
         precision: str | None = None,
     ):
         self._core = _openvino().Core()
-        with reading(path, "a graph to run", ModelError):
-            self._model = self._core.read_model(str(path))
+        with reading(
+            "the graph" if isinstance(path, bytes) else path, "a graph to run", ModelError
+        ):
+            read = BytesIO(path) if isinstance(path, bytes) else str(path)
+            self._model = self._core.read_model(read)
         capable = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         half = target in ("openvino", "tensorrt") and capable
         self.precision = precision or ("bf16" if half else "f32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from export.runtime.providers import (
     wanted_providers,
 )
 from export.runtime.restorer import Restorer
+from export.runtime.shallow import SplitGraph
 from solvers.denoiser import Denoiser
 
 __all__ = ["OnnxNetwork", "OpenVinoNetwork", "Restorer", "Session"]
@@ -154,6 +156,19 @@ class OnnxNetwork:
         self.session.run_with_iobinding(binding)
         return out.to(x.device)
 
+    def split(self) -> SplitGraph:
+        """Full and shallow passes, for the cache of features.
+
+        Raises:
+            ValueError: a graph that can't be cut, or TensorRT, whose engines are of whole graphs.
+        """
+        if self.providers[0] == PROVIDERS["tensorrt"]:
+            raise ValueError("TensorRT takes no cache of features: leave it out")
+        opened = partial(
+            open_session, providers=self.requested, threads=self.threads, integer=self.integer
+        )
+        return SplitGraph(self.model, opened, self.timesteps, self.out_channels)
+
     def placement(self, height: int, width: int) -> list[Placement]:
         channels = self.session.get_inputs()[0].shape[1]
         t = torch.tensor([self.timesteps[0] if self.timesteps else 0.0])
@@ -172,6 +187,7 @@ class OpenVinoNetwork:
 
     def __init__(self, path: str | Path, bundle: Bundle, threads: int | None):
         self.timesteps, self.channels = tuple(bundle.timesteps), bundle.channels
+        self.model, self.target, self.threads = path, bundle.target, threads
         self.graph = OpenVinoGraph(path, bundle.target, threads)
         self.providers, self.out_channels = (
             self.graph.get_providers(),
@@ -183,6 +199,15 @@ class OpenVinoNetwork:
             self.timesteps, t
         )
         return torch.from_numpy(self.graph.run(["output"], feed)[0]).to(x.device)
+
+    def split(self) -> SplitGraph:
+        """Full and shallow passes, for the cache of features.
+
+        Raises:
+            ValueError: a graph that can't be cut.
+        """
+        opened = partial(OpenVinoGraph, target=self.target, threads=self.threads)
+        return SplitGraph(self.model, opened, self.timesteps, self.out_channels)
 
     def placement(self, height: int, width: int) -> list[Placement]:
         t = torch.tensor([self.timesteps[0] if self.timesteps else 0.0])

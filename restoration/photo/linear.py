@@ -17,7 +17,7 @@ from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
-from solvers.denoiser import Denoiser, Network, output_of, timesteps_of
+from solvers.denoiser import Denoiser, Network, begun, output_of, timesteps_of
 from solvers.grid import Grid, check_steps, lay
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
@@ -358,6 +358,10 @@ class PlanewiseNetwork(nn.Module):
     def __init__(self, network: Network, channels: int):
         super().__init__()
         self.network, self.channels = network, channels
+
+    def begin(self, times: Sequence[float]) -> PlanewiseNetwork:
+        """For a run over ``times``."""
+        return PlanewiseNetwork(begun(self.network, times), self.channels)
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         groups = z.shape[1] // self.channels

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from solvers.denoiser import Denoiser
 from solvers.prediction import Prediction
 from solvers.processes.process import Process
+from solvers.solver import DenoiserLike, Noise, bound
 
 COUNTS = (1, 2, 4, 8)
 
@@ -66,10 +69,16 @@ class Symmetric:
             )
         condition = denoiser.condition
         self.denoiser = denoiser
-        self.turned = [
+        self.turned: list[DenoiserLike] = [
             denoiser if condition is None or k == 0 else denoiser.conditioned(turn(condition, k))
             for k in range(count)
         ]
+
+    def bind(self, times: Sequence[float], noise: Noise) -> Self:
+        """A copy for one run; each turned image is asked about by itself."""
+        other = copy.copy(self)
+        other.turned = [bound(d, times, noise) for d in self.turned]
+        return other
 
     @property
     def process(self) -> Process:

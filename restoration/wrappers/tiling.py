@@ -4,10 +4,12 @@ blended, so no seam can grow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from solvers.denoiser import Denoiser, Network, output_of
+from solvers.denoiser import Denoiser, Network, begun, output_of
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -47,6 +49,10 @@ class TiledNetwork(nn.Module):
     def __init__(self, network: Network, tile: int, overlap: int):
         super().__init__()
         self.network, self.tile, self.overlap = network, tile, overlap
+
+    def begin(self, times: Sequence[float]) -> TiledNetwork:
+        """For a run over ``times``."""
+        return TiledNetwork(begun(self.network, times), self.tile, self.overlap)
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         height, width = z.shape[-2:]

@@ -17,6 +17,7 @@ from export.exporter import export_bundle, export_model
 from export.graphs.kernels import fuse_attention, shift_codes
 from export.graphs.network import export_graph
 from export.graphs.qdq import insert_qdq, weighted_nodes
+from export.graphs.shallow import cut
 from export.parity import Limits, Timed, verify
 from export.runtime import providers
 from export.runtime.providers import Placement, count_kernels, fallen_back
@@ -24,6 +25,7 @@ from export.runtime.session import OnnxNetwork, Session
 from quant.layer import QuantLayer
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
+from quant.temporal.features import SplitUNet, cached
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import ModelError
 from solvers.interop.description import describe
@@ -33,6 +35,7 @@ from solvers.methods.rddm import RDDM
 from solvers.methods.resfusion import Resfusion
 from solvers.processes.continuous import VE
 from solvers.processes.process import VP, Process, StepIndexed
+from toolbox.api import load
 
 CPU = ["CPUExecutionProvider"]
 
@@ -90,6 +93,56 @@ def test_step_session_restores_on_its_grid_only(bundles, denoiser):
     assert float((ours - theirs).norm() / theirs.norm()) < 0.02
     with pytest.raises(ValueError, match=r"timestep 50 .* holds 99, 74, 49, 24; .*grid"):
         session(x, 50.0)
+
+
+@pytest.mark.parametrize("target", ["float", "cpu", "tensorrt"])
+def test_graphs_cut_for_the_cache_of_features(bundles, denoiser, quantized, target):
+    session = Session(bundles / target, threads=1)
+    parts = session.network.split()
+    x = torch.randn(2, 28, 12, 16, generator=torch.Generator().manual_seed(0))
+    t, later = (torch.full((2,), float(t)) for t in quantized.timesteps[:2])
+    out, features = parts.full(x, t)
+    # the same operators on the same numbers
+    assert torch.equal(out, session.network(x, t))
+    assert torch.equal(parts.shallow(x, t, features), out)
+    reused, whole = parts.shallow(x, later, features), session.network(x, later)
+    assert float((reused - whole).norm() / whole.norm()) > 1e-3
+    if target == "float":
+        theirs = SplitUNet(denoiser.network)
+        with torch.no_grad():
+            expected = theirs.shallow(x, later, theirs.full(x, t)[1])
+        torch.testing.assert_close(reused, expected, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_quantized_network_is_split_with_its_codes(quantized):
+    x, t = torch.randn(2, 28, 12, 16), torch.full((2,), float(quantized.timesteps[1]))
+    whole, features = SplitUNet(quantized).full(x, t)
+    assert torch.equal(whole, quantized(x, t))
+    assert torch.equal(SplitUNet(quantized).shallow(x, t, features), whole)
+    assert not torch.equal(whole, quantized.float_network(x, t).sample)
+
+
+def test_a_cached_run_of_a_bundle_is_that_of_the_network(bundles, denoiser, tmp_path):
+    _, grid = recording(denoiser, count=1)
+    x = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+    def end(d):
+        return solve(DDIM(), d.conditioned(measurement(0)), x, grid).x0
+
+    ours, theirs = (end(cached(d, 2)) for d in (Session(bundles / "float", threads=1), denoiser))
+    torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+    assert not torch.allclose(theirs, end(denoiser), atol=1e-3)
+    assert load(bundles / "float", cache=2, threads=1).network.full_steps == 2
+
+
+def test_a_graph_without_deep_features_is_not_cut(tmp_path):
+    layer = ir.node("Relu", [ir.Value(name="x")])
+    layer.outputs[0].name = "output"
+    graph = ir.Graph(list(layer.inputs), layer.outputs, nodes=[layer], opset_imports={"": 18})
+    content = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    with pytest.raises(ValueError, match="this graph has none: leave out the cache"):
+        cut(content)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,22 @@ def test_restore_with_the_exported_bundle(cli, photo, road):
     assert (photo / "out.png").read_bytes() == first
 
 
+def test_restore_with_a_cache_of_features(cli, photo, tiny_model):
+    def restored(name, *cache):
+        out, given = photo / name, (photo / "photo.png", "-m", photo / "mask.png")
+        options = ("--model", tiny_model, "--steps", 4, "--json", *cache)
+        code, told, err = cli("restore", "inpaint", *given, "-o", out, *options)
+        assert code == 0, err
+        return json.loads(told), out.read_bytes()
+
+    (whole, plain), (found, reused) = restored("a.png"), restored("b.png", "--cache", "2")
+    assert found["nfe"] == whole["nfe"] == 4
+    assert found["cache"] == "2"
+    assert "cache" not in whole
+    assert reused != plain
+    assert restored("c.png", "--cache", "0,1,2,3")[1] == plain
+
+
 def test_depth_and_alpha_are_kept(cli, photo, tiny_model):
     pixels = smooth_picture(24, 20)
     write_image(
@@ -583,6 +599,8 @@ BAD = [
         ("{small}", "-m", "random:0.0001", "-o", "{out}"),
         "nothing missing",
     ),
+    ("cache no number", ("{image}", "-m", "{mask}", "-o", "{out}", "--cache", "x"), "0,1,4; got"),
+    ("cache of one step", ("{image}", "-m", "{mask}", "-o", "{out}", "--cache", "2"), "one step"),
     ("tile too small", ("{image}", "-m", "{mask}", "-o", "{out}", "--tile", "3"), "tile"),
 ]
 

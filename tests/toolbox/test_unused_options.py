@@ -50,7 +50,9 @@ def test_options_that_have_no_effect_are_refused(command, option, pictures, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--solver pndm", "--steps 3", "--grid leading", "--tile 64"])
+@pytest.mark.parametrize(
+    "option", ["--solver pndm", "--steps 3", "--grid leading", "--tile 64", "--cache 2"]
+)
 def test_a_whole_restoration_takes_no_settings(option, pictures, tmp_path):
     out = tmp_path / "o.png"
     words = f"restore inpaint {pictures}/a.png -o {out} --mask random:0.5 --model {FORMER}/restorer"

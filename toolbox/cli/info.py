@@ -20,7 +20,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path(
         "restobox-demo"
     ),
-    prior: Annotated[Prior, Without("device")] = Prior(),
+    prior: Annotated[Prior, Without("device", "cache")] = Prior(),
     settings: Annotated[Settings, FEW] = Settings(steps=5),
     draws: Draws = Draws(samples=4),
     mask: Annotated[

@@ -38,7 +38,7 @@ class Inpaint(PictureTask):
         return [options.mask]
 
     def load(self, prior: Prior) -> Any:
-        found = load(prior.model, device=prior.device)
+        found = load(prior.model, **prior.place)
         run = getattr(found, "run", None)
         if run is not None and run.task == self.name:
             return found

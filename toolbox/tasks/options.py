@@ -69,7 +69,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prior:
-    """The network: which one, and where it runs."""
+    """The network: which one, where it runs, and whether it reuses its features."""
 
     model: Annotated[
         str,
@@ -81,6 +81,37 @@ class Prior:
         ),
     ] = DEFAULT_MODEL
     device: Annotated[str, Option(help="cpu, cuda, or for bundles openvino.")] = "cpu"
+    cache: Annotated[
+        str | None,
+        Option(
+            help=(
+                "Reuse the U-Net's deep features from step to step: 2 computes them at every second"
+                " one, 0,1,4 at these steps. For runs of many steps."
+            )
+        ),
+    ] = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What :func:`toolbox.api.load` takes beside the model.
+
+        Raises:
+            ValueError: a cache that is no number and no list of numbers.
+        """
+        return {"device": self.device, "cache": _steps(self.cache)}
+
+
+def _steps(text: str | None) -> int | tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            "--cache is a whole number from 2, or numbers of steps ascending from 0 such as"
+            f" 0,1,4; got {text!r}"
+        ) from None
+    return tuple(numbers) if "," in text else numbers[0]
 
 
 def _said(text: str, *names: str) -> Any:
@@ -158,6 +189,7 @@ class Output:
             help="Also write each posterior sample, as NAME-sample-000 ... (needs -n 2 or more).",
         ),
     ] = False
+    as_json: Json = False
 
     def sample_files(self, count: int) -> list[Path]:
         """Where samples go; none unless they are asked for.
@@ -173,6 +205,28 @@ class Output:
         ending = name[-7:] if name.lower().endswith(".nii.gz") else self.out.suffix
         stem = name[: len(name) - len(ending)]
         return [self.out.with_name(f"{stem}-sample-{k:03d}{ending}") for k in range(count)]
+
+
+def _many(text: str, *names: str, **limits: Any) -> Any:
+    return Option(*names, help=text, rich_help_panel="Several inputs", **limits)
+
+
+@dataclass(frozen=True)
+class Many:
+    """How several measurements are restored (:mod:`toolbox.tasks.scale`)."""
+
+    suffix: Annotated[
+        str | None, _many("Ends the results' names: .tif (another format), -clean, or -clean.tif.")
+    ] = None
+    resume: Annotated[
+        bool, _many("Go on in OUT: restore only what is missing or changed.", "--resume")
+    ] = False
+    dry_run: Annotated[
+        bool, _many("Say what would be restored, and where to; write nothing.", "--dry-run")
+    ] = False
+    sheet: Annotated[
+        Path | None, _many("Also write a picture of the first results beside what was given.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -394,3 +448,17 @@ class Frames:
             help='JSON {"tissue": [[top, left, bottom, right]], "blood": ...}: prints gCNR, KS.'
         ),
     ] = None
+
+
+# the options of each task
+OPTIONS: dict[str, type] = {
+    "inpaint": Inpainting,
+    "denoise": Denoising,
+    "superresolve": Enlarging,
+    "deblur": Deblurring,
+    "dehaze": Dehazing,
+    "paired": Pairs,
+    "mri": Scanning,
+    "hsi": Cubes,
+    "ultrasound": Frames,
+}

@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.io.images import LOSSY, Photo, check_writable, left_out, read_image, write_image
+from restoration.io.images import (
+    DICOM,
+    LOSSY,
+    SUFFIXES,
+    Photo,
+    check_writable,
+    left_out,
+    read_image,
+    write_image,
+)
 from restoration.io.pictures.gamut import gamut_of
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from solvers import solver_by_name
@@ -50,6 +59,10 @@ class PictureTask(Task):
     (:meth:`read`), and which of their options are files (:meth:`inputs_of`).
     """
 
+    suffixes = (*SUFFIXES, ".bmp", ".pgm", ".ppm", ".pfm", ".avif", ".heic", ".heif", DICOM)
+    written = (*SUFFIXES, DICOM)
+    is_picture = True
+
     @abstractmethod
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:
         """The measurement that a picture file holds."""
@@ -60,7 +73,7 @@ class PictureTask(Task):
 
     def load(self, prior: Prior) -> Any:
         """What is restored with, made for this task."""
-        return load_for(self.name, prior.model, device=prior.device)
+        return load_for(self.name, prior.model, **prior.place)
 
     def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
         output, options, prior = request.output, request.options, request.prior
@@ -119,6 +132,7 @@ class PictureTask(Task):
         figures: dict[str, Any] = {"task": self.name, "image": str(path), "out": str(out)}
         figures |= {"size": [shape[2], shape[1]], **reading.found, "model": prior.model}
         figures |= {"solver": solver, "steps": steps, "seed": draws.seed, "samples": draws.samples}
+        figures |= {} if prior.cache is None else {"cache": prior.cache}
         figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
         if result.misfit is not None:
             figures["misfit"] = round(result.misfit, 5)
