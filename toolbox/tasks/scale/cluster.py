@@ -133,7 +133,8 @@ def _check(client: Any, job: Job, many: Many) -> None:
 def _records(client: Any, job: Job, items: Iterator[Item]) -> Records:
     from distributed import as_completed
 
-    run, running, ended = uuid.uuid4().hex, {}, as_completed(loop=client.loop)
+    run, ended = uuid.uuid4().hex, as_completed(loop=client.loop)
+    running: dict[Any, Item] = {}
 
     def begin() -> None:
         """Hand out as much as the workers that are there now can have at hand."""
