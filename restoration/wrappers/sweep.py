@@ -116,11 +116,12 @@ class _Remembering:
     """A network that keeps its answer."""
 
     def __init__(self, network: Any):
-        self.network, self.output = network, None
+        self.network = network
+        self.output: Tensor | None = None
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        self.output = output_of(self.network(z, t))
-        return self.output
+        answer = self.output = output_of(self.network(z, t))
+        return answer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)

@@ -116,8 +116,8 @@ def _like(place: Path, source: Path, scene: Scene, fill: Fill) -> None:
     base = scene.array
     while isinstance(base.base, np.memmap):
         base = base.base
-    order = "F" if scene.kind == "nifti" else "C"
-    values: Any = np.memmap(place, base.dtype, "r+", base.offset, base.shape, order)
+    layout: Any = (base.offset, base.shape, "F" if scene.kind == "nifti" else "C")
+    values: Any = np.memmap(place, base.dtype, "r+", *layout)
     fill(values.transpose(scene.head[1]) if scene.kind == "envi" else values)
     values.flush()
 

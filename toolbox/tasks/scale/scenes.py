@@ -148,7 +148,8 @@ class _LayerRun:
         begun = self.begun(np.zeros((self.scene.channels, unit, unit), np.float32))
         self.grid, self.finish, self.channels = begun.grid, begun.finish, begun.shape[0]
         self.sweep = Sweep(begun.denoiser, self.scene.size, tile, overlap)
-        self.side = tuple(_side(n, unit) for n in _chunks(self.scene))
+        chunks = _chunks(self.scene)
+        self.side = _side(chunks[0], unit), _side(chunks[1], unit)
 
     @property
     def parts(self) -> int:
