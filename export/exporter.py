@@ -13,6 +13,7 @@ from export.graphs.precision import to_half
 from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
 from export.jobs.base import Job
+from export.tables import tables_of
 from quant.calibration.trajectory import network_hash
 from quant.network import QuantizedNetwork
 from quant.temporal.features import FullSteps
@@ -138,6 +139,7 @@ def export_bundle(
     graph = {
         "graph": "step" if timesteps else "timestep",
         "timesteps": [float(t) for t in timesteps],
+        **vars(tables_of(denoiser, timesteps)),
     }
     return _write(denoiser, folder, proto, target, quantized, seed, card, graph)
 

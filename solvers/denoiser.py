@@ -7,13 +7,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.settings import Settings, completed
 from solvers.prediction import HEADS, Prediction
 from solvers.processes.continuous import VE
 from solvers.processes.process import Process
@@ -35,30 +36,8 @@ class Denoiser:
         prediction_type: one of the process's ``prediction_types``: ``epsilon``, ``sample``,
             ``v_prediction``; ``residual``, ``resnoise`` (Resfusion); ``residual``,
             ``residual_noise``, ``sample_noise`` (RDDM).
-        value_range: lowest and highest value of the images the network was trained on.
-        fold: space-to-depth factor: the network sees ``fold^2`` times the channels at ``1/fold`` of
-            the size.
-        multiple: height and width of the network's input must be multiples of this; states are
-            edge-padded to fit.
-        condition_channels: channels appended to the state (0: unconditional). Without a condition
-            they are zeros.
-        residual: the condition's first C channels are an image estimate (the lift) and the network
-            predicts the diffusion of ``x0 - lift``; its image estimate is added to the lift
-            (docs/design.md, "Lift, then diffuse"). Instead of the state it sees ``a' z`` below, the
-            best linear estimate of the residual: at few steps a state is mostly noise, of which
-            this leaves as much as is of use.
-        data_std: standard deviation s of what is diffused. The network works on ``u = x0/s``, with
-            the state ``z = x/sqrt(s^2 a^2 + b^2) = a' u + b' eps`` (``x - a lift`` for a residual),
-            so that input and target have about unit size at every level (Karras et al. 2022, table
-            1, for ``v_prediction``).
-        unrolled_steps: number of trailing steps that the network was trained through as a whole,
-            from zero noise, with a task's data consistency at each; None: it was not.
-        shown: what the condition holds, in a word of :mod:`restoration.task`; None: unsaid, and
-            then inferred from the channels.
-        scaled: whether the network is shown the state divided by its standard deviation, as above,
-            or (False) the state itself. None: the state itself where that is what such networks are
-            functions of, ``D(x, sigma)`` and ``eps(x, sigma)`` on :class:`VE` with ``data_std`` 1,
-            velocities on :class:`Flow`; divided everywhere else.
+        settings: what it expects of its input and means by its output; see
+            :class:`solvers.inputs.settings.Settings`.
 
     A network trained under a process that holds the degraded image ``y`` sees the state with its
     share of ``y``. ``y`` is the condition's first C channels, or what :meth:`with_degraded` was
@@ -73,55 +52,21 @@ class Denoiser:
         network: Network,
         process: Process,
         prediction_type: str = "epsilon",
-        *,
-        value_range: tuple[float, float] = (-1.0, 1.0),
-        fold: int = 1,
-        multiple: int = 1,
-        condition_channels: int = 0,
-        residual: bool = False,
-        data_std: float = 1.0,
-        unrolled_steps: int | None = None,
-        shown: str | None = None,
-        scaled: bool | None = None,
+        **settings: Unpack[Settings],
     ):
-        if prediction_type not in process.prediction_types:
-            raise ValueError(
-                f"prediction_type {prediction_type!r} is unknown; known:"
-                f" {', '.join(process.prediction_types)}"
-            )
-        if residual and process.holds_image:
-            raise ValueError(
-                "residual=True is for processes without the degraded image; this one diffuses the"
-                " residual itself"
-            )
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range must be (low, high) with low < high; got {value_range}")
-        if not 0 < data_std < float("inf"):
-            raise ValueError(f"data_std must be positive; got {data_std}")
-        if fold < 1 or multiple < 1:
-            raise ValueError(f"fold and multiple must be at least 1; got {fold} and {multiple}")
-        if unrolled_steps is not None and unrolled_steps < 1:
-            raise ValueError(f"unrolled_steps must be at least 1, or None; got {unrolled_steps}")
-        raw = process.raw_types if data_std == 1 and not residual else ()
-        self.scaled = prediction_type not in raw if scaled is None else bool(scaled)
-        if not self.scaled and (residual or data_std != 1):
-            raise ValueError(
-                "a network that is shown the state itself (scaled=False) takes neither"
-                f" residual=True nor a data_std; got residual={residual} and data_std={data_std}"
-            )
-        if self.scaled and prediction_type == "velocity":
-            raise ValueError("a velocity network is shown the state itself: leave out scaled=True")
+        chosen = completed(settings, process, prediction_type)
         self.network: Network = network
         self.process = process
         self.prediction_type = prediction_type
-        self.value_range = (float(value_range[0]), float(value_range[1]))
-        self.fold = fold
-        self.multiple = multiple
-        self.condition_channels = condition_channels
-        self.residual = residual
-        self.data_std: float | Tensor = float(data_std)
-        self.unrolled_steps = unrolled_steps
-        self.shown = shown
+        self.value_range = chosen["value_range"]
+        self.fold = chosen["fold"]
+        self.multiple = chosen["multiple"]
+        self.condition_channels = chosen["condition_channels"]
+        self.residual = chosen["residual"]
+        self.data_std: float | Tensor = chosen["data_std"]
+        self.unrolled_steps = chosen["unrolled_steps"]
+        self.shown = chosen["shown"]
+        self.scaled = chosen["scaled"]
         self.condition: Tensor | None = None
         self.degraded: Tensor | None = None
 

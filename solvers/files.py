@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
-from solvers.inputs.errors import InputError, ResourceError
+from solvers.inputs.errors import FullDiskError, InputError
 
 MARK = ".restobox.json"  # says which files of a folder are ours, where its own format doesn't
 
@@ -41,7 +41,7 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
 
     Raises:
         OSError: the place can't be written, or holds something that is no file.
-        ResourceError: the disk is full.
+        FullDiskError: the disk is full.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -74,7 +74,7 @@ def replace_folder(
 
     Raises:
         OSError: the place can't be written, or is not free (:func:`check_free`).
-        ResourceError: the disk is full.
+        FullDiskError: the disk is full.
     """
     folder = Path(folder)
     names = check_free(folder, kind, ours)
@@ -349,7 +349,7 @@ def _room_for(output: str | Path) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
         if not full and not any(words in str(error) for words in _FULL):
             raise
-        raise ResourceError(
+        raise FullDiskError(
             f"the disk has no room for the output {output}; nothing was written: free some, or give"
             " another place"
         ) from error

@@ -68,6 +68,19 @@ def test_rooms_are_small(room):
     assert len([name for name in entries if name != "__init__.py"]) > 1, f"{room} holds one file"
 
 
+def test_functions_take_few_parameters():
+    """At most eight; a scheduler's are the keys of diffusers' own scheduler files."""
+    found = set()
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                a = node.args
+                names = {x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)}
+                if len(names - {"self", "cls"}) > 8:
+                    found.add((module, node.name))
+    assert found == {("solvers.interop.scheduler", "__init__")}
+
+
 @pytest.mark.parametrize("floor", FLOORS)
 def test_packages_are_typed(floor):
     assert (ROOT / floor / "py.typed").is_file()

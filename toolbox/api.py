@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ZOO = Path(__file__).parent / "zoo"
 # what is said of checkpoints in this context (:func:`reading_with`)
 _said: ContextVar[Mapping[str, Any] | None] = ContextVar("_said", default=None)
+# models that were loaded in this context (:func:`keeping_models`), and threads of their sessions
+_kept: ContextVar[tuple[dict[Any, Any], int | None] | None] = ContextVar("_kept", default=None)
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 ADVISED = {"solver": str, "steps": int, "symmetries": int}  # what a card tells of a task's runs
 
@@ -69,6 +71,21 @@ def reading_with(options: Mapping[str, Any]) -> Iterator[None]:
 def checkpoint_options() -> dict[str, Any]:
     """What :func:`reading_with` says."""
     return dict(_said.get() or {})
+
+
+@contextlib.contextmanager
+def keeping_models(kept: dict[Any, Any], threads: int | None = None) -> Iterator[None]:
+    """In this block :func:`load` loads a model once and gives the same object again.
+
+    Args:
+        kept: filled with the models; hand the same one in again to go on with them.
+        threads: of exported graphs' sessions where the caller of ``load`` says nothing.
+    """
+    token = _kept.set((kept, threads))
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def advice(model: str | Path, task: str, samples: int = 1) -> dict[str, Any]:
@@ -130,7 +147,7 @@ def load(
         ValueError: none of these, a file or folder that holds no model, options that don't fit, a
             PyTorch model for ``openvino``, or a cache for what has no deep features.
     """
-    found = _load(model, device, threads, **options)
+    found = _once(model, device, threads, **options)
     if cache is None:
         return found
     if not hasattr(found, "network"):
@@ -143,8 +160,22 @@ def load(
     return cached(found, cache)
 
 
-def _load(model: str | Path, device: str, threads: int | None, **options: Any) -> Denoiser | Any:
+def _once(model: str | Path, device: str, threads: int | None, **options: Any) -> Denoiser | Any:
+    """Loaded, or as it was loaded before where models are kept."""
     options = checkpoint_options() | options
+    if (keeping := _kept.get()) is None:
+        return _load(model, device, threads, options)
+    kept, own = keeping
+    threads = own if threads is None else threads
+    key = (str(model), device, threads, tuple(sorted(options.items())))
+    if key not in kept:
+        kept[key] = _load(model, device, threads, options)
+    return kept[key]
+
+
+def _load(
+    model: str | Path, device: str, threads: int | None, options: dict[str, Any]
+) -> Denoiser | Any:
     known = {info.name: info.folder for info in models()}
     place = known.get(str(model), Path(model))
     if not place.exists() and HUB.fullmatch(str(model)) and not place.parent.exists():

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ Score = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[torch.Size], Tensor]
 
 GUIDANCE = ("projection", "dps", "pigdm")
+
+
+class Predicted(NamedTuple):
+    """One component after a predictor step."""
+
+    state: Tensor
+    mean: Tensor  # of the step, without its noise
+    gradient: Tensor  # of that mean's sum, by the state before
 
 
 @dataclass(frozen=True)
@@ -151,20 +160,16 @@ class ReleasedSampler:
         mean_x, mean_h = x, h
         for time in self.times():
             t = self._time(y, time)
-            x, mean_x, grad_x = self.predict(x, t, score_x, noise)
-            grad_h = None
+            tissue, haze = self.predict(x, t, score_x, noise), None
             if h is not None and score_h is not None:
-                h, mean_h, grad_h = self.predict(h, t, score_h, noise)
+                haze = self.predict(h, t, score_h, noise)
+            mean_x, mean_h = tissue.mean, None if haze is None else haze.mean
             callback(mean_x, mean_h)
-            x, h = self.guide(y, x, h, mean_x, mean_h, grad_x, grad_h, t, noise)
+            x, h = self.guide(y, tissue, haze, t, noise)
         return mean_x, mean_h
 
-    def predict(
-        self, x: Tensor, t: Tensor, score: Score, noise: Draw
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The state after corrector and predictor, the predictor's mean, and the gradient of that
-        mean's sum.
-        """
+    def predict(self, x: Tensor, t: Tensor, score: Score, noise: Draw) -> Predicted:
+        """The state after corrector and predictor, with what guidance needs of the predictor."""
         for _ in range(self.corrections):
             gradient, z = score(x, t), noise(x.shape)
             norms = (v.flatten(1).norm(dim=1).mean() for v in (z, gradient))
@@ -180,36 +185,30 @@ class ReleasedSampler:
             mean = state - (self.sde.drift(state, t) - g**2 * score(state, t)) / self.steps
             gradient = torch.autograd.grad(mean.sum(), state)[0]
         mean = mean.detach()
-        return mean + g / self.steps**0.5 * noise(x.shape), mean, gradient
+        return Predicted(mean + g / self.steps**0.5 * noise(x.shape), mean, gradient)
 
     def guide(
-        self,
-        y: Tensor,
-        x: Tensor,
-        h: Tensor | None,
-        mean_x: Tensor,
-        mean_h: Tensor | None,
-        grad_x: Tensor,
-        grad_h: Tensor | None,
-        t: Tensor,
-        noise: Draw,
+        self, y: Tensor, tissue: Predicted, haze: Predicted | None, t: Tensor, noise: Draw
     ) -> tuple[Tensor, Tensor | None]:
-        """One guidance step on the states after both predictors."""
+        """One guidance step on the states after both predictors: those of tissue and haze."""
+        x, mean_x, grad_x = tissue
         a, b, std = self.blend, 1 - self.blend, _wide(self.sde.std(t), y)
         r2 = std**2 / (1 + std**2)
         if self.guidance == "projection":
             y_t = _wide(self.sde.mean(t), y) * y + std * noise(y.shape)
-            if h is None:
+            if haze is None:
                 return x + self.lam * (y_t - x), None
+            h = haze.state
             return x - self.lam * (b * b * x - b * y_t + a * b * h), h - self.kappa * (
                 a * a * h - a * y_t + a * b * x
             )
-        if h is None or mean_h is None or grad_h is None:
+        if haze is None:
             residual = y - mean_x
             weight = (
                 1 / residual.norm() if self.guidance == "dps" else r2 / (self.noise_std**2 + r2)
             )
             return x + self.lam * weight * grad_x * residual, None
+        h, mean_h, grad_h = haze
         residual = y - b * mean_x - a * mean_h
         weight = 1 / residual.norm() if self.guidance == "dps" else 0.5  # r2/(2 r2)
         return (

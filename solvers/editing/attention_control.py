@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -215,6 +216,15 @@ def link_gaps(pairs: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return found
 
 
+class Prompts(NamedTuple):
+    """Two prompts to be aligned: see :func:`refinement`."""
+
+    source: Sequence[int]
+    target: Sequence[int]
+    tokens: int = 77
+    embeddings: tuple[Tensor, Tensor] | None = None
+
+
 def refinement(
     source: Sequence[int],
     target: Sequence[int],
@@ -228,8 +238,8 @@ def refinement(
         source: token ids of the source prompt, with start and end marks, without padding.
         target: token ids of the target prompt, likewise.
         tokens: length of a padded prompt.
-        embeddings: text embeddings of source and target, ``(tokens, features)`` each, to link
-            replaced words by.
+        embeddings: text embeddings of source and target, ``(tokens, features)`` each: replaced
+            words then share their maps.
 
     Raises:
         ValueError: a prompt longer than ``tokens``.

@@ -5,7 +5,7 @@ DDCM's branches.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from solvers.denoiser import Network
 from solvers.editing.attention_control import (
     INJECTED,
     LocalBlend,
+    Prompts,
     control_cross,
     control_self,
     refinement,
@@ -31,7 +32,7 @@ class AttentionControl:
     """The state of one edit: how far it is, which tokens belong together, what was looked at (Xu et
     al. 2024, unified attention control).
 
-        control = AttentionControl(source_ids, target_ids, num_steps=12)
+        control = AttentionControl(Prompts(source_ids, target_ids), num_steps=12)
         with control.installed(unet):
             ...                     # every network call is preceded by control.begin_call()
 
@@ -41,8 +42,7 @@ class AttentionControl:
     :mod:`solvers.editing.attention_control`.
 
     Args:
-        source_ids: token ids of the source prompt, with start and end marks, without padding.
-        target_ids: token ids of the target prompt, likewise.
+        prompts: source and target.
         num_steps: steps of the whole grid.
         skipped: steps of it that this run leaves out at the noisy end.
         cross_fraction: share of the steps that hold the layout of the words; the more, the closer
@@ -51,9 +51,6 @@ class AttentionControl:
         inject: whose maps the target gets: ``layout`` as published, ``source`` as in the authors'
             demo.
         blend: limits the edit to its words; for one image at a time.
-        tokens: length of a padded prompt.
-        embeddings: text embeddings of source and target, ``(tokens, features)`` each: replaced
-            words then share their maps.
 
     Raises:
         ValueError: fractions outside [0, 1], an unknown ``inject``, prompts that are too long, no
@@ -62,8 +59,7 @@ class AttentionControl:
 
     def __init__(
         self,
-        source_ids: Sequence[int],
-        target_ids: Sequence[int],
+        prompts: Prompts,
         num_steps: int,
         *,
         skipped: int = 0,
@@ -71,8 +67,6 @@ class AttentionControl:
         self_fraction: float = 0.7,
         inject: str = "layout",
         blend: LocalBlend | None = None,
-        tokens: int = 77,
-        embeddings: tuple[Tensor, Tensor] | None = None,
     ):
         if not (0 <= cross_fraction <= 1 and 0 <= self_fraction <= 1):
             raise ValueError(
@@ -85,7 +79,7 @@ class AttentionControl:
             raise ValueError(
                 f"skipped must lie between 0 and num_steps - 1; got {skipped} of {num_steps}"
             )
-        self.mapper, self.alphas = refinement(source_ids, target_ids, tokens, embeddings)
+        self.mapper, self.alphas = refinement(*prompts)
         self.num_steps, self.skipped, self.calls = num_steps, skipped, 0
         self.cross_fraction, self.self_fraction, self.inject, self.blend = (
             cross_fraction,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from solvers.denoiser import Network
-from solvers.editing.attention_control import LocalBlend
+from solvers.editing.attention_control import LocalBlend, Prompts
 from solvers.editing.attention_processor import AttentionControl
 from solvers.grid import Grid, consistency
 from solvers.loop import solve
@@ -182,15 +182,12 @@ def edit_prompt(
         blend = LocalBlend(edited, mutual, len(ids[1])) if chooses else None
         skipped = num_inference_steps - kept
         control_state = AttentionControl(
-            ids[0],
-            ids[1],
+            Prompts(ids[0], ids[1], tokens, (of_source[0], of_target[0])),
             num_inference_steps,
             skipped=skipped,
             cross_fraction=how.cross_fraction,
             self_fraction=how.self_fraction,
             blend=blend,
-            tokens=tokens,
-            embeddings=(of_source[0], of_target[0]),
         )
     elif chooses:
         raise ValueError("edited_words and kept_words need attention control: leave control=True")

@@ -51,6 +51,10 @@ class ResourceError(RestoboxError):
     """More memory or disk than there is, or than may be used (:mod:`solvers.inputs.memory`)."""
 
 
+class FullDiskError(ResourceError):
+    """An output found no room."""
+
+
 def first_line(error: Exception) -> str:
     """What an error of another library says, in one line; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -32,6 +32,15 @@ def read_object(path: str | Path, kind: type[RestoboxError] = InputError) -> dic
     return parse_object(text, str(path), kind)
 
 
+def finite(content: Any) -> Any:
+    """The same for JSON, which has no infinity (the PSNR of equal pictures): null."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def parse_object(text: str, what: str, kind: type[RestoboxError] = InputError) -> dict[str, Any]:
     """The JSON object of a text; ``what`` names it in errors.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,11 +176,9 @@ def edit(
     grid: Grid,
     *,
     layout: DenoiserLike | None = None,
-    eta: float = 1.0,
-    mask: Tensor | None = None,
-    blend: Blend | None = None,
     from_noise: bool = True,
     generator: RNG = None,
+    **options: Any,
 ) -> Tensor:
     """Edit an image: ``source`` is the denoiser that describes it, ``target`` the one that
     describes what it should become.
@@ -195,6 +194,7 @@ def edit(
         from_noise: start from pure noise, or from the image noised to the grid's first level (what
             a grid entered late needs).
         generator: one, or one per sample.
+        options: ``eta``, ``mask`` and ``blend`` of :class:`DDCM`.
 
     Returns:
         The edited image ``(B, C, H, W)``.
@@ -202,5 +202,5 @@ def edit(
     denoisers = (source, target) if layout is None else (source, target, layout)
     noise = randn(x0.shape, generator, device=x0.device, dtype=x0.dtype)
     start = noise if from_noise else source.process.add_noise(x0, noise, grid.times[0])
-    solver = DDCM(x0, eta, layout is not None, mask, blend)
+    solver = DDCM(x0, layout=layout is not None, **options)
     return solve(solver, Branches(*denoisers), start, grid, generator=generator).x0

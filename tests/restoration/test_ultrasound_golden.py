@@ -11,7 +11,7 @@ from helpers.data import golden
 from restoration.ultrasound.companding import a_law, a_law_inverse, mu_law, mu_law_inverse
 from restoration.ultrasound.contrast import gcnr, ks
 from restoration.ultrasound.patches import cut, stitch
-from restoration.ultrasound.released import ReleasedSampler, ReleasedVP, SimpleVE
+from restoration.ultrasound.released import Predicted, ReleasedSampler, ReleasedVP, SimpleVE
 
 
 def cases(arrays, family):
@@ -103,8 +103,15 @@ def test_runs():
 def test_guidance_steps():
     for _, options, case in cases(golden("dehaze"), "step"):
         draws = iter(case.get("noise", ()))
-        names = ("y", "x", "h", "x_mean", "h_mean", "grad_x", "grad_h", "t")
-        x, h = sampler(options).guide(*(case[n] for n in names), lambda shape: next(draws))  # noqa: B023
+        tissue = Predicted(case["x"], case["x_mean"], case["grad_x"])
+        haze = Predicted(case["h"], case["h_mean"], case["grad_h"])
+        x, h = sampler(options).guide(
+            case["y"],
+            tissue,
+            haze,
+            case["t"],
+            lambda shape: next(draws),  # noqa: B023
+        )
         assert_close(x, case["x_new"])
         assert_close(h, case["h_new"])
 

@@ -5,7 +5,7 @@ import torch
 from helpers.pipeline import TOKENS, Pipeline
 
 from solvers import VP, generators
-from solvers.editing.attention_control import LocalBlend
+from solvers.editing.attention_control import LocalBlend, Prompts
 from solvers.editing.attention_processor import AttentionControl
 from solvers.editing.text_editing import PromptBranches, PromptEdit, edit_prompt
 
@@ -46,7 +46,7 @@ def branches(
 
 def control(pipeline, source="a red cat", target="a blue cat", **options):
     ids = [pipeline.tokenizer(p).input_ids for p in (source, target)]
-    return AttentionControl(*ids, **{"num_steps": 4, "tokens": TOKENS} | options)
+    return AttentionControl(Prompts(*ids, TOKENS), **{"num_steps": 4} | options)
 
 
 def states(count=3, images=1):

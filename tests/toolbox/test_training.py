@@ -13,6 +13,7 @@ from helpers.data import TINY_RECIPE
 from restoration.operators.separable import BlockMean
 from restoration.photo.lift import enlarge, thin_plate
 from solvers.denoiser import Denoiser
+from toolbox.training.examples.enlarged import EnlargedExamples
 from toolbox.training.examples.grey import GreyExamples
 from toolbox.training.examples.photo import BLOCKS, PhotoExamples, draw_known
 from toolbox.training.log import Log
@@ -245,6 +246,49 @@ def test_recipes_hold_the_sections_of_their_task(tmp_path, old, new, words):
     else:
         with pytest.raises(ValueError, match=words):
             TrainingRecipe.read(path)
+
+
+X4_RECIPE = TINY_RECIPE.replace("inpaint", "superresolve").replace(
+    '[condition]\nkinds = ["random", "strokes"]\n', "[reduction]\n"
+)
+
+
+def small_pictures(tmp_path, pictures, how, count=8):
+    path = tmp_path / "x4.toml"
+    path.write_text(X4_RECIPE.replace("[reduction]", "[reduction]\n" + how))
+    examples = EnlargedExamples(TrainingRecipe.read(path), pictures)
+    return examples, *examples.draw(count, np.random.default_rng(0))
+
+
+def test_small_pictures_are_means_of_blocks(tmp_path, pictures):
+    _, images, small = small_pictures(tmp_path, pictures, 'kernels = ["block"]')
+    assert small.shape == (8, 3, 8, 8)
+    error = (torch.nn.functional.avg_pool2d(images, 4) - small).abs().max()
+    assert error <= 1.01 / 255  # both are rounded to 8 bits
+
+
+@pytest.mark.parametrize(
+    "how", ["softened = 1.0", "noisy = 1.0\nsigma = 20.0", "jpeg = 1.0\nquality = 10"]
+)
+def test_small_pictures_are_spoilt_as_the_recipe_says(tmp_path, pictures, how):
+    kernels = 'kernels = ["bicubic", "lanczos"]\n'
+    _, images, clean = small_pictures(tmp_path, pictures, kernels)
+    _, same, spoilt = small_pictures(tmp_path, pictures, kernels + how)
+    assert torch.equal(images, same)
+    assert (clean - spoilt).abs().mean() > 1e-4
+    assert (clean - spoilt).abs().mean() < 0.1
+
+
+def test_small_pictures_are_shown_enlarged(tmp_path, pictures):
+    examples, images, small = small_pictures(tmp_path, pictures, 'kernels = ["block"]', 2)
+    denoiser = build(examples.recipe)
+    image, condition, missing = examples.show(denoiser, images, small)
+    torch.testing.assert_close(image, 2 * images - 1)
+    lift, share = condition[:, :3], condition[:, 3:]
+    pooled = torch.nn.functional.avg_pool2d(lift, 4)
+    assert (pooled - (2 * small - 1)).abs().mean() < 0.02
+    assert torch.equal(share, torch.full_like(share, 1 / 16))
+    assert torch.equal(missing, torch.ones_like(share))
 
 
 # -- options ---------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from toolbox.cli import bench, info, model, restore
-from toolbox.cli.errors import Said, in_a_line, quiet_libraries
 from toolbox.cli.options import Commands
+from toolbox.support.errors import Said, in_a_line, quiet_libraries
 
 app = Commands(
     name="restobox",
@@ -49,7 +49,7 @@ def _options(
 
 def main() -> int:
     """Entry point; returns the exit code: 0 done, 2 bad input (one line on stderr), 3 a limit was
-    broken.
+    broken, 4 some of several items failed.
 
     RESTOBOX_DEBUG=1 shows where an error came from.
     """

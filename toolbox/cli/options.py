@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -15,10 +17,13 @@ from typer.core import TyperCommand
 
 from toolbox.tasks.options import Checkpoint
 
-Picture = Annotated[
-    Path,
+Pictures = Annotated[
+    list[Path],
     typer.Argument(
-        help="PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha."
+        help=(
+            "PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha."
+            " Several files, folders, globs, or a list (.csv, .jsonl) with -o FOLDER/."
+        )
     ),
 ]
 
@@ -119,6 +124,28 @@ def refuse_unused(names: Iterable[str], where: str) -> None:
         raise ValueError(f"{', '.join(given)} {has} no effect {where}; leave it out")
 
 
+def refuse_missing() -> None:
+    """Refuse that a needed option was left out, which lists of inputs may give instead.
+
+    Raises:
+        MissingParameter: typer's own, of the first of them.
+    """
+    context = _running.get()
+    for parameter in context.command.params:
+        if parameter.required and context.params.get(parameter.name) is None:
+            parameter.process_value(context, None)
+
+
+def written_as_folder(name: str) -> bool:
+    """Whether the value of an option of the running command ends in a slash."""
+    context = _running.get()
+    parameter = next(p for p in context.command.params if p.name == name)
+    words = context.meta["restobox.words"]
+    after = [b for a, b in pairwise(words) if a in parameter.opts]
+    joined = [w for w in words if w.startswith(tuple(f"{o}=" for o in parameter.opts))]
+    return [*after, *joined, ""][0].endswith(("/", os.sep))
+
+
 def given() -> set[str]:
     """Names of the running command's parameters that the user gave."""
     context = _running.get()
@@ -135,6 +162,10 @@ class CheckedCommand(TyperCommand):
     never meant.
     """
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["restobox.words"] = list(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         for parameter in self.params:
             value = ctx.params.get(parameter.name or "")
@@ -145,6 +176,24 @@ class CheckedCommand(TyperCommand):
                     raise ValueError(f"{parameter.opts[0]} is empty; give a value or leave it out")
         _running.set(ctx)
         return super().invoke(ctx)
+
+
+class ListedCommand(CheckedCommand):
+    """A command whose needed options a list of inputs may give instead, item by item:
+    :func:`refuse_missing` refuses that they are missing elsewhere.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        listed = any(word.lower().endswith((".csv", ".jsonl")) for word in args)
+        always = ("inputs", "out")
+        needed = [p for p in self.params if listed and p.required and p.name not in always]
+        for parameter in needed:
+            parameter.required = False
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            for parameter in needed:
+                parameter.required = True
 
 
 class Commands(typer.Typer):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,44 @@ class ProgressBar:
         self.bar.stop()
 
 
+class CountLine:
+    """One line on stderr that tells how far a run of many items is: on a terminal it is written
+    over, elsewhere there is a new one each minute.
+    """
+
+    EVERY = 0.2, 60.0  # seconds
+
+    def __init__(self, title: str):
+        self.title, self.live = title, sys.stderr.isatty()
+        self.last = time.monotonic() if not self.live else 0.0
+        self.width = 0
+
+    def __call__(self, tally: Any) -> None:
+        ended, now = tally.done + tally.failed, time.monotonic()
+        if now - self.last < self.EVERY[not self.live] and not (self.live and ended == tally.total):
+            return
+        self.last = now
+        rate = ended / max(tally.seconds, 1e-9)
+        left = f"{_time((tally.total - ended) / rate)} left" if ended else "beginning"
+        text = f"{self.title}: {ended} of {tally.total}, {rate:.3g} items/s, {left}"
+        text += f", {tally.failed} failed" if tally.failed else ""
+        begin, end = ("\r", "") if self.live else ("", "\n")
+        self.width = max(self.width, len(text)) if self.live else 0
+        print(begin + text.ljust(self.width), end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the line."""
+        if self.width:
+            print(file=sys.stderr)
+            self.width = 0
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{rest} s"
+
+
 def cost_line(figures: dict[str, Any]) -> str:
     """The ``cost`` of a command's figures (:class:`toolbox.support.cost.Cost`) in words."""
     cost = figures["cost"]
@@ -63,16 +102,9 @@ def cost_line(figures: dict[str, Any]) -> str:
 
 def print_json(content: Any) -> None:
     """One JSON object on stdout."""
-    print(json.dumps(_finite(content), indent=2, allow_nan=False))
+    from solvers.inputs.strict_json import finite
 
-
-def _finite(content: Any) -> Any:
-    """JSON has no infinity (the PSNR of equal pictures): null."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    print(json.dumps(finite(content), indent=2, allow_nan=False))
 
 
 def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toolbox.cli.options import Commands, Picture, Without, given, refuse_unused
-from toolbox.cli.output import ProgressBar, print_json
+from toolbox.cli.options import (
+    Commands,
+    ListedCommand,
+    Pictures,
+    Without,
+    given,
+    refuse_missing,
+    refuse_unused,
+    written_as_folder,
+)
+from toolbox.cli.output import CountLine, ProgressBar, print_json, print_table
 from toolbox.tasks.options import (
     COLOUR,
     DEFAULT_MODEL,
@@ -24,14 +33,16 @@ from toolbox.tasks.options import (
     Enlarging,
     Frames,
     Inpainting,
-    Json,
+    Many,
     Output,
     Pairs,
     Prior,
-    Request,
     Scanning,
     Settings,
 )
+
+if TYPE_CHECKING:
+    from toolbox.tasks.scale.job import Job
 
 app = Commands(help="Restore a measurement of yours.", no_args_is_help=True)
 RDDM = Settings("rddm", 5)
@@ -40,15 +51,15 @@ ByColour = Annotated[
 ]
 
 
-@app.command("inpaint")
+@app.command("inpaint", cls=ListedCommand)
 def inpaint(
-    image: Picture,
+    inputs: Pictures,
     output: Output,
     options: Inpainting,
     prior: Prior = Prior(),
     settings: Settings = Settings(),
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Annotated[Many, Without("sheet")] = Many(),
 ) -> None:
     """Fill the missing pixels of a photo."""
     from toolbox.api import holds_restoration
@@ -56,30 +67,30 @@ def inpaint(
     if holds_restoration(prior.model):
         own = ("solver", "steps", "grid", "correction", "tile", "symmetries", "cache")
         refuse_unused(own, "on a whole restoration, which was exported with its own")
-    if not Path(options.mask).exists():
+    if options.mask is not None and not Path(options.mask).exists():
         refuse_unused(("mask_is", "mask_colour"), "without a mask file")
-    _restore("inpaint", Request(image, output, options, prior, settings, draws), as_json)
+    _restore(inputs, many, _job("inpaint", output, options, prior, settings, draws))
 
 
 @app.command("denoise")
 def denoise(
-    image: Picture,
+    inputs: Pictures,
     output: Output,
     options: Denoising,
     model: ByColour = None,
     prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Settings = Settings(),
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Many = Many(),
 ) -> None:
     """Remove white noise from a picture."""
-    prior = replace(prior, model=model or by_colour(image))
-    _restore("denoise", Request(image, output, options, prior, settings, draws), as_json)
+    prior = replace(prior, model=model or "")
+    _restore(inputs, many, _job("denoise", output, options, prior, settings, draws))
 
 
 @app.command("superresolve")
 def superresolve(
-    image: Picture,
+    inputs: Pictures,
     output: Output,
     options: Enlarging,
     model: Annotated[
@@ -91,34 +102,32 @@ def superresolve(
     prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Settings = Settings(),
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Many = Many(),
 ) -> None:
     """Enlarge a picture."""
-    small = (options.factor, options.kernel) == (4, "block")
-    model = model or (SMALL_BLOCKS if small else DEFAULT_MODEL)
-    prior = replace(prior, model=model)
-    _restore("superresolve", Request(image, output, options, prior, settings, draws), as_json)
+    prior = replace(prior, model=model or "")
+    _restore(inputs, many, _job("superresolve", output, options, prior, settings, draws))
 
 
-@app.command("deblur")
+@app.command("deblur", cls=ListedCommand)
 def deblur(
-    image: Picture,
+    inputs: Pictures,
     output: Output,
     options: Deblurring,
     model: ByColour = None,
     prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Settings = Settings(steps=5),
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Many = Many(),
 ) -> None:
     """Sharpen a picture that a Gaussian blurred."""
-    prior = replace(prior, model=model or by_colour(image))
-    _restore("deblur", Request(image, output, options, prior, settings, draws), as_json)
+    prior = replace(prior, model=model or "")
+    _restore(inputs, many, _job("deblur", output, options, prior, settings, draws))
 
 
 @app.command("dehaze")
 def dehaze(
-    image: Picture,
+    inputs: Pictures,
     output: Output,
     options: Dehazing,
     prior: Prior = Prior("haze-int8"),
@@ -126,15 +135,15 @@ def dehaze(
         "rddm", 5
     ),
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Many = Many(),
 ) -> None:
     """Take the haze out of a photo."""
-    _restore("dehaze", Request(image, output, options, prior, settings, draws), as_json)
+    _restore(inputs, many, _job("dehaze", output, options, prior, settings, draws))
 
 
 @app.command("paired")
 def paired(
-    image: Picture,
+    inputs: Pictures,
     output: Output,
     options: Pairs,
     model: Annotated[
@@ -143,19 +152,19 @@ def paired(
     prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Annotated[Settings, Without("correction", "symmetries")] = RDDM,
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Many = Many(),
 ) -> None:
     """Restore a photo (rain drops, shadow, low light ...) with a model trained on pairs of degraded
     and clean ones.
     """
     prior = replace(prior, model=model)
-    _restore("paired", Request(image, output, options, prior, settings, draws), as_json)
+    _restore(inputs, many, _job("paired", output, options, prior, settings, draws))
 
 
 @app.command("mri")
 def mri(
-    file: Annotated[
-        Path,
+    inputs: Annotated[
+        list[Path],
         typer.Argument(
             help=(
                 "k-space (.h5, .mrd, .npz, .mat) or magnitude images (.nii.gz, DICOM) to simulate"
@@ -168,19 +177,19 @@ def mri(
     prior: Prior = Prior("mri"),
     settings: Annotated[Settings, Without("tile", "symmetries")] = Settings(),
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Many = Many(),
 ) -> None:
     """Reconstruct undersampled Cartesian MRI, one coil or many."""
     if options.mask is None or Path(options.mask).exists():
         own = ("acceleration", "center_fraction")
         refuse_unused(own, "without a kind of --mask to undersample by")
-    _restore("mri", Request(file, output, options, prior, settings, draws), as_json)
+    _restore(inputs, many, _job("mri", output, options, prior, settings, draws))
 
 
 @app.command("hsi")
 def hsi(
-    cube: Annotated[
-        Path,
+    inputs: Annotated[
+        list[Path],
         typer.Argument(
             help="A cube: ENVI (.hdr), .mat, .npy, .npz, .h5, .he5, .nc, TIFF, a folder of bands."
         ),
@@ -190,16 +199,16 @@ def hsi(
     prior: Prior = Prior("grey"),
     settings: Annotated[Settings, Without("grid", "tile")] = Settings(steps=1, symmetries=8),
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Many = Many(),
 ) -> None:
     """Denoise a hyperspectral cube: random noise, stripes, dead lines and pixels, impulses."""
-    _restore("hsi", Request(cube, output, options, prior, settings, draws), as_json)
+    _restore(inputs, many, _job("hsi", output, options, prior, settings, draws))
 
 
 @app.command("ultrasound")
 def ultrasound(
-    clip: Annotated[
-        Path,
+    inputs: Annotated[
+        list[Path],
         typer.Argument(
             help="B-mode clip: a picture, a folder, .h5 (zea), .mat (channel data), DICOM."
         ),
@@ -211,35 +220,90 @@ def ultrasound(
         steps=4, correction="diffpir"
     ),
     draws: Draws = Draws(),
-    as_json: Json = False,
+    many: Many = Many(),
 ) -> None:
     """Take the haze out of ultrasound frames."""
-    _restore("ultrasound", Request(clip, output, options, prior, settings, draws), as_json)
+    _restore(inputs, many, _job("ultrasound", output, options, prior, settings, draws))
 
 
-def by_colour(image: Path) -> str:
-    """The denoiser of a picture: one of planes where its colours are one."""
-    from restoration.io.images import read_image
-    from toolbox.tasks.photo import denoiser_of
+def _job(
+    task: str, output: Output, options: Any, prior: Prior, settings: Settings, draws: Draws
+) -> Job:
+    from toolbox.api import checkpoint_options
+    from toolbox.tasks.scale.job import Job
 
-    return denoiser_of(read_image(image).pixels)
+    asked = frozenset(given() & {f.name for f in fields(settings)})
+    return Job(task, output, options, prior, settings, draws, asked, checkpoint_options())
 
 
-def _restore(task: str, request: Request, as_json: bool) -> None:
-    from toolbox.api import advice
-    from toolbox.tasks import task_by_name
+def _restore(inputs: list[Path], many: Many, job: Job) -> None:
+    from toolbox.tasks.scale.search import is_single
 
-    told, asked = advice(request.prior.model, task, request.draws.samples), given()
-    own = {name: value for name, value in told.items() if name not in asked}
-    request = replace(request, settings=replace(request.settings, **own))
-    with ProgressBar(task, (request.settings.steps or 1) * request.draws.samples) as bar:
-        figures = task_by_name(task).restore(request, bar.update_of)
-    if as_json:
+    if not (is_single(job.one, inputs) and not _into_folder(job)):
+        return _restore_many(inputs, many, job)
+    refuse_missing()
+    refuse_unused([f.name for f in fields(many) if f.name != "sheet"], "on a single measurement")
+    if not hasattr(job.options, "sheet"):
+        refuse_unused(["sheet"], "on a single measurement")
+    request = job.request(inputs[0])
+    with ProgressBar(job.task, (request.settings.steps or 1) * request.draws.samples) as bar:
+        figures = job.one.restore(request, bar.update_of)
+    if job.output.as_json:
         return print_json(figures)
     print(in_words(figures))
     for note in (figures.get("note"), figures.get("lpips")):
         if isinstance(note, str):
             print(note, file=sys.stderr)
+
+
+def _into_folder(job: Job) -> bool:
+    """Whether the result of a single picture goes into a folder, under the picture's name: it is
+    written with a slash.
+    """
+    return job.one.is_picture and written_as_folder("out")
+
+
+def _restore_many(inputs: list[Path], many: Many, job: Job) -> None:
+    from toolbox.tasks.scale.engine import lines_of, prepared, restore_all
+    from toolbox.tasks.scale.search import find_items
+
+    if hasattr(job.options, "sheet"):
+        many = replace(many, sheet=job.options.sheet)
+        job = replace(job, options=replace(job.options, sheet=None))
+    found = find_items(job.one, inputs, job.output.out)
+    if found.others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.others.most_common(5))
+        print(f"left out, of other kinds: {kinds}", file=sys.stderr)
+    if many.dry_run:
+        _, ready, _ = prepared(job, inputs, many, found)
+        rows = list(lines_of(ready))
+        if job.output.as_json:
+            names = ("item", "does", "out")
+            items = [dict(zip(names, row, strict=True)) for row in rows]
+            return print_json({"task": job.task, "items": items})
+        header = ("item", "", "result, or reason")
+        return print_table(f"{job.task}: nothing is written", header, rows)
+    line = CountLine(job.task)
+    try:
+        tally = restore_all(job, inputs, many, line, found)
+    finally:
+        line.close()
+    figures = {"task": job.task, "out": str(job.output.out)} | tally.figures()
+    if job.output.as_json:
+        print_json(figures)
+    else:
+        table = [(name, str(figures[name])) for name in ("done", "kept", "failed", "left")]
+        table += [("seconds", f"{figures['seconds']:.1f}"), ("network calls", str(tally.nfe))]
+        table += [("items/s", f"{figures['items_per_second']:.3g}")]
+        table += [("warnings (see the manifest)", str(tally.warnings))] if tally.warnings else []
+        table += [(f"mean {n.replace('_', ' ')}", f"{v:.4g}") for n, v in figures["means"].items()]
+        print_table(f"{job.task}: {job.output.out}", ("", ""), table)
+    for item, reason in tally.reasons:
+        print(f"{item}: {reason}", file=sys.stderr)
+    if tally.failed > len(tally.reasons):
+        print(f"and {tally.failed - len(tally.reasons)} more: see the manifest", file=sys.stderr)
+    if tally.failed or tally.stopped:
+        raise typer.Exit(4)
 
 
 FOUND = (

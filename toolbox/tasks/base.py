@@ -118,6 +118,9 @@ class Task(ABC):
 
     Attributes:
         name: as ``restobox restore`` calls it.
+        suffixes: of the files that folders of measurements are searched for.
+        is_picture: whether measurements and results are files of single pictures.
+        written: suffixes that results keep; those of other files become the first of them.
         prior, settings: what a run takes by default.
         calibration_sigma: noise of the trials that a calibration records.
         sampling_steps: of a run that draws several samples, where one call gives the mean.
@@ -128,6 +131,9 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    written: ClassVar[tuple[str, ...]] = ()
+    is_picture: ClassVar[bool] = False
     prior: ClassVar[Prior] = Prior()
     settings: ClassVar[Settings] = Settings(steps=5)
     sampling_steps: ClassVar[int | None] = None
@@ -147,6 +153,23 @@ class Task(ABC):
         Raises:
             ValueError, OSError: bad files, names or numbers; nothing is written then.
         """
+
+    def is_one(self, folder: Path) -> bool:
+        """Whether a folder is one measurement, such as a clip of frames; its result is a folder."""
+        return False
+
+    def ending(self, path: Path) -> str:
+        """Of a measurement's result, where nobody names another."""
+        suffix = path.suffix.lower()
+        return suffix if suffix in self.written else self.written[0]
+
+    def model_for(self, path: Path, options: Any) -> str:
+        """The model where none is named.
+
+        Raises:
+            ValueError, OSError: what it depends on can't be read.
+        """
+        return self.prior.model
 
     # -- the algorithm -----------------------------------------------------------------------------
 

@@ -21,8 +21,10 @@ from restoration.hyperspectral.task import HyperspectralTask, RestoredCube
 from restoration.io.cubes import check_cube_writable, read_cube, write_cube
 from restoration.io.cubes.cube import Cube
 from restoration.io.cubes.envi import raw_file
+from restoration.io.cubes.files import SUFFIXES, TIFF
+from restoration.io.cubes.products import BAND
 from restoration.io.images import Photo, check_writable, write_image
-from restoration.io.pictures.folders import find_pictures
+from restoration.io.pictures.folders import find_pictures, visible_files
 from restoration.task import Restored, shown_to
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
@@ -44,9 +46,14 @@ class Hyperspectral(Task):
     """
 
     name = "hsi"
+    suffixes = written = (".tif", *(s for s in SUFFIXES if s != ".tif"))
     prior = Prior("grey")
     settings = Settings(steps=1, symmetries=8)
     unused = ("grid", "correction", "sigma")
+
+    def is_one(self, folder: Path) -> bool:
+        names = (p.name for p in visible_files(folder) if p.suffix.lower() in TIFF)
+        return any(BAND.search(name) for name in names)
 
     def task(self, denoiser: Denoiser, settings: Settings) -> HyperspectralTask:
         """The algorithm."""

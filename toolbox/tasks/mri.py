@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from export.jobs.mri import MRIJob
-from restoration.io.mri import read_maps, read_sampling, read_scan
+from restoration.io.images import DICOM
+from restoration.io.mri import HDF5, NIFTI, read_maps, read_sampling, read_scan, suffix
 from restoration.io.mri_output import check_output, std_file, write_reconstruction
 from restoration.io.mri_scan import Scan
+from restoration.io.pictures.dicom import ENDINGS, is_dicom
+from restoration.io.pictures.folders import visible_files
 from restoration.mri.espirit import MINIMUM_REGION, mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.geometry import regrid
@@ -103,9 +106,23 @@ class MRI(Task):
     """
 
     name = "mri"
+    suffixes = (*HDF5, *NIFTI, ".npz", ".mat", DICOM)
+    written = (".h5", ".hdf5", *NIFTI, DICOM)
     prior = Prior("mri")
     settings = Settings()  # as many steps as the model says
     calibration_sigma = 0.01
+
+    def is_one(self, folder: Path) -> bool:
+        """A DICOM series, whose files may have no ending."""
+        return any(
+            p.suffix.lower() in ENDINGS or (not p.suffix and is_dicom(p))
+            for p in visible_files(folder)
+        )
+
+    def ending(self, path: Path) -> str:
+        if path.is_dir():
+            return ""
+        return suffix(path) if suffix(path) in self.written else ".h5"
 
     def task(self, denoiser: Denoiser, settings: Settings) -> MRITask:
         """The algorithm."""

@@ -197,6 +197,7 @@ class Output:
             help="Also write each posterior sample, as NAME-sample-000 ... (needs -n 2 or more).",
         ),
     ] = False
+    as_json: Json = False
 
     def sample_files(self, count: int) -> list[Path]:
         """Where samples go; none unless they are asked for.
@@ -212,6 +213,39 @@ class Output:
         ending = name[-7:] if name.lower().endswith(".nii.gz") else self.out.suffix
         stem = name[: len(name) - len(ending)]
         return [self.out.with_name(f"{stem}-sample-{k:03d}{ending}") for k in range(count)]
+
+
+def _many(text: str, *names: str, **limits: Any) -> Any:
+    return Option(*names, help=text, rich_help_panel="Several inputs", **limits)
+
+
+@dataclass(frozen=True)
+class Many:
+    """How several measurements are restored (:mod:`toolbox.tasks.scale`)."""
+
+    suffix: Annotated[
+        str | None, _many("Ends the results' names: .tif (another format), -clean, or -clean.tif.")
+    ] = None
+    resume: Annotated[
+        bool, _many("Go on in OUT: restore only what is missing or changed.", "--resume")
+    ] = False
+    dry_run: Annotated[
+        bool, _many("Say what would be restored, and where to; write nothing.", "--dry-run")
+    ] = False
+    sheet: Annotated[
+        Path | None, _many("Also write a picture of the first results beside what was given.")
+    ] = None
+    workers: Annotated[
+        int | None,
+        _many("Processes of one thread each, on this machine (extra `scale`).", min=1, max=1024),
+    ] = None
+    scheduler: Annotated[
+        str | None, _many("Address of a Dask scheduler, whose workers do it: tcp://HOST:8786.")
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None,
+        _many("With --workers and --device cuda: 1, or less to share one.", min=0.01, max=1),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -433,3 +467,17 @@ class Frames:
             help='JSON {"tissue": [[top, left, bottom, right]], "blood": ...}: prints gCNR, KS.'
         ),
     ] = None
+
+
+# the options of each task
+OPTIONS: dict[str, type] = {
+    "inpaint": Inpainting,
+    "denoise": Denoising,
+    "superresolve": Enlarging,
+    "deblur": Deblurring,
+    "dehaze": Dehazing,
+    "paired": Pairs,
+    "mri": Scanning,
+    "hsi": Cubes,
+    "ultrasound": Frames,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from export.jobs.base import Job
 from export.jobs.photo import LinearJob
-from restoration.io.images import MAX_PIXELS, Photo
+from restoration.io.images import MAX_PIXELS, Photo, read_image
 from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
@@ -28,6 +29,7 @@ from toolbox.tasks.options import (
     COLOUR,
     DEFAULT_MODEL,
     GREY,
+    SMALL_BLOCKS,
     Deblurring,
     Denoising,
     Enlarging,
@@ -117,6 +119,9 @@ class Denoise(LinearPictureTask):
     sampling_steps = 5
     calibration_sigma = 0.1
 
+    def model_for(self, path: Path, options: Denoising) -> str:
+        return denoiser_of(read_image(path).pixels)
+
     def operator(self, size: Size, options: Denoising) -> LinearOperator:
         return linear.Denoising()
 
@@ -166,6 +171,10 @@ class Superresolve(LinearPictureTask):
     settings = Settings(steps=1)
     sampling_steps = 5
 
+    def model_for(self, path: Path, options: Enlarging) -> str:
+        small = (options.factor, options.kernel) == (4, "block")
+        return SMALL_BLOCKS if small else DEFAULT_MODEL
+
     def operator(self, size: Size, options: Enlarging) -> Separable:
         return enlargement(size, options.factor, options.kernel)
 
@@ -199,6 +208,9 @@ class Deblur(LinearPictureTask):
     name = "deblur"
     benched = ("plain", "wiener", GREY, COLOUR)
     prior = Prior(GREY)
+
+    def model_for(self, path: Path, options: Deblurring) -> str:
+        return denoiser_of(read_image(path).pixels)
 
     def operator(self, size: Size, options: Deblurring) -> Blur:
         return Blur(size, gaussian_kernel(options.blur).tolist())

@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.io.images import LOSSY, Photo, check_writable, left_out, read_image, write_image
+from restoration.io.images import (
+    DICOM,
+    LOSSY,
+    SUFFIXES,
+    Photo,
+    check_writable,
+    left_out,
+    read_image,
+    write_image,
+)
 from restoration.io.pictures.gamut import gamut_of
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from solvers import solver_by_name
@@ -49,6 +58,10 @@ class PictureTask(Task):
     """A picture file in, a picture file out. Subclasses say what the picture measures
     (:meth:`read`), and which of their options are files (:meth:`inputs_of`).
     """
+
+    suffixes = (*SUFFIXES, ".bmp", ".pgm", ".ppm", ".pfm", ".avif", ".heic", ".heif", DICOM)
+    written = (*SUFFIXES, DICOM)
+    is_picture = True
 
     @abstractmethod
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:

@@ -11,8 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.io.pictures.folders import find_pictures
-from restoration.io.ultrasound import check_clip_writable, read_clip, write_clip
+from restoration.io.images import SUFFIXES
+from restoration.io.pictures.dicom import ENDINGS as DICOM
+from restoration.io.pictures.folders import find_pictures, visible_files
+from restoration.io.ultrasound import (
+    DICOM_OUT,
+    HDF5,
+    PICTURES,
+    check_clip_writable,
+    read_clip,
+    write_clip,
+)
 from restoration.io.ultrasound_signals import Clip
 from restoration.metrics import psnr, ssim
 from restoration.task import Restored
@@ -36,9 +45,22 @@ class Ultrasound(Task):
     """``frame (1, H, W)`` in [0, 1]: haze is taken out of it."""
 
     name = "ultrasound"
+    suffixes = (*PICTURES, *HDF5, ".mat", *DICOM)
+    written = (".h5", ".hdf5", DICOM_OUT, *SUFFIXES)
     prior = Prior("")  # two, among the options
     settings = Settings(steps=4, correction="diffpir")
     unused = ("grid",)
+
+    def is_one(self, folder: Path) -> bool:
+        frames = (*PICTURES, *DICOM)
+        return any(p.suffix.lower() in frames for p in visible_files(folder))
+
+    def ending(self, path: Path) -> str:
+        if path.is_dir():
+            return ""
+        suffix = path.suffix.lower()
+        other = ".png" if suffix in PICTURES else DICOM_OUT if suffix in DICOM else ".h5"
+        return suffix if suffix in self.written else other
 
     def task(
         self, tissue: Denoiser, haze: Denoiser, options: Frames, settings: Settings

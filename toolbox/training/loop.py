@@ -19,6 +19,7 @@ from solvers.files import check_folder, check_outputs, replace_file
 from solvers.inputs.errors import ModelError, reading
 from solvers.prediction import HEADS
 from toolbox.training.examples.colour import ColourExamples
+from toolbox.training.examples.enlarged import EnlargedExamples
 from toolbox.training.examples.grey import GreyExamples
 from toolbox.training.examples.hyperspectral import LatentExamples, latent_loss
 from toolbox.training.examples.mri import MRIExamples
@@ -42,6 +43,7 @@ CHECKPOINT_EVERY = 500  # steps
 
 EXAMPLES: dict[str, Any] = {
     "inpaint": PhotoExamples,
+    "superresolve": EnlargedExamples,
     "mri": MRIExamples,
     "denoise": GreyExamples,
     "denoise-colour": ColourExamples,
@@ -93,7 +95,13 @@ def shown_kind(recipe: TrainingRecipe) -> str:
     """What a recipe's network is shown, a word of :data:`restoration.task.SHOWN`."""
     if recipe.pairs is not None:
         return {"degraded": "degraded", "mask": "degraded+mask", "haze": "haze"}[recipe.pairs.shown]
-    kinds = {"inpaint": "lift+known", "mri": "mri", "dehaze": "haze", "hsi": "joint"}
+    kinds = {
+        "inpaint": "lift+known",
+        "superresolve": "lift+known",
+        "mri": "mri",
+        "dehaze": "haze",
+        "hsi": "joint",
+    }
     return kinds.get(recipe.task, "none")
 
 

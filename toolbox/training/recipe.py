@@ -145,6 +145,21 @@ class Condition(_Section):
     factors: list[Literal[2, 3, 4]] = Field([2, 3, 4], min_length=1)  # sides of `blocks` in pixels
 
 
+class Reduction(_Section):
+    """How large pictures became small ones: kernels that are drawn alike, and shares of the
+    pictures that are softened before, and noisy or JPEG after.
+    """
+
+    factor: Literal[2, 3, 4] = 4
+    kernels: list[Literal["block", "bicubic", "lanczos"]] = Field(min_length=1)
+    softened: float = Field(0.0, ge=0, le=1)
+    blur: float = Field(1.5, gt=0)  # largest, in pixels of the large picture
+    noisy: float = Field(0.0, ge=0, le=1)
+    sigma: float = Field(4.0, gt=0)  # largest, of 255
+    jpeg: float = Field(0.0, ge=0, le=1)
+    quality: int = Field(40, ge=1, le=95)  # lowest; 95 is the highest
+
+
 class Optimizer(_Section):
     """AdamW with a warm-up, a cosine to zero and an average of the weights."""
 
@@ -287,7 +302,15 @@ class TrainingRecipe(_Section):
 
     name: str
     task: Literal[
-        "inpaint", "mri", "denoise", "denoise-colour", "dehaze", "paired", "hsi", "ultrasound"
+        "inpaint",
+        "superresolve",
+        "mri",
+        "denoise",
+        "denoise-colour",
+        "dehaze",
+        "paired",
+        "hsi",
+        "ultrasound",
     ]
     seed: int = 0
     steps: int = Field(ge=1)
@@ -297,6 +320,7 @@ class TrainingRecipe(_Section):
     process: Schedule = Schedule()
     loss: Loss = Loss()
     condition: Condition | None = None  # inpaint: which masks
+    reduction: Reduction | None = None  # superresolve: what small pictures
     simulation: Simulation | None = None  # mri: which scans are made of images
     fastmri: FastMRI | None = None  # mri: how measured k-space is undersampled, instead
     haze: Haze | None = None  # dehaze: what haze
@@ -317,6 +341,7 @@ class TrainingRecipe(_Section):
     def _check_task(self):
         needed = {
             "inpaint": "condition",
+            "superresolve": "reduction",
             "mri": "simulation",
             "dehaze": "haze",
             "paired": "pairs",
@@ -354,6 +379,11 @@ class TrainingRecipe(_Section):
             raise ValueError(
                 "condition.kinds 'blocks' has blocks of 2, 3 and 4 pixels: patch_size must be a"
                 f" multiple of 12; got {self.patch_size}"
+            )
+        if self.reduction is not None and self.patch_size % self.reduction.factor:
+            raise ValueError(
+                f"patch_size must be a multiple of reduction.factor, {self.reduction.factor}; got"
+                f" {self.patch_size}"
             )
         if self.unrolled is not None and (
             self.task not in ("inpaint", "mri") or self.process.kind != "vp"

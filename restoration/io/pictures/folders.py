@@ -30,6 +30,11 @@ def find_pictures(folder: str | Path, exclude: Sequence[str] = ()) -> list[Path]
     return found
 
 
+def visible_files(folder: str | Path) -> list[Path]:
+    """The files that lie in a folder itself, in order, without hidden ones."""
+    return sorted(p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith("."))
+
+
 def random_window(
     shape: Sequence[int], size: int | Sequence[int], rng: np.random.Generator
 ) -> tuple[slice, slice]:
