@@ -208,7 +208,7 @@ def report_(
 # of a whole restoration; a network's graph holds none of them
 RESTORER_OPTIONS = (
     *("task", "factor", "blur", "coils", "solver", "steps"),
-    *("grid", "correction", "sigma", "size", "estimates"),
+    *("grid", "correction", "sigma", "size", "estimates", "cache"),
 )
 
 

@@ -18,7 +18,7 @@ from toolbox.api import float_model
 from toolbox.deploy.options import Graph, Whole
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Task
-from toolbox.tasks.options import Settings
+from toolbox.tasks.options import Settings, full_steps
 
 
 def run_export(model: str, out: Path, graph: Graph) -> dict:
@@ -63,6 +63,7 @@ def run_export_restorer(
             target=graph.target,
             quantized=made,
             estimates=whole.estimates,
+            cache=full_steps(whole.cache),
             seed=graph.seed,
             card=_card(out, graph.summary),
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from toolbox.tasks.options import Correction, Grid, Seed
+from toolbox.tasks.options import Cache, Correction, Grid, Seed
 
 if TYPE_CHECKING:
     from solvers.denoiser import Denoiser
@@ -184,6 +184,7 @@ class Whole:
     estimates: Annotated[
         bool, Option("--estimates", help="The graph also returns every call's image estimate.")
     ] = False
+    cache: Cache = None
 
 
 @dataclass(frozen=True)
