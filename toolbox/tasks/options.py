@@ -127,6 +127,16 @@ def _said(text: str, *names: str) -> Any:
 
 
 @dataclass(frozen=True)
+class Computing:
+    """How a command computes, whatever it does: those that take a model have these options."""
+
+    threads: Annotated[
+        int | None,
+        Option(help="Of the processor, for networks. [default: as many as it has cores]", min=1),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What is not in the weights of a file, and is else assumed as the released ones are. Every
     command that takes a model has these options (:func:`toolbox.cli.options.grouped`).
