@@ -78,6 +78,7 @@ class RunRecord(_Part):
         inputs: shapes of the measurement's inputs, without the batch, in the graph's order.
         state: ``(C, H, W)`` of the noise.
         operator: name and numbers of a fixed measurement operator.
+        cache: the steps that compute deep features, as for :func:`quant.temporal.features.cached`.
     """
 
     task: Literal["inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "paired", "dehaze"]
@@ -94,6 +95,7 @@ class RunRecord(_Part):
     inputs: dict[str, list[int]] = Field(default_factory=dict, max_length=16)
     state: tuple[int, int, int] | None = None
     operator: dict[str, str | float] = Field(default_factory=dict, max_length=16)
+    cache: int | list[int] | None = None
 
     @field_validator("inputs")
     @classmethod
