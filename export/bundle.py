@@ -78,6 +78,7 @@ class RunRecord(_Part):
         inputs: shapes of the measurement's inputs, without the batch, in the graph's order.
         state: ``(C, H, W)`` of the noise.
         operator: name and numbers of a fixed measurement operator.
+        cache: the steps that compute deep features, as for :func:`quant.temporal.features.cached`.
     """
 
     task: Literal["inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "paired", "dehaze"]
@@ -94,6 +95,7 @@ class RunRecord(_Part):
     inputs: dict[str, list[int]] = Field(default_factory=dict, max_length=16)
     state: tuple[int, int, int] | None = None
     operator: dict[str, str | float] = Field(default_factory=dict, max_length=16)
+    cache: int | list[int] | None = None
 
     @field_validator("inputs")
     @classmethod
@@ -102,6 +104,60 @@ class RunRecord(_Part):
             if not 1 <= len(shape) <= 4 or min(shape) < 1 or math.prod(shape) > MOST_BYTES:
                 raise ValueError(f"input {name} has the impossible shape {shape}")
         return inputs
+
+
+class RunTable(_Part):
+    """One run of a network's bundle.
+
+    Ingredients, in order: the measured picture (lifted, where the network is shown that), the
+    answers ``0 ..`` of all calls (each head for itself), the noise images in the order they are
+    drawn.
+
+    Attributes:
+        draws: how many noise images are drawn.
+        times: where the network is asked, call by call.
+        asked: weights of what it is shown, ``(2, calls, ingredients)``: for unknown pixels, then
+            for known ones; pairs have one kind of pixels, ``(1, ...)``.
+        end: weights of the result, ``(2 or 1, ingredients)``.
+    """
+
+    task: Literal["inpaint", "paired"]
+    solver: str = Field(max_length=100)
+    steps: int = Field(ge=1, le=100)
+    grid: str = Field(max_length=40)
+    correction: str = Field(max_length=40)
+    draws: int = Field(ge=0, le=200)
+    times: list[float] = Field(min_length=1, max_length=200)
+    asked: list[list[list[float]]] = Field(min_length=1, max_length=2)
+    end: list[list[float]] = Field(min_length=1, max_length=2)
+
+    @model_validator(mode="after")
+    def _shaped(self):
+        width = len(self.end[0])
+        rows = [*self.end, *(row for kind in self.asked for row in kind)]
+        heads = (width - 1 - self.draws) / len(self.times)
+        if (
+            len(self.asked) != len(self.end)
+            or {len(row) for row in rows} != {width}
+            or {len(kind) for kind in self.asked} != {len(self.times)}
+            or heads not in (1, 2)
+        ):
+            raise ValueError("the rows of a run's table don't fit one another")
+        return self
+
+
+class Level(_Part):
+    """One call that removes noise: a picture ``y`` in the network's range, with white noise of
+    ``kappa / contrast``, is shown as ``x = a (middle + contrast (y - middle))`` times ``shown``;
+    the result is ``state x + answer out``, with its contrast taken back.
+    """
+
+    t: float
+    kappa: float = Field(gt=0)
+    a: float = Field(gt=0)
+    shown: float
+    state: float
+    answer: float
 
 
 class Bundle(_Part):
@@ -114,6 +170,8 @@ class Bundle(_Part):
         run: of a restorer graph.
         planned: number of convolutions that shall run on integers.
         recipe, calibration, model, seed, versions, parity: provenance.
+        runs, levels: what a network's bundle can be run for without this package
+            (:mod:`export.tables`).
     """
 
     format: int
@@ -132,6 +190,8 @@ class Bundle(_Part):
     versions: dict[str, str]
     parity: dict[str, Any] | None = None
     run: RunRecord | None = None
+    runs: list[RunTable] = Field(default_factory=list, max_length=20)
+    levels: list[Level] = Field(default_factory=list, max_length=10_000)
     files: dict[str, File] = Field(max_length=100)
 
     @property

@@ -13,8 +13,10 @@ from export.graphs.precision import to_half
 from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
 from export.jobs.base import Job
+from export.tables import tables_of
 from quant.calibration.trajectory import network_hash
 from quant.network import QuantizedNetwork
+from quant.temporal.features import FullSteps
 from quant.temporal.table import step_network, temporal_table
 from solvers import SOLVERS
 from solvers.denoiser import Denoiser
@@ -137,6 +139,7 @@ def export_bundle(
     graph = {
         "graph": "step" if timesteps else "timestep",
         "timesteps": [float(t) for t in timesteps],
+        **vars(tables_of(denoiser, timesteps)),
     }
     return _write(denoiser, folder, proto, target, quantized, seed, card, graph)
 
@@ -148,6 +151,7 @@ def export_restorer_bundle(
     target: str = "float",
     quantized: QuantizedNetwork | None = None,
     estimates: bool = False,
+    cache: FullSteps | None = None,
     seed: int | None = None,
     card: str = "",
 ) -> Bundle:
@@ -156,6 +160,7 @@ def export_restorer_bundle(
 
     Args:
         job: one of :mod:`export.jobs`.
+        cache: see :class:`export.graphs.restorer.RestorerNetwork`.
 
     Raises:
         ValueError: as :func:`export_model` and :func:`export.graphs.restorer.export_restorer`.
@@ -171,7 +176,7 @@ def export_restorer_bundle(
         else lambda network, timesteps: quantized.tabulate(timesteps)
     )
     model, module = export_restorer(
-        job.around(shown), estimates=estimates, timesteps=calibrated, tabulate=tabulate
+        job.around(shown), estimates=estimates, timesteps=calibrated, tabulate=tabulate, cache=cache
     )
     task = job.task
     run = RunRecord(
@@ -189,6 +194,7 @@ def export_restorer_bundle(
         inputs={name: list(shape) for name, shape in job.inputs.items()},
         state=job.state,
         operator=job.operator_record,
+        cache=cache if cache is None or isinstance(cache, int) else list(cache),
     )
     graph = {"graph": "restorer", "timesteps": list(module.timesteps), "run": run}
     return _write(
@@ -204,11 +210,6 @@ def _solver_name(solver) -> str:
 
 
 def _write(denoiser, folder, proto, target, quantized, seed, card, graph: dict) -> Bundle:
-    convs = (
-        []
-        if quantized is None
-        else [n for n, layer in quantized.layers().items() if layer.codes.ndim == 4]
-    )
     fields = graph | {
         "target": target,
         "channels": input_channels(denoiser),
@@ -218,13 +219,21 @@ def _write(denoiser, folder, proto, target, quantized, seed, card, graph: dict) 
         ),
         "process": describe(denoiser.process),
         "opset": next(entry.version for entry in proto.opset_import if entry.domain == ""),
-        "planned": len(convs) * (graph["run"].calls if "run" in graph else 1),
+        "planned": _planned(proto),
         "recipe": None if quantized is None else quantized.recipe.to_dict(),
         "calibration": None if quantized is None else quantized.calibration_hash,
         "model": network_hash(denoiser.network),
         "seed": seed,
     }
     return write_bundle(folder, proto.SerializeToString(), _card(card, fields), **fields)
+
+
+def _planned(proto) -> int:
+    """Convolutions whose inputs are codes."""
+    decoded = {node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    return sum(
+        node.op_type == "Conv" and decoded.issuperset(node.input[:2]) for node in proto.graph.node
+    )
 
 
 def input_channels(denoiser: Denoiser) -> int:
@@ -262,6 +271,8 @@ def _card(head: str, fields: dict) -> str:
             f"| task | {r.task}: {r.solver}, {r.steps} steps ({r.calls} network calls),"
             f" {r.correction}, sigma {r.sigma:g} |"
         )
+        if r.cache is not None:
+            lines.append(f"| deep features computed | at the steps of the cache {r.cache} |")
         lines.append(f"| size | {r.width} x {r.height} pixels |")
         lines.append(
             "| inputs |"

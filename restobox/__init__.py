@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from restobox.foreign import from_deepinv, to_deepinv
+    from restobox.many import map
     from restobox.measurements import hsi, mri, ultrasound
     from restobox.pictures import RestoredPicture
     from restobox.tasks import deblur, dehaze, denoise, inpaint, paired, superresolve
@@ -64,6 +65,7 @@ _WHERE = {
     "ultrasound": "restobox.measurements",
     "from_deepinv": "restobox.foreign",
     "to_deepinv": "restobox.foreign",
+    "map": "restobox.many",
     "ModelInfo": "toolbox.api",
     "load": "toolbox.api",
     "models": "toolbox.api",
@@ -94,6 +96,7 @@ __all__ = [
     "hsi",
     "inpaint",
     "load",
+    "map",
     "models",
     "mri",
     "paired",

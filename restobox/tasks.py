@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import advice, check_model
 from toolbox.tasks.options import Settings
+
+if TYPE_CHECKING:
+    from restobox.many import Place, Tally
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Restoration:
     settings: dict[str, Any]
     run: Callable[..., Restored] = field(repr=False)
     extra: tuple[str, ...] = ()
+    call: dict[str, Any] | None = field(default=None, repr=False)  # for :meth:`map`
 
     @overload
     def __call__(self, picture: Picture, *extra: Any, **options: Any) -> RestoredPicture: ...
@@ -89,6 +93,24 @@ class Restoration:
         }
         return RestoredPicture(**fields, given=pixels, form=form, metrics=metrics)
 
+    def map(self, inputs: Place | Iterable[Place], out: Place, **options: Any) -> Tally:
+        """Restore files, folders, globs and lists into a folder; see :func:`restobox.map`.
+
+        Args:
+            options: of :func:`restobox.map`; the model and settings are those of this object.
+
+        Raises:
+            ValueError: the model is an object of the caller's, or was converted to a ``dtype``;
+                and as :func:`restobox.map`.
+        """
+        from restobox.many import map
+
+        if self.call is None:
+            raise ValueError(
+                "map loads the model where it runs: give a name, a file or a folder, without dtype"
+            )
+        return map(self.task, inputs, out, **self.call | options)
+
     def _run(self, pixels: Tensor, extra: Sequence[Any], options: dict[str, Any]) -> Restored:
         with tqdm(
             desc=self.task, delay=1.0, disable=None if options.pop("progress") else True
@@ -131,7 +153,8 @@ def inpaint(
         return drawn(pixels, known, num_samples=num_samples, **options)
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    return Restoration("inpaint", denoiser, settings, run, ("a mask",))
+    made = Restoration("inpaint", denoiser, settings, run, ("a mask",))
+    return _mappable(made, model, device, dtype)
 
 
 def denoise(
@@ -160,7 +183,8 @@ def denoise(
         return Denoising(), found
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    return _by_colour("denoise", model, (device, dtype), settings, measured)
+    made = _by_colour("denoise", model, (device, dtype), settings, measured)
+    return _mappable(made, model, device, dtype)
 
 
 def superresolve(
@@ -194,7 +218,8 @@ def superresolve(
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     loaded = load_model(chosen, device, dtype)
-    return _linear("superresolve", chosen, loaded, settings, measured)
+    made = _linear("superresolve", chosen, loaded, settings, measured)
+    return _mappable(made, model, device, dtype, factor=factor, kernel=kernel)
 
 
 def deblur(
@@ -226,7 +251,9 @@ def deblur(
 
     settings: dict[str, Any] = {"solver": solver, "steps": steps, "correction": correction}
     settings |= {"start_level": start_level}
-    return _by_colour("deblur", model, (device, dtype), settings, measured)
+    made = _by_colour("deblur", model, (device, dtype), settings, measured)
+    start = 0.0 if start_level is None else start_level
+    return _mappable(made, model, device, dtype, blur=blur, start_level=start)
 
 
 def dehaze(
@@ -250,7 +277,7 @@ def dehaze(
     denoiser = check_model(load_model(model, device, dtype), "dehaze", named(model))
     task = PairedTask(denoiser, **_plan("dehaze", model, solver, steps)(1), view=view)
     settings = {"solver": solver, "steps": steps, "view": view}
-    return Restoration("dehaze", denoiser, settings, task)
+    return _mappable(Restoration("dehaze", denoiser, settings, task), model, device, dtype)
 
 
 def paired(
@@ -275,10 +302,21 @@ def paired(
         shown = None if mask is None else read_mask(mask, _size(pixels), white_is_one=True)
         return task(pixels, shown, **options)
 
-    return Restoration("paired", denoiser, {"solver": solver, "steps": steps}, run, ("a mask",))
+    settings = {"solver": solver, "steps": steps}
+    made = Restoration("paired", denoiser, settings, run, ("a mask",))
+    return _mappable(made, model, device, dtype)
 
 
 # -- what they share ------------------------------------------------------------------------------
+
+
+def _mappable(
+    made: Restoration, model: Model | None, device: str, dtype: torch.dtype | None, **own: Any
+) -> Restoration:
+    """With what :meth:`Restoration.map` repeats elsewhere; nothing where that can't be."""
+    if isinstance(model, Denoiser) or dtype is not None:
+        return made
+    return replace(made, call={"model": model, "device": device} | made.settings | own)
 
 
 def _plan(

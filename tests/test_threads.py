@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers.commands import restobox
 from helpers.pipeline import Pipeline
 from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 
@@ -22,7 +23,7 @@ from restoration.photo.inpainting import InpaintingTask
 from solvers import DDIM, VP, generators
 from solvers.denoiser import Denoiser
 from solvers.editing.text_editing import PromptEdit, edit_prompt
-from toolbox.api import load
+from toolbox.api import computing_with, load
 
 THREADS = 4
 MIXED = ((48, 40), (33, 48), (24, 64), (40, 40))
@@ -203,3 +204,21 @@ def test_reading_leaves_the_warning_filters_alone(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: read_image(tmp_path / "a.png"), range(400)))
     assert warnings.filters == before
+
+
+def test_a_command_computes_with_the_threads_that_it_is_told():
+    before = torch.get_num_threads()
+    with computing_with(before + 1):
+        assert torch.get_num_threads() == before + 1
+        options = load("grey-int8").network.session.get_session_options()
+        assert options.intra_op_num_threads == before + 1
+        own = load("grey-int8", threads=1).network.session.get_session_options()
+        assert own.intra_op_num_threads == 1
+    assert torch.get_num_threads() == before
+
+
+def test_threads_of_many_measurements_are_refused(pictures, tmp_path):
+    given = ("restore", "denoise", pictures, "-o", tmp_path / "out", "--sigma", 0.1)
+    done = restobox(*given, "--threads", 2)
+    assert (done.returncode, (tmp_path / "out").exists()) == (2, False)
+    assert "--threads has no effect on many measurements" in done.stderr

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ZOO = Path(__file__).parent / "zoo"
 # what is said of checkpoints in this context (:func:`reading_with`)
 _said: ContextVar[Mapping[str, Any] | None] = ContextVar("_said", default=None)
+# threads of networks in this context (:func:`computing_with`)
+_threads: ContextVar[int | None] = ContextVar("_threads", default=None)
 # models that were loaded in this context (:func:`keeping_models`), and threads of their sessions
 _kept: ContextVar[tuple[dict[Any, Any], int | None] | None] = ContextVar("_kept", default=None)
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,6 +73,25 @@ def reading_with(options: Mapping[str, Any]) -> Iterator[None]:
 def checkpoint_options() -> dict[str, Any]:
     """What :func:`reading_with` says."""
     return dict(_said.get() or {})
+
+
+@contextlib.contextmanager
+def computing_with(threads: int | None = None) -> Iterator[None]:
+    """In this block networks compute with so many threads of the processor, PyTorch's and exported
+    ones; None: as they are set.
+    """
+    if threads is None:
+        yield
+        return
+    import torch
+
+    before, token = torch.get_num_threads(), _threads.set(threads)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _threads.reset(token)
 
 
 @contextlib.contextmanager
@@ -147,6 +168,7 @@ def load(
         ValueError: none of these, a file or folder that holds no model, options that don't fit, a
             PyTorch model for ``openvino``, or a cache for what has no deep features.
     """
+    threads = _threads.get() if threads is None else threads
     found = _once(model, device, threads, **options)
     if cache is None:
         return found

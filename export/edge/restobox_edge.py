@@ -1,6 +1,7 @@
 """Restore pictures and scans with a restobox bundle: onnxruntime, NumPy and Pillow, nothing else.
 
     python run.py photo.png -o restored.png --mask mask.png      (in the mask, white = missing)
+    python run.py noisy.png -o clean.png --sigma 0.1             (of pixels from 0 to 1)
     python run.py scan.npz -o image.npz --provider cuda
 
 Every bundle holds this file as ``run.py``; ``pip install ./export/edge`` installs the same as
@@ -41,6 +42,10 @@ WEIGHTED = ("Conv", "MatMul", "Gemm", "Attention")
 # tasks whose measurement is a picture file; and those that work on parts of it as on the whole
 PICTURES = ("inpaint", "denoise", "superresolve", "deblur", "paired", "dehaze")
 LOCAL = ("inpaint", "denoise")
+# a network's own: how far a picture's contrast may be changed to be as noisy as a level it knows,
+# and the tiles of its calls, in pixels
+CONTRASTS = (1 / 4, 1.5)
+TILE, OVERLAP = 512, 64
 
 
 class Refused(Exception):
@@ -224,6 +229,11 @@ class Restorer:
             sizes["noise"] = (self.draws, 1, *self.state)
         self.graph = Graph(self.folder, self.manifest, provider, threads, sizes)
 
+    @property
+    def placement(self) -> str:
+        """What ran where, in words."""
+        return self.graph.placement
+
     def restore(
         self, inputs: dict[str, np.ndarray], noise: np.ndarray | None = None, seed: int = 0
     ) -> np.ndarray:
@@ -331,6 +341,286 @@ class Restorer:
         return (total / weights)[:, :height, :width]
 
 
+class Network:
+    """``Network(folder).picture(image)`` for a bundle of a network: the calls of the graph, and
+    between them sums of pictures with the weights that ``bundle.json`` holds under ``runs`` and
+    ``levels``.
+
+    Args:
+        folder, provider, threads: as for :class:`Restorer`.
+    """
+
+    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int | None = None):
+        self.folder, self.provider, self.threads = Path(folder), provider, threads
+        self.manifest = read_manifest(self.folder)
+        settings = self.manifest["settings"]
+        self.low, self.high = settings["value_range"]
+        self.fold, self.multiple = settings["fold"], settings["multiple"]
+        self.conditions = settings["condition_channels"]
+        self.channels = self.manifest["channels"] // self.fold**2 - self.conditions
+        self.runs = self.manifest.get("runs", [])
+        self.levels = self.manifest.get("levels", [])
+        if not self.runs and not self.levels:
+            raise Refused(
+                f"{folder} holds a network without the tables of a run: its kind needs more than"
+                " pictures, or it was exported by an earlier version; export the whole restoration"
+                " with --restorer"
+            )
+        self.task = self.runs[0]["task"] if self.runs else "denoise"
+        self._graph: tuple[tuple[int, ...], Graph] | None = None
+
+    @property
+    def placement(self) -> str:
+        """What ran where, in words."""
+        return "" if self._graph is None else self._graph[1].placement
+
+    def picture(
+        self,
+        image: np.ndarray,
+        known: np.ndarray | None = None,
+        seed: int = 0,
+        noise: np.ndarray | None = None,
+        sigma: float | None = None,
+        steps: int | None = None,
+    ) -> np.ndarray:
+        """Restore a picture ``(1 or 3, H, W)`` in [0, 1].
+
+        Args:
+            known: as for :meth:`Restorer.picture`.
+            noise: ``(draws, C, H, W)`` of N(0, 1), with the picture's channels, or the network's 3.
+            sigma: noise of the picture in units of [0, 1], which is removed.
+            steps: of a run that the bundle holds; None: its first.
+        """
+        grey = image.shape[0] == 1
+        planes = image if self.channels == 1 else np.broadcast_to(image, (3, *image.shape[1:]))
+        if sigma is not None:
+            if known is not None or steps not in (None, 1):
+                raise Refused("noise is removed in one call: leave out --mask and --steps")
+            level = self._level(sigma * (self.high - self.low))
+            whole = self._by_planes(planes, lambda x, k: self._denoised(x, sigma, level))
+        else:
+            run = self._run(known is not None, steps)
+            shape = (run["draws"], *planes.shape)
+            fresh = np.random.default_rng(seed).standard_normal(shape, np.float32)
+            drawn = fresh if noise is None else np.broadcast_to(noise, shape)
+            whole = self._by_planes(
+                planes, lambda x, k: self._followed(run, x, known, drawn[:, k : k + len(x)])
+            )
+        whole = (whole - self.low) / (self.high - self.low)
+        whole = whole.mean(0, keepdims=True) if grey else whole
+        if sigma is None and known is not None and self.task == "inpaint":
+            whole = np.where(known > 0, image, whole)
+        return whole.clip(0, 1)
+
+    def _by_planes(self, planes: np.ndarray, restore: Any) -> np.ndarray:
+        """``restore(planes, number of the first)``, one by one for a network of single planes."""
+        step = self.channels
+        return np.concatenate(
+            [restore(planes[k : k + step], k) for k in range(0, len(planes), step)]
+        )
+
+    def _run(self, masked: bool, steps: int | None) -> dict[str, Any]:
+        """The table that is followed."""
+        found = [run for run in self.runs if steps in (None, run["steps"])]
+        needs = self.task == "inpaint" or self.conditions == 4
+        if not self.runs:
+            raise Refused("this bundle removes noise: give its --sigma, of pixels from 0 to 1")
+        if masked != needs:
+            or_noise = ", or --sigma to remove noise" if self.levels else ""
+            raise Refused(
+                f"this bundle needs --mask FILE (white = missing or degraded){or_noise}"
+                if needs
+                else "this bundle takes no --mask"
+            )
+        if not found:
+            held = ", ".join(str(run["steps"]) for run in self.runs)
+            raise Refused(f"this bundle holds runs of {held} steps; got --steps {steps}")
+        return found[0]
+
+    def _level(self, sigma: float) -> dict[str, float]:
+        """The level that is nearest to noise ``sigma`` of the network's range."""
+        if not self.levels:
+            raise Refused("this bundle's network removes no noise: leave out --sigma")
+        if not sigma > 0:
+            raise Refused("--sigma must be above 0")
+        level = min(self.levels, key=lambda held: abs(np.log(held["kappa"] / sigma)))
+        least, most = CONTRASTS
+        if not least <= level["kappa"] / sigma <= most:
+            width, all_ = self.high - self.low, [held["kappa"] for held in self.levels]
+            raise Refused(
+                f"this bundle is for noise of sigma {min(all_) / most / width:.3g} to"
+                f" {max(all_) / least / width:.3g}; got {sigma / width:.3g}"
+            )
+        return level
+
+    def _denoised(self, planes: np.ndarray, sigma: float, level: dict[str, float]) -> np.ndarray:
+        middle = (self.low + self.high) / 2
+        contrast = level["kappa"] / (sigma * (self.high - self.low))
+        y = planes * (self.high - self.low) + self.low
+        x = level["a"] * (middle + contrast * (y - middle))
+        x0 = level["state"] * x + level["answer"] * self._ask(level["shown"] * x, None, level["t"])
+        return middle + (x0 - middle) / contrast
+
+    def _followed(
+        self, run: dict[str, Any], planes: np.ndarray, known: np.ndarray | None, noise: np.ndarray
+    ) -> np.ndarray:
+        """The table's run, in the network's range."""
+        y, condition = planes * (self.high - self.low) + self.low, None
+        if run["task"] == "inpaint" and known is not None:
+            y = y * known
+            if self.conditions:
+                y = thin_plate(y, known)
+                condition = np.concatenate([y, known[None]])
+        else:
+            shown = planes if known is None else np.concatenate([planes, known[None]])
+            condition = shown * (self.high - self.low) + self.low
+        calls = len(run["times"])
+        heads = (len(run["end"][0]) - 1 - run["draws"]) // calls
+        parts: list[Any] = [y, *[None] * (calls * heads), *noise]
+        for k, t in enumerate(run["times"]):
+            z = _mixed([kind[k] for kind in run["asked"]], parts, known)
+            out = self._ask(z, condition, t)
+            parts[1 + k * heads : 1 + (k + 1) * heads] = np.split(out, heads)
+        return _mixed(run["end"], parts, known)
+
+    def _ask(self, z: np.ndarray, condition: np.ndarray | None, t: float) -> np.ndarray:
+        """The network's answer to ``z (C, H, W)`` at time ``t``: padded, folded, in tiles."""
+        height, width = z.shape[1:]
+        x = z if condition is None else np.concatenate([z, condition])
+        unit, f = self.fold * self.multiple, self.fold
+        x = np.pad(x, [(0, 0), (0, -height % unit), (0, -width % unit)], "edge").astype(np.float32)
+        c, h, w = x.shape
+        x = x.reshape(c, h // f, f, w // f, f).transpose(0, 2, 4, 1, 3).reshape(-1, h // f, w // f)
+        tile = max(TILE // unit, 1) * unit // f
+        overlap = min(OVERLAP, TILE // 8) // f
+        size = x.shape[1:]
+        second = self._second(t)
+        total, weights = None, np.zeros(size, np.float32)
+        for top in tile_starts(size[0], tile, overlap):
+            for left in tile_starts(size[1], tile, overlap):
+                part = x[:, top : top + tile, left : left + tile][None]
+                out = self._opened(part.shape)({"x": part} | second)[0]
+                weight = np.outer(
+                    tile_weight(top, part.shape[2], size[0], overlap),
+                    tile_weight(left, part.shape[3], size[1], overlap),
+                )
+                at = (..., slice(top, top + tile), slice(left, left + tile))
+                total = np.zeros((len(out), *size), np.float32) if total is None else total
+                total[at] += weight * out
+                weights[at] += weight
+        out = total / weights
+        out = out.reshape(-1, f, f, *size).transpose(0, 3, 1, 4, 2).reshape(-1, h, w)
+        return out[:, :height, :width]
+
+    def _second(self, t: float) -> dict[str, np.ndarray]:
+        times = self.manifest["timesteps"]
+        if not times:
+            return {"t": np.array([t], np.float32)}
+        return {"index": np.array([int(np.argmin(np.abs(np.array(times) - t)))], np.int64)}
+
+    def _opened(self, shape: tuple[int, ...]) -> Graph:
+        """The graph; a TensorRT engine is for one size, other providers take any."""
+        if self._graph is None or (self.provider == "tensorrt" and self._graph[0] != shape):
+            second = "index" if self.manifest["timesteps"] else "t"
+            sizes = {"x": shape, second: (1,)}
+            graph = Graph(self.folder, self.manifest, self.provider, self.threads, sizes)
+            self._graph = shape, graph
+        return self._graph[1]
+
+
+def _mixed(rows: list[list[float]], parts: list[Any], known: np.ndarray | None) -> np.ndarray:
+    """Weighted sums of pictures, of known pixels by the second row where there is one."""
+    sums = []
+    for row in rows:
+        total = np.zeros(parts[0].shape)  # in double precision: large weights cancel
+        for weight, part in zip(row, parts, strict=True):
+            if weight:
+                total += weight * part
+        sums.append(total)
+    found = sums[0] if known is None or len(sums) == 1 else np.where(known > 0, sums[1], sums[0])
+    return found.astype(np.float32)
+
+
+def open_bundle(
+    folder: str | Path, provider: str = "cpu", threads: int | None = None
+) -> Restorer | Network:
+    """What a folder holds: a whole restoration or a network with its tables."""
+    whole = read_manifest(Path(folder))["graph"] == "restorer"
+    return (Restorer if whole else Network)(folder, provider, threads)
+
+
+# -- the lift of inpainting ------------------------------------------------------------------------
+
+
+def thin_plate(image: np.ndarray, known: np.ndarray, steps: int = 5) -> np.ndarray:
+    """``image (C, H, W)`` with its missing pixels filled, as ``restoration.photo.lift`` does it: a
+    pyramid of means, bent towards the smoothest surface.
+    """
+    mask = np.asarray(known, np.float32)[None]
+    x, hole = _fill(image.astype(np.float32) * mask, mask), 1 - mask
+    residual = -hole * _laplacian(_laplacian(x))
+    direction, power = residual, float((residual * residual).mean())
+    for _ in range(steps):
+        bent = hole * _laplacian(_laplacian(direction))
+        step = power / max(float((direction * bent).mean()), 1e-7)
+        x, residual = x + step * direction, residual - step * bent
+        before, power = power, float((residual * residual).mean())
+        direction = residual + power / max(before, 1e-7) * direction
+    return x
+
+
+def _laplacian(x: np.ndarray) -> np.ndarray:
+    p = np.pad(x, [(0, 0), (1, 1), (1, 1)], "edge")
+    sides = p[:, :-2, 1:-1] + p[:, 2:, 1:-1] + p[:, 1:-1, :-2] + p[:, 1:-1, 2:]
+    return sides - np.float32(4) * x
+
+
+def _fill(image: np.ndarray, mask: np.ndarray, sweeps: int = 2) -> np.ndarray:
+    """Push and pull; ``mask (1, H, W)`` may be fractional, the weight of a coarse pixel."""
+    height, width = image.shape[1:]
+    if min(height, width) <= 2:
+        total = np.maximum(mask.sum((1, 2), keepdims=True), np.float32(1e-6))
+        coarse = (image * mask).sum((1, 2), keepdims=True) / total
+    else:
+        weight = _halved(mask)
+        mean = _halved(image * mask) / np.maximum(weight, np.float32(1e-6))
+        coarse = _doubled(_fill(mean, np.minimum(4 * weight, 1), sweeps))[:, :height, :width]
+    filled = mask * image + (1 - mask) * coarse
+    for _ in range(sweeps):
+        filled = mask * image + (1 - mask) * (_smooth(filled) if min(height, width) > 1 else filled)
+    return filled
+
+
+def _halved(x: np.ndarray) -> np.ndarray:
+    """Means of two by two pixels; a missing last row or column counts as zeros."""
+    c, h, w = x.shape
+    x = np.pad(x, [(0, 0), (0, h % 2), (0, w % 2)])
+    return x.reshape(c, x.shape[1] // 2, 2, x.shape[2] // 2, 2).mean((2, 4))
+
+
+def _doubled(x: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation to twice the size."""
+    for axis in (1, 2):
+        pad = [(0, 0)] * 3
+        pad[axis] = (1, 1)
+        p = np.moveaxis(np.pad(x, pad, "edge"), axis, 0)
+        low = np.float32(0.75) * p[1:-1] + np.float32(0.25) * p[:-2]
+        high = np.float32(0.75) * p[1:-1] + np.float32(0.25) * p[2:]
+        both = np.stack([low, high], 1).reshape(-1, *p.shape[1:])
+        x = np.moveaxis(both, 0, axis)
+    return x
+
+
+def _smooth(x: np.ndarray) -> np.ndarray:
+    """Means of three by three pixels; those beyond the edge repeat it."""
+    p = np.pad(x, [(0, 0), (1, 1), (1, 1)], "edge")
+    rows = p[:, :-2] + p[:, 1:-1] + p[:, 2:]
+    return (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / np.float32(9)
+
+
+# -- tiles -----------------------------------------------------------------------------------------
+
+
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     """Starts of the fewest tiles that cover ``length`` with at least ``overlap`` between two."""
     if length <= tile:
@@ -414,6 +704,39 @@ def read_arrays(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
 # -- the command -----------------------------------------------------------------------------------
 
 
+def _picture_of(restorer: Restorer | Network, arguments: argparse.Namespace) -> np.ndarray:
+    """A picture file, restored."""
+    if isinstance(restorer, Restorer) and restorer.task not in PICTURES:
+        raise Refused(
+            f"the task {restorer.task} takes an .npz file with the arrays"
+            f" {', '.join(f'{name} {shape}' for name, shape in restorer.shapes.items())}"
+        )
+    image, known = read_picture(arguments.input), None
+    if arguments.mask is not None:
+        marked = read_picture(arguments.mask).mean(0) >= 0.5
+        if marked.shape != image.shape[1:]:
+            raise Refused(
+                f"the mask has {marked.shape[1]} x {marked.shape[0]} pixels, the picture"
+                f" {image.shape[2]} x {image.shape[1]}"
+            )
+        known = (~marked if restorer.task == "inpaint" else marked).astype(np.float32)
+        if not known.any() and restorer.task == "inpaint":
+            raise Refused("the mask is white all over: nothing is known to start from")
+    seed, sigma, steps = arguments.seed, arguments.sigma, arguments.steps
+    if isinstance(restorer, Network):
+        return restorer.picture(image, known, seed, sigma=sigma, steps=steps)
+    if sigma is not None or steps is not None:
+        raise Refused(
+            "noise and steps are fixed in this bundle: leave out --sigma and --steps, or export"
+            " another"
+        )
+    return restorer.picture(image, known, seed)
+
+
+def _denoises(restorer: Restorer | Network, arguments: argparse.Namespace) -> bool:
+    return isinstance(restorer, Network) and arguments.sigma is not None
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command does; the figures that it prints."""
     source, out = arguments.input, arguments.out
@@ -425,37 +748,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not out.parent.is_dir():
         raise Refused(f"{out.parent} is no folder")
     began = time.perf_counter()
-    restorer = Restorer(arguments.bundle, arguments.provider, arguments.threads)
+    restorer = open_bundle(arguments.bundle, arguments.provider, arguments.threads)
     opened = time.perf_counter()
-    if source.suffix.lower() == ".npz":
-        if arguments.mask is not None:
-            raise Refused("an .npz file holds its mask itself: leave out --mask")
+    if source.suffix.lower() != ".npz":
+        restored = _picture_of(restorer, arguments)
+    elif isinstance(restorer, Network):
+        raise Refused("this bundle holds a network, which is run on pictures; got an .npz file")
+    elif arguments.mask is not None or arguments.steps is not None:
+        raise Refused("an .npz file holds its mask, and this bundle its steps: leave both out")
+    else:
         inputs = read_arrays(source, restorer.shapes)
         if arguments.sigma is not None:
             inputs["sigma"] = np.full((1, 1, 1), arguments.sigma, np.float32)
         restored = restorer.restore(inputs, inputs.pop("noise", None), arguments.seed)
-    elif restorer.task not in PICTURES:
-        raise Refused(
-            f"the task {restorer.task} takes an .npz file with the arrays"
-            f" {', '.join(f'{name} {shape}' for name, shape in restorer.shapes.items())}"
-        )
-    else:
-        if arguments.sigma is not None:
-            raise Refused(
-                "the noise is fixed in this bundle: export another with --sigma, and leave it out"
-            )
-        image, known = read_picture(source), None
-        if arguments.mask is not None:
-            marked = read_picture(arguments.mask).mean(0) >= 0.5
-            if marked.shape != image.shape[1:]:
-                raise Refused(
-                    f"the mask has {marked.shape[1]} x {marked.shape[0]} pixels, the picture"
-                    f" {image.shape[2]} x {image.shape[1]}"
-                )
-            known = (~marked if restorer.task == "inpaint" else marked).astype(np.float32)
-            if not known.any() and restorer.task == "inpaint":
-                raise Refused("the mask is white all over: nothing is known to start from")
-        restored = restorer.picture(image, known, arguments.seed)
     done = time.perf_counter()
     if arrays:
         np.savez(out, restored=restored)
@@ -467,9 +772,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         raise Refused(f"{out}: results of {restorer.task} are arrays; write .npz")
     return {
-        "task": restorer.task,
+        "task": "denoise" if _denoises(restorer, arguments) else restorer.task,
         "out": str(out),
-        "runs on": restorer.graph.placement,
+        "runs on": restorer.placement,
         "seconds to load": round(opened - began, 3),
         "seconds": round(done - opened, 3),
     }
@@ -485,7 +790,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=here, help="folder [default: this file's]")
     parser.add_argument("--provider", choices=list(PROVIDERS), default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU [default: its cores]")
-    parser.add_argument("--sigma", type=float, help="noise of an .npz file's data, if it has none")
+    parser.add_argument("--sigma", type=float, help="noise of the data; a network removes it")
+    parser.add_argument("--steps", type=int, help="of a network's run [default: its first]")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     try:

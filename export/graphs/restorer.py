@@ -8,16 +8,17 @@ ONNX Runtime and nothing else. :mod:`export.jobs` has the tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from export.graphs.network import trace
 from export.jobs.base import Job
+from quant.temporal.features import FullSteps, cached
 from quant.temporal.table import TemporalTable, row_of, step_network, temporal_table
-from solvers.denoiser import Denoiser
-from solvers.solver import Callback
+from solvers.denoiser import Denoiser, Network, begun
+from solvers.solver import Callback, Noise
 
 # from a network and its timesteps to the temporal table
 Tabulate = Callable[[Any, Sequence[float]], TemporalTable]
@@ -34,6 +35,8 @@ class RestorerNetwork(nn.Module):
         estimates: also return the image estimate of every answer, ``(answers, B, C, H, W)``, not
             clamped.
         tabulate: from the network and its timesteps to the temporal table.
+        cache: steps that compute deep features (:func:`quant.temporal.features.cached`), which the
+            others reuse; None: all.
 
     Attributes:
         timesteps: times that the network is asked at, in order.
@@ -46,15 +49,21 @@ class RestorerNetwork(nn.Module):
             table.
     """
 
-    def __init__(self, job: Job, estimates: bool = False, tabulate: Tabulate = temporal_table):
+    def __init__(
+        self,
+        job: Job,
+        estimates: bool = False,
+        tabulate: Tabulate = temporal_table,
+        cache: FullSteps | None = None,
+    ):
         super().__init__()
         job.check()
         self.estimates = estimates
-        asked, self.draws = _dry_run(job)
+        asked, self.draws = _dry_run(job, cache)
         self.calls, self.timesteps = len(asked), tuple(dict.fromkeys(asked))
         traced = _Traced(job.denoiser, self.timesteps, tabulate)
-        self.network = traced.network
-        self.job = job.around(traced)
+        self.network = traced.network  # whose weights keep their names
+        self.job = job.around(traced if cache is None else cached(traced, cache))
         self.names = (*job.inputs, *(("noise",) if self.draws else ()))
 
     def forward(self, *tensors: Tensor):
@@ -99,6 +108,11 @@ class _Traced(Denoiser):
         self.timesteps = timesteps
         self.network = step_network(denoiser.network, tabulate(denoiser.network, timesteps))
 
+    def bind(self, times: Sequence[float], noise: Noise) -> Self:
+        """Rows are the network's times."""
+        network = begun(self.network, [row_of(self.timesteps, t) for t in times[:-1]] + [-1])
+        return self if network is self.network else self.around(network)
+
     def call_network(self, z: Tensor, t) -> Tensor:
         # one row for the whole batch: it broadcasts, and folds into the graph's constants
         out = self.network(z, torch.tensor([row_of(self.timesteps, t)]))
@@ -111,6 +125,7 @@ def export_restorer(
     estimates: bool = False,
     timesteps: Sequence[float] | None = None,
     tabulate: Tabulate = temporal_table,
+    cache: FullSteps | None = None,
 ):
     """The float ONNX graph of a whole run.
 
@@ -122,7 +137,7 @@ def export_restorer(
         job: task, solver, steps, grid, correction and size to bake in.
         estimates: also return every answer's image estimate.
         timesteps: the times that scales were calibrated at; a run that asks at another is refused.
-        tabulate: see :class:`RestorerNetwork`.
+        tabulate, cache: see :class:`RestorerNetwork`.
 
     Returns:
         ``(onnx_ir.Model, RestorerNetwork)``: the graph, and the module it was traced from.
@@ -136,7 +151,7 @@ def export_restorer(
             f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got"
             f" {size[0]} x {size[1]}"
         )
-    module = RestorerNetwork(job, estimates, tabulate).eval()
+    module = RestorerNetwork(job, estimates, tabulate, cache).eval()
     if timesteps is not None:
         for t in module.timesteps:
             row_of(timesteps, t)
@@ -159,21 +174,44 @@ def export_restorer(
     return model, module
 
 
+class _Silence:
+    """A network that says zero, in two parts too."""
+
+    def __init__(self, network: Network):
+        self.config = network.config
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        return z.new_zeros(z.shape[0], self.config.out_channels, *z.shape[2:])
+
+    def split(self) -> Self:
+        return self
+
+    def full(self, z: Tensor, t: Tensor) -> tuple[Tensor, None]:
+        return self(z, t), None
+
+    def shallow(self, z: Tensor, t: Tensor, features: None) -> Tensor:
+        return self(z, t)
+
+
 @torch.no_grad()
-def _dry_run(job: Job) -> tuple[list[float], int]:
+def _dry_run(job: Job, cache: FullSteps | None) -> tuple[list[float], int]:
     """The times of a run's network calls and the number of its noise draws, from a run with a
     network that says zero.
+
+    Raises:
+        ValueError: the run takes no cache of features.
     """
     times: list[float] = []
-    draws, outputs = 0, job.denoiser.network.config.out_channels
+    draws, silence = 0, _Silence(job.denoiser.network)
 
     class Silent(Denoiser):
         def __init__(self) -> None:
             self.__dict__ |= job.denoiser.__dict__
+            self.network = silence if cache is None else cached(self.around(silence), cache).network
 
         def call_network(self, z: Tensor, t) -> Tensor:
             times.append(float(t))
-            return torch.zeros(z.shape[0], outputs, *z.shape[2:])
+            return super().call_network(z, t)
 
     def count(shape) -> Tensor:
         nonlocal draws

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from export.bundle import Bundle
-from export.graphs.kernels import has_amx, shift_codes
+from export.runtime.amx import has_amx, shift_codes
 from quant.temporal.table import row_of
 from solvers.inputs.errors import ModelError, reading
 
@@ -76,6 +76,8 @@ def open_session(
     # convolutions
     if integer:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    # threads that wait for work by spinning cost a busy machine twice the processor time
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:

@@ -219,16 +219,13 @@ class CachedNetwork(nn.Module):
         return self._call
 
 
-def cached(
-    denoiser: Denoiser, full_steps: FullSteps, watch: Callable[[int, int, Any], None] | None = None
-) -> Denoiser:
+def cached(denoiser: Denoiser, full_steps: FullSteps) -> Denoiser:
     """A copy of ``denoiser`` whose network computes its deep features at some steps of each run.
 
     Args:
         denoiser: of a U-Net of diffusers, simulated at 8 bits or not, or an exported graph of one.
         full_steps: k for every k-th step, beginning with the first, or the numbers of the steps
             that compute them, ascending from 0.
-        watch: see :class:`CachedNetwork`.
 
     Raises:
         ValueError: a network that can't be split, or other full steps.
@@ -243,6 +240,15 @@ def cached(
             "the cache is a whole number from 2 (every second step is computed in full), or the"
             f" numbers of those steps, ascending from 0; got {full_steps}"
         )
-    network = denoiser.network
-    parts = network.split() if hasattr(network, "split") else SplitUNet(network)
-    return denoiser.around(CachedNetwork(parts, full_steps, watch))
+    return denoiser.around(CachedNetwork(split(denoiser.network), full_steps))
+
+
+def split(network: Network) -> Deep:
+    """A network in two parts: by its own ``split()``, or diffusers' U-Net.
+
+    Raises:
+        ValueError: a network that can't be split.
+    """
+    own = getattr(network, "split", None)
+    parts: Deep = own() if callable(own) else SplitUNet(network)
+    return parts

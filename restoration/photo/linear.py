@@ -19,6 +19,7 @@ from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
 from solvers.denoiser import Denoiser, Network, begun, output_of, timesteps_of
 from solvers.grid import Grid, check_steps, lay
+from solvers.inputs.errors import UncalibratedError
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
 from solvers.processes.process import CLEAN, Process
@@ -258,7 +259,7 @@ class LinearTask:
             if not least <= contrast <= most:
                 width = self.denoiser.value_range[1] - self.denoiser.value_range[0]
                 levels = [process.kappa(s) / width for s in known]
-                raise ValueError(
+                raise UncalibratedError(
                     f"the network can be asked at {len(known)} times only, which are for noise of"
                     f" sigma {min(levels) / most:.3g} to {max(levels) / least:.3g}, and the picture"
                     f" has {m.sigma / width:.3g}: take the PyTorch model, or calibrate and export"
@@ -292,7 +293,7 @@ def _grid_from(process: Process, t: float, steps: int, known: Sequence[float] = 
     if known:
         times = sorted({_nearest(process, known, level) for level in levels}, reverse=True)
         if len(times) < steps:
-            raise ValueError(
+            raise UncalibratedError(
                 f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold:"
                 f" nearest to them are only {', '.join(f'{s:g}' for s in times)}; take at most"
                 f" {len(times)} of them, or calibrate at more times"

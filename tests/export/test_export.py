@@ -1,6 +1,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -14,12 +16,13 @@ from onnx import numpy_helper
 
 from export.bundle import FORMAT, MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
-from export.graphs.kernels import fuse_attention, shift_codes
+from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
 from export.graphs.qdq import insert_qdq, weighted_nodes
 from export.graphs.shallow import cut
 from export.parity import Limits, Timed, verify
 from export.runtime import providers
+from export.runtime.amx import shift_codes
 from export.runtime.providers import Placement, count_kernels, fallen_back
 from export.runtime.session import OnnxNetwork, Session
 from quant.layer import QuantLayer
@@ -134,6 +137,24 @@ def test_a_cached_run_of_a_bundle_is_that_of_the_network(bundles, denoiser, tmp_
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
     assert not torch.allclose(theirs, end(denoiser), atol=1e-3)
     assert load(bundles / "float", cache=2, threads=1).network.full_steps == 2
+
+
+def test_running_a_bundle_imports_no_exporter(bundles):
+    """They cost half a second each time a command starts."""
+    code = (
+        "import sys, torch\n"
+        "from export.runtime.session import Restorer, Session\n"
+        f"session = Session({str(bundles / 'cpu')!r}, threads=1)\n"
+        "session(torch.zeros(1, 3, 24, 24), session.network.timesteps[0])\n"
+        "print(sorted({'onnx_ir', 'sympy', 'onnxscript', 'brevitas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_sessions_do_not_spin(bundles):
+    options = Session(bundles / "float").network.session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_a_graph_without_deep_features_is_not_cut(tmp_path):

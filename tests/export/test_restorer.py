@@ -15,12 +15,13 @@ from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 
 from export.bundle import MANIFEST, RESTORER, RUNNER, RUNNER_SOURCE, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
-from export.graphs.restorer import export_restorer
+from export.graphs.restorer import RestorerNetwork, export_restorer
 from export.jobs.photo import InpaintingJob
 from export.runtime.providers import open_session, tensorrt_options
 from export.runtime.session import Restorer, Session
 from quant.calibration.trajectory import record
 from quant.quantize import quantize
+from quant.temporal.features import cached
 from restoration.metrics import psnr
 from restoration.photo.inpainting import InpaintingTask
 from solvers.methods.ddim import DDIM
@@ -123,6 +124,31 @@ def test_solvers_and_corrections_trace(task, changes, sigma):
     np.testing.assert_allclose(restored[0], host.mean.numpy(), atol=1e-4)
     assert estimates.shape == (host.nfe, 1, 3, *SIZE)
     assert len(module.timesteps) <= module.calls == host.nfe
+
+
+@pytest.mark.long
+def test_features_are_kept_within_a_graph(task, quantized, tmp_path):
+    job = InpaintingJob(task, SIZE)
+    bundle = export_restorer_bundle(job, tmp_path / "b", target="cpu", quantized=quantized, cache=2)
+    restorer = Restorer(tmp_path / "b", threads=1)
+    assert (bundle.run.cache, bundle.run.calls) == (2, 2)
+    assert restorer.integer_convs() == bundle.planned
+    whole = len([n for n, layer in quantized.layers().items() if layer.codes.ndim == 4])
+    assert whole < bundle.planned < 2 * whole
+    simulated = task.denoiser.around(quantized.simulating("cpu"))
+    kept, plain = (
+        replace(task, denoiser=d)(*photo(*SIZE), seed=5).mean.numpy()
+        for d in (cached(simulated, 2), simulated)
+    )
+    ours = restorer(*photo(*SIZE), seed=5).mean.numpy()
+    assert psnr(ours, kept) > psnr(ours, plain) + 10
+
+
+def test_runs_that_take_no_cache_are_refused_before_they_are_traced(task):
+    several = InpaintingJob(replace(task, solver=PNDM("s-pndm"), num_inference_steps=4), SIZE)
+    with pytest.raises(ValueError, match=r"^the cache of features is for solvers with one"):
+        RestorerNetwork(several, cache=2)
+    assert RestorerNetwork(InpaintingJob(task, SIZE), cache=2).calls == 2
 
 
 @pytest.mark.long

@@ -1,10 +1,13 @@
 """The cache of deep features: the U-Net in two parts, and which steps of a run use which."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from diffusers import UNet2DModel
 from helpers.quantized import measurement, one_thread, tiny_denoiser  # noqa: F401
 
+from quant.temporal.change import feature_changes, least_change, measured_steps
 from quant.temporal.features import CachedNetwork, SplitUNet, cached
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import tiled
@@ -171,3 +174,46 @@ def test_what_does_not_tell_the_steps_is_refused():
     network = CachedNetwork(Parts(), 2).begin((9.0, 5.0, 1.0))
     with pytest.raises(ValueError, match="differentiates the network"):
         network(torch.zeros(1, 3, 4, 4, requires_grad=True), torch.tensor([9.0]))
+
+
+def test_steps_are_chosen_where_features_change():
+    # features move along a line, much at first and a little at the end
+    places = torch.tensor([0.0, 5.0, 8.0, 8.1, 8.2, 8.25, 9.0, 9.0])
+    changes = torch.cdist(places[:, None], places[:, None]).square()
+    assert least_change(changes, 1) == (0,)
+    assert least_change(changes, 3) == (0, 1, 2)
+    assert least_change(changes, 4) == (0, 1, 2, 6)
+    assert least_change(changes, 8) == tuple(range(8))
+    for count in (2, 3, 5):
+        lost = {
+            full: sum(float(changes[max(f for f in full if f <= j), j]) for j in range(8))
+            for rest in combinations(range(1, 8), count - 1)
+            for full in [(0, *rest)]
+        }
+        assert lost[least_change(changes, count)] == pytest.approx(min(lost.values()))
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: tiled(d, 8, 2)])
+def test_changes_are_those_of_the_features_that_runs_have(wrap):
+    class Moving(Parts):
+        def full(self, x, t):
+            features = torch.stack([t[0], torch.tensor(300.0)])  # by time alone
+            return 0.1 * x, features
+
+    denoiser = Denoiser(Moving(), VP.linear())
+    grid = trailing(denoiser.process, 3)
+
+    def restore(asked):
+        for k in range(2):
+            x = torch.randn(1, 3, 14, 14, generator=torch.Generator().manual_seed(k))
+            solve(DDIM(), wrap(asked), x, grid)
+
+    found = feature_changes(denoiser, restore)
+    times = torch.tensor(grid.times[:3])
+    expected = (times[:, None] - times).square() / (times.square() + 300.0**2)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=1e-4, atol=1e-6)
+    assert measured_steps(denoiser, restore, 2) == least_change(expected, 2)
+    with pytest.raises(ValueError, match="count must be from 1 to the 3 steps; got 4"):
+        measured_steps(denoiser, restore, 4)
+    with pytest.raises(ValueError, match="no run was made"):
+        feature_changes(denoiser, lambda asked: None)

@@ -223,6 +223,10 @@ def test_networks_are_deployed(house, tmp_path, quantized, name):
         for d in (denoiser, load(tmp_path / "f"))
     )
     torch.testing.assert_close(graph, host, atol=1e-4, rtol=1e-4)
+    if name in ("denoise", "paired"):
+        network_runs_on_the_edge(tmp_path / "f", task, denoiser, trial)
+    if name == "denoise":
+        answers_at_any_time(tmp_path / "any", origin, denoiser)
     found = run_report(origin.quantized, origin, tmp_path / "r", trials, run)
     assert len(found["chain"]) >= 1
     # the graph's results are those of the simulation, so both reports tell the same
@@ -256,6 +260,35 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
         runs_on_the_edge(tmp_path / "b", task, origin, trials.data)
     else:
         assert figures["psnr_bundle_simulated"] > figures["psnr_between"] - 1
+
+
+def answers_at_any_time(folder, origin, denoiser):
+    """An 8-bit network with its layers of time, asked where it wasn't calibrated."""
+    run_export(origin.model, folder, Graph(origin.quantized, "cpu", times="any"))
+    found = load(folder)
+    assert found.bundle.timesteps == []
+    assert found.integer_convs() == found.bundle.planned > 0
+    x = torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    exact = denoiser(x, 61.5).x0
+    assert 0 < (found(x, 61.5).x0 - exact).norm() / exact.norm() < 0.2
+    with pytest.raises(ValueError, match="calibrated or any; got 'some'"):
+        run_export(origin.model, folder, Graph(origin.quantized, "cpu", times="some"))
+
+
+def network_runs_on_the_edge(folder, task, denoiser, trial):
+    """A network's ``run.py`` follows its table to what the task makes of the picture."""
+    runner, image = edge.Network(folder, threads=1), trial.inputs["image"]
+    if task.name == "denoise":
+        sigma = runner.levels[len(runner.levels) // 2]["kappa"] / 2  # a level as it is
+        options = task.simulated(denoiser, sigma)
+        host = task.restorer(denoiser, options, Settings(steps=1))(trial.inputs)
+        found = runner.picture(image.numpy(), sigma=sigma)
+    else:
+        settings = Settings(task.settings.solver, STEPS)
+        host = task.restorer(denoiser, task.simulated(denoiser), settings)(trial.inputs, seed=1)
+        noise = randn((1, *image.shape), torch.Generator().manual_seed(1)).numpy()
+        found = runner.picture(image.numpy(), noise=noise, steps=STEPS)
+    np.testing.assert_allclose(found, host.mean.numpy(), rtol=0, atol=3.5e-5)
 
 
 def runs_on_the_edge(folder, task, origin, data):

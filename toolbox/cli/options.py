@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from toolbox.tasks.options import Checkpoint
+from toolbox.tasks.options import Checkpoint, Computing
 
 Pictures = Annotated[
     list[Path],
@@ -73,14 +73,19 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
                 flat.append(_keyword(f.name, types[f.name], default))
         groups[parameter.name] = kind, fixed
 
-    of_models = {"model", "tissue"} & {p.name for p in flat}
-    types = get_type_hints(Checkpoint, include_extras=True) if of_models else {}
-    flat += [_keyword(name, kind, None) for name, kind in types.items()]
+    names = {p.name for p in flat}
+    types, computing = {}, {}
+    if {"model", "tissue"} & names:
+        types = get_type_hints(Checkpoint, include_extras=True)
+        own = get_type_hints(Computing, include_extras=True)
+        computing = {name: kind for name, kind in own.items() if name not in names}
+    flat += [_keyword(name, kind, None) for name, kind in (types | computing).items()]
 
     def call(**given: Any) -> Any:
-        from toolbox.api import reading_with
+        from toolbox.api import computing_with, reading_with
 
         said = {name: given.pop(name) for name in types}
+        how = {name: given.pop(name) for name in computing}
         made = {
             name: kind(
                 **fixed,
@@ -92,7 +97,7 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
             )
             for name, (kind, fixed) in groups.items()
         }
-        with reading_with(said):
+        with reading_with(said), computing_with(**how):
             return command(**given, **made)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__

@@ -267,6 +267,7 @@ def _restore_many(inputs: list[Path], many: Many, job: Job) -> None:
     from toolbox.tasks.scale.engine import lines_of, prepared, restore_all
     from toolbox.tasks.scale.search import find_items
 
+    refuse_unused(["threads"], "on many measurements, whose --workers compute on one thread each")
     if hasattr(job.options, "sheet"):
         many = replace(many, sheet=job.options.sheet)
         job = replace(job, options=replace(job.options, sheet=None))

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from export.bundle import RunRecord
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
+from quant.temporal.features import cached
 from restoration.task import shown_to
 from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
@@ -35,6 +37,13 @@ def task_of(denoiser: Denoiser, recorded: CalibrationSet) -> Task:
         return task_by_name(name)
     plain = "denoise" if denoiser.image_channels == 1 else "inpaint"
     return task_by_name(next((USUAL[w] for w in shown_to(denoiser) if w in USUAL), plain))
+
+
+def on_recorded_grid(run: Settings, recorded: CalibrationSet) -> Settings:
+    """The run on the calibration's grid, whose times the network holds, unless another is named."""
+    if run.grid != "trailing":
+        return run
+    return replace(run, grid=recorded.provenance.grid or run.grid)
 
 
 def restorers(
@@ -79,6 +88,7 @@ def run_verify(
     recorded = CalibrationSet.load(calibration)
     recorded.check(denoiser.network, run.solver)
     task, kept = task_of(denoiser, recorded), dict[str, list[Row]]()
+    run = on_recorded_grid(run, recorded)
     if trials.data is not None:
         trials.options(task, denoiser)  # which may lack one
 
@@ -165,12 +175,12 @@ def run_verify_restorer(
     task, options, settings = options_of(run, denoiser)
     # a graph has no tiles
     settings = replace(settings, tile=2**31, timesteps=tuple(graph.bundle.timesteps))
-    methods = {"float": task.restorer(denoiser, options, settings)}
+    methods = {"float": task.restorer(_cached(denoiser, run), options, settings)}
     methods["bundle"] = graph.restore
     if origin.quantized is not None:
         network = load_quantized(origin.quantized, denoiser.network)
         small = denoiser.around(network.simulating(graph.bundle.target))
-        methods["simulated"] = task.restorer(small, options, settings)
+        methods["simulated"] = task.restorer(_cached(small, run), options, settings)
     source = task.source(trials.data, denoiser, (run.height, run.width), trials.seed)
     shape = run.inputs.get("image", (source.channels,))  # graphs of pictures take colours
     source = replace(source, channels=shape[0])
@@ -200,6 +210,11 @@ def run_verify_restorer(
     if report is not None:
         _write_report(report, bundle.name, figures, task, rows)
     return figures
+
+
+def _cached(denoiser: Denoiser, run: RunRecord) -> Denoiser:
+    """With the graph's cache of features."""
+    return denoiser if run.cache is None else cached(denoiser, run.cache)
 
 
 def _between(row: Row) -> dict[str, Any]:

@@ -49,6 +49,17 @@ Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout.")
 Sigma = Annotated[float, Option(help="Noise on the data, in units of [0, 1].", min=0)]
 
 
+Cache = Annotated[
+    str | None,
+    Option(
+        help=(
+            "Reuse the U-Net's deep features from step to step: 2 computes them at every second"
+            " one, 0,1,4 at these steps. For runs of many steps."
+        )
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Settings:
     """A run: the solver, its steps (None: the task's own number), their times, the correction; in
@@ -81,15 +92,7 @@ class Prior:
         ),
     ] = DEFAULT_MODEL
     device: Annotated[str, Option(help="cpu, cuda, or for bundles openvino.")] = "cpu"
-    cache: Annotated[
-        str | None,
-        Option(
-            help=(
-                "Reuse the U-Net's deep features from step to step: 2 computes them at every second"
-                " one, 0,1,4 at these steps. For runs of many steps."
-            )
-        ),
-    ] = None
+    cache: Cache = None
 
     @property
     def place(self) -> dict[str, Any]:
@@ -98,10 +101,15 @@ class Prior:
         Raises:
             ValueError: a cache that is no number and no list of numbers.
         """
-        return {"device": self.device, "cache": _steps(self.cache)}
+        return {"device": self.device, "cache": full_steps(self.cache)}
 
 
-def _steps(text: str | None) -> int | tuple[int, ...] | None:
+def full_steps(text: str | None) -> int | tuple[int, ...] | None:
+    """The steps that ``--cache`` names.
+
+    Raises:
+        ValueError: no number and no list of numbers.
+    """
     if text is None:
         return None
     try:
@@ -116,6 +124,16 @@ def _steps(text: str | None) -> int | tuple[int, ...] | None:
 
 def _said(text: str, *names: str) -> Any:
     return Option(*names, help=text, rich_help_panel="What the weights of a MODEL file don't tell")
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a command computes, whatever it does: those that take a model have these options."""
+
+    threads: Annotated[
+        int | None,
+        Option(help="Of the processor, for networks. [default: as many as it has cores]", min=1),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +244,17 @@ class Many:
     ] = False
     sheet: Annotated[
         Path | None, _many("Also write a picture of the first results beside what was given.")
+    ] = None
+    workers: Annotated[
+        int | None,
+        _many("Processes of one thread each, on this machine (extra `scale`).", min=1, max=1024),
+    ] = None
+    scheduler: Annotated[
+        str | None, _many("Address of a Dask scheduler, whose workers do it: tcp://HOST:8786.")
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None,
+        _many("With --workers and --device cuda: 1, or less to share one.", min=0.01, max=1),
     ] = None
 
 

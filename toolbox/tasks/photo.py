@@ -52,6 +52,9 @@ REDUCTIONS: dict[str, type[Reduction]] = {
     "block": BlockMean,
     "bicubic": Bicubic,
 }
+# of noise, that a denoiser is calibrated at: spread in log-SNR, so that runs of several steps from
+# any of them find as many below; every 25th, 20th ... makes a run of 5, 6 ... steps of that grid
+LEVELS = 101
 
 
 class LinearPictureTask(PictureTask):
@@ -133,6 +136,7 @@ class Denoise(LinearPictureTask):
     settings = Settings(steps=1)
     sampling_steps = 5
     calibration_sigma = 0.1
+    recorded_grid = "log-snr"
 
     def model_for(self, path: Path, options: Denoising) -> str:
         return denoiser_of(read_image(path).pixels)
@@ -142,6 +146,12 @@ class Denoise(LinearPictureTask):
 
     def task(self, denoiser: Denoiser, options: Denoising, settings: Settings) -> LinearTask:
         return replace(super().task(denoiser, options, settings), whole_grid=options.whole)
+
+    def recorded_steps(self, denoiser: Denoiser) -> tuple[int, ...]:
+        """So many levels that the noise of any picture is near one, and a run of several steps
+        finds as many.
+        """
+        return (min(LEVELS, denoiser.process.levels or LEVELS),)
 
     def deployed(self, options: Denoising, settings: Settings) -> tuple[Any, Settings]:
         """A run that visits the whole grid."""
@@ -233,6 +243,7 @@ class Deblur(LinearPictureTask):
     name = "deblur"
     benched = ("plain", "wiener", GREY, COLOUR)
     prior = Prior(GREY)
+    calibration_sigma = Deblurring.sigma
 
     def model_for(self, path: Path, options: Deblurring) -> str:
         return denoiser_of(read_image(path).pixels)
@@ -247,7 +258,14 @@ class Deblur(LinearPictureTask):
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
     ) -> Deblurring:
-        return with_numbers(Deblurring(1.6, 0.0, 0.0), self.name, sigma, numbers)
+        level = self.calibration_sigma if sigma is None else sigma
+        return with_numbers(Deblurring(1.6, level, 0.0), self.name, None, numbers)
+
+    def deployed(self, options: Deblurring, settings: Settings) -> tuple[Any, Settings]:
+        """The command's run, from its start level, where the data have noise to regularize by."""
+        if options.sigma > 0:
+            options = replace(options, start_level=Deblurring.start_level)
+        return super().deployed(options, settings)
 
     def record(self, options: Deblurring) -> dict[str, str | float]:
         return {"blur": options.blur}

@@ -106,12 +106,13 @@ class PictureTask(Task):
         ran = settings if run is None else run
         solver, steps = ran.solver, ran.steps
         done, total = itertools.count(1), (steps or 1) * draws.samples
-        result = self.restorer(denoiser, reading.options, settings)(
-            reading.inputs,
-            num_samples=draws.samples,
-            seed=draws.seed,
-            callback=lambda *_: progress(next(done), total),
-        )
+        with self.calibrated(settings):
+            result = self.restorer(denoiser, reading.options, settings)(
+                reading.inputs,
+                num_samples=draws.samples,
+                seed=draws.seed,
+                callback=lambda *_: progress(next(done), total),
+            )
 
         def finished(picture: Tensor) -> np.ndarray:
             """As it is written: in the file's own colours, with what is known as it was."""

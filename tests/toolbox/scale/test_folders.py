@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 from helpers.commands import restobox
 from helpers.data import smooth_picture
-from helpers.networks import shallow_unet
 
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.ultrasound import write_clip
-from solvers.denoiser import Denoiser
 from solvers.inputs.errors import InputError
-from solvers.processes.process import VP
 from toolbox.tasks import task_by_name
 from toolbox.tasks.options import Inpainting, Output, Prior, Settings
 from toolbox.tasks.scale.items import Item
@@ -26,49 +23,10 @@ from toolbox.tasks.scale.manifest import NAME, Manifest
 from toolbox.tasks.scale.plan import result_name
 from toolbox.tasks.scale.search import find_items, is_single
 
-NAMES = ("a.png", "b.jpg", "sub/c.png")
+NAMES = {"a.png", "b.jpg", "sub/c.png"}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    place = tmp_path_factory.mktemp("model") / "planes"
-    process = VP.cosine(100, zero_terminal_snr=True)
-    Denoiser(shallow_unet(1, 1), process, "v_prediction").save_pretrained(place)
-    return place
-
-
-@pytest.fixture
-def scans(tmp_path):
-    """A folder with three pictures in two depths, and a text."""
-    folder = tmp_path / "scans"
-    (folder / "sub").mkdir(parents=True)
-    for k, name in enumerate(NAMES):
-        noise = 0.1 * np.random.default_rng(k).standard_normal((3, 24, 20 + k))
-        pixels = (smooth_picture(24, 20 + k) + noise).clip(0, 1).astype(np.float32)
-        write_image(folder / name, Photo(pixels, bits=16 if k == 2 else 8))
-    (folder / "readme.txt").write_text("what was scanned")
-    return folder
-
-
-@pytest.fixture
-def denoise(model):
-    def run(*arguments):
-        return restobox("restore", "denoise", *arguments, "--model", model, "--sigma", "0.1")
-
-    return run
-
-
-def everything(folder):
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != NAME)
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
-
-
-def records(folder, status="done"):
-    lines = (folder / NAME).read_text().splitlines()[1:]
-    return {r["item"]: r for r in map(json.loads, lines) if r["status"] == status}
-
-
-def test_a_folder_is_restored_and_gone_on_with(scans, tmp_path, denoise):
+def test_a_folder_is_restored_and_gone_on_with(scans, tmp_path, denoise, everything, records):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.md").write_text("mine")
@@ -80,12 +38,12 @@ def test_a_folder_is_restored_and_gone_on_with(scans, tmp_path, denoise):
     assert (told["done"], told["failed"], told["kept"], told["left"]) == (3, 1, 0, 0)
     assert "bad.png" in found.stderr
     assert "1 .txt" in found.stderr
-    assert set(everything(out)) == {*NAMES, "notes.md"}
+    assert set(everything(out)) == NAMES | {"notes.md"}
     assert (out / "notes.md").read_text() == "mine"
     assert read_image(out / "sub/c.png").bits == 16
     assert read_image(sheet).pixels.shape[2] > 3 * 2 * 192
     done = records(out)
-    assert set(done) == set(NAMES)
+    assert set(done) == NAMES
     assert "can't be read as an image" in records(out, "failed")["bad.png"]["reason"]
     assert {r["nfe"] for r in done.values()} == {1}
     assert done["a.png"]["seed"] == seed_of(0, "a.png") != done["b.jpg"]["seed"]
@@ -111,7 +69,7 @@ def test_a_folder_is_restored_and_gone_on_with(scans, tmp_path, denoise):
     assert (other["done"], other["kept"]) == (4, 0)
 
 
-def test_nothing_of_the_users_is_replaced(scans, tmp_path, denoise):
+def test_nothing_of_the_users_is_replaced(scans, tmp_path, denoise, everything):
     before = everything(scans)
     found = denoise(scans, "-o", scans)
     assert found.returncode == 2
@@ -148,13 +106,13 @@ def test_a_dry_run_writes_nothing(scans, tmp_path, denoise):
     assert not out.exists()
 
 
-def test_neither_order_nor_company_matters(scans, tmp_path, model):
+def test_neither_order_nor_company_matters(scans, tmp_path, planes, everything):
     """An item's mask and samples come from its name and the run's seed."""
 
     def run(out, *inputs, seed=1):
         options = ("--mask", "random:0.5", "--steps", 2, "-n", 2, "--seed", seed)
         found = restobox(
-            "restore", "inpaint", *inputs, "-o", tmp_path / out, *options, "--model", model
+            "restore", "inpaint", *inputs, "-o", tmp_path / out, *options, "--model", planes
         )
         assert found.returncode == 0, found.stderr
         return everything(tmp_path / out)
@@ -165,7 +123,7 @@ def test_neither_order_nor_company_matters(scans, tmp_path, model):
     assert run("other", scans / "a.png", scans / "sub/c.png", seed=2)["a.png"] != both["a.png"]
 
 
-def test_lists_give_items_their_own_options(scans, tmp_path, model):
+def test_lists_give_items_their_own_options(scans, tmp_path, planes, records):
     mask = np.zeros((1, 24, 20), np.float32)
     mask[:, 4:9, 5:9] = 1
     write_image(scans / "m.png", Photo(mask))
@@ -176,7 +134,7 @@ def test_lists_give_items_their_own_options(scans, tmp_path, model):
     ]
     (scans / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
     out = tmp_path / "out"
-    found = restobox("restore", "inpaint", scans / "list.jsonl", "-o", out, "--model", model)
+    found = restobox("restore", "inpaint", scans / "list.jsonl", "-o", out, "--model", planes)
     assert found.returncode == 4
     assert "list.jsonl, line 3 gives no mask, and --mask neither" in found.stderr
     done = records(out)
@@ -312,7 +270,7 @@ def small_disk(most):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_stops_the_run_and_resume_completes_it(scans, tmp_path, denoise):
+def test_a_full_disk_stops_the_run_and_resume_completes_it(scans, tmp_path, denoise, everything):
     noise = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
     write_image(scans / "large.png", Photo(noise, bits=16))
     out = tmp_path / "out"

@@ -153,7 +153,13 @@ def prepared(
     Raises:
         ValueError, OSError: as :func:`restore_all`.
     """
-    inputs = list(inputs)
+    if many.scheduler is not None and many.workers is not None:
+        raise InputError(
+            "--workers starts processes on this machine and --scheduler takes those of a cluster;"
+            " give one of them"
+        )
+    if many.gpus_per_worker is not None and (many.scheduler or (many.workers or 1) < 2):
+        raise InputError("--gpus-per-worker means something with --workers 2 or more; leave it out")
     out = Path(os.path.abspath(job.output.out))
     if out.exists() and not out.is_dir():
         raise InputError(f"output {job.output.out} is a file; several results go to a folder")
@@ -177,7 +183,13 @@ def prepared(
 
 @contextlib.contextmanager
 def _restoring(job: Job, many: Many, ready: Plan) -> Iterator[Restored]:
-    """What restores items one after the other, as they come, and gives their records."""
+    """What restores items as they come, and gives their records."""
+    if many.scheduler is not None or (many.workers or 1) > 1:
+        from toolbox.tasks.scale.cluster import over_cluster
+
+        with over_cluster(job, many, begin=bool(ready.todo)) as restored:
+            yield restored
+        return
     from toolbox.tasks.scale.worker import check_models, restore_item
 
     if ready.todo:

@@ -6,10 +6,11 @@ import contextlib
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from solvers.inputs.errors import FullDiskError, ResourceError
 from toolbox.api import keeping_models, load_for, reading_with
@@ -25,6 +26,14 @@ _models: dict[Any, Any] = {}
 _ELSEWHERE = ("seed", "samples", "steps", "nfe", "seconds", "quality")
 
 
+@lru_cache(1)
+def _pools() -> ThreadpoolController:
+    """The libraries with threads of their own, found once: a search takes milliseconds."""
+    import scipy.linalg  # noqa: F401  which brings a library along
+
+    return ThreadpoolController()
+
+
 @contextlib.contextmanager
 def working() -> Iterator[None]:
     """As a worker computes: one thread, so that results do not depend on the machine's cores; each
@@ -33,7 +42,7 @@ def working() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1), keeping_models(_models, threads=1):
+        with _pools().limit(limits=1), keeping_models(_models, threads=1):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -1,0 +1,174 @@
+"""Items restored by dask.distributed: workers on this machine, or those of a scheduler.
+
+A worker is a process with one thread, which loads a model once. A worker that is lost is replaced
+and its item given to another one, at most :data:`LOSSES` times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import uuid
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from solvers.inputs.errors import InputError, RestoboxError, first_line
+from toolbox.tasks.options import Many
+from toolbox.tasks.scale.items import Item
+from toolbox.tasks.scale.job import Job
+from toolbox.tasks.scale.worker import check_models, restore_item
+
+LOSSES = 3  # of workers, before the item itself is taken to be the cause
+AHEAD = 2  # items that a worker has at hand, so that it needn't wait for the next
+PATIENCE = 60  # seconds for the first worker
+REACHED = "10s"  # for the scheduler
+
+Records = Iterator[dict[str, Any]]
+
+
+@contextlib.contextmanager
+def over_cluster(
+    job: Job, many: Many, begin: bool = True
+) -> Iterator[Callable[[Iterator[Item]], Records]]:
+    """What restores items as they come, on several workers, and gives their records as they end.
+
+    Args:
+        begin: whether there is anything to do: else no worker is started.
+
+    Raises:
+        InputError: dask is missing, no such scheduler, no worker, or workers without restobox.
+        ValueError, OSError: a model that the workers can't load.
+    """
+    if find_spec("distributed") is None:
+        raise InputError(
+            "--workers and --scheduler need dask: pip install 'restobox[scale]'; without them the"
+            " items are restored one after the other"
+        )
+    if not begin:
+        yield lambda items: iter(())
+        return
+    with _client(job, many) as client:
+        _check(client, job, many)
+        yield lambda items: _records(client, job, items)
+
+
+@contextlib.contextmanager
+def _client(job: Job, many: Many) -> Iterator[Any]:
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    if many.scheduler is not None:
+        try:
+            client = Client(many.scheduler, timeout=REACHED, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no Dask scheduler answers at {many.scheduler} ({first_line(error)}); start one by"
+                " `dask scheduler`, and give its address such as tcp://HOST:8786"
+            ) from error
+        with client:
+            yield client
+        return
+    count = many.workers or 1
+    environments = [device_of(k, job, many) for k in range(count)]
+    board = ":0" if find_spec("bokeh") is not None else None
+    address = {"host": "127.0.0.1", "port": 0}
+    scheduler = {"cls": Scheduler, "options": address | {"dashboard_address": board}}
+    own = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False}
+    workers = {
+        k: {"cls": Nanny, "options": own | {"env": env}} for k, env in enumerate(environments)
+    }
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": LOSSES - 1}),
+        SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def device_of(k: int, job: Job, many: Many) -> dict[str, str]:
+    """What the k-th worker's environment says of GPUs.
+
+    Raises:
+        InputError: more workers than the GPUs can take, or a share of a GPU without ``cuda``.
+    """
+    share = many.gpus_per_worker
+    if not job.prior.device.startswith("cuda"):
+        if share is not None:
+            raise InputError("--gpus-per-worker means something with --device cuda; leave it out")
+        return {}
+    import torch
+
+    share, workers, there = share or 1.0, many.workers or 1, torch.cuda.device_count()
+    if (needed := math.ceil(workers * share - 1e-9)) > there:
+        raise InputError(
+            f"{workers} workers with {share:g} GPUs each need {needed}, and this machine shows"
+            f" {there}; give fewer workers, or --gpus-per-worker {there / workers:.3g}"
+        )
+    return {"CUDA_VISIBLE_DEVICES": str(math.floor(k * share + 1e-9))}
+
+
+def _check(client: Any, job: Job, many: Many) -> None:
+    from distributed import TimeoutError
+
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError as error:
+        raise InputError(
+            f"no worker came within {PATIENCE} s; start some by `dask worker {many.scheduler}`"
+            " --nthreads 1"
+        ) from error
+    try:
+        client.submit(check_models, job, pure=False).result()
+    except (RestoboxError, ValueError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the workers can't run restobox ({type(error).__name__}: {first_line(error)}); install"
+            " the same version where they run"
+        ) from error
+
+
+def _records(client: Any, job: Job, items: Iterator[Item]) -> Records:
+    from distributed import as_completed
+
+    run, ended = uuid.uuid4().hex, as_completed(loop=client.loop)
+    running: dict[Any, Item] = {}
+
+    def begin() -> None:
+        """Hand out as much as the workers that are there now can have at hand."""
+        room = AHEAD * max(1, sum(client.nthreads().values())) - len(running)
+        for _ in range(room):
+            if (item := next(items, None)) is None:
+                return
+            future = client.submit(restore_item, job, item, key=f"{item.name}-{run}", pure=False)
+            running[future] = item
+            ended.add(future)
+
+    begin()
+    for future in ended:
+        yield record_of(future, running.pop(future))
+        future.release()
+        begin()
+
+
+def record_of(future: Any, item: Item) -> dict[str, Any]:
+    """The record of an item whose task has ended, however it did.
+
+    Raises:
+        RestoboxError: the scheduler is lost.
+    """
+    from distributed.scheduler import KilledWorker
+
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if not isinstance(error, KilledWorker):
+        raise RestoboxError(
+            f"the workers were lost ({type(error).__name__}: {first_line(error)}); run again with"
+            " --resume"
+        ) from error
+    reason = f"its worker died {LOSSES} times while it was restored: is there enough memory?"
+    record = {"item": item.name, "status": "failed", "input": str(item.path), "seconds": 0.0}
+    return record | {"reason": reason}
