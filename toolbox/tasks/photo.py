@@ -17,6 +17,7 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_image
+from restoration.io.scenes import is_scene, open_scene
 from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
@@ -31,7 +32,7 @@ from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
-from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
+from toolbox.tasks.base import Progress, Restorer, Size, Source, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, lanczos, non_local_means, plain, wiener
 from toolbox.tasks.options import (
     COLOUR,
@@ -42,9 +43,11 @@ from toolbox.tasks.options import (
     Denoising,
     Enlarging,
     Prior,
+    Request,
     Settings,
 )
 from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
+from toolbox.tasks.scale.scenes import denoise_scene
 
 Reduction = BlockMean | Bicubic | UnknownReduction
 REDUCTIONS: dict[str, type[Reduction]] = {
@@ -138,8 +141,33 @@ class Denoise(LinearPictureTask):
     calibration_sigma = 0.1
     recorded_grid = "log-snr"
 
+    suffixes = (*PictureTask.suffixes, ".hdr", ".nii", ".nii.gz")
+
+    def is_one(self, folder: Path) -> bool:
+        """A Zarr folder."""
+        return is_scene(folder)
+
+    def ending(self, path: Path) -> str:
+        """Scenes keep their kind of file."""
+        if path.is_dir():
+            return ""
+        return path.suffix.lower() if is_scene(path) else super().ending(path)
+
     def model_for(self, path: Path, options: Denoising) -> str:
+        if is_scene(path):
+            return COLOUR if open_scene(path).channels == 3 else GREY
         return denoiser_of(read_image(path).pixels)
+
+    def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
+        """Pictures, and scenes of any size by parts."""
+        if not is_scene(request.path):
+            return super().restore(request, progress)
+        sigma = (
+            None if request.options.sigma == "auto" else self.sigma(request.options, torch.zeros(0))
+        )
+        settings = replace(request.settings, steps=self.steps(request.settings, 1))
+        task = self.task(self.load(request.prior), request.options, settings)
+        return denoise_scene(task, request, sigma, progress)
 
     def operator(self, size: Size, options: Denoising) -> LinearOperator:
         return linear.Denoising()

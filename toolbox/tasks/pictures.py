@@ -6,7 +6,7 @@ import itertools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,7 +59,17 @@ class PictureTask(Task):
     (:meth:`read`), and which of their options are files (:meth:`inputs_of`).
     """
 
-    suffixes = (*SUFFIXES, ".bmp", ".pgm", ".ppm", ".pfm", ".avif", ".heic", ".heif", DICOM)
+    suffixes: ClassVar[tuple[str, ...]] = (
+        *SUFFIXES,
+        ".bmp",
+        ".pgm",
+        ".ppm",
+        ".pfm",
+        ".avif",
+        ".heic",
+        ".heif",
+        DICOM,
+    )
     written = (*SUFFIXES, DICOM)
     is_picture = True
 
