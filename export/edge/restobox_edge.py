@@ -733,6 +733,10 @@ def _picture_of(restorer: Restorer | Network, arguments: argparse.Namespace) -> 
     return restorer.picture(image, known, seed)
 
 
+def _denoises(restorer: Restorer | Network, arguments: argparse.Namespace) -> bool:
+    return isinstance(restorer, Network) and arguments.sigma is not None
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command does; the figures that it prints."""
     source, out = arguments.input, arguments.out
@@ -768,7 +772,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         raise Refused(f"{out}: results of {restorer.task} are arrays; write .npz")
     return {
-        "task": restorer.task,
+        "task": "denoise" if _denoises(restorer, arguments) else restorer.task,
         "out": str(out),
         "runs on": restorer.placement,
         "seconds to load": round(opened - began, 3),

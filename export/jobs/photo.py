@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from export.jobs.base import Job, Shape
-from restoration.operators.linear import Denoising, LinearOperator
+from restoration.operators.linear import LinearOperator
 from restoration.operators.measurement import Measurement
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
@@ -78,15 +78,7 @@ class LinearJob(Job):
 
     @property
     def correction(self) -> str:
-        if self.task.correction is not None:
-            return self.task.correction
-        return (
-            "none"
-            if isinstance(self.operator, Denoising)
-            else "diffpir"
-            if self.sigma > 0
-            else "ddnm"
-        )
+        return self.task.correction_for(self.operator, self.sigma) or "none"
 
     @property
     def operator_record(self) -> dict[str, str | float]:

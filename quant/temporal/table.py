@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from solvers.denoiser import Network
+from solvers.inputs.errors import UncalibratedError
 
 # of networks that embed no time: their layer that passes on the noise's level, which is shown to
 # them as a plane of the image
 LEVEL = "noise_level"
+MOST_LISTED = 12  # times that a message lists
 
 
 class TemporalTable(nn.Module):
@@ -60,16 +62,18 @@ def row_of(timesteps: Sequence[float], t: float) -> int:
     that).
 
     Raises:
-        ValueError: there is none; the message lists what there is.
+        UncalibratedError: there is none; the message lists what there is.
     """
     if timesteps:
         nearest = min(range(len(timesteps)), key=lambda k: abs(timesteps[k] - t))
         if abs(timesteps[nearest] - t) <= 1e-3:
             return nearest
     known = ", ".join(f"{s:g}" for s in timesteps)
-    raise ValueError(
-        f"timestep {t:g} is not in the temporal table, which holds {known}; run the solver on that"
-        " grid, or build the table (or a timestep graph) for the grid you want"
+    if len(timesteps) > MOST_LISTED:
+        known = f"{len(timesteps)} times from {min(timesteps):g} to {max(timesteps):g}"
+    raise UncalibratedError(
+        f"timestep {t:g} is not in the temporal table, which holds {known}: run the solver on that"
+        " grid, or calibrate for the grid you want"
     )
 
 

@@ -47,6 +47,10 @@ class ModelError(RestoboxError):
     """A model folder, bundle, calibration set or quantized network that is not accepted."""
 
 
+class UncalibratedError(ModelError):
+    """A run that asks an exported or quantized network at times that it was not calibrated for."""
+
+
 class ResourceError(RestoboxError):
     """More memory or disk than there is, or than may be used (:mod:`solvers.inputs.memory`)."""
 

@@ -25,6 +25,8 @@ from restoration.photo.inpainting import InpaintingTask
 from solvers import DDIM, SOLVERS, VP, Denoiser, RDDMSampler, solver_by_name
 from solvers.methods.rddm import RDDM
 from solvers.solver import Query, randn
+from toolbox.api import ZOO
+from toolbox.support.inspect import inspect_bundle
 
 FORMER = ROOT / "tests" / "former"
 ABSENT = ("torch", "brevitas", "diffusers", "onnx", "pydantic", "solvers", "export", "toolbox")
@@ -179,6 +181,14 @@ def test_networks_refuse_what_their_tables_lack(network, photo, tmp_path, capsys
         ((*good[:-1], FORMER / "bundle"), "without the tables"),
     ):
         assert says in refused(capsys, *words), words
+
+
+def test_a_bundle_says_what_it_can_run(network):
+    found = inspect_bundle(network)["can run"]
+    assert found["inpaint"] == "1, 2 steps of ddim"
+    assert inspect_bundle(FORMER / "restorer")["can run"]["inpaint"].startswith("ddim of 2 steps")
+    assert inspect_bundle(ZOO / "haze-int8")["can run"]["dehaze"].startswith("1, 5 steps of rddm")
+    assert "at 99 levels" in inspect_bundle(ZOO / "grey-int8")["can run"]["denoise"]
 
 
 # -- tables ----------------------------------------------------------------------------------------

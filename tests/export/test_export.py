@@ -15,7 +15,7 @@ import torch
 from helpers.quantized import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 from onnx import numpy_helper
 
-from export.bundle import MANIFEST, NETWORK, read_bundle, set_parity
+from export.bundle import FORMAT, MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
 from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
@@ -609,7 +609,7 @@ def test_bundles_of_the_first_format_are_read(bundles, tmp_path, kind, process):
     folder = _edited(bundles, tmp_path, lambda c, f: c.update(old))
     assert read_bundle(folder).make_process() == process
     set_parity(folder, {"passed": True})
-    assert json.loads((folder / MANIFEST).read_text())["format"] == 2
+    assert json.loads((folder / MANIFEST).read_text())["format"] == FORMAT
     assert read_bundle(folder).make_process() == process
 
 

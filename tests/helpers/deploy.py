@@ -15,4 +15,5 @@ def calibrate(model, data, out, progress=lambda done: None, **options) -> dict:
     ]
     assert not options, f"unknown options {', '.join(options)}"
     data = None if data is None else Path(data)
-    return run_calibrate(str(model), data, Path(out), *groups, progress=progress)
+    told = {"progress": lambda done, total: progress(done)}
+    return run_calibrate(str(model), data, Path(out), *groups, **told)

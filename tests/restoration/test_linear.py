@@ -13,7 +13,13 @@ from helpers.data import smooth_picture
 from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import noise_level, psnr
 from restoration.operators.linear import Denoising, Inpainting
-from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
+from restoration.operators.separable import (
+    Bicubic,
+    BlockMean,
+    Blur,
+    UnknownReduction,
+    gaussian_kernel,
+)
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge, push_pull, thin_plate
 from restoration.photo.linear import LinearTask, planewise
@@ -187,6 +193,23 @@ def test_tiles_of_a_pointwise_network_change_nothing():
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
+def test_a_network_that_is_shown_an_unknown_reduction_is_left_alone(tiny_model):
+    """Held to means of blocks it would copy what the small picture has of another kernel."""
+    d, y = Denoiser.from_pretrained(tiny_model), 0.3 + 0.4 * picture(6, 5)  # nothing is clipped
+    unknown, known = UnknownReduction((24, 20), 4), BlockMean((24, 20), 4)
+    alone = LinearTask(d, num_inference_steps=1)(y, unknown)
+    held = LinearTask(d, num_inference_steps=1)(y, known)
+    assert alone.misfit is None
+    assert held.misfit is not None
+    assert (known.A(held.mean[None])[0] - y).abs().max() < 1e-4
+    assert (known.A(alone.mean[None])[0] - y).abs().max() > 1e-3
+    named = LinearTask(d, num_inference_steps=1, correction="ddnm")(y, unknown).mean
+    torch.testing.assert_close(named, held.mean, rtol=0, atol=1e-5)
+    # nothing else would steer a network that is shown nothing
+    free = LinearTask(gaussian(), num_inference_steps=1)
+    torch.testing.assert_close(free(y, unknown).mean, free(y, known).mean, rtol=0, atol=1e-5)
+
+
 def test_conditional_network_is_shown_the_enlarged_picture(tiny_model):
     d = Denoiser.from_pretrained(tiny_model)
     x, operator = picture(), BlockMean((24, 20), 4)
@@ -356,7 +379,8 @@ def test_commands(restore, tmp_path):
     assert '"sigma"' in output.out
     assert read_image(tmp_path / "o.png").pixels.shape == image.shape
     code, output = restore(
-        "superresolve", tmp_path / "x.png", "-o", tmp_path / "l.png", "--factor", 3
+        *("superresolve", tmp_path / "x.png", "-o", tmp_path / "l.png"),
+        *("--factor", 3, "--kernel", "block"),
     )
     assert code == 0
     large = read_image(tmp_path / "l.png").pixels

@@ -1,5 +1,6 @@
 """``restobox calibrate`` on any diffusers U-Net folder, with its own data or none."""
 
+import copy
 import json
 
 import numpy as np
@@ -15,10 +16,16 @@ from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
 from quant.temporal.table import step_network, temporal_table
 from restoration.io.images import Photo, write_image
+from restoration.operators.linear import Denoising
+from restoration.photo.linear import LinearTask
 from solvers.denoiser import Denoiser
+from solvers.grid import GRIDS
+from solvers.inputs.errors import UncalibratedError
 from solvers.processes.process import VP
 from toolbox.cli import main
+from toolbox.tasks import task_by_name
 from toolbox.tasks.inpainting import Inpaint
+from toolbox.tasks.options import Deblurring, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,6 +99,42 @@ def test_restoring_tasks_record_and_quantize(colour, pictures, tmp_path, task):
     x, t = next(found.batches())
     quantized = quantize(network, found)
     assert quantized(x, t).shape == x.shape
+
+
+def test_by_default_a_calibration_covers_the_tasks_own_runs(colour, pictures, tmp_path):
+    """And a run beyond it is refused with the command that calibrates for it."""
+    d = Denoiser.from_pretrained(colour)
+    held, options = {}, {"count": 2, "side": 16, "steps": None}
+    for name in ("inpaint", "denoise", "deblur"):
+        calibrate(colour, pictures, tmp_path / name, task=name, **options)
+        held[name] = CalibrationSet.load(tmp_path / name).grid
+    trailing = GRIDS["trailing"](d.process, 5).times[:-1]
+    assert set(held["inpaint"]) == set(trailing)
+    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    asked = []
+
+    def known_at(name):
+        """The network as exported with these times."""
+        one = copy.copy(d)
+        one.network = lambda x, t: asked.append(float(t[0])) or torch.zeros_like(x)
+        one.network.timesteps, one.network.out_channels = held[name], 3
+        return one
+
+    for sigma in (0.02, 0.1, 0.5):  # one call, and five for samples
+        for steps in (1, 5):
+            LinearTask(known_at("denoise"), num_inference_steps=steps)(
+                picture, Denoising(), sigma=sigma
+            )
+    assert set(asked) <= set(held["denoise"])
+    asked.clear()
+    task, options = task_by_name("deblur"), Deblurring(1.6)
+    settings = Settings(steps=5)
+    task.restorer(known_at("deblur"), options, settings)({"image": picture}, seed=0)
+    assert asked == list(held["deblur"])
+    says = "restobox calibrate MODEL --data DATA -o c.safetensors --task deblur --steps 9"
+    settings = Settings(steps=9)
+    with pytest.raises(UncalibratedError, match=says), task.calibrated(settings):
+        task.restorer(known_at("deblur"), options, settings)({"image": picture}, seed=0)
 
 
 def test_only_calibration_sets_are_replaced(colour, pictures, tmp_path):

@@ -225,6 +225,8 @@ def test_networks_are_deployed(house, tmp_path, quantized, name):
     torch.testing.assert_close(graph, host, atol=1e-4, rtol=1e-4)
     if name in ("denoise", "paired"):
         network_runs_on_the_edge(tmp_path / "f", task, denoiser, trial)
+    if name == "denoise":
+        answers_at_any_time(tmp_path / "any", origin, denoiser)
     found = run_report(origin.quantized, origin, tmp_path / "r", trials, run)
     assert len(found["chain"]) >= 1
     # the graph's results are those of the simulation, so both reports tell the same
@@ -258,6 +260,19 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
         runs_on_the_edge(tmp_path / "b", task, origin, trials.data)
     else:
         assert figures["psnr_bundle_simulated"] > figures["psnr_between"] - 1
+
+
+def answers_at_any_time(folder, origin, denoiser):
+    """An 8-bit network with its layers of time, asked where it wasn't calibrated."""
+    run_export(origin.model, folder, Graph(origin.quantized, "cpu", times="any"))
+    found = load(folder)
+    assert found.bundle.timesteps == []
+    assert found.integer_convs() == found.bundle.planned > 0
+    x = torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    exact = denoiser(x, 61.5).x0
+    assert 0 < (found(x, 61.5).x0 - exact).norm() / exact.norm() < 0.2
+    with pytest.raises(ValueError, match="calibrated or any; got 'some'"):
+        run_export(origin.model, folder, Graph(origin.quantized, "cpu", times="some"))
 
 
 def network_runs_on_the_edge(folder, task, denoiser, trial):

@@ -126,6 +126,7 @@ def inspect_(
         "files",
         "operators",
         "settings",
+        "can run",
         "run",
         "recipe",
         "versions",

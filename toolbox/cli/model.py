@@ -130,8 +130,8 @@ def calibrate(
     unused = [*task_by_name(runs.task).unused]
     unused += ["partner"] if runs.task != "ultrasound" else []
     refuse_unused(unused, f"on the task {runs.task}")
-    with ProgressBar("calibrating", recording.count * len(runs.steps or [5])) as bar:
-        figures = run_calibrate(model, data, out, runs, recording, progress=bar.update)
+    with ProgressBar("calibrating", recording.count) as bar:
+        figures = run_calibrate(model, data, out, runs, recording, progress=bar.update_of)
     if as_json:
         return print_json(figures)
     print(
@@ -232,7 +232,7 @@ def export(
 
     if graph.restorer:
         unused = _unused_by_restorer(whole.task)
-        refuse_unused(unused, f"on a restorer of the task {whole.task}")
+        refuse_unused([*unused, "times"], f"on a restorer of the task {whole.task}")
         figures = run_export_restorer(model, out, graph, whole, settings)
     else:
         refuse_unused(RESTORER_OPTIONS, "without --restorer")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -36,7 +37,7 @@ def run_calibrate(
     runs: Trajectories = Trajectories(),
     recording: Recording = Recording(),
     *,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """Restore ``recording.count`` simulated measurements with the deployed solver at each number of
     steps and record what the network sees.
@@ -73,7 +74,10 @@ def run_calibrate(
     task.check_recordable(denoiser)
     side = _side(denoiser) if recording.side is None else recording.side
     source = task.source(data, denoiser, side, recording.seed)
-    steps = tuple(runs.steps or (5,))
+    steps = tuple(runs.steps or task.recorded_steps(denoiser))
+    if not runs.steps:
+        grid = task.recorded_grid if runs.grid == "trailing" else runs.grid
+        runs = replace(runs, steps=list(steps), grid=grid)
     sigma = task.calibration_sigma if runs.sigma is None else runs.sigma
     restore, ways = restorations(task, denoiser, source, runs, sigma)
     chosen = select or ("uniform" if samples is not None else None)
@@ -98,7 +102,7 @@ def run_calibrate(
                 provenance,
                 per_timestep=recording.per_timestep or samples or 8,
                 crop=_crop(denoiser, side),
-                progress=progress,
+                progress=lambda done: progress(done, recording.count * ways),
             )
             if chosen is not None and samples is not None:
                 recorded = select_samples(recorded, denoiser, chosen, samples, recording.seed)

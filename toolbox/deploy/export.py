@@ -19,6 +19,7 @@ from toolbox.deploy.options import Graph, Whole
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Task
 from toolbox.tasks.options import Settings, full_steps
+from toolbox.tasks.photo import REDUCTIONS
 
 
 def run_export(model: str, out: Path, graph: Graph) -> dict:
@@ -29,14 +30,19 @@ def run_export(model: str, out: Path, graph: Graph) -> dict:
     """
     from export.exporter import export_bundle
 
+    if graph.times not in ("calibrated", "any"):
+        raise ValueError(f"--times is calibrated or any; got {graph.times!r}")
     denoiser, made = _loaded(model, out, graph)
-    card = _card(out, graph.summary)
-    return _figures(
+    bundle = export_bundle(
+        denoiser,
         out,
-        export_bundle(
-            denoiser, out, target=graph.target, quantized=made, seed=graph.seed, card=card
-        ),
+        target=graph.target,
+        quantized=made,
+        timesteps=() if graph.times == "any" else None,
+        seed=graph.seed,
+        card=_card(out, graph.summary),
     )
+    return _figures(out, bundle)
 
 
 def run_export_restorer(
@@ -51,16 +57,17 @@ def run_export_restorer(
 
     denoiser, made = _loaded(model, out, graph)
     times = () if made is None else tuple(made.timesteps)
-    bundle = export_restorer_bundle(
-        make_job(denoiser, whole, replace(settings, timesteps=times)),
-        out,
-        target=graph.target,
-        quantized=made,
-        estimates=whole.estimates,
-        cache=full_steps(whole.cache),
-        seed=graph.seed,
-        card=_card(out, graph.summary),
-    )
+    with task_by_name(whole.task).calibrated(settings):
+        bundle = export_restorer_bundle(
+            make_job(denoiser, whole, replace(settings, timesteps=times)),
+            out,
+            target=graph.target,
+            quantized=made,
+            estimates=whole.estimates,
+            cache=full_steps(whole.cache),
+            seed=graph.seed,
+            card=_card(out, graph.summary),
+        )
     return _figures(out, bundle)
 
 
@@ -102,7 +109,8 @@ def options_of(run: RunRecord, denoiser: Denoiser) -> tuple[Task, Any, Settings]
     numbers: dict[str, Any] = {name: record[name] for name in ("factor", "blur") if name in record}
     if "factor" in numbers:
         numbers["factor"] = int(numbers["factor"])
-        numbers["kernel"] = "block" if record["operator"] == "BlockMean" else "bicubic"
+        kernels = {of.__name__: name for name, of in REDUCTIONS.items()}
+        numbers["kernel"] = kernels[str(record["operator"])]
     if run.task == "mri":
         numbers["coils"] = str(run.inputs["kspace"][0] // 2)
     # of mri the noise is an input, where there is any

@@ -27,7 +27,12 @@ class Trajectories:
     ] = "ddim"
     steps: Annotated[
         list[int] | None,
-        Option(help="Solver steps to deploy; give it several times for several. [default: 5]"),
+        Option(
+            help=(
+                "Solver steps to deploy; give it several times for several. [default: those of the"
+                " task's default runs; denoise: 101 levels of noise]"
+            )
+        ),
     ] = None
     grid: Grid = "trailing"
     correction: Correction = None
@@ -146,6 +151,15 @@ class Graph:
     ] = False
     summary: Annotated[str, Option(help="A sentence for the model card.")] = ""
     seed: Annotated[int, Option(help="Seed of the calibration, for the record.")] = 0
+    times: Annotated[
+        str,
+        Option(
+            help=(
+                "Where an 8-bit network answers: calibrated (its table of times), or any (the"
+                " layers of time stay in the graph)."
+            )
+        ),
+    ] = "calibrated"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from solvers.files import check_outputs
 from toolbox.api import float_model
 from toolbox.deploy.compare import Row, compare, means, shown
 from toolbox.deploy.options import Origin, Trials
-from toolbox.deploy.verify import restorers, task_of
+from toolbox.deploy.verify import on_recorded_grid, restorers, task_of
 from toolbox.support.html import check_report, html_table, write_report
 from toolbox.support.sheets import chart
 from toolbox.tasks.base import Task
@@ -95,7 +95,7 @@ def run_report(
     sheets: dict[str, np.ndarray] = {}
     pictures: list[str] = []
     if trials.data is not None:
-        task = task_of(denoiser, inputs)
+        task, run = task_of(denoiser, inputs), on_recorded_grid(run, inputs)
         both = {"float": denoiser, "quantized": denoiser.around(network)}
         chain, rows = _restored(task, both, trials, run, lambda k: progress(3 + k, total))
         images = [row.flat() | {"psnr_between": row.between("quantized", "float")} for row in rows]

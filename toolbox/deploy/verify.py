@@ -39,6 +39,13 @@ def task_of(denoiser: Denoiser, recorded: CalibrationSet) -> Task:
     return task_by_name(next((USUAL[w] for w in shown_to(denoiser) if w in USUAL), plain))
 
 
+def on_recorded_grid(run: Settings, recorded: CalibrationSet) -> Settings:
+    """The run on the calibration's grid, whose times the network holds, unless another is named."""
+    if run.grid != "trailing":
+        return run
+    return replace(run, grid=recorded.provenance.grid or run.grid)
+
+
 def restorers(
     task: Task, denoisers: Mapping[str, Denoiser], options: Any, run: Settings
 ) -> dict[str, list[Restorer]]:
@@ -81,6 +88,7 @@ def run_verify(
     recorded = CalibrationSet.load(calibration)
     recorded.check(denoiser.network, run.solver)
     task, kept = task_of(denoiser, recorded), dict[str, list[Row]]()
+    run = on_recorded_grid(run, recorded)
     if trials.data is not None:
         trials.options(task, denoiser)  # which may lack one
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
-from export.bundle import read_bundle
+from export.bundle import Bundle, read_bundle
+from quant.temporal.table import row_of
+from restoration.paired.task import default_process
+from restoration.photo.linear import CONTRASTS
+from restoration.task import KINDS, check_kind
+from solvers.denoiser import Denoiser
+from solvers.grid import lay
+from solvers.methods import solver_by_name
+
+STEPS = (*range(1, 21), 25, 50, 100)  # that a bundle is tried for
 
 
 def inspect_bundle(folder: Path, *, placement: bool = False, device: str = "cpu") -> dict:
@@ -20,7 +31,8 @@ def inspect_bundle(folder: Path, *, placement: bool = False, device: str = "cpu"
 
     bundle = read_bundle(folder)
     graph = onnx.load_model(folder / bundle.model_file, load_external_data=False).graph
-    content = bundle.model_dump(exclude={"process", "files"})
+    content = bundle.model_dump(exclude={"process", "files", "runs", "levels"})
+    content["can run"] = runs_of(bundle)
     content["process"] = bundle.process["kind"]
     content["files"] = {name: entry.size for name, entry in bundle.files.items()}
     content["inputs"] = {value.name: _type(value) for value in graph.input}
@@ -33,6 +45,58 @@ def inspect_bundle(folder: Path, *, placement: bool = False, device: str = "cpu"
         session = (Restorer if bundle.graph == "restorer" else Session)(folder, device=device)
         content["placement"] = [asdict(row) for row in session.placement()]
     return content
+
+
+def runs_of(bundle: Bundle) -> dict[str, str]:
+    """What a bundle can be run for, by task: the steps of the default grid whose times it holds,
+    and the noise that it removes.
+    """
+    if (run := bundle.run) is not None:
+        return {run.task: f"{run.solver} of {run.steps} steps, {run.width} x {run.height} pixels"}
+    s = bundle.settings
+    outputs = bundle.channels - s.fold**2 * s.condition_channels
+    network = SimpleNamespace(out_channels=outputs)
+    options = s.model_dump(exclude={"prediction_type"})
+    d = Denoiser(network, bundle.make_process(), s.prediction_type, **options)
+    return {task: _runs(task, d, bundle.timesteps) for task in KINDS if _fits(d, task)}
+
+
+def _fits(denoiser: Denoiser, task: str) -> bool:
+    try:
+        check_kind(denoiser, task)
+    except ValueError:
+        return False
+    return True
+
+
+def _runs(task: str, d: Denoiser, times: Sequence[float]) -> str:
+    width, process = d.value_range[1] - d.value_range[0], d.process
+    if not times:
+        return "any times"
+    if task in ("denoise", "deblur", "hsi"):
+        held = [process.kappa(t) / width for t in times if process.a(t) > 0]
+        if not held:
+            return "nothing: it holds no time with signal"
+        least, most = min(held) / CONTRASTS[1], min(max(held) / CONTRASTS[0], 1.0)
+        return f"noise of sigma {least:.2g} to {most:.2g}, at {len(held)} levels"
+    solvers = ("rddm", "resfusion") if task in ("dehaze", "paired") else ("ddim",)
+    told = []
+    for solver in solvers:
+        steps = [str(n) for n in STEPS if _held(task, d, solver, n, times)]
+        told += [f"{', '.join(steps)} steps of {solver}"] if steps else []
+    return "; ".join(told) or "no number of steps of the default grid"
+
+
+def _held(task: str, d: Denoiser, solver: str, steps: int, times: Sequence[float]) -> bool:
+    """Whether such a run asks at these times only."""
+    try:
+        process = d.process
+        if task in ("dehaze", "paired"):
+            process = default_process(d, solver_by_name(solver), steps)
+        levels = [process.log_snr(t) for t in lay("trailing", process, steps).times[:-1]]
+        return all(row_of(times, d.process.time_at(level)) >= 0 for level in levels)
+    except ValueError:
+        return False
 
 
 def _type(value) -> str:

@@ -5,7 +5,8 @@ verify, report, bench and export read only that.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -20,6 +21,7 @@ from restoration.io.pictures.folders import find_pictures, random_window
 from restoration.metrics import psnr, ssim
 from restoration.task import KINDS, Restored, check_kind
 from solvers.denoiser import Denoiser
+from solvers.inputs.errors import UncalibratedError
 from toolbox.tasks.options import Prior, Request, Settings
 
 Progress = Callable[[int, int], None]
@@ -126,6 +128,7 @@ class Task(ABC):
         sampling_steps: of a run that draws several samples, where one call gives the mean.
         benched: models and classical methods that a benchmark measures by default.
         unused: options of a calibration that the task has no use for.
+        recorded_grid: of the runs that a calibration follows by default.
         several_solvers: whether a calibration follows several: a network may be asked at other
             levels by each.
     """
@@ -141,6 +144,7 @@ class Task(ABC):
     benched: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[tuple[str, ...]] = ()
     several_solvers: ClassVar[bool] = False
+    recorded_grid: ClassVar[str] = "trailing"
 
     # -- the user's files --------------------------------------------------------------------------
 
@@ -205,6 +209,34 @@ class Task(ABC):
         Raises:
             ValueError: a number that the task doesn't have.
         """
+
+    def recorded_steps(self, denoiser: Denoiser) -> tuple[int, ...]:
+        """Solver steps of the runs that a calibration follows by default: the task's own, for the
+        mean and for samples.
+        """
+        found = dict.fromkeys((self.settings.steps, self.sampling_steps))
+        return tuple(n for n in found if n is not None) or (5,)
+
+    @contextmanager
+    def calibrated(self, settings: Settings) -> Iterator[None]:
+        """In this block a run that asks at times which a network isn't calibrated for is refused
+        with the command that calibrates for it.
+
+        Raises:
+            UncalibratedError: says that.
+        """
+        try:
+            yield
+        except UncalibratedError as error:
+            words = [f"restobox calibrate MODEL --data DATA -o c.safetensors --task {self.name}"]
+            words += [f"--solver {settings.solver}"] * (settings.solver != "ddim")
+            words += [f"--grid {settings.grid}"] * (settings.grid != "trailing")
+            # where the noise decides the times, the default holds enough of them
+            steps = settings.steps if self.recorded_grid == "trailing" else None
+            words += [] if steps is None else [f"--steps {steps}"]
+            raise UncalibratedError(
+                f"{error}; this does so for this run, then quantize and export: {' '.join(words)}"
+            ) from None
 
     def check_recordable(self, denoiser: Denoiser) -> None:
         """Refuse a network that is made for, or calibrated by, another task.

@@ -153,15 +153,16 @@ class MRI(Task):
         scan = read_scan(path)
         data = acquired(scan, options, path, draws.seed)
         task = self.task(load_for(self.name, prior.model, **prior.place), settings)
-        result = task.volume(
-            data.kspace,
-            data.mask,
-            data.maps,
-            sigma=data.sigma,
-            num_samples=draws.samples,
-            seed=draws.seed,
-            progress=progress,
-        )
+        with self.calibrated(replace(settings, steps=task.plan(draws.samples)[0])):
+            result = task.volume(
+                data.kspace,
+                data.mask,
+                data.maps,
+                sigma=data.sigma,
+                num_samples=draws.samples,
+                seed=draws.seed,
+                progress=progress,
+            )
         image, spread, truth = result.mean.numpy(), result.std.numpy(), data.truth
         drawn_images = [result.samples[:, k].numpy() for k in range(draws.samples)]
         if scan.crop is not None:
@@ -195,6 +196,10 @@ class MRI(Task):
         samples = list(zip(drawn, drawn_images if drawn else (), strict=True))
         files = write_reconstruction(out, image, scan, spread if std else None, samples)
         return figures | {"out": [str(f) for f in files]}
+
+    def recorded_steps(self, denoiser: Denoiser) -> tuple[int, ...]:
+        task = self.task(denoiser, self.settings)
+        return tuple(dict.fromkeys(task.plan(samples)[0] for samples in (1, 2)))
 
     def restorer(self, denoiser: Denoiser, options: Any, settings: Settings) -> Restorer:
         task = self.task(denoiser, settings)

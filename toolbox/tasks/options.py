@@ -12,7 +12,7 @@ from typer import Option
 
 CORRECTIONS = "ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint"
 DEFAULT_MODEL = "photo-int8"
-SMALL_BLOCKS = "photo-x4-int8"
+SMALL_PICTURES = "photo-x4-int8"
 COLOUR, GREY = "colour", "grey"  # denoisers
 
 Seed = Annotated[int, Option(help="Sample k uses seed + k.", min=0, max=2**62)]
@@ -337,7 +337,7 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Enlarging:
-    """``kernel``: how the large picture became the small one, ``block`` or ``bicubic``."""
+    """``kernel``: how the large picture became the small one, ``block``, ``bicubic`` or ``any``."""
 
     factor: Annotated[
         int, Option(help="How many times larger, 2 to 8 (the networks know 2, 3 and 4).")
@@ -345,9 +345,10 @@ class Enlarging:
     kernel: Annotated[
         str,
         Option(
-            help="How the large picture became the small one: block (means of blocks) or bicubic."
+            help="How the large picture became the small one: block (means of blocks), bicubic, or"
+            " any: nobody knows, JPEG perhaps."
         ),
-    ] = "block"
+    ] = "any"
     sigma: Sigma = 0.0
 
 

@@ -6,7 +6,7 @@ import itertools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,7 +59,17 @@ class PictureTask(Task):
     (:meth:`read`), and which of their options are files (:meth:`inputs_of`).
     """
 
-    suffixes = (*SUFFIXES, ".bmp", ".pgm", ".ppm", ".pfm", ".avif", ".heic", ".heif", DICOM)
+    suffixes: ClassVar[tuple[str, ...]] = (
+        *SUFFIXES,
+        ".bmp",
+        ".pgm",
+        ".ppm",
+        ".pfm",
+        ".avif",
+        ".heic",
+        ".heif",
+        DICOM,
+    )
     written = (*SUFFIXES, DICOM)
     is_picture = True
 
@@ -106,12 +116,13 @@ class PictureTask(Task):
         ran = settings if run is None else run
         solver, steps = ran.solver, ran.steps
         done, total = itertools.count(1), (steps or 1) * draws.samples
-        result = self.restorer(denoiser, reading.options, settings)(
-            reading.inputs,
-            num_samples=draws.samples,
-            seed=draws.seed,
-            callback=lambda *_: progress(next(done), total),
-        )
+        with self.calibrated(settings):
+            result = self.restorer(denoiser, reading.options, settings)(
+                reading.inputs,
+                num_samples=draws.samples,
+                seed=draws.seed,
+                callback=lambda *_: progress(next(done), total),
+            )
 
         def finished(picture: Tensor) -> np.ndarray:
             """As it is written: in the file's own colours, with what is known as it was."""
