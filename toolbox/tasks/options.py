@@ -92,7 +92,12 @@ class Prior:
             )
         ),
     ] = DEFAULT_MODEL
-    device: Annotated[str, Option(help="cpu, cuda, or for bundles openvino.")] = "cpu"
+    device: Annotated[
+        str,
+        Option(
+            help="cpu, cuda; for bundles openvino, openvino-bf16; auto: the fastest of them here."
+        ),
+    ] = "cpu"
     cache: Cache = None
 
     @property

@@ -143,6 +143,8 @@ class PictureTask(Task):
         figures: dict[str, Any] = {"task": self.name, "image": str(path), "out": str(out)}
         figures |= {"size": [shape[2], shape[1]], **reading.found, "model": prior.model}
         figures |= {"solver": solver, "steps": steps, "seed": draws.seed, "samples": draws.samples}
+        if prior.device == "auto":
+            figures["device"] = getattr(denoiser, "runs_on", None) or str(denoiser.device)
         figures |= {} if prior.cache is None else {"cache": prior.cache}
         figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
         if result.misfit is not None:
