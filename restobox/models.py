@@ -29,7 +29,11 @@ def load_model(model: Model, device: str = "cpu", dtype: torch.dtype | None = No
             ``device`` than the one that a given denoiser lives on.
     """
     found = model if isinstance(model, Denoiser) else load(os.fspath(model), device=device)
-    if isinstance(model, Denoiser) and torch.device(device).type not in ("cpu", model.device.type):
+    if (
+        isinstance(model, Denoiser)
+        and device not in ("cpu", "auto")
+        and torch.device(device).type != model.device.type
+    ):
         raise ValueError(
             f"the denoiser lives on {model.device}; move its network to {device} before, or leave"
             " out device"

@@ -191,7 +191,7 @@ def superresolve(
     factor: int = 4,
     model: Model | None = None,
     *,
-    kernel: str = "block",
+    kernel: str = "any",
     solver: str | None = None,
     steps: int | None = None,
     correction: str | None = None,
@@ -202,14 +202,16 @@ def superresolve(
 
     Args:
         factor: 2 to 8; the shipped networks know 2, 3 and 4.
-        model: by default ``photo-x4-int8`` for means of 4 x 4 blocks, else ``photo-int8``.
-        kernel: how the large picture became the small one: ``block`` or ``bicubic``.
+        model: by default ``photo-x4-int8`` for a factor of 4 (but for ``bicubic``), else
+            ``photo-int8``.
+        kernel: how the large picture became the small one: ``block`` (means of blocks),
+            ``bicubic``, or ``any``: nobody knows, JPEG perhaps.
 
     The others, and Raises: as :func:`inpaint`.
     """
-    from toolbox.tasks.photo import enlargement
+    from toolbox.tasks.photo import enlargement, enlarger
 
-    chosen = model or ("photo-x4-int8" if (factor, kernel) == (4, "block") else "photo-int8")
+    chosen = model or enlarger(factor, kernel)
 
     def measured(pixels: Tensor, sigma: float | None) -> tuple[Any, float]:
         return enlargement(_size(pixels), factor, kernel), sigma or 0.0

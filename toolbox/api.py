@@ -151,7 +151,8 @@ def load(
             .ckpt .safetensors .bin``, docs/networks.md), which is read without running code; a
             diffusers folder; an exported bundle (with ``bundle.json``); or, with huggingface_hub
             and a connection, ``owner/name`` of the Hugging Face hub.
-        device: ``cpu``, ``cuda``, or for bundles ``openvino``.
+        device: ``cpu``, ``cuda``, for bundles ``openvino`` and ``openvino-bf16``; ``auto``: the
+            fastest of them on this machine (:mod:`export.runtime.auto`).
         threads: threads of an exported graph's session; all cores by default.
         cache: reuse the U-Net's deep features between the steps of a run: k computes them at every
             k-th step, a list at these steps (:func:`quant.temporal.features.cached`).
@@ -222,9 +223,13 @@ def _load(
         return kind(place, device=device, threads=threads)
     from solvers.denoiser import Denoiser
 
-    if device == "openvino":
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("openvino"):
         raise ValueError(
-            f"device openvino runs exported bundles; {str(model)!r} is a PyTorch model: export it"
+            f"device {device} runs exported bundles; {str(model)!r} is a PyTorch model: export it"
             " first"
         )
     return Denoiser.from_pretrained(place, device=device, **options)

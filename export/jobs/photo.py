@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from export.jobs.base import Job, Shape
-from restoration.operators.linear import Denoising, LinearOperator
+from restoration.operators.linear import LinearOperator
 from restoration.operators.measurement import Measurement
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
@@ -44,6 +44,7 @@ class InpaintingJob(Job):
 
     def check(self) -> None:
         super().check()
+        _check_correction(self.task)
         if self.denoiser.image_channels != 3:
             raise ValueError(
                 "inpainting graphs hold networks of 3-channel images; this one works on"
@@ -78,15 +79,7 @@ class LinearJob(Job):
 
     @property
     def correction(self) -> str:
-        if self.task.correction is not None:
-            return self.task.correction
-        return (
-            "none"
-            if isinstance(self.operator, Denoising)
-            else "diffpir"
-            if self.sigma > 0
-            else "ddnm"
-        )
+        return self.task.correction_for(self.operator, self.sigma) or "none"
 
     @property
     def operator_record(self) -> dict[str, str | float]:
@@ -101,6 +94,19 @@ class LinearJob(Job):
     def state(self) -> Shape:
         return (3, *self.size)
 
+    def check(self) -> None:
+        super().check()
+        _check_correction(self.task)
+
     def prepare(self, image: Tensor) -> Run:
         shape = (image.shape[0], 3, *self.size)
         return self.task.prepare(Measurement(self.operator, image, self.sigma), shape)
+
+
+def _check_correction(task: InpaintingTask | LinearTask) -> None:
+    if task.correction_options:
+        raise ValueError(
+            f"a bundle names its correction, without options such as"
+            f" {next(iter(task.correction_options))}: export the network alone, and give them when"
+            " restoring"
+        )

@@ -28,7 +28,8 @@ PROVIDERS = {
         "OpenVINO"
     ),  # a runtime of its own (export.runtime.openvino), not a provider of ONNX Runtime
 }
-DEVICES = ("cpu", "cuda", "openvino")
+# "-bf16": what holds no codes in bfloat16, whatever the graph was exported for
+DEVICES = ("cpu", "cuda", "openvino", "openvino-bf16")
 INTEGER_CONVS = ("QLinearConv", "ConvInteger")
 WEIGHTED = {
     *INTEGER_CONVS,
@@ -165,7 +166,7 @@ def wanted_providers(
         ValueError: an unknown or impossible combination.
     """
     if device not in DEVICES:
-        raise ValueError(f"device {device!r} is unknown; known: {', '.join(DEVICES)}")
+        raise ValueError(f"device {device!r} is unknown; known: {', '.join(DEVICES)}, auto")
     if require is not None and require not in PROVIDERS:
         raise ValueError(f"require {require!r} is unknown; known: {', '.join(PROVIDERS)}")
     if threads is not None and threads < 1:
@@ -175,14 +176,19 @@ def wanted_providers(
             f"{folder} was exported for CPU kernels (uint8); export it with target tensorrt to run"
             " it on a GPU"
         )
-    if device in ("cpu", "openvino"):
-        return [PROVIDERS[device]]
+    if device != "cuda":
+        return [PROVIDERS[runtime_of(device)]]
     gpu = [PROVIDERS["cuda"], PROVIDERS["cpu"]]
     return (
         [(PROVIDERS["tensorrt"], tensorrt_options(bundle, cache)), *gpu]
         if bundle.target == "tensorrt"
         else gpu
     )
+
+
+def runtime_of(device: str) -> str:
+    """The key of :data:`PROVIDERS` that a device stands for."""
+    return device.partition("-")[0]
 
 
 def check_found(found: list[str], wanted: list, needed: str) -> None:
@@ -227,12 +233,7 @@ def tensorrt_options(
     digest = bundle.files[bundle.model_file].sha256
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     key = hashlib.sha256(f"{digest} {gpu} {onnxruntime.__version__}".encode()).hexdigest()[:24]
-    base = (
-        Path(cache)
-        if cache is not None
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restobox"
-    )
-    folder = base / f"engine-{key}"
+    folder = user_cache(cache) / f"engine-{key}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     options = {
@@ -263,6 +264,13 @@ def tensorrt_options(
         }
         shapes = {k: f"x:{b}x{c}x{h}x{w},{second}:{b}" for k, (b, h, w) in sizes.items()}
     return options | {f"trt_profile_{k}_shapes": v for k, v in shapes.items()}
+
+
+def user_cache(folder: str | Path | None = None) -> Path:
+    """``folder``, or restobox's own of the user's cache."""
+    if folder is not None:
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restobox"
 
 
 def _name(provider) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.bundle import read_bundle
+from export.runtime.auto import choose_device
 from export.runtime.openvino import OpenVinoGraph
 from export.runtime.providers import (
     Placement,
@@ -19,6 +20,7 @@ from export.runtime.providers import (
     count_kernels,
     integer_convs,
     open_session,
+    runtime_of,
     wanted_providers,
 )
 from restoration.photo.inpainting import check_inpainting
@@ -35,6 +37,9 @@ class Restorer:
 
     Args:
         folder, device, threads, require, cache: as for :class:`Session`, with a restorer's bundle.
+
+    Attributes:
+        device: where it runs, found where ``auto`` was asked for.
 
     Raises:
         ValueError, RuntimeError, ImportError: as for :class:`Session`.
@@ -53,17 +58,21 @@ class Restorer:
             raise ValueError(
                 f"{folder} holds a network only; run it with export.runtime.session.Session"
             )
-        self.run, self.device = self.bundle.run, device
-        self.model, self.threads = self.folder / self.bundle.model_file, threads
+        self.run, self.model = self.bundle.run, self.folder / self.bundle.model_file
+        self.threads = threads
+        if device == "auto":
+            device = choose_device(self.bundle, self._one_call, threads, cache)
+        self.device = self.runs_on = device
         self.requested = wanted_providers(folder, self.bundle, device, require, threads, cache)
-        if device == "openvino":
-            self.session = OpenVinoGraph(self.model, self.bundle.target, threads)
+        if runtime_of(device) == "openvino":
+            precision = "bf16" if device.endswith("-bf16") else None
+            self.session = OpenVinoGraph(self.model, self.bundle.target, threads, precision)
         else:
             self.session = open_session(
                 self.model, self.requested, threads=threads, integer=self.bundle.target == "cpu"
             )
         self.providers: list[str] = self.session.get_providers()
-        check_found(self.providers, self.requested, require or device)
+        check_found(self.providers, self.requested, require or runtime_of(device))
 
     def __call__(
         self,
@@ -204,6 +213,15 @@ class Restorer:
                 " overflow in half precision: export it again"
             )
         return restored
+
+    def _one_call(self, device: str) -> Callable[[], Tensor]:
+        """A call on an empty measurement, to be timed."""
+        other = Restorer(self.folder, device, self.threads)
+        shapes = {name: (1, *shape) for name, shape in self.run.inputs.items()}
+        if self.run.draws:
+            shapes["noise"] = (self.run.draws, 1, *(self.run.state or ()))
+        feed = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+        return lambda: other._run(feed)
 
     def placement(self) -> list[Placement]:
         """Which operators ran where, counted in one profiled run; OpenVINO tells it without one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from export.bundle import Bundle, read_bundle
+from export.runtime.auto import choose_device
 from export.runtime.openvino import OpenVinoGraph
 from export.runtime.providers import (
     PROVIDERS,
@@ -18,6 +20,7 @@ from export.runtime.providers import (
     count_kernels,
     integer_convs,
     open_session,
+    runtime_of,
     second_input,
     wanted_providers,
 )
@@ -36,13 +39,17 @@ class Session(Denoiser):
         folder: a bundle of a network's graph; it is verified first
             (:func:`export.bundle.read_bundle`).
         device: ``cpu``; ``openvino``: the CPU by OpenVINO instead of ONNX Runtime (``pip install
-            'restobox[openvino]'``); or ``cuda`` (TensorRT for int8 bundles, CUDA otherwise and for
-            what TensorRT doesn't take).
+            'restobox[openvino]'``), ``openvino-bf16``: the same with float graphs in bfloat16 too;
+            ``cuda`` (TensorRT for int8 bundles, CUDA otherwise and for what TensorRT doesn't take);
+            or ``auto``, the fastest of them here (:mod:`export.runtime.auto`).
         threads: CPU threads; None leaves the choice to the runtime.
         require: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``: the provider that must have been
             set up.
         cache: folder for TensorRT's engines; None: a folder of the user's cache that nobody else
             can write.
+
+    Attributes:
+        runs_on: the device, found where ``auto`` was asked for.
 
     Raises:
         ValueError: unknown device or provider, a damaged bundle, a restorer's bundle, or a CPU
@@ -64,6 +71,10 @@ class Session(Denoiser):
             raise ValueError(
                 f"{folder} holds a whole restoration; run it with export.runtime.session.Restorer"
             )
+        if device == "auto":
+            opened = partial(_one_call, self.folder, self.bundle, threads)
+            device = choose_device(self.bundle, opened, threads, cache)
+        self.runs_on = device
         network = open_network(self.folder, self.bundle, device, threads, require, cache)
         s = self.bundle.settings
         super().__init__(
@@ -95,6 +106,16 @@ class Session(Denoiser):
         return integer_convs(self.placement())
 
 
+def _one_call(
+    folder: Path, bundle: Bundle, threads: int | None, device: str
+) -> Callable[[], Tensor]:
+    """A call on a small input, to be timed."""
+    network, unit = open_network(folder, bundle, device, threads), bundle.settings.multiple
+    x = torch.zeros(1, bundle.channels, *[-(-64 // unit) * unit] * 2)
+    t = torch.tensor([bundle.timesteps[0] if bundle.timesteps else 1.0])
+    return lambda: network(x, t)
+
+
 def open_network(
     folder: Path,
     bundle: Bundle,
@@ -107,11 +128,11 @@ def open_network(
     wanted = wanted_providers(folder, bundle, device, require, threads, cache)
     path = folder / bundle.model_file
     network = (
-        OpenVinoNetwork(path, bundle, threads)
-        if device == "openvino"
+        OpenVinoNetwork(path, bundle, threads, "bf16" if device.endswith("-bf16") else None)
+        if runtime_of(device) == "openvino"
         else OnnxNetwork(path, bundle, wanted, threads)
     )
-    check_found(network.providers, wanted, require or device)
+    check_found(network.providers, wanted, require or runtime_of(device))
     return network
 
 
@@ -185,10 +206,15 @@ class OpenVinoNetwork:
     (:mod:`export.runtime.openvino`).
     """
 
-    def __init__(self, path: str | Path, bundle: Bundle, threads: int | None):
+    def __init__(
+        self, path: str | Path, bundle: Bundle, threads: int | None, precision: str | None = None
+    ):
         self.timesteps, self.channels = tuple(bundle.timesteps), bundle.channels
-        self.model, self.target, self.threads = path, bundle.target, threads
-        self.graph = OpenVinoGraph(path, bundle.target, threads)
+        self.model = path
+        self.open = partial(
+            OpenVinoGraph, target=bundle.target, threads=threads, precision=precision
+        )
+        self.graph = self.open(path)
         self.providers, self.out_channels = (
             self.graph.get_providers(),
             self.graph.outputs()["output"][1],
@@ -206,8 +232,7 @@ class OpenVinoNetwork:
         Raises:
             ValueError: a graph that can't be cut.
         """
-        opened = partial(OpenVinoGraph, target=self.target, threads=self.threads)
-        return SplitGraph(self.model, opened, self.timesteps, self.out_channels)
+        return SplitGraph(self.model, self.open, self.timesteps, self.out_channels)
 
     def placement(self, height: int, width: int) -> list[Placement]:
         t = torch.tensor([self.timesteps[0] if self.timesteps else 0.0])

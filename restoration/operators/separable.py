@@ -68,9 +68,10 @@ class Separable(LinearOperator):
         return self.synthesis(self.inverse.to(y) * coefficients)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
-        right = z + gamma * self.A_adjoint(y)
-        factor = 1 / (1 + gamma * self.all_values**2)  # nothing is inverted, so nothing is cut off
-        return self.spectral_filter(right, factor.to)
+        # by what z misses of the data: however large gamma is, nothing is added that A doesn't see
+        s = self.all_values  # nothing is inverted, so nothing is cut off
+        misfit = _both(self.u_rows.T, y - self.A(z), self.u_columns.T)
+        return z + self.synthesis((gamma * s / (1 + gamma * s**2)).to(misfit) * misfit)
 
     def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``V f(S) V^T x``; ``f`` sees the ``(H, W)`` singular values."""
@@ -119,6 +120,50 @@ class Bicubic(Separable):
         _check_factor(size, factor)
         super().__init__(_bicubic(size[0], factor), _bicubic(size[1], factor))
         self.factor = factor
+
+
+class UnknownReduction(LinearOperator):
+    """Super-resolution where nobody knows how the large picture became the small one: some kernel,
+    some softness, perhaps JPEG. Means of blocks stand in for it.
+
+    Attributes:
+        exact: False: results are not held to the stand-in where a network is shown the small
+            picture (:class:`restoration.photo.linear.LinearTask`).
+
+    Args:
+        size: ``(H, W)`` of the full images, multiples of the factor.
+        factor: reduction, >= 1.
+
+    Raises:
+        ValueError: a factor below 1 or larger than the image, or a size that is no multiple of it.
+    """
+
+    exact = False
+
+    def __init__(self, size: Sequence[int], factor: int = 4):
+        _check_factor(size, factor)
+        if size[0] % factor or size[1] % factor:
+            raise ValueError(f"the size must be a multiple of {factor}; got {tuple(size)}")
+        self.size, self.factor = (int(size[0]), int(size[1])), factor
+
+    def A(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.factor)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.A_dagger(y) / self.factor**2
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return F.interpolate(y, scale_factor=self.factor, mode="nearest")
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        # A A^T = I / factor^2
+        misfit = y - self.A(z)
+        return z + gamma / (1 + gamma / self.factor**2) * self.A_adjoint(misfit)
+
+    def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """``V f(S) V^T x``: means of blocks have the singular value ``1/factor``, the rest 0."""
+        means = self.A_dagger(self.A(x))
+        return f(x.new_full((), 1 / self.factor)) * means + f(x.new_zeros(())) * (x - means)
 
 
 class Blur(Separable):

@@ -50,7 +50,9 @@ class LinearTask:
 
     An operator may be of any class, deepinv's too. By ``mask``, a tensor ``(B or 1, 1 or C, H, W)``
     of zeros and ones, it says that it measures the pixels marked 1 and nothing else (which is
-    tried); by ``factor``, a whole number above 1, that it measures a picture so many times smaller.
+    tried); by ``factor``, a whole number above 1, that it measures a picture so many times smaller;
+    by ``exact = False``, that it only stands in for a measurement that nobody knows: a network that
+    is shown noiseless data of it then works alone, without a correction.
 
     Args:
         denoiser: PyTorch, fake-quantized or ONNX. One of single planes (the model ``grey``)
@@ -59,7 +61,8 @@ class LinearTask:
         num_inference_steps: solver steps, from 1 to the number of levels of the process.
         grid: ``trailing``, ``leading``, ``linspace``, ``log-snr`` or ``karras``.
         correction: a name in ``restoration.posterior.CORRECTIONS``, or None for the default: none
-            for denoising, which takes no other, else DDNM for noiseless data and DiffPIR for noisy.
+            for denoising, which takes no other, and inexact operators, else DDNM for noiseless data
+            and DiffPIR for noisy.
         correction_options: settings of a named correction, such as ``{"scale": 2.0}``
             (:func:`restoration.posterior.correction_by_name`).
         tile: side of the tiles for larger pictures, in pixels; rounded down to what the network
@@ -141,7 +144,8 @@ class LinearTask:
         Args:
             measurement: of pictures of ``shape (B, C, H, W)`` in [0, 1].
         """
-        d, evidence = self.denoiser, measurement
+        d, exact = self.denoiser, getattr(measurement.operator, "exact", True)
+        evidence = measurement if exact else None
         grey = shape[1] == 1
         if (
             _network_channels(d, shape[1]) != shape[1]
@@ -204,8 +208,11 @@ class LinearTask:
             solver = self.solver.on(m, d.lift(like))
             nodes = lay(self.grid, d.process, self.num_inference_steps)
             return run(asked, nodes, solver=solver)
+        correction = self.correction_for(m.operator, m.sigma)
+        if correction is None:
+            return run(asked, lay(self.grid, d.process, self.num_inference_steps))
         asked = correction_by_name(
-            self.correction or ("diffpir" if m.sigma > 0 else "ddnm"),
+            correction,
             asked,
             m,
             steps=self.num_inference_steps,
@@ -221,6 +228,15 @@ class LinearTask:
         t = _nearest(d.process, known, d.process.log_snr(t)) if known else t
         grid = _grid_from(d.process, t, self.num_inference_steps, known)
         return run(asked, grid, d.process.a(t) * _regularized(m))
+
+    def correction_for(self, operator: Operator, sigma: float) -> str | None:
+        """The correction that a run on such data has; None: none."""
+        if self.correction is not None:
+            return self.correction
+        alone = not getattr(operator, "exact", True) and self.denoiser.condition_channels > 0
+        if isinstance(operator, Denoising) or (alone and sigma == 0):
+            return None
+        return "diffpir" if sigma > 0 else "ddnm"
 
     def _enter(self, m: Measurement) -> tuple[Tensor, Grid, float]:
         """The noisy picture as a state of the process, the times from there, and the contrast that

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -14,14 +15,14 @@ import torch
 from helpers.quantized import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 from onnx import numpy_helper
 
-from export.bundle import MANIFEST, NETWORK, read_bundle, set_parity
+from export.bundle import FORMAT, MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
 from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
 from export.graphs.qdq import insert_qdq, weighted_nodes
 from export.graphs.shallow import cut
 from export.parity import Limits, Timed, verify
-from export.runtime import providers
+from export.runtime import auto, providers
 from export.runtime.amx import shift_codes
 from export.runtime.providers import Placement, count_kernels, fallen_back
 from export.runtime.session import OnnxNetwork, Session
@@ -150,6 +151,43 @@ def test_running_a_bundle_imports_no_exporter(bundles):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_fastest_device_is_found_once(bundles, monkeypatch, tmp_path):
+    bundle, opened = read_bundle(bundles / "cpu"), []
+    monkeypatch.setattr(auto, "SECONDS", 0.03)
+    monkeypatch.setattr(auto, "possible", lambda bundle: ["cpu", "openvino", "broken"])
+
+    def try_out(device):
+        opened.append(device)
+        if device == "broken":
+            raise ImportError("its library is missing")
+        return lambda: time.sleep({"cpu": 0.005, "openvino": 0.001}[device])
+
+    for _ in range(2):
+        assert auto.choose_device(bundle, try_out, cache=tmp_path) == "openvino"
+    assert opened == ["cpu", "openvino", "broken"]
+    # other threads, another graph and a damaged file: tried again
+    auto.choose_device(bundle, try_out, threads=2, cache=tmp_path)
+    auto.choose_device(read_bundle(bundles / "float"), try_out, cache=tmp_path)
+    (tmp_path / auto.FILE).write_text("{")
+    auto.choose_device(bundle, try_out, cache=tmp_path)
+    assert len(opened) == 12
+    (tmp_path / "file").write_text("")
+    auto.choose_device(bundle, try_out, cache=tmp_path / "file" / "none")  # can't be kept
+    monkeypatch.setattr(auto, "possible", lambda bundle: ["broken", "broken"])
+    with pytest.raises(RuntimeError, match="broken: its library is missing"):
+        auto.choose_device(bundle, try_out, cache=tmp_path)
+
+
+def test_a_session_finds_its_device(bundles, denoiser, monkeypatch, tmp_path):
+    monkeypatch.setattr(auto, "SECONDS", 0.01)
+    session = Session(bundles / "float", device="auto", threads=1, cache=tmp_path)
+    assert session.runs_on in auto.possible(session.bundle)
+    assert json.loads((tmp_path / auto.FILE).read_text()) or session.runs_on == "cuda"
+    x, shown = torch.randn(1, 3, 24, 24), measurement(1, 24)
+    ours, theirs = (d.conditioned(shown)(x, 50.0).x0 for d in (session, denoiser))
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.05  # bfloat16 at the worst
 
 
 def test_sessions_do_not_spin(bundles):
@@ -571,7 +609,7 @@ def test_bundles_of_the_first_format_are_read(bundles, tmp_path, kind, process):
     folder = _edited(bundles, tmp_path, lambda c, f: c.update(old))
     assert read_bundle(folder).make_process() == process
     set_parity(folder, {"passed": True})
-    assert json.loads((folder / MANIFEST).read_text())["format"] == 2
+    assert json.loads((folder / MANIFEST).read_text())["format"] == FORMAT
     assert read_bundle(folder).make_process() == process
 
 

@@ -13,7 +13,13 @@ from helpers.data import smooth_picture
 from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import noise_level, psnr
 from restoration.operators.linear import Denoising, Inpainting
-from restoration.operators.separable import Bicubic, BlockMean, Blur, gaussian_kernel
+from restoration.operators.separable import (
+    Bicubic,
+    BlockMean,
+    Blur,
+    UnknownReduction,
+    gaussian_kernel,
+)
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge, push_pull, thin_plate
 from restoration.photo.linear import LinearTask, planewise
@@ -187,6 +193,23 @@ def test_tiles_of_a_pointwise_network_change_nothing():
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
+def test_a_network_that_is_shown_an_unknown_reduction_is_left_alone(tiny_model):
+    """Held to means of blocks it would copy what the small picture has of another kernel."""
+    d, y = Denoiser.from_pretrained(tiny_model), 0.3 + 0.4 * picture(6, 5)  # nothing is clipped
+    unknown, known = UnknownReduction((24, 20), 4), BlockMean((24, 20), 4)
+    alone = LinearTask(d, num_inference_steps=1)(y, unknown)
+    held = LinearTask(d, num_inference_steps=1)(y, known)
+    assert alone.misfit is None
+    assert held.misfit is not None
+    assert (known.A(held.mean[None])[0] - y).abs().max() < 1e-4
+    assert (known.A(alone.mean[None])[0] - y).abs().max() > 1e-3
+    named = LinearTask(d, num_inference_steps=1, correction="ddnm")(y, unknown).mean
+    torch.testing.assert_close(named, held.mean, rtol=0, atol=1e-5)
+    # nothing else would steer a network that is shown nothing
+    free = LinearTask(gaussian(), num_inference_steps=1)
+    torch.testing.assert_close(free(y, unknown).mean, free(y, known).mean, rtol=0, atol=1e-5)
+
+
 def test_conditional_network_is_shown_the_enlarged_picture(tiny_model):
     d = Denoiser.from_pretrained(tiny_model)
     x, operator = picture(), BlockMean((24, 20), 4)
@@ -356,7 +379,8 @@ def test_commands(restore, tmp_path):
     assert '"sigma"' in output.out
     assert read_image(tmp_path / "o.png").pixels.shape == image.shape
     code, output = restore(
-        "superresolve", tmp_path / "x.png", "-o", tmp_path / "l.png", "--factor", 3
+        *("superresolve", tmp_path / "x.png", "-o", tmp_path / "l.png"),
+        *("--factor", 3, "--kernel", "block"),
     )
     assert code == 0
     large = read_image(tmp_path / "l.png").pixels
@@ -382,6 +406,8 @@ def test_commands(restore, tmp_path):
         (("deblur", "x.png", "--blur", "0"), "positive"),
         (("denoise", "x.png", "--std"), "two samples"),
         (("denoise", "flat.png"), "no noise"),
+        (("superresolve", "x.png", "--correction", "pigdm:scale=much"), "are numbers"),
+        (("superresolve", "x.png", "--correction", "ddnm:eta=1"), "has no option 'eta'"),
     ],
 )
 def test_commands_refuse(restore, tmp_path, monkeypatch, arguments, says):
@@ -392,6 +418,21 @@ def test_commands_refuse(restore, tmp_path, monkeypatch, arguments, says):
     assert code == 2
     assert says in output.err
     assert not (tmp_path / "o.png").exists()
+
+
+def test_options_of_a_correction_follow_its_name(restore, tmp_path):
+    """The weight of the data, at nothing and at much."""
+    write_image(tmp_path / "x.png", Photo(smooth_picture(12, 10)))
+    found = []
+    for name in ("diffpir:lam=1e9", "diffpir:lam=1e-9"):
+        arguments = ("superresolve", tmp_path / "x.png", "-o", tmp_path / "o.png")
+        sized = ("--factor", 2, "--kernel", "block", "--sigma", 0.05, "--correction", name)
+        code, _ = restore(*arguments, *sized)
+        assert code == 0
+        large = torch.from_numpy(read_image(tmp_path / "o.png").pixels)
+        small = BlockMean((24, 20), 2).A(large[None])[0]
+        found.append((small - torch.from_numpy(smooth_picture(12, 10))).abs().mean())
+    assert found[0] > 1.5 * found[1]
 
 
 def test_a_result_that_explains_the_data_worse_than_its_start_says_so():

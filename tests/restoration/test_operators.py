@@ -22,6 +22,7 @@ from restoration.operators.separable import (
     BlockMean,
     Blur,
     Separable,
+    UnknownReduction,
     gaussian_kernel,
 )
 from restoration.posterior import CORRECTIONS
@@ -63,6 +64,8 @@ def operators(channels, height, width):
     }
     for padding in PADDINGS:
         found[f"blur-{padding}"] = Blur(size, gaussian_kernel(0.6, 1), padding)
+    if height % 2 == width % 2 == 0:
+        found["unknown-reduction"] = UnknownReduction(size, 2)
     if channels == 2:  # real and imaginary part
         maps = torch.complex(*torch.randn(2, 3, height, width, generator=g, dtype=torch.float64))
         found["sense"] = Sense(mask, maps)
@@ -130,6 +133,7 @@ def test_measurement_changes_range_in_one_place():
         (lambda: Inpainting(torch.ones(4)), ValueError, "dimensions"),
         (lambda: BlockMean((4, 4), 5), ValueError, "factor"),
         (lambda: Bicubic((4, 4), 0), ValueError, "factor"),
+        (lambda: UnknownReduction((4, 6), 4), ValueError, "multiple of 4"),
         (lambda: Blur((4, 4), [1, 1]), ValueError, "odd"),
         (lambda: Blur((4, 4), [1.0], "same"), ValueError, "zero, circular, reflect"),
         (lambda: Blur((4, 4), torch.ones(9)), ValueError, "too long"),
@@ -190,6 +194,11 @@ def test_super_resolution_equals_pytorchs_reductions():
             x, scale_factor=1 / factor, mode="bicubic", antialias=True
         )
         torch.testing.assert_close(Bicubic((12, 20), factor).A(x), reduced, rtol=1e-6, atol=1e-6)
+        size = (2 * factor, 3 * factor)  # known in full: the operator that has no other stand-in
+        part = x[..., : size[0], : size[1]]
+        torch.testing.assert_close(
+            UnknownReduction(size, factor).A(part), BlockMean(size, factor).A(part)
+        )
     odd = torch.nn.functional.avg_pool2d(
         x[..., :11, :18], 4, ceil_mode=True, count_include_pad=False
     )
@@ -305,3 +314,16 @@ def test_deepinv_physics_work_unchanged(name):
 class _Halving(torch.nn.Module):
     def forward(self, x, t):
         return 0.5 * x
+
+
+@pytest.mark.parametrize("name", ["block-mean", "bicubic", "blur-reflect", "inpainting"])
+def test_proximal_steps_of_any_weight_are_exact(name):
+    """Single precision: at a weight of 1e9 the data are met, and what they don't tell stays."""
+    op = operators(3, 8, 8)[name]
+    g = torch.Generator().manual_seed(0)
+    x, z = torch.rand(2, 1, 3, 8, 8, generator=g)
+    y = op.A(x)
+    found = op.prox_l2(z, y, 1e9)
+    torch.testing.assert_close(op.A(found), y, rtol=0, atol=1e-5)
+    double = op.prox_l2(z.double(), y.double(), 1e9)
+    torch.testing.assert_close(found.double(), double, rtol=0, atol=1e-4)

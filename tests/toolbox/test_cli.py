@@ -17,6 +17,7 @@ from helpers.commands import restobox, restobox_process
 from helpers.data import smooth_picture
 from PIL import Image
 
+from export.runtime.auto import has_bfloat16
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
 from quant.sensitivity import layer_costs, trajectory_errors
@@ -460,7 +461,9 @@ def test_bench_runtime(cli, road, tiny_model):
     figures = json.loads(out)
     rows = {row["name"]: row for row in figures["rows"]}
     named = ["PyTorch eager", "ONNX fp32", "ONNX fp16", "bundle (cpu)"]
-    named += ["OpenVINO fp32", "bundle (cpu), OpenVINO"] if find_spec("openvino") else []
+    if find_spec("openvino"):
+        half = ["OpenVINO bf16"] if has_bfloat16() else []
+        named += ["OpenVINO fp32", *half, "bundle (cpu), OpenVINO"]
     assert list(rows) == named
     assert rows["ONNX fp32"]["speedup"] == 1
     assert all(row["ms"] > 0 for row in rows.values())

@@ -39,7 +39,7 @@ from toolbox.tasks.options import (
 from toolbox.tasks.pictures import perceived
 
 CASES = ("denoise:25", "denoise:50", "superresolve:4")
-KINDS = ("denoise", "superresolve", "superresolve-bicubic", "deblur")
+KINDS = ("denoise", "superresolve", "superresolve-bicubic", "superresolve-jpeg", "deblur")
 BLUR_NOISE = 0.01
 
 Progress = Callable[[int, int], None]
@@ -217,8 +217,9 @@ def _linear_case(name: str, files: Sequence[Path], grey: bool, seed: int) -> Cas
         case "deblur":
             options = Deblurring(amount, BLUR_NOISE)
         case _:
-            options = Enlarging(int(amount), "bicubic" if kind.endswith("bicubic") else "block")
-    task: Any = task_by_name(kind.removesuffix("-bicubic"))
+            kernels = {"superresolve-bicubic": "bicubic", "superresolve-jpeg": "any"}
+            options = Enlarging(int(amount), kernels.get(kind, "block"))
+    task: Any = task_by_name(kind.partition("-")[0])
     source = Source(tuple(files), 2**31, seed)
 
     def trials() -> Iterator[Trial]:

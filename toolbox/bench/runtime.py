@@ -15,6 +15,7 @@ import torch
 
 from export.bundle import NETWORK, read_bundle
 from export.exporter import export_bundle, input_channels
+from export.runtime.auto import has_bfloat16
 from export.runtime.session import Session, open_network
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import first_line
@@ -23,7 +24,7 @@ from toolbox.bench.options import Timing
 from toolbox.deploy.export import parse_size
 from toolbox.support.cost import Cost
 
-FLOAT = ("ONNX fp32", "ONNX fp16", "OpenVINO fp32")
+FLOAT = ("ONNX fp32", "ONNX fp16", "OpenVINO fp32", "OpenVINO bf16")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def run_bench_runtime(
         graphs = {name: (folder, device) for name, folder in places.items()}
         if device == "cpu" and find_spec("openvino") is not None:
             graphs |= {"OpenVINO fp32": (places["ONNX fp32"], "openvino")}
+            if has_bfloat16():
+                graphs |= {"OpenVINO bf16": (places["ONNX fp32"], "openvino-bf16")}
             graphs |= {
                 f"{name}, OpenVINO": (folder, "openvino")
                 for name, folder in places.items()

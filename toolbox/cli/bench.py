@@ -89,7 +89,8 @@ def bench_linear(
             "-c",
             help=(
                 "denoise:SIGMA of 255, superresolve:FACTOR (means of blocks),"
-                " superresolve-bicubic:FACTOR, deblur:PIXELS. "
+                " superresolve-bicubic:FACTOR, superresolve-jpeg:FACTOR (Lanczos, JPEG),"
+                " deblur:PIXELS. "
                 "[default: denoise:25, denoise:50, superresolve:4]"
             ),
         ),

@@ -24,7 +24,7 @@ from toolbox.tasks.options import (
     COLOUR,
     DEFAULT_MODEL,
     GREY,
-    SMALL_BLOCKS,
+    SMALL_PICTURES,
     Cubes,
     Deblurring,
     Dehazing,
@@ -96,7 +96,7 @@ def superresolve(
     model: Annotated[
         str | None,
         typer.Option(
-            help=f"By default {SMALL_BLOCKS} for means of 4 x 4 blocks, else {DEFAULT_MODEL}."
+            help=f"By default {SMALL_PICTURES} for factor 4 (not bicubic), else {DEFAULT_MODEL}."
         ),
     ] = None,
     prior: Annotated[Prior, Without("model")] = Prior(),

@@ -19,6 +19,7 @@ from toolbox.deploy.options import Graph, Whole
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Task
 from toolbox.tasks.options import Settings, full_steps
+from toolbox.tasks.photo import REDUCTIONS
 
 
 def run_export(model: str, out: Path, graph: Graph) -> dict:
@@ -110,7 +111,8 @@ def options_of(run: RunRecord, denoiser: Denoiser) -> tuple[Task, Any, Settings]
         numbers["start_level"] = record.get("start_level", 0.0)
     if "factor" in numbers:
         numbers["factor"] = int(numbers["factor"])
-        numbers["kernel"] = "block" if record["operator"] == "BlockMean" else "bicubic"
+        kernels = {of.__name__: name for name, of in REDUCTIONS.items()}
+        numbers["kernel"] = kernels[str(record["operator"])]
     if run.task == "mri":
         numbers["coils"] = str(run.inputs["kspace"][0] // 2)
     # of mri the noise is an input, where there is any

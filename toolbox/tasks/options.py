@@ -12,7 +12,7 @@ from typer import Option
 
 CORRECTIONS = "ddnm, ddnm+, ddrm, diffpir, dps, mmps, pigdm, repaint"
 DEFAULT_MODEL = "photo-int8"
-SMALL_BLOCKS = "photo-x4-int8"
+SMALL_PICTURES = "photo-x4-int8"
 COLOUR, GREY = "colour", "grey"  # denoisers
 
 Seed = Annotated[int, Option(help="Sample k uses seed + k.", min=0, max=2**62)]
@@ -32,7 +32,8 @@ Correction = Annotated[
     Option(
         help=(
             f"What holds the run to the data: {CORRECTIONS}; mri also consistency, alternation,"
-            " none, red-diff. By default what suits the task and its noise."
+            " none, red-diff. Settings of one follow its name, as in dps:scale=0.5. By default what"
+            " suits the task and its noise."
         )
     ),
 ]
@@ -91,7 +92,12 @@ class Prior:
             )
         ),
     ] = DEFAULT_MODEL
-    device: Annotated[str, Option(help="cpu, cuda, or for bundles openvino.")] = "cpu"
+    device: Annotated[
+        str,
+        Option(
+            help="cpu, cuda; for bundles openvino, openvino-bf16; auto: the fastest of them here."
+        ),
+    ] = "cpu"
     cache: Cache = None
 
     @property
@@ -332,7 +338,7 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Enlarging:
-    """``kernel``: how the large picture became the small one, ``block`` or ``bicubic``."""
+    """``kernel``: how the large picture became the small one, ``block``, ``bicubic`` or ``any``."""
 
     factor: Annotated[
         int, Option(help="How many times larger, 2 to 8 (the networks know 2, 3 and 4).")
@@ -340,9 +346,10 @@ class Enlarging:
     kernel: Annotated[
         str,
         Option(
-            help="How the large picture became the small one: block (means of blocks) or bicubic."
+            help="How the large picture became the small one: block (means of blocks), bicubic, or"
+            " any: nobody knows, JPEG perhaps."
         ),
-    ] = "block"
+    ] = "any"
     sigma: Sigma = 0.0
 
 

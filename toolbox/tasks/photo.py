@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,34 +11,50 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from export.jobs.base import Job
 from export.jobs.photo import LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_image
+from restoration.io.scenes import is_scene, open_scene
 from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.linear import LinearOperator
-from restoration.operators.separable import Bicubic, BlockMean, Blur, Separable, gaussian_kernel
+from restoration.operators.separable import (
+    Bicubic,
+    BlockMean,
+    Blur,
+    UnknownReduction,
+    gaussian_kernel,
+)
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
-from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
+from toolbox.tasks.base import Progress, Restorer, Size, Source, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, lanczos, non_local_means, plain, wiener
 from toolbox.tasks.options import (
     COLOUR,
     DEFAULT_MODEL,
     GREY,
-    SMALL_BLOCKS,
+    SMALL_PICTURES,
     Deblurring,
     Denoising,
     Enlarging,
     Prior,
+    Request,
     Settings,
 )
 from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
+from toolbox.tasks.scale.scenes import denoise_scene
 
+Reduction = BlockMean | Bicubic | UnknownReduction
+REDUCTIONS: dict[str, type[Reduction]] = {
+    "any": UnknownReduction,
+    "block": BlockMean,
+    "bicubic": Bicubic,
+}
 # of noise, that a denoiser is calibrated at: spread in log-SNR, so that runs of several steps from
 # any of them find as many below; every 25th, 20th ... makes a run of 5, 6 ... steps of that grid
 LEVELS = 101
@@ -124,8 +141,33 @@ class Denoise(LinearPictureTask):
     calibration_sigma = 0.1
     recorded_grid = "log-snr"
 
+    suffixes = (*PictureTask.suffixes, ".hdr", ".nii", ".nii.gz")
+
+    def is_one(self, folder: Path) -> bool:
+        """A Zarr folder."""
+        return is_scene(folder)
+
+    def ending(self, path: Path) -> str:
+        """Scenes keep their kind of file."""
+        if path.is_dir():
+            return ""
+        return path.suffix.lower() if is_scene(path) else super().ending(path)
+
     def model_for(self, path: Path, options: Denoising) -> str:
+        if is_scene(path):
+            return COLOUR if open_scene(path).channels == 3 else GREY
         return denoiser_of(read_image(path).pixels)
+
+    def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
+        """Pictures, and scenes of any size by parts."""
+        if not is_scene(request.path):
+            return super().restore(request, progress)
+        sigma = (
+            None if request.options.sigma == "auto" else self.sigma(request.options, torch.zeros(0))
+        )
+        settings = replace(request.settings, steps=self.steps(request.settings, 1))
+        task = self.task(self.load(request.prior), request.options, settings)
+        return denoise_scene(task, request, sigma, progress)
 
     def operator(self, size: Size, options: Denoising) -> LinearOperator:
         return linear.Denoising()
@@ -183,10 +225,9 @@ class Superresolve(LinearPictureTask):
     sampling_steps = 5
 
     def model_for(self, path: Path, options: Enlarging) -> str:
-        small = (options.factor, options.kernel) == (4, "block")
-        return SMALL_BLOCKS if small else DEFAULT_MODEL
+        return enlarger(options.factor, options.kernel)
 
-    def operator(self, size: Size, options: Enlarging) -> Separable:
+    def operator(self, size: Size, options: Enlarging) -> Reduction:
         return enlargement(size, options.factor, options.kernel)
 
     def measuring(self, size: Size, options: Enlarging) -> LinearOperator:
@@ -197,9 +238,20 @@ class Superresolve(LinearPictureTask):
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
     ) -> Enlarging:
-        # networks that are shown a lift were trained on means of blocks
-        kernel = "block" if denoiser.condition_channels else "bicubic"
+        # what else a network needs is the correction, which wants to know
+        kernel = "any" if denoiser.condition_channels else "bicubic"
         return with_numbers(Enlarging(kernel=kernel), self.name, sigma, numbers)
+
+    def measured(self, image: Tensor, options: Any, source: Source, k: int) -> Trial:
+        if options.kernel != "any":
+            return super().measured(image, options, source, k)
+        y, image = files_reduction(image, options.factor)
+        return Trial({"image": y + options.sigma * source.noise(k, y)}, image, self.name)
+
+    def deployed(self, options: Enlarging, settings: Settings) -> tuple[Any, Settings]:
+        return (
+            (options, settings) if options.kernel == "any" else super().deployed(options, settings)
+        )
 
     def record(self, options: Enlarging) -> dict[str, str | float]:
         return {"factor": float(options.factor)}
@@ -254,7 +306,27 @@ def denoiser_of(pixels: np.ndarray) -> str:
     return GREY if (pixels == pixels[:1]).all() else COLOUR
 
 
-def enlargement(size: Size, factor: float, kernel: str) -> Separable:
+def enlarger(factor: int, kernel: str) -> str:
+    """The shipped network that enlarges best."""
+    return SMALL_PICTURES if factor == 4 and kernel in ("block", "any") else DEFAULT_MODEL
+
+
+def files_reduction(image: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """A picture ``(C, H, W)`` as files hold it when it was made small (Lanczos, JPEG of quality 75,
+    8 bits), and the picture itself, cut to whole pixels of that.
+    """
+    height, width = (n // factor * factor for n in _size(image))
+    image = image[:, :height, :width]
+    pixels = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)
+    small = picture.resize((width // factor, height // factor), Image.Resampling.LANCZOS)
+    with io.BytesIO() as file:
+        small.save(file, "JPEG", quality=75)
+        found = np.asarray(Image.open(file)).reshape(height // factor, width // factor, -1)
+    return torch.from_numpy(found.copy()).permute(2, 0, 1).float() / 255, image
+
+
+def enlargement(size: Size, factor: float, kernel: str) -> Reduction:
     """The operator that made a picture of ``size (H, W)`` from one ``factor`` times as large.
 
     Raises:
@@ -262,14 +334,14 @@ def enlargement(size: Size, factor: float, kernel: str) -> Separable:
     """
     if factor != int(factor) or not 2 <= factor <= 8:
         raise ValueError(f"the factor must be a whole number from 2 to 8; got {factor:g}")
-    if kernel not in ("block", "bicubic"):
-        raise ValueError(f"kernel {kernel!r} is unknown; known: block, bicubic")
+    if kernel not in REDUCTIONS:
+        raise ValueError(f"kernel {kernel!r} is unknown; known: {', '.join(REDUCTIONS)}")
     height, width = (int(factor) * n for n in size)
     if height * width > MAX_PIXELS:
         raise ValueError(
             f"the result would have {height * width:,} pixels; at most {MAX_PIXELS:,} are accepted"
         )
-    return {"block": BlockMean, "bicubic": Bicubic}[kernel]((height, width), int(factor))
+    return REDUCTIONS[kernel]((height, width), int(factor))
 
 
 def _size(image: Tensor) -> Size:
@@ -277,6 +349,5 @@ def _size(image: Tensor) -> Size:
 
 
 def _result_size(operator: LinearOperator, image: Tensor) -> Size:
-    if isinstance(operator, Separable):
-        return operator.size
-    return _size(image)
+    size: Size = getattr(operator, "size", _size(image))
+    return size

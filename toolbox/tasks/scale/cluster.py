@@ -25,6 +25,17 @@ AHEAD = 2  # items that a worker has at hand, so that it needn't wait for the ne
 PATIENCE = 60  # seconds for the first worker
 REACHED = "10s"  # for the scheduler
 
+# of Dask's defaults one makes the C library give memory back at once, which a network then asks for
+# again: half of its time
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": LOSSES - 1,
+    "distributed.worker.profile.enabled": False,
+    "distributed.nanny.pre-spawn-environ": dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+    )
+    | {"DASK_LOGGING__DISTRIBUTED": "error", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"},
+}
+
 Records = Iterator[dict[str, Any]]
 
 
@@ -80,7 +91,7 @@ def _client(job: Job, many: Many) -> Iterator[Any]:
         k: {"cls": Nanny, "options": own | {"env": env}} for k, env in enumerate(environments)
     }
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": LOSSES - 1}),
+        dask.config.set(SETTINGS),
         SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -8,8 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from restoration.io.pictures.folders import visible_files
-
 
 def digest_of(path: str | Path) -> str:
     """Of a file's bytes; of a folder's names and bytes.
@@ -28,7 +26,7 @@ def digest_of(path: str | Path) -> str:
 
 def stamp_of(path: Path) -> tuple[int, int]:
     """Bytes and time of change (ns) of a file; of a folder those of its files, added and newest."""
-    files = visible_files(path) if path.is_dir() else [path]
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     found = [file.stat() for file in files]
     return sum(s.st_size for s in found), max((s.st_mtime_ns for s in found), default=0)
 

@@ -1,0 +1,87 @@
+"""Zarr arrays, and the full resolution of OME-Zarr images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from restoration.io.packages import need
+from restoration.io.scenes.scene import Scene
+from solvers.inputs.errors import InputError
+
+MARKS = ("zarr.json", ".zgroup", ".zarray")
+
+
+def is_zarr(folder: Path) -> bool:
+    """Whether a folder is an array or a group of Zarr's."""
+    return any((folder / mark).is_file() for mark in MARKS)
+
+
+def open_zarr(path: Path) -> Scene:
+    """An array ``(H, W)``, ``(H, W, 3)``, ``(3, H, W)`` or of planes ``(..., H, W)``; or an image
+    of OME-Zarr, whose channels are planes of their own.
+
+    Raises:
+        InputError: a group that is no such image, or axes without ``y`` and ``x``.
+        ImportError: Zarr is missing.
+    """
+    need("zarr", "Zarr folders", "scale")
+    import zarr
+
+    found: Any = zarr.open(str(path), mode="r")
+    if isinstance(found, zarr.Array):
+        shape = found.shape
+        if len(shape) < 2 or len(shape) > 6:
+            raise InputError(
+                f"{path} is an array of shape {shape}; planes (..., H, W) are accepted"
+            )
+        axes = "abde"[: len(shape) - 2] + "yx"
+        if len(shape) == 3 and 3 in (shape[0], shape[2]):
+            axes = "yxc" if shape[2] == 3 else "cyx"
+        return Scene(path, found, axes, kind="zarr")
+    image = _image(dict(found.attrs))
+    if image is None:
+        raise InputError(
+            f"{path} is a group without OME-Zarr's multiscales; give one of its arrays"
+        )
+    names = [a["name"] if isinstance(a, dict) else a for a in image.get("axes", "tczyx")]
+    name = image["datasets"][0]["path"]
+    array = found[name]
+    if {"y", "x"} - set(names) or len(names) != array.ndim:
+        raise InputError(f"{path} has axes {', '.join(names)}; y and x must be among them")
+    axes = "".join("k" if name == "c" else name[0] for name in names)
+    if len(set(axes)) < len(axes):
+        raise InputError(f"{path} has axes {', '.join(names)}, of which two begin alike")
+    return Scene(path, array, axes, kind="zarr", head=(name, dict(found.attrs)))
+
+
+def _image(attributes: dict[str, Any]) -> dict[str, Any] | None:
+    """The description of an image: version 0.5 has it under ``ome``."""
+    found = attributes.get("ome", attributes).get("multiscales")
+    return found[0] if found else None
+
+
+def write_zarr(place: Path, scene: Scene, fill: Callable[[Any], object]) -> None:
+    """An array of the same chunks; of an OME-Zarr image the full resolution and its description."""
+    import zarr
+
+    like, head = scene.array, scene.head
+    form = like.metadata.zarr_format
+    options: dict[str, Any] = {"shape": like.shape, "dtype": like.dtype, "chunks": like.chunks}
+    options |= {"fill_value": like.fill_value}
+    if head is None:
+        array = zarr.create_array(str(place), zarr_format=form, overwrite=True, **options)
+        array.attrs.update(dict(like.attrs))
+        return _filled(array, fill)
+    name, attributes = head
+    image = _image(attributes)
+    assert image is not None
+    image["datasets"] = image["datasets"][:1]
+    group = zarr.open_group(str(place), mode="w", zarr_format=form)
+    group.attrs.update(attributes)
+    _filled(group.create_array(name, **options), fill)
+
+
+def _filled(array: Any, fill: Callable[[Any], object]) -> None:
+    fill(array)

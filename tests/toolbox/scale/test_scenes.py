@@ -1,0 +1,236 @@
+"""Scenes by parts: the numbers of the run in memory, no seams, every kind of file."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from helpers.commands import restobox
+from helpers.data import smooth_picture
+
+from restoration.io.images import Photo, read_image, write_image
+from restoration.io.scenes import is_scene, open_scene
+from restoration.operators.linear import Denoising
+from restoration.photo.linear import LinearTask
+from restoration.wrappers.sweep import noise_at
+from solvers.denoiser import Denoiser
+from solvers.inputs.errors import InputError
+from toolbox.api import load
+
+SIZE = (100, 139)  # of several tiles and parts, and no multiple of either
+OTHERS = ("a.hdr", "a.nii", "a.zarr", "ome.zarr")
+
+
+@pytest.fixture
+def scenes(monkeypatch):
+    """Small pictures count as scenes, and are restored in small parts."""
+    monkeypatch.setattr("restoration.io.scenes.files.MAX_PIXELS", 1000)
+    monkeypatch.setattr("toolbox.tasks.scale.scenes.PART", 48)
+    monkeypatch.setattr("restoration.io.scenes.scene.STRIP", 1000)
+
+
+def noisy(channels, seed=0):
+    noise = 0.1 * np.random.default_rng(seed).standard_normal((channels, *SIZE))
+    return (smooth_picture(*SIZE, channels) + noise).clip(0, 1).astype(np.float32)
+
+
+def run(model, path, out, *options):
+    numbers = ("--sigma", "0.1", "--tile", "64", *options)
+    found = restobox("restore", "denoise", path, "-o", out, "--model", model, "--json", *numbers)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.long), 3])
+def test_parts_give_the_numbers_of_memory(scenes, planes, tmp_path, steps):
+    """Three channels by a network of planes, whose norms look at whole tiles; floats, so that no
+    rounding hides a seam.
+    """
+    pixels = noisy(3)
+    tifffile.imwrite(tmp_path / "in.tif", pixels.transpose(1, 2, 0), photometric="rgb")
+    figures = run(planes, tmp_path / "in.tif", tmp_path / "out.tif", "--steps", steps)
+    assert figures["steps"] == figures["nfe"] == steps
+    assert figures["tiles"] == 6 * steps
+    task = LinearTask(Denoiser.from_pretrained(planes), num_inference_steps=steps, tile=64)
+    wanted = task(torch.from_numpy(pixels), Denoising(), sigma=0.1).mean.numpy()
+    found = tifffile.imread(tmp_path / "out.tif").transpose(2, 0, 1)
+    assert np.abs(found - wanted).max() < 1e-5
+    assert np.abs(wanted - pixels).max() > 0.05
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.long
+def test_the_shipped_network_gives_the_numbers_of_memory(scenes, tmp_path):
+    """Which folds its input and needs sides of 16."""
+    pixels = noisy(1)
+    tifffile.imwrite(tmp_path / "in.tif", pixels[0])
+    run("grey", tmp_path / "in.tif", tmp_path / "out.tif")
+    task = LinearTask(load("grey"), num_inference_steps=1, tile=64)
+    wanted = task(torch.from_numpy(pixels), Denoising(), sigma=0.1).mean.numpy()
+    assert np.abs(tifffile.imread(tmp_path / "out.tif") - wanted[0]).max() < 1e-5
+
+
+def test_what_is_drawn_depends_on_the_place_alone():
+    whole = noise_at((7, 1), slice(0, 150), slice(0, 200), 2, side=64)
+    part = noise_at((7, 1), slice(30, 131), slice(64, 200), 2, side=64)
+    assert (part == whole[:, 30:131, 64:200]).all()
+    assert (noise_at((8, 1), slice(0, 64), slice(0, 64), 2, side=64) != whole[:, :64, :64]).all()
+    assert abs(whole.std() - 1) < 0.02
+    assert abs(np.corrcoef(whole[:, :64, :64].ravel(), whole[:, 64:128, :64].ravel())[0, 1]) < 0.04
+
+
+@pytest.mark.long
+def test_a_stochastic_run_has_no_seams(scenes, planes, tmp_path, monkeypatch):
+    """The same draws whatever the parts are."""
+    tifffile.imwrite(tmp_path / "in.tif", noisy(1)[0])
+    options = ("--steps", 3, "--solver", "ddpm", "--seed", 5)
+    run(planes, tmp_path / "in.tif", tmp_path / "a.tif", *options)
+    monkeypatch.setattr("toolbox.tasks.scale.scenes.PART", 96)
+    run(planes, tmp_path / "in.tif", tmp_path / "b.tif", *options)
+    one, two = (tifffile.imread(tmp_path / name) for name in ("a.tif", "b.tif"))
+    assert np.abs(one - two).max() < 1e-6
+
+
+def make_envi(path, values):
+    stored = values.transpose(1, 0, 2)  # lines, bands, samples
+    path.with_suffix(".raw").write_bytes(stored.astype("<u2").tobytes())
+    path.write_text(
+        f"ENVI\nsamples = {values.shape[2]}\nlines = {values.shape[1]}\nbands = {len(values)}\n"
+        "header offset = 0\ndata type = 12\ninterleave = bil\nbyte order = 0\n"
+        "data ignore value = 0\nmap info = {UTM, 1, 1, 5, 6, 30, 30}\n"
+    )
+
+
+def make_zarr(path, values, ome=False):
+    import zarr
+
+    if not ome:
+        zarr.create_array(str(path), data=values, chunks=(1, 40, 40))
+        return
+    group = zarr.open_group(str(path), mode="w")
+    group.create_array("0", data=values, chunks=(1, 40, 40))
+    axes = [{"name": n, "type": "space"} for n in "zyx"]
+    image = {"version": "0.5", "axes": axes, "datasets": [{"path": "0"}, {"path": "1"}]}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+
+
+def make_nifti(path, values):
+    import nibabel
+
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(values.transpose(2, 1, 0).astype(np.int16), affine), path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiled.tif",
+        *(
+            pytest.param(n, marks=pytest.mark.long)
+            for n in ("a.hdr", "a.nii", "a.zarr", "ome.zarr")
+        ),
+    ],
+)
+def test_every_kind_of_file(scenes, planes, tmp_path, name):
+    """Each plane comes out as the same plane in memory, in the file's units and with its head."""
+    values = np.stack([np.rint(1000 * noisy(1, seed)[0]) + 5 for seed in (1, 2)]).astype(np.uint16)
+    values[0, 3, 4] = 5
+    values[1, 3, 4] = 1005
+    path, out = tmp_path / "in" / name, tmp_path / "out" / name
+    path.parent.mkdir()
+    out.parent.mkdir()
+    low, high = 5, 1005
+    if name == "a.hdr":
+        values[0, 7, 8] = 0  # holds nothing
+        make_envi(path, values)
+    elif name.endswith(".zarr"):
+        make_zarr(path, values, ome=name.startswith("ome"))
+    elif name == "a.nii":
+        make_nifti(path, values)
+    else:
+        low, high = 0, 65535
+        values = values * 60
+        tiles = {"tile": (64, 64), "bigtiff": True, "compression": "zlib"}
+        tifffile.imwrite(path, values, photometric="minisblack", **tiles)
+    assert is_scene(path)
+    figures = run(planes, path, out)
+    assert (figures["black"], figures["white"], figures["planes"]) == (low, high, 2)
+    found = open_scene(out)
+    task = LinearTask(Denoiser.from_pretrained(planes), num_inference_steps=1, tile=64)
+    for layer in range(2):
+        given = (values[layer].astype(np.float64) - low) / (high - low)
+        given = np.where(values[layer] == 0, 0, given).astype(np.float32) if low else given
+        y = torch.from_numpy(given.astype(np.float32))[None]
+        wanted = task(y, Denoising(), sigma=0.1).mean.numpy()[0] * (high - low) + low
+        result = found.stored((layer,), slice(0, SIZE[0]), slice(0, SIZE[1]))[0]
+        kept = (values[layer] == 0) & (name == "a.hdr")
+        assert np.abs(np.where(kept, 0, result - np.rint(wanted))).max() <= 1
+        assert (result[kept] == 0).all()
+    assert found.array.dtype == open_scene(path).array.dtype
+    if name == "a.hdr":
+        assert out.read_text() == path.read_text()
+    if name == "a.nii":
+        assert out.read_bytes()[:352] == path.read_bytes()[:352]
+
+
+def test_scenes_are_items_of_a_folder(scenes, planes, tmp_path):
+    """And go on: a chunk that changes deep in a folder is a change."""
+    (tmp_path / "in").mkdir()
+    values = np.rint(255 * noisy(1)).astype(np.uint8)
+    make_zarr(tmp_path / "in" / "a.zarr", values)
+    write_image(tmp_path / "in" / "b.png", Photo(noisy(1)[:, :24, :24]))
+    command = ("restore", "denoise", tmp_path / "in", "-o", tmp_path / "out", "--sigma", "0.1")
+    command = (*command, "--model", planes, "--json", "--resume")
+
+    def told():
+        found = restobox(*command)
+        assert found.returncode == 0, found.stderr
+        return json.loads(found.stdout)
+
+    assert told()["done"] == 2
+    assert told()["kept"] == 2
+    import zarr
+
+    zarr.open_array(str(tmp_path / "in" / "a.zarr"), mode="r+")[0, 0, 0] = 7
+    found = told()
+    assert (found["done"], found["kept"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-n", "4"), "leave out --samples"),
+        (("--symmetries", "8"), "leave out --symmetries"),
+        (("--solver", "pndm", "--steps", "3"), "scenes take the solvers ddim and ddpm"),
+        (("--reference", "in.tif"), "leave out --reference"),
+    ],
+)
+def test_what_scenes_cant_do_is_refused(scenes, planes, tmp_path, options, said):
+    tifffile.imwrite(tmp_path / "in.tif", noisy(1)[0])
+    own = ("--model", planes, "--sigma", "0.1", *options)
+    found = restobox("restore", "denoise", "in.tif", "-o", "out.tif", *own, cwd=tmp_path)
+    assert found.returncode == 2
+    assert said in found.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["in.tif"]
+
+
+def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path):
+    tifffile.imwrite(tmp_path / "in.tif", noisy(1)[0])
+    own = ("--model", planes, "--sigma", "0.1")
+    found = restobox("restore", "denoise", tmp_path / "in.tif", "-o", tmp_path / "o.png", *own)
+    assert found.returncode == 2
+    assert "must end in .tif or .tiff" in found.stderr
+    (tmp_path / "a.nii.gz").write_bytes(b"x")
+    with pytest.raises(InputError, match="unpack it"):
+        open_scene(tmp_path / "a.nii.gz")
+    tifffile.imwrite(tmp_path / "bad.tif", np.zeros((40, 40), np.int32))
+    with pytest.raises(InputError, match="8 and 16 bits without sign"):
+        open_scene(tmp_path / "bad.tif")
+    with tifffile.TiffWriter(tmp_path / "two.tif") as file:
+        for seed in (1, 2):
+            file.write(noisy(1, seed)[0], photometric="minisblack")
+    with pytest.raises(InputError, match="holds 2 images"):
+        open_scene(tmp_path / "two.tif")
+    assert not is_scene(tmp_path)
+    assert read_image(tmp_path / "in.tif").pixels.shape == (1, *SIZE)
