@@ -276,7 +276,7 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
     origin, task = quantized(name), task_by_name(name)
     numbers = {"superresolve": {"factor": 2}, "deblur": {"blur": 1.0}}
     # mri: exact data of one coil; noise and coils are in test_restorer_jobs.py
-    sigma = {"denoise": 0.1, "hsi": 0.1}.get(name, 0.0)
+    sigma = {"denoise": 0.1, "hsi": 0.1, "deblur": 0.01}.get(name, 0.0)
     whole = Whole(name, sigma=sigma, size=f"{SIDE}x{SIDE}", **numbers.get(name, {}))
     settings = Settings(task.settings.solver, 1 if name in ("hsi", "denoise") else STEPS)
     graph = Graph(origin.quantized if target == "cpu" else None, target)
@@ -290,6 +290,9 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
         runs_on_the_edge(tmp_path / "b", task, origin, trials.data)
     else:
         assert figures["psnr_bundle_simulated"] > figures["psnr_between"] - 1
+        # the same trace for TensorRT, whose rules the exporter holds it to
+        graph = Graph(origin.quantized, "tensorrt")
+        run_export_restorer(origin.model, tmp_path / "t", graph, whole, settings)
 
 
 def answers_at_any_time(folder, origin, denoiser):
