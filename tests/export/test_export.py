@@ -15,13 +15,14 @@ import torch
 from helpers.quantized import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 from onnx import numpy_helper
 
+import export.parity
 from export.bundle import FORMAT, MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
 from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
 from export.graphs.qdq import insert_qdq, weighted_nodes
 from export.graphs.shallow import cut
-from export.parity import Limits, Timed, verify
+from export.parity import Limits, Timed, drift, verify
 from export.runtime import auto, providers
 from export.runtime.amx import shift_codes
 from export.runtime.providers import Placement, count_kernels, fallen_back
@@ -31,6 +32,7 @@ from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from quant.temporal.features import SplitUNet, cached
 from solvers.denoiser import Denoiser
+from solvers.grid import trailing
 from solvers.inputs.errors import ModelError
 from solvers.interop.description import describe
 from solvers.loop import solve
@@ -138,6 +140,24 @@ def test_a_cached_run_of_a_bundle_is_that_of_the_network(bundles, denoiser, tmp_
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
     assert not torch.allclose(theirs, end(denoiser), atol=1e-3)
     assert load(bundles / "float", cache=2, threads=1).network.full_steps == 2
+
+
+def test_drift_is_the_difference_at_the_end_of_runs(bundles, denoiser, monkeypatch):
+    monkeypatch.setattr(export.parity, "DRIFTS", (1, 5))
+    session = Session(bundles / "float", threads=1)
+    network = session.network
+
+    def shifted(x, t):
+        return network(x, t) + 0.01
+
+    found = drift(denoiser, session.around(shifted))
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for steps in (1, 5):
+        grid = trailing(denoiser.process, steps)
+        ends = [solve(DDIM(), d, x, grid).x0 for d in (denoiser.around(shifted), denoiser)]
+        expected = float((ends[0] - ends[1]).norm() / ends[1].norm())
+        assert found[steps] == pytest.approx(expected, rel=1e-2)
+        assert expected > 1e-3
 
 
 def test_running_a_bundle_imports_no_exporter(bundles):
@@ -291,6 +311,7 @@ def test_every_planned_conv_runs_on_integers_and_errors_agree(
     assert parity.passed, parity.failures
     assert parity.size_ratio < 0.7
     assert max(parity.onnx) < 0.06
+    assert list(parity.drift) == [1]  # of longer grids it holds not all times
     assert seen == [Denoiser, Session]
     content = parity.to_dict()
     assert json.loads(json.dumps(content))["speedup"] == pytest.approx(parity.float_ms / parity.ms)
@@ -343,8 +364,11 @@ def test_parity_limits_name_what_failed(bundles, denoiser, quantized, calibratio
         verify(tiny_denoiser(seed=1), bundles / "float", None, calibration)
 
 
-def test_float_bundles_are_verified_too(bundles, denoiser, calibration, tmp_path):
+def test_float_bundles_are_verified_too(bundles, denoiser, calibration, monkeypatch):
+    monkeypatch.setattr(export.parity, "DRIFTS", (1, 5, 500))  # of 100 levels
     parity = verify(denoiser, bundles / "float", None, calibration, timed=Timed((12, 12), 1))
+    assert list(parity.drift) == [1, 5]
+    assert max(parity.drift.values()) < 1e-4
     assert parity.passed
     assert parity.error < 1e-5
     assert parity.agreement is parity.difference is None
