@@ -20,6 +20,7 @@ from export.bundle import FORMAT, MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
 from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
+from export.graphs.precision import to_half
 from export.graphs.qdq import insert_qdq, weighted_nodes
 from export.graphs.shallow import cut
 from export.parity import Limits, Timed, drift, verify
@@ -430,6 +431,40 @@ def test_grids_with_a_zero_point_compute_what_they_say(biased):
     cut = wanted.clip(low, high)
     assert 0 < np.mean(cut != wanted) < 0.5
     np.testing.assert_allclose(found["cpu", 40], cut, atol=0.0501)
+
+
+def test_channels_that_are_almost_zero_are_decoded_in_half_precision():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 4, 3, 3)).astype(np.float32)
+    weight[2] *= 1e-3
+    weight[5] *= 1e-9
+    scale = np.abs(weight).max((1, 2, 3)) / 127
+    codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
+    conv = onnx.helper.make_node("Conv", ["x", "c.weight"], ["output"], name="c", pads=[1] * 4)
+    conv.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['network']")
+    info = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, c, 9, 9])
+        for n, c in (("x", 4), ("output", 8))
+    ]
+    tensors = [onnx.numpy_helper.from_array(weight, "c.weight")]
+    graph = onnx.helper.make_graph([conv], "one", info[:1], info[1:], tensors)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10))
+    layer = QuantLayer(
+        0.02, 128, 0.02, np.ones(8, np.float32), np.full(8, 128, np.uint8), scale, codes
+    )
+    made = ir.to_proto(to_half(insert_qdq(model, {"c": layer}, "tensorrt")))
+    makers = {name: node for node in made.graph.node for name in node.output}
+    (conv,) = (node for node in made.graph.node if node.op_type == "Conv")
+    assert [makers[name].op_type for name in conv.input] == ["DequantizeLinear"] * 2
+    x = rng.standard_normal((1, 4, 9, 9)).astype(np.float32)
+    grid = torch.from_numpy((x / 0.02).round().clip(-128, 127) * 0.02)
+    exact = torch.from_numpy(codes * scale[:, None, None, None])
+    wanted = torch.nn.functional.conv2d(grid, exact, padding=1).numpy()
+    found = _run_unoptimised(made, x)
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+    np.testing.assert_allclose(found[:, [2, 5]], wanted[:, [2, 5]], atol=1e-3)
+    assert np.abs(wanted[:, 2]).max() > 1e-2
 
 
 def _run_unoptimised(model, x):
