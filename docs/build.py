@@ -227,6 +227,7 @@ def corrections() -> str:
         "# Posterior corrections",
         "",
         "Each wraps a denoiser and a measurement, and is a denoiser: any solver runs on it.",
+        "On the command line options follow the name: `--correction dps:scale=0.5`.",
         "",
     ]
     lines += ["| name | class | gradient through the network |", "|---|---|---|"]

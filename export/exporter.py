@@ -12,6 +12,7 @@ from export.graphs.network import export_graph
 from export.graphs.precision import to_half
 from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
+from export.graphs.tensorrt import check_tensorrt
 from export.jobs.base import Job
 from export.tables import tables_of
 from quant.calibration.trajectory import network_hash
@@ -103,6 +104,8 @@ def finish(model, target: str, quantized: QuantizedNetwork | None):
         model = to_half(model)
     proto = compact(model, layers)
     onnx.checker.check_model(proto, full_check=True)
+    if target == "tensorrt":
+        check_tensorrt(proto)
     return proto
 
 

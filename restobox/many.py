@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from toolbox.tasks import task_by_name
 from toolbox.tasks.options import OPTIONS, Draws, Many, Output, Prior, Settings
@@ -82,8 +82,8 @@ def map(
         chosen = own.prior.model
     job = Job(
         task,
-        Output(Path(out), **_as_paths(output, "reference")),
-        OPTIONS[task](**dict.fromkeys(missing) | _as_paths(mine, "dead", "regions")),
+        Output(Path(out), **_as_the_command_has(Output, output)),
+        OPTIONS[task](**dict.fromkeys(missing) | _as_the_command_has(OPTIONS[task], mine)),
         Prior(chosen, **place),
         settings,
         Draws(seed, num_samples),
@@ -91,14 +91,20 @@ def map(
     )
     several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     return restore_all(
-        job, [Path(path) for path in several], Many(**_as_paths(many, "sheet")), told
+        job, [Path(path) for path in several], Many(**_as_the_command_has(Many, many)), told
     )
 
 
-def _as_paths(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The options with paths where files are named; a mask is a string."""
-    found = {key: Path(value) if key in names else value for key, value in options.items()}
-    return found | {k: str(v) for k, v in found.items() if k == "mask" and not isinstance(v, str)}
+def _as_the_command_has(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Paths where files are named, and words where the command line takes words."""
+    types = get_type_hints(kind)
+
+    def said(name: str, value: Any) -> Any:
+        if types[name] in (Path, Path | None):
+            return Path(value)
+        return str(value) if types[name] in (str, str | None) else value
+
+    return {name: said(name, value) for name, value in options.items()}
 
 
 __all__ = ["Tally", "map"]

@@ -24,6 +24,7 @@ from solvers.solver import Callback, Noise
 Tabulate = Callable[[Any, Sequence[float]], TemporalTable]
 
 MOST_PIXELS = 2**24
+MOST_BATCH = 63  # diffusers' upsampling takes another path from 64 on
 
 
 class RestorerNetwork(nn.Module):
@@ -130,8 +131,8 @@ def export_restorer(
     """The float ONNX graph of a whole run.
 
     Inputs are the job's and ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up
-    to 63. Sizes are fixed, as engines want them and lifts need them; larger pictures go through in
-    tiles.
+    to 63 (21 where a network of single planes restores colours). Sizes are fixed, as engines want
+    them and lifts need them; larger pictures go through in tiles.
 
     Args:
         job: task, solver, steps, grid, correction and size to bake in.
@@ -156,7 +157,9 @@ def export_restorer(
         for t in module.timesteps:
             row_of(timesteps, t)
     tensors = [value.expand(2, *value.shape[1:]).clone() for value in job.example().values()]
-    batch = torch.export.Dim("batch", min=2, max=63)
+    # a network of single planes sees those of all pictures as one batch
+    planes = job.state[0] // (job.denoiser.image_channels or job.state[0])
+    batch = torch.export.Dim("batch", min=2, max=MOST_BATCH // planes)
     shapes = [{0: batch} for _ in tensors]
     if module.draws:
         tensors.append(torch.zeros(module.draws, 2, *job.state))

@@ -44,6 +44,7 @@ class InpaintingJob(Job):
 
     def check(self) -> None:
         super().check()
+        _check_correction(self.task)
         if self.denoiser.image_channels != 3:
             raise ValueError(
                 "inpainting graphs hold networks of 3-channel images; this one works on"
@@ -93,6 +94,19 @@ class LinearJob(Job):
     def state(self) -> Shape:
         return (3, *self.size)
 
+    def check(self) -> None:
+        super().check()
+        _check_correction(self.task)
+
     def prepare(self, image: Tensor) -> Run:
         shape = (image.shape[0], 3, *self.size)
         return self.task.prepare(Measurement(self.operator, image, self.sigma), shape)
+
+
+def _check_correction(task: InpaintingTask | LinearTask) -> None:
+    if task.correction_options:
+        raise ValueError(
+            f"a bundle names its correction, without options such as"
+            f" {next(iter(task.correction_options))}: export the network alone, and give them when"
+            " restoring"
+        )

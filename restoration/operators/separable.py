@@ -68,9 +68,10 @@ class Separable(LinearOperator):
         return self.synthesis(self.inverse.to(y) * coefficients)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
-        right = z + gamma * self.A_adjoint(y)
-        factor = 1 / (1 + gamma * self.all_values**2)  # nothing is inverted, so nothing is cut off
-        return self.spectral_filter(right, factor.to)
+        # by what z misses of the data: however large gamma is, nothing is added that A doesn't see
+        s = self.all_values  # nothing is inverted, so nothing is cut off
+        misfit = _both(self.u_rows.T, y - self.A(z), self.u_columns.T)
+        return z + self.synthesis((gamma * s / (1 + gamma * s**2)).to(misfit) * misfit)
 
     def spectral_filter(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``V f(S) V^T x``; ``f`` sees the ``(H, W)`` singular values."""

@@ -48,7 +48,13 @@ def airlight(image: Tensor, dark: Tensor, share: float = 0.001) -> Tensor:
 
 
 def box_mean(x: Tensor, radius: int) -> Tensor:
-    """Mean over ``(2 radius + 1)^2`` pixels, cut at the border, by running sums in float64."""
+    """Mean over ``(2 radius + 1)^2`` pixels, cut at the border, by running sums in float64; in a
+    graph by pooling in its own precision, since TensorRT narrows float64.
+    """
+    if torch.compiler.is_exporting():
+        side = 2 * radius + 1
+        columns = F.avg_pool2d(x, (side, 1), 1, (radius, 0), count_include_pad=False)
+        return F.avg_pool2d(columns, (1, side), 1, (0, radius), count_include_pad=False)
     for dim in (-2, -1):
         length = x.shape[dim]
         sums = F.pad(x.double().cumsum(dim), (1, 0) if dim == -1 else (0, 0, 1, 0))

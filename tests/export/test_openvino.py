@@ -176,6 +176,7 @@ def test_both_runtimes_restore_alike(bundles, denoiser, target):
         sessions[1](x, 50.0)
 
 
+@pytest.mark.long
 @needs_openvino
 def test_sizes_are_compiled_once_and_the_last_are_kept(bundles):
     network = Session(bundles / "cpu", device="openvino", threads=1).network

@@ -97,7 +97,8 @@ def same_layers(a, b) -> bool:
 # -- rounding --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", covering(LEARNED, ["fbr"]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", LEARNED)
 def test_learned_rounding_beats_nearest_on_other_data(
     name, learned, nearest, denoiser, calibration, held_out
 ):

@@ -1,5 +1,7 @@
 """``restobox.map``: folders in Python, as the command line restores them."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers.commands import restobox as command
@@ -43,6 +45,25 @@ def test_map_does_what_the_command_does(small, tmp_path):
     assert results(tmp_path / "three")["a.png"] == one["a.png"]
     again = restobox.inpaint().map(small, tmp_path / "three", mask="random:0.5", resume=True)
     assert (again.done, again.kept) == (1, 1)
+
+
+def test_map_takes_numbers_where_the_command_takes_words(small, tmp_path):
+    tally = restobox.map("denoise", small / "a.png", tmp_path, sigma=0.1, model="grey")
+    assert tally.done == 1
+    told = command(
+        "restore",
+        "denoise",
+        f"{small}/a.*",
+        "-o",
+        tmp_path,
+        "--sigma",
+        "0.1",
+        "--model",
+        "grey",
+        "--resume",
+        "--json",
+    )
+    assert json.loads(told.stdout)["kept"] == 1
 
 
 def test_map_refuses_what_it_cant_do(small, tmp_path):

@@ -406,6 +406,8 @@ def test_commands(restore, tmp_path):
         (("deblur", "x.png", "--blur", "0"), "positive"),
         (("denoise", "x.png", "--std"), "two samples"),
         (("denoise", "flat.png"), "no noise"),
+        (("superresolve", "x.png", "--correction", "pigdm:scale=much"), "are numbers"),
+        (("superresolve", "x.png", "--correction", "ddnm:eta=1"), "has no option 'eta'"),
     ],
 )
 def test_commands_refuse(restore, tmp_path, monkeypatch, arguments, says):
@@ -416,6 +418,21 @@ def test_commands_refuse(restore, tmp_path, monkeypatch, arguments, says):
     assert code == 2
     assert says in output.err
     assert not (tmp_path / "o.png").exists()
+
+
+def test_options_of_a_correction_follow_its_name(restore, tmp_path):
+    """The weight of the data, at nothing and at much."""
+    write_image(tmp_path / "x.png", Photo(smooth_picture(12, 10)))
+    found = []
+    for name in ("diffpir:lam=1e9", "diffpir:lam=1e-9"):
+        arguments = ("superresolve", tmp_path / "x.png", "-o", tmp_path / "o.png")
+        sized = ("--factor", 2, "--kernel", "block", "--sigma", 0.05, "--correction", name)
+        code, _ = restore(*arguments, *sized)
+        assert code == 0
+        large = torch.from_numpy(read_image(tmp_path / "o.png").pixels)
+        small = BlockMean((24, 20), 2).A(large[None])[0]
+        found.append((small - torch.from_numpy(smooth_picture(12, 10))).abs().mean())
+    assert found[0] > 1.5 * found[1]
 
 
 def test_a_result_that_explains_the_data_worse_than_its_start_says_so():

@@ -314,3 +314,16 @@ def test_deepinv_physics_work_unchanged(name):
 class _Halving(torch.nn.Module):
     def forward(self, x, t):
         return 0.5 * x
+
+
+@pytest.mark.parametrize("name", ["block-mean", "bicubic", "blur-reflect", "inpainting"])
+def test_proximal_steps_of_any_weight_are_exact(name):
+    """Single precision: at a weight of 1e9 the data are met, and what they don't tell stays."""
+    op = operators(3, 8, 8)[name]
+    g = torch.Generator().manual_seed(0)
+    x, z = torch.rand(2, 1, 3, 8, 8, generator=g)
+    y = op.A(x)
+    found = op.prox_l2(z, y, 1e9)
+    torch.testing.assert_close(op.A(found), y, rtol=0, atol=1e-5)
+    double = op.prox_l2(z.double(), y.double(), 1e9)
+    torch.testing.assert_close(found.double(), double, rtol=0, atol=1e-4)

@@ -190,7 +190,7 @@ def test_adam_is_pytorchs():
         torch.testing.assert_close(y, x.detach(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", covering(WEIGHTINGS, ["linear", "sqrt"]))
 def test_finds_the_posterior_mean_of_a_gaussian(weighting):
     """Repeated at one level, the fixed point is ``v (mu - y) + lam w (a b/(a^2 s^2 + b^2)) (mu - m)
     = 0`` (noise averages out).

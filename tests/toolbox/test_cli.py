@@ -486,9 +486,9 @@ def test_a_network_that_cannot_be_compiled_is_left_out_with_the_reason(monkeypat
     assert (made, reason) == (None, "no compiler found")
 
 
-def test_verdict_says_when_8_bits_do_not_pay():
+def test_verdict_says_when_8_bits_do_not_pay(monkeypatch):
     rows = [
-        {"name": n, "threads": 1, "ms": ms}
+        {"name": n, "threads": 1, "ms": ms, "device": "cpu"}
         for n, ms in (
             ("PyTorch eager", 9.0),
             ("ONNX fp32", 4.0),
@@ -496,11 +496,16 @@ def test_verdict_says_when_8_bits_do_not_pay():
             ("b (cpu)", 3.9),
         )
     ]
-    assert (
-        verdict(rows) == "1 thread: stay with ONNX fp32: b (cpu) is 1.03 times as fast as ONNX fp32"
-    )
+    stay = "1 thread: stay with float32: b (cpu) is 1.03 times as fast as ONNX fp32, since "
+    assert verdict(rows).startswith(stay)
+    monkeypatch.setattr("toolbox.bench.runtime.DOT_PRODUCTS", {"no such word"})
+    assert verdict(rows) == stay + "this processor has no instruction for products of 8 bits"
+    rows[1]["device"] = "cuda"
+    assert "CUDA provider has no integer convolution" in verdict(rows)
     rows[-1]["ms"] = 2.0
-    assert verdict(rows) == "1 thread: b (cpu) is 2.00 times as fast as ONNX fp32"
+    assert verdict(rows) == "1 thread: take int8: b (cpu) is 2.00 times as fast as ONNX fp32"
+    rows[2]["ms"] = 1.9
+    assert verdict(rows).startswith("1 thread: stay with float16: b (cpu) is 0.95 times as fast")
 
 
 def test_doctor(cli):

@@ -2,6 +2,7 @@
 exported as a network and as a whole restoration, verified on trials; host and graph agree.
 """
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from helpers.quantized import one_thread  # noqa: F401
 from export.edge import restobox_edge as edge
 from export.runtime.session import Restorer
 from restoration.io.images import Photo, write_image
+from restoration.io.ultrasound import write_clip
 from restoration.task import KINDS
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
@@ -34,6 +36,7 @@ from toolbox.tasks.options import (
     Enlarging,
     Frames,
     Inpainting,
+    Many,
     Output,
     Pairs,
     Prior,
@@ -41,6 +44,8 @@ from toolbox.tasks.options import (
     Scanning,
     Settings,
 )
+from toolbox.tasks.scale.engine import restore_all
+from toolbox.tasks.scale.job import Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,6 +143,31 @@ def test_files_are_restored(house, tmp_path, name):
     assert figures["nfe"] > 0
     assert seen
     assert (tmp_path / out).stat().st_size > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", KINDS)
+def test_folders_of_files_are_restored(house, tmp_path, name):
+    """Two measurements of each task, of which one is damaged; then nothing is left to do."""
+    task, options = task_by_name(name), OPTIONS[name]
+    if name == "ultrasound":
+        options = Frames(tissue=str(house / name), haze=str(house / name))
+    source = {"mri": "volume.npz", "hsi": "cube.npz"}.get(name, "frame.png")
+    (tmp_path / "in" / "day").mkdir(parents=True)
+    place = tmp_path / "in" / "day" / source
+    if name == "ultrasound":  # a folder of pictures would be one clip
+        write_clip(place.with_suffix(".h5"), iter(smooth_picture(32, 32, 2)), 2)
+    else:
+        shutil.copy(house / ("pictures/0.png" if source == "frame.png" else source), place)
+    (tmp_path / "in" / f"bad{'.h5' if name == 'ultrasound' else place.suffix}").write_text("no")
+    settings = replace(task.settings, steps=STEPS if name != "hsi" else 1)
+    job = Job(name, Output(tmp_path / "out"), options, Prior(str(house / name)), settings)
+    tally = restore_all(job, [tmp_path / "in"], Many())
+    assert (tally.done, tally.failed) == (1, 1), tally.reasons
+    assert tally.nfe > 0
+    assert [p.name for p in (tmp_path / "out").rglob("day/*")]
+    again = restore_all(job, [tmp_path / "in"], Many(resume=True))
+    assert (again.done, again.kept, again.failed) == (0, 1, 1)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -246,7 +276,7 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
     origin, task = quantized(name), task_by_name(name)
     numbers = {"superresolve": {"factor": 2}, "deblur": {"blur": 1.0}}
     # mri: exact data of one coil; noise and coils are in test_restorer_jobs.py
-    sigma = {"denoise": 0.1, "hsi": 0.1}.get(name, 0.0)
+    sigma = {"denoise": 0.1, "hsi": 0.1, "deblur": 0.01}.get(name, 0.0)
     whole = Whole(name, sigma=sigma, size=f"{SIDE}x{SIDE}", **numbers.get(name, {}))
     settings = Settings(task.settings.solver, 1 if name in ("hsi", "denoise") else STEPS)
     graph = Graph(origin.quantized if target == "cpu" else None, target)
@@ -260,6 +290,9 @@ def test_whole_restorations_are_deployed(house, tmp_path, quantized, name, targe
         runs_on_the_edge(tmp_path / "b", task, origin, trials.data)
     else:
         assert figures["psnr_bundle_simulated"] > figures["psnr_between"] - 1
+        # the same trace for TensorRT, whose rules the exporter holds it to
+        graph = Graph(origin.quantized, "tensorrt")
+        run_export_restorer(origin.model, tmp_path / "t", graph, whole, settings)
 
 
 def answers_at_any_time(folder, origin, denoiser):

@@ -388,6 +388,7 @@ for k in range(8):
         assert any(path.name == "x" and path.read_text().isdigit() for path in place.rglob("*"))
 
 
+@pytest.mark.long
 def test_two_writers_of_one_folder(tmp_path):
     """Two processes that write one output at once: it is one of the two afterwards, whole."""
     code = """

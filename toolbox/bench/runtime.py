@@ -145,8 +145,15 @@ def run_bench_runtime(
     return found | ({"skipped": {"PyTorch compiled": reason}} if reason else {})
 
 
+PRECISIONS = {"ONNX fp32": "float32", "ONNX fp16": "float16", "OpenVINO fp32": "float32"}
+# of Linux's /proc/cpuinfo: instructions that multiply numbers of 8 bits and add four products
+DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+
+
 def verdict(rows: Sequence[dict]) -> str:
-    """Whether 8 bits pay here: against the faster of the float graphs, at the same thread count."""
+    """What to take here, float32, float16 or int8, and by how much: 8 bits against the faster of
+    the float graphs at the same thread count; where they don't pay, why.
+    """
     said = []
     for count in dict.fromkeys(row["threads"] for row in rows):
         here = [row for row in rows if row["threads"] == count]
@@ -159,9 +166,24 @@ def verdict(rows: Sequence[dict]) -> str:
         words = f"{best['name']} is {gain:.2f} times as fast as {plain['name']}"
         said.append(
             f"{count} thread{'s' * (count > 1)}: "
-            + (words if gain >= 1.1 else f"stay with {plain['name']}: {words}")
+            + (f"take int8: {words}" if gain >= 1.1 else _stay(plain, words))
         )
     return "; ".join(said) or "no 8-bit bundle was given"
+
+
+def _stay(plain: dict, words: str) -> str:
+    return f"stay with {PRECISIONS[plain['name']]}: {words}, since {_reason(plain['device'])}"
+
+
+def _reason(device: str) -> str:
+    """Why 8 bits don't pay on a device."""
+    if device == "cuda":
+        return "ONNX Runtime's CUDA provider has no integer convolution; TensorRT has"
+    found = Path("/proc/cpuinfo")
+    words = set(found.read_text().split()) if found.is_file() else DOT_PRODUCTS
+    if not words & DOT_PRODUCTS:
+        return "this processor has no instruction for products of 8 bits"
+    return "rounding costs what the products save: layers or pictures are small"
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def make_job(denoiser: Denoiser, whole: Whole, settings: Settings = Settings()) 
     numbers = {name: getattr(whole, name) for name in ("factor", "blur", "coils")}
     if numbers["coils"] is not None or whole.task == "mri":
         numbers["coils"] = str(numbers["coils"] or 1)
-    sigma = whole.sigma
+    sigma = task.exported_sigma if whole.sigma is None else whole.sigma
     options = _options(task, denoiser, sigma, numbers)
     return task.job(denoiser, options, settings, parse_size(whole.size))
 
@@ -107,6 +107,8 @@ def options_of(run: RunRecord, denoiser: Denoiser) -> tuple[Task, Any, Settings]
     """The task that a bundle's run was made with, its options and settings."""
     task, record = task_by_name(run.task), dict(run.operator or {})
     numbers: dict[str, Any] = {name: record[name] for name in ("factor", "blur") if name in record}
+    if run.task == "deblur":  # runs of earlier bundles began with noise
+        numbers["start_level"] = record.get("start_level", 0.0)
     if "factor" in numbers:
         numbers["factor"] = int(numbers["factor"])
         kernels = {of.__name__: name for name, of in REDUCTIONS.items()}

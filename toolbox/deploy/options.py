@@ -175,8 +175,14 @@ class Whole:
     ] = None
     coils: Annotated[int | None, Option(help="Of mri. [default: 1]")] = None
     sigma: Annotated[
-        float, Option(help="Noise of the data in units of [0, 1]; mri: 0 = exact, else an input.")
-    ] = 0.0
+        float | None,
+        Option(
+            help=(
+                "Noise of the data in units of [0, 1]; mri: 0 = exact, else an input. [default: 0,"
+                " deblur: 0.01]"
+            )
+        ),
+    ] = None
     size: Annotated[
         str,
         Option(help="WIDTHxHEIGHT of the restorer's pictures; larger ones go through in tiles."),

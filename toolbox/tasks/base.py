@@ -125,6 +125,7 @@ class Task(ABC):
         written: suffixes that results keep; those of other files become the first of them.
         prior, settings: what a run takes by default.
         calibration_sigma: noise of the trials that a calibration records.
+        exported_sigma: noise of the measurements that a whole restoration is exported for.
         sampling_steps: of a run that draws several samples, where one call gives the mean.
         benched: models and classical methods that a benchmark measures by default.
         unused: options of a calibration that the task has no use for.
@@ -141,6 +142,7 @@ class Task(ABC):
     settings: ClassVar[Settings] = Settings(steps=5)
     sampling_steps: ClassVar[int | None] = None
     calibration_sigma: ClassVar[float] = 0.0
+    exported_sigma: ClassVar[float] = 0.0
     benched: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[tuple[str, ...]] = ()
     several_solvers: ClassVar[bool] = False

@@ -32,7 +32,8 @@ Correction = Annotated[
     Option(
         help=(
             f"What holds the run to the data: {CORRECTIONS}; mri also consistency, alternation,"
-            " none, red-diff. By default what suits the task and its noise."
+            " none, red-diff. Settings of one follow its name, as in dps:scale=0.5. By default what"
+            " suits the task and its noise."
         )
     ),
 ]

@@ -124,7 +124,7 @@ class LinearPictureTask(PictureTask):
 
     def job(self, denoiser: Denoiser, options: Any, settings: Settings, size: Size) -> Job:
         operator = self.measuring(size, options)
-        task = LinearPictureTask.task(self, denoiser, options, settings)
+        task = self.task(denoiser, options, settings)
         record = {"operator": type(operator).__name__} | self.record(options)
         sigma = self.sigma(options, torch.zeros(0))
         return LinearJob(task, operator, size, sigma, self.name, record)
@@ -271,7 +271,7 @@ class Deblur(LinearPictureTask):
     name = "deblur"
     benched = ("plain", "wiener", GREY, COLOUR)
     prior = Prior(GREY)
-    calibration_sigma = Deblurring.sigma
+    calibration_sigma = exported_sigma = Deblurring.sigma
 
     def model_for(self, path: Path, options: Deblurring) -> str:
         return denoiser_of(read_image(path).pixels)
@@ -286,17 +286,13 @@ class Deblur(LinearPictureTask):
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
     ) -> Deblurring:
-        level = self.calibration_sigma if sigma is None else sigma
-        return with_numbers(Deblurring(1.6, level, 0.0), self.name, None, numbers)
-
-    def deployed(self, options: Deblurring, settings: Settings) -> tuple[Any, Settings]:
         """The command's run, from its start level, where the data have noise to regularize by."""
-        if options.sigma > 0:
-            options = replace(options, start_level=Deblurring.start_level)
-        return super().deployed(options, settings)
+        level = self.calibration_sigma if sigma is None else sigma
+        start = Deblurring.start_level if level > 0 else 0.0
+        return with_numbers(Deblurring(1.6, level, start), self.name, None, numbers)
 
     def record(self, options: Deblurring) -> dict[str, str | float]:
-        return {"blur": options.blur}
+        return {"blur": options.blur, "start_level": options.start_level}
 
     def baselines(self, options: Deblurring) -> dict[str, Callable[[Trial], Tensor]]:
         kernel = np.asarray(gaussian_kernel(options.blur))

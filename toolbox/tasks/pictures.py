@@ -246,13 +246,34 @@ def picture_of(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
+def named_correction(text: str | None) -> tuple[str | None, dict[str, float]]:
+    """A correction's name and its options, of ``NAME`` or ``NAME:OPTION=NUMBER,OPTION=NUMBER``.
+
+    Raises:
+        ValueError: options that are not written so.
+    """
+    name, colon, said = (text or "").partition(":")
+    options: dict[str, float] = {}
+    for part in said.split(",") if colon else ():
+        option, _, number = part.partition("=")
+        try:
+            options[option.strip()] = int(number) if number.isdigit() else float(number)
+        except ValueError:
+            raise ValueError(
+                f"the options of a correction are numbers, as in dps:scale=0.5; got {text!r}"
+            ) from None
+    return name or None, options
+
+
 def algorithm_settings(settings: Settings, own: Settings) -> dict[str, Any]:
     """What the tasks of :mod:`restoration.photo` take."""
+    correction, correction_options = named_correction(settings.correction)
     return {
         "solver": solver_by_name(settings.solver),
         "num_inference_steps": own.steps if settings.steps is None else settings.steps,
         "grid": settings.grid,
-        "correction": settings.correction,
+        "correction": correction,
+        "correction_options": correction_options,
         "tile": settings.tile,
         "symmetries": settings.symmetries,
     }

@@ -293,7 +293,7 @@ def train(
                 }
                 checkpoint.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(checkpoint, partial(torch.save, state))
-                save_model(denoiser, recipe, average, out)
+                save_model(denoiser, average, out)
     if log is not None:
         log.close()
     return out

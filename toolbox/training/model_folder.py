@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from solvers.denoiser import Denoiser
-from solvers.files import replace_file
-from solvers.interop.description import describe
-from solvers.interop.pretrained import write_json
 from toolbox.api import load
-from toolbox.training.recipe import TrainingRecipe
 from toolbox.training.widening import doubled, is_doubled
 
 
@@ -39,34 +36,13 @@ def load_weights(network: nn.Module, model: str | Path) -> None:
         ) from error
 
 
-def save_model(
-    denoiser: Denoiser, recipe: TrainingRecipe, weights: dict[str, Tensor], out: Path
-) -> None:
-    """Write a model folder that :meth:`Denoiser.from_pretrained` loads."""
-    from safetensors.torch import save_file
-
-    network = (
-        denoiser.network.module
-        if isinstance(denoiser.network, nn.parallel.DistributedDataParallel)
-        else denoiser.network
-    )
-    (out / "unet").mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in weights.items()}
-    replace_file(
-        out / "unet" / "diffusion_pytorch_model.safetensors",
-        lambda path: save_file(weights, path, {"format": "pt"}),
-    )
-    config = {k: v for k, v in network.config.items() if not k.startswith("_")}
-    write_json(out / "unet" / "config.json", {"_class_name": "UNet2DModel", **config})
-    if recipe.process.kind == "vp":
-        write_json(
-            out / "scheduler" / "scheduler_config.json",
-            {"_class_name": "DDIMScheduler", **recipe.process.scheduler_config()},
-        )
-        write_json(out / "denoiser.json", denoiser.settings)
-    else:  # diffusers has no words for these
-        native = {
-            "prediction_type": denoiser.prediction_type,
-            "process": describe(denoiser.process),
-        }
-        write_json(out / "denoiser.json", denoiser.settings | native)
+def save_model(denoiser: Denoiser, weights: dict[str, Tensor], out: Path) -> None:
+    """Write a model folder that :meth:`Denoiser.from_pretrained` loads: the denoiser with these
+    weights, in single precision, whatever device it is trained on.
+    """
+    network = denoiser.network
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module
+    trained = copy.deepcopy(network).to("cpu", torch.float32)
+    trained.load_state_dict(weights)
+    denoiser.around(trained).save_pretrained(out)
