@@ -31,8 +31,9 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument(
-        "--preset", action="append", help="ours; default: best-w8a8 and the default recipe"
+        "--preset", action="append", help="ours, or default; without: best-w8a8 and default"
     )
+    parser.add_argument("--peer", default="", help="only the other tools' rows that hold this text")
     options = parser.parse_args()
     torch.set_num_threads(1)
     denoiser = load(options.model)
@@ -45,14 +46,14 @@ def main() -> None:
         f"{len(calibration)} calibration and {len(test)} test inputs\n| tool | mean | first | last"
         " |\n|---|---|---|---|"
     )
-    for name in options.preset or ["best-w8a8", None]:
+    for name in options.preset or ["best-w8a8", "default"]:
         quantized = quantize(
-            network, calibration, QuantRecipe() if name is None else QuantRecipe.preset(name)
+            network, calibration, QuantRecipe() if name == "default" else QuantRecipe.preset(name)
         )
         for target in ("openvino", "cpu", "tensorrt"):
             simulated = quantized.simulating(target)
             _row(
-                f"ours, {name or 'default'}, {target} placement",
+                f"ours, {name}, {target} placement",
                 lambda x, t, q=simulated: _numpy(q, x, t),
                 network,
                 test,
@@ -61,7 +62,7 @@ def main() -> None:
         plain = Path(place) / "plain.onnx"
         onnx.save(export_model(denoiser), plain)
         for graphs in (static_graphs, openvino_graphs):
-            for name, (run, _) in graphs(plain, inputs, Path(place)):
+            for name, (run, _) in graphs(plain, inputs, Path(place), options.peer):
                 _row(name, run, network, test)
 
 

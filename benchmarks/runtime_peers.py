@@ -140,9 +140,9 @@ def _runs(denoiser, calibration, inputs, place: Path):
     yield from ours_on_openvino(denoiser, quantized, place)
 
 
-def static_graphs(plain: Path, inputs, place: Path):
+def static_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
     """ONNX Runtime's quantize_static with several settings, calibrated on ``inputs`` (pairs of
-    arrays x, t).
+    arrays x, t); those whose names hold ``wanted``.
     """
 
     class Reader(CalibrationDataReader):
@@ -179,10 +179,17 @@ def static_graphs(plain: Path, inputs, place: Path):
             "nodes_to_exclude": _ends_and_shortcuts(prepared),
         },
     }
+    # 4 bits: their weights rounded to the nearest of 15 codes of each channel, then the same
+    settings["quantize_static, careful, W4A8"] = settings["quantize_static, careful"]
     for k, (name, options) in enumerate(settings.items()):
+        if wanted not in name:
+            continue
         made = place / f"static{k}.onnx"
         try:
-            quantize_static(str(prepared), str(made), Reader(), **common, **options)
+            given = prepared
+            if name.endswith("W4A8"):
+                given = _four_bits(prepared, set(options["nodes_to_exclude"]), place)
+            quantize_static(str(given), str(made), Reader(), **common, **options)
             yield name, _session(made, ("x", "t"))
         except Exception as error:
             print(f"{name}: {(str(error).splitlines() or [''])[0][:110]}")
@@ -196,6 +203,26 @@ def _ends_and_shortcuts(path: Path) -> list[str]:
         if node.op_type == "Conv"
         and any(part in node.input[1] for part in ("conv_in", "conv_out", "conv_shortcut"))
     ]
+
+
+def _four_bits(path: Path, excluded: set[str], place: Path) -> Path:
+    """The graph with the other convolutions' weights on 15 codes a channel. What quantizes them to
+    8 bits afterwards moves them by a hundredth of such a step.
+    """
+    model = onnx.load(path)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Conv" or node.name in excluded:
+            continue
+        weight = onnx.numpy_helper.to_array(tensors[node.input[1]])
+        step = np.abs(weight).max((1, 2, 3), keepdims=True) / 7
+        rounded = np.rint(weight / np.maximum(step, 1e-12)) * step
+        tensors[node.input[1]].CopyFrom(
+            onnx.numpy_helper.from_array(rounded.astype(np.float32), node.input[1])
+        )
+    made = place / "four.onnx"
+    onnx.save(model, made)
+    return made
 
 
 def _session(path: Path, names, timesteps=(), integer: bool = False):
@@ -213,10 +240,12 @@ def _session(path: Path, names, timesteps=(), integer: bool = False):
     return run, path.stat().st_size
 
 
-def openvino_graphs(plain: Path, inputs, place: Path):
+def openvino_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
     """OpenVINO in float32 and bfloat16, and quantized by NNCF on ``inputs``; compiled for each
     input size, as our sessions do.
     """
+    if wanted not in "OpenVINO NNCF int8":
+        return
     try:
         import nncf
         import openvino

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,13 @@ from export.runtime.providers import PROVIDERS
 from export.runtime.session import OnnxNetwork, Session
 from quant.calibration.trajectory import CalibrationSet, network_hash
 from quant.network import QuantizedNetwork
-from solvers.denoiser import Denoiser, output_of
+from solvers.denoiser import Denoiser, output_of, timesteps_of
+from solvers.grid import trailing
+from solvers.loop import solve
+from solvers.methods.ddim import DDIM
+
+# solver steps after which the drift of a run is measured
+DRIFTS = (1, 5, 10, 20, 50)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class Parity:
         difference: largest ``|y_onnx - y_simulated| / |y_simulated - y_float|``; None without
             codes. Inputs that lie near the middle of two codes go either way, so it is seldom
             small; a graph that errs as much as the simulation, but elsewhere, has about 1.4.
+        drift: ``|x - x_float| / |x_float|`` at the end of runs of so many DDIM steps from the same
+            noise, without condition; of those in :data:`DRIFTS` whose times the bundle answers at.
         size_ratio: bytes of the graph over those of the float graph.
         float_ms, ms: one call, one CPU thread, best of an interleaved run; float is always ONNX
             Runtime's.
@@ -79,6 +87,7 @@ class Parity:
     error: float
     agreement: float | None
     difference: float | None
+    drift: dict[int, float]
     size_ratio: float
     float_ms: float
     ms: float
@@ -178,6 +187,7 @@ def verify(
         "error": float(ratios[:, 1].mean()),
         "agreement": None if quantized is None else float(apart.max()),
         "difference": None if quantized is None else float(elsewhere.max()),
+        "drift": drift(denoiser, session),
         "size_ratio": (Path(folder) / bundle.model_file).stat().st_size / len(plain),
         "float_ms": float_ms,
         "ms": ms,
@@ -187,6 +197,38 @@ def verify(
     if quantized is None and most is None:
         most = limits.plain[bundle.target in HALF]
     return Parity(**figures, failures=tuple(_failures(figures, replace(limits, error=most))))
+
+
+@torch.no_grad()
+def drift(denoiser: Denoiser, session: Denoiser) -> dict[int, float]:
+    """How far runs on an exported network end from those on its float one, by number of steps; see
+    :class:`Parity`. None of a process that holds the degraded image, which a run without
+    measurement has not.
+    """
+    process, found = denoiser.process, {}
+    if process.holds_image:
+        return {}
+    side = 8 * denoiser.fold * denoiser.multiple
+    x = torch.randn(
+        1, denoiser.image_channels or 3, side, side, generator=torch.Generator().manual_seed(0)
+    )
+    held = timesteps_of(session.network)
+    for steps in DRIFTS:
+        try:
+            grid = trailing(process, steps)
+        except ValueError:  # more steps than the process has
+            continue
+        if not all(_answers(held, t) for t in grid.times[:-1]):
+            continue
+        ends = [
+            solve(DDIM(), d, process.b(grid.times[0]) * x, grid).x0 for d in (session, denoiser)
+        ]
+        found[steps] = float((ends[0] - ends[1]).norm() / ends[1].norm())
+    return found
+
+
+def _answers(held: Sequence[float], t: float) -> bool:
+    return not held or min(abs(t - own) for own in held) <= 1e-3
 
 
 def _failures(f: dict, limits: Limits):

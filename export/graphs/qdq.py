@@ -30,6 +30,7 @@ import onnx_ir as ir
 from quant.layer import ZERO, QuantLayer
 
 FACTOR = ".factor"  # of quant.structure.equalize.ChannelScale
+LEAST_HALF = np.finfo(np.float16).tiny.astype(np.float32)  # of the normal numbers
 TARGETS = ("cpu", "openvino", "tensorrt")
 
 
@@ -119,7 +120,9 @@ class _Editor:
     def _weight(self, name: str, node: ir.Node, layer: QuantLayer) -> ir.Value:
         codes, axis = layer.codes, 0
         steps: np.ndarray = layer.weight_scale.astype(np.float32)
-        if self.cpu and node.op_type == "Conv":
+        if self.symmetric:
+            codes, steps = _within_half(codes, steps)
+        elif self.cpu and node.op_type == "Conv":
             steps = steps / layer.output_scale.astype(np.float32)
         if node.op_type == "MatMul":
             codes, axis = codes.T, 1
@@ -221,6 +224,15 @@ class _Editor:
         node.outputs[0].name = name
         self.graph.insert_before(before, node)
         return node.outputs[0]
+
+
+def _within_half(codes: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same weights with no step below what float16 holds to its usual precision, so that they
+    are decoded in it: channels that are almost zero get fewer codes.
+    """
+    wide = np.maximum(steps, LEAST_HALF)
+    shrunk = codes * (steps / wide).reshape(-1, *[1] * (codes.ndim - 1))
+    return np.rint(shrunk).astype(codes.dtype), wide
 
 
 def _numbers(value: ir.Value) -> np.ndarray:

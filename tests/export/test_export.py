@@ -15,13 +15,15 @@ import torch
 from helpers.quantized import measurement, one_thread, recording, tiny_denoiser  # noqa: F401
 from onnx import numpy_helper
 
+import export.parity
 from export.bundle import FORMAT, MANIFEST, NETWORK, read_bundle, set_parity
 from export.exporter import export_bundle, export_model
 from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
+from export.graphs.precision import to_half
 from export.graphs.qdq import insert_qdq, weighted_nodes
 from export.graphs.shallow import cut
-from export.parity import Limits, Timed, verify
+from export.parity import Limits, Timed, drift, verify
 from export.runtime import auto, providers
 from export.runtime.amx import shift_codes
 from export.runtime.providers import Placement, count_kernels, fallen_back
@@ -31,6 +33,7 @@ from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from quant.temporal.features import SplitUNet, cached
 from solvers.denoiser import Denoiser
+from solvers.grid import trailing
 from solvers.inputs.errors import ModelError
 from solvers.interop.description import describe
 from solvers.loop import solve
@@ -138,6 +141,24 @@ def test_a_cached_run_of_a_bundle_is_that_of_the_network(bundles, denoiser, tmp_
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
     assert not torch.allclose(theirs, end(denoiser), atol=1e-3)
     assert load(bundles / "float", cache=2, threads=1).network.full_steps == 2
+
+
+def test_drift_is_the_difference_at_the_end_of_runs(bundles, denoiser, monkeypatch):
+    monkeypatch.setattr(export.parity, "DRIFTS", (1, 5))
+    session = Session(bundles / "float", threads=1)
+    network = session.network
+
+    def shifted(x, t):
+        return network(x, t) + 0.01
+
+    found = drift(denoiser, session.around(shifted))
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for steps in (1, 5):
+        grid = trailing(denoiser.process, steps)
+        ends = [solve(DDIM(), d, x, grid).x0 for d in (denoiser.around(shifted), denoiser)]
+        expected = float((ends[0] - ends[1]).norm() / ends[1].norm())
+        assert found[steps] == pytest.approx(expected, rel=1e-2)
+        assert expected > 1e-3
 
 
 def test_running_a_bundle_imports_no_exporter(bundles):
@@ -291,6 +312,7 @@ def test_every_planned_conv_runs_on_integers_and_errors_agree(
     assert parity.passed, parity.failures
     assert parity.size_ratio < 0.7
     assert max(parity.onnx) < 0.06
+    assert list(parity.drift) == [1]  # of longer grids it holds not all times
     assert seen == [Denoiser, Session]
     content = parity.to_dict()
     assert json.loads(json.dumps(content))["speedup"] == pytest.approx(parity.float_ms / parity.ms)
@@ -343,8 +365,11 @@ def test_parity_limits_name_what_failed(bundles, denoiser, quantized, calibratio
         verify(tiny_denoiser(seed=1), bundles / "float", None, calibration)
 
 
-def test_float_bundles_are_verified_too(bundles, denoiser, calibration, tmp_path):
+def test_float_bundles_are_verified_too(bundles, denoiser, calibration, monkeypatch):
+    monkeypatch.setattr(export.parity, "DRIFTS", (1, 5, 500))  # of 100 levels
     parity = verify(denoiser, bundles / "float", None, calibration, timed=Timed((12, 12), 1))
+    assert list(parity.drift) == [1, 5]
+    assert max(parity.drift.values()) < 1e-4
     assert parity.passed
     assert parity.error < 1e-5
     assert parity.agreement is parity.difference is None
@@ -406,6 +431,40 @@ def test_grids_with_a_zero_point_compute_what_they_say(biased):
     cut = wanted.clip(low, high)
     assert 0 < np.mean(cut != wanted) < 0.5
     np.testing.assert_allclose(found["cpu", 40], cut, atol=0.0501)
+
+
+def test_channels_that_are_almost_zero_are_decoded_in_half_precision():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 4, 3, 3)).astype(np.float32)
+    weight[2] *= 1e-3
+    weight[5] *= 1e-9
+    scale = np.abs(weight).max((1, 2, 3)) / 127
+    codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
+    conv = onnx.helper.make_node("Conv", ["x", "c.weight"], ["output"], name="c", pads=[1] * 4)
+    conv.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['network']")
+    info = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, c, 9, 9])
+        for n, c in (("x", 4), ("output", 8))
+    ]
+    tensors = [onnx.numpy_helper.from_array(weight, "c.weight")]
+    graph = onnx.helper.make_graph([conv], "one", info[:1], info[1:], tensors)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10))
+    layer = QuantLayer(
+        0.02, 128, 0.02, np.ones(8, np.float32), np.full(8, 128, np.uint8), scale, codes
+    )
+    made = ir.to_proto(to_half(insert_qdq(model, {"c": layer}, "tensorrt")))
+    makers = {name: node for node in made.graph.node for name in node.output}
+    (conv,) = (node for node in made.graph.node if node.op_type == "Conv")
+    assert [makers[name].op_type for name in conv.input] == ["DequantizeLinear"] * 2
+    x = rng.standard_normal((1, 4, 9, 9)).astype(np.float32)
+    grid = torch.from_numpy((x / 0.02).round().clip(-128, 127) * 0.02)
+    exact = torch.from_numpy(codes * scale[:, None, None, None])
+    wanted = torch.nn.functional.conv2d(grid, exact, padding=1).numpy()
+    found = _run_unoptimised(made, x)
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+    np.testing.assert_allclose(found[:, [2, 5]], wanted[:, [2, 5]], atol=1e-3)
+    assert np.abs(wanted[:, 2]).max() > 1e-2
 
 
 def _run_unoptimised(model, x):

@@ -295,6 +295,9 @@ def _network_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
             ("largest disagreement of errors", f"{figures['agreement']:.1%}"),
             ("largest difference of outputs", f"{figures['difference']:.2f} of the error"),
         ]
+    if figures["drift"]:
+        ends = ", ".join(f"{steps}: {value:.4f}" for steps, value in figures["drift"].items())
+        rows.append(("difference at the end of a run of so many steps", ends))
     if figures["quality"]:
         both = "{:.3f} / {:.3f} dB".format(*figures["quality"])
         rows.append(("restored PSNR, float / bundle", both))
