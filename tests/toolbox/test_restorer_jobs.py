@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from helpers.networks import shallow_unet
+from helpers.networks import shallow_unet, tiny_unet
 from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 
 from export.exporter import export_restorer_bundle
@@ -28,6 +28,7 @@ from restoration.mri.real_sense import RealSense, coil_pairs
 from restoration.mri.sense import Sense, SingleCoil, cartesian, to_channels
 from restoration.mri.simulation import ring_maps
 from restoration.mri.task import MRITask
+from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
 from restoration.operators.quantiles import ordered, quantile
 from restoration.operators.separable import Bicubic, Blur, gaussian_kernel
@@ -103,6 +104,16 @@ def test_linear_operators_trace(name, operator, sigma, correction, solver):
     np.testing.assert_allclose(ours[0], host.mean.numpy(), atol=1e-4)
     assert module.calls == host.nfe
     assert ("noise" in module.names) == (name != "denoise")
+
+
+@pytest.mark.long
+def test_networks_of_single_planes_restore_colours_in_a_graph():
+    """Their upsampling bounds the batch, which holds three planes of each picture."""
+    d = Denoiser(tiny_unet(1, 1), VP.cosine(100), "v_prediction", multiple=2)
+    task, y = LinearTask(d, num_inference_steps=1), smooth(3, SIZE)
+    ours, _ = run_graph(LinearJob(task, Denoising(), SIZE, 0.1), 0, image=y)
+    wanted = task(y[0], Denoising(), sigma=0.1).mean.numpy()
+    np.testing.assert_allclose(ours[0], wanted, atol=1e-4)
 
 
 # -- pairs -----------------------------------------------------------------------------------------

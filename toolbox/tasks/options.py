@@ -268,6 +268,25 @@ class Many:
         float | None,
         _many("With --workers and --device cuda: 1, or less to share one.", min=0.01, max=1),
     ] = None
+    clip: Annotated[
+        bool,
+        _many(
+            "The pictures are the frames of a clip: one seed for all, in the order of the numbers"
+            " in their names, and those that don't change are not restored again.",
+            "--clip",
+        ),
+    ] = False
+    still: Annotated[
+        float,
+        _many(
+            "With --clip: the most that a pixel of an unchanged frame may differ, of 0 to 1.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0
+    refresh: Annotated[
+        int, _many("With --clip: at most so many frames in a row are not restored.", min=0)
+    ] = 25
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from solvers.inputs.errors import InputError
+from solvers.inputs.errors import InputError, reading
 
 Layer = tuple[int, ...]
 STRIP = 2**24  # values that are looked at together for the range
@@ -68,7 +68,8 @@ class Scene:
 
     def stored(self, layer: Layer, rows: slice, columns: slice) -> np.ndarray:
         """A part ``(C, h, w)`` as it is in the array."""
-        found = np.asarray(self.array[self.index(layer, rows, columns)])
+        with reading(self.path, "a scene"):
+            found = np.asarray(self.array[self.index(layer, rows, columns)])
         left = [a for a in self.axes if a in "yxc"]
         found = found[None] if "c" not in left else found
         order = [left.index(a) for a in "cyx"] if "c" in left else [0, *_flipped(left)]

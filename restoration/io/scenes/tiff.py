@@ -14,6 +14,7 @@ from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
 from solvers.files import reserve
 from solvers.inputs.errors import InputError
+from solvers.inputs.memory import check_array
 
 TIFF = (".tif", ".tiff")
 WHITE = {"u1": 255.0, "u2": 65535.0, "f4": 1.0, "f8": 1.0}
@@ -47,6 +48,16 @@ class Parts:
             self.plain = series.dataoffset is not None
             self.offset = series.dataoffset or 0
             self.order = file.byteorder
+            if not self.plain:
+                self._check_pieces(file)
+
+    def _check_pieces(self, file: Any) -> None:
+        """A tile or strip is decoded as a whole: it must fit into the memory."""
+        need("zarr", "tiled and compressed TIFF files by parts", "scale")
+        import zarr
+
+        store: Any = file.series[0].aszarr(level=0)
+        check_array(self.path, zarr.open_array(store, mode="r").chunks, self.dtype.itemsize)
 
     def __getitem__(self, index: Any) -> np.ndarray:
         if self.plain:
@@ -71,8 +82,6 @@ def open_tiff(path: Path) -> Scene:
     import tifffile
 
     parts = Parts(path)
-    if not parts.plain:
-        need("zarr", "tiled and compressed TIFF files by parts", "scale")
     with tifffile.TiffFile(path) as file:
         if len(file.series) > 1:
             raise InputError(

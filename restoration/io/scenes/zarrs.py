@@ -9,6 +9,7 @@ from typing import Any
 from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
 from solvers.inputs.errors import InputError
+from solvers.inputs.memory import check_array
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
 
@@ -32,6 +33,7 @@ def open_zarr(path: Path) -> Scene:
     found: Any = zarr.open(str(path), mode="r")
     if isinstance(found, zarr.Array):
         shape = found.shape
+        check_array(path, found.chunks, found.dtype.itemsize)  # a chunk is read as a whole
         if len(shape) < 2 or len(shape) > 6:
             raise InputError(
                 f"{path} is an array of shape {shape}; planes (..., H, W) are accepted"
@@ -48,6 +50,7 @@ def open_zarr(path: Path) -> Scene:
     names = [a["name"] if isinstance(a, dict) else a for a in image.get("axes", "tczyx")]
     name = image["datasets"][0]["path"]
     array = found[name]
+    check_array(path, array.chunks, array.dtype.itemsize)
     if {"y", "x"} - set(names) or len(names) != array.ndim:
         raise InputError(f"{path} has axes {', '.join(names)}; y and x must be among them")
     axes = "".join("k" if name == "c" else name[0] for name in names)

@@ -15,7 +15,7 @@ from restoration.operators.linear import Denoising
 from restoration.photo.linear import LinearTask
 from restoration.wrappers.sweep import noise_at
 from solvers.denoiser import Denoiser
-from solvers.inputs.errors import InputError
+from solvers.inputs.errors import InputError, ResourceError
 from toolbox.api import load
 
 SIZE = (100, 139)  # of several tiles and parts, and no multiple of either
@@ -215,7 +215,7 @@ def test_what_scenes_cant_do_is_refused(scenes, planes, tmp_path, options, said)
     assert [p.name for p in tmp_path.iterdir()] == ["in.tif"]
 
 
-def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path):
+def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "in.tif", noisy(1)[0])
     own = ("--model", planes, "--sigma", "0.1")
     found = restobox("restore", "denoise", tmp_path / "in.tif", "-o", tmp_path / "o.png", *own)
@@ -227,6 +227,18 @@ def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path):
     tifffile.imwrite(tmp_path / "bad.tif", np.zeros((40, 40), np.int32))
     with pytest.raises(InputError, match="8 and 16 bits without sign"):
         open_scene(tmp_path / "bad.tif")
+    monkeypatch.setenv("RESTOBOX_MAX_BYTES", "9000")
+    tifffile.imwrite(tmp_path / "strip.tif", noisy(1)[0], compression="zlib", rowsperstrip=100)
+    with pytest.raises(ResourceError, match=r"strip\.tif has an array"):
+        open_scene(tmp_path / "strip.tif")
+    monkeypatch.delenv("RESTOBOX_MAX_BYTES")
+    damaged = bytearray((tmp_path / "strip.tif").read_bytes())
+    damaged[400:5000] = bytes(4600)
+    (tmp_path / "damaged.tif").write_bytes(damaged)
+    found = restobox("restore", "denoise", tmp_path / "damaged.tif", "-o", tmp_path / "o.tif", *own)
+    assert found.returncode == 2
+    assert "damaged.tif can't be read as a scene" in found.stderr
+    assert not (tmp_path / "o.tif").exists()
     with tifffile.TiffWriter(tmp_path / "two.tif") as file:
         for seed in (1, 2):
             file.write(noisy(1, seed)[0], photometric="minisblack")

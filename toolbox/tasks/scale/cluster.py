@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -39,6 +39,19 @@ SETTINGS = {
 Records = Iterator[dict[str, Any]]
 
 
+def need_dask() -> None:
+    """Raise where Dask is missing.
+
+    Raises:
+        InputError: says which extra has it.
+    """
+    if find_spec("distributed") is None:
+        raise InputError(
+            "--workers and --scheduler need dask: pip install 'restobox[scale]'; without them one"
+            " process does it"
+        )
+
+
 @contextlib.contextmanager
 def over_cluster(
     job: Job, many: Many, begin: bool = True
@@ -52,11 +65,7 @@ def over_cluster(
         InputError: dask is missing, no such scheduler, no worker, or workers without restobox.
         ValueError, OSError: a model that the workers can't load.
     """
-    if find_spec("distributed") is None:
-        raise InputError(
-            "--workers and --scheduler need dask: pip install 'restobox[scale]'; without them the"
-            " items are restored one after the other"
-        )
+    need_dask()
     if not begin:
         yield lambda items: iter(())
         return
@@ -67,10 +76,9 @@ def over_cluster(
 
 @contextlib.contextmanager
 def _client(job: Job, many: Many) -> Iterator[Any]:
-    import dask
-    from distributed import Client, Nanny, Scheduler, SpecCluster
-
     if many.scheduler is not None:
+        from distributed import Client
+
         try:
             client = Client(many.scheduler, timeout=REACHED, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -81,8 +89,18 @@ def _client(job: Job, many: Many) -> Iterator[Any]:
         with client:
             yield client
         return
-    count = many.workers or 1
-    environments = [device_of(k, job, many) for k in range(count)]
+    with processes([device_of(k, job, many) for k in range(many.workers or 1)]) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def processes(environments: Sequence[dict[str, str]]) -> Iterator[Any]:
+    """Dask's client of a worker for each of these environments, on this machine: processes of one
+    thread.
+    """
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
     board = ":0" if find_spec("bokeh") is not None else None
     address = {"host": "127.0.0.1", "port": 0}
     scheduler = {"cls": Scheduler, "options": address | {"dashboard_address": board}}
@@ -127,8 +145,8 @@ def _check(client: Any, job: Job, many: Many) -> None:
         client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError as error:
         raise InputError(
-            f"no worker came within {PATIENCE} s; start some by `dask worker {many.scheduler}`"
-            " --nthreads 1"
+            f"no worker came within {PATIENCE} s; start some by `dask worker {many.scheduler}"
+            " --nthreads 1`"
         ) from error
     try:
         client.submit(check_models, job, pure=False).result()

@@ -160,13 +160,20 @@ def prepared(
         )
     if many.gpus_per_worker is not None and (many.scheduler or (many.workers or 1) < 2):
         raise InputError("--gpus-per-worker means something with --workers 2 or more; leave it out")
+    if not many.clip and (many.still, many.refresh) != (Many.still, Many.refresh):
+        raise InputError("--still and --refresh are for frames: add --clip, or leave them out")
     out = Path(os.path.abspath(job.output.out))
     if out.exists() and not out.is_dir():
         raise InputError(f"output {job.output.out} is a file; several results go to a folder")
     job = replace(job, output=replace(job.output, out=out))
     manifest = Manifest.read(out)
     found = found or find_items(job.one, inputs, out)
-    ready = plan(job, found.items, manifest, many.suffix, many.resume)
+    items = found.items
+    if many.clip:
+        from toolbox.tasks.scale.frames import as_clip
+
+        items = as_clip(job, items, many)
+    ready = plan(job, items, manifest, many.suffix, many.resume)
     if many.sheet is not None:
         from restoration.io.images import check_writable
 
@@ -194,6 +201,11 @@ def _restoring(job: Job, many: Many, ready: Plan) -> Iterator[Restored]:
 
     if ready.todo:
         check_models(job)
+    if many.clip:
+        from toolbox.tasks.scale.frames import restored_frames
+
+        yield lambda items: restored_frames(job, items, many)
+        return
     yield lambda items: (restore_item(job, item) for item in items)
 
 
