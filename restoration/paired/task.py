@@ -13,7 +13,7 @@ from torch import Tensor
 
 from restoration.paired.dark_channel import DarkChannelPrior, box_mean
 from restoration.task import Restored, Run, Watch, sample
-from restoration.wrappers.tiling import tiled
+from restoration.wrappers.tiling import set_tile, tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, check_steps, lay
 from solvers.methods.rddm import RDDM, RDDMSampler
@@ -150,7 +150,8 @@ class PairedTask:
             there is carried to the whole one (:func:`carry`). Right for haze, which varies slowly,
             and the same work for every size. None: 128 for haze networks, which were trained on
             such views, and no reduction for others.
-        tile: side of the tiles for larger pictures, in pixels.
+        tile: side of the tiles for larger pictures, in pixels, rounded down to what the network
+            takes; 0: what suits it (:func:`restoration.wrappers.tiling.tile_for`).
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
 
     Raises:
@@ -164,10 +165,11 @@ class PairedTask:
     process: Process | None = None
     grid: str = "trailing"
     view: int | None = None
-    tile: int = 512
+    tile: int = 0
     overlap: int = 64
 
     def __post_init__(self) -> None:
+        set_tile(self)
         if self.grid not in GRIDS:
             raise ValueError(f"grid {self.grid!r} is unknown; known: {', '.join(GRIDS)}")
         if self.view is not None and self.view < 16:

@@ -16,7 +16,7 @@ from restoration.photo.linear import PRIOR_STD, planewise
 from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
-from restoration.wrappers.tiling import tiled
+from restoration.wrappers.tiling import set_tile, tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid, lay
 from solvers.methods.ddim import DDIM
@@ -40,8 +40,8 @@ class InpaintingTask:
             for noiseless pixels, DiffPIR for noisy ones.
         correction_options: settings of a named correction, as in
             :class:`restoration.photo.linear.LinearTask`.
-        tile: side of the tiles for images larger than that, in pixels; rounded down to what the
-            network takes.
+        tile: side of the tiles for larger pictures, in pixels, rounded down to what the network
+            takes; 0: what suits it (:func:`restoration.wrappers.tiling.tile_for`).
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
         symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a
             call more.
@@ -55,12 +55,13 @@ class InpaintingTask:
     num_inference_steps: int = 5
     grid: str = "trailing"
     correction: str | None = None
-    tile: int = 512
+    tile: int = 0
     overlap: int = 64
     symmetries: int = 1
     correction_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        set_tile(self)
         check_settings(self)
 
     def __call__(
@@ -128,7 +129,7 @@ class InpaintingTask:
             d = d.conditioned(torch.cat([thin_plate(measurement.y, known), known], dim=1))
         if max(x.shape[-2:]) > self.tile:
             unit = d.fold * d.multiple
-            tile = self.tile // unit * unit
+            tile = max(self.tile // unit, 1) * unit
             d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
         asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
         solver = self.solver

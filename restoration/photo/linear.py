@@ -16,7 +16,7 @@ from restoration.photo.lift import enlarge, thin_plate
 from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.symmetry import Symmetric
-from restoration.wrappers.tiling import tiled
+from restoration.wrappers.tiling import set_tile, tiled
 from solvers.denoiser import Denoiser, Network, begun, output_of, timesteps_of
 from solvers.grid import Grid, check_steps, lay
 from solvers.inputs.errors import UncalibratedError
@@ -65,8 +65,8 @@ class LinearTask:
             and DiffPIR for noisy.
         correction_options: settings of a named correction, such as ``{"scale": 2.0}``
             (:func:`restoration.posterior.correction_by_name`).
-        tile: side of the tiles for larger pictures, in pixels; rounded down to what the network
-            takes.
+        tile: side of the tiles for larger pictures, in pixels, rounded down to what the network
+            takes; 0: what suits it (:func:`restoration.wrappers.tiling.tile_for`).
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
         symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a
             call more.
@@ -88,7 +88,7 @@ class LinearTask:
     num_inference_steps: int = 5
     grid: str = "trailing"
     correction: str | None = None
-    tile: int = 512
+    tile: int = 0
     overlap: int = 64
     symmetries: int = 1
     start_level: float | None = None
@@ -97,6 +97,7 @@ class LinearTask:
     whole_grid: bool = False
 
     def __post_init__(self) -> None:
+        set_tile(self)
         check_settings(self)
         if self.start_level is not None and not 0 < self.start_level < math.inf:
             raise ValueError(f"start_level must be a positive number; got {self.start_level}")

@@ -4,12 +4,16 @@ blended, so no seam can grow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from solvers.denoiser import Denoiser, Network, begun, output_of
+
+# sides of tiles, in image pixels
+LEAST_TILE, MOST_TILE = 64, 512
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -33,6 +37,38 @@ def tile_weight(start: int, size: int, length: int, overlap: int) -> Tensor:
     if start + size < length:
         weight = torch.minimum(weight, ramp.flip(0))
     return weight
+
+
+def tile_for(denoiser: Denoiser) -> int:
+    """Side in image pixels of the tiles that suit a network: 512, and less where diffusers' config
+    tells of attention, whose cost grows with the square of a tile's pixels: then the size that the
+    network was trained on (``sample_size``), else the largest whose attention costs about as much
+    as the convolutions around it.
+
+    At C channels a residual block has about 18 C^2 products for each position, attention over N
+    positions 2 N C: equal at N = 9 C.
+    """
+    config = getattr(getattr(denoiser, "network", None), "config", None)
+    if not isinstance(config, Mapping):
+        return MOST_TILE
+    widths = config.get("block_out_channels") or ()
+    kinds = config.get("down_block_types") or ()
+    levels = [k for k, kind in enumerate(kinds[: len(widths)]) if "Attn" in kind]
+    if widths and config.get("mid_block_type", "mid") and config.get("add_attention"):
+        levels.append(len(widths) - 1)
+    if not levels:
+        return MOST_TILE
+    side = min(2**k * int((9 * widths[k]) ** 0.5) for k in levels)
+    trained = config.get("sample_size") or side
+    side = denoiser.fold * (trained if isinstance(trained, int) else max(trained))
+    unit = denoiser.fold * denoiser.multiple
+    return -(-min(max(side, LEAST_TILE), MOST_TILE) // unit) * unit
+
+
+def set_tile(task: Any) -> None:
+    """Put :func:`tile_for` in the place of a new task's ``tile`` 0."""
+    if task.tile == 0:
+        object.__setattr__(task, "tile", tile_for(task.denoiser))
 
 
 class TiledNetwork(nn.Module):

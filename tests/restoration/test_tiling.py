@@ -1,12 +1,17 @@
 """Tiles cover, weights sum, and a local network sees no seam."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from restoration.wrappers.tiling import TiledNetwork, tile_starts, tile_weight, tiled
+from restoration.photo.inpainting import InpaintingTask
+from restoration.wrappers.tiling import TiledNetwork, tile_for, tile_starts, tile_weight, tiled
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
 
@@ -76,3 +81,49 @@ def test_bad_tiles():
     for tile, overlap in ((60, 16), (64, 32), (64, 15), (0, 0), (64, -2)):
         with pytest.raises(ValueError, match="tile"):
             tiled(denoiser, tile, overlap)
+
+
+@pytest.mark.parametrize(
+    ("config", "fold", "tile"),
+    [
+        ({}, 1, 512),
+        ({"down_block_types": ("DownBlock2D",) * 2, "block_out_channels": (32, 64)}, 1, 512),
+        ({"add_attention": False, "sample_size": 32}, 1, 512),
+        # what it was trained on, 64 pixels at least
+        ({"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "sample_size": 32}, 1, 64),
+        ({"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "sample_size": 64}, 2, 128),
+        ({"down_block_types": ("AttnDownBlock2D",) * 2, "sample_size": (96, 128)}, 1, 128),
+        ({"down_block_types": ("AttnDownBlock2D",) * 2, "sample_size": 1024}, 1, 512),
+        # by cost: 9 C positions, 2 x 48 on a side at the second level, 2 x 48 pixels of half size
+        ({"down_block_types": ("DownBlock2D", "AttnDownBlock2D")}, 1, 96),
+        ({"add_attention": True}, 2, 192),
+        ({"add_attention": True, "mid_block_type": None}, 2, 512),
+    ],
+)
+def test_tiles_suit_the_network(config, fold, tile):
+    def network(x, t):
+        return x
+
+    network.config = {"block_out_channels": (64, 256)} | config
+    denoiser = Denoiser(network, VP.linear(), fold=fold, multiple=2)
+    assert tile_for(denoiser) == tile
+    network.config = SimpleNamespace(out_channels=3)  # not diffusers'
+    assert tile_for(denoiser) == 512
+
+
+def test_tasks_take_the_tiles_that_suit_their_network():
+    sizes = []
+
+    def network(x, t):
+        sizes.append(tuple(x.shape[-2:]))
+        return x
+
+    attention = {"down_block_types": ("AttnDownBlock2D",), "block_out_channels": (8,)}
+    network.config = FrozenDict(attention | {"sample_size": 32, "in_channels": 3})
+    task = InpaintingTask(Denoiser(network, VP.linear()), num_inference_steps=1)
+    task(torch.rand(3, 64, 120), torch.ones(64, 120))
+    assert sizes == [(64, 64)] * 2
+    assert task.tile == 64
+    assert replace(task, tile=128).tile == 128
+    with pytest.raises(ValueError, match="tile must be at least 16"):
+        replace(task, tile=8)

@@ -77,6 +77,32 @@ def test_rows_are_the_means_of_the_pictures(pictures):
     assert rows[1]["psnr"] == pytest.approx(np.mean(found), abs=1e-3)
 
 
+@pytest.mark.long
+def test_workers_measure_the_same(pictures, monkeypatch):
+    """Each takes its turn; figures and their order stay, but for the seconds."""
+    import contextlib
+
+    import cloudpickle
+    from distributed import Client, LocalCluster
+
+    @contextlib.contextmanager
+    def here(environments):
+        workers = {"n_workers": len(environments), "processes": False, "threads_per_worker": 1}
+        with LocalCluster(dashboard_address=None, **workers) as cluster, Client(cluster) as client:
+            yield client
+
+    monkeypatch.setattr("toolbox.tasks.scale.cluster.processes", here)
+    methods, rows = Methods(["plain", "grey"], steps=1), []
+    for workers in (None, 3):
+        extent, seen = Extent(workers=workers), []
+        cases = linear_cases(pictures, ["denoise:25", "deblur:1.5"], False, extent)
+        cases = cloudpickle.loads(cloudpickle.dumps(cases))
+        measured = measure(cases, methods, extent, progress=lambda *at, to=seen: to.append(at))
+        rows.append([{k: v for k, v in row.items() if k != "seconds"} for row in measured])
+        assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert rows[0] == rows[1]
+
+
 def test_command(capsys, monkeypatch, pictures):
     from toolbox.cli import main
 

@@ -32,6 +32,10 @@ class Extent:
     limit: Annotated[int | None, Option(help="Use the first of them only.", min=1)] = None
     samples: Samples = 1
     seed: Seed = 0
+    workers: Annotated[
+        int | None,
+        Option(help="Processes of one thread each (extra `scale`); figures stay.", min=1, max=1024),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -69,24 +69,17 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     done = 0
-    loaded: dict[tuple[str, str], Denoiser] = {}
-    ways = [_ways(case, methods, loaded) for case in cases]
-    total = sum(len(w) * case.count for w, case in zip(ways, cases, strict=True))
-    for case, way in zip(cases, ways, strict=True):
+    several = (extent.workers or 1) > 1
+    measured = (_on_workers if several else _one_by_one)(cases, methods, extent)
+    total = sum(case.count for case in cases)
+    for case in cases:
         found: dict[tuple[str, str], list[dict[str, float]]] = {}
-        restorers = {f"{model}|{solver}": run for (model, solver), run in way.items()}
-        for trial in case.trials():
-            # every picture with the same seed
-            draws = Draws(extent.seed, extent.samples)
-            for made in compare(case.task, [trial], restorers, draws):
-                for name, figures in made.figures.items():
-                    model, _, solver = name.partition("|")
-                    with contextlib.suppress(LPIPSUnavailable):  # too small for it
-                        truth = case.task.picture(trial.known)
-                        figures = figures | {"lpips": perceived(made.results[name], truth)}
-                    found.setdefault((model, solver), []).append(figures | made.effort[name])
-                    done += 1
-                    progress(done, total)
+        for _ in range(case.count):
+            for name, figures in next(measured).items():
+                model, _, solver = name.partition("|")
+                found.setdefault((model, solver), []).append(figures)
+            done += 1
+            progress(done, total)
         for (model, solver), each in found.items():
             # figures that all pictures have
             keys = [key for key in each[0] if all(key in f for f in each)]
@@ -96,6 +89,59 @@ def measure(
             psnrs = [round(f["psnr"], 2) for f in each]
             rows.append(head | means | {"psnr_worst": min(psnrs), "psnr_each": psnrs})
     return rows
+
+
+Measured = dict[str, dict[str, float]]  # figures of a picture, by ``MODEL|SOLVER``
+
+
+def _one_by_one(cases: Sequence[Case], methods: Methods, extent: Extent) -> Iterator[Measured]:
+    """The figures of each picture of each case."""
+    loaded: dict[tuple[str, str], Denoiser] = {}
+    ways = [_ways(case, methods, loaded) for case in cases]
+    for case, way in zip(cases, ways, strict=True):
+        for trial in case.trials():
+            yield _figures(case, way, trial, extent)
+
+
+def _on_workers(cases: Sequence[Case], methods: Methods, extent: Extent) -> Iterator[Measured]:
+    """The same, in the same order, of pictures that workers share out among themselves."""
+    from toolbox.tasks.scale.cluster import need_dask, processes
+
+    need_dask()
+    count = extent.workers or 1
+    for case in cases:  # what can't be loaded is said here, once
+        _ways(case, methods, {})
+    with processes([{}] * count) as client:
+        for case in cases:
+            turns = [(case, methods, extent, k, count) for k in range(count)]
+            futures = [client.submit(_in_turn, *turn, pure=False) for turn in turns]
+            parts = client.gather(futures)
+            for k in range(case.count):
+                yield parts[k % count][k // count]
+
+
+def _in_turn(case: Case, methods: Methods, extent: Extent, turn: int, count: int) -> list[Measured]:
+    """What one of ``count`` workers measures: every ``count``-th picture."""
+    from toolbox.tasks.scale.worker import working
+
+    with working():
+        way = _ways(case, methods, {})
+        own = (trial for k, trial in enumerate(case.trials()) if k % count == turn)
+        return [_figures(case, way, trial, extent) for trial in own]
+
+
+def _figures(
+    case: Case, way: Mapping[tuple[str, str], Restorer], trial: Trial, extent: Extent
+) -> Measured:
+    restorers = {f"{model}|{solver}": run for (model, solver), run in way.items()}
+    draws, found = Draws(extent.seed, extent.samples), {}  # every picture with the same seed
+    for made in compare(case.task, [trial], restorers, draws):
+        for name, figures in made.figures.items():
+            with contextlib.suppress(LPIPSUnavailable):  # too small for it
+                truth = case.task.picture(trial.known)
+                figures = figures | {"lpips": perceived(made.results[name], truth)}
+            found[name] = figures | made.effort[name]
+    return found
 
 
 def _ways(

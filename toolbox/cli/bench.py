@@ -205,7 +205,7 @@ def bench_mri(
     ],
     scans: Scans,
     methods: Annotated[Methods, Without("solver", "symmetries")],
-    extent: Extent,
+    extent: Annotated[Extent, Without("workers")],
     as_json: Json = False,
 ) -> None:
     """Measure MRI reconstruction next to the classical methods."""
@@ -232,7 +232,7 @@ def bench_mri_coverage(
         Path, typer.Argument(help="Other slices, to fit the intervals' width on.")
     ],
     scans: Scans,
-    extent: Extent = Extent(samples=8),
+    extent: Annotated[Extent, Without("workers")] = Extent(samples=8),
     intervals: Intervals = Intervals(),
     model: Annotated[str, typer.Option(help="A model.")] = "mri",
     steps: Steps = 4,
@@ -320,7 +320,7 @@ def bench_hsi(
 def bench_ultrasound(
     data: Annotated[Path, typer.Argument(help="Clean B-mode frames: a folder, .h5, DICOM.")],
     methods: Annotated[Methods, Without("symmetries")],
-    extent: Extent,
+    extent: Annotated[Extent, Without("workers")],
     strength: Annotated[
         list[float] | None, typer.Option(help="Strengths of the simulated haze. [default: 0.5 1 2]")
     ] = None,

@@ -74,7 +74,13 @@ class Settings:
     steps: Steps = None
     grid: Grid = "trailing"
     correction: Correction = None
-    tile: Annotated[int, Option(help="Side of the tiles for larger pictures, in pixels.")] = 512
+    tile: Annotated[
+        int,
+        Option(
+            help="Side of the tiles for larger pictures, in pixels; 0: what suits the network, at"
+            " most 512."
+        ),
+    ] = 0
     symmetries: Symmetries = 1
     timesteps: tuple[float, ...] = ()
 

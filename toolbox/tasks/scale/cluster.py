@@ -1,7 +1,8 @@
 """Items restored by dask.distributed: workers on this machine, or those of a scheduler.
 
 A worker is a process with one thread, which loads a model once. A worker that is lost is replaced
-and its item given to another one, at most :data:`LOSSES` times.
+and the items that it had are given to others, at most :data:`LOSSES` times; and once more at the
+end, each by itself, since one of them may have taken the others along.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import logging
 import math
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -39,6 +40,19 @@ SETTINGS = {
 Records = Iterator[dict[str, Any]]
 
 
+def need_dask() -> None:
+    """Raise where Dask is missing.
+
+    Raises:
+        InputError: says which extra has it.
+    """
+    if find_spec("distributed") is None:
+        raise InputError(
+            "--workers and --scheduler need dask: pip install 'restobox[scale]'; without them one"
+            " process does it"
+        )
+
+
 @contextlib.contextmanager
 def over_cluster(
     job: Job, many: Many, begin: bool = True
@@ -52,11 +66,7 @@ def over_cluster(
         InputError: dask is missing, no such scheduler, no worker, or workers without restobox.
         ValueError, OSError: a model that the workers can't load.
     """
-    if find_spec("distributed") is None:
-        raise InputError(
-            "--workers and --scheduler need dask: pip install 'restobox[scale]'; without them the"
-            " items are restored one after the other"
-        )
+    need_dask()
     if not begin:
         yield lambda items: iter(())
         return
@@ -67,10 +77,9 @@ def over_cluster(
 
 @contextlib.contextmanager
 def _client(job: Job, many: Many) -> Iterator[Any]:
-    import dask
-    from distributed import Client, Nanny, Scheduler, SpecCluster
-
     if many.scheduler is not None:
+        from distributed import Client
+
         try:
             client = Client(many.scheduler, timeout=REACHED, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -81,8 +90,18 @@ def _client(job: Job, many: Many) -> Iterator[Any]:
         with client:
             yield client
         return
-    count = many.workers or 1
-    environments = [device_of(k, job, many) for k in range(count)]
+    with processes([device_of(k, job, many) for k in range(many.workers or 1)]) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def processes(environments: Sequence[dict[str, str]]) -> Iterator[Any]:
+    """Dask's client of a worker for each of these environments, on this machine: processes of one
+    thread.
+    """
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
     board = ":0" if find_spec("bokeh") is not None else None
     address = {"host": "127.0.0.1", "port": 0}
     scheduler = {"cls": Scheduler, "options": address | {"dashboard_address": board}}
@@ -127,8 +146,8 @@ def _check(client: Any, job: Job, many: Many) -> None:
         client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError as error:
         raise InputError(
-            f"no worker came within {PATIENCE} s; start some by `dask worker {many.scheduler}`"
-            " --nthreads 1"
+            f"no worker came within {PATIENCE} s; start some by `dask worker {many.scheduler}"
+            " --nthreads 1`"
         ) from error
     try:
         client.submit(check_models, job, pure=False).result()
@@ -143,6 +162,7 @@ def _check(client: Any, job: Job, many: Many) -> None:
 
 def _records(client: Any, job: Job, items: Iterator[Item]) -> Records:
     from distributed import as_completed
+    from distributed.scheduler import KilledWorker
 
     run, ended = uuid.uuid4().hex, as_completed(loop=client.loop)
     running: dict[Any, Item] = {}
@@ -158,10 +178,18 @@ def _records(client: Any, job: Job, items: Iterator[Item]) -> Records:
             ended.add(future)
 
     begin()
+    suspects = []
     for future in ended:
-        yield record_of(future, running.pop(future))
+        item = running.pop(future)
+        if isinstance(future.exception(), KilledWorker):
+            suspects.append(item)
+        else:
+            yield record_of(future, item)
         future.release()
         begin()
+    for item in suspects:
+        future = client.submit(restore_item, job, item, key=f"{item.name}-{run}-alone", pure=False)
+        yield record_of(future, item)
 
 
 def record_of(future: Any, item: Item) -> dict[str, Any]:
