@@ -81,9 +81,14 @@ def check_target(denoiser: Denoiser, target: str, quantized: QuantizedNetwork | 
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; known: {', '.join(TARGETS)}")
     if (target in INTEGER) != (quantized is not None):
+        others = ", ".join(t for t in TARGETS if t not in INTEGER)
         raise ValueError(
-            f"give quantized=... for the targets {', '.join(INTEGER)}, and only for those; the"
-            f" target is {target}"
+            f"the target {target} takes "
+            + (
+                f"a quantized network: give it (--quantized, quantized=), or another target: {others}"
+                if target in INTEGER
+                else f"no quantized network; those are for {', '.join(INTEGER)}"
+            )
         )
     if quantized is not None and quantized.model_hash != network_hash(denoiser.network):
         raise ValueError(
