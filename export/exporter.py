@@ -85,7 +85,7 @@ def check_target(denoiser: Denoiser, target: str, quantized: QuantizedNetwork | 
         raise ValueError(
             f"the target {target} takes "
             + (
-                f"a quantized network: give it (--quantized, quantized=), or another target: {others}"
+                f"a quantized network: give one (--quantized, quantized=), or a target of: {others}"
                 if target in INTEGER
                 else f"no quantized network; those are for {', '.join(INTEGER)}"
             )
