@@ -202,8 +202,7 @@ def superresolve(
 
     Args:
         factor: 2 to 8; the shipped networks know 2, 3 and 4.
-        model: by default ``photo-x4-int8`` for a factor of 4 (but for ``bicubic``), else
-            ``photo-int8``.
+        model: by default ``photo-x4-int8`` for a factor of 4, else ``photo-int8``.
         kernel: how the large picture became the small one: ``block`` (means of blocks),
             ``bicubic``, or ``any``: nobody knows, JPEG perhaps.
 
@@ -211,7 +210,7 @@ def superresolve(
     """
     from toolbox.tasks.photo import enlargement, enlarger
 
-    chosen = model or enlarger(factor, kernel)
+    chosen = model or enlarger(factor)
 
     def measured(pixels: Tensor, sigma: float | None) -> tuple[Any, float]:
         return enlargement(_size(pixels), factor, kernel), sigma or 0.0

@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,7 +85,10 @@ def trace(
 
     Raises:
         ValueError: torch.export can't trace it.
+        ImportError: onnxscript isn't installed.
     """
+    if find_spec("onnxscript") is None:
+        raise ImportError("exporting needs the package onnxscript: pip install 'restobox[export]'")
     with torch.no_grad(), _quiet():
         try:
             program = torch.export.export(

@@ -47,6 +47,7 @@ def test_map_does_what_the_command_does(small, tmp_path):
     assert (again.done, again.kept) == (1, 1)
 
 
+@pytest.mark.long
 def test_map_takes_numbers_where_the_command_takes_words(small, tmp_path):
     tally = restobox.map("denoise", small / "a.png", tmp_path, sigma=0.1, model="grey")
     assert tally.done == 1

@@ -2,17 +2,19 @@
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from helpers.covering import covering
-from helpers.data import smooth_picture
+from helpers.data import ROOT, smooth_picture
 from helpers.deploy import calibrate as run_calibrate
 from helpers.quantized import one_thread  # noqa: F401
 from safetensors.torch import save, save_file
 
+from export.graphs.network import trace
 from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
 from quant.temporal.table import step_network, temporal_table
@@ -24,9 +26,13 @@ from solvers.grid import GRIDS
 from solvers.inputs.errors import UncalibratedError
 from solvers.processes.process import VP
 from toolbox.cli import main
+from toolbox.deploy.export import make_job
+from toolbox.deploy.options import Whole
 from toolbox.tasks import task_by_name
 from toolbox.tasks.inpainting import Inpaint
 from toolbox.tasks.options import Deblurring, Settings
+from toolbox.training.loop import train
+from toolbox.training.recipe import TrainingRecipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,6 +144,18 @@ def test_by_default_a_calibration_covers_the_tasks_own_runs(colour, pictures, tm
     settings = Settings(steps=9)
     with pytest.raises(UncalibratedError, match=says), task.calibrated(settings):
         task.restorer(known_at("deblur"), options, settings)({"image": picture}, seed=0)
+
+
+def test_what_only_some_need_is_named_where_it_is_missing(colour, latent, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    recipe = TrainingRecipe.read(ROOT / "toolbox" / "recipes" / "photo.toml")
+    with pytest.raises(ImportError, match=r"restobox\[train\]"):
+        train(recipe, tmp_path, tmp_path / "out")
+    monkeypatch.setattr("export.graphs.network.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"restobox\[export\]"):
+        trace(torch.nn.Identity(), (torch.zeros(1),), None, "nothing")
+    with pytest.raises(ValueError, match="4 channels, the latents of an autoencoder"):
+        make_job(Denoiser.from_pretrained(latent), Whole("denoise"))
 
 
 def test_only_calibration_sets_are_replaced(colour, pictures, tmp_path):

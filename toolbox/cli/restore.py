@@ -95,9 +95,7 @@ def superresolve(
     options: Enlarging,
     model: Annotated[
         str | None,
-        typer.Option(
-            help=f"By default {SMALL_PICTURES} for factor 4 (not bicubic), else {DEFAULT_MODEL}."
-        ),
+        typer.Option(help=f"By default {SMALL_PICTURES} for factor 4, else {DEFAULT_MODEL}."),
     ] = None,
     prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Settings = Settings(),

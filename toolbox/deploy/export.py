@@ -93,6 +93,12 @@ def make_job(denoiser: Denoiser, whole: Whole, settings: Settings = Settings()) 
     task = task_by_name(whole.task)
     if type(task).job is Task.job:  # none of its own: this says so
         task.job(denoiser, None, settings, parse_size(whole.size))
+    channels = denoiser.image_channels
+    if channels is not None and channels not in {n for _, held in KINDS.values() for n in held}:
+        raise ValueError(
+            f"this network works on {channels} channels, the latents of an autoencoder, which is no"
+            " part of a graph here: export the network alone, without --restorer"
+        )
     if whole.task in KINDS:
         check_kind(denoiser, whole.task)
     numbers = {name: getattr(whole, name) for name in ("factor", "blur", "coils")}

@@ -225,7 +225,7 @@ class Superresolve(LinearPictureTask):
     sampling_steps = 5
 
     def model_for(self, path: Path, options: Enlarging) -> str:
-        return enlarger(options.factor, options.kernel)
+        return enlarger(options.factor)
 
     def operator(self, size: Size, options: Enlarging) -> Reduction:
         return enlargement(size, options.factor, options.kernel)
@@ -306,9 +306,9 @@ def denoiser_of(pixels: np.ndarray) -> str:
     return GREY if (pixels == pixels[:1]).all() else COLOUR
 
 
-def enlarger(factor: int, kernel: str) -> str:
+def enlarger(factor: int) -> str:
     """The shipped network that enlarges best."""
-    return SMALL_PICTURES if factor == 4 and kernel in ("block", "any") else DEFAULT_MODEL
+    return SMALL_PICTURES if factor == 4 else DEFAULT_MODEL
 
 
 def files_reduction(image: Tensor, factor: int) -> tuple[Tensor, Tensor]:

@@ -185,9 +185,14 @@ def train(
             for ``epsilon`` (or ``sample`` without a condition), or nothing to resume.
         FileNotFoundError: no such data folder.
         FileExistsError: ``out`` holds something, and nothing is resumed.
+        ImportError: accelerate isn't installed.
     """
-    from accelerate import Accelerator
-
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ImportError(
+            "training needs the package accelerate: pip install 'restobox[train]'"
+        ) from error
     known = (
         ("v_prediction", "sample")
         if EXAMPLES[recipe.task].condition_channels

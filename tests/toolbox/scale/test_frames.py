@@ -59,6 +59,7 @@ def test_frames_that_do_not_change_are_restored_once(fill):
     }
 
 
+@pytest.mark.long
 def test_small_changes_may_pass_for_none_until_the_next_refresh(fill):
     _, done, results = fill("still", "--clip", "--still", 0.02, "--refresh", 2)
     assert [r["nfe"] for r in done.values()] == [2, 0, 0, 2, 2]  # the refresh came first

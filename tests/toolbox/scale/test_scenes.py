@@ -174,6 +174,7 @@ def test_every_kind_of_file(scenes, planes, tmp_path, name):
         assert out.read_bytes()[:352] == path.read_bytes()[:352]
 
 
+@pytest.mark.long
 def test_scenes_are_items_of_a_folder(scenes, planes, tmp_path):
     """And go on: a chunk that changes deep in a folder is a change."""
     (tmp_path / "in").mkdir()

@@ -14,7 +14,7 @@ from helpers.data import smooth_picture
 from restoration.io.images import Photo, write_image
 from solvers.inputs.errors import InputError, RestoboxError
 from toolbox.tasks.options import Denoising, Inpainting, Many, Output, Prior, Settings
-from toolbox.tasks.scale.cluster import device_of, record_of
+from toolbox.tasks.scale.cluster import _records, device_of, record_of
 from toolbox.tasks.scale.engine import restore_all
 from toolbox.tasks.scale.items import Item
 from toolbox.tasks.scale.job import Job
@@ -107,6 +107,46 @@ def test_an_item_that_kills_its_workers_is_recorded():
     assert "died 3 times" in record["reason"]
     with pytest.raises(RestoboxError, match="run again with --resume"):
         record_of(Future(OSError("closed")), item)
+
+
+def test_an_item_that_was_lost_with_another_gets_a_turn_of_its_own(monkeypatch):
+    """Two items whose worker died with both; one of them was to blame."""
+    from distributed.scheduler import KilledWorker
+
+    asked = []
+
+    class Future:
+        def __init__(self, key):
+            asked.append(key)
+            bad = "bad" in key or "alone" not in key
+            self.error = KilledWorker(key, None, 3) if bad else None
+
+        def exception(self):
+            return self.error
+
+        def result(self):
+            return {"status": "done"}
+
+        def release(self):
+            pass
+
+    class Client:
+        loop = None
+
+        def nthreads(self):
+            return {"a": 1}
+
+        def submit(self, call, job, item, key, pure):
+            return Future(key)
+
+    class Ended(list):
+        add = list.append
+
+    monkeypatch.setattr("distributed.as_completed", lambda loop: Ended())
+    items = iter([Item("bad.png", Path("/bad.png")), Item("good.png", Path("/good.png"))])
+    records = list(_records(Client(), None, items))
+    assert [r["status"] for r in records] == ["failed", "done"]
+    assert len(asked) == 4
 
 
 @pytest.mark.long

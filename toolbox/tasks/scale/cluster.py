@@ -1,7 +1,8 @@
 """Items restored by dask.distributed: workers on this machine, or those of a scheduler.
 
 A worker is a process with one thread, which loads a model once. A worker that is lost is replaced
-and its item given to another one, at most :data:`LOSSES` times.
+and the items that it had are given to others, at most :data:`LOSSES` times; and once more at the
+end, each by itself, since one of them may have taken the others along.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ def _check(client: Any, job: Job, many: Many) -> None:
 
 def _records(client: Any, job: Job, items: Iterator[Item]) -> Records:
     from distributed import as_completed
+    from distributed.scheduler import KilledWorker
 
     run, ended = uuid.uuid4().hex, as_completed(loop=client.loop)
     running: dict[Any, Item] = {}
@@ -176,10 +178,18 @@ def _records(client: Any, job: Job, items: Iterator[Item]) -> Records:
             ended.add(future)
 
     begin()
+    suspects = []
     for future in ended:
-        yield record_of(future, running.pop(future))
+        item = running.pop(future)
+        if isinstance(future.exception(), KilledWorker):
+            suspects.append(item)
+        else:
+            yield record_of(future, item)
         future.release()
         begin()
+    for item in suspects:
+        future = client.submit(restore_item, job, item, key=f"{item.name}-{run}-alone", pure=False)
+        yield record_of(future, item)
 
 
 def record_of(future: Any, item: Item) -> dict[str, Any]:

@@ -126,6 +126,9 @@ class Manifest:
             FullDiskError: no room for it.
         """
         self._line(record)
+        if record["status"] == "begun":
+            # a claim must outlast the machine as a result does, or the result would be a stranger
+            os.fsync(self._file.fileno())
         self.take(record)
 
     def _line(self, content: Mapping[str, Any]) -> None:
