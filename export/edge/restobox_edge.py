@@ -313,14 +313,14 @@ class Restorer:
         self, inputs: dict[str, np.ndarray], seed: int, noise: np.ndarray | None
     ) -> np.ndarray:
         """Tiles of the graph's size, blended where they overlap; smaller pictures lie in a corner
-        of unknown pixels, or of repeated ones.
+        of mirrored ones, or of repeated ones.
         """
         height, width = inputs["image"].shape[1:]
         missing = max(0, self.size[0] - height), max(0, self.size[1] - width)
         corner = [(0, 0), (0, missing[0]), (0, missing[1])]
         if self.task == "inpaint":
             inputs["image"] = inputs["image"] * inputs["mask"]
-            padded = {name: np.pad(value, corner) for name, value in inputs.items()}
+            padded = {name: np.pad(value, corner, "symmetric") for name, value in inputs.items()}
         else:
             padded = {name: np.pad(value, corner, "edge") for name, value in inputs.items()}
         size = padded["image"].shape[1:]

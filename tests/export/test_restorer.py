@@ -18,6 +18,7 @@ from export.exporter import export_bundle, export_restorer_bundle
 from export.graphs.restorer import RestorerNetwork, export_restorer
 from export.jobs.photo import InpaintingJob
 from export.runtime.providers import open_session, tensorrt_options
+from export.runtime.restorer import mirrored
 from export.runtime.session import Restorer, Session
 from quant.calibration.trajectory import record
 from quant.quantize import quantize
@@ -310,3 +311,10 @@ def test_wrong_use_is_refused_in_words(bundles, task, quantized, tmp_path):
     (broken / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="draws"):
         read_bundle(broken)
+
+
+@pytest.mark.parametrize(("length", "least"), [(1, 4), (3, 3), (3, 11), (8, 5)])
+def test_small_pictures_are_continued_by_their_mirror_images(length, least):
+    line = np.arange(length)
+    expected = np.pad(line, (0, max(0, least - length)), "symmetric")
+    np.testing.assert_array_equal(line[mirrored(length, least).numpy()], expected)
