@@ -429,7 +429,75 @@ def zipped(inner: Reader, name: str) -> Reader:
 
 CUBE_NPZ = cube("a.npz")
 SCAN_NPZ = scan("a.npz", scan_npz)
+
+
+def listed(name: str, content: str) -> Reader:
+    def read(path: Path) -> Any:
+        from toolbox.tasks import task_by_name
+        from toolbox.tasks.scale.lists import read_list
+
+        read_list(task_by_name("inpaint"), path)
+        return []
+
+    files = {name: content.encode(), "a.png": b"", "m.png": b"", "b/c.png": b""}
+    return Reader(lambda: files, lambda folder: read(folder / name), (name,))
+
+
+def manifest() -> Reader:
+    """What a stopped machine cut off at the end is no damage: those items begin again."""
+    done = {"item": "a.png", "status": "done", "out": ["a.png"], "out_sha256": {"a.png": "0" * 64}}
+    lines = [{"restobox": "manifest", "version": 1}, done | {"status": "begun"}, done]
+
+    def read(path: Path) -> Any:
+        from toolbox.tasks.scale.manifest import Manifest
+
+        found = Manifest.read(path.parent)
+        for name in [*found.written]:
+            if (path.parent / name).is_file():
+                found.is_ours(path.parent / name)
+        return []
+
+    name = "restobox-manifest.jsonl"
+    return text(name, "".join(json.dumps(line) + "\n" for line in lines), read)
+
+
+def scene(name: str, write: Callable[[Path], object], damaged: tuple[str, ...] = ()) -> Reader:
+    def read(folder: Path) -> Any:
+        from restoration.io.scenes import open_scene
+        from solvers.inputs.errors import reading
+
+        found = open_scene(folder / name)
+        with reading(folder / name, "a scene"):
+            return [np.asarray(found.array[...])]
+
+    return Reader(made(name, write), read, damaged or (name,))
+
+
+def zarr(name: str) -> Reader:
+    values = np.random.default_rng(0).random((20, 24)).astype(np.float32)
+
+    def make() -> Files:
+        import tempfile
+
+        import zarr
+
+        with tempfile.TemporaryDirectory() as place:
+            array = zarr.create_array(
+                Path(place) / name, shape=(20, 24), chunks=(16, 16), dtype="f4"
+            )
+            array[...] = values
+            return copied(Path(place))()
+
+    one = scene(name, lambda path: None)
+    return Reader(make, one.read, (f"{name}/zarr.json", f"{name}/zarr.json", f"{name}/c/0/1"))
+
+
 READERS: dict[str, Reader] = {
+    "list-csv": listed("l.csv", "input,mask,sigma,seed\na.png,m.png,0.1,3\nb/c.png,random:0.5,,\n"),
+    "list-jsonl": listed("l.jsonl", '{"input": "a.png", "mask": "m.png", "out": "b/a.png"}\n' * 2),
+    "manifest": manifest(),
+    "scene-nifti": scene("a.nii", nifti),
+    "scene-zarr": zarr("a.zarr"),
     "png": picture("a.png"),
     "png-16": deep("a.png"),
     "jpeg": picture("a.jpg"),

@@ -44,7 +44,7 @@ def wrong(count: int, names: list[str]) -> dict[str, list]:
 
 
 def test_a_few_damaged_files():
-    assert wrong(8, ["tiff", "envi", "cube-hdf5"]) == {}
+    assert wrong(8, ["tiff", "envi", "cube-hdf5", "png-16"]) == {}
 
 
 @pytest.mark.long

@@ -558,3 +558,35 @@ def test_defects_are_found(tmp_path, kind):
 def test_unknown_defects_are_named():
     with pytest.raises(InputError, match="auto:scratches, auto:dust, auto:text"):
         found_defects(np.zeros((1, 20, 20)), "mould")
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize(("channels", "kind"), [(2, 4), (3, 2), (4, 6)])
+def test_deep_png_keeps_every_bit(tmp_path, channels, kind, transparent):
+    """Written here by the standard: no package at hand writes 16 bits in colour."""
+    x = np.random.default_rng(0).integers(0, 65536, (5, 7, channels)).astype(">u2")
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    head = struct.pack(">IIBBBBB", 7, 5, 16, kind, 0, 0, 0)
+    colour = x[2, 3].tobytes() if transparent and channels == 3 else b""
+    rows = b"".join(b"\0" + row.tobytes() for row in x)
+    (tmp_path / "x.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + (chunk(b"tRNS", colour) if colour else b"")
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    photo = read_image(tmp_path / "x.png")
+    values = x.astype(np.float32) / 65535
+    colours = values[..., : channels - 1 + channels % 2].transpose(2, 0, 1)
+    np.testing.assert_array_equal(photo.pixels, colours)
+    if colour:
+        assert [*zip(*np.nonzero(photo.alpha == 0), strict=True)] == [(2, 3)]
+    elif channels % 2 == 0:
+        np.testing.assert_array_equal(photo.alpha, values[..., -1])
+    else:
+        assert photo.alpha is None
