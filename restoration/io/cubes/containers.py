@@ -5,7 +5,7 @@ before they are read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,8 @@ def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube,
 
         if key is None and is_prisma(file):
             return read_prisma(path, file)
-        file.visititems(note)
+        for name, item in _items(file):
+            note(name, item)
         key = _choose(path, key, shapes)
         stored = dataset(file, key, path)
         values, no_data = _meant(stored[()], stored.attrs)
@@ -207,6 +208,24 @@ def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube,
             lambda name: dataset(file, name, path)[()],
         )
         return (cube if no_data is None else replace(cube, no_data=no_data)), axis
+
+
+def _items(group: Any, seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """What a group of HDF5 and those in it hold, with names as paths; not what links lead to.
+
+    HDF5's own walk (``visititems``) never ends on some damaged files; asked for the number of links
+    it sees the damage.
+    """
+    import h5py
+
+    if not len(group) or (place := h5py.h5o.get_info(group.id).addr) in seen:
+        return  # seen: a group that holds itself
+    for name in sorted(group):
+        if isinstance(group.get(name, getlink=True), h5py.HardLink):
+            item = group[name]
+            yield name, item
+            if isinstance(item, h5py.Group):
+                yield from ((f"{name}/{k}", v) for k, v in _items(item, seen | {place}))
 
 
 def _meant(values: np.ndarray, says: Any) -> tuple[np.ndarray, float | None]:
