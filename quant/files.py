@@ -121,8 +121,10 @@ def load_quantized(folder: str | Path, network: nn.Module) -> QuantizedNetwork:
             f"{folder} was made from another model ({model[:12]}...); load it with that one, or"
             " quantize again"
         )
-    structure = structured(network, recipe)
-    if names != quantizable_layers(structure, recipe.skip):
+    with reading(folder, "a quantized network", ModelError):
+        structure = structured(network, recipe)
+        fitting = quantizable_layers(structure, recipe.skip)
+    if names != fitting:
         raise ModelError(
             f"{folder} is damaged: its layers are not those its recipe quantizes; quantize again"
         )
