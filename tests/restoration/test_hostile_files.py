@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hn
 from scipy.io import loadmat, savemat
 
 from restoration.io.containers.arrays import arrays_of, read_array
+from restoration.io.containers.hdf5 import dataset, opened
 from restoration.io.containers.matlab import Matlab, read_variables
 from restoration.io.cubes import read_cube
 from restoration.io.cubes.envi import read_header
@@ -268,3 +269,23 @@ def test_pictures_within_the_budget(tmp_path, monkeypatch):
     for name in ("a.tif", "a.png"):
         with pytest.raises(ResourceError, match="RESTOBOX_MAX_BYTES"):
             read_image(tmp_path / name)
+
+
+def test_heaps_without_end_are_refused(tmp_path):
+    """HDF5 itself would walk through free space of no size for ever."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["text"] = "words of some length"
+        file["numbers"] = np.arange(3)
+    content = path.read_bytes()
+    heap = content.index(b"GCOL")
+    free = heap + 16 + 16 + 24  # behind its head, and the text of 20 bytes with its own
+    assert content[free : free + 8] == bytes(8)
+    assert int.from_bytes(content[free + 8 : free + 16], "little") > 1000
+    with opened(path) as file:
+        assert dataset(file, "text", path)[()] == b"words of some length"
+    path.write_bytes(content[: free + 8] + bytes(8) + content[free + 16 :])
+    with opened(path) as file:
+        assert dataset(file, "numbers", path)[()].tolist() == [0, 1, 2]
+        with pytest.raises(InputError, match="free space of no size"):
+            dataset(file, "text", path)

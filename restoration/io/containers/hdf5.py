@@ -4,6 +4,7 @@ is written has its place on the disk first.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from solvers.inputs.memory import check_array
 # gzip packs at most 1032 bytes into one
 _RAREST = 2000
 _SLACK = 1 << 20
+# a global heap, version 1: where values of variable length lie (HDF5 file format, III.E)
+_HEAP = b"GCOL\x01\0\0\0"
 
 
 @contextmanager
@@ -58,6 +61,8 @@ def dataset(file: Any, name: str, path: Path, whole: bool = True) -> Any:
         )
     if place.shape is None:
         raise InputError(f"{path}: {name} is empty")
+    if _varies(place.dtype):
+        _check_heaps(path)
     shape = place.shape if whole else (min(place.shape[:1], default=1) and 1, *place.shape[1:])
     check_array(f"{path}: {name}", shape, place.dtype.itemsize)
     stored, size = place.id.get_storage_size(), place.size * place.dtype.itemsize
@@ -67,6 +72,42 @@ def dataset(file: Any, name: str, path: Path, whole: bool = True) -> Any:
             f" written ({stored} bytes); write the file again"
         )
     return place
+
+
+def _varies(dtype: Any) -> bool:
+    """Whether values of this type have variable length, or parts that have."""
+    import h5py
+
+    if dtype.names is not None:
+        return any(_varies(dtype[name]) for name in dtype.names)
+    text = h5py.check_string_dtype(dtype)
+    return h5py.check_vlen_dtype(dtype) is not None or (text is not None and text.length is None)
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse heaps that HDF5 would walk through without end: free space of no size.
+
+    Raises:
+        InputError: there is one.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+
+        def number(at: int, size: int) -> int:
+            return int.from_bytes(content[at : at + size], "little")
+
+        heap = content.find(_HEAP)
+        while heap >= 0:
+            at, end = heap + 16, min(heap + number(heap + 8, 8), len(content))
+            while at + 16 <= end:
+                size = number(at + 8, 8)
+                step = 16 + -(-size // 8) * 8 if number(at, 2) else size
+                if step == 0:
+                    raise InputError(
+                        f"{path} is damaged: free space of no size lies among its values of"
+                        " variable length; copy or make it again"
+                    )
+                at += step
+            heap = content.find(_HEAP, heap + 8)
 
 
 @contextmanager
