@@ -19,7 +19,8 @@ from quant.temporal.features import cached
 from restoration.metrics import psnr
 from toolbox.api import load
 from toolbox.tasks import task_by_name
-from toolbox.tasks.options import Inpainting, Settings
+from toolbox.tasks.options import Inpainting
+from toolbox.tasks.settings import Settings
 
 
 def main() -> None:

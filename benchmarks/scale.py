@@ -17,10 +17,11 @@ import numpy as np
 import psutil
 
 from restoration.io.images import Photo, write_image
-from toolbox.tasks.options import Denoising, Many, Output, Prior, Settings
+from toolbox.tasks.options import Denoising
 from toolbox.tasks.scale.engine import restore_all
 from toolbox.tasks.scale.job import Job
 from toolbox.tasks.scale.manifest import NAME
+from toolbox.tasks.settings import Many, Output, Prior, Settings
 
 
 def make(folder: Path, count: int, side: int) -> Path:

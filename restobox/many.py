@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from toolbox.tasks import task_by_name
-from toolbox.tasks.options import OPTIONS, Draws, Many, Output, Prior, Settings
+from toolbox.tasks.options import OPTIONS
 from toolbox.tasks.scale.engine import Tally, restore_all
 from toolbox.tasks.scale.items import LISTS
 from toolbox.tasks.scale.job import Job
+from toolbox.tasks.settings import Draws, Many, Output, Prior, Settings
 
 Place = str | os.PathLike[str]
 _FIXED = ("out", "as_json", "dry_run", "timesteps", "whole")

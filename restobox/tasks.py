@@ -19,7 +19,7 @@ from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import advice, check_model
-from toolbox.tasks.options import Settings
+from toolbox.tasks.settings import Settings
 
 
 def inpaint(
@@ -250,8 +250,8 @@ def _by_colour(
     """With the model that is named; with none, the shipped one for each picture: ``colour``, and
     ``grey`` once a grey picture comes.
     """
-    from toolbox.tasks.options import COLOUR
     from toolbox.tasks.photo import denoiser_of
+    from toolbox.tasks.settings import COLOUR
 
     if model is not None:
         return _linear(name, model, load_model(model, *place), settings, measured)

@@ -30,7 +30,8 @@ from toolbox.deploy.export import make_job
 from toolbox.deploy.options import Whole
 from toolbox.tasks import task_by_name
 from toolbox.tasks.inpainting import Inpaint
-from toolbox.tasks.options import Deblurring, Settings
+from toolbox.tasks.options import Deblurring
+from toolbox.tasks.settings import Settings
 from toolbox.training.loop import train
 from toolbox.training.recipe import TrainingRecipe
 

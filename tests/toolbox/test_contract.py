@@ -36,16 +36,12 @@ from toolbox.tasks.options import (
     Enlarging,
     Frames,
     Inpainting,
-    Many,
-    Output,
     Pairs,
-    Prior,
-    Request,
     Scanning,
-    Settings,
 )
 from toolbox.tasks.scale.engine import restore_all
 from toolbox.tasks.scale.job import Job
+from toolbox.tasks.settings import Many, Output, Prior, Request, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from toolbox.deploy.options import Checks, Graph, Origin, Trials, Whole
 from toolbox.deploy.quantize import run_quantize
 from toolbox.deploy.verify import run_verify, run_verify_restorer
 from toolbox.tasks import task_by_name
-from toolbox.tasks.options import Settings
+from toolbox.tasks.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLACE = GOLDEN / "checkpoints"

@@ -42,8 +42,8 @@ from solvers.processes.process import VP
 from solvers.solver import randn
 from toolbox.deploy.export import make_job
 from toolbox.deploy.options import Whole
-from toolbox.tasks.options import Settings
 from toolbox.tasks.paired import Paired
+from toolbox.tasks.settings import Settings
 
 CPU = ["CPUExecutionProvider"]
 SIZE = (24, 32)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from toolbox.tasks.options import Samples, Seed, Symmetries
+from toolbox.tasks.settings import Samples, Seed, Symmetries
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,9 @@ from toolbox.bench.options import Extent, Methods
 from toolbox.deploy.compare import compare
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Restorer, Source, Task, Trial
-from toolbox.tasks.options import (
-    Deblurring,
-    Dehazing,
-    Denoising,
-    Draws,
-    Enlarging,
-    Inpainting,
-    Settings,
-)
+from toolbox.tasks.options import Deblurring, Dehazing, Denoising, Enlarging, Inpainting
 from toolbox.tasks.pictures import perceived
+from toolbox.tasks.settings import Draws, Settings
 
 CASES = ("denoise:25", "denoise:50", "superresolve:4")
 KINDS = ("denoise", "superresolve", "superresolve-bicubic", "superresolve-jpeg", "deblur")

@@ -18,7 +18,8 @@ from restoration.ultrasound.simulation import simulate_haze
 from toolbox.api import load
 from toolbox.bench.options import Extent, Methods
 from toolbox.tasks.classical import of_haze
-from toolbox.tasks.options import Frames, Settings
+from toolbox.tasks.options import Frames
+from toolbox.tasks.settings import Settings
 from toolbox.tasks.ultrasound import STRENGTHS, Ultrasound
 
 

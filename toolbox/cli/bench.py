@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from toolbox.bench.options import Extent, Intervals, Methods, Scans, Timing
 from toolbox.cli.options import Commands, Without
 from toolbox.cli.output import ProgressBar, print_json, print_table
-from toolbox.tasks.options import Json, Seed, Steps
+from toolbox.tasks.settings import Json, Seed, Steps
 
 
 class _PicturesFirst(TyperGroup):

@@ -10,7 +10,7 @@ import typer
 
 from toolbox.cli.options import FEW, Commands, Without
 from toolbox.cli.output import ProgressBar, print_json, print_table
-from toolbox.tasks.options import Draws, Json, Prior, Settings
+from toolbox.tasks.settings import Draws, Json, Prior, Settings
 
 app = Commands()
 

@@ -21,7 +21,7 @@ from toolbox.deploy.options import (
     Trials,
     Whole,
 )
-from toolbox.tasks.options import Json, Settings
+from toolbox.tasks.settings import Json, Settings
 
 app = Commands()
 

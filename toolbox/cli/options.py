@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from toolbox.tasks.options import Checkpoint, Computing
+from toolbox.tasks.settings import Checkpoint, Computing
 
 Pictures = Annotated[
     list[Path],

@@ -21,23 +21,25 @@ from toolbox.cli.options import (
 )
 from toolbox.cli.output import CountLine, ProgressBar, print_json, print_table
 from toolbox.tasks.options import (
-    COLOUR,
-    DEFAULT_MODEL,
-    GREY,
-    SMALL_PICTURES,
     Cubes,
     Deblurring,
     Dehazing,
     Denoising,
-    Draws,
     Enlarging,
     Frames,
     Inpainting,
+    Pairs,
+    Scanning,
+)
+from toolbox.tasks.settings import (
+    COLOUR,
+    DEFAULT_MODEL,
+    GREY,
+    SMALL_PICTURES,
+    Draws,
     Many,
     Output,
-    Pairs,
     Prior,
-    Scanning,
     Settings,
 )
 

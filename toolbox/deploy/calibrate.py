@@ -25,7 +25,7 @@ from toolbox.deploy.options import Recording, Trajectories
 from toolbox.support.cost import Cost
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Source, Task
-from toolbox.tasks.options import Settings
+from toolbox.tasks.settings import Settings
 
 SELECTIONS = ("uniform", "ptq4dm", "eda-dm")
 

@@ -12,7 +12,7 @@ from restoration.metrics import psnr
 from restoration.task import Restored
 from toolbox.support.html import picture
 from toolbox.tasks.base import Restorer, Task, Trial
-from toolbox.tasks.options import Draws
+from toolbox.tasks.settings import Draws
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from toolbox.api import float_model
 from toolbox.deploy.options import Graph, Whole
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Task
-from toolbox.tasks.options import Settings, full_steps
 from toolbox.tasks.photo import REDUCTIONS
+from toolbox.tasks.settings import Settings, full_steps
 
 
 def run_export(model: str, out: Path, graph: Graph) -> dict:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from toolbox.tasks.options import Cache, Correction, Grid, Seed
+from toolbox.tasks.settings import Cache, Correction, Grid, Seed
 
 if TYPE_CHECKING:
     from solvers.denoiser import Denoiser

@@ -25,7 +25,7 @@ from toolbox.deploy.verify import on_recorded_grid, restorers, task_of
 from toolbox.support.html import check_report, html_table, write_report
 from toolbox.support.sheets import chart
 from toolbox.tasks.base import Task
-from toolbox.tasks.options import Draws, Settings
+from toolbox.tasks.settings import Draws, Settings
 
 
 def run_report(

@@ -23,7 +23,7 @@ from toolbox.deploy.options import Checks, Origin, Trials
 from toolbox.support.html import check_report, html_table, write_report
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Restorer, Task
-from toolbox.tasks.options import Draws, Settings
+from toolbox.tasks.settings import Draws, Settings
 
 ERROR = 0.05  # most relative error of a call, where no pictures are restored
 USUAL = {"lift+known": "inpaint", "degraded": "paired", "degraded+mask": "paired"}

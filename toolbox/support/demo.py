@@ -15,7 +15,8 @@ from toolbox.api import ZOO, load_for
 from toolbox.support.sheets import heat, sheet
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Source
-from toolbox.tasks.options import Draws, Inpainting, Prior, Settings
+from toolbox.tasks.options import Inpainting
+from toolbox.tasks.settings import Draws, Prior, Settings
 
 KIND = "demo"
 PHOTO = ZOO / "demo" / "chelsea.png"

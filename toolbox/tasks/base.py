@@ -22,7 +22,7 @@ from restoration.metrics import psnr, ssim
 from restoration.task import KINDS, Restored, check_kind
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import UncalibratedError
-from toolbox.tasks.options import Prior, Request, Settings
+from toolbox.tasks.settings import Prior, Request, Settings
 
 Progress = Callable[[int, int], None]
 Size = tuple[int, int]  # (H, W)

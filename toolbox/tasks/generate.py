@@ -16,7 +16,7 @@ from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from solvers.grid import lay
 from toolbox.tasks.base import Restorer, Source, Task, Trial
-from toolbox.tasks.options import Settings
+from toolbox.tasks.settings import Settings
 
 
 class Generate(Task):

@@ -31,7 +31,8 @@ from solvers.denoiser import Denoiser
 from solvers.files import check_outputs, together
 from toolbox.api import load_for
 from toolbox.tasks.base import Progress, Restorer, Size, Source, Task, Trial, silent, with_numbers
-from toolbox.tasks.options import Cubes, Prior, Request, Settings
+from toolbox.tasks.options import Cubes
+from toolbox.tasks.settings import Prior, Request, Settings
 
 RGB = (640.0, 550.0, 470.0)  # nanometres
 

@@ -22,8 +22,9 @@ from solvers.denoiser import Denoiser
 from toolbox.api import check_model, load
 from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
 from toolbox.tasks.classical import biharmonic, push_pull_fill, telea
-from toolbox.tasks.options import DEFAULT_MODEL, Inpainting, Prior, Settings
+from toolbox.tasks.options import Inpainting
 from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
+from toolbox.tasks.settings import DEFAULT_MODEL, Prior, Settings
 
 
 class Inpaint(PictureTask):

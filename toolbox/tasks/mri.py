@@ -31,7 +31,8 @@ from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
 from toolbox.api import load_for
 from toolbox.tasks.base import Progress, Restorer, Size, Source, Task, Trial, silent, with_numbers
-from toolbox.tasks.options import Prior, Request, Scanning, Settings
+from toolbox.tasks.options import Scanning
+from toolbox.tasks.settings import Prior, Request, Settings
 
 CALIBRATION = 24
 KINDS = ("equispaced-fraction", "poisson", "random")

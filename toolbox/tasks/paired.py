@@ -20,8 +20,9 @@ from restoration.task import Restored, shown_to
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
-from toolbox.tasks.options import Dehazing, Pairs, Prior, Settings
+from toolbox.tasks.options import Dehazing, Pairs
 from toolbox.tasks.pictures import PictureTask, Reading, picture_of
+from toolbox.tasks.settings import Prior, Settings
 
 SOLVERS = ("resfusion", "rddm", "evodiff", "ddim")
 

@@ -34,20 +34,18 @@ from restoration.task import Restored
 from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Progress, Restorer, Size, Source, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, lanczos, non_local_means, plain, wiener
-from toolbox.tasks.options import (
+from toolbox.tasks.options import Deblurring, Denoising, Enlarging
+from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
+from toolbox.tasks.scale.scenes import denoise_scene
+from toolbox.tasks.settings import (
     COLOUR,
     DEFAULT_MODEL,
     GREY,
     SMALL_PICTURES,
-    Deblurring,
-    Denoising,
-    Enlarging,
     Prior,
     Request,
     Settings,
 )
-from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
-from toolbox.tasks.scale.scenes import denoise_scene
 
 Reduction = BlockMean | Bicubic | UnknownReduction
 REDUCTIONS: dict[str, type[Reduction]] = {

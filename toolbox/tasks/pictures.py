@@ -30,7 +30,7 @@ from solvers.files import check_outputs, together
 from toolbox.api import load_for
 from toolbox.support.sheets import heat, sheet
 from toolbox.tasks.base import Progress, Size, Task, silent
-from toolbox.tasks.options import Prior, Request, Settings
+from toolbox.tasks.settings import Prior, Request, Settings
 
 
 @dataclass(frozen=True)

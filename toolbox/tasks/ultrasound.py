@@ -36,7 +36,8 @@ from solvers.inputs.memory import check_array
 from toolbox.api import float_model, load_for
 from toolbox.tasks.base import Progress, Restorer, Source, Task, Trial, silent, with_numbers
 from toolbox.tasks.classical import of_haze
-from toolbox.tasks.options import Draws, Frames, Prior, Request, Settings
+from toolbox.tasks.options import Frames
+from toolbox.tasks.settings import Draws, Prior, Request, Settings
 
 STRENGTHS = (0.5, 1.0, 2.0)
 

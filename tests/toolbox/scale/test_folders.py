@@ -14,13 +14,14 @@ from restoration.io.images import Photo, read_image, write_image
 from restoration.io.ultrasound import write_clip
 from solvers.inputs.errors import InputError
 from toolbox.tasks import task_by_name
-from toolbox.tasks.options import Inpainting, Output, Prior, Settings
+from toolbox.tasks.options import Inpainting
 from toolbox.tasks.scale.items import Item
 from toolbox.tasks.scale.job import Job, seed_of
 from toolbox.tasks.scale.lists import read_list
 from toolbox.tasks.scale.manifest import NAME, Manifest
 from toolbox.tasks.scale.plan import result_name
 from toolbox.tasks.scale.search import find_items, is_single
+from toolbox.tasks.settings import Output, Prior, Settings
 
 NAMES = {"a.png", "b.jpg", "sub/c.png"}
 

@@ -13,11 +13,12 @@ from helpers.data import smooth_picture
 
 from restoration.io.images import Photo, write_image
 from solvers.inputs.errors import InputError, RestoboxError
-from toolbox.tasks.options import Denoising, Inpainting, Many, Output, Prior, Settings
+from toolbox.tasks.options import Denoising, Inpainting
 from toolbox.tasks.scale.cluster import _records, device_of, record_of
 from toolbox.tasks.scale.engine import restore_all
 from toolbox.tasks.scale.items import Item
 from toolbox.tasks.scale.job import Job
+from toolbox.tasks.settings import Many, Output, Prior, Settings
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from solvers.inputs.errors import InputError, RestoboxError, first_line
-from toolbox.tasks.options import Many
 from toolbox.tasks.scale.items import Item
 from toolbox.tasks.scale.job import Job
 from toolbox.tasks.scale.worker import check_models, restore_item
+from toolbox.tasks.settings import Many
 
 LOSSES = 3  # of workers, before the item itself is taken to be the cause
 AHEAD = 2  # items that a worker has at hand, so that it needn't wait for the next

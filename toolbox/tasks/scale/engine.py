@@ -12,12 +12,12 @@ from typing import Any
 
 from restoration.io.scenes import is_scene
 from solvers.inputs.errors import InputError
-from toolbox.tasks.options import Many
 from toolbox.tasks.scale.items import Found, Item
 from toolbox.tasks.scale.job import Job
 from toolbox.tasks.scale.manifest import Manifest
 from toolbox.tasks.scale.plan import Plan, lines_of, plan
 from toolbox.tasks.scale.search import find_items
+from toolbox.tasks.settings import Many
 
 Restored = Callable[[Iterator[Item]], Iterator[dict[str, Any]]]
 SHOWN = 24  # items of the contact sheet

@@ -17,12 +17,12 @@ import numpy as np
 from restoration.io.images import read_image
 from solvers.files import replace_file, together
 from solvers.inputs.errors import InputError
-from toolbox.tasks.options import Many
 from toolbox.tasks.scale.digests import digest_of, stamp_of
 from toolbox.tasks.scale.items import Item
 from toolbox.tasks.scale.job import Job
 from toolbox.tasks.scale.manifest import place_below
 from toolbox.tasks.scale.worker import restore_item
+from toolbox.tasks.settings import Many
 
 
 def as_clip(job: Job, items: list[Item], many: Many) -> list[Item]:

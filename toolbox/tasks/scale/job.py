@@ -14,9 +14,9 @@ from typing import Any
 from solvers.inputs.errors import InputError
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Task
-from toolbox.tasks.options import Draws, Output, Prior, Request, Settings
 from toolbox.tasks.scale.digests import digest_of_model, digest_of_settings
 from toolbox.tasks.scale.items import Item
+from toolbox.tasks.settings import Draws, Output, Prior, Request, Settings
 
 # options that name a file, and may name a folder of such files for several measurements
 BY_NAME = ("mask", "reference", "dead", "regions")

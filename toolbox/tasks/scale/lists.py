@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from solvers.inputs.errors import InputError, first_line
 from toolbox.tasks.base import Task
-from toolbox.tasks.options import OPTIONS, Draws, Output
+from toolbox.tasks.options import OPTIONS
 from toolbox.tasks.scale.items import Item
+from toolbox.tasks.settings import Draws, Output
 
 INPUT, OUT = "input", "out"
 MOST = 1e12  # of numbers without limits of their own

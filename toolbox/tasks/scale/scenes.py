@@ -34,7 +34,7 @@ from solvers.loop import solve
 from solvers.methods.ddim import DDIM
 from solvers.solver import RNG
 from toolbox.tasks.base import Progress
-from toolbox.tasks.options import Request
+from toolbox.tasks.settings import Request
 
 PART = 512  # about the side of the parts that are written
 WINDOWS, WINDOW = 4, 512  # along a side, that the noise is estimated from; their side in pixels
