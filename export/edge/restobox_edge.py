@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -324,21 +325,13 @@ class Restorer:
         else:
             padded = {name: np.pad(value, corner, "edge") for name, value in inputs.items()}
         size = padded["image"].shape[1:]
-        state = (self.state[0], *size)
-        drawn = self.noise(state, seed) if noise is None else noise
-        overlap = min(self.size) // 8
-        total, weights = np.zeros(state, np.float32), np.zeros(size, np.float32)
-        for top in tile_starts(size[0], self.size[0], overlap):
-            for left in tile_starts(size[1], self.size[1], overlap):
-                at = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
-                part = {name: value[at] for name, value in padded.items()}
-                weight = np.outer(
-                    tile_weight(top, self.size[0], size[0], overlap),
-                    tile_weight(left, self.size[1], size[1], overlap),
-                )
-                total[at] += weight * self.restore(part, drawn[at])
-                weights[at] += weight
-        return (total / weights)[:, :height, :width]
+        drawn = self.noise((self.state[0], *size), seed) if noise is None else noise
+
+        def restore(at: Any) -> np.ndarray:
+            return self.restore({name: value[at] for name, value in padded.items()}, drawn[at])
+
+        whole = blended(restore, size, self.size, min(self.size) // 8)
+        return whole[:, :height, :width]
 
 
 class Network:
@@ -412,7 +405,7 @@ class Network:
             whole = np.where(known > 0, image, whole)
         return whole.clip(0, 1)
 
-    def _by_planes(self, planes: np.ndarray, restore: Any) -> np.ndarray:
+    def _by_planes(self, planes: np.ndarray, restore: Callable[..., np.ndarray]) -> np.ndarray:
         """``restore(planes, number of the first)``, one by one for a network of single planes."""
         step = self.channels
         return np.concatenate(
@@ -492,23 +485,13 @@ class Network:
         c, h, w = x.shape
         x = x.reshape(c, h // f, f, w // f, f).transpose(0, 2, 4, 1, 3).reshape(-1, h // f, w // f)
         tile = max(TILE // unit, 1) * unit // f
-        overlap = min(OVERLAP, TILE // 8) // f
-        size = x.shape[1:]
-        second = self._second(t)
-        total, weights = None, np.zeros(size, np.float32)
-        for top in tile_starts(size[0], tile, overlap):
-            for left in tile_starts(size[1], tile, overlap):
-                part = x[:, top : top + tile, left : left + tile][None]
-                out = self._opened(part.shape)({"x": part} | second)[0]
-                weight = np.outer(
-                    tile_weight(top, part.shape[2], size[0], overlap),
-                    tile_weight(left, part.shape[3], size[1], overlap),
-                )
-                at = (..., slice(top, top + tile), slice(left, left + tile))
-                total = np.zeros((len(out), *size), np.float32) if total is None else total
-                total[at] += weight * out
-                weights[at] += weight
-        out = total / weights
+        size, second = x.shape[1:], self._second(t)
+
+        def ask(at: Any) -> np.ndarray:
+            part = x[at][None]
+            return self._opened(part.shape)({"x": part} | second)[0]
+
+        out = blended(ask, size, (tile, tile), min(OVERLAP, TILE // 8) // f)
         out = out.reshape(-1, f, f, *size).transpose(0, 3, 1, 4, 2).reshape(-1, h, w)
         return out[:, :height, :width]
 
@@ -638,6 +621,34 @@ def tile_weight(start: int, size: int, length: int, overlap: int) -> np.ndarray:
     if start + size < length:
         weight = np.minimum(weight, ramp[::-1])
     return weight
+
+
+def blended(
+    restore: Callable[[Any], np.ndarray], size: tuple[int, ...], tile: tuple[int, int], overlap: int
+) -> np.ndarray:
+    """A picture ``(C, *size)`` of tiles, with a ramp where two overlap.
+
+    Args:
+        restore: from the index of a tile, ``[..., rows, columns]``, to its ``(C, h, w)``.
+        size: height and width of the whole.
+        tile: of a tile, which ends where the whole does.
+        overlap: of two tiles, at least; in pixels as the others are.
+    """
+    height, width = min(tile[0], size[0]), min(tile[1], size[1])
+    total: Any = None
+    weights = np.zeros(size, np.float32)
+    for top in tile_starts(size[0], height, overlap):
+        for left in tile_starts(size[1], width, overlap):
+            at = (..., slice(top, top + height), slice(left, left + width))
+            out = restore(at)
+            weight = np.outer(
+                tile_weight(top, height, size[0], overlap),
+                tile_weight(left, width, size[1], overlap),
+            )
+            total = np.zeros((len(out), *size), np.float32) if total is None else total
+            total[at] += weight * out
+            weights[at] += weight
+    return total / weights
 
 
 # -- files -----------------------------------------------------------------------------------------
