@@ -14,6 +14,8 @@ import argparse
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -64,10 +66,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         found, files = content["format"], dict(content["files"])
+        graph = graph_file(content)
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"{manifest} is damaged ({error}); copy the bundle again") from None
     if found not in READABLE:
         raise Refused(f"{manifest} has format {found!r}; this runner reads {READABLE}")
+    if graph not in files:
+        raise Refused(f"{manifest} is damaged (it doesn't list {graph}); copy the bundle again")
     for name, entry in files.items():
         path = folder / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
@@ -79,6 +84,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if digest.hexdigest() != entry["sha256"]:
             raise Refused(f"{path} was changed: its SHA-256 is not the one in bundle.json")
     return content
+
+
+def graph_file(manifest: dict[str, Any]) -> str:
+    """Name of the ONNX file."""
+    return "restorer.onnx" if manifest["graph"] == "restorer" else "network.onnx"
 
 
 class Graph:
@@ -106,7 +116,7 @@ class Graph:
                 f"this bundle was exported for CPUs (target {target}); export it with --target"
                 f" tensorrt to run it on a GPU, or take --provider cpu"
             )
-        name = "restorer.onnx" if manifest["graph"] == "restorer" else "network.onnx"
+        name = graph_file(manifest)
         wanted, known = PROVIDERS[provider], onnxruntime.get_available_providers()
         if wanted[0] not in known:
             raise Refused(
@@ -677,10 +687,31 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """``(1 or 3, H, W)`` in [0, 1], in 8 bits."""
+    """``(1 or 3, H, W)`` in [0, 1], in 8 bits; as :func:`write_whole`."""
     codes = (picture.clip(0, 1) * 255).round().astype(np.uint8)
     codes = codes[0] if len(codes) == 1 else codes.transpose(1, 2, 0)
-    Image.fromarray(np.ascontiguousarray(codes)).save(path, format=_picture_format(path))
+    made, kind = Image.fromarray(np.ascontiguousarray(codes)), _picture_format(path)
+    write_whole(path, lambda file: made.save(file, format=kind))
+
+
+def write_whole(path: Path, write: Callable[[Any], object]) -> None:
+    """Let ``write`` fill a binary file beside ``path`` and rename it: there is the whole of it or
+    what was there before. A link stays, and what it points to is replaced.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        with part.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    except (OSError, ValueError) as error:  # Pillow's, of sizes that a format can't hold, too
+        raise Refused(f"{path} can't be written: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _picture_format(path: Path) -> str:
@@ -758,9 +789,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise Refused(f"{out} would replace what is restored: give another name")
     if not out.parent.is_dir():
         raise Refused(f"{out.parent} is no folder")
+    if out.exists() and not out.is_file():
+        raise Refused(f"{out} exists and is no file: give another name")
     began = time.perf_counter()
     restorer = open_bundle(arguments.bundle, arguments.provider, arguments.threads)
     opened = time.perf_counter()
+    if not arrays and restorer.task not in (*PICTURES, "mri"):
+        raise Refused(f"{out}: results of {restorer.task} are arrays; write .npz")
     if source.suffix.lower() != ".npz":
         restored = _picture_of(restorer, arguments)
     elif isinstance(restorer, Network):
@@ -774,14 +809,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         restored = restorer.restore(inputs, inputs.pop("noise", None), arguments.seed)
     done = time.perf_counter()
     if arrays:
-        np.savez(out, restored=restored)
-    elif restorer.task in PICTURES:
-        write_picture(out, restored)
+        write_whole(out, lambda file: np.savez(file, restored=restored))
     elif restorer.task == "mri":
         magnitude = np.hypot(*restored)
         write_picture(out, (magnitude / max(float(magnitude.max()), 1e-30))[None])
     else:
-        raise Refused(f"{out}: results of {restorer.task} are arrays; write .npz")
+        write_picture(out, restored)
     return {
         "task": "denoise" if _denoises(restorer, arguments) else restorer.task,
         "out": str(out),

@@ -151,7 +151,9 @@ def test_bad_input_is_refused_in_one_line(photo, tmp_path, capsys):
     Image.new("L", (50, 44), 255).save(tmp_path / "white.png")
     (tmp_path / "text.png").write_text("no picture")
     np.savez(tmp_path / "other.npz", picture=np.zeros((3, 32, 32), np.float32))
+    (tmp_path / "folder.png").mkdir()
     for words, says in (
+        ((picture, "-o", tmp_path / "folder.png", *good[3:]), "is no file"),
         ((picture, "-o", out, "--bundle", tmp_path), "no bundle.json"),
         ((picture, "-o", out, "--bundle", bundle), "needs --mask"),
         ((picture, "-o", picture, "--mask", mask, "--bundle", bundle), "would replace"),
@@ -169,6 +171,30 @@ def test_bad_input_is_refused_in_one_line(photo, tmp_path, capsys):
     ):
         assert says in refused(capsys, *words), words
         assert not out.exists()
+
+
+def test_results_are_whole_or_not_there(photo, tmp_path, capsys, monkeypatch):
+    picture, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    places, before = [tmp_path / "out.png", tmp_path / "out.NPZ"], set(tmp_path.iterdir())
+    words = ("--mask", mask, "--bundle", FORMER / "restorer", "--threads", "1")
+
+    def full(file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", lambda self, file, **_: full(file))
+        patch.setattr(np, "savez", lambda file, **_: full(file))
+        for place in places:
+            place.write_text("what was there")
+            assert "No space left" in refused(capsys, picture, "-o", place, *words)
+            assert place.read_text() == "what was there"
+    for place in places:
+        assert edge.main([*map(str, (picture, "-o", place, *words))]) == 0
+    with np.load(places[1]) as found:
+        codes = (found["restored"] * 255).round().transpose(1, 2, 0)
+    assert np.array_equal(np.asarray(Image.open(places[0])), codes)
+    assert set(tmp_path.iterdir()) == before | set(places)
 
 
 def test_networks_refuse_what_their_tables_lack(network, photo, tmp_path, capsys):
@@ -264,5 +290,8 @@ def test_changed_bundles_are_refused(photo, tmp_path, capsys):
     content = json.loads((copy / "bundle.json").read_text())
     (copy / "bundle.json").write_text(json.dumps(content | {"format": 99}))
     assert "format 99" in refused(capsys, *words)
+    unlisted = {"files": {k: v for k, v in content["files"].items() if k != "restorer.onnx"}}
+    (copy / "bundle.json").write_text(json.dumps(content | unlisted))
+    assert "doesn't list restorer.onnx" in refused(capsys, *words)
     (copy / "bundle.json").write_text("[")
     assert "damaged" in refused(capsys, *words)
