@@ -16,13 +16,14 @@ from helpers.data import ROOT, smooth_picture
 from helpers.quantized import one_thread  # noqa: F401
 from PIL import Image
 
-from export.bundle import FORMAT, RUNNER, RUNNER_SOURCE, read_bundle
+from export.bundle import FORMAT, RUNNER, RUNNER_SOURCE, Bundle, read_bundle
 from export.edge import restobox_edge as edge
 from export.runtime.session import Restorer, Session
 from export.tables import renew_bundle, run_table
 from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from solvers import DDIM, SOLVERS, VP, Denoiser, RDDMSampler, solver_by_name
+from solvers.inputs.errors import FullDiskError
 from solvers.methods.rddm import RDDM
 from solvers.solver import Query, randn
 from toolbox.api import ZOO
@@ -207,6 +208,19 @@ def test_networks_refuse_what_their_tables_lack(network, photo, tmp_path, capsys
         ((*good[:-1], FORMER / "bundle"), "without the tables"),
     ):
         assert says in refused(capsys, *words), words
+
+
+def test_a_bundle_is_renewed_as_a_whole(tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(FORMER / "restorer", tmp_path / "copy"))
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Bundle, "model_dump_json", full)
+    with pytest.raises((OSError, FullDiskError), match="No space left|no room"):
+        renew_bundle(copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
 def test_a_bundle_says_what_it_can_run(network):
