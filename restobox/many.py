@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from toolbox.tasks import task_by_name
 from toolbox.tasks.options import OPTIONS, Draws, Many, Output, Prior, Settings
 from toolbox.tasks.scale.engine import Tally, restore_all
+from toolbox.tasks.scale.items import LISTS
 from toolbox.tasks.scale.job import Job
 
 Place = str | os.PathLike[str]
@@ -71,7 +72,9 @@ def map(
             f" {', '.join(f.name for f in fields(OPTIONS[task]))}, and those of every task"
         )
     missing = [f.name for f in fields(OPTIONS[task]) if f.default is MISSING]
-    listed = isinstance(inputs, (str, os.PathLike)) and Path(inputs).suffix in (".csv", ".jsonl")
+    given = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    several = [Path(path) for path in given]
+    listed = any(path.suffix.lower() in LISTS for path in several)
     for name in missing:
         if name not in mine and not listed:
             raise TypeError(f"{task} needs {name}")
@@ -89,10 +92,7 @@ def map(
         Draws(seed, num_samples),
         frozenset(asked),
     )
-    several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    return restore_all(
-        job, [Path(path) for path in several], Many(**_as_the_command_has(Many, many)), told
-    )
+    return restore_all(job, several, Many(**_as_the_command_has(Many, many)), told)
 
 
 def _as_the_command_has(kind: type, options: dict[str, Any]) -> dict[str, Any]:

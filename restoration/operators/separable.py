@@ -53,11 +53,7 @@ class Separable(LinearOperator):
         return self.rows.shape[1], self.columns.shape[1]
 
     def A(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-2:]) != self.size:
-            raise ValueError(
-                f"this operator takes images of {self.size} pixels (H, W); got"
-                f" {tuple(x.shape[-2:])}"
-            )
+        _check_size(x, self.size)
         return _both(self.rows, x, self.columns)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
@@ -147,12 +143,19 @@ class UnknownReduction(LinearOperator):
         self.size, self.factor = (int(size[0]), int(size[1])), factor
 
     def A(self, x: Tensor) -> Tensor:
+        _check_size(x, self.size)
         return F.avg_pool2d(x, self.factor)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         return self.A_dagger(y) / self.factor**2
 
     def A_dagger(self, y: Tensor) -> Tensor:
+        height, width = y.shape[-2:]
+        if (height * self.factor, width * self.factor) != self.size:
+            raise ValueError(
+                f"this operator makes {self.size} pixels (H, W) {self.factor} times smaller; got"
+                f" a picture of {(height, width)}"
+            )
         return F.interpolate(y, scale_factor=self.factor, mode="nearest")
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
@@ -216,6 +219,13 @@ def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
     radius = max(1, math.ceil(3 * std)) if radius is None else radius
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / std) ** 2)
     return taps / taps.sum()
+
+
+def _check_size(x: Tensor, size: tuple[int, int]) -> None:
+    if tuple(x.shape[-2:]) != size:
+        raise ValueError(
+            f"this operator takes images of {size} pixels (H, W); got {tuple(x.shape[-2:])}"
+        )
 
 
 def _both(left: Tensor, x: Tensor, right: Tensor) -> Tensor:

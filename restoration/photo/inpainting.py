@@ -12,9 +12,10 @@ from torch import Tensor
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import thin_plate
-from restoration.photo.linear import PRIOR_STD, planewise
+from restoration.photo.linear import PRIOR_STD
 from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
+from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import set_tile, tiled
 from solvers.denoiser import Denoiser

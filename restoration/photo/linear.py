@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from restoration.operators.linear import Denoising, Inpainting, Operator
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import enlarge, thin_plate
 from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
+from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import set_tile, tiled
-from solvers.denoiser import Denoiser, Network, begun, output_of, timesteps_of
+from solvers.denoiser import Denoiser, timesteps_of
 from solvers.grid import Grid, check_steps, lay
 from solvers.inputs.errors import UncalibratedError
 from solvers.methods.ddim import DDIM
@@ -366,39 +367,6 @@ def _acts_as(
 
 def _reduced(shape: Sequence[int], factor: int) -> torch.Size:
     return torch.Size((shape[1], -(-shape[2] // factor), -(-shape[3] // factor)))
-
-
-class PlanewiseNetwork(nn.Module):
-    """``network(input (B, C n, h, w), t)``, where the network takes n channels: each group of n by
-    itself.
-    """
-
-    def __init__(self, network: Network, channels: int):
-        super().__init__()
-        self.network, self.channels = network, channels
-
-    def begin(self, times: Sequence[float]) -> PlanewiseNetwork:
-        """For a run over ``times``."""
-        return PlanewiseNetwork(begun(self.network, times), self.channels)
-
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        groups = z.shape[1] // self.channels
-        planes = z.reshape(-1, self.channels, *z.shape[2:])
-        # one time for the whole batch needs no repeating, in a graph either
-        times = t if t.shape[0] == 1 else t.repeat_interleave(groups)
-        out = output_of(self.network(planes, times))
-        return out.reshape(z.shape[0], -1, *out.shape[2:])
-
-    @property
-    def timesteps(self) -> tuple[float, ...]:
-        return timesteps_of(self.network)
-
-
-def planewise(denoiser: Denoiser) -> Denoiser:
-    """A copy of a denoiser of single planes that takes pictures of any number of channels, one by
-    one.
-    """
-    return denoiser.around(PlanewiseNetwork(denoiser.network, denoiser.fold**2))
 
 
 def _network_channels(denoiser: Denoiser, channels: int) -> int:

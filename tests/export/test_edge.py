@@ -218,7 +218,7 @@ def test_a_bundle_is_renewed_as_a_whole(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Bundle, "model_dump_json", full)
-    with pytest.raises((OSError, FullDiskError), match="No space left|no room"):
+    with pytest.raises(FullDiskError):
         renew_bundle(copy)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 

@@ -43,6 +43,10 @@ def test_map_does_what_the_command_does(small, tmp_path):
     one = results(tmp_path / "one")
     assert results(tmp_path / "two") == one
     assert results(tmp_path / "three")["a.png"] == one["a.png"]
+    table = small / "list.CSV"
+    table.write_text("input,mask\na.png,random:0.5\n")  # the list gives the mask
+    restobox.map("inpaint", [table], tmp_path / "four", model="photo-int8")
+    assert results(tmp_path / "four") == {"a.png": one["a.png"]}
     again = restobox.inpaint().map(small, tmp_path / "three", mask="random:0.5", resume=True)
     assert (again.done, again.kept) == (1, 1)
 

@@ -22,7 +22,8 @@ from restoration.operators.separable import (
 )
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.lift import enlarge, push_pull, thin_plate
-from restoration.photo.linear import LinearTask, planewise
+from restoration.photo.linear import LinearTask
+from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric, turn, turn_back
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP

@@ -134,6 +134,8 @@ def test_measurement_changes_range_in_one_place():
         (lambda: BlockMean((4, 4), 5), ValueError, "factor"),
         (lambda: Bicubic((4, 4), 0), ValueError, "factor"),
         (lambda: UnknownReduction((4, 6), 4), ValueError, "multiple of 4"),
+        (lambda: UnknownReduction((8, 8)).A(torch.zeros(1, 1, 4, 8)), ValueError, "8, 8"),
+        (lambda: UnknownReduction((8, 8)).A_dagger(torch.zeros(1, 1, 3, 2)), ValueError, "3, 2"),
         (lambda: Blur((4, 4), [1, 1]), ValueError, "odd"),
         (lambda: Blur((4, 4), [1.0], "same"), ValueError, "zero, circular, reflect"),
         (lambda: Blur((4, 4), torch.ones(9)), ValueError, "too long"),

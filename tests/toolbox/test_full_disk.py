@@ -1,12 +1,11 @@
 """A disk that gets full: one sentence, no crash of a native library, the old file as it was."""
 
-import contextlib
-import resource
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from helpers.disk import small_disk
 
 from quant.calibration.trajectory import CalibrationSet, Provenance
 from restoration.io.cubes import Cube, write_cube
@@ -19,19 +18,6 @@ from solvers.inputs.errors import ResourceError
 MOST = 60_000
 RNG = np.random.default_rng(0)
 VALUES = RNG.random((8, 64, 64)).astype(np.float32)  # 130 kB, and noise doesn't pack
-
-
-@contextlib.contextmanager
-def small_disk():
-    """The process's limit of a file's size: the system refuses what goes beyond, as a full disk
-    does.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def cube(path):
@@ -72,7 +58,7 @@ def checkpoint(path):
 )
 def test_a_full_disk_is_one_sentence(tmp_path, write, name):
     (tmp_path / name).write_text("old")
-    with small_disk(), pytest.raises(ResourceError, match="no room for the output"):
+    with small_disk(MOST), pytest.raises(ResourceError, match="no room for the output"):
         write(tmp_path / name)
     assert (tmp_path / name).read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -83,7 +69,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, write, name):
 def test_what_is_reserved_is_there_or_refused(tmp_path):
     reserve(tmp_path / "a", 1000)
     assert (tmp_path / "a").stat().st_size == 1000
-    with small_disk(), pytest.raises(OSError, match="large"):
+    with small_disk(MOST), pytest.raises(OSError, match="large"):
         reserve(tmp_path / "b", MOST + 1)
 
 

@@ -131,8 +131,6 @@ def options_of(run: RunRecord, denoiser: Denoiser) -> tuple[Task, Any, Settings]
 
 
 def _options(task: Task, denoiser: Denoiser, sigma: float, numbers: dict[str, Any]) -> Any:
-    if task.name == "superresolve":
-        numbers = {"kernel": "bicubic"} | numbers
     none = sigma == 0 and "sigma" in task.unused
     return task.simulated(denoiser, None if none else sigma, **numbers)
 

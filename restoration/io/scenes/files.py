@@ -16,7 +16,14 @@ from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
 from restoration.io.scenes.tiff import TIFF, open_tiff, pixels_of, write_tiff
 from restoration.io.scenes.zarrs import is_zarr, open_zarr, write_zarr
-from solvers.files import check_file, check_marked, replace_file, replace_marked_folder, together
+from solvers.files import (
+    check_file,
+    check_marked,
+    check_outputs,
+    replace_file,
+    replace_marked_folder,
+    together,
+)
 from solvers.inputs.errors import InputError, reading
 
 ENVI, NIFTI, ZARR = ".hdr", ".nii", ".zarr"
@@ -72,7 +79,7 @@ def check_scene_writable(out: str | Path, scene: Scene) -> None:
     """Raise before any work is done if a restored scene can't be written to ``out``.
 
     Raises:
-        InputError: a name of another kind of file.
+        InputError: a name of another kind of file, or of the scene's own files.
         OSError: the place is not writable, or not free.
     """
     out = Path(out)
@@ -84,6 +91,11 @@ def check_scene_writable(out: str | Path, scene: Scene) -> None:
         )
     if scene.kind == "zarr":
         check_marked(out, KIND)
+    elif scene.kind == "envi":
+        raw = out.with_suffix(".raw")
+        check_outputs([out, raw], [scene.path, scene.head[0]])
+        check_file(out)
+        check_file(raw)
     else:
         check_file(out)
 

@@ -61,6 +61,11 @@ class Scene:
     def _along(self, axis: str) -> int:
         return int(self.array.shape[self.axes.index(axis)])
 
+    @property
+    def _part_axes(self) -> tuple[list[str], list[str]]:
+        """Of a layer: as they are in the array, and in the order of a part."""
+        return [a for a in self.axes if a in "cyx"], [a for a in "cyx" if a in self.axes]
+
     def index(self, layer: Layer, rows: slice, columns: slice) -> tuple[int | slice, ...]:
         """Where a part of a layer is in the array."""
         others, places = iter(layer), {"y": rows, "x": columns, "c": slice(None)}
@@ -70,10 +75,9 @@ class Scene:
         """A part ``(C, h, w)`` as it is in the array."""
         with reading(self.path, "a scene"):
             found = np.asarray(self.array[self.index(layer, rows, columns)])
-        left = [a for a in self.axes if a in "yxc"]
-        found = found[None] if "c" not in left else found
-        order = [left.index(a) for a in "cyx"] if "c" in left else [0, *_flipped(left)]
-        return found.transpose(order)
+        stored, order = self._part_axes
+        found = found.transpose([stored.index(a) for a in order])
+        return found if "c" in order else found[None]
 
     def read(self, layer: Layer, rows: slice, columns: slice) -> np.ndarray:
         """A part ``(C, h, w)`` float32 in [0, 1]; entries without data are black."""
@@ -95,11 +99,9 @@ class Scene:
             limits = np.iinfo(before.dtype)
             values = np.rint(values).clip(limits.min, limits.max)
         values = np.where(self.valid(before), values.astype(before.dtype), before)
-        left = [a for a in self.axes if a in "yxc"]
-        if "c" in left:
-            values = values.transpose(["cyx".index(a) for a in left])
-        else:
-            values = values[0].transpose(["yx".index(a) for a in left])
+        stored, order = self._part_axes
+        values = values if "c" in order else values[0]
+        values = values.transpose([order.index(a) for a in stored])
         target[self.index(layer, rows, columns)] = values
 
     def ranged(self) -> Scene:
@@ -126,7 +128,3 @@ class Scene:
         if not low < high:
             raise InputError(f"{self.path} holds nothing but one value")
         return replace(self, low=low, high=high)
-
-
-def _flipped(axes: list[str]) -> tuple[int, int]:
-    return (1, 2) if axes == ["y", "x"] else (2, 1)

@@ -76,15 +76,12 @@ def write_zarr(place: Path, scene: Scene, fill: Callable[[Any], object]) -> None
     if head is None:
         array = zarr.create_array(str(place), zarr_format=form, overwrite=True, **options)
         array.attrs.update(dict(like.attrs))
-        return _filled(array, fill)
+        fill(array)
+        return
     name, attributes = head
     image = _image(attributes)
     assert image is not None
     image["datasets"] = image["datasets"][:1]
     group = zarr.open_group(str(place), mode="w", zarr_format=form)
     group.attrs.update(attributes)
-    _filled(group.create_array(name, **options), fill)
-
-
-def _filled(array: Any, fill: Callable[[Any], object]) -> None:
-    fill(array)
+    fill(group.create_array(name, **options))

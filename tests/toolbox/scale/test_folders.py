@@ -2,14 +2,13 @@
 touched.
 """
 
-import contextlib
 import json
-import resource
 
 import numpy as np
 import pytest
 from helpers.commands import restobox
 from helpers.data import smooth_picture
+from helpers.disk import small_disk
 
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.ultrasound import write_clip
@@ -93,6 +92,26 @@ def test_nothing_of_the_users_is_replaced(scans, tmp_path, denoise, everything):
         assert "a.png is there already and no earlier run left it like this" in found.stderr
     assert (out / "a.png").read_text() == "retouched"
     assert everything(scans) == before
+
+
+def test_what_comes_to_the_place_of_a_failed_item_is_the_users(scans, tmp_path, denoise, records):
+    out = tmp_path / "out"
+    (scans / "bad.png").write_text("no picture")
+    assert denoise(scans, "-o", out).returncode == 4
+    assert records(out, "failed")["bad.png"]["out_sha256"] == {}
+    (out / "bad.png").write_text("mine")
+    write_image(scans / "bad.png", Photo(smooth_picture(24, 24)))
+    found = denoise(scans, "-o", out, "--resume")
+    assert found.returncode == 2
+    assert "bad.png is there already and no earlier run left it like this" in found.stderr
+    assert (out / "bad.png").read_text() == "mine"
+    # an earlier result stays a result, though its item failed since
+    (out / "bad.png").unlink()
+    before = (scans / "a.png").read_bytes()
+    (scans / "a.png").write_text("no picture")
+    assert denoise(scans, "-o", out, "--resume").returncode == 4
+    (scans / "a.png").write_bytes(before)
+    assert denoise(scans, "-o", out, "--resume").returncode == 0
 
 
 def test_a_dry_run_writes_nothing(scans, tmp_path, denoise):
@@ -257,17 +276,6 @@ def test_a_manifest_that_ends_in_half_a_line_goes_on(tmp_path):
     (tmp_path / NAME).write_text("mine\n")
     with pytest.raises(InputError, match="is none of a manifest of results"):
         Manifest.read(tmp_path)
-
-
-@contextlib.contextmanager
-def small_disk(most):
-    """No file may grow beyond: the system refuses it as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_stops_the_run_and_resume_completes_it(scans, tmp_path, denoise, everything):

@@ -216,6 +216,29 @@ def test_what_scenes_cant_do_is_refused(scenes, planes, tmp_path, options, said)
     assert [p.name for p in tmp_path.iterdir()] == ["in.tif"]
 
 
+def test_the_values_of_a_header_are_not_written_over(planes, tmp_path):
+    make_envi(tmp_path / "a.hdr", np.rint(1000 * noisy(2)))
+    (tmp_path / "a.hdr").rename(tmp_path / "a.raw.hdr")
+    before = (tmp_path / "a.raw").read_bytes()
+    own = ("--model", planes, "--sigma", "0.1")
+    found = restobox("restore", "denoise", "a.raw.hdr", "-o", "a.hdr", *own, cwd=tmp_path)
+    assert found.returncode == 2
+    assert "a.raw is the same as the input" in found.stderr
+    assert (tmp_path / "a.raw").read_bytes() == before
+    assert not (tmp_path / "a.hdr").exists()
+
+
+def test_a_contact_sheet_leaves_scenes_out(planes, tmp_path):
+    (tmp_path / "in").mkdir()
+    make_zarr(tmp_path / "in" / "a.zarr", np.rint(255 * noisy(1)[:, :24, :24]).astype(np.uint8))
+    write_image(tmp_path / "in" / "b.png", Photo(noisy(1)[:, :24, :24]))
+    own = ("--model", planes, "--sigma", "0.1", "--sheet", "look.png", "--json")
+    found = restobox("restore", "denoise", "in", "-o", "out", *own, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["done"] == 2
+    assert read_image(tmp_path / "look.png").pixels.shape[2] < 3 * 192  # one panel
+
+
 def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "in.tif", noisy(1)[0])
     own = ("--model", planes, "--sigma", "0.1")

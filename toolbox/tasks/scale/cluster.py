@@ -209,5 +209,4 @@ def record_of(future: Any, item: Item) -> dict[str, Any]:
             " --resume"
         ) from error
     reason = f"its worker died {LOSSES} times while it was restored: is there enough memory?"
-    record = {"item": item.name, "status": "failed", "input": str(item.path), "seconds": 0.0}
-    return record | {"reason": reason}
+    return item.failed(reason)

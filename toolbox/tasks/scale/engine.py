@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from restoration.io.scenes import is_scene
 from solvers.inputs.errors import InputError
 from toolbox.tasks.options import Many
 from toolbox.tasks.scale.items import Found, Item
@@ -35,7 +36,7 @@ class Tally:
         reasons: of the first failures, with their items.
         metrics: sum and number by name.
         warnings: results that the task itself warns of.
-        shown: the first results, with what was given.
+        shown: the first results that are pictures, with what was given.
         stopped: why the rest was not begun; empty if it was.
     """
 
@@ -69,9 +70,9 @@ class Tally:
         for name, value in record["metrics"].items():
             total, count = self.metrics.get(name, (0.0, 0))
             self.metrics[name] = total + value, count + 1
-        if len(self.shown) < SHOWN:
-            given, result = Path(record["input"]), folder / record["out"][0]
-            self.shown.append((record["item"], given, result))
+        given = Path(record["input"])
+        if len(self.shown) < SHOWN and not is_scene(given):
+            self.shown.append((record["item"], given, folder / record["out"][0]))
 
     def figures(self) -> dict[str, Any]:
         """For the summary and for JSON."""
@@ -109,18 +110,21 @@ def restore_all(
     job, ready, manifest = prepared(job, inputs, many, found)
     folder = job.output.out
     tally = Tally(len(ready.todo) + len(ready.refused), len(ready.kept))
+    claimed: dict[str, list[str]] = {}
     with _restoring(job, many, ready) as restored, manifest:
 
         def end(record: dict[str, Any]) -> None:
             if record.pop("full_disk", False):
                 tally.stopped = record["reason"]
+            places = claimed.pop(record["item"], [])
+            if record["status"] == "failed":
+                record |= manifest.left(places)
             manifest.write(record)
             tally.take(record, folder)
             told(tally)
 
         def fail(item: Item, reason: str) -> None:
-            record = {"item": item.name, "status": "failed", "input": str(item.path)}
-            end(record | {"reason": reason, "seconds": 0.0})
+            end(item.failed(reason))
 
         def begun() -> Iterator[Item]:
             for item in ready.todo:
@@ -131,6 +135,7 @@ def restore_all(
                     continue
                 out = [manifest.place(place) for place in places]
                 manifest.write({"item": item.name, "status": "begun", "out": out})
+                claimed[item.name] = out
                 yield item
 
         told(tally)

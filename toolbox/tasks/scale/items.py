@@ -30,6 +30,11 @@ class Item:
     own: Mapping[str, Any] = field(default_factory=dict)
     line: str = ""
 
+    def failed(self, reason: str) -> dict[str, Any]:
+        """Its record for the manifest, where it has no result."""
+        found = {"item": self.name, "status": "failed", "input": str(self.path)}
+        return found | {"reason": reason, "seconds": 0.0}
+
 
 @dataclass
 class Found:

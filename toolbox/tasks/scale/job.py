@@ -20,6 +20,7 @@ from toolbox.tasks.scale.items import Item
 
 # options that name a file, and may name a folder of such files for several measurements
 BY_NAME = ("mask", "reference", "dead", "regions")
+ROLES = ("tissue", "haze")  # options that name a model
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Job:
             if name in kept["options"]:
                 kept["options"][name] = kept["options"][name] is not None
         kept["prior"]["model"] = self.prior.model and digest_of_model(self.prior.model)
-        for role in ("tissue", "haze"):
+        for role in ROLES:
             if role in kept["options"]:
                 kept["options"][role] = digest_of_model(kept["options"][role])
         kept["asked"] = sorted(self.asked)

@@ -2,14 +2,15 @@
 
 The first line names the format. An item has a line when it is ``begun``, which claims its places,
 and one when it is ``done`` or ``failed``; the contact ``sheet`` has one too. The last line of an
-item counts. What a stopped machine left half written at the end is cut off.
+item counts. An item that failed tells what lies at its places, and claims the others no more. What
+a stopped machine left half written at the end is cut off.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -68,10 +69,12 @@ class Manifest:
 
     def take(self, record: Mapping[str, Any]) -> None:
         """Remember a line."""
-        status = record["status"]
-        if status != "failed":
-            known = record.get("out_sha256", {})
-            self.written |= {place: known.get(place) for place in record["out"]}
+        status, known = record["status"], record.get("out_sha256", {})
+        for place in record.get("out", ()) if status == "failed" else record["out"]:
+            if status == "failed" and place not in known:
+                self.written.pop(place, None)  # what comes there is the user's
+            else:
+                self.written[place] = known.get(place)
         if status in ("done", "failed"):
             self.items[record["item"]] = dict(record)
 
@@ -86,6 +89,14 @@ class Manifest:
             return False
         known = self.written[name]
         return known is None or digest_of(place) == known
+
+    def left(self, places: Sequence[str]) -> dict[str, Any]:
+        """For the record of an item that failed: what lies now at the places that it claimed, such
+        as an earlier result. The others are given up.
+        """
+        paths = {place: self.folder / place for place in places}
+        known = {place: digest_of(path) for place, path in paths.items() if path.exists()}
+        return {"out": list(places), "out_sha256": known}
 
     # -- writing -----------------------------------------------------------------------------------
 

@@ -118,15 +118,12 @@ def _is_current(own: Job, item: Item, before: dict[str, Any], manifest: Manifest
     if [stamp_of(manifest.folder / p)[0] for p in places] != before["out_bytes"]:
         return False
     try:
-        if list(stamp_of(item.path)) != before["input_stamp"]:
-            return digest_of(item.path) == before["input_sha256"] and _same_models(before)
+        same = list(stamp_of(item.path)) == before["input_stamp"]
+        if not same and digest_of(item.path) != before["input_sha256"]:
+            return False
+        return all(digest_of_model(name) == known for name, known in before["models"].items())
     except OSError:
         return False
-    return _same_models(before)
-
-
-def _same_models(before: dict[str, Any]) -> bool:
-    return all(digest_of_model(name) == known for name, known in before["models"].items())
 
 
 def _check_free(

@@ -17,7 +17,7 @@ from toolbox.api import keeping_models, load_for, reading_with
 from toolbox.support.errors import in_a_line
 from toolbox.tasks.scale.digests import digest_of, digest_of_model, stamp_of
 from toolbox.tasks.scale.items import Item
-from toolbox.tasks.scale.job import Job
+from toolbox.tasks.scale.job import ROLES, Job
 from toolbox.tasks.scale.manifest import place_below
 
 # models of this process: each is loaded once
@@ -58,7 +58,7 @@ def check_models(job: Job) -> None:
         if job.one.is_picture and job.prior.model:
             job.one.load(job.prior)  # type: ignore[attr-defined]
             return
-        named = [job.prior.model, *(getattr(job.options, n, "") for n in ("tissue", "haze"))]
+        named = [job.prior.model, *(getattr(job.options, n, "") for n in ROLES)]
         for name in filter(None, named):
             load_for(job.task, name, **job.prior.place)
 
@@ -68,12 +68,11 @@ def restore_item(job: Job, item: Item) -> dict[str, Any]:
     nothing behind.
     """
     began = time.perf_counter()
-    record: dict[str, Any] = {"item": item.name, "status": "failed", "input": str(item.path)}
     try:
         with working(), reading_with(job.checkpoint):
-            record |= _restored(job, item)
+            record = {"item": item.name, "input": str(item.path)} | _restored(job, item)
     except Exception as error:
-        record["reason"] = in_a_line(error)
+        record = item.failed(in_a_line(error))
         record["full_disk"] = isinstance(error, FullDiskError)
     record["seconds"] = round(time.perf_counter() - began, 3)
     record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -90,11 +89,10 @@ def _restored(job: Job, item: Item) -> dict[str, Any]:
     figures = own.one.restore(request)
     if stamp_of(item.path) != stamp:
         raise ResourceError(f"{item.path} changed while it was restored; run again with --resume")
-    named = {"model": request.prior.model}
-    named |= {role: getattr(request.options, role, "") for role in ("tissue", "haze")}
+    named = [request.prior.model, *(getattr(request.options, role, "") for role in ROLES)]
     found: dict[str, Any] = {"status": "done", "input_sha256": digest_of(item.path)}
     found |= {"input_stamp": list(stamp), "settings_sha256": own.digest()}
-    found["models"] = {name: digest_of_model(name) for name in named.values() if name}
+    found["models"] = {name: digest_of_model(name) for name in named if name}
     found["seed"], found["nfe"] = request.draws.seed, figures["nfe"]
     found["restoring"] = figures["seconds"]
     found["metrics"] = {
