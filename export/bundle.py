@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from export.records import MOST_BYTES, Level, Part, RunRecord, RunTable
 from solvers.files import check_free, replace_file, replace_folder
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.strict_json import read_object
@@ -29,24 +30,18 @@ from solvers.processes.process import Process
 FORMAT, READABLE = 3, (1, 2, 3)
 MANIFEST, NETWORK, RESTORER, CARD = "bundle.json", "network.onnx", "restorer.onnx", "README.md"
 RUNNER, RUNNER_SOURCE = "run.py", Path(__file__).parent / "edge" / "restobox_edge.py"
-# protobuf's limit: a larger graph needs external data, which bundles don't have
-MOST_BYTES = 2**31 - 1
 # a U-Net of ten levels halves its input nine times
 MOST_MULTIPLE = 512
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class File(_Part):
+class File(Part):
     """A file of the folder."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=1, le=MOST_BYTES)
 
 
-class Settings(_Part):
+class Settings(Part):
     """What :class:`solvers.denoiser.Denoiser` takes beside network and process."""
 
     prediction_type: Literal[
@@ -70,97 +65,7 @@ class Settings(_Part):
     scaled: bool | None = None
 
 
-class RunRecord(_Part):
-    """What a restorer graph does: measurement and ``noise (draws, B, *state)`` in, ``restored`` and
-    perhaps ``estimates`` out.
-
-    Attributes:
-        inputs: shapes of the measurement's inputs, without the batch, in the graph's order.
-        state: ``(C, H, W)`` of the noise.
-        operator: name and numbers of a fixed measurement operator.
-        cache: the steps that compute deep features, as for :func:`quant.temporal.features.cached`.
-    """
-
-    task: Literal["inpaint", "denoise", "superresolve", "deblur", "mri", "hsi", "paired", "dehaze"]
-    solver: str
-    steps: int = Field(ge=1, le=10_000)
-    grid: str
-    correction: str
-    sigma: float = Field(ge=0)
-    height: int = Field(ge=1, le=2**16)
-    width: int = Field(ge=1, le=2**16)
-    draws: int = Field(ge=0, le=10_000)
-    calls: int = Field(ge=1, le=100_000)
-    estimates: bool
-    inputs: dict[str, list[int]] = Field(default_factory=dict, max_length=16)
-    state: tuple[int, int, int] | None = None
-    operator: dict[str, str | float] = Field(default_factory=dict, max_length=16)
-    cache: int | list[int] | None = None
-
-    @field_validator("inputs")
-    @classmethod
-    def _shapes(cls, inputs: dict[str, list[int]]) -> dict[str, list[int]]:
-        for name, shape in inputs.items():
-            if not 1 <= len(shape) <= 4 or min(shape) < 1 or math.prod(shape) > MOST_BYTES:
-                raise ValueError(f"input {name} has the impossible shape {shape}")
-        return inputs
-
-
-class RunTable(_Part):
-    """One run of a network's bundle.
-
-    Ingredients, in order: the measured picture (lifted, where the network is shown that), the
-    answers ``0 ..`` of all calls (each head for itself), the noise images in the order they are
-    drawn.
-
-    Attributes:
-        draws: how many noise images are drawn.
-        times: where the network is asked, call by call.
-        asked: weights of what it is shown, ``(2, calls, ingredients)``: for unknown pixels, then
-            for known ones; pairs have one kind of pixels, ``(1, ...)``.
-        end: weights of the result, ``(2 or 1, ingredients)``.
-    """
-
-    task: Literal["inpaint", "paired"]
-    solver: str = Field(max_length=100)
-    steps: int = Field(ge=1, le=100)
-    grid: str = Field(max_length=40)
-    correction: str = Field(max_length=40)
-    draws: int = Field(ge=0, le=200)
-    times: list[float] = Field(min_length=1, max_length=200)
-    asked: list[list[list[float]]] = Field(min_length=1, max_length=2)
-    end: list[list[float]] = Field(min_length=1, max_length=2)
-
-    @model_validator(mode="after")
-    def _shaped(self):
-        width = len(self.end[0])
-        rows = [*self.end, *(row for kind in self.asked for row in kind)]
-        heads = (width - 1 - self.draws) / len(self.times)
-        if (
-            len(self.asked) != len(self.end)
-            or {len(row) for row in rows} != {width}
-            or {len(kind) for kind in self.asked} != {len(self.times)}
-            or heads not in (1, 2)
-        ):
-            raise ValueError("the rows of a run's table don't fit one another")
-        return self
-
-
-class Level(_Part):
-    """One call that removes noise: a picture ``y`` in the network's range, with white noise of
-    ``kappa / contrast``, is shown as ``x = a (middle + contrast (y - middle))`` times ``shown``;
-    the result is ``state x + answer out``, with its contrast taken back.
-    """
-
-    t: float
-    kappa: float = Field(gt=0)
-    a: float = Field(gt=0)
-    shown: float
-    state: float
-    answer: float
-
-
-class Bundle(_Part):
+class Bundle(Part):
     """The content of ``bundle.json``.
 
     Attributes:
@@ -267,16 +172,13 @@ def write_bundle(folder: str | Path, onnx_model: bytes, card: str, **fields: Any
         CARD: card.encode(),
         RUNNER: RUNNER_SOURCE.read_bytes(),
     }
-    files = {
-        name: File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-        for name, data in contents.items()
-    }
+    files = {name: entry_of(data) for name, data in contents.items()}
     bundle = Bundle(format=FORMAT, files=files, versions=_versions(), **fields)
 
     def write(place: Path) -> None:
         for name, data in contents.items():
             (place / name).write_bytes(data)
-        (place / MANIFEST).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
+        _write_manifest(place / MANIFEST, bundle)
 
     replace_folder(folder, write, "bundle", _ours)
     return bundle
@@ -303,12 +205,28 @@ def _ours(folder: Path) -> list[str] | None:
 
 def set_parity(folder: str | Path, parity: dict[str, Any]) -> None:
     """Put verification figures into an existing bundle's manifest."""
-    bundle = read_bundle(folder).model_copy(update={"parity": parity})
-    bundle = bundle.model_copy(update={"format": FORMAT})
-    replace_file(
-        Path(folder) / MANIFEST,
-        lambda part: part.write_text(bundle.model_dump_json(indent=1), encoding="utf-8"),
-    )
+    replace_manifest(folder, read_bundle(folder), parity=parity)
+
+
+def replace_manifest(folder: str | Path, bundle: Bundle, **changes: Any) -> Bundle:
+    """Write the manifest of a bundle that has been read, in this version's format and with these
+    fields changed; what it holds now.
+
+    Raises:
+        OSError: the place can't be written.
+    """
+    changed = bundle.model_copy(update={"format": FORMAT} | changes)
+    replace_file(Path(folder) / MANIFEST, lambda part: _write_manifest(part, changed))
+    return changed
+
+
+def entry_of(data: bytes) -> File:
+    """What a manifest says of a file with this content."""
+    return File(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def _write_manifest(path: Path, bundle: Bundle) -> None:
+    path.write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
 
 
 def read_bundle(folder: str | Path) -> Bundle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.bundle import Bundle, RunRecord, write_bundle
+from export.bundle import Bundle, write_bundle
 from export.graphs.compact import compact, name_layers
 from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
@@ -14,6 +14,7 @@ from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
 from export.graphs.tensorrt import check_tensorrt
 from export.jobs.base import Job
+from export.records import RunRecord
 from export.tables import tables_of
 from quant.calibration.trajectory import network_hash
 from quant.network import QuantizedNetwork

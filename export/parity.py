@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from export.runtime.providers import PROVIDERS
 from export.runtime.session import OnnxNetwork, Session
 from quant.calibration.trajectory import CalibrationSet, network_hash
 from quant.network import QuantizedNetwork
+from quant.temporal.table import holds
 from solvers.denoiser import Denoiser, output_of, timesteps_of
 from solvers.grid import trailing
 from solvers.loop import solve
@@ -218,17 +219,13 @@ def drift(denoiser: Denoiser, session: Denoiser) -> dict[int, float]:
             grid = trailing(process, steps)
         except ValueError:  # more steps than the process has
             continue
-        if not all(_answers(held, t) for t in grid.times[:-1]):
+        if held and not holds(held, grid.times[:-1]):
             continue
         ends = [
             solve(DDIM(), d, process.b(grid.times[0]) * x, grid).x0 for d in (session, denoiser)
         ]
         found[steps] = float((ends[0] - ends[1]).norm() / ends[1].norm())
     return found
-
-
-def _answers(held: Sequence[float], t: float) -> bool:
-    return not held or min(abs(t - own) for own in held) <= 1e-3
 
 
 def _failures(f: dict, limits: Limits):

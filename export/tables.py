@@ -14,7 +14,6 @@ too, and has no table.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.bundle import (
-    FORMAT,
-    MANIFEST,
-    RUNNER,
-    RUNNER_SOURCE,
-    Bundle,
-    File,
-    Level,
-    RunTable,
-    read_bundle,
-)
-from quant.temporal.table import row_of
+from export.bundle import RUNNER, RUNNER_SOURCE, Bundle, entry_of, read_bundle, replace_manifest
+from export.records import Level, RunTable
+from quant.temporal.table import holds
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.paired.task import default_process
@@ -43,7 +33,7 @@ from restoration.photo.linear import PRIOR_STD
 from restoration.posterior import correction_by_name
 from restoration.task import Run, shown_to
 from solvers.denoiser import Denoiser
-from solvers.files import replace_file
+from solvers.files import replace_file, together
 from solvers.grid import lay
 from solvers.methods import solver_by_name
 from solvers.prediction import HEADS
@@ -85,7 +75,7 @@ def tables_of(denoiser: Denoiser, timesteps: Sequence[float] = ()) -> Tables:
         counts = UNSHOWN if kinds == ("none",) else STEPS[name]
         for steps in counts if wanted else ():
             found = run_table(denoiser, name, "ddim" if name == "inpaint" else "rddm", steps)
-            if found is not None and _answered(found.times, timesteps):
+            if found is not None and (not timesteps or holds(timesteps, found.times)):
                 runs.append(found)
     levels = noise_levels(denoiser, timesteps) if plain else ()
     return Tables(tuple(runs), tuple(levels))
@@ -165,21 +155,16 @@ def renew_bundle(folder: str | Path, *, runner: bool = True) -> Bundle:
     from export.runtime.session import Session
 
     folder, bundle = Path(folder), read_bundle(folder)
-    changes: dict[str, Any] = {"format": FORMAT}
+    changes: dict[str, Any] = {}
     if bundle.graph != "restorer":
         tables = tables_of(Session(folder), bundle.timesteps)
         changes |= {"runs": list(tables.runs), "levels": list(tables.levels)}
-    if runner:
-        content = RUNNER_SOURCE.read_bytes()
-        entry = File(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-        changes["files"] = bundle.files | {RUNNER: entry}
-        replace_file(folder / RUNNER, lambda part: part.write_bytes(content))
-    renewed = bundle.model_copy(update=changes)
-    replace_file(
-        folder / MANIFEST,
-        lambda part: part.write_text(renewed.model_dump_json(indent=1), encoding="utf-8"),
-    )
-    return renewed
+    with together():  # a runner of which the manifest doesn't know would damage the bundle
+        if runner:
+            content = RUNNER_SOURCE.read_bytes()
+            changes["files"] = bundle.files | {RUNNER: entry_of(content)}
+            replace_file(folder / RUNNER, lambda part: part.write_bytes(content))
+        return replace_manifest(folder, bundle, **changes)
 
 
 # a run on a measured picture and what is known of each pixel, both (1, 1, H, W) in the network's
@@ -267,10 +252,3 @@ def _is_sum(ready: Ready, denoiser: Denoiser, made: RunTable, heads: int) -> boo
         if not torch.allclose(picture[0], wanted, rtol=1e-6, atol=1e-6):
             return False
     return True
-
-
-def _answered(times: Sequence[float], timesteps: Sequence[float]) -> bool:
-    try:
-        return not timesteps or all(row_of(timesteps, t) >= 0 for t in times)
-    except ValueError:
-        return False

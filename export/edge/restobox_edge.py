@@ -14,10 +14,13 @@ import argparse
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +66,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         found, files = content["format"], dict(content["files"])
+        graph = graph_file(content)
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"{manifest} is damaged ({error}); copy the bundle again") from None
     if found not in READABLE:
         raise Refused(f"{manifest} has format {found!r}; this runner reads {READABLE}")
+    if graph not in files:
+        raise Refused(f"{manifest} is damaged (it doesn't list {graph}); copy the bundle again")
     for name, entry in files.items():
         path = folder / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
@@ -78,6 +84,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if digest.hexdigest() != entry["sha256"]:
             raise Refused(f"{path} was changed: its SHA-256 is not the one in bundle.json")
     return content
+
+
+def graph_file(manifest: dict[str, Any]) -> str:
+    """Name of the ONNX file."""
+    return "restorer.onnx" if manifest["graph"] == "restorer" else "network.onnx"
 
 
 class Graph:
@@ -105,7 +116,7 @@ class Graph:
                 f"this bundle was exported for CPUs (target {target}); export it with --target"
                 f" tensorrt to run it on a GPU, or take --provider cpu"
             )
-        name = "restorer.onnx" if manifest["graph"] == "restorer" else "network.onnx"
+        name = graph_file(manifest)
         wanted, known = PROVIDERS[provider], onnxruntime.get_available_providers()
         if wanted[0] not in known:
             raise Refused(
@@ -324,21 +335,13 @@ class Restorer:
         else:
             padded = {name: np.pad(value, corner, "edge") for name, value in inputs.items()}
         size = padded["image"].shape[1:]
-        state = (self.state[0], *size)
-        drawn = self.noise(state, seed) if noise is None else noise
-        overlap = min(self.size) // 8
-        total, weights = np.zeros(state, np.float32), np.zeros(size, np.float32)
-        for top in tile_starts(size[0], self.size[0], overlap):
-            for left in tile_starts(size[1], self.size[1], overlap):
-                at = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
-                part = {name: value[at] for name, value in padded.items()}
-                weight = np.outer(
-                    tile_weight(top, self.size[0], size[0], overlap),
-                    tile_weight(left, self.size[1], size[1], overlap),
-                )
-                total[at] += weight * self.restore(part, drawn[at])
-                weights[at] += weight
-        return (total / weights)[:, :height, :width]
+        drawn = self.noise((self.state[0], *size), seed) if noise is None else noise
+
+        def restore(at: Any) -> np.ndarray:
+            return self.restore({name: value[at] for name, value in padded.items()}, drawn[at])
+
+        whole = blended(restore, size, self.size, min(self.size) // 8)
+        return whole[:, :height, :width]
 
 
 class Network:
@@ -412,7 +415,7 @@ class Network:
             whole = np.where(known > 0, image, whole)
         return whole.clip(0, 1)
 
-    def _by_planes(self, planes: np.ndarray, restore: Any) -> np.ndarray:
+    def _by_planes(self, planes: np.ndarray, restore: Callable[..., np.ndarray]) -> np.ndarray:
         """``restore(planes, number of the first)``, one by one for a network of single planes."""
         step = self.channels
         return np.concatenate(
@@ -492,23 +495,13 @@ class Network:
         c, h, w = x.shape
         x = x.reshape(c, h // f, f, w // f, f).transpose(0, 2, 4, 1, 3).reshape(-1, h // f, w // f)
         tile = max(TILE // unit, 1) * unit // f
-        overlap = min(OVERLAP, TILE // 8) // f
-        size = x.shape[1:]
-        second = self._second(t)
-        total, weights = None, np.zeros(size, np.float32)
-        for top in tile_starts(size[0], tile, overlap):
-            for left in tile_starts(size[1], tile, overlap):
-                part = x[:, top : top + tile, left : left + tile][None]
-                out = self._opened(part.shape)({"x": part} | second)[0]
-                weight = np.outer(
-                    tile_weight(top, part.shape[2], size[0], overlap),
-                    tile_weight(left, part.shape[3], size[1], overlap),
-                )
-                at = (..., slice(top, top + tile), slice(left, left + tile))
-                total = np.zeros((len(out), *size), np.float32) if total is None else total
-                total[at] += weight * out
-                weights[at] += weight
-        out = total / weights
+        size, second = x.shape[1:], self._second(t)
+
+        def ask(at: Any) -> np.ndarray:
+            part = x[at][None]
+            return self._opened(part.shape)({"x": part} | second)[0]
+
+        out = blended(ask, size, (tile, tile), min(OVERLAP, TILE // 8) // f)
         out = out.reshape(-1, f, f, *size).transpose(0, 3, 1, 4, 2).reshape(-1, h, w)
         return out[:, :height, :width]
 
@@ -640,6 +633,34 @@ def tile_weight(start: int, size: int, length: int, overlap: int) -> np.ndarray:
     return weight
 
 
+def blended(
+    restore: Callable[[Any], np.ndarray], size: tuple[int, ...], tile: tuple[int, int], overlap: int
+) -> np.ndarray:
+    """A picture ``(C, *size)`` of tiles, with a ramp where two overlap.
+
+    Args:
+        restore: from the index of a tile, ``[..., rows, columns]``, to its ``(C, h, w)``.
+        size: height and width of the whole.
+        tile: of a tile, which ends where the whole does.
+        overlap: of two tiles, at least; in pixels as the others are.
+    """
+    height, width = min(tile[0], size[0]), min(tile[1], size[1])
+    total: Any = None
+    weights = np.zeros(size, np.float32)
+    for top in tile_starts(size[0], height, overlap):
+        for left in tile_starts(size[1], width, overlap):
+            at = (..., slice(top, top + height), slice(left, left + width))
+            out = restore(at)
+            weight = np.outer(
+                tile_weight(top, height, size[0], overlap),
+                tile_weight(left, width, size[1], overlap),
+            )
+            total = np.zeros((len(out), *size), np.float32) if total is None else total
+            total[at] += weight * out
+            weights[at] += weight
+    return total / weights
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 
@@ -666,10 +687,31 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """``(1 or 3, H, W)`` in [0, 1], in 8 bits."""
+    """``(1 or 3, H, W)`` in [0, 1], in 8 bits; as :func:`write_whole`."""
     codes = (picture.clip(0, 1) * 255).round().astype(np.uint8)
     codes = codes[0] if len(codes) == 1 else codes.transpose(1, 2, 0)
-    Image.fromarray(np.ascontiguousarray(codes)).save(path, format=_picture_format(path))
+    made, kind = Image.fromarray(np.ascontiguousarray(codes)), _picture_format(path)
+    write_whole(path, lambda file: made.save(file, format=kind))
+
+
+def write_whole(path: Path, write: Callable[[Any], object]) -> None:
+    """Let ``write`` fill a binary file beside ``path`` and rename it: there is the whole of it or
+    what was there before. A link stays, and what it points to is replaced.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        with part.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    except (OSError, ValueError) as error:  # Pillow's, of sizes that a format can't hold, too
+        raise Refused(f"{path} can't be written: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _picture_format(path: Path) -> str:
@@ -747,9 +789,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise Refused(f"{out} would replace what is restored: give another name")
     if not out.parent.is_dir():
         raise Refused(f"{out.parent} is no folder")
+    if out.exists() and not out.is_file():
+        raise Refused(f"{out} exists and is no file: give another name")
     began = time.perf_counter()
     restorer = open_bundle(arguments.bundle, arguments.provider, arguments.threads)
     opened = time.perf_counter()
+    if not arrays and restorer.task not in (*PICTURES, "mri"):
+        raise Refused(f"{out}: results of {restorer.task} are arrays; write .npz")
     if source.suffix.lower() != ".npz":
         restored = _picture_of(restorer, arguments)
     elif isinstance(restorer, Network):
@@ -763,14 +809,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         restored = restorer.restore(inputs, inputs.pop("noise", None), arguments.seed)
     done = time.perf_counter()
     if arrays:
-        np.savez(out, restored=restored)
-    elif restorer.task in PICTURES:
-        write_picture(out, restored)
+        write_whole(out, lambda file: np.savez(file, restored=restored))
     elif restorer.task == "mri":
         magnitude = np.hypot(*restored)
         write_picture(out, (magnitude / max(float(magnitude.max()), 1e-30))[None])
     else:
-        raise Refused(f"{out}: results of {restorer.task} are arrays; write .npz")
+        write_picture(out, restored)
     return {
         "task": "denoise" if _denoises(restorer, arguments) else restorer.task,
         "out": str(out),

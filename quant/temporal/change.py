@@ -45,6 +45,9 @@ def measured_steps(
 def feature_changes(denoiser: Denoiser, restore: Callable[[Denoiser], Any]) -> Tensor:
     """``(steps, steps)``: mean over runs of ``|f_j - f_i|^2 / |f_j|^2``, which step j errs by with
     the features of step i.
+
+    Raises:
+        ValueError: nothing was run.
     """
     seen: dict[int, list[Tensor]] = {}  # of this run's calls, step by step
     total, runs = torch.zeros(0, 0), 0
@@ -72,6 +75,10 @@ def feature_changes(denoiser: Denoiser, restore: Callable[[Denoiser], Any]) -> T
 def least_change(changes: Tensor, count: int) -> tuple[int, ...]:
     """The partition of the steps into ``count`` stretches with the least sum of changes from the
     first step of each; their first steps.
+
+    Args:
+        changes: ``(steps, steps)``, as :func:`feature_changes` gives them.
+        count: from 1 to the number of steps.
     """
     steps = len(changes)
     # best[k][j - 1]: least sum of the steps before j in k + 1 stretches, and where the last begins

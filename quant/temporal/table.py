@@ -64,10 +64,8 @@ def row_of(timesteps: Sequence[float], t: float) -> int:
     Raises:
         UncalibratedError: there is none; the message lists what there is.
     """
-    if timesteps:
-        nearest = min(range(len(timesteps)), key=lambda k: abs(timesteps[k] - t))
-        if abs(timesteps[nearest] - t) <= 1e-3:
-            return nearest
+    if holds(timesteps, [t]):
+        return min(range(len(timesteps)), key=lambda k: abs(timesteps[k] - t))
     known = ", ".join(f"{s:g}" for s in timesteps)
     if len(timesteps) > MOST_LISTED:
         known = f"{len(timesteps)} times from {min(timesteps):g} to {max(timesteps):g}"
@@ -75,6 +73,11 @@ def row_of(timesteps: Sequence[float], t: float) -> int:
         f"timestep {t:g} is not in the temporal table, which holds {known}: run the solver on that"
         " grid, or calibrate for the grid you want"
     )
+
+
+def holds(timesteps: Sequence[float], times: Sequence[float]) -> bool:
+    """Whether :func:`row_of` finds each of ``times`` in ``timesteps``."""
+    return all(any(abs(own - t) <= 1e-3 for own in timesteps) for t in times)
 
 
 class _Slice(nn.Module):

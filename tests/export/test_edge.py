@@ -16,13 +16,14 @@ from helpers.data import ROOT, smooth_picture
 from helpers.quantized import one_thread  # noqa: F401
 from PIL import Image
 
-from export.bundle import FORMAT, RUNNER, RUNNER_SOURCE, read_bundle
+from export.bundle import FORMAT, RUNNER, RUNNER_SOURCE, Bundle, read_bundle
 from export.edge import restobox_edge as edge
 from export.runtime.session import Restorer, Session
 from export.tables import renew_bundle, run_table
 from restoration.paired.task import PairedTask
 from restoration.photo.inpainting import InpaintingTask
 from solvers import DDIM, SOLVERS, VP, Denoiser, RDDMSampler, solver_by_name
+from solvers.inputs.errors import FullDiskError
 from solvers.methods.rddm import RDDM
 from solvers.solver import Query, randn
 from toolbox.api import ZOO
@@ -151,7 +152,9 @@ def test_bad_input_is_refused_in_one_line(photo, tmp_path, capsys):
     Image.new("L", (50, 44), 255).save(tmp_path / "white.png")
     (tmp_path / "text.png").write_text("no picture")
     np.savez(tmp_path / "other.npz", picture=np.zeros((3, 32, 32), np.float32))
+    (tmp_path / "folder.png").mkdir()
     for words, says in (
+        ((picture, "-o", tmp_path / "folder.png", *good[3:]), "is no file"),
         ((picture, "-o", out, "--bundle", tmp_path), "no bundle.json"),
         ((picture, "-o", out, "--bundle", bundle), "needs --mask"),
         ((picture, "-o", picture, "--mask", mask, "--bundle", bundle), "would replace"),
@@ -171,6 +174,30 @@ def test_bad_input_is_refused_in_one_line(photo, tmp_path, capsys):
         assert not out.exists()
 
 
+def test_results_are_whole_or_not_there(photo, tmp_path, capsys, monkeypatch):
+    picture, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    places, before = [tmp_path / "out.png", tmp_path / "out.NPZ"], set(tmp_path.iterdir())
+    words = ("--mask", mask, "--bundle", FORMER / "restorer", "--threads", "1")
+
+    def full(file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", lambda self, file, **_: full(file))
+        patch.setattr(np, "savez", lambda file, **_: full(file))
+        for place in places:
+            place.write_text("what was there")
+            assert "No space left" in refused(capsys, picture, "-o", place, *words)
+            assert place.read_text() == "what was there"
+    for place in places:
+        assert edge.main([*map(str, (picture, "-o", place, *words))]) == 0
+    with np.load(places[1]) as found:
+        codes = (found["restored"] * 255).round().transpose(1, 2, 0)
+    assert np.array_equal(np.asarray(Image.open(places[0])), codes)
+    assert set(tmp_path.iterdir()) == before | set(places)
+
+
 def test_networks_refuse_what_their_tables_lack(network, photo, tmp_path, capsys):
     picture, mask = tmp_path / "photo.png", tmp_path / "mask.png"
     good = (picture, "-o", tmp_path / "o.png", "--bundle", network)
@@ -181,6 +208,19 @@ def test_networks_refuse_what_their_tables_lack(network, photo, tmp_path, capsys
         ((*good[:-1], FORMER / "bundle"), "without the tables"),
     ):
         assert says in refused(capsys, *words), words
+
+
+def test_a_bundle_is_renewed_as_a_whole(tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(FORMER / "restorer", tmp_path / "copy"))
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Bundle, "model_dump_json", full)
+    with pytest.raises(FullDiskError):
+        renew_bundle(copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
 def test_a_bundle_says_what_it_can_run(network):
@@ -264,5 +304,8 @@ def test_changed_bundles_are_refused(photo, tmp_path, capsys):
     content = json.loads((copy / "bundle.json").read_text())
     (copy / "bundle.json").write_text(json.dumps(content | {"format": 99}))
     assert "format 99" in refused(capsys, *words)
+    unlisted = {"files": {k: v for k, v in content["files"].items() if k != "restorer.onnx"}}
+    (copy / "bundle.json").write_text(json.dumps(content | unlisted))
+    assert "doesn't list restorer.onnx" in refused(capsys, *words)
     (copy / "bundle.json").write_text("[")
     assert "damaged" in refused(capsys, *words)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.bundle import Bundle, RunRecord
+from export.bundle import Bundle
 from export.jobs.base import Job
+from export.records import RunRecord
 from quant.files import load_quantized
 from quant.network import QuantizedNetwork
 from restoration.task import KINDS, check_kind

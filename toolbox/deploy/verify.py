@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle import RunRecord
+from export.records import RunRecord
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
 from quant.temporal.features import cached

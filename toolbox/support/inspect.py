@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from export.bundle import Bundle, read_bundle
-from quant.temporal.table import row_of
+from quant.temporal.table import holds
 from restoration.paired.task import default_process
 from restoration.photo.linear import CONTRASTS
 from restoration.task import KINDS, check_kind
@@ -94,7 +94,7 @@ def _held(task: str, d: Denoiser, solver: str, steps: int, times: Sequence[float
         if task in ("dehaze", "paired"):
             process = default_process(d, solver_by_name(solver), steps)
         levels = [process.log_snr(t) for t in lay("trailing", process, steps).times[:-1]]
-        return all(row_of(times, d.process.time_at(level)) >= 0 for level in levels)
+        return holds(times, [d.process.time_at(level) for level in levels])
     except ValueError:
         return False
 
