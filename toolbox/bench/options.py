@@ -54,12 +54,17 @@ class Scans:
 
 @dataclass(frozen=True)
 class Intervals:
-    """What intervals are to hold, and how many slices their width is fitted on."""
+    """What intervals are to hold, and what their width is fitted on."""
 
     level: Annotated[float, Option(help="Probability that the intervals are to hold.")] = 0.9
     calibration_limit: Annotated[
-        int | None, Option(help="Calibrate on this many slices, evenly spread.", min=1)
+        int | None, Option(help="Measurements to calibrate on. [default: 40]", min=1)
     ] = None
+    side: Annotated[int, Option(help="Of the crops that measurements are made of.", min=16)] = 128
+    write: Annotated[
+        bool,
+        Option("--write", help="Write the factors into the model's card, which `--std` goes by."),
+    ] = False
 
 
 @dataclass(frozen=True)
