@@ -55,15 +55,18 @@ def inpaint(
         check_model(denoiser, "inpaint", named(model))
         task = InpaintingTask(denoiser, **plan(1), correction=correction)
 
+    def known(pixels: Tensor, mask: Picture) -> Tensor:
+        return read_mask(mask, _size(pixels))
+
     def run(pixels: Tensor, mask: Picture, num_samples: int = 1, **options: Any) -> Restored:
-        known = read_mask(mask, _size(pixels))
         if not isinstance(task, InpaintingTask):  # a whole restoration in one graph
-            return task(pixels, known, num_samples=num_samples, **options)
+            return task(pixels, known(pixels, mask), num_samples=num_samples, **options)
         drawn = replace(task, **plan(num_samples))
-        return plan.judged(drawn(pixels, known, num_samples=num_samples, **options))
+        found = drawn(pixels, known(pixels, mask), num_samples=num_samples, **options)
+        return plan.judged(found)
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
-    made = Restoration("inpaint", denoiser, settings, run, ("a mask",))
+    made = Restoration("inpaint", denoiser, settings, run, ("a mask",), known=known)
     return _mappable(made, model, device, dtype)
 
 

@@ -67,7 +67,8 @@ class Inpaint(PictureTask):
             )
         if options.mask == "alpha" and photo.alpha is not None:  # what is filled can be seen
             photo = replace(photo, alpha=np.maximum(photo.alpha, 1 - known))
-        return Reading(inputs, photo, options, (height, width), missing, kept)
+        share = known if kept is None else kept
+        return Reading(inputs, photo, options, (height, width), missing, kept, share)
 
     def restorer(self, denoiser: Denoiser, options: Inpainting, settings: Settings) -> Restorer:
         run = getattr(denoiser, "run", None)

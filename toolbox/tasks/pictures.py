@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.io.images import (
@@ -24,7 +23,7 @@ from restoration.io.images import (
     read_image,
     write_image,
 )
-from restoration.io.pictures.gamut import gamut_of
+from restoration.io.pictures.gamut import view_of
 from restoration.metrics import LPIPSUnavailable, interval_std, lpips, psnr, ssim
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
@@ -45,6 +44,7 @@ class Reading:
         found: for the figures.
         kept: ``(H, W)``, the share of what was given in the result, 1 where it is known and exact;
             None: nothing.
+        known: ``(H, W)``, 0 where what was given says nothing; None: it says something everywhere.
     """
 
     inputs: dict[str, Tensor]
@@ -53,6 +53,7 @@ class Reading:
     size: Size
     found: dict[str, Any]
     kept: np.ndarray | None = None
+    known: np.ndarray | None = None
 
 
 class PictureTask(Task):
@@ -101,10 +102,8 @@ class PictureTask(Task):
         if output.std and draws.samples < 2:
             raise ValueError("--std needs at least two samples: add -n 4")
         photo = read_image(path)
-        gamut = gamut_of(photo.notes.icc) if len(photo.pixels) == 3 else None
-        wide = photo.pixels if gamut is None else gamut.to_srgb(photo.pixels)
-        shown = photo if gamut is None else replace(photo, pixels=wide.clip(0, 1))
-        reading = self.read(shown, options, draws.seed)
+        view = view_of(photo.pixels, photo.notes.icc)
+        reading = self.read(replace(photo, pixels=view.shown), options, draws.seed)
         shape = (len(photo.pixels), *reading.size)
         truth = _truth(output.reference, shape)
         if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
@@ -132,16 +131,7 @@ class PictureTask(Task):
 
         def finished(picture: Tensor) -> np.ndarray:
             """As it is written: in the file's own colours, with what is known as it was."""
-            found = picture.numpy()
-            if gamut is not None:
-                # what lies outside sRGB is put back, and what was made up stays inside
-                beyond = wide - shown.pixels
-                if reading.kept is not None:
-                    beyond = beyond * reading.kept
-                if beyond.shape != found.shape:
-                    size = found.shape[1:]
-                    beyond = F.interpolate(torch.from_numpy(beyond)[None], size)[0].numpy()
-                found = gamut.from_srgb(found + beyond)
+            found = view.back(picture.numpy(), reading.known)
             if reading.kept is not None:
                 found = reading.kept * photo.pixels + (1 - reading.kept) * found
             return found

@@ -21,7 +21,7 @@ NEAR = 0.35  # distance of colours in [0, 1]^3 that still are the one that was p
 
 
 def missing_of(
-    path: Path, pixels: np.ndarray, alpha: np.ndarray | None, colour: str | None = None
+    path: str | Path, pixels: np.ndarray, alpha: np.ndarray | None, colour: str | None = None
 ) -> np.ndarray:
     """Which pixels ``(H, W)`` a mask file marks: those of ``colour``; those of a layer that are
     painted at all; else the white ones. Soft edges count from their middle.
@@ -46,7 +46,7 @@ def missing_of(
     return grey >= 0.5
 
 
-def _painted(path: Path, pixels: np.ndarray, colour: str) -> np.ndarray:
+def _painted(path: str | Path, pixels: np.ndarray, colour: str) -> np.ndarray:
     try:
         wanted = np.array(ImageColor.getrgb(colour)[:3], np.float32) / 255
     except ValueError as error:

@@ -44,8 +44,13 @@ class Notes:
         return replace(self, icc=None)
 
 
-def notes_of(image: Image.Image) -> Notes:
-    """Of an opened file, once it is loaded."""
+def notes_of(image: Image.Image, upright: bool = True) -> Notes:
+    """Of an opened file, once it is loaded.
+
+    Args:
+        upright: its pixels are turned as it says, so that the orientation is reset; else it is
+            kept.
+    """
     info, text = image.info, getattr(image, "text", {})
     dpi = info.get("dpi")
     with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
@@ -53,18 +58,18 @@ def notes_of(image: Image.Image) -> Notes:
     xmp = info.get("xmp") or text.get(XMP)
     return Notes(
         info.get("icc_profile"),
-        _exif(image),
+        _exif(image, KEPT if upright else (*KEPT, ORIENTATION)),
         None if xmp is None else _upright(xmp if isinstance(xmp, bytes) else str(xmp).encode()),
         dpi if dpi and min(dpi) > 0 else None,
         {key: str(value) for key, value in text.items() if key != XMP},
     )
 
 
-def _exif(image: Image.Image) -> bytes | None:
+def _exif(image: Image.Image, kept: tuple[int, ...]) -> bytes | None:
     """Tags that still hold; what belongs to the old pixels (sizes, strips, thumbnails) goes."""
     try:
         old, new = image.getexif(), Image.Exif()
-        for tag in KEPT:
+        for tag in kept:
             if tag in old:
                 new[tag] = old[tag]
         for place in (EXIF, GPS):
@@ -173,6 +178,8 @@ def tiff_options(notes: Notes) -> dict[str, Any]:
         if tag in words:
             found[name] = words.pop(tag)
     tags: list[tuple[Any, ...]] = [(tag, "s", 0, word, True) for tag, word in words.items()]
+    if ORIENTATION in old:
+        tags.append((ORIENTATION, "H", 1, int(old[ORIENTATION]), True))
     for tag, data in ((34675, notes.icc), (700, notes.xmp)):
         if data is not None:
             tags.append((tag, "B", len(data), data, True))
