@@ -120,7 +120,7 @@ def test_samples_that_are_all_the_same_are_no_uncertainty(capsys, tmp_path, phot
     several samples take by default draws.
     """
     for task, own in (("denoise", ("--sigma", 0.1)), ("deblur", ("--blur", 1.2))):
-        ask = ("restore", task, photo, *own, "--model", "grey-int8", "--std", "--json", "-n", 2)
+        ask = ("restore", task, photo, *own, "--model", "grey", "--std", "--json", "-n", 2)
         out = tmp_path / f"{task}.png"
         if task == "denoise":
             code, error = cli(capsys, *ask, "-o", out, "--solver", "ddim", "--steps", 2)
@@ -133,4 +133,4 @@ def test_samples_that_are_all_the_same_are_no_uncertainty(capsys, tmp_path, phot
         assert found["std_mean"] > 1e-4
         assert read_image(out.with_name(f"{task}-std.png")).pixels.max() > 0.5
     with pytest.raises(ValueError, match="the same for every seed"):
-        restobox.denoise("grey-int8", solver="ddim", steps=2)(str(photo), 0.1, num_samples=2)
+        restobox.denoise("grey", solver="ddim", steps=2)(str(photo), 0.1, num_samples=2)

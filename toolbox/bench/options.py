@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from toolbox.tasks.settings import Samples, Seed, Symmetries
+from toolbox.tasks.settings import Correction, Samples, Seed, Steps, Symmetries
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class Methods:
         int | None, Option(help="Solver steps.", show_default="as in `restore`", min=1)
     ] = None
     symmetries: Symmetries = 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What draws samples; None: as ``restobox restore`` does."""
+
+    model: Annotated[str, Option(help="A model.")]
+    solver: Annotated[
+        str | None, Option(help="Of the samples.", show_default="as in `restore`")
+    ] = None
+    steps: Steps = None
+    correction: Correction = None
 
 
 @dataclass(frozen=True)

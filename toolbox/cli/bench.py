@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from toolbox.bench.options import Extent, Intervals, Methods, Scans, Timing
+from toolbox.bench.options import Extent, Intervals, Methods, Sampling, Scans, Timing
 from toolbox.cli.options import Commands, Without
 from toolbox.cli.output import ProgressBar, print_json, print_table
-from toolbox.tasks.settings import Correction, Json, Seed, Steps
+from toolbox.tasks.settings import Json, Seed
 
 
 class _PicturesFirst(TyperGroup):
@@ -232,14 +232,9 @@ def bench_coverage(
         ),
     ],
     calibration: Annotated[Path, typer.Argument(help="Others, to fit the intervals' width on.")],
-    model: Annotated[str, typer.Option(help="A model.")],
+    sampling: Sampling,
     extent: Annotated[Extent, Without("workers")] = Extent(samples=4),
     intervals: Intervals = Intervals(),
-    solver: Annotated[
-        str | None, typer.Option(help="Of the samples. [default: as in `restore`]")
-    ] = None,
-    steps: Steps = None,
-    correction: Correction = None,
     as_json: Json = False,
 ) -> None:
     """Measure how often the truth lies in the interval that `--std` tells: by the samples' own
@@ -248,8 +243,8 @@ def bench_coverage(
     from toolbox.bench.coverage import run_coverage
     from toolbox.tasks import task_by_name
 
-    one = task_by_name(task)
-    asked = {"solver": solver, "steps": steps, "correction": correction}
+    one, asked = task_by_name(task), vars(sampling).copy()
+    model = asked.pop("model")
     told = {"steps": None} | one.advised(model, extent.samples)
     given = {key: value for key, value in asked.items() if value is not None}
     settings = replace(one.settings, **told | given)
