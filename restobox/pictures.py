@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restoration.io.images import Photo, check_writable, read_image, write_image
 from restoration.io.pictures.masks import missing_of
-from restoration.io.pictures.notes import Notes, notes_of, space_of
+from restoration.io.pictures.notes import Notes, notes_of
 from restoration.photo.lift import enlarge
 from restoration.task import Restored
 
@@ -235,9 +235,8 @@ def _read_pil(image: Image.Image) -> tuple[Tensor, Form]:
     channels = 1 if values.shape[2] <= 2 else 3
     alpha = values[..., channels] if values.shape[2] > channels else None
     pixels = np.ascontiguousarray(values[..., :channels].transpose(2, 0, 1))
-    if notes.icc is not None and space_of(notes.icc) != ("GRAY" if channels == 1 else "RGB"):
-        notes = notes.without_profile()
-    return torch.from_numpy(pixels), Form("pil", 255.0, "HWC", alpha=alpha, notes=notes)
+    kept = notes.of_channels(channels)
+    return torch.from_numpy(pixels), Form("pil", 255.0, "HWC", alpha=alpha, notes=kept)
 
 
 def _read_array(

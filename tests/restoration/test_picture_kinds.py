@@ -14,7 +14,16 @@ import tifffile
 from helpers.commands import restobox
 from helpers.data import smooth_picture
 from helpers.profiles import GAMUTS, wide_profile
-from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
+from PIL import (
+    Image,
+    ImageCms,
+    ImageColor,
+    ImageDraw,
+    ImageFilter,
+    ImageFont,
+    ImageOps,
+    PngImagePlugin,
+)
 
 from restoration.io.images import Photo, read_image, read_mask, write_image
 from restoration.io.pictures.gamut import gamut_of
@@ -335,6 +344,61 @@ def test_masks_as_people_make_them(tmp_path):
     assert (wide[4, 15], wide[3, 15], wide[4, 8], wide.sum() < right.sum()) == (0, 1, 1, True)
     with pytest.raises(InputError, match="marks nothing"):
         known(tmp_path, np.zeros_like(white), grow=2)
+
+
+@pytest.mark.parametrize("colour", ["red", "blue", "lime", "yellow", "magenta", "cyan"])
+@pytest.mark.parametrize("ground", [0, 255])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_masks_painted_in_any_colour(tmp_path, colour, ground, suffix):
+    """On black and on white; from JPEG, whose colours are coarse, but for their edges."""
+    rgb = np.uint8(ImageColor.getrgb(colour))
+    picture = np.where(MASK[..., None], rgb, np.uint8(ground)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / f"m{suffix}")
+    found = read_mask(tmp_path / f"m{suffix}", 24, 40) == 0
+    if suffix == ".png":
+        np.testing.assert_array_equal(found, MASK)
+    else:
+        inner = feathered(MASK, 3)
+        assert found[MASK & (feathered(~MASK, 3) == 1)].all()
+        assert not found[inner == 1].any()
+    both = np.where(np.arange(40)[None, :, None] < 20, 255, picture).astype(np.uint8)
+    both[:, 30:] = 0
+    if ground == 255:
+        with pytest.raises(InputError, match="colours beside black and white"):
+            known(tmp_path, both)
+
+
+def test_open_layers_and_holes_are_masks(tmp_path):
+    right = 1 - MASK.astype(np.float32)
+    for inside in (0, 255):  # black or white all over, open where it is to be filled
+        alpha = np.where(MASK, 0, 255).astype(np.uint8)
+        layer = np.dstack([np.full((24, 40, 3), inside, np.uint8), alpha])
+        np.testing.assert_array_equal(known(tmp_path, layer), right)
+    photo = (smooth_picture(24, 40).transpose(1, 2, 0) * 255).astype(np.uint8)
+    np.testing.assert_array_equal(known(tmp_path, np.dstack([photo, alpha])), right)
+    np.testing.assert_array_equal(
+        known(tmp_path, np.dstack([photo, 255 - alpha]), white="known"), right
+    )
+
+
+def test_masks_by_what_was_painted_over(tmp_path):
+    photo = smooth_picture(24, 40)
+    copy = np.where(MASK, 1 - photo.round(), photo)  # in several colours
+    codes = np.rint(copy.transpose(1, 2, 0) * 255).astype(np.uint8)
+    options = {"colour": "difference", "photo": photo}
+    np.testing.assert_array_equal(known(tmp_path, codes, **options), 1 - MASK)
+    Image.fromarray(codes).save(tmp_path / "m.png")
+    write_image(tmp_path / "p.png", Photo(photo))
+    done = restobox(
+        *("restore", "inpaint", tmp_path / "p.png", "-m", tmp_path / "m.png", "-o"),
+        *(tmp_path / "o.png", "--mask-colour", "difference", "--steps", "1", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["missing"] == pytest.approx(MASK.mean(), abs=1e-3)
+    for picture, words in ((photo, "doesn't differ"), (1 - photo.round(), "nearly everywhere")):
+        same = np.rint(picture.transpose(1, 2, 0) * 255).astype(np.uint8)
+        with pytest.raises(InputError, match=words):
+            known(tmp_path, same, **options)
 
 
 def test_a_photo_is_no_mask(tmp_path):

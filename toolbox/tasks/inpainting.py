@@ -121,6 +121,7 @@ def _mask(options: Inpainting, photo: Photo, seed: int) -> tuple[np.ndarray, int
     text, (height, width) = options.mask, photo.pixels.shape[1:]
     if Path(text).exists():
         marks: dict[str, Any] = {"white": options.mask_is, "colour": options.mask_colour}
+        marks |= {"photo": photo.pixels}
         known = read_mask(text, height, width, **marks, grow=options.grow or 0)
         if options.grow is not None:
             return known, options.grow

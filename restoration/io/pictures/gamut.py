@@ -79,7 +79,11 @@ def gamut_of(icc: bytes | None) -> Gamut | None:
         return None
     if abs(np.linalg.det(primaries)) < 1e-4 or not (curves[:, -1] > curves[:, 0]).all():
         return None
-    found = Gamut(curves, np.linalg.inv(SRGB) @ primaries)
+    matrix = np.linalg.inv(SRGB) @ primaries
+    white = matrix.sum(1, keepdims=True)
+    if np.abs(white - 1).max() < 0.01:  # rounded numbers: greys stay grey
+        matrix = matrix / white
+    found = Gamut(curves, matrix)
     corners = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 3, indexing="ij")).reshape(3, 1, -1)
     return None if np.abs(found.to_srgb(corners) - corners).max() < ALIKE else found
 

@@ -18,6 +18,8 @@ ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
 # of the first directory: description, maker, model, software, date, artist, copyright
 KEPT = (270, 271, 272, 305, 306, 315, 33432)
 XMP = "XML:com.adobe.xmp"
+# texts of old programs for what is kept as EXIF, XMP and profile
+OTHERWISE = tuple(f"Raw profile type {kind}" for kind in ("exif", "APP1", "xmp", "icc", "icm"))
 SEGMENT = 65_000  # bytes that a segment of JPEG holds for certain, its own header beside
 
 
@@ -43,6 +45,12 @@ class Notes:
         """The same of pixels that are no longer in that profile."""
         return replace(self, icc=None)
 
+    def of_channels(self, channels: int) -> Notes:
+        """Without a profile that isn't one of pixels with so many channels (2, 4: with alpha)."""
+        wanted = "GRAY" if channels <= 2 else "RGB"
+        fits = self.icc is None or space_of(self.icc) == wanted
+        return self if fits else self.without_profile()
+
 
 def notes_of(image: Image.Image, upright: bool = True) -> Notes:
     """Of an opened file, once it is loaded.
@@ -61,7 +69,27 @@ def notes_of(image: Image.Image, upright: bool = True) -> Notes:
         _exif(image, KEPT if upright else (*KEPT, ORIENTATION)),
         None if xmp is None else _upright(xmp if isinstance(xmp, bytes) else str(xmp).encode()),
         dpi if dpi and min(dpi) > 0 else None,
-        {key: str(value) for key, value in text.items() if key != XMP},
+        {key: str(value) for key, value in text.items() if key not in (XMP, *OTHERWISE)},
+    )
+
+
+def notes_of_tags(tags: dict[int, Any]) -> Notes:
+    """Of a TIFF's tags, for kinds of pixels that Pillow doesn't read."""
+    exif = Image.Exif()
+    for tag in KEPT:
+        if isinstance(tags.get(tag), str):
+            exif[tag] = tags[tag]
+    unit = {2: 1.0, 3: 2.54}.get(int(tags.get(296, 2)))  # per inch, per centimetre
+    dpi = None
+    with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+        x, y = (tags[tag][0] / tags[tag][1] for tag in (282, 283))
+        dpi = (x * unit, y * unit) if unit is not None and min(x, y) > 0 else None
+    icc, xmp = (tags.get(tag) for tag in (34675, 700))
+    return Notes(
+        bytes(icc) if icc else None,
+        exif.tobytes() if len(exif) else None,
+        _upright(bytes(xmp)) if xmp else None,
+        dpi,
     )
 
 
