@@ -26,6 +26,7 @@ MARK = ".restobox.json"  # says which files of a folder are ours, where its own 
 
 # how safetensors, NumPy and torch say that a disk is full
 _FULL = ("No space left", "File too large", " requested and ", "unexpected pos", "failed writing")
+_FULL += ("iostream error",)
 
 # the only way to ask for it, and only here: other threads may be making files later
 _UMASK = os.umask(0o077)
@@ -79,7 +80,7 @@ def replace_folder(
         FullDiskError: the disk is full.
     """
     folder = Path(folder)
-    names = check_free(folder, kind, ours)
+    check_free(folder, kind, ours)
     folder.parent.mkdir(parents=True, exist_ok=True)
     target = folder.absolute()
     temporary = _beside(target)
@@ -91,7 +92,7 @@ def replace_folder(
                 path.chmod(_mode(None, 0o777 if path.is_dir() else 0o666))
                 _sync(path)
             temporary.chmod(_mode(target, 0o777))
-        _commit(_Swap(temporary, target, names))
+        _commit(_Swap(temporary, target, lambda: check_free(folder, kind, ours)))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -121,16 +122,16 @@ def together() -> Iterator[None]:
         yield
         return
     swaps: list[_Swap] = []
-    token = _waiting.set(swaps)
     try:
+        _waiting.set(swaps)
         yield
         _swap_all(swaps)
+        _waiting.set(None)
     except BaseException:
+        _waiting.set(None)
         for swap in swaps:
             swap.drop()
         raise
-    finally:
-        _waiting.reset(token)
 
 
 # -- checks before any work is done ----------------------------------------------------------------
@@ -317,17 +318,19 @@ def room_for(output: str | Path) -> Iterator[None]:
 
 @dataclass
 class _Swap:
-    """A complete file or folder and the place it goes to; ``names`` are the files of the folder it
-    replaces.
+    """A complete file or folder and the place it goes to; ``free`` names the files of the folder
+    that it replaces, or refuses to.
     """
 
     temporary: Path
     target: Path
+    free: Callable[[], tuple[str, ...]] | None = None
     names: tuple[str, ...] = ()
     old: Path | None = None
 
     def begin(self) -> None:
-        if self.temporary.is_dir():
+        if self.free is not None:
+            self.names = self.free()  # others may have come since this was asked first
             if self.target.exists():
                 self.old = _beside(self.target)
                 os.replace(self.target, self.old)
@@ -380,7 +383,7 @@ def _commit(swap: _Swap) -> None:
 def _swap_all(swaps: list[_Swap]) -> None:
     """All of the swaps, or none; what is left of those that failed is for the caller to drop."""
     begun: list[_Swap] = []
-    with _undisturbed():
+    with _undisturbed(), _one_by_one({swap.target.parent for swap in swaps if swap.free}):
         try:
             for swap in swaps:
                 begun.append(swap)
@@ -391,6 +394,22 @@ def _swap_all(swaps: list[_Swap]) -> None:
             raise
         for swap in swaps:
             swap.end()
+
+
+@contextlib.contextmanager
+def _one_by_one(parents: set[Path]) -> Iterator[None]:
+    """Folders are replaced by two renames: no other process makes its own between them, where the
+    system has locks.
+    """
+    with contextlib.ExitStack() as held:
+        for parent in sorted(parents):
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                handle = os.open(parent, os.O_RDONLY)
+                held.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
