@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from solvers.inputs.errors import FullDiskError, InputError
 MARK = ".restobox.json"  # says which files of a folder are ours, where its own format doesn't
 
 # how safetensors, NumPy and torch say that a disk is full
-_FULL = ("No space left", "File too large", " requested and ", "unexpected pos", "failed writing")
-_FULL += ("iostream error",)
+_FULL = (
+    *("No space left", "File too large", " requested and ", "unexpected pos", "failed writing"),
+    "iostream error",
+)
 
 # the only way to ask for it, and only here: other threads may be making files later
 _UMASK = os.umask(0o077)
@@ -94,7 +97,7 @@ def replace_folder(
             temporary.chmod(_mode(target, 0o777))
         _commit(_Swap(temporary, target, lambda: check_free(folder, kind, ours)))
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
 
 
@@ -367,7 +370,7 @@ class _Swap:
 
     def drop(self) -> None:
         if self.temporary.is_dir():
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            _remove(self.temporary)
         else:
             self.temporary.unlink(missing_ok=True)
 
@@ -433,6 +436,15 @@ def _undisturbed() -> Iterator[None]:
                 signal.signal(kind, handler)
     for number in held[:1]:
         signal.raise_signal(number)
+
+
+def _remove(folder: Path) -> None:
+    """A folder of ours; libraries that failed in one thread may be writing in others still."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02)
+        if not folder.exists():
+            return
 
 
 def _beside(target: Path) -> Path:

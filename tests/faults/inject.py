@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,12 +28,15 @@ WATCHED += ("toolbox/training/log.py", "toolbox/cli/main.py")
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code (negative: the signal), what it said, how long it took."""
+    """How a command ended: its exit code (negative: the signal), what it said, how long it took,
+    in seconds and in lines of watched files where they were counted.
+    """
 
     code: int
     out: str
     err: str
     seconds: float
+    lines: int
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,33 @@ def counting(told: Callable[[int], None]) -> Callable[..., Any]:
     return lambda frame, *_: line if frame.f_code.co_filename.endswith(WATCHED) else None
 
 
-def start(words: list[str], log: Path, moment: Moment | None = None, most: int = 0) -> int:
-    """The process that runs ``restobox words``; its output goes to files beside ``log``.
+@dataclass(frozen=True)
+class Running:
+    """A child process, and the ends of the pipes that it writes to."""
+
+    number: int
+    out: int
+    err: int
+    lines: int
+
+
+def start(words: list[str], moment: Moment | None = None, most: int = 0) -> Running:
+    """A process that runs ``restobox words``.
 
     Args:
         most: of a file's size in bytes, which the system refuses to exceed, as a full disk does;
             0: any.
     """
+    pipes = [os.pipe() for _ in range(3)]
     child = os.fork()
     if child:
-        return child
+        for _, end in pipes:
+            os.close(end)
+        return Running(child, *(begin for begin, _ in pipes))
     code = 1
     try:
-        for number, suffix in ((1, ".out"), (2, ".err")):
-            place = os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(place, number)
+        for number in (1, 2):
+            os.dup2(pipes[number - 1][1], number)
         sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if most:
@@ -97,15 +111,16 @@ def start(words: list[str], log: Path, moment: Moment | None = None, most: int =
         if moment is not None and moment.line is not None:
             sys.settrace(counting(_sender(moment)))
         code = _call(words)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
         sys.settrace(None)
-        if moment == COUNT:
-            log.with_suffix(".lines").write_text(str(_lines[0]))
         sys.stdout.flush()
+        sys.stderr.flush()
+        os.write(pipes[2][1], str(_lines[0]).encode())
         os._exit(code)
 
 
@@ -128,21 +143,24 @@ def _call(words: list[str]) -> int:
     return main()
 
 
-def wait(child: int, log: Path, moment: Moment | None = None) -> Ended:
+def wait(child: Running, moment: Moment | None = None) -> Ended:
     """The end of a process of :func:`start`; sends it the signal of a moment in seconds."""
     began = time.monotonic()
     sent = moment is None or moment.seconds is None
     while True:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status = os.waitpid(child.number, os.WNOHANG)
         took = time.monotonic() - began
         if done:
             break
         if not sent and took >= moment.seconds:
-            os.kill(child, moment.signal)
+            os.kill(child.number, moment.signal)
             sent = True
         if took > PATIENCE:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child.number, signal.SIGKILL)
         time.sleep(0.001)
+    said = []
+    for end in (child.out, child.err, child.lines):
+        with open(end, "rb") as pipe:
+            said.append(pipe.read().decode(errors="replace"))
     code = os.waitstatus_to_exitcode(status)
-    said = (log.with_suffix(suffix).read_text(errors="replace") for suffix in (".out", ".err"))
-    return Ended(code, *said, took)
+    return Ended(code, said[0], said[1], took, int(said[2] or 0))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from restoration.io.containers.tiff import opened_tiff
 from restoration.io.pictures.dicom import is_dicom, picture_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, space_of, to_srgb
 from solvers.inputs.errors import InputError
@@ -240,7 +241,7 @@ def _tiff(path: Path, max_pixels: int) -> Decoded | None:
     """Grey or RGB with more than 8 bits, which Pillow cuts or doesn't read; None for others."""
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with opened_tiff(path) as file:
         page: Any = file.pages.first
         pages = [p for p in file.pages if not getattr(p, "is_reduced", False)]
         if len(pages) > 1:
