@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from restobox.pictures import Picture, RestoredPicture, read_picture
+from restoration.io.pictures.gamut import view_of
 from restoration.metrics import psnr, ssim
 from restoration.task import Restored
 
@@ -25,6 +27,8 @@ class Restoration:
         task: its name.
         model: what was loaded.
         settings: as given to the task's function.
+        known: of the picture and what else the task is given, ``(H, W)``, 1 where the picture holds
+            something; None: everywhere.
     """
 
     task: str
@@ -33,6 +37,7 @@ class Restoration:
     run: Callable[..., Restored] = field(repr=False)
     extra: tuple[str, ...] = ()
     call: dict[str, Any] | None = field(default=None, repr=False)  # for :meth:`map`
+    known: Callable[..., Tensor] | None = field(default=None, repr=False)
 
     @overload
     def __call__(self, picture: Picture, *extra: Any, **options: Any) -> RestoredPicture: ...
@@ -78,12 +83,34 @@ class Restoration:
             takes = ", ".join(("a picture", *self.extra))
             raise TypeError(f"{self.task} takes {takes}; got {len(extra) + 1} arguments")
         pixels, form = read_picture(picture)
-        found = self._run(pixels, extra, options)
+        found = self._restored(pixels, form.notes.icc, extra, options)
         metrics = {} if reference is None else _compare(found.mean, read_picture(reference)[0])
         fields = {
-            name: getattr(found, name) for name in ("samples", "mean", "std", "nfe", "seconds")
+            name: getattr(found, name)
+            for name in ("samples", "mean", "std", "nfe", "seconds", "level")
         }
         return RestoredPicture(**fields, given=pixels, form=form, metrics=metrics)
+
+    def _restored(
+        self, pixels: Tensor, icc: bytes | None, extra: Sequence[Any], options: dict[str, Any]
+    ) -> Restored:
+        """In the picture's own colours; networks are shown sRGB."""
+        view = view_of(pixels.numpy(), icc)
+        if view.gamut is None:
+            return self._run(pixels, extra, options)
+        exact = not options.get("sigma")
+        shown = torch.from_numpy(view.shown)
+        found = self._run(shown, extra, options)
+        known = None if self.known is None else self.known(shown, *extra)
+
+        def own(picture: Tensor) -> Tensor:
+            share = None if known is None else known.numpy()
+            back = torch.from_numpy(view.back(picture.numpy(), share))
+            return torch.where(known > 0, pixels, back) if known is not None and exact else back
+
+        samples = torch.stack([own(sample) for sample in found.samples])
+        std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
+        return replace(found, samples=samples, mean=own(found.mean), std=std)
 
     def map(self, inputs: Place | Iterable[Place], out: Place, **options: Any) -> Tally:
         """Restore files, folders, globs and lists into a folder; see :func:`restobox.map`.

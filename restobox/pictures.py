@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.io.images import Photo, check_writable, read_image, write_image
-from restoration.io.pictures.notes import Notes
+from restoration.io.pictures.masks import missing_of
+from restoration.io.pictures.notes import Notes, notes_of
 from restoration.photo.lift import enlarge
 from restoration.task import Restored
 
@@ -36,7 +37,7 @@ class Form:
         device: of the tensor.
         alpha: ``(H, W)`` in [0, 1], which is handed on.
         bits: of a file, 32 for floats; None where the white tells.
-        notes: what a file says beside its pixels.
+        notes: what a file or a PIL image says beside its pixels.
     """
 
     kind: str
@@ -53,7 +54,7 @@ def read_picture(picture: Picture) -> tuple[Tensor, Form]:
     """``(C, H, W)`` float32 in [0, 1], C = 1 or 3, and the form it came in.
 
     - a path: any picture file that the command line reads, upright; the result is PIL.
-    - PIL: modes 1, L, LA, RGB, RGBA, P, I;16.
+    - PIL: modes 1, L, LA, RGB, RGBA, P, I;16; not turned, and its orientation is handed on.
     - NumPy and torch: ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``; 8- or 16-bit integers, or
       floating point in [0, 1]. Where both layouts fit, NumPy's is ``(H, W, C)`` and torch's ``(C,
       H, W)``.
@@ -83,22 +84,35 @@ def read_picture(picture: Picture) -> tuple[Tensor, Form]:
 
 
 def read_mask(mask: Picture, size: tuple[int, int], *, white_is_one: bool = False) -> Tensor:
-    """``(H, W)`` of 0 and 1. White (or True) is what is missing, so missing pixels are 0; with
-    ``white_is_one`` they are 1.
+    """``(H, W)`` of 0 and 1. White (or True, or 1 among integers of 0 and 1) is what is missing, so
+    missing pixels are 0; with ``white_is_one`` they are 1.
 
     Raises:
-        ValueError: another size than ``(H, W)``.
+        ValueError: another size than ``(H, W)``, a photograph, or one that marks nothing, or all.
     """
-    if isinstance(mask, (np.ndarray, Tensor)) and mask.dtype in (bool, np.bool_, torch.bool):
-        mask = mask.astype(np.uint8) * 255 if isinstance(mask, np.ndarray) else mask.float()
-    values = read_picture(mask)[0].mean(0)
-    if tuple(values.shape) != size:
+    if isinstance(mask, (np.ndarray, Tensor)):
+        flags = _flags(mask)
+        mask = mask if flags is None else flags
+    pixels, form = read_picture(mask)
+    if tuple(pixels.shape[1:]) != size:
         raise ValueError(
-            f"the mask is {values.shape[1]} x {values.shape[0]} pixels but the picture is"
+            f"the mask is {pixels.shape[2]} x {pixels.shape[1]} pixels but the picture is"
             f" {size[1]} x {size[0]}"
         )
-    white = values >= 0.5
+    name = os.fspath(mask) if isinstance(mask, (str, os.PathLike)) else f"({type(mask).__name__})"
+    white = torch.from_numpy(missing_of(name, pixels.numpy(), form.alpha))
+    if bool(white.all()) or not bool(white.any()):
+        what = "every pixel" if bool(white.all()) else "no pixel"
+        raise ValueError(f"mask {name} marks {what}; white (or True) marks what is missing")
     return (white if white_is_one else ~white).float()
+
+
+def _flags(mask: np.ndarray | Tensor) -> np.ndarray | None:
+    """Masks of truth values, and of integers that are all 0 or 1; None of others."""
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
+    if array.dtype.kind not in "bui" or (array.size and not 0 <= array.min() <= array.max() <= 1):
+        return None
+    return array.astype(np.uint8) * np.uint8(255)
 
 
 @dataclass(frozen=True)
@@ -135,20 +149,26 @@ class RestoredPicture(Restored):
         return enlarge(given, size[0] // alpha.shape[0], size)[0, 0].clamp(0, 1).numpy()
 
     def to_pil(self) -> Image.Image:
-        """The mean as a PIL image of 8 bits, with the transparency of the picture that came in."""
+        """The mean as a PIL image of 8 bits, with the transparency, the colour profile, EXIF and
+        resolution of the picture that came in.
+        """
         parts = [self.mean.numpy()]
         if (alpha := self.alpha) is not None:
             parts.append(alpha[None])
         codes = np.rint(np.clip(np.concatenate(parts), 0, 1) * 255).astype(np.uint8)
-        return Image.fromarray(codes[0] if len(codes) == 1 else codes.transpose(1, 2, 0))
+        image = Image.fromarray(codes[0] if len(codes) == 1 else codes.transpose(1, 2, 0))
+        notes = self.form.notes
+        said = {"icc_profile": notes.icc, "exif": notes.exif, "dpi": notes.dpi}
+        image.info |= {key: value for key, value in said.items() if value is not None}
+        return image
 
     def to_numpy(self) -> np.ndarray:
         """The mean as ``(H, W, C)`` float32 in [0, 1]."""
         return np.ascontiguousarray(self.mean.numpy().transpose(1, 2, 0))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the mean as PNG, JPEG, WebP or TIFF, with the bits, the transparency and, of a
-        file, the notes of the picture that came in.
+        """Write the mean as PNG, JPEG, WebP, TIFF or DICOM, with the bits, the transparency and, of
+        a file or a PIL image, the notes of the picture that came in.
 
         Raises:
             ValueError, OSError: an ending or a place that can't be.
@@ -194,9 +214,11 @@ def _inline(pixels: np.ndarray) -> str:
 
 
 def _read_pil(image: Image.Image) -> tuple[Tensor, Form]:
+    image.load()  # then it tells all that stands beside its pixels
+    notes = notes_of(image, upright=False)
     if image.mode.startswith("I;16"):
         return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[None], Form(
-            "pil", 65535.0, "HW"
+            "pil", 65535.0, "HW", notes=notes
         )
     plain = image.mode
     if plain in ("1", "P", "PA"):
@@ -213,7 +235,8 @@ def _read_pil(image: Image.Image) -> tuple[Tensor, Form]:
     channels = 1 if values.shape[2] <= 2 else 3
     alpha = values[..., channels] if values.shape[2] > channels else None
     pixels = np.ascontiguousarray(values[..., :channels].transpose(2, 0, 1))
-    return torch.from_numpy(pixels), Form("pil", 255.0, "HWC", alpha=alpha)
+    kept = notes.of_channels(channels)
+    return torch.from_numpy(pixels), Form("pil", 255.0, "HWC", alpha=alpha, notes=kept)
 
 
 def _read_array(

@@ -18,7 +18,8 @@ from PIL import Image
 from restoration.io.packages import need
 from restoration.io.pictures.decode import decode
 from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
-from restoration.io.pictures.masks import grown, missing_of
+from restoration.io.pictures.gamut import view_of
+from restoration.io.pictures.masks import changed, grown, missing_of
 from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options, too_large
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
@@ -27,6 +28,7 @@ MAX_PIXELS = 100_000_000
 # of pictures that are found in folders, and that are written
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 DICOM = ".dcm"
+DIFFERENCE = "difference"  # in place of the colour of a mask
 LOSSY = (".jpg", ".jpeg", ".webp")
 
 
@@ -82,14 +84,17 @@ def read_mask(
     white: str = "missing",
     colour: str | None = None,
     grow: int = 0,
+    photo: np.ndarray | None = None,
 ) -> np.ndarray:
     """Read an inpainting mask (:func:`restoration.io.pictures.masks.missing_of`). Returns float32
     ``(H, W)`` with 1 = known, 0 = missing.
 
     Args:
         white: what white marks, ``missing`` or ``known``.
-        colour: that the missing pixels are painted in, over the photo or alone.
+        colour: that missing pixels are painted in, over the photo or alone; ``difference``: any,
+            over a copy of ``photo``.
         grow: pixels around the missing ones that are taken to be missing too.
+        photo: ``(C, height, width)`` in [0, 1], in sRGB's colours where it has some.
 
     Raises:
         FileNotFoundError: no such file.
@@ -98,15 +103,21 @@ def read_mask(
     """
     if white not in ("missing", "known"):
         raise InputError(f"white marks what is missing or known; got {white!r}")
+    if colour == DIFFERENCE and photo is None:
+        raise InputError("to find differences the photo is needed")
     path = Path(path)
-    photo = read_image(path)
-    if photo.pixels.shape[1:] != (height, width):
-        size = f"{photo.pixels.shape[2]} x {photo.pixels.shape[1]}"
+    mask = read_image(path)
+    if mask.pixels.shape[1:] != (height, width):
+        size = f"{mask.pixels.shape[2]} x {mask.pixels.shape[1]}"
         raise InputError(
             f"mask {path} is {size} pixels but the image is {width} x {height}; they must be the"
             " same size"
         )
-    missing = missing_of(path, photo.pixels, photo.alpha, colour)
+    pixels = view_of(mask.pixels, mask.notes.icc).shown
+    if colour == DIFFERENCE and photo is not None:
+        missing = changed(path, pixels, photo)
+    else:
+        missing = missing_of(path, pixels, mask.alpha, colour)
     missing = grown(missing if white == "missing" else ~missing, grow)
     if not missing.any():
         raise InputError(f"mask {path} marks nothing as missing; paint the missing pixels white")

@@ -5,6 +5,7 @@ fastMRI's files.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
 PREFIX = r"(?:[\w.-]+:)?"  # an element's namespace
+COMPRESSED = sum(1 << (bit - 1) for bit in (53, 54, 55, 56))
 # flags of ISMRMRD lines that are no part of an image, by bit from 1: noise, calibration alone,
 # navigator, phase correction, feedback (26, 28), dummy, surface coils, phase stabilisation (30, 31)
 NO_IMAGE = sum(1 << (bit - 1) for bit in (19, 20, 23, 24, 26, 27, 28, 29, 30, 31))
@@ -25,90 +27,65 @@ IMAGES = ("contrast", "phase", "set", "repetition", "slice")  # indices that sep
 
 
 def read_ismrmrd(path: Path, file: Any) -> Scan:
-    """Cartesian 2D acquisitions: lines are put to their place on the encoded matrix.
+    """Cartesian acquisitions: lines are put to their place on the encoded matrix.
 
     Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are images
     of their own, one after the other on the axis of slices. Lines whose flags say that they are
     something else (noise, calibration alone, navigators, phase correction ...) are left out. Of a
     partial echo the missing samples are unsampled points of the mask, of partial Fourier the
-    missing lines. Samples that their heads say are to be discarded are not used.
+    missing lines. Samples that their heads say are to be discarded are not used. Volumes that are
+    encoded in 3D become slices by a Fourier transform along the second phase encoding, which must
+    be sampled in full.
 
     Args:
         path: names the file in errors.
         file: open, of h5py.
 
     Raises:
-        InputError: another trajectory, 3D, lines that don't fit, images sampled differently.
+        InputError: another trajectory, several encodings, lines that don't fit, images sampled
+            differently, a second phase encoding that is not sampled in full.
     """
     records = dataset(file, "dataset/data", path)
     header = text_of(np.ravel(dataset(file, "dataset/xml", path)[()])[0])
+    header = re.sub(r"<!--.*?-->", "", header, flags=re.DOTALL)
     size = _numbers(header, "encodedSpace", "matrixSize")
-    trajectory = re.search(rf"<{PREFIX}trajectory>\s*(\w+)\s*</", header)
+    trajectory = re.search(rf"{_opening('trajectory')}\s*(\w+)\s*</", header)
     if size is None or trajectory is None:
         raise InputError(f"{path} has a header without encoded matrix size or trajectory")
     if trajectory.group(1).lower() != "cartesian":
         raise InputError(
             f"{path} has a {trajectory.group(1)} trajectory; Cartesian scans are accepted"
         )
-    x, y, z = (int(n) for n in size)
-    if z > 1:
-        raise InputError(
-            f"{path} is encoded in 3D ({z} partitions); 2D scans are accepted: transform the third"
-            " axis first"
-        )
-    centre = _number(header, "encodingLimits", "kspace_encoding_step_1", "center")
-    centre = y // 2 if centre is None else int(centre)
     heads = records["head"]
     lines = np.flatnonzero((heads["flags"] & np.uint64(NO_IMAGE)) == 0)
     if not lines.size:
         raise InputError(f"{path} holds no image lines")
+    if (heads["flags"][lines] & np.uint64(COMPRESSED)).any():
+        raise InputError(f"{path} holds compressed lines; write it again without compression")
+    spaces = np.unique(_of(heads, "encoding_space_ref")[lines])
+    if len(spaces) > 1 or spaces[0] > 0:
+        raise InputError(
+            f"{path} holds image lines of the encodings {', '.join(map(str, spaces))}; write those"
+            " of one encoding, with its header, into a file of its own"
+        )
+    matrix = _Matrix.of(header, tuple(int(n) for n in size))
     given = [name for name in IMAGES if name in heads["idx"].dtype.names]
     columns = [heads["idx"][name][lines].astype(np.int64) for name in given]
     keys = np.stack(columns or [np.zeros(len(lines), np.int64)], 1)
     images, place = np.unique(keys, axis=0, return_inverse=True)
+    depths, slices = (_of(heads["idx"], n)[lines] for n in ("kspace_encode_step_2", "slice"))
+    if matrix.z > 1 and not depths.any() and slices.any():
+        matrix = replace(matrix, z=1, centre_z=0)  # slices, whose number stands for z
     coils = int(heads["active_channels"][lines].max())
-    check_array(path, (len(images), coils, x, y), 8)
-    kspace = np.zeros((len(images), coils, x, y), np.complex64)
-    hits = np.zeros((len(images), x, y), np.int64)
+    shape = (len(images), coils, matrix.x, matrix.y, matrix.z)
+    check_array(path, shape, 8)
+    kspace = np.zeros(shape, np.complex64)
+    hits = np.zeros((len(images), *shape[2:]), np.int64)
     for k, image in zip(lines, np.ravel(place), strict=True):  # one at a time, of any length
-        head, data = heads[k], records[int(k)]["data"]
-        step, channels, samples = (
-            int(n)
-            for n in (
-                head["idx"]["kspace_encode_step_1"],
-                head["active_channels"],
-                head["number_of_samples"],
-            )
-        )
-        before, after = (int(head[n]) if n in head.dtype.names else 0 for n in DISCARDED)
-        if before + after >= samples:
-            raise InputError(f"{path}: line {step} discards all of its {samples} samples")
-        whole, samples = samples, samples - before - after
-        middle = int(head["center_sample"]) - before
-        reverse = bool(int(head["flags"]) & REVERSE)
-        middle = samples - 1 - middle if reverse else middle
-        column, first = step - centre + y // 2, x // 2 - middle
-        if reverse and samples == x and first == 1:  # its centre is told as before the turn
-            first = 0
-        if (
-            not 0 <= column < y
-            or first < 0
-            or first + samples > x
-            or data.size != 2 * channels * whole
-        ):
-            raise InputError(
-                f"{path}: line {step} of {samples} samples with its centre at {middle} does not fit"
-                f" the encoded matrix {x} x {y} whose central line is {centre}; correct matrixSize"
-                " or encodingLimits in the XML header"
-            )
-        values = (
-            np.ascontiguousarray(data, np.float32)
-            .view(np.complex64)
-            .reshape(channels, whole)[:, before : before + samples]
-        )
-        values = values[:, ::-1] if reverse else values
-        kspace[image, :channels, first : first + samples, column] += values
-        hits[image, first : first + samples, column] += 1
+        first, column, depth, values = _line(path, heads[k], records[int(k)]["data"], matrix)
+        end = first + values.shape[1]
+        kspace[image, : len(values), first:end, column, depth] += values
+        hits[image, first:end, column, depth] += 1
     kspace /= np.maximum(hits, 1)[:, None]
     sampled = hits > 0
     if (sampled != sampled[0]).any():
@@ -116,11 +93,115 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
             f"{path} holds {len(images)} images ({', '.join(given)}) that are sampled at different"
             " places; write each of them into a file of its own"
         )
+    if (sampled[0].any(-1) != sampled[0].all(-1)).any():
+        found = int(sampled[0].any((0, 1)).sum())
+        raise InputError(
+            f"{path} is encoded in 3D, and its second phase encoding is not sampled in full"
+            f" ({found} of {matrix.z} steps); 3D scans are accepted where only the first one is"
+            " undersampled"
+        )
     crop, extent, spacing = recon_space(header)
-    mask = sampled[0].astype(np.float32)
+    if matrix.z > 1:
+        kspace, thickness = _slices(kspace, header)
+        spacing = (thickness, *spacing[1:])
+    mask = sampled[0].all(-1).astype(np.float32)
     if (mask == mask.max(0)).all():  # whole readouts
         mask = mask[0]
-    return Scan(kspace, mask=mask, header=header, crop=crop, extent=extent, spacing=spacing)
+    planes = np.ascontiguousarray(np.moveaxis(kspace, -1, 1)).reshape(-1, *shape[1:4])
+    return Scan(planes, mask=mask, header=header, crop=crop, extent=extent, spacing=spacing)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Points of the encoded k-space, and which steps of the phase encodings are central."""
+
+    x: int
+    y: int
+    z: int
+    centre_y: int
+    centre_z: int
+
+    @staticmethod
+    def of(header: str, size: tuple[int, ...]) -> _Matrix:
+        x, y, z = size
+        centres = [
+            n // 2 if found is None else int(found)
+            for n, step in ((y, 1), (z, 2))
+            for found in [
+                _number(header, "encodingLimits", f"kspace_encoding_step_{step}", "center")
+            ]
+        ]
+        return _Matrix(x, y, z, centres[0], centres[1] if z > 1 else 0)
+
+
+def _of(records: Any, name: str) -> Any:
+    """A field of heads; 0 where the file leaves it out."""
+    return records[name] if name in records.dtype.names else np.zeros(records.shape, np.int64)
+
+
+def _line(
+    path: Path, head: Any, data: np.ndarray, matrix: _Matrix
+) -> tuple[int, int, int, np.ndarray]:
+    """Where a line begins in the matrix, and its values ``(coils, samples)`` turned and cut as its
+    head says.
+    """
+    index = head["idx"]
+    step, channels, samples = (
+        int(n)
+        for n in (index["kspace_encode_step_1"], head["active_channels"], head["number_of_samples"])
+    )
+    before, after = (int(_of(head, name)) for name in DISCARDED)
+    if before + after >= samples:
+        raise InputError(f"{path}: line {step} discards all of its {samples} samples")
+    whole, samples = samples, samples - before - after
+    middle = int(head["center_sample"]) - before
+    reverse = bool(int(head["flags"]) & REVERSE)
+    middle = samples - 1 - middle if reverse else middle
+    column, first = step - matrix.centre_y + matrix.y // 2, matrix.x // 2 - middle
+    depth = int(_of(index, "kspace_encode_step_2")) - matrix.centre_z + matrix.z // 2
+    depth = 0 if matrix.z == 1 else depth
+    if reverse and samples == matrix.x and first == 1:  # its centre is told as before the turn
+        first = 0
+    inside = 0 <= column < matrix.y and 0 <= depth < matrix.z
+    if not inside or first < 0 or first + samples > matrix.x or data.size != 2 * channels * whole:
+        size = f"{matrix.x} x {matrix.y}" + (f" x {matrix.z}" if matrix.z > 1 else "")
+        raise InputError(
+            f"{path}: line {step} of {samples} samples with its centre at {middle} does not fit"
+            f" the encoded matrix {size} whose central line is {matrix.centre_y}; correct"
+            " matrixSize or encodingLimits in the XML header"
+        )
+    values = (
+        np.ascontiguousarray(data, np.float32)
+        .view(np.complex64)
+        .reshape(channels, whole)[:, before : before + samples]
+    )
+    return first, column, depth, values[:, ::-1] if reverse else values
+
+
+def _slices(kspace: np.ndarray, header: str) -> tuple[np.ndarray, float]:
+    """K-space ``(..., y, z)`` with its last axis transformed to places, on the matrix that the
+    header asks for, and the thickness of a slice in millimetres.
+    """
+    from restoration.mri.geometry import regrid
+
+    y, z = kspace.shape[-2:]
+    moved = np.fft.ifftshift(kspace, -1)
+    places = np.fft.fftshift(np.fft.ifft(moved, axis=-1, norm="ortho"), -1).astype(np.complex64)
+    wanted, field, encoded = (
+        _numbers(header, *names)
+        for names in (
+            ("reconSpace", "matrixSize"),
+            ("reconSpace", "fieldOfView_mm"),
+            ("encodedSpace", "fieldOfView_mm"),
+        )
+    )
+    known = field and encoded and min(field[2], encoded[2]) > 0
+    count = int(wanted[2]) if wanted is not None and wanted[2] > 1 else z
+    if wanted is None or not known or field is None or encoded is None:
+        return places, 1.0
+    if wanted[2] <= 1:  # the header names one slice, the slab's
+        return places, encoded[2] / z
+    return regrid(places, (y, count), (1.0, field[2] / encoded[2])), field[2] / count
 
 
 def text_of(value: Any) -> str:
@@ -154,17 +235,22 @@ def _numbers(header: str, *path: str) -> list[float] | None:
     return found if len(found) == 3 else None
 
 
+def _opening(name: str) -> str:
+    """Pattern of an element's opening tag, with whatever attributes."""
+    return rf"<{PREFIX}{name}(?:\s[^>]*)?>"
+
+
 def _number(header: str, *path: str) -> float | None:
     """The first number under a path of element names. No XML parser: a header may be hostile, and
     this knows no entities.
     """
     for name in path[:-1]:
-        begin = re.search(rf"<{PREFIX}{name}>", header)
+        begin = re.search(_opening(name), header)
         end = begin and re.compile(rf"</{PREFIX}{name}>").search(header, begin.end())
         if begin is None or end is None:
             return None
         header = header[begin.end() : end.start()]
-    found = re.search(rf"<{PREFIX}{path[-1]}>\s*([0-9.eE+-]+)\s*</", header)
+    found = re.search(rf"{_opening(path[-1])}\s*([0-9.eE+-]+)\s*</", header)
     try:
         return None if found is None else float(found.group(1))
     except ValueError:

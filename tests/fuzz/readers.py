@@ -150,6 +150,31 @@ def cube(name: str, damaged: tuple[str, ...] = (), **options: Any) -> Reader:
     return Reader(made(name, write), read, damaged or (name,))
 
 
+def older(name: str) -> Reader:
+    """NetCDF 3 and HDF 4."""
+    values = np.random.default_rng(9).integers(0, 99, (5, 9, 7)).astype(np.int16)
+
+    def write(path: Path) -> None:
+        if name.endswith(".nc"):
+            from scipy.io import netcdf_file
+
+            with netcdf_file(path, "w") as file:
+                for axis, count in zip("byx", values.shape, strict=True):
+                    file.createDimension(axis, count)
+                file.createVariable("cube", "i2", tuple("byx"))[:] = values
+                file.createVariable("wavelength", "f8", ("b",))[:] = np.linspace(400, 900, 5)
+            return
+        from pyhdf import SD
+
+        file4 = SD.SD(str(path), SD.SDC.WRITE | SD.SDC.CREATE)
+        found = file4.create("cube", SD.SDC.INT16, values.shape)
+        found[:] = values
+        found.endaccess()
+        file4.end()
+
+    return Reader(made(name, write), cube(name).read, (name,))
+
+
 def prisma() -> Reader:
     def write(path: Path) -> None:
         import h5py
@@ -518,6 +543,8 @@ READERS: dict[str, Reader] = {
     "cube-tiff": cube("a.tif"),
     "cube-npy": cube("a.npy"),
     "cube-netcdf": cube("a.nc"),
+    "cube-netcdf3": older("b.nc"),
+    "cube-hdf4": older("b.hdf"),
     "prisma": prisma(),
     "profile": profile(),
     "fastmri": scan("a.h5", fastmri),

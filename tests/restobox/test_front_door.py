@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.data import ROOT, smooth_picture
+from helpers.profiles import wide_profile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 import restobox
 from restobox.pictures import read_mask, read_picture
 from restoration.io.images import Photo, read_image, write_image
+from restoration.io.pictures.gamut import gamut_of
 from restoration.io.pictures.notes import Notes
 from restoration.photo.inpainting import InpaintingTask
 from solvers import DDIM
@@ -101,10 +103,15 @@ def test_other_types_are_refused():
 
 def test_masks_say_white_is_missing(mask):
     white = Image.fromarray((mask * 255).astype(np.uint8))
-    for form in (mask, torch.from_numpy(mask), white, mask.astype(np.float32)):
+    numbers = (mask.astype(np.float32), mask.astype(np.uint8), mask.astype(np.int64))
+    for form in (mask, torch.from_numpy(mask), white, *numbers):
         np.testing.assert_array_equal(read_mask(form, mask.shape).numpy(), ~mask)
     with pytest.raises(ValueError, match="9 x 7 pixels but the picture is 48 x 40"):
         read_mask(np.zeros((7, 9), bool), (40, 48))
+    with pytest.raises(ValueError, match="marks no pixel; white"):
+        read_mask(np.zeros((7, 9), bool), (7, 9))
+    with pytest.raises(ValueError, match="looks like a photograph"):
+        read_mask(smooth_picture(40, 48), (40, 48))
 
 
 # -- tasks ------------------------------------------------------------------------------
@@ -149,6 +156,39 @@ def test_files_in_and_out(tmp_path, photo, mask, restore):
     assert back.dpi == pytest.approx((300, 300), abs=0.1)
     with pytest.raises(ValueError, match="must end in"):
         found.save(tmp_path / "b.xyz")
+
+
+@pytest.mark.parametrize("kind", ["path", "pil"])
+def test_wide_gamuts_are_restored_in_srgb_and_come_back(tmp_path, restore, mask, kind):
+    icc = wide_profile("ProPhoto")
+    pixels = gamut_of(icc).from_srgb(smooth_picture(40, 48))
+    codes = np.rint(pixels * 255).astype(np.uint8).transpose(1, 2, 0)
+    codes[mask] = (10, 240, 10)  # painted with a colour far outside sRGB
+    Image.fromarray(codes).save(tmp_path / "a.png", icc_profile=icc, dpi=(300, 300))
+    given = tmp_path / "a.png" if kind == "path" else Image.open(tmp_path / "a.png")
+    for sigma in (0.0, 0.001):
+        found = restore(given, mask, sigma=sigma, num_samples=2, reference=pixels)
+        back = found.to_pil()
+        assert back.info["icc_profile"] == icc
+        assert back.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        if sigma == 0:
+            np.testing.assert_array_equal(np.asarray(back)[~mask], codes[~mask])
+        # filled with the colours of the surroundings, not with what was painted over them
+        assert np.abs(np.asarray(back) / 255 - pixels.transpose(1, 2, 0))[mask].mean() < 0.03
+        assert found.metrics["psnr"] > 30
+        assert read_image(found.save(tmp_path / "b.png")).notes.icc == icc
+    assert found.std[:, mask].max() > 0
+
+
+def test_orientations_of_pil_images_are_handed_on(tmp_path, photo, mask, restore):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
+    found = restore(Image.open(tmp_path / "a.png"), mask)
+    for name in ("b.png", "b.tif", "b.jpg"):
+        assert read_image(found.save(tmp_path / name)).pixels.shape == (3, 48, 40)
+    # a file is turned
+    assert restore(tmp_path / "a.png", mask.T[:, ::-1]).to_pil().size == (40, 48)
 
 
 def test_transparency_is_handed_on(photo, mask, restore):

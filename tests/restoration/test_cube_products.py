@@ -284,3 +284,183 @@ def test_hyperion(tmp_path):
     tifffile.imwrite(tmp_path / "EO1H0150_B009_L1T.TIF", np.zeros((7, 8), np.int16))
     with pytest.raises(InputError, match=r"B009.*of shape"):
         read_cube(tmp_path)
+
+
+# -- places that HDF and NetCDF state --------------------------------------------------------------
+
+GRID = (500000.0, 30.0, 0.0, 4400000.0, 0.0, -30.0)  # of pixels' edges, as GDAL has it
+
+
+def placed(path):
+    """System and transformation of a file by GDAL."""
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(path) as source:
+        return source.crs.to_epsg(), source.transform.to_gdal()
+
+
+@pytest.mark.parametrize("corners", ["centres", "edges"])
+def test_prisma_grids_go_to_every_output_with_a_place(tmp_path, corners):
+    with h5py.File(tmp_path / "PRS_L2D.he5", "w") as file:
+        place = "HDFEOS/SWATHS/PRS_L2D_HCO/Data Fields"
+        for name, bands in (("VNIR", 3), ("SWIR", 2)):
+            numbers = RNG.integers(0, 65535, (6, bands, 7)).astype(np.uint16)
+            file[f"{place}/{name}_Cube"] = numbers
+        file.attrs["List_Cw_Vnir"], file.attrs["List_Cw_Swir"] = WAVES[:3], WAVES[3:]
+        half = 15 if corners == "centres" else 0
+        file.attrs["Epsg_Code"] = 32633
+        file.attrs["Product_ULcorner_easting"] = 500000.0 + half
+        file.attrs["Product_ULcorner_northing"] = 4400000.0 - half
+        file.attrs["Product_LRcorner_easting"] = 500000.0 + 7 * 30 - half
+        file.attrs["Product_LRcorner_northing"] = 4400000.0 - 6 * 30 + half
+    cube = read_cube(tmp_path / "PRS_L2D.he5")
+    for name, file in (("a.tif", "a.tif"), ("a.hdr", "a.raw")):
+        write_cube(tmp_path / name, cube, same(cube))
+        assert placed(tmp_path / file) == (32633, GRID)
+    write_cube(tmp_path / "a.nc", cube, same(cube))
+    again = read_cube(tmp_path / "a.nc")
+    assert again.geo == cube.geo
+    write_cube(tmp_path / "b.tif", again, same(again))
+    assert placed(tmp_path / "b.tif") == (32633, GRID)
+
+
+def test_places_of_each_pixel_are_kept(tmp_path):
+    """PRISMA's and EMIT's scenes before they are laid on a grid."""
+    rasterio = pytest.importorskip("rasterio")
+    h5netcdf = pytest.importorskip("h5netcdf")
+    rows, columns = np.mgrid[0:6, 0:7]
+    latitude, longitude = 40 - 0.01 * rows + 0.002 * columns, 10 + 0.01 * columns + 0.003 * rows
+    with h5py.File(tmp_path / "PRS_L1.he5", "w") as file:
+        place = "HDFEOS/SWATHS/PRS_L1_HCO"
+        for name, bands in (("VNIR", 3), ("SWIR", 2)):
+            file[f"{place}/Data Fields/{name}_Cube"] = np.ones((6, bands, 7), np.uint16)
+        file[f"{place}/Geolocation Fields/Latitude_VNIR"] = latitude
+        file[f"{place}/Geolocation Fields/Longitude_VNIR"] = longitude
+        file.attrs["List_Cw_Vnir"], file.attrs["List_Cw_Swir"] = WAVES[:3], WAVES[3:]
+    with h5netcdf.File(tmp_path / "emit.nc", "w") as file:
+        file.dimensions = {"downtrack": 6, "crosstrack": 7, "bands": 5}
+        axes = ("downtrack", "crosstrack", "bands")
+        file.create_variable("radiance", axes, data=np.ones((6, 7, 5), np.float32))
+        # of the grid that the scene is laid on later
+        file.attrs["geotransform"] = [10.0, 0.0005, 0, 40.0, 0, -0.0005]
+        file.create_group("sensor_band_parameters").create_variable(
+            "wavelengths", ("bands",), data=WAVES
+        )
+        group = file.create_group("location")
+        group.create_variable("lat", ("downtrack", "crosstrack"), data=latitude)
+        group.create_variable("lon", ("downtrack", "crosstrack"), data=longitude)
+    for source in ("PRS_L1.he5", "emit.nc"):
+        cube = read_cube(tmp_path / source)
+        for name in ("a.nc", "a.h5", "a.npz", "a.mat"):
+            write_cube(tmp_path / name, cube, same(cube))
+            again = read_cube(tmp_path / name)
+            np.testing.assert_array_equal(again.places[0], latitude)
+            np.testing.assert_array_equal(again.places[1], longitude)
+        for name, file in (("a.tif", "a.tif"), ("a.hdr", "a.raw")):
+            write_cube(tmp_path / name, cube, same(cube))
+            with rasterio.open(tmp_path / file) as opened:
+                points, crs = opened.gcps
+            assert file == "a.raw" or crs.to_epsg() == 4326  # ENVI's points name no system
+            assert len(points) == 42
+            for point in points:
+                at = int(point.row), int(point.col)
+                assert (point.row, point.col) == (at[0] + 0.5, at[1] + 0.5)
+                np.testing.assert_allclose([point.y, point.x], [latitude[at], longitude[at]])
+
+
+@pytest.mark.parametrize("kind", ["GDAL", "axes", "degrees"])
+def test_grids_of_netcdf(tmp_path, kind):
+    """By GDAL's words, by coordinates along the axes with a system, by degrees along the axes."""
+    rasterio = pytest.importorskip("rasterio")
+    h5netcdf = pytest.importorskip("h5netcdf")
+    epsg = 4326 if kind == "degrees" else 32633
+    step = 0.25 if kind == "degrees" else 30.0
+    grid = (10.0, step, 0.0, 40.0, 0.0, -step) if kind == "degrees" else GRID
+    x, y = ("lon", "lat") if kind == "degrees" else ("easting", "northing")
+    with h5netcdf.File(tmp_path / "a.nc", "w") as file:
+        file.dimensions = {"wavelength": 5, y: 4, x: 3}
+        group = file.create_group("radiance")
+        found = group.create_variable("radiance", ("wavelength", y, x), data=np.ones(SHAPE))
+        group.create_variable("wavelength", ("wavelength",), data=WAVES)
+        if kind != "degrees":
+            found.attrs["grid_mapping"] = "transverse_mercator"
+            mapping = file.create_variable("transverse_mercator", (), "S1", data=b"")
+            mapping.attrs["spatial_ref"] = rasterio.crs.CRS.from_epsg(epsg).to_wkt()
+            if kind == "GDAL":
+                mapping.attrs["GeoTransform"] = " ".join(map(str, grid))
+        if kind != "GDAL":
+            file.create_variable(x, (x,), data=grid[0] + step * (np.arange(3) + 0.5))
+            file.create_variable(y, (y,), data=grid[3] - step * (np.arange(4) + 0.5))
+    cube = read_cube(tmp_path / "a.nc")
+    assert cube.values.shape == SHAPE
+    write_cube(tmp_path / "a.tif", cube, same(cube))
+    assert placed(tmp_path / "a.tif") == (epsg, pytest.approx(grid))
+
+
+# -- older containers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("records", [False, True])
+def test_netcdf_3(tmp_path, version, records):
+    """Bands along an axis that may grow or not, packed numbers, and the units of wavelengths."""
+    from scipy.io import netcdf_file
+
+    stored = RNG.integers(-100, 100, SHAPE).astype(np.int16)
+    stored[1, 2, 0] = -999
+    with netcdf_file(tmp_path / "a.nc", "w", version=version) as file:
+        for name, count in zip(("wavelength", "y", "x"), SHAPE, strict=True):
+            file.createDimension(name, None if records and name == "wavelength" else count)
+        found = file.createVariable("radiance", "i2", ("wavelength", "y", "x"))
+        found[:] = stored
+        found._FillValue, found.scale_factor, found.add_offset = np.int16(-999), 0.5, 3.0
+        waves = file.createVariable("wavelength", "f8", ("wavelength",))
+        waves[:] = WAVES * 10
+        waves.units = "angstrom"
+    cube = read_cube(tmp_path / "a.nc")
+    np.testing.assert_allclose(cube.wavelengths, WAVES)
+    right = stored * 0.5 + 3
+    right[1, 2, 0] = np.nan
+    np.testing.assert_allclose(cube.values, right)
+    content = (tmp_path / "a.nc").read_bytes()
+    (tmp_path / "b.nc").write_bytes(b"CDF\x05" + content[4:])
+    with pytest.raises(InputError, match=r"CDF-5, which is not read; convert it: nccopy -k nc4"):
+        read_cube(tmp_path / "b.nc")
+    (tmp_path / "c.nc").write_bytes(content[:-200])
+    with pytest.raises(InputError, match="can't be read as NetCDF 3"):
+        read_cube(tmp_path / "c.nc")
+
+
+def test_unsigned_numbers_of_netcdf(tmp_path):
+    """Classic files have none: an attribute says that they are meant."""
+    from scipy.io import netcdf_file
+
+    right = RNG.integers(0, 255, SHAPE).astype(np.uint8)
+    right[0, 0, 0] = 255
+    with netcdf_file(tmp_path / "a.nc", "w") as file:
+        for name, count in zip("byx", SHAPE, strict=True):
+            file.createDimension(name, count)
+        found = file.createVariable("cube", "i1", tuple("byx"))
+        found[:] = right.view(np.int8)
+        found._Unsigned, found._FillValue = "true", np.int8(-1)
+    cube = read_cube(tmp_path / "a.nc", band_axis=0)
+    np.testing.assert_array_equal(cube.values, right)
+    assert cube.no_data == 255
+
+
+def test_hyperion_in_hdf_4(tmp_path):
+    """L1R: 242 bands between lines and samples, in the file that the USGS gives."""
+    sd = pytest.importorskip("pyhdf.SD")
+    data = RNG.integers(-5, 3000, (4, 242, 3)).astype(np.int16)
+    path = tmp_path / "EO1H0440342002212110PY.L1R"
+    file = sd.SD(str(path), sd.SDC.WRITE | sd.SDC.CREATE)
+    found = file.create(path.name, sd.SDC.INT16, data.shape)
+    found[:] = data
+    found.endaccess()
+    file.end()
+    cube = read_cube(path)
+    np.testing.assert_array_equal(cube.values, data.transpose(1, 0, 2))
+    np.testing.assert_allclose(cube.wavelengths[[7, 56, 76]], [426.82, 925.41, 912.45])
+    assert (~cube.bad).sum() == 198
+    path.with_suffix(".hdf").write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(InputError, match="HDF 4"):
+        read_cube(path.with_suffix(".hdf"))

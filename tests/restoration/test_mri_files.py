@@ -3,7 +3,7 @@ the command on all of them.
 """
 
 import json
-from statistics import NormalDist
+import re
 
 import h5py
 import numpy as np
@@ -16,6 +16,7 @@ from restoration.io.mri import read_maps, read_sampling, read_scan
 from restoration.io.mri_output import check_output, write_reconstruction
 from restoration.mri import column_mask, normalise_maps
 from restoration.mri.simulation import ring_maps
+from solvers.inputs.errors import InputError
 
 HEADER = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><encodedSpace><matrixSize><x>40</x><y>36</y>
 <z>1</z></matrixSize></encodedSpace><reconSpace><matrixSize><x>20</x><y>24</y><z>1</z></matrixSize><fieldOfView_mm><x>200</x><y>120</y>
@@ -178,48 +179,49 @@ def test_dicom(tmp_path):
         read_scan(tmp_path / "empty")
 
 
-def ismrmrd_file(path, lines, matrix=(40, 36), recon=None, centre_line=None):
-    """Of ``(data (coils, samples), step, slice, centre, flags)``; ``recon``: matrix and field of
-    view, of an encoded one of 10 mm a pixel.
-    """
-    ismrmrd = pytest.importorskip("ismrmrd")
-    from ismrmrd import xsd
+COUNTERS = ("kspace_encode_step_1", "kspace_encode_step_2", "average", "slice", "contrast", "phase")
+COUNTERS += ("repetition", "set", "segment")
+HEAD = np.dtype(
+    [("version", "<u2"), ("flags", "<u8")]
+    + [(n, "<u2") for n in ("number_of_samples", "available_channels", "active_channels")]
+    + [(n, "<u2") for n in ("discard_pre", "discard_post", "center_sample", "encoding_space_ref")]
+    + [("idx", np.dtype([(n, "<u2") for n in COUNTERS]))]
+)
+FLAGS = {"IS_NOISE_MEASUREMENT": 19, "IS_REVERSE": 22, "COMPRESSION1": 53}
+SPACE = """<{0}Space><matrixSize><x>{1}</x><y>{2}</y><z>{3}</z></matrixSize><fieldOfView_mm>
+<x>{4}</x><y>{5}</y><z>{6}</z></fieldOfView_mm></{0}Space>"""
+LIMIT = """<kspace_encoding_step_{0}><maximum>{1}</maximum><center>{2}</center>
+</kspace_encoding_step_{0}>"""
 
-    x, y = matrix
-    conditions = xsd.experimentalConditionsType(H1resonanceFrequency_Hz=128_000_000)
-    header = xsd.ismrmrdHeader(experimentalConditions=conditions)
-    space = xsd.encodingSpaceType(
-        matrixSize=xsd.matrixSizeType(x=x, y=y, z=1),
-        fieldOfView_mm=xsd.fieldOfViewMm(x=10.0 * x, y=10.0 * y, z=5.0),
-    )
+
+def ismrmrd_file(path, lines, matrix=(40, 36), recon=None, centre_line=None, **options):
+    """Of ``(data (coils, samples), step, slice, centre, flags)`` and perhaps other counters;
+    ``recon``: matrix and field of view, of an encoded one of 10 mm a pixel.
+
+    Args:
+        depth: of the encoded matrix, in steps of 5 mm; ``recon_depth`` of the image's.
+    """
+    (x, y), z = matrix, options.get("depth", 1)
+    rz = options.get("recon_depth", z)
+    (rx, ry), (fx, fy) = ((x, y), (10.0 * x, 10.0 * y)) if recon is None else recon
     middle = y // 2 if centre_line is None else centre_line
-    limits = xsd.encodingLimitsType(
-        kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=y - 1, center=middle)
-    )
-    wanted = space
-    if recon is not None:
-        (rx, ry), (fx, fy) = recon
-        wanted = xsd.encodingSpaceType(
-            matrixSize=xsd.matrixSizeType(x=rx, y=ry, z=1),
-            fieldOfView_mm=xsd.fieldOfViewMm(x=fx, y=fy, z=5.0),
-        )
-    header.encoding.append(
-        xsd.encodingType(
-            encodedSpace=space,
-            reconSpace=wanted,
-            encodingLimits=limits,
-            trajectory=xsd.trajectoryType.CARTESIAN,
-        )
-    )
-    dataset = ismrmrd.Dataset(str(path), "dataset")
-    dataset.write_xml_header(header.toXML("utf-8"))
-    for data, step, part, centre, flags in lines:
-        one = ismrmrd.Acquisition.from_array(np.ascontiguousarray(data))
-        one.idx.kspace_encode_step_1, one.idx.slice, one.center_sample = step, part, centre
-        for flag in flags:
-            one.setFlag(getattr(ismrmrd, f"ACQ_{flag}"))
-        dataset.append_acquisition(one)
-    dataset.close()
+    text = SPACE.format("encoded", x, y, z, 10.0 * x, 10.0 * y, 5.0 * z)
+    text += SPACE.format("recon", rx, ry, rz, fx, fy, 5.0 * rz)
+    limits = LIMIT.format(1, y - 1, middle) + LIMIT.format(2, z - 1, z // 2)
+    text += f"<encodingLimits>{limits}</encodingLimits><trajectory>cartesian</trajectory>"
+    text = f"<ismrmrdHeader><encoding>{text}</encoding></ismrmrdHeader>"
+    records = np.zeros(len(lines), [("head", HEAD), ("data", h5py.vlen_dtype(np.float32))])
+    for record, (data, step, part, centre, flags, *more) in zip(records, lines, strict=True):
+        head, values = record["head"], np.ascontiguousarray(data, np.complex64)
+        head["flags"] = sum(1 << (FLAGS[flag] - 1) for flag in flags)
+        head["number_of_samples"], head["center_sample"] = values.shape[1], centre
+        head["available_channels"] = head["active_channels"] = len(values)
+        head["idx"]["kspace_encode_step_1"], head["idx"]["slice"] = step, part
+        for name, value in (more[0] if more else {}).items():
+            (head["idx"] if name in COUNTERS else head)[name] = value
+        record["data"] = values.view(np.float32).ravel()
+    with h5py.File(path, "w") as file:
+        file["dataset/data"], file["dataset/xml"] = records, [text]
     return path
 
 
@@ -308,6 +310,58 @@ def test_partial_fourier_and_discarded_samples(tmp_path, kspace):
         records["head"]["discard_pre"], records["head"]["discard_post"] = 3, 2
         file["dataset/data"][()] = records
     np.testing.assert_array_equal(read_scan(tmp_path / "b.h5").kspace[0], kspace[0])
+
+
+def test_ismrmrd_in_3d(tmp_path, kspace):
+    """Slices by a transform along the second phase encoding, whose oversampling is cropped."""
+    rng = np.random.default_rng(3)
+    volume = rng.normal(size=(2, 40, 36, 8, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    axes = (1, 2, 3)
+    full = np.fft.fftshift(
+        np.fft.fftn(np.fft.ifftshift(volume, axes), axes=axes, norm="ortho"), axes
+    ).astype(np.complex64)
+
+    def line(step, depth):
+        return full[:, :, step, depth], step, 0, 20, (), {"kspace_encode_step_2": depth}
+
+    lines = [line(k, d) for d in range(8) for k in range(0, 36, 2)]
+    scan = read_scan(ismrmrd_file(tmp_path / "a.h5", lines, depth=8, recon_depth=6))
+    assert scan.kspace.shape == (6, 2, 40, 36)
+    np.testing.assert_array_equal(scan.mask, np.arange(36) % 2 == 0)
+    assert scan.spacing == (5.0, 10.0, 10.0)
+    plane = (1, 2)
+    right = np.fft.fftshift(
+        np.fft.fft2(np.fft.ifftshift(volume, plane), axes=plane, norm="ortho"), plane
+    )
+    np.testing.assert_allclose(scan.kspace, np.moveaxis(right, 3, 0)[1:7] * scan.mask, atol=1e-5)
+    with pytest.raises(InputError, match=r"second phase encoding is not sampled in full \(7 of 8"):
+        read_scan(
+            ismrmrd_file(tmp_path / "b.h5", [v for v in lines if v[5] != lines[0][5]], depth=8)
+        )
+    # slices whose number was written as the encoded depth
+    lines = [(kspace[part, :, :, k], k, part, 20, ()) for part in range(2) for k in range(36)]
+    scan = read_scan(ismrmrd_file(tmp_path / "c.h5", lines, depth=2))
+    np.testing.assert_array_equal(scan.kspace, kspace)
+
+
+def test_other_encodings_are_refused(tmp_path, kspace):
+    lines = [(kspace[0][:, :, k], k, 0, 20, (), {"encoding_space_ref": k % 2}) for k in range(36)]
+    with pytest.raises(InputError, match="image lines of the encodings 0, 1; write those of one"):
+        read_scan(ismrmrd_file(tmp_path / "a.h5", lines))
+    lines = [(kspace[0][:, :, k], k, 0, 20, ("COMPRESSION1",)) for k in range(36)]
+    with pytest.raises(InputError, match="holds compressed lines"):
+        read_scan(ismrmrd_file(tmp_path / "b.h5", lines))
+
+
+def test_headers_with_attributes_and_comments(tmp_path, kspace):
+    lines = [(kspace[0][:, :, k], k - 10, 0, 20, ()) for k in range(10, 36)]
+    ismrmrd_file(tmp_path / "a.h5", lines, centre_line=8)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        text = file["dataset/xml"][0].decode()
+        text = text.replace("<encoding>", "<!-- <trajectory>radial</trajectory> --><encoding>")
+        text = re.sub(r"<((?:ns\d:)?(?:matrixSize|center|x))>", r'<\1 unit="1">', text)
+        file["dataset/xml"][0] = text.encode()
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.h5").mask, np.arange(36) >= 10)
 
 
 def test_complex_nifti_keeps_its_phase(tmp_path):
@@ -578,33 +632,6 @@ def test_bench(tmp_path, model):
     assert mine["nfe"] == 4
     assert 0 <= mine["coverage_90"] <= 1
     assert mine["residual_over_sigma"] <= 1.001
-
-
-def test_bench_of_coverage(capsys, tmp_path, model):
-    heads = np.stack([disc((60, 56), r).numpy() for r in (0.5, 0.55, 0.6, 0.65)])
-    np.savez(tmp_path / "known.npz", image=heads[:3])
-    np.savez(tmp_path / "new.npz", image=heads[3:])
-    files = [tmp_path / "new.npz", tmp_path / "known.npz", "--model", model]
-    settings = ["-m", "poisson", "--acceleration", 3, "--steps", 2, "-n", 3, "--level", 0.7]
-    code, rows = run(capsys, *files, *settings, command=("bench", "mri-coverage"))
-    assert code == 0
-    (row,) = rows
-    assert (row["mask"], row["acceleration"], row["calibration_slices"], row["test_slices"]) == (
-        "poisson",
-        3.0,
-        3,
-        1,
-    )
-    gaussian = NormalDist().inv_cdf(0.85)
-    assert row["width"] == pytest.approx(row["width_gaussian"] * row["factor"] / gaussian, rel=1e-2)
-    assert 0 <= row["coverage_worst_slice"] <= row["coverage"] <= 1
-    order = np.sign(row["factor"] - gaussian)
-    assert order * row["coverage"] >= order * row["coverage_gaussian"]
-    code, error = run(
-        capsys, *files, *settings, "--calibration-limit", 2, command=("bench", "mri-coverage")
-    )
-    assert code != 0
-    assert "at least 3 slices; got 2" in error
 
 
 def test_bench_tells_lpips():

@@ -13,7 +13,17 @@ import pytest
 import tifffile
 from helpers.commands import restobox
 from helpers.data import smooth_picture
-from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
+from helpers.profiles import GAMUTS, wide_profile
+from PIL import (
+    Image,
+    ImageCms,
+    ImageColor,
+    ImageDraw,
+    ImageFilter,
+    ImageFont,
+    ImageOps,
+    PngImagePlugin,
+)
 
 from restoration.io.images import Photo, read_image, read_mask, write_image
 from restoration.io.pictures.gamut import gamut_of
@@ -336,6 +346,61 @@ def test_masks_as_people_make_them(tmp_path):
         known(tmp_path, np.zeros_like(white), grow=2)
 
 
+@pytest.mark.parametrize("colour", ["red", "blue", "lime", "yellow", "magenta", "cyan"])
+@pytest.mark.parametrize("ground", [0, 255])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_masks_painted_in_any_colour(tmp_path, colour, ground, suffix):
+    """On black and on white; from JPEG, whose colours are coarse, but for their edges."""
+    rgb = np.uint8(ImageColor.getrgb(colour))
+    picture = np.where(MASK[..., None], rgb, np.uint8(ground)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / f"m{suffix}")
+    found = read_mask(tmp_path / f"m{suffix}", 24, 40) == 0
+    if suffix == ".png":
+        np.testing.assert_array_equal(found, MASK)
+    else:
+        inner = feathered(MASK, 3)
+        assert found[MASK & (feathered(~MASK, 3) == 1)].all()
+        assert not found[inner == 1].any()
+    both = np.where(np.arange(40)[None, :, None] < 20, 255, picture).astype(np.uint8)
+    both[:, 30:] = 0
+    if ground == 255:
+        with pytest.raises(InputError, match="colours beside black and white"):
+            known(tmp_path, both)
+
+
+def test_open_layers_and_holes_are_masks(tmp_path):
+    right = 1 - MASK.astype(np.float32)
+    for inside in (0, 255):  # black or white all over, open where it is to be filled
+        alpha = np.where(MASK, 0, 255).astype(np.uint8)
+        layer = np.dstack([np.full((24, 40, 3), inside, np.uint8), alpha])
+        np.testing.assert_array_equal(known(tmp_path, layer), right)
+    photo = (smooth_picture(24, 40).transpose(1, 2, 0) * 255).astype(np.uint8)
+    np.testing.assert_array_equal(known(tmp_path, np.dstack([photo, alpha])), right)
+    np.testing.assert_array_equal(
+        known(tmp_path, np.dstack([photo, 255 - alpha]), white="known"), right
+    )
+
+
+def test_masks_by_what_was_painted_over(tmp_path):
+    photo = smooth_picture(24, 40)
+    copy = np.where(MASK, 1 - photo.round(), photo)  # in several colours
+    codes = np.rint(copy.transpose(1, 2, 0) * 255).astype(np.uint8)
+    options = {"colour": "difference", "photo": photo}
+    np.testing.assert_array_equal(known(tmp_path, codes, **options), 1 - MASK)
+    Image.fromarray(codes).save(tmp_path / "m.png")
+    write_image(tmp_path / "p.png", Photo(photo))
+    done = restobox(
+        *("restore", "inpaint", tmp_path / "p.png", "-m", tmp_path / "m.png", "-o"),
+        *(tmp_path / "o.png", "--mask-colour", "difference", "--steps", "1", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["missing"] == pytest.approx(MASK.mean(), abs=1e-3)
+    for picture, words in ((photo, "doesn't differ"), (1 - photo.round(), "nearly everywhere")):
+        same = np.rint(picture.transpose(1, 2, 0) * 255).astype(np.uint8)
+        with pytest.raises(InputError, match=words):
+            known(tmp_path, same, **options)
+
+
 def test_a_photo_is_no_mask(tmp_path):
     photo = (smooth_picture(24, 40).transpose(1, 2, 0) * 255).astype(np.uint8)
     with pytest.raises(InputError, match="looks like a photograph"):
@@ -375,52 +440,6 @@ def test_lossy_outputs_say_so(tmp_path):
 
 
 # -- wide gamuts -----------------------------------------------------------------------------------
-
-# primaries of a profile (XYZ of white point D50, in columns) and its gamma
-GAMUTS = {
-    "Display P3": (
-        [[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]],
-        2.4,
-    ),
-    "Adobe RGB": (
-        [[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]],
-        2.19921875,
-    ),
-    "ProPhoto": (
-        [[0.79767, 0.13519, 0.03135], [0.28804, 0.71188, 0.00009], [0.0, 0.0, 0.82491]],
-        1.8,
-    ),
-}
-
-
-def wide_profile(name: str) -> bytes:
-    """Of three primaries and a gamma; Display P3 with the curve of sRGB."""
-    matrix, gamma = GAMUTS[name]
-
-    def fixed(*numbers: float) -> bytes:
-        return b"".join(struct.pack(">i", round(v * 65536)) for v in numbers)
-
-    if name == "Display P3":
-        curve = b"para" + bytes(4) + struct.pack(">HH", 3, 0)
-        curve += fixed(gamma, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-    else:
-        curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
-    tags = [(b"wtpt", b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249))]
-    for k, c in enumerate("rgb"):
-        place = b"XYZ " + bytes(4) + fixed(*(row[k] for row in matrix))
-        tags += [(f"{c}XYZ".encode(), place), (f"{c}TRC".encode(), curve)]
-    words = b"desc" + bytes(4) + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79)
-    tags += [(b"desc", words + bytes(-len(words) % 4)), (b"cprt", b"text" + bytes(4) + b"x\0\0\0")]
-    offset, index, data = 132 + 12 * len(tags), b"", b""
-    for kind, content in tags:
-        index += struct.pack(">4sII", kind, offset + len(data), len(content))
-        data += content
-    head = struct.pack(
-        ">I4s4s4s4s4s", offset + len(data), b"lcms", b"\2\x40\0\0", b"mntr", b"RGB ", b"XYZ "
-    )
-    head += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + bytes(28)
-    head += fixed(0.9642, 1.0, 0.8249)
-    return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + index + data
 
 
 @pytest.mark.parametrize("name", GAMUTS)

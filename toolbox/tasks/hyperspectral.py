@@ -19,6 +19,7 @@ from restoration.hyperspectral.quality import cube_quality
 from restoration.hyperspectral.simulation import SENSORS, SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral.task import HyperspectralTask, RestoredCube
 from restoration.io.cubes import check_cube_writable, read_cube, write_cube
+from restoration.io.cubes.containers import READ_ONLY
 from restoration.io.cubes.cube import Cube
 from restoration.io.cubes.envi import raw_file
 from restoration.io.cubes.files import SUFFIXES, TIFF
@@ -47,7 +48,8 @@ class Hyperspectral(Task):
     """
 
     name = "hsi"
-    suffixes = written = (".tif", *(s for s in SUFFIXES if s != ".tif"))
+    written = (".tif", *(s for s in SUFFIXES if s != ".tif"))
+    suffixes = (*written, *READ_ONLY)
     prior = Prior("grey")
     settings = Settings(steps=1, symmetries=8)
     unused = ("grid", "correction", "sigma")

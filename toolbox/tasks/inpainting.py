@@ -67,7 +67,8 @@ class Inpaint(PictureTask):
             )
         if options.mask == "alpha" and photo.alpha is not None:  # what is filled can be seen
             photo = replace(photo, alpha=np.maximum(photo.alpha, 1 - known))
-        return Reading(inputs, photo, options, (height, width), missing, kept)
+        share = known if kept is None else kept
+        return Reading(inputs, photo, options, (height, width), missing, kept, share)
 
     def restorer(self, denoiser: Denoiser, options: Inpainting, settings: Settings) -> Restorer:
         run = getattr(denoiser, "run", None)
@@ -120,6 +121,7 @@ def _mask(options: Inpainting, photo: Photo, seed: int) -> tuple[np.ndarray, int
     text, (height, width) = options.mask, photo.pixels.shape[1:]
     if Path(text).exists():
         marks: dict[str, Any] = {"white": options.mask_is, "colour": options.mask_colour}
+        marks |= {"photo": photo.pixels}
         known = read_mask(text, height, width, **marks, grow=options.grow or 0)
         if options.grow is not None:
             return known, options.grow

@@ -35,7 +35,12 @@ class Inpainting:
     )
     mask_colour: Annotated[
         str | None,
-        Option(help="The colour that the missing pixels are painted in: red, #ff0000 ..."),
+        Option(
+            help=(
+                "The colour that the missing pixels are painted in (red, #ff0000 ...); difference:"
+                " any, on a copy of the photo."
+            )
+        ),
     ] = None
     grow: Annotated[
         int | None,

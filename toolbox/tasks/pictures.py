@@ -6,11 +6,11 @@ import itertools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.io.images import (
@@ -23,11 +23,11 @@ from restoration.io.images import (
     read_image,
     write_image,
 )
-from restoration.io.pictures.gamut import gamut_of
-from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
+from restoration.io.pictures.gamut import view_of
+from restoration.metrics import LPIPSUnavailable, interval_std, lpips, psnr, ssim
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
-from toolbox.api import load_for
+from toolbox.api import Spread, load_for
 from toolbox.support.sheets import heat, sheet
 from toolbox.tasks.base import Progress, Size, Task, silent
 from toolbox.tasks.settings import Prior, Request, Settings
@@ -44,6 +44,7 @@ class Reading:
         found: for the figures.
         kept: ``(H, W)``, the share of what was given in the result, 1 where it is known and exact;
             None: nothing.
+        known: ``(H, W)``, 0 where what was given says nothing; None: it says something everywhere.
     """
 
     inputs: dict[str, Tensor]
@@ -52,6 +53,7 @@ class Reading:
     size: Size
     found: dict[str, Any]
     kept: np.ndarray | None = None
+    known: np.ndarray | None = None
 
 
 class PictureTask(Task):
@@ -100,10 +102,8 @@ class PictureTask(Task):
         if output.std and draws.samples < 2:
             raise ValueError("--std needs at least two samples: add -n 4")
         photo = read_image(path)
-        gamut = gamut_of(photo.notes.icc) if len(photo.pixels) == 3 else None
-        wide = photo.pixels if gamut is None else gamut.to_srgb(photo.pixels)
-        shown = photo if gamut is None else replace(photo, pixels=wide.clip(0, 1))
-        reading = self.read(shown, options, draws.seed)
+        view = view_of(photo.pixels, photo.notes.icc)
+        reading = self.read(replace(photo, pixels=view.shown), options, draws.seed)
         shape = (len(photo.pixels), *reading.size)
         truth = _truth(output.reference, shape)
         if photo.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
@@ -124,18 +124,14 @@ class PictureTask(Task):
                 callback=lambda *_: progress(next(done), total),
             )
 
+        known = None if run is not None else self.spread(prior, settings, options, draws.samples)
+        if known is not None:
+            std = interval_std(result.std, known.factor, known.level)
+            result = replace(result, std=std, level=known.level)
+
         def finished(picture: Tensor) -> np.ndarray:
             """As it is written: in the file's own colours, with what is known as it was."""
-            found = picture.numpy()
-            if gamut is not None:
-                # what lies outside sRGB is put back, and what was made up stays inside
-                beyond = wide - shown.pixels
-                if reading.kept is not None:
-                    beyond = beyond * reading.kept
-                if beyond.shape != found.shape:
-                    size = found.shape[1:]
-                    beyond = F.interpolate(torch.from_numpy(beyond)[None], size)[0].numpy()
-                found = gamut.from_srgb(found + beyond)
+            found = view.back(picture.numpy(), reading.known)
             if reading.kept is not None:
                 found = reading.kept * photo.pixels + (1 - reading.kept) * found
             return found
@@ -154,6 +150,7 @@ class PictureTask(Task):
         with together():
             mean = finished(result.mean)
             said = _write(out, spread, reading.photo, mean, result.std, output.quality)
+            said |= {} if spread is None else said_of(known)
             notes = [v["note"] for v in (reading.found, said) if "note" in v]
             figures |= said | ({"note": "; ".join(notes)} if notes else {})
             if beside is not None:
@@ -162,6 +159,19 @@ class PictureTask(Task):
                 write_image(place, replace(reading.photo, pixels=finished(sample)), output.quality)
         figures |= {"sample_files": [str(place) for place in drawn]} if drawn else {}
         return figures | ({} if truth is None else compared(mean, truth, photo.pixels))
+
+
+def said_of(known: Spread | None) -> dict[str, Any]:
+    """What an uncertainty map means, for the figures."""
+    if known is None:
+        return {"std_means": "the samples' own spread, which nobody compared with errors"}
+    z = NormalDist().inv_cdf(0.5 + known.level / 2)
+    return {
+        "std_means": (
+            f"of what is guessed {known.coverage:.0%} lay within {z:.3g} std in other pictures,"
+            f" made for {known.level:.0%}"
+        )
+    }
 
 
 def _truth(reference: Path | None, shape: tuple[int, ...]) -> np.ndarray | None:

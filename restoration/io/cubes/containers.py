@@ -1,5 +1,5 @@
-"""Cubes in .mat (v5, v7.3), .npy, .npz, HDF5 and NetCDF files: arrays among others, sizes checked
-before they are read.
+"""Cubes in .mat (v5, v7.3), .npy, .npz, HDF4, HDF5 and NetCDF files: arrays among others, sizes
+checked before they are read.
 """
 
 from __future__ import annotations
@@ -15,8 +15,20 @@ import numpy as np
 from restoration.io.containers.arrays import arrays_of, read_array
 from restoration.io.containers.hdf5 import created, dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
+from restoration.io.containers.variables import (
+    HDF4,
+    NETCDF3,
+    NETCDF5,
+    Variables,
+    hdf4,
+    head_of,
+    netcdf3,
+    refuse_netcdf5,
+)
 from restoration.io.cubes.cube import Cube
-from restoration.io.cubes.products import is_prisma, read_prisma
+from restoration.io.cubes.georeference import has_place, mapping_of, tags_of
+from restoration.io.cubes.grids import Tags, grid_of, places_of, text
+from restoration.io.cubes.products import as_hyperion, is_prisma, read_prisma
 from restoration.io.cubes.tiff import read_tiff, write_tiff
 from restoration.io.cubes.wavelengths import nanometres
 from restoration.io.packages import need
@@ -36,6 +48,7 @@ _WAVELENGTHS = (
 
 HDF5 = (".h5", ".hdf5", ".he5")
 NETCDF = ".nc"
+READ_ONLY = (".hdf", ".hdf4", ".l1r")  # HDF of either version
 _GOOD = ("good_bands", "good_wavelengths", "bbl")
 
 
@@ -47,7 +60,7 @@ def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
         ResourceError: too large.
     """
     readers: dict[str, Callable[[Path, str | None], tuple[Cube, int]]]
-    readers = dict.fromkeys((*HDF5, NETCDF), _read_hdf5)
+    readers = dict.fromkeys((*HDF5, *READ_ONLY, NETCDF), _read_any_hdf)
     readers |= {".mat": _read_mat, ".npz": _read_npz, ".npy": _read_npy}
     with reading(path, "a cube"):
         return readers.get(path.suffix.lower(), read_tiff)(path, key)
@@ -71,6 +84,8 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
         extra["good_bands"] = (~like.bad).astype(np.uint8)
     if like.no_data is not None:
         extra["no_data"] = np.asarray(float(like.no_data))
+    if like.places is not None:
+        extra |= dict(zip(("latitude", "longitude"), like.places, strict=True))
     if suffix == ".mat":
         from scipy.io import savemat
 
@@ -102,7 +117,7 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
 
 
 def _write_netcdf(path: Path, key: str, values: np.ndarray, like: Cube) -> None:
-    """NetCDF 4 with names of axes, wavelengths in nanometres and the fill value."""
+    """NetCDF 4 with names of axes, wavelengths in nanometres, the fill value and the place."""
     h5netcdf = need("h5netcdf", "NetCDF outputs", "geo")
     axes = ["y", "x"]
     axes.insert(like.axis, "bands")
@@ -117,6 +132,14 @@ def _write_netcdf(path: Path, key: str, values: np.ndarray, like: Cube) -> None:
             file.variables["wavelengths"].attrs["units"] = "nm"
         if like.bad is not None:
             file.create_variable("good_wavelengths", ("bands",), data=(~like.bad).astype(np.uint8))
+        words = {"latitude": "degrees_north", "longitude": "degrees_east"}
+        for (name, unit), degrees in zip(words.items(), like.places or (), strict=False):
+            file.create_variable(name, ("y", "x"), data=degrees).attrs["units"] = unit
+            stored.attrs["coordinates"] = "latitude longitude"
+        geo = like.geo or (tags_of(like.header) if has_place(like.header) else ())
+        if geo and (mapping := mapping_of(geo)):
+            file.create_variable("crs", (), np.int32, data=0).attrs.update(mapping)
+            stored.attrs["grid_mapping"] = "crs"
 
 
 def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]]) -> str:
@@ -137,18 +160,14 @@ def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]]) -> 
     return key
 
 
-def _cube(
-    path: Path,
-    values: np.ndarray,
-    key: str,
-    shapes: dict[str, tuple[int, ...]],
-    read: Callable[[str], np.ndarray],
-) -> tuple[Cube, int]:
+def _cube(path: Path, values: np.ndarray, key: str, file: Variables) -> tuple[Cube, int]:
+    shapes, read = file.shapes, file.read
     name = _named(_WAVELENGTHS, shapes)
     wavelengths = None
     if name is not None and math.prod(shapes[name]) <= 100_000:
         wavelengths = np.asarray(read(name), np.float64).ravel()
-        wavelengths = nanometres(path, wavelengths, "") if wavelengths.size else wavelengths
+        unit = text(file.says(name).get("units", ""))
+        wavelengths = nanometres(path, wavelengths, unit) if wavelengths.size else wavelengths
     no_data = (
         float(np.asarray(read("no_data")).ravel()[0])
         if math.prod(shapes.get("no_data", (0,))) == 1
@@ -157,7 +176,7 @@ def _cube(
     good, bad = _named(_GOOD, shapes), None
     if good is not None and math.prod(shapes[good]) in shapes[key]:
         bad = np.asarray(read(good)).ravel() == 0
-    return Cube(values, wavelengths, no_data, key, bad=bad), 2
+    return Cube(values, wavelengths, no_data, key, bad=bad, places=places_of(file, key)), 2
 
 
 def _named(wanted: tuple[str, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:
@@ -179,7 +198,39 @@ def _read_mat(path: Path, key: str | None) -> tuple[Cube, int]:
         return _read_hdf5(path, key, turned=True)
     content = Matlab(path)
     key = _choose(path, key, content.shapes)
-    return _cube(path, content.read(key), key, content.shapes, content.read)
+    return _cube(path, content.read(key), key, Variables(content.shapes, content.read, _nothing))
+
+
+def _read_any_hdf(path: Path, key: str | None) -> tuple[Cube, int]:
+    """HDF 4, HDF 5 and all that is called NetCDF, by the file's first bytes."""
+    head = head_of(path)
+    if head == NETCDF5:
+        refuse_netcdf5(path)
+    if head in NETCDF3:
+        with netcdf3(path) as file:
+            cube, axis = _read_variables(path, key, file, _meant)
+            return replace(cube, geo=_geo(file, cube, axis)), axis
+    if head == HDF4:
+        with hdf4(path) as file:
+            # of scales HDF 4 says no more than that there are some
+            cube, axis = _read_variables(
+                path, key, file, lambda values, says: (values, _fill(says))
+            )
+            return as_hyperion(path, cube, axis)
+    return _read_hdf5(path, key)
+
+
+# values as they are meant, and the one that marks missing entries, by a variable's attributes
+Meaning = Callable[[np.ndarray, Any], tuple[np.ndarray, float | None]]
+
+
+def _read_variables(
+    path: Path, key: str | None, file: Variables, meant: Meaning
+) -> tuple[Cube, int]:
+    key = _choose(path, key, file.shapes)
+    values, no_data = meant(file.read(key), file.says(key))
+    cube, axis = _cube(path, values, key, file)
+    return (cube if no_data is None else replace(cube, no_data=no_data)), axis
 
 
 def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube, int]:
@@ -195,19 +246,33 @@ def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube,
 
         if key is None and is_prisma(file):
             return read_prisma(path, file)
+        names = []
         for name, item in _items(file):
+            names.append(name)
             note(name, item)
-        key = _choose(path, key, shapes)
-        stored = dataset(file, key, path)
-        values, no_data = _meant(stored[()], stored.attrs)
-        cube, axis = _cube(
-            path,
-            values.transpose() if turned else values,
-            key,
-            shapes,
-            lambda name: dataset(file, name, path)[()],
-        )
-        return (cube if no_data is None else replace(cube, no_data=no_data)), axis
+
+        def read(name: str) -> np.ndarray:
+            found: np.ndarray = dataset(file, name, path)[()]
+            return found.transpose() if turned else found
+
+        content = Variables(shapes, read, lambda name: file[name].attrs, names)
+        cube, axis = _read_variables(path, key, content, _meant)
+        return replace(cube, geo=_geo(content, cube, axis)), axis
+
+
+def _geo(file: Variables, cube: Cube, axis: int) -> Tags:
+    def size() -> tuple[int, int]:
+        shape = cube.values.shape
+        bands = axis if cube.wavelengths is None else band_axis_of(shape, len(cube.wavelengths))
+        height, width = (n for k, n in enumerate(shape) if k != (axis if bands is None else bands))
+        return height, width
+
+    return grid_of(file, cube.key, size)
+
+
+def band_axis_of(shape: tuple[int, ...], count: int) -> int | None:
+    """The only axis as long as the wavelengths; None where several are, or none."""
+    return shape.index(count) if shape.count(count) == 1 else None
 
 
 def _items(group: Any, seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
@@ -229,21 +294,46 @@ def _items(group: Any, seen: frozenset[int] = frozenset()) -> Iterator[tuple[str
 
 
 def _meant(values: np.ndarray, says: Any) -> tuple[np.ndarray, float | None]:
-    """Values as NetCDF's attributes say, and the one that marks missing entries."""
-    number = {
-        name: float(np.ravel(says[name])[0])
-        for name in ("_FillValue", "missing_value", "scale_factor", "add_offset")
-        if name in says and np.size(says[name]) == 1 and np.asarray(says[name]).dtype.kind in "iuf"
-    }
-    fill = number.get("_FillValue", number.get("missing_value"))
+    """By the attributes of NetCDF."""
+    if values.dtype.kind == "i" and text(says.get("_Unsigned", "")).lower() == "true":
+        values = values.view(values.dtype.str.replace("i", "u"))
+    number = _numbers(says, "scale_factor", "add_offset")
+    fill = _fill(says)
+    if fill is not None and values.dtype.kind == "u":
+        fill %= 2 ** (8 * values.dtype.itemsize)  # stated as a signed number
     scale, shift = number.get("scale_factor", 1.0), number.get("add_offset", 0.0)
     if (scale, shift) == (1.0, 0.0):
-        return values, None if fill is None or math.isnan(fill) else fill
+        return values, fill
     missing = np.zeros(values.shape, bool) if fill is None else values == fill
     return np.where(missing, np.nan, values * scale + shift).astype(np.float32), None
+
+
+def _as_stored(values: np.ndarray, says: Any) -> tuple[np.ndarray, float | None]:
+    """Of HDF 4, whose products don't agree on what a scale means."""
+    return values, _fill(says)
+
+
+def _numbers(says: Any, *names: str) -> dict[str, float]:
+    return {
+        name: float(np.ravel(says[name])[0])
+        for name in names
+        if name in says and np.size(says[name]) == 1 and np.asarray(says[name]).dtype.kind in "iuf"
+    }
+
+
+def _fill(says: Any) -> float | None:
+    """The value of missing entries; None where there is none, or NaN, which is missing anyway."""
+    number = _numbers(says, "_FillValue", "missing_value")
+    fill = number.get("_FillValue", number.get("missing_value"))
+    return None if fill is None or math.isnan(fill) else fill
 
 
 def _read_npz(path: Path, key: str | None) -> tuple[Cube, int]:
     with arrays_of(path) as arrays:
         key = _choose(path, key, arrays.shapes)
-        return _cube(path, arrays.read(key), key, arrays.shapes, arrays.read)
+        return _cube(path, arrays.read(key), key, Variables(arrays.shapes, arrays.read, _nothing))
+
+
+def _nothing(name: str) -> dict[str, Any]:
+    """Attributes of an array in a file that knows none."""
+    return {}

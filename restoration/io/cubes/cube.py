@@ -27,6 +27,8 @@ class Cube:
             entries is valid.
         axis: of the bands in the file's array.
         geo: tags of a TIFF that say where the picture lies, ``(code, type, count, value)``.
+        places: latitude and longitude ``(H, W)`` of its pixels in degrees, where the file holds
+            them, or None.
     """
 
     values: np.ndarray
@@ -37,6 +39,7 @@ class Cube:
     bad: np.ndarray | None = None
     axis: int = 2
     geo: tuple[tuple[int, int, int, Any], ...] = ()
+    places: tuple[np.ndarray, np.ndarray] | None = None
 
     def valid(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Bool ``(B, h, W)`` of some rows: where the cube holds data."""

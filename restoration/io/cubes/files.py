@@ -1,4 +1,4 @@
-"""Hyperspectral cubes: ENVI, MATLAB (v5, v7.3), NumPy, HDF5, NetCDF, (Geo)TIFF, folders of bands;
+"""Hyperspectral cubes: ENVI, MATLAB (v5, v7.3), NumPy, HDF, NetCDF, (Geo)TIFF, folders of bands;
 wavelengths, bad bands and places kept, sizes checked before reading.
 """
 
@@ -12,10 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.io.cubes.containers import HDF5, NETCDF, read_container, write_container
+from restoration.io.cubes.containers import (
+    HDF5,
+    NETCDF,
+    READ_ONLY,
+    band_axis_of,
+    read_container,
+    write_container,
+)
 from restoration.io.cubes.cube import Cube, numbers
 from restoration.io.cubes.envi import interleave_of, open_raw, read_header, write_envi
 from restoration.io.cubes.georeference import fields_of, has_place, tags_of
+from restoration.io.cubes.grids import tie_points
 from restoration.io.cubes.products import (
     BAND,
     HYPERION_BANDS,
@@ -58,10 +66,12 @@ def read_cube(
     if path.is_dir():
         with reading(path, "a folder of bands"):
             return _read_folder(path)
-    if suffix not in SUFFIXES:
+    if suffix not in (*SUFFIXES, *READ_ONLY):
         beside = [p for p in (path.with_suffix(".hdr"), Path(f"{path}.hdr")) if p.is_file()]
         hint = f"give {beside[0]}" if beside else "for ENVI give the .hdr file"
-        raise InputError(f"{path}: cubes end in one of {', '.join(SUFFIXES)} ({hint})")
+        raise InputError(
+            f"{path}: cubes end in one of {', '.join((*SUFFIXES, *READ_ONLY))} ({hint})"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"cube {path} does not exist")
     if suffix == ".hdr":
@@ -82,8 +92,9 @@ def read_cube(
         if not -3 <= band_axis < 3:
             raise InputError(f"band_axis must be 0, 1 or 2; got {band_axis}")
         axis = band_axis
-    elif cube.wavelengths is not None and cube.values.shape.count(len(cube.wavelengths)) == 1:
-        axis = cube.values.shape.index(len(cube.wavelengths))
+    elif cube.wavelengths is not None:
+        found = band_axis_of(cube.values.shape, len(cube.wavelengths))
+        axis = axis if found is None else found
     values = np.moveaxis(cube.values, axis, 0)
     if cube.wavelengths is not None and len(cube.wavelengths) != values.shape[0]:
         raise InputError(
@@ -91,7 +102,9 @@ def read_cube(
         )
     _check_wavelengths(path, cube.wavelengths)
     bad = _checked_bad(path, cube.bad, len(values))
-    return replace(cube, values=values, bad=bad, axis=axis % 3)
+    places = cube.places  # of another picture, if the bands lie elsewhere than was thought
+    places = None if places is None or places[0].shape != values.shape[1:] else places
+    return replace(cube, values=values, bad=bad, axis=axis % 3, places=places)
 
 
 def write_cube(
@@ -156,6 +169,8 @@ def check_cube_writable(path: str | Path, like: Cube) -> None:
         fields_of(like.geo)
     if suffix == NETCDF:
         need("h5netcdf", "NetCDF outputs", "geo")
+        if like.geo or has_place(like.header):
+            need("rasterio", "places in NetCDF outputs", "geo")
     mapped = getattr(_base(like.values), "filename", None)
     if (
         mapped is not None
@@ -253,6 +268,11 @@ def _header(like: Cube) -> dict[str, str]:
         header["bbl"] = ", ".join(str(int(not b)) for b in like.bad)
     if like.geo and not has_place(header):
         header |= fields_of(like.geo)
+    elif like.places is not None and not has_place(header):
+        points = tie_points(*like.places)  # counted from 1, at the middle of a pixel's number
+        header["geo points"] = ", ".join(
+            f"{c + 1.5}, {r + 1.5}, {lat:.9g}, {lon:.9g}" for r, c, lat, lon in points
+        )
     if like.no_data is not None and "data ignore value" not in header:
         header["data ignore value"] = f"{like.no_data:.17g}"
     if header:

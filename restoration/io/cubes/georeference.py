@@ -36,8 +36,6 @@ def tags_of(header: dict[str, str]) -> tuple[tuple[int, int, int, Any], ...]:
         InputError: fields that GDAL can't read.
         ImportError: rasterio is missing.
     """
-    import tifffile
-
     with _folder() as (rasterio, folder):
         text = f"ENVI\nsamples = {TINY}\nlines = {TINY}\nbands = 1\ndata type = 1\n"
         text += "header offset = 0\ninterleave = bsq\nbyte order = 0\n"
@@ -51,14 +49,38 @@ def tags_of(header: dict[str, str]) -> tuple[tuple[int, int, int, Any], ...]:
                 f"the header's map info {{{header['map info'][:80]}}} names no known projection;"
                 " write .hdr, which keeps it as it is, or correct it"
             )
-        _write(rasterio, folder / "b.tif", "GTiff", crs, transform)
-        with tifffile.TiffFile(folder / "b.tif") as file:
-            page: Any = file.pages.first
-            return tuple(
-                (tag.code, int(tag.dtype), tag.count, tag.value)
-                for tag in page.tags
-                if tag.code in PLACE
-            )
+        return _tags(rasterio, folder, crs, transform)
+
+
+def tags_of_crs(
+    words: str, transform: tuple[float, float, float, float, float, float]
+) -> tuple[tuple[int, int, int, Any], ...]:
+    """Tags of a TIFF for a grid in a system that is described in WKT.
+
+    Args:
+        transform: x, its steps along columns and rows, y and its steps, as GDAL has them.
+
+    Raises:
+        ImportError: rasterio is missing.
+    """
+    with _folder() as (rasterio, folder):
+        crs = rasterio.crs.CRS.from_wkt(words)
+        return _tags(rasterio, folder, crs, rasterio.transform.Affine.from_gdal(*transform))
+
+
+def _tags(
+    rasterio: Any, folder: Path, crs: Any, transform: Any
+) -> tuple[tuple[int, int, int, Any], ...]:
+    import tifffile
+
+    _write(rasterio, folder / "b.tif", "GTiff", crs, transform)
+    with tifffile.TiffFile(folder / "b.tif") as file:
+        page: Any = file.pages.first
+        return tuple(
+            (tag.code, int(tag.dtype), tag.count, tag.value)
+            for tag in page.tags
+            if tag.code in PLACE
+        )
 
 
 def fields_of(tags: Sequence[tuple[int, int, int, Any]]) -> dict[str, str]:
@@ -67,19 +89,39 @@ def fields_of(tags: Sequence[tuple[int, int, int, Any]]) -> dict[str, str]:
     Raises:
         ImportError: rasterio is missing.
     """
-    import tifffile
-
     with _folder() as (rasterio, folder):
-        pixels = np.zeros((TINY, TINY), np.uint8)
-        extra = [(*tag, True) for tag in tags]
-        tifffile.imwrite(folder / "a.tif", pixels, metadata=None, extratags=extra)
-        with rasterio.open(folder / "a.tif") as source:
-            crs, transform = source.crs, source.transform
+        crs, transform = _place(rasterio, folder, tags)
         if crs is None or transform.is_identity:
             return {}
         _write(rasterio, folder / "b.raw", "ENVI", crs, transform)
         header = read_header(folder / "b.hdr")
     return {name: header[name] for name in FIELDS if name in header}
+
+
+def mapping_of(tags: Sequence[tuple[int, int, int, Any]]) -> dict[str, str]:
+    """Attributes of a NetCDF variable that say what a TIFF's tags say; none where they name no
+    place.
+
+    Raises:
+        ImportError: rasterio is missing.
+    """
+    with _folder() as (rasterio, folder):
+        crs, transform = _place(rasterio, folder, tags)
+    if crs is None or transform.is_identity:
+        return {}
+    words = crs.to_wkt()
+    numbers = " ".join(f"{v:.17g}" for v in transform.to_gdal())
+    return {"spatial_ref": words, "crs_wkt": words, "GeoTransform": numbers}
+
+
+def _place(rasterio: Any, folder: Path, tags: Sequence[tuple[int, int, int, Any]]) -> Any:
+    import tifffile
+
+    pixels = np.zeros((TINY, TINY), np.uint8)
+    extra = [(*tag, True) for tag in tags]
+    tifffile.imwrite(folder / "a.tif", pixels, metadata=None, extratags=extra)
+    with rasterio.open(folder / "a.tif") as source:
+        return source.crs, source.transform
 
 
 def _write(rasterio: Any, path: Path, driver: str, crs: Any, transform: Any) -> None:

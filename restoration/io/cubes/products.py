@@ -5,6 +5,7 @@ EnMAP and Hyperion. EMIT and AVIRIS follow the rules of NetCDF and ENVI.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from restoration.io.containers.hdf5 import dataset
 from restoration.io.cubes.cube import Cube
+from restoration.io.cubes.grids import prisma_grid
 from restoration.io.cubes.wavelengths import nanometres
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
@@ -80,7 +82,33 @@ def read_prisma(path: Path, file: Any) -> tuple[Cube, int]:
         first = float(wave[keep][0])
         wave = np.where(np.isnan(wave), first, wave)
     bad = None if keep.all() else ~keep
-    return Cube(values.astype(np.float32), wave, key="cube", bad=bad), 1
+    size = values.shape[0], values.shape[2]
+    geo = prisma_grid(says, size)
+    return Cube(
+        values.astype(np.float32),
+        wave,
+        key="cube",
+        bad=bad,
+        geo=geo,
+        places=None if geo else _prisma_places(path, file, place, size),
+    ), 1
+
+
+def _prisma_places(
+    path: Path, file: Any, place: str | None, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Latitude and longitude, which the first detector's pixels stand for."""
+    found = []
+    for name in ("Latitude", "Longitude"):
+        keys = [
+            f"{str(place).rpartition('/')[0]}/Geolocation Fields/{name}{end}"
+            for end in ("", "_VNIR")
+        ]
+        key = next((k for k in keys if k in file), None)
+        if key is None or file[key].shape != size:
+            return None
+        found.append(np.asarray(dataset(file, key, path)[()], np.float64))
+    return found[0], found[1]
 
 
 # -- EnMAP, and what GDAL writes -------------------------------------------------------------------
@@ -144,6 +172,18 @@ def hyperion_wavelengths(band: np.ndarray) -> np.ndarray:
 def hyperion_bad(band: np.ndarray) -> np.ndarray:
     """Bands that are not calibrated and hold zeros: 1 to 7, 58 to 76, 225 to 242."""
     return (band < 8) | ((band > 57) & (band < 77)) | (band > 224)
+
+
+def as_hyperion(path: Path, cube: Cube, axis: int) -> tuple[Cube, int]:
+    """A cube of Hyperion's L1R product: 242 bands between lines and samples, as their numbers say.
+    Others stay as they are.
+    """
+    named = path.name.upper().startswith("EO1H") or cube.key.upper().startswith("EO1H")
+    if not named or cube.wavelengths is not None or cube.values.shape.count(HYPERION_BANDS) != 1:
+        return cube, axis
+    band = np.arange(1, HYPERION_BANDS + 1)
+    known = replace(cube, wavelengths=hyperion_wavelengths(band), bad=hyperion_bad(band))
+    return known, cube.values.shape.index(HYPERION_BANDS)
 
 
 def band_files(folder: Path) -> list[Path]:

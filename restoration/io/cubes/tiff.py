@@ -12,6 +12,7 @@ import numpy as np
 from restoration.io.containers.tiff import check_last_page, opened_tiff
 from restoration.io.cubes.cube import Cube, numbers
 from restoration.io.cubes.georeference import GDAL, PLACE, has_place, tags_of
+from restoration.io.cubes.grids import tags_of_places
 from restoration.io.cubes.products import enmap_wavelengths, told_wavelengths
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError
@@ -94,6 +95,8 @@ def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
         "bigtiff": out.nbytes > 2**31,
     }
     geo = like.geo or (tags_of(like.header) if has_place(like.header) else ())
+    if not geo and like.places is not None:
+        geo = tags_of_places(*like.places)
     if geo:
         tags = [(*tag, True) for tag in geo]
         if like.no_data is not None:

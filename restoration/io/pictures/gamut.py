@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -78,9 +79,60 @@ def gamut_of(icc: bytes | None) -> Gamut | None:
         return None
     if abs(np.linalg.det(primaries)) < 1e-4 or not (curves[:, -1] > curves[:, 0]).all():
         return None
-    found = Gamut(curves, np.linalg.inv(SRGB) @ primaries)
+    matrix = np.linalg.inv(SRGB) @ primaries
+    white = matrix.sum(1, keepdims=True)
+    if np.abs(white - 1).max() < 0.01:  # rounded numbers: greys stay grey
+        matrix = matrix / white
+    found = Gamut(curves, matrix)
     corners = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 3, indexing="ij")).reshape(3, 1, -1)
     return None if np.abs(found.to_srgb(corners) - corners).max() < ALIKE else found
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A picture as networks are shown it, and the way back to its own colours.
+
+    Attributes:
+        given: ``(C, H, W)`` in [0, 1], as the file has it.
+        gamut: its colours; None: sRGB's, or colours that are left as they are.
+    """
+
+    given: np.ndarray
+    gamut: Gamut | None
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """``(C, H, W)`` in [0, 1], what lies outside sRGB cut."""
+        return self.given if self.gamut is None else self._wide.clip(0, 1)
+
+    def back(self, found: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+        """A restored picture ``(C, h, w)``, perhaps enlarged, in the colours of the one that was
+        given. What lies outside sRGB is put back, and what was made up stays inside.
+
+        Args:
+            known: ``(H, W)``, the share of each pixel that was given; None: all of it.
+        """
+        if self.gamut is None:
+            return found
+        beyond = self._wide - self.shown
+        beyond = beyond if known is None else beyond * known
+        if beyond.shape != found.shape:
+            rows, columns = (
+                np.arange(new) * old // new
+                for new, old in zip(found.shape[1:], beyond.shape[1:], strict=True)
+            )
+            beyond = beyond[:, rows][:, :, columns]
+        return self.gamut.from_srgb(found + beyond)
+
+    @cached_property
+    def _wide(self) -> np.ndarray:
+        assert self.gamut is not None
+        return self.gamut.to_srgb(self.given)
+
+
+def view_of(pixels: np.ndarray, icc: bytes | None) -> View:
+    """Of a picture ``(C, H, W)`` in [0, 1] with this profile."""
+    return View(pixels, gamut_of(icc) if len(pixels) == 3 else None)
 
 
 def _by_rows(convert: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:

@@ -17,26 +17,46 @@ UNDECIDED = 0.25  # share of pixels that are neither black nor white, from which
 # neighbours, where it holds traces of what was painted: 0.94 to 1.04 in pictures that hold none
 TRACES = 1.1
 MOST_TRACES, LEAST_RING = 2, 100  # rings; pixels that tell
+VIVID = 0.5  # difference of a colour's channels, from which it is none of a grey mask
+PLAIN = 0.98  # share of pixels of a background that is one
+CHANGED = 0.15  # difference of pixels that were painted over
 NEAR = 0.35  # distance of colours in [0, 1]^3 that still are the one that was painted
 
 
 def missing_of(
-    path: Path, pixels: np.ndarray, alpha: np.ndarray | None, colour: str | None = None
+    path: str | Path, pixels: np.ndarray, alpha: np.ndarray | None, colour: str | None = None
 ) -> np.ndarray:
-    """Which pixels ``(H, W)`` a mask file marks: those of ``colour``; those of a layer that are
-    painted at all; else the white ones. Soft edges count from their middle.
+    """Which pixels ``(H, W)`` a mask file marks: those of ``colour``. Without one: of a layer, one
+    colour beside nothing, the smaller part, be it what is painted or what is left open; of a
+    picture with holes, the holes; of colours on plain black or white the colours; else the white
+    pixels. Soft edges count from their middle.
 
     Raises:
-        InputError: an unknown colour, one that isn't found, or a photograph.
+        InputError: an unknown colour, one that isn't found, a photograph, or colours on black and
+            white.
     """
     if colour is not None:
         return _painted(path, pixels, colour)
+    shown = np.ones(pixels.shape[1:], bool)
     if alpha is not None and alpha.min() < 0.5 <= alpha.max():
-        opaque = pixels[:, alpha >= 0.5]
-        if float(opaque.std(1).max()) < 0.1:  # one colour on nothing
-            return alpha >= 0.5
+        shown = alpha >= 0.5
+        if float(pixels[:, shown].std(1).max()) < 0.1:  # one colour beside nothing
+            return shown if 2 * np.count_nonzero(shown) <= shown.size else ~shown
     grey = pixels.mean(0)
-    between = float(((grey > 0.15) & (grey < 0.85)).mean())
+    between = float(((grey > 0.15) & (grey < 0.85))[shown].mean())
+    if between > UNDECIDED and not shown.all():
+        return ~shown
+    spread = pixels.max(0) - pixels.min(0)
+    if float(spread.max()) > VIVID:
+        painted = spread > spread.max() / 2
+        rest = grey[~painted]
+        if rest.size and max((rest < 0.15).mean(), (rest > 0.85).mean()) > PLAIN:
+            return painted
+        if between <= UNDECIDED and painted.mean() > 1 - PLAIN:
+            raise InputError(
+                f"mask {path} holds colours beside black and white; paint the missing pixels white"
+                " on black, or name the colour that they are painted in (--mask-colour red)"
+            )
     if between > UNDECIDED:
         raise InputError(
             f"mask {path} looks like a photograph: {between:.0%} of its pixels are neither black"
@@ -46,7 +66,24 @@ def missing_of(
     return grey >= 0.5
 
 
-def _painted(path: Path, pixels: np.ndarray, colour: str) -> np.ndarray:
+def changed(path: str | Path, pixels: np.ndarray, photo: np.ndarray) -> np.ndarray:
+    """Where a copy of the photo ``(C, H, W)`` was painted over: differences that JPEG doesn't make.
+
+    Raises:
+        InputError: there are none, or nearly everywhere.
+    """
+    one, other = (np.broadcast_to(v, (3, *v.shape[1:])) for v in (pixels, photo))
+    found: np.ndarray = np.abs(one - other).max(0) > CHANGED
+    if not found.any() or found.mean() > 0.9:
+        what = "doesn't differ from" if not found.any() else "differs nearly everywhere from"
+        raise InputError(
+            f"mask {path} {what} the photo; for --mask-colour difference give the same photo with"
+            " what is missing painted over"
+        )
+    return found
+
+
+def _painted(path: str | Path, pixels: np.ndarray, colour: str) -> np.ndarray:
     try:
         wanted = np.array(ImageColor.getrgb(colour)[:3], np.float32) / 255
     except ValueError as error:

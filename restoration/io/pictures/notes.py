@@ -18,6 +18,8 @@ ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
 # of the first directory: description, maker, model, software, date, artist, copyright
 KEPT = (270, 271, 272, 305, 306, 315, 33432)
 XMP = "XML:com.adobe.xmp"
+# texts of old programs for what is kept as EXIF, XMP and profile
+OTHERWISE = tuple(f"Raw profile type {kind}" for kind in ("exif", "APP1", "xmp", "icc", "icm"))
 SEGMENT = 65_000  # bytes that a segment of JPEG holds for certain, its own header beside
 
 
@@ -43,9 +45,20 @@ class Notes:
         """The same of pixels that are no longer in that profile."""
         return replace(self, icc=None)
 
+    def of_channels(self, channels: int) -> Notes:
+        """Without a profile that isn't one of pixels with so many channels (2, 4: with alpha)."""
+        wanted = "GRAY" if channels <= 2 else "RGB"
+        fits = self.icc is None or space_of(self.icc) == wanted
+        return self if fits else self.without_profile()
 
-def notes_of(image: Image.Image) -> Notes:
-    """Of an opened file, once it is loaded."""
+
+def notes_of(image: Image.Image, upright: bool = True) -> Notes:
+    """Of an opened file, once it is loaded.
+
+    Args:
+        upright: its pixels are turned as it says, so that the orientation is reset; else it is
+            kept.
+    """
     info, text = image.info, getattr(image, "text", {})
     dpi = info.get("dpi")
     with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
@@ -53,18 +66,38 @@ def notes_of(image: Image.Image) -> Notes:
     xmp = info.get("xmp") or text.get(XMP)
     return Notes(
         info.get("icc_profile"),
-        _exif(image),
+        _exif(image, KEPT if upright else (*KEPT, ORIENTATION)),
         None if xmp is None else _upright(xmp if isinstance(xmp, bytes) else str(xmp).encode()),
         dpi if dpi and min(dpi) > 0 else None,
-        {key: str(value) for key, value in text.items() if key != XMP},
+        {key: str(value) for key, value in text.items() if key not in (XMP, *OTHERWISE)},
     )
 
 
-def _exif(image: Image.Image) -> bytes | None:
+def notes_of_tags(tags: dict[int, Any]) -> Notes:
+    """Of a TIFF's tags, for kinds of pixels that Pillow doesn't read."""
+    exif = Image.Exif()
+    for tag in KEPT:
+        if isinstance(tags.get(tag), str):
+            exif[tag] = tags[tag]
+    unit = {2: 1.0, 3: 2.54}.get(int(tags.get(296, 2)))  # per inch, per centimetre
+    dpi = None
+    with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+        x, y = (tags[tag][0] / tags[tag][1] for tag in (282, 283))
+        dpi = (x * unit, y * unit) if unit is not None and min(x, y) > 0 else None
+    icc, xmp = (tags.get(tag) for tag in (34675, 700))
+    return Notes(
+        bytes(icc) if icc else None,
+        exif.tobytes() if len(exif) else None,
+        _upright(bytes(xmp)) if xmp else None,
+        dpi,
+    )
+
+
+def _exif(image: Image.Image, kept: tuple[int, ...]) -> bytes | None:
     """Tags that still hold; what belongs to the old pixels (sizes, strips, thumbnails) goes."""
     try:
         old, new = image.getexif(), Image.Exif()
-        for tag in KEPT:
+        for tag in kept:
             if tag in old:
                 new[tag] = old[tag]
         for place in (EXIF, GPS):
@@ -173,6 +206,8 @@ def tiff_options(notes: Notes) -> dict[str, Any]:
         if tag in words:
             found[name] = words.pop(tag)
     tags: list[tuple[Any, ...]] = [(tag, "s", 0, word, True) for tag, word in words.items()]
+    if ORIENTATION in old:
+        tags.append((ORIENTATION, "H", 1, int(old[ORIENTATION]), True))
     for tag, data in ((34675, notes.icc), (700, notes.xmp)):
         if data is not None:
             tags.append((tag, "B", len(data), data, True))

@@ -1,0 +1,141 @@
+"""TIFF pictures that Pillow cuts or doesn't read: grey and RGB of more than 8 bits, floats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from restoration.io.containers.tiff import opened_tiff
+from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, notes_of_tags
+from restoration.io.pictures.values import check_size, opened, unit, without_padding
+from solvers.inputs.errors import InputError
+from solvers.inputs.memory import check_array
+
+ASSOCIATED = 1  # an extra sample that the colours were multiplied by
+DEPTHS = {2**n for n in range(9, 17)}
+
+
+def decode(
+    path: Path, max_pixels: int, last: bool = False
+) -> tuple[np.ndarray, int, int, Notes] | None:
+    """Values ``(H, W, C)`` in [0, 1], bits, orientation and notes; None for what Pillow reads.
+
+    Args:
+        last: Pillow doesn't read it.
+
+    Raises:
+        InputError: several pages, or a kind of pixels that is not accepted.
+    """
+    import tifffile
+
+    with opened_tiff(path) as file:
+        page: Any = file.pages.first
+        pages = [p for p in file.pages if not getattr(p, "is_reduced", False)]
+        if len(pages) > 1:
+            raise InputError(
+                f"{path} holds {len(pages)} pages; save the one to be restored as a file of its own"
+            )
+        kinds = tifffile.PHOTOMETRIC
+        known = page.photometric in (kinds.MINISBLACK, kinds.MINISWHITE, kinds.RGB)
+        bits, simple = page.bitspersample, page.compression in (1, 8, 32946)  # without a codec
+        # signed numbers, floats, and a channel of no known meaning, which Pillow drops
+        odd = page.sampleformat in (2, 3) or (simple and bits == 8 and page.extrasamples == (0,))
+        if not known or not (8 < bits <= 16 or odd or (last and bits == 8)):
+            if last:
+                raise InputError(_strange(path, page))
+            return None
+        check_size(path, page.imagewidth, page.imagelength, max_pixels)
+        check_array(path, page.shape, 4)
+        array = _packed(path, page, bits) if 8 < bits < 16 else _page(path, page)
+        if array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+            array = np.moveaxis(array, 0, -1)
+        array = array.reshape(page.imagelength, page.imagewidth, -1)
+        colours = 3 if page.photometric == kinds.RGB else 1
+        if array.shape[2] > colours + 1 or array.shape[2] < colours:
+            raise InputError(_strange(path, page))
+        values = unit(path, array, _white(page, array, bits))
+        if page.photometric == kinds.MINISWHITE:
+            values[..., :1] = 1 - values[..., :1]
+        if array.shape[2] == colours + 1 and page.extrasamples[:1] == (ASSOCIATED,):
+            values[..., :-1] /= np.maximum(values[..., -1:], 1e-6)
+            values = values.clip(0, 1)
+        elif array.shape[2] == colours + 1 and page.extrasamples[:1] in ((), (0,)):
+            values = without_padding(values, colours)
+        tag = page.tags.get(ORIENTATION)
+        orientation = 1 if tag is None else int(tag.value)
+        words = {tag.code: tag.value for tag in page.tags}
+    depth = 32 if array.dtype.kind == "f" else 8 if bits == 8 else 16
+    return values, depth, orientation, _notes(path, words).of_channels(values.shape[2])
+
+
+def _white(page: Any, array: np.ndarray, bits: int) -> float | None:
+    """The number of white, by the depth that the file states, which need not be that of its
+    numbers.
+    """
+    if array.dtype != np.uint16:
+        return None
+    most = page.tags.get(281)  # MaxSampleValue
+    stated = int(np.max(most.value)) if most is not None else 2**bits - 1
+    # only a depth: images store their brightest number there, too
+    top = float(stated if stated + 1 in DEPTHS else 2**bits - 1)
+    return 65535.0 if int(array.max()) > top else top
+
+
+def _strange(path: Path, page: Any) -> str:
+    def named(value: Any) -> str:
+        return str(getattr(value, "name", value))
+
+    return (
+        f"{path} is a TIFF of {page.samplesperpixel} samples of {page.bitspersample} bits"
+        f" ({named(page.photometric)}, {named(page.compression)}); grey and RGB of 8 to 16 bits or"
+        " floats, with or without alpha, and palettes, CMYK, YCbCr and Lab of 8 bits are accepted:"
+        " save it as one of these"
+    )
+
+
+def _notes(path: Path, words: dict[int, Any]) -> Notes:
+    """By Pillow, or by the tags themselves where it doesn't know this kind of TIFF."""
+    try:
+        with opened(path) as image:
+            return notes_of(image)
+    except (OSError, ValueError, SyntaxError):
+        return notes_of_tags(words)
+
+
+def _page(path: Path, page: Any) -> np.ndarray:
+    import tifffile
+
+    try:
+        found: np.ndarray = page.asarray()
+        return found
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise InputError(
+            f"{path}: compression {tifffile.COMPRESSION(page.compression).name} needs the package"
+            " imagecodecs (pip install imagecodecs); or save it with ZIP or none, and without"
+            " predictor"
+        ) from error
+
+
+def _packed(path: Path, page: Any, bits: int) -> np.ndarray:
+    """Numbers of 9 to 15 bits that follow one another bit by bit, each row from a new byte."""
+    if page.compression != 1 or page.is_tiled:
+        return _page(path, page)
+    samples = page.samplesperpixel if page.planarconfig == 1 else 1
+    row = page.imagewidth * samples
+    size = -(-row * bits // 8)
+    planes = []
+    with path.open("rb") as file:
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            planes.append(np.frombuffer(file.read(count), np.uint8))
+    rows = np.concatenate(planes).reshape(-1, size)
+    # from the high bit of each byte on, or (FillOrder 2) from the low one
+    order: Literal["little", "big"] = "little" if page.fillorder == 2 else "big"
+    flags = np.unpackbits(rows, axis=1, bitorder=order)[:, : row * bits].reshape(-1, row, bits)
+    weights = 1 << np.arange(bits - 1, -1, -1)
+    array: np.ndarray = (flags * weights.astype(np.uint16)).sum(-1, dtype=np.uint16)
+    return array.reshape(page.shape)

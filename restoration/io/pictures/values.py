@@ -1,0 +1,75 @@
+"""What the decoders of pictures share: sizes checked, numbers to [0, 1], extra channels."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from solvers.inputs.errors import InputError
+from solvers.inputs.memory import check_array
+
+_opening = threading.Lock()
+
+
+def opened(path: Path) -> Image.Image:
+    """The header only. Pillow's warnings about it are no use: the size is checked here.
+
+    Warning filters belong to the whole process: threads that change and restore them at once would
+    leave them changed.
+    """
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(path)
+
+
+def check_size(path: Path, width: int, height: int, limit: int) -> None:
+    """Refuse nothing and too much, before it is decoded.
+
+    Raises:
+        InputError, ResourceError: which.
+    """
+    if width < 1 or height < 1:
+        raise InputError(f"{path} is empty ({width} x {height} pixels)")
+    if width * height > limit:
+        raise InputError(
+            f"{path} has {width} x {height} pixels; at most {limit / 1e6:.0f} megapixels are"
+            " accepted"
+        )
+    # colour and alpha in single precision
+    check_array(path, (height, width, 4), 4)
+
+
+def unit(path: Path, array: np.ndarray, top: float | np.ndarray | None = None) -> np.ndarray:
+    """Integers from 0 to ``top`` (of all or of each channel; by default what their type holds), or
+    floats that lie in [0, 1] already, as float32.
+
+    Raises:
+        InputError: other numbers.
+    """
+    if array.dtype.kind == "f":
+        low, high = float(np.nanmin(array)), float(np.nanmax(array))
+        if not (np.isfinite(array).all() and low >= 0 and high <= 1):
+            raise InputError(
+                f"{path} holds floats from {low:.4g} to {high:.4g}; a float picture must lie in"
+                " [0, 1]: divide it by its white first"
+            )
+        return array.astype(np.float32)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"{path} has pixels of type {array.dtype}; 8- and 16-bit integers and floats in [0, 1]"
+            " are accepted"
+        )
+    white = np.asarray(np.iinfo(array.dtype).max if top is None else top, np.float32)
+    return np.minimum(array.astype(np.float32) / white, 1)
+
+
+def without_padding(array: np.ndarray, colours: int) -> np.ndarray:
+    """Pixels ``(H, W, C)`` without a last channel that is the same everywhere, and so holds
+    nothing: for files that don't say what it is. Else it is taken for transparency.
+    """
+    extra = array[..., colours]
+    return array[..., :colours] if (extra == extra.flat[0]).all() else array
