@@ -86,7 +86,8 @@ class Restoration:
         found = self._restored(pixels, form.notes.icc, extra, options)
         metrics = {} if reference is None else _compare(found.mean, read_picture(reference)[0])
         fields = {
-            name: getattr(found, name) for name in ("samples", "mean", "std", "nfe", "seconds")
+            name: getattr(found, name)
+            for name in ("samples", "mean", "std", "nfe", "seconds", "level")
         }
         return RestoredPicture(**fields, given=pixels, form=form, metrics=metrics)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,12 +14,16 @@ from torch import Tensor
 from restobox.loaded import Restoration
 from restobox.models import Model, load_model, named
 from restobox.pictures import Picture, read_mask
-from restoration.metrics import noise_level
+from restoration.metrics import interval_std, noise_level
 from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
-from toolbox.api import advice, check_model
-from toolbox.tasks.settings import Settings
+from toolbox.api import check_model
+from toolbox.tasks import task_by_name
+from toolbox.tasks.options import Deblurring
+from toolbox.tasks.settings import Prior, Settings
+
+START = Deblurring.start_level
 
 
 def inpaint(
@@ -46,7 +50,7 @@ def inpaint(
     from restoration.photo.inpainting import InpaintingTask
 
     denoiser = load_model(model, device, dtype)
-    plan, task = _plan("inpaint", model, solver, steps), denoiser
+    plan, task = _Plan("inpaint", model, solver, steps, correction), denoiser
     if getattr(denoiser, "run", None) is None:
         check_model(denoiser, "inpaint", named(model))
         task = InpaintingTask(denoiser, **plan(1), correction=correction)
@@ -55,8 +59,11 @@ def inpaint(
         return read_mask(mask, _size(pixels))
 
     def run(pixels: Tensor, mask: Picture, num_samples: int = 1, **options: Any) -> Restored:
-        drawn = replace(task, **plan(num_samples)) if isinstance(task, InpaintingTask) else task
-        return drawn(pixels, known(pixels, mask), num_samples=num_samples, **options)
+        if not isinstance(task, InpaintingTask):  # a whole restoration in one graph
+            return task(pixels, known(pixels, mask), num_samples=num_samples, **options)
+        drawn = replace(task, **plan(num_samples))
+        found = drawn(pixels, known(pixels, mask), num_samples=num_samples, **options)
+        return plan.judged(found)
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     made = Restoration("inpaint", denoiser, settings, run, ("a mask",), known=known)
@@ -134,7 +141,7 @@ def deblur(
     solver: str | None = None,
     steps: int | None = None,
     correction: str | None = None,
-    start_level: float | None = 0.4,
+    start_level: float | None = START,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Restoration:
@@ -180,9 +187,14 @@ def dehaze(
     from restoration.paired.task import PairedTask
 
     denoiser = check_model(load_model(model, device, dtype), "dehaze", named(model))
-    task = PairedTask(denoiser, **_plan("dehaze", model, solver, steps)(1), view=view)
+    plan = _Plan("dehaze", model, solver, steps, usual=view == 128)
+    task = PairedTask(denoiser, **plan(1), view=view)
+
+    def run(pixels: Tensor, **options: Any) -> Restored:
+        return plan.judged(task(pixels, **options))
+
     settings = {"solver": solver, "steps": steps, "view": view}
-    return _mappable(Restoration("dehaze", denoiser, settings, task), model, device, dtype)
+    return _mappable(Restoration("dehaze", denoiser, settings, run), model, device, dtype)
 
 
 def paired(
@@ -201,11 +213,12 @@ def paired(
     from restoration.paired.task import PairedTask
 
     denoiser = check_model(load_model(model, device, dtype), "paired", named(model))
-    task = PairedTask(denoiser, **_plan("paired", model, solver, steps)(1))
+    plan = _Plan("paired", model, solver, steps)
+    task = PairedTask(denoiser, **plan(1))
 
     def run(pixels: Tensor, mask: Picture | None = None, **options: Any) -> Restored:
         shown = None if mask is None else read_mask(mask, _size(pixels), white_is_one=True)
-        return task(pixels, shown, **options)
+        return plan.judged(task(pixels, shown, **options))
 
     settings = {"solver": solver, "steps": steps}
     made = Restoration("paired", denoiser, settings, run, ("a mask",))
@@ -224,22 +237,48 @@ def _mappable(
     return replace(made, call={"model": model, "device": device} | made.settings | own)
 
 
-def _plan(
-    task: str, model: Model, solver: str | None, steps: int | None
-) -> Callable[[int], dict[str, Any]]:
-    """Solver and steps of a run that draws so many samples: as given, else as the model's card
-    advises, else the task's own.
+@dataclass(frozen=True)
+class _Plan:
+    """The settings of a task's runs: as given, else as the model's card advises, else the task's
+    own. ``usual``: nothing else of the algorithm is set.
     """
-    from toolbox.tasks import task_by_name
 
-    def plan(samples: int) -> dict[str, Any]:
-        told = {} if isinstance(model, Denoiser) else advice(os.fspath(model), task, samples)
-        own = task_by_name(task)
-        name = told.get("solver", own.settings.solver) if solver is None else solver
-        count = told.get("steps", own.steps(Settings(), samples)) if steps is None else steps
-        return {"solver": solver_by_name(name), "num_inference_steps": count}
+    task: str
+    model: Model
+    solver: str | None
+    steps: int | None
+    correction: str | None = None
+    usual: bool = True
 
-    return plan
+    def settings(self, samples: int) -> Settings:
+        """Of a run that draws so many samples."""
+        own = task_by_name(self.task)
+        model = "" if isinstance(self.model, Denoiser) else os.fspath(self.model)
+        told = own.advised(model, samples)
+        solver = told.get("solver", own.settings.solver) if self.solver is None else self.solver
+        steps = told.get("steps", own.steps(Settings(), samples))
+        return Settings(
+            solver, steps if self.steps is None else self.steps, "trailing", self.correction
+        )
+
+    def __call__(self, samples: int) -> dict[str, Any]:
+        """The same, as the algorithms take it."""
+        found = self.settings(samples)
+        return {"solver": solver_by_name(found.solver), "num_inference_steps": found.steps}
+
+    def judged(self, found: Restored) -> Restored:
+        """With a standard deviation as large as the errors of such runs are, where the model's card
+        knows.
+        """
+        samples = len(found.samples)
+        if isinstance(self.model, Denoiser) or samples < 2 or not self.usual:
+            return found
+        run, task = self.settings(samples), task_by_name(self.task)
+        known = task.spread(Prior(os.fspath(self.model)), run, None, samples)
+        if known is None:
+            return found
+        std = interval_std(found.std, known.factor, known.level)
+        return replace(found, std=std, level=known.level)
 
 
 def _by_colour(
@@ -279,7 +318,8 @@ def _linear(
 
     denoiser = check_model(loaded, name, "the model")
     options = {key: value for key, value in settings.items() if key not in ("solver", "steps")}
-    plan = _plan(name, model, settings["solver"], settings["steps"])
+    usual = settings.get("start_level", START) == START
+    plan = _Plan(name, model, settings["solver"], settings["steps"], settings["correction"], usual)
     task = LinearTask(denoiser, **plan(1), **options)
 
     def run(
@@ -287,7 +327,8 @@ def _linear(
     ) -> Restored:
         operator, noise = measured(pixels, sigma)
         drawn = replace(task, **plan(num_samples))
-        return drawn(pixels, operator, sigma=noise, num_samples=num_samples, **given)
+        found = drawn(pixels, operator, sigma=noise, num_samples=num_samples, **given)
+        return plan.judged(found)
 
     return Restoration(name, denoiser, settings, run)
 

@@ -24,6 +24,10 @@ from solvers.processes.process import Process
 from solvers.solver import RNG, DenoiserLike, Solution, Solver, Step, device_of, randn
 
 MOST_SAMPLES, MOST_NOISE = 10_000, 10
+ALIKE = (
+    "this run is the same for every seed, so several samples tell nothing of what is uncertain:"
+    " take one sample, or a solver that draws noise, such as ddpm"
+)
 
 
 class PictureTask(Protocol):
@@ -144,12 +148,15 @@ class Restored:
         mean: ``(C, H, W)``, their mean: the estimate with the smallest squared error (equal to the
             sample for n = 1).
         std: ``(C, H, W)``, their standard deviation (zeros for n = 1): where the samples disagree,
-            the picture is guessed.
+            the picture is guessed; with a ``level`` as large as the errors of such runs are.
         nfe: network calls, all samples together.
         seconds: wall-clock time of the sampling.
         metrics: ``psnr`` and others, where a reference is known.
         misfit: root mean square of what the mean leaves of the data, ``y - A x``, in units of
             [0, 1]: about the noise's sigma where all went well; None where a task has no operator.
+        level: the share of what is guessed whose truth lies in ``mean +- z std``, with z of the
+            normal distribution (1.645 for 0.9), as measured on other pictures; None: ``std`` is
+            the samples' own spread, which nobody compared with errors.
         warning: a sentence, if the mean explains the data worse than what the run started from;
             else None.
     """
@@ -161,6 +168,7 @@ class Restored:
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict, kw_only=True)
     misfit: float | None = field(default=None, kw_only=True)
+    level: float | None = field(default=None, kw_only=True)
     warning: str | None = field(default=None, kw_only=True)
 
 
@@ -182,6 +190,8 @@ class Run:
         finish: from the end of a run ``(B, C, H, W)`` to the result, pictures in [0, 1].
         start: the state to start from; None: noise, and the degraded image where the process holds
             it.
+        stirred: whether several samples start with noise on :attr:`start`, from one level up;
+            one alone starts as it is.
         process: that the run follows; None: the denoiser's.
         y: the degraded image, where the process holds it.
         calls: network calls that the denoiser makes for one answer.
@@ -195,20 +205,25 @@ class Run:
     shape: tuple[int, int, int]
     finish: Callable[[Tensor], Tensor] = lambda x: x
     start: Tensor | None = None
+    stirred: bool = False
     process: Process | None = None
     y: Tensor | None = None
     calls: int = 1
     evidence: Measurement | None = None
 
-    def first_state(self, draw: Callable[[tuple[int, ...]], Tensor], count: int = 1) -> Tensor:
+    def first_state(
+        self, draw: Callable[[tuple[int, ...]], Tensor], count: int = 1, *, several: bool = False
+    ) -> Tensor:
         """``(count, C, H, W)``: :attr:`start`, or noise by ``draw(shape)`` at the first level.
 
         The degraded image stands in for the clean one, as in ``Process.start``: ``(a + c) y``. That
         is ``c y`` where the grid begins without signal, and matters where it doesn't (``leading``).
         """
+        process, t = self.process or self.denoiser.process, self.grid.times[0]
+        if self.start is not None and several and self.stirred:
+            return self.start + process.b(t) * draw((count, *self.shape))
         if self.start is not None:
             return self.start
-        process, t = self.process or self.denoiser.process, self.grid.times[0]
         x = process.b(t) * draw((count, *self.shape))
         return x if self.y is None else x + (process.a(t) + process.c(t)) * self.y
 
@@ -253,7 +268,8 @@ def sample(
         callback: called with the sample's number and the step.
 
     Raises:
-        ValueError: ``num_samples`` below 1 or above 10,000.
+        ValueError: ``num_samples`` below 1 or above 10,000, or a run that begins at a state of its
+            own and draws nothing, so that all samples are one.
     """
     check_samples(num_samples)
     began, nfe, samples = time.perf_counter(), 0, []
@@ -261,9 +277,11 @@ def sample(
         generator = torch.Generator().manual_seed(seed + k)
         draw = partial(randn, generator=generator, device=device_of(run.denoiser))
         watch = None if callback is None else partial(callback, k)
-        end = run.solve(run.first_state(draw), [generator], watch)
+        end = run.solve(run.first_state(draw, several=num_samples > 1), [generator], watch)
         samples.append(run.finish(end.x0)[0].cpu())
         nfe += run.calls * end.nfe
+        if k == 1 and run.start is not None and torch.equal(*samples):
+            raise ValueError(ALIKE)
     stack = torch.stack(samples)
     std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
     mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit

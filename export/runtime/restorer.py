@@ -23,7 +23,7 @@ from export.runtime.providers import (
     wanted_providers,
 )
 from restoration.photo.inpainting import check_inpainting
-from restoration.task import Restored, Watch, check_samples
+from restoration.task import ALIKE, Restored, Watch, check_samples
 from restoration.wrappers.tiling import tile_starts, tile_weight
 from solvers.solver import randn
 
@@ -109,6 +109,8 @@ class Restorer:
             )
         image, mask = check_inpainting(image, mask)
         check_samples(num_samples)
+        if num_samples > 1 and not self.run.draws:
+            raise ValueError(ALIKE)
         tile = (self.run.height, self.run.width)
         overlap = min(tile) // 8 if overlap is None else overlap
         if not 0 <= 2 * overlap < min(tile):
@@ -186,6 +188,8 @@ class Restorer:
                     f"{name} must be {tuple(shape)} and finite; got {tuple(inputs[name].shape)}"
                 )
         check_samples(num_samples)
+        if num_samples > 1 and not self.run.draws:
+            raise ValueError(ALIKE)
         began, samples = time.perf_counter(), []
         feed = {name: inputs[name][None].float().contiguous().numpy() for name in self.run.inputs}
         for k in range(num_samples):

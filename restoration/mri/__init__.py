@@ -5,7 +5,6 @@ evaluation.
 from restoration.mri.consistency import Consistency
 from restoration.mri.espirit import calibration_region, espirit, mvue, rss
 from restoration.mri.evaluation import Quality, coverage, slice_quality, volume_quality
-from restoration.mri.intervals import conformal_factor
 from restoration.mri.sampling import MASKS, column_mask, poisson_mask, volume_seed
 from restoration.mri.sense import (
     Sense,
@@ -30,7 +29,6 @@ __all__ = [
     "calibration_region",
     "cartesian",
     "column_mask",
-    "conformal_factor",
     "coverage",
     "espirit",
     "fft2c",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,10 +40,12 @@ class LinearTask:
     """Pictures from ``y = A x + sigma n`` with any denoiser, solver and correction.
 
     - ``Denoising`` without a correction starts where the process is as noisy as the picture: one
-      step gives the posterior mean (Tweedie's formula), more steps posterior samples.
+      step gives the posterior mean (Tweedie's formula), more steps of a solver that draws noise
+      (``ddpm``) posterior samples.
     - With ``start_level`` the run starts from the regularized inverse of the data at that noise
       level, without fresh noise: the path of plug-and-play restoration (Zhang et al. 2021), closer
-      to the mean than a sample is, and the same for every seed.
+      to the mean than a sample is, and the same for every seed. Several samples do start with fresh
+      noise, of that level.
     - Anything else starts from noise and is held to the data by the correction. A network that is
       shown a lifted picture and what is known of each pixel (the model ``photo``) is shown the
       filled measurement of an operator with a ``mask``, and the enlarged one of an operator with a
@@ -229,7 +231,7 @@ class LinearTask:
         t = d.process.time_at(-2 * math.log(self.start_level))
         t = _nearest(d.process, known, d.process.log_snr(t)) if known else t
         grid = _grid_from(d.process, t, self.num_inference_steps, known)
-        return run(asked, grid, d.process.a(t) * _regularized(m))
+        return replace(run(asked, grid, d.process.a(t) * _regularized(m)), stirred=True)
 
     def correction_for(self, operator: Operator, sigma: float) -> str | None:
         """The correction that a run on such data has; None: none."""

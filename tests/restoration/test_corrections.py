@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.covering import covering, crossed
 
-from restoration.mri.intervals import conformal_factor
+from restoration.metrics.intervals import conformal_factor
 from restoration.operators.linear import Denoising, Inpainting, LinearFunction, conjugate_gradient
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import BlockMean, Blur, gaussian_kernel

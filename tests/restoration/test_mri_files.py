@@ -4,7 +4,6 @@ the command on all of them.
 
 import json
 import re
-from statistics import NormalDist
 
 import h5py
 import numpy as np
@@ -725,33 +724,6 @@ def test_bench(tmp_path, model):
     assert mine["nfe"] == 4
     assert 0 <= mine["coverage_90"] <= 1
     assert mine["residual_over_sigma"] <= 1.001
-
-
-def test_bench_of_coverage(capsys, tmp_path, model):
-    heads = np.stack([disc((60, 56), r).numpy() for r in (0.5, 0.55, 0.6, 0.65)])
-    np.savez(tmp_path / "known.npz", image=heads[:3])
-    np.savez(tmp_path / "new.npz", image=heads[3:])
-    files = [tmp_path / "new.npz", tmp_path / "known.npz", "--model", model]
-    settings = ["-m", "poisson", "--acceleration", 3, "--steps", 2, "-n", 3, "--level", 0.7]
-    code, rows = run(capsys, *files, *settings, command=("bench", "mri-coverage"))
-    assert code == 0
-    (row,) = rows
-    assert (row["mask"], row["acceleration"], row["calibration_slices"], row["test_slices"]) == (
-        "poisson",
-        3.0,
-        3,
-        1,
-    )
-    gaussian = NormalDist().inv_cdf(0.85)
-    assert row["width"] == pytest.approx(row["width_gaussian"] * row["factor"] / gaussian, rel=1e-2)
-    assert 0 <= row["coverage_worst_slice"] <= row["coverage"] <= 1
-    order = np.sign(row["factor"] - gaussian)
-    assert order * row["coverage"] >= order * row["coverage_gaussian"]
-    code, error = run(
-        capsys, *files, *settings, "--calibration-limit", 2, command=("bench", "mri-coverage")
-    )
-    assert code != 0
-    assert "at least 3 slices; got 2" in error
 
 
 def test_bench_tells_lpips():

@@ -1,134 +1,133 @@
-"""How often the truth lies in the uncertainty map's interval: raw, and calibrated on other
-slices.
+"""How often the truth lies in the interval that samples tell: as they spread, and calibrated on
+other pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from restoration.io.mri import read_maps, read_scan
-from restoration.io.mri_scan import Scan
-from restoration.mri.intervals import conformal_factor, floored, least_slices
-from restoration.mri.task import MRITask
-from solvers import solver_by_name
-from toolbox.api import load
-from toolbox.bench.mri import make_case
-from toolbox.bench.options import Extent, Intervals, Scans
-
-TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
+from restoration.metrics.intervals import conformal_factor, least_slices, shrunk
+from toolbox.api import Spread, keep_spread, load_for
+from toolbox.bench.options import Extent, Intervals
+from toolbox.tasks import task_by_name
+from toolbox.tasks.base import Progress, Task, silent
+from toolbox.tasks.settings import Settings
 
 
-def run_mri_coverage(
+@dataclass(frozen=True)
+class Drawn:
+    """The samples ``(n, C, H, W)`` of one trial, its truth, and of what kind it is."""
+
+    samples: Tensor
+    truth: Tensor
+    kind: str
+
+
+def run_coverage(
+    name: str,
     data: Path,
     calibration: Path,
-    model: str = "mri",
-    scans: Scans = Scans(),
-    extent: Extent = Extent(samples=8),
-    intervals: Intervals = Intervals(),
+    model: str,
+    settings: Settings,
+    extent: Extent,
+    intervals: Intervals,
     *,
-    steps: int = 4,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[dict]:
-    """One row per mask: the conformal factor, and how many tissue pixels of ``data`` lie in
-    ``|mean| +- q max(std, noise)``.
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """One row for each number of samples: the factor, and how much of what is guessed in the
+    pictures of ``data`` lies in ``mean +- q shrunk(std)``; with the most samples also one for each
+    kind of measurement.
 
-    Every slice is a scan of its own (mask, phase and noise drawn anew), so that slices of both
-    files are exchangeable as far as their pictures are. ``coverage_gaussian`` has q from the normal
-    distribution (1.645 for 90 %), ``coverage`` the factor fitted on ``calibration``; both are means
-    over slices. Widths are half of an interval's, as a share of the slice's maximum.
+    ``coverage_gaussian`` reads the samples' spread as it is, with q from the normal distribution
+    (1.645 for 90 %); ``coverage`` has the factor fitted on ``calibration``; both are means over
+    pictures. Widths are half of an interval's.
 
     Args:
-        calibration, data: magnitude images or fully sampled k-space: slices to fit the factor on,
-            others to test it on.
-        extent, intervals: use this many slices of each, evenly spread; None: all.
+        data, calibration: what the task's trials are made of, other pictures in each.
+        settings: solver, steps and correction of the run.
+        extent: trials of ``data``, and the most samples of each.
+        intervals: their level and side, trials of ``calibration``, and whether the factors are
+            written into the model's card.
 
     Raises:
-        ValueError, OSError: files that don't fit, fewer calibration slices than the level needs, or
-            fewer than 2 samples.
+        ValueError, OSError: files that don't fit, fewer calibration trials than the level needs,
+            fewer than 2 samples, or runs whose samples are all the same.
     """
-    num_samples, seed, limit = extent.samples, extent.seed, extent.limit
-    kinds = scans.mask or ["equispaced-fraction", "poisson"]
-    accelerations, level = scans.acceleration or [4.0, 8.0], intervals.level
-    if num_samples < 2:
-        raise ValueError(f"a spread needs at least 2 samples; got {num_samples}")
-    known, unknown = (
-        _slices(read_scan(calibration), intervals.calibration_limit),
-        _slices(read_scan(data), limit),
-    )
-    if len(known) < least_slices(level):
+    task, level = task_by_name(name), intervals.level
+    if extent.samples < 2:
+        raise ValueError(f"a spread needs at least 2 samples; got {extent.samples}")
+    count = (intervals.calibration_limit or 40, extent.limit or 20)
+    if count[0] < least_slices(level):
         raise ValueError(
-            f"{calibration}: intervals of {level:.0%} need at least {least_slices(level)} slices;"
-            f" got {len(known)}"
+            f"intervals of {level:.0%} need at least {least_slices(level)} pictures to calibrate"
+            f" on; got {count[0]}"
         )
-    sens = None if scans.coils is None else read_maps(scans.coils)
-    task = MRITask(load(model), solver_by_name("ddim"), steps)
-    done, total = 0, len(kinds) * len(accelerations) * (len(known) + len(unknown))
+    denoiser = load_for(name, model)
+    settings = replace(settings, steps=task.steps(settings, extent.samples))
+    drawn: list[list[Drawn]] = []
+    for place, trials in zip((calibration, data), count, strict=True):
+        source = task.source(place, denoiser, intervals.side, extent.seed + len(drawn))
+        found = []
+        for k in range(trials):
+            options = task.mixed(denoiser, k)
+            trial = task.trial(source, k, options)
+            restore = task.restorer(denoiser, options, settings)
+            seed = extent.seed + k * extent.samples
+            result = restore(trial.inputs, num_samples=extent.samples, seed=seed)
+            found.append(Drawn(result.samples, trial.known, trial.name))
+            progress(k + 1 + len(drawn) * count[0], sum(count))
+        drawn.append(found)
+    rows, spreads = [], []
+    numbers = sorted({n for n in (2, 4, 8, 16) if n < extent.samples} | {extent.samples})
+    for n in numbers:
+        known, unknown = ([_guess(task, one, n) for one in part] for part in drawn)
+        fitted = [(e, s) for e, s, _ in known if e.size]
+        factor = conformal_factor([e for e, _ in fitted], [s for _, s in fitted], level)
+        row = _row(unknown, factor, level)
+        rows.append({"case": "all", "samples": n} | row)
+        spreads.append(Spread(n, level, round(factor, 4), row["coverage"], len(fitted)))
+    kinds = sorted({one.kind for one in drawn[1]})
+    for kind in kinds if len(kinds) > 1 else ():
+        part = [g for g, one in zip(unknown, drawn[1], strict=True) if one.kind == kind]
+        rows.append({"case": kind, "samples": numbers[-1]} | _row(part, factor, level))
+    run = {"solver": settings.solver, "steps": settings.steps, "correction": settings.correction}
+    if intervals.write:
+        keep_spread(model, name, run, spreads)
+    head = {"task": name, "model": model} | run
+    return [head | row | {"level": level, "calibrated_on": len(fitted)} for row in rows]
+
+
+def _guess(task: Task, one: Drawn, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Errors, shrunk spreads and plain ones of what is guessed, with so many samples."""
+    samples, truth, counts = task.guessed(one.samples[:count], one.truth)
+    std, error = samples.std(0), samples.double().mean(0).to(samples) - truth
+    counts = counts & ((std > 0) | (error != 0))
+    # where samples agree and are wrong no factor helps
+    spread = shrunk(std).clamp(min=1e-9)
+    return error[counts].abs().numpy(), spread[counts].numpy(), std[counts].numpy()
+
+
+def _row(
+    guesses: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], factor: float, level: float
+) -> dict[str, Any]:
     gaussian = NormalDist().inv_cdf(0.5 + level / 2)
-    rows = []
-    for kind in kinds:
-        for acceleration in accelerations:
-            errors, spreads, peaks = [], [], []
-            for k, (name, scan) in enumerate(
-                [(calibration.name, s) for s in known] + [(data.name, s) for s in unknown]
-            ):
-                case = make_case(
-                    scan, kind, acceleration, sens, scans.sigma, seed + k, f"{name}:{seed + k}"
-                )
-                result = task(
-                    case.kspace[0],
-                    case.mask,
-                    case.maps[0],
-                    sigma=case.sigma,
-                    num_samples=num_samples,
-                    seed=seed + k * num_samples,
-                )
-                truth = case.truth[0].numpy()
-                tissue = truth > TISSUE * truth.max()
-                errors.append((result.magnitude.numpy() - truth)[tissue])
-                spreads.append(floored(result.std.numpy(), result.sigma)[tissue])
-                peaks.append(float(truth.max()))
-                done += 1
-                progress(done, total)
-            n = len(known)
-            factor = conformal_factor(errors[:n], spreads[:n], level)
-            tested = list(zip(errors[n:], spreads[n:], peaks[n:], strict=True))
-            raw, held = (
-                [float(np.mean(np.abs(e) <= q * s)) for e, s, _ in tested]
-                for q in (gaussian, factor)
-            )
-            width = float(np.mean([s.mean() / peak for _, s, peak in tested]))
-            rows.append(
-                {
-                    "mask": kind,
-                    "acceleration": acceleration,
-                    "model": model,
-                    "steps": steps,
-                    "samples": num_samples,
-                    "level": level,
-                    "calibration_slices": n,
-                    "test_slices": len(unknown),
-                    "factor": round(factor, 3),
-                    "coverage_gaussian": round(float(np.mean(raw)), 4),
-                    "coverage": round(float(np.mean(held)), 4),
-                    "coverage_worst_slice": round(min(held), 4),
-                    "width_gaussian": round(gaussian * width, 5),
-                    "width": round(factor * width, 5),
-                }
-            )
-    return rows
-
-
-def _slices(scan: Scan, limit: int | None) -> list[Scan]:
-    """Slices, evenly spread (neighbours are alike), as scans of one slice."""
-    key = "magnitude" if scan.kspace is None else "kspace"
-    stack = getattr(scan, key)
-    count = len(stack) if limit is None else min(limit, len(stack))
-    return [
-        replace(scan, **{key: stack[k : k + 1]})
-        for k in np.linspace(0, len(stack) - 1, count).round().astype(int)
-    ]
+    guesses = [g for g in guesses if g[0].size]
+    raw = [float(np.mean(e <= gaussian * s)) for e, _, s in guesses]
+    held = [float(np.mean(e <= factor * s)) for e, s, _ in guesses]
+    widths = [(gaussian * float(s.mean()), factor * float(w.mean())) for _, w, s in guesses]
+    return {
+        "pictures": len(guesses),
+        "factor": round(factor, 3),
+        "coverage_gaussian": round(float(np.mean(raw)), 4),
+        "coverage": round(float(np.mean(held)), 4),
+        "coverage_worst": round(min(held), 4),
+        "width_gaussian": round(float(np.mean([w for w, _ in widths])), 5),
+        "width": round(float(np.mean([w for _, w in widths])), 5),
+    }

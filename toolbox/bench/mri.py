@@ -21,7 +21,6 @@ from restoration.metrics import LPIPSUnavailable, lpips
 from restoration.mri.espirit import espirit, mvue
 from restoration.mri.estimate import lift
 from restoration.mri.evaluation import coverage, slice_quality, volume_quality
-from restoration.mri.intervals import floored
 from restoration.mri.partial_fourier import missing_side, smooth_phase
 from restoration.mri.sampling import volume_seed
 from restoration.mri.sense import cartesian, to_channels, to_complex
@@ -222,13 +221,10 @@ def _measure(case: MRICase, model: str, steps: int | None, extent: Extent) -> di
             "residual_over_sigma": round(result.residual / max(result.sigma, 1e-30), 3),
         }
         if num_samples > 1:
-            # before calibration; mri_coverage has that too
+            # before calibration; `bench coverage` has that too
             inside = case.truth > 0.05 * case.truth.max()
             row["coverage_90"] = round(
-                coverage(
-                    result.magnitude, floored(result.std, result.sigma), case.truth, 0.9, inside
-                ),
-                4,
+                coverage(result.magnitude, result.std, case.truth, 0.9, inside), 4
             )
         return row
     best: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from toolbox.tasks.settings import Samples, Seed, Symmetries
+from toolbox.tasks.settings import Correction, Samples, Seed, Steps, Symmetries
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class Methods:
         int | None, Option(help="Solver steps.", show_default="as in `restore`", min=1)
     ] = None
     symmetries: Symmetries = 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What draws samples; None: as ``restobox restore`` does."""
+
+    model: Annotated[str, Option(help="A model.")]
+    solver: Annotated[
+        str | None, Option(help="Of the samples.", show_default="as in `restore`")
+    ] = None
+    steps: Steps = None
+    correction: Correction = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +66,17 @@ class Scans:
 
 @dataclass(frozen=True)
 class Intervals:
-    """What intervals are to hold, and how many slices their width is fitted on."""
+    """What intervals are to hold, and what their width is fitted on."""
 
     level: Annotated[float, Option(help="Probability that the intervals are to hold.")] = 0.9
     calibration_limit: Annotated[
-        int | None, Option(help="Calibrate on this many slices, evenly spread.", min=1)
+        int | None, Option(help="Measurements to calibrate on. [default: 40]", min=1)
     ] = None
+    side: Annotated[int, Option(help="Of the crops that measurements are made of.", min=16)] = 128
+    write: Annotated[
+        bool,
+        Option("--write", help="Write the factors into the model's card, which `--std` goes by."),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from toolbox.bench.options import Extent, Intervals, Methods, Scans, Timing
+from toolbox.bench.options import Extent, Intervals, Methods, Sampling, Scans, Timing
 from toolbox.cli.options import Commands, Without
 from toolbox.cli.output import ProgressBar, print_json, print_table
-from toolbox.tasks.settings import Json, Seed, Steps
+from toolbox.tasks.settings import Json, Seed
 
 
 class _PicturesFirst(TyperGroup):
@@ -36,7 +36,7 @@ app = Commands(
 DIGITS = {"psnr": 2, "mpsnr": 2, "ssim": 4, "mssim": 4, "lpips": 4, "nmse": 5, "sam": 4}
 DIGITS |= {"ergas": 2, "gcnr": 3, "ks_tissue": 3, "ks_blood": 3, "seconds": 2}
 DIGITS |= {"seconds_per_slice": 2, "strength": 1, "acceleration": 0, "psnr_worst": 2}
-DIGITS |= {"coverage_gaussian": 3, "coverage": 3, "coverage_worst_slice": 3, "factor": 2}
+DIGITS |= {"coverage_gaussian": 3, "coverage": 3, "coverage_worst": 3, "factor": 2}
 DIGITS |= {"width": 4, "width_gaussian": 4}
 
 
@@ -222,48 +222,45 @@ def bench_mri(
         print(f"no LPIPS: {rows[0]['lpips']}", file=sys.stderr)
 
 
-@app.command("mri-coverage")
-def bench_mri_coverage(
+@app.command("coverage")
+def bench_coverage(
+    task: Annotated[str, typer.Argument(help="inpaint, denoise, mri ...")],
     data: Annotated[
         Path,
-        typer.Argument(help="Slices to test on: true magnitude images or fully sampled k-space."),
+        typer.Argument(
+            help="What to test on: a folder of pictures; mri: a file of true magnitude images."
+        ),
     ],
-    calibration: Annotated[
-        Path, typer.Argument(help="Other slices, to fit the intervals' width on.")
-    ],
-    scans: Scans,
-    extent: Annotated[Extent, Without("workers")] = Extent(samples=8),
+    calibration: Annotated[Path, typer.Argument(help="Others, to fit the intervals' width on.")],
+    sampling: Sampling,
+    extent: Annotated[Extent, Without("workers")] = Extent(samples=4),
     intervals: Intervals = Intervals(),
-    model: Annotated[str, typer.Option(help="A model.")] = "mri",
-    steps: Steps = 4,
     as_json: Json = False,
 ) -> None:
-    """Measure how often the truth lies in the uncertainty map's interval, raw and calibrated on
-    other slices.
+    """Measure how often the truth lies in the interval that `--std` tells: by the samples' own
+    spread, and calibrated on other pictures.
     """
-    from toolbox.bench.coverage import run_mri_coverage
+    from toolbox.bench.coverage import run_coverage
+    from toolbox.tasks import task_by_name
 
+    one, asked = task_by_name(task), vars(sampling).copy()
+    model = asked.pop("model")
+    told = {"steps": None} | one.advised(model, extent.samples)
+    given = {key: value for key, value in asked.items() if value is not None}
+    settings = replace(one.settings, **told | given)
     with ProgressBar("measuring", 1) as bar:
-        rows = run_mri_coverage(
-            data,
-            calibration,
-            model,
-            scans,
-            extent,
-            intervals,
-            steps=steps or 4,
-            progress=bar.update_of,
+        rows = run_coverage(
+            task, data, calibration, model, settings, extent, intervals, progress=bar.update_of
         )
     if as_json:
         return print_json(rows)
     first = rows[0]
     title = (
-        f"{first['level']:.0%} intervals, {first['test_slices']} slices, fitted on"
-        f" {first['calibration_slices']} others, {first['steps']} steps x {first['samples']}"
-        " samples"
+        f"{first['level']:.0%} intervals, fitted on {first['calibrated_on']} others,"
+        f" {first['solver']}, {first['steps']} steps"
     )
-    columns = ("mask", "acceleration", "coverage_gaussian", "coverage", "coverage_worst_slice")
-    _print_rows(title, rows, (*columns, "factor", "width", "width_gaussian"))
+    columns = ("case", "samples", "pictures", "coverage_gaussian", "coverage", "coverage_worst")
+    _print_rows(title, rows, (*columns, "factor", "width_gaussian", "width"))
 
 
 @app.command("hsi")

@@ -22,6 +22,7 @@ from restoration.metrics import psnr, ssim
 from restoration.task import KINDS, Restored, check_kind
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import UncalibratedError
+from toolbox.api import Spread, advice, spread_of
 from toolbox.tasks.settings import Prior, Request, Settings
 
 Progress = Callable[[int, int], None]
@@ -127,6 +128,7 @@ class Task(ABC):
         calibration_sigma: noise of the trials that a calibration records.
         exported_sigma: noise of the measurements that a whole restoration is exported for.
         sampling_steps: of a run that draws several samples, where one call gives the mean.
+        sampling_solver: of such a run, where the usual one would draw the same for every seed.
         benched: models and classical methods that a benchmark measures by default.
         unused: options of a calibration that the task has no use for.
         recorded_grid: of the runs that a calibration follows by default.
@@ -141,6 +143,7 @@ class Task(ABC):
     prior: ClassVar[Prior] = Prior()
     settings: ClassVar[Settings] = Settings(steps=5)
     sampling_steps: ClassVar[int | None] = None
+    sampling_solver: ClassVar[str | None] = None
     calibration_sigma: ClassVar[float] = 0.0
     exported_sigma: ClassVar[float] = 0.0
     benched: ClassVar[tuple[str, ...]] = ()
@@ -201,6 +204,33 @@ class Task(ABC):
             return settings.steps
         return (self.sampling_steps if samples > 1 else None) or self.settings.steps
 
+    def advised(self, model: str | Path, samples: int) -> dict[str, Any]:
+        """Solver, steps and symmetries of a run that draws so many samples, as far as the task or
+        the model's card says something, where nobody asks for others.
+
+        Raises:
+            ModelError: a card that can't be read.
+        """
+        own = {"solver": self.sampling_solver} if samples > 1 and self.sampling_solver else {}
+        return own | advice(model, self.name, samples)
+
+    def spread(self, prior: Prior, settings: Settings, options: Any, samples: int) -> Spread | None:
+        """What the model's card knows of the spread of a run's samples; None: nothing, or the run
+        is another than what intervals are calibrated for.
+
+        Raises:
+            ModelError: a card that can't be read.
+        """
+        usual = settings.grid == "trailing" and settings.symmetries == 1 and prior.cache is None
+        if samples < 2 or not usual or (options is not None and not self.is_usual(options)):
+            return None
+        run = {"solver": settings.solver, "steps": self.steps(settings, samples)}
+        return spread_of(prior.model, self.name, run | {"correction": settings.correction}, samples)
+
+    def is_usual(self, options: Any) -> bool:
+        """Whether the options tell of the measurement only, and leave the algorithm as it is."""
+        return True
+
     # -- simulated measurements --------------------------------------------------------------------
 
     @abstractmethod
@@ -211,6 +241,14 @@ class Task(ABC):
         Raises:
             ValueError: a number that the task doesn't have.
         """
+
+    def mixed(self, denoiser: Denoiser, k: int) -> Any:
+        """Options of trial k where all trials together are to cover what the network is used for.
+
+        Raises:
+            ValueError: as :meth:`simulated`.
+        """
+        return self.simulated(denoiser)
 
     def recorded_steps(self, denoiser: Denoiser) -> tuple[int, ...]:
         """Solver steps of the runs that a calibration follows by default: the task's own, for the
@@ -280,6 +318,12 @@ class Task(ABC):
     def seen(self, trial: Trial) -> np.ndarray:
         """The measurement as a picture."""
         return self.picture(next(iter(trial.inputs.values())))
+
+    def guessed(self, samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples ``(n, C, H, W)`` and truth in the values that a user reads an uncertainty of, and
+        where they count (booleans like the truth).
+        """
+        return samples, truth, torch.ones_like(truth, dtype=torch.bool)
 
     def quality(self, result: Tensor, truth: Tensor) -> dict[str, float]:
         """Figures of a result; ``psnr`` in dB is among them."""

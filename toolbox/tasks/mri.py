@@ -18,6 +18,7 @@ from restoration.io.mri_output import check_output, std_file, write_reconstructi
 from restoration.io.mri_scan import Scan
 from restoration.io.pictures.dicom import ENDINGS, is_dicom
 from restoration.io.pictures.folders import visible_files
+from restoration.metrics import interval_std
 from restoration.mri.espirit import MINIMUM_REGION, mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.geometry import regrid
@@ -32,9 +33,11 @@ from solvers.files import check_outputs
 from toolbox.api import load_for
 from toolbox.tasks.base import Progress, Restorer, Size, Source, Task, Trial, silent, with_numbers
 from toolbox.tasks.options import Scanning
+from toolbox.tasks.pictures import said_of
 from toolbox.tasks.settings import Prior, Request, Settings
 
 CALIBRATION = 24
+TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
 KINDS = ("equispaced-fraction", "poisson", "random")
 
 
@@ -154,7 +157,8 @@ class MRI(Task):
         scan = read_scan(path)
         data = acquired(scan, options, path, draws.seed)
         task = self.task(load_for(self.name, prior.model, **prior.place), settings)
-        with self.calibrated(replace(settings, steps=task.plan(draws.samples)[0])):
+        ran = replace(settings, steps=task.plan(draws.samples)[0])
+        with self.calibrated(ran):
             result = task.volume(
                 data.kspace,
                 data.mask,
@@ -164,6 +168,7 @@ class MRI(Task):
                 seed=draws.seed,
                 progress=progress,
             )
+        known = self.spread(prior, ran, options, draws.samples)
         image, spread, truth = result.mean.numpy(), result.std.numpy(), data.truth
         drawn_images = [result.samples[:, k].numpy() for k in range(draws.samples)]
         if scan.crop is not None:
@@ -172,6 +177,9 @@ class MRI(Task):
             )
             spread = np.abs(drawn_images).std(0, ddof=1) if std else spread
             truth = None if truth is None else np.abs(regrid(truth, scan.crop, scan.extent))
+        if known is not None and std:
+            each = [interval_std(torch.from_numpy(s), known.factor, known.level) for s in spread]
+            spread = torch.stack(each).numpy()
         if truth is None and scan.target is not None and scan.target.shape == image.shape:
             truth = scan.target
         figures = {"task": self.name, "file": str(path), "slices": len(image)}
@@ -185,6 +193,7 @@ class MRI(Task):
         figures |= {"samples": draws.samples, "seed": draws.seed, "sigma": result.sigma}
         figures |= {"residual": result.residual, "nfe": result.nfe}
         figures["seconds"] = round(result.seconds, 2)
+        figures |= said_of(known) if std else {}
         if truth is not None and min(truth.shape[1:]) >= 7:
             quality = volume_quality(np.abs(image), truth)
             figures |= {"psnr": round(quality.psnr, 3), "ssim": round(quality.ssim, 4)}
@@ -277,6 +286,11 @@ class MRI(Task):
     def picture(self, result: Tensor) -> np.ndarray:
         """The magnitude of real and imaginary part."""
         return result.square().sum(0, keepdim=True).sqrt().clamp(0, 1).numpy()
+
+    def guessed(self, samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Magnitudes, where there is tissue."""
+        found, true = (v.square().sum(-3).sqrt() for v in (samples, truth))
+        return found, true, true > TISSUE * true.max()
 
     def seen(self, trial: Trial) -> np.ndarray:
         """The zero-filled image."""

@@ -135,7 +135,7 @@ class Denoise(LinearPictureTask):
     benched = ("plain", GREY, COLOUR)
     prior = Prior(GREY)
     settings = Settings(steps=1)
-    sampling_steps = 5
+    sampling_steps, sampling_solver = 5, "ddpm"
     calibration_sigma = 0.1
     recorded_grid = "log-snr"
 
@@ -202,6 +202,10 @@ class Denoise(LinearPictureTask):
         level = self.calibration_sigma if sigma is None else sigma
         return with_numbers(Denoising(), self.name, level, numbers)
 
+    def mixed(self, denoiser: Denoiser, k: int) -> Denoising:
+        """Noise of 10, 25 and 50 of 255, in turn."""
+        return self.simulated(denoiser, (10, 25, 50)[k % 3] / 255)
+
     def baselines(self, options: Denoising) -> dict[str, Callable[[Trial], Tensor]]:
         def noise(trial: Trial) -> float:
             return self.sigma(options, trial.inputs["image"])
@@ -240,6 +244,11 @@ class Superresolve(LinearPictureTask):
         kernel = "any" if denoiser.condition_channels else "bicubic"
         return with_numbers(Enlarging(kernel=kernel), self.name, sigma, numbers)
 
+    def mixed(self, denoiser: Denoiser, k: int) -> Enlarging:
+        """Factors 2 and 3 in turn; 4 for networks that see 4 x 4 pixels as one."""
+        factor = 4 if denoiser.fold >= 4 else (2, 3)[k % 2]
+        return self.simulated(denoiser, factor=factor)
+
     def measured(self, image: Tensor, options: Any, source: Source, k: int) -> Trial:
         if options.kernel != "any":
             return super().measured(image, options, source, k)
@@ -269,6 +278,7 @@ class Deblur(LinearPictureTask):
     name = "deblur"
     benched = ("plain", "wiener", GREY, COLOUR)
     prior = Prior(GREY)
+    sampling_solver = "ddpm"
     calibration_sigma = exported_sigma = Deblurring.sigma
 
     def model_for(self, path: Path, options: Deblurring) -> str:
@@ -288,6 +298,13 @@ class Deblur(LinearPictureTask):
         level = self.calibration_sigma if sigma is None else sigma
         start = Deblurring.start_level if level > 0 else 0.0
         return with_numbers(Deblurring(1.6, level, start), self.name, None, numbers)
+
+    def mixed(self, denoiser: Denoiser, k: int) -> Deblurring:
+        """Blurs of 1, 1.6 and 2.4 pixels, in turn."""
+        return self.simulated(denoiser, blur=(1.0, 1.6, 2.4)[k % 3])
+
+    def is_usual(self, options: Deblurring) -> bool:
+        return options.start_level == Deblurring.start_level
 
     def record(self, options: Deblurring) -> dict[str, str | float]:
         return {"blur": options.blur, "start_level": options.start_level}

@@ -6,6 +6,7 @@ import itertools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,10 +24,10 @@ from restoration.io.images import (
     write_image,
 )
 from restoration.io.pictures.gamut import view_of
-from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
+from restoration.metrics import LPIPSUnavailable, interval_std, lpips, psnr, ssim
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
-from toolbox.api import load_for
+from toolbox.api import Spread, load_for
 from toolbox.support.sheets import heat, sheet
 from toolbox.tasks.base import Progress, Size, Task, silent
 from toolbox.tasks.settings import Prior, Request, Settings
@@ -123,6 +124,11 @@ class PictureTask(Task):
                 callback=lambda *_: progress(next(done), total),
             )
 
+        known = None if run is not None else self.spread(prior, settings, options, draws.samples)
+        if known is not None:
+            std = interval_std(result.std, known.factor, known.level)
+            result = replace(result, std=std, level=known.level)
+
         def finished(picture: Tensor) -> np.ndarray:
             """As it is written: in the file's own colours, with what is known as it was."""
             found = view.back(picture.numpy(), reading.known)
@@ -144,6 +150,7 @@ class PictureTask(Task):
         with together():
             mean = finished(result.mean)
             said = _write(out, spread, reading.photo, mean, result.std, output.quality)
+            said |= {} if spread is None else said_of(known)
             notes = [v["note"] for v in (reading.found, said) if "note" in v]
             figures |= said | ({"note": "; ".join(notes)} if notes else {})
             if beside is not None:
@@ -152,6 +159,19 @@ class PictureTask(Task):
                 write_image(place, replace(reading.photo, pixels=finished(sample)), output.quality)
         figures |= {"sample_files": [str(place) for place in drawn]} if drawn else {}
         return figures | ({} if truth is None else compared(mean, truth, photo.pixels))
+
+
+def said_of(known: Spread | None) -> dict[str, Any]:
+    """What an uncertainty map means, for the figures."""
+    if known is None:
+        return {"std_means": "the samples' own spread, which nobody compared with errors"}
+    z = NormalDist().inv_cdf(0.5 + known.level / 2)
+    return {
+        "std_means": (
+            f"of what is guessed {known.coverage:.0%} lay within {z:.3g} std in other pictures,"
+            f" made for {known.level:.0%}"
+        )
+    }
 
 
 def _truth(reference: Path | None, shape: tuple[int, ...]) -> np.ndarray | None:

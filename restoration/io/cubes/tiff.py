@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.tiff import check_last_page, opened_tiff
 from restoration.io.cubes.cube import Cube, numbers
 from restoration.io.cubes.georeference import GDAL, PLACE, has_place, tags_of
 from restoration.io.cubes.grids import tags_of_places
@@ -31,9 +31,9 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
     """
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with opened_tiff(path) as file:
         pages: list[Any] = list(file.pages)
-        _check_chain(path, file, pages)
+        check_last_page(path, file)
         pages = [page for page in pages if not page.is_reduced]  # overviews
         if any(page.is_mask for page in pages):
             raise InputError(
@@ -141,20 +141,6 @@ def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
     pages = out[0] if one and single else out[:, None] if single else out
     options = {k: v for k, v in options.items() if not (single and k == "planarconfig")}
     replace_file(path, lambda p: tifffile.imwrite(p, pages, **options))
-
-
-def _check_chain(path: Path, file: Any, pages: list[Any]) -> None:
-    """The last page must say that it is the last: tifffile stops at a page that isn't there."""
-    form, handle = file.tiff, file.filehandle
-    handle.seek(pages[-1].offset)
-    count = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))[0]
-    handle.seek(count * form.tagsize, 1)
-    following = struct.unpack(form.offsetformat, handle.read(form.offsetsize))[0]
-    if following:
-        raise InputError(
-            f"{path} was cut short or is damaged: after page {len(pages)}, another should lie at"
-            f" byte {following} of {handle.size}; copy or save it again"
-        )
 
 
 def _note(description: str) -> dict[str, Any]:

@@ -58,10 +58,8 @@ class Job:
         Raises:
             ValueError, OSError: the model depends on what can't be read.
         """
-        from toolbox.api import advice
-
         model = self.prior.model or self.one.model_for(path, self.options)
-        told = advice(model, self.task, self.draws.samples)
+        told = self.one.advised(model, self.draws.samples)
         own = {name: value for name, value in told.items() if name not in self.asked}
         settings, prior = replace(self.settings, **own), replace(self.prior, model=model)
         return Request(path, self.output, self.options, prior, settings, self.draws)

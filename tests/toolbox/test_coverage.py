@@ -1,0 +1,136 @@
+"""`restobox bench coverage`, and what `--std` says by it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.data import smooth_picture
+from helpers.scans import disc
+
+import restobox
+from restoration.io.images import Photo, read_image, write_image
+from restoration.metrics import interval_std
+from solvers.inputs.errors import ModelError
+from toolbox.api import Spread, keep_spread, spread_of
+
+RUN = {"solver": "ddim", "steps": 2, "correction": None}
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy whose card can be written to."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    place = tmp_path / "photo.png"
+    write_image(place, Photo(smooth_picture(40, 48)))
+    return place
+
+
+def cli(capsys, *arguments):
+    from toolbox.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["restobox", *map(str, arguments)])
+        code = main()
+    said = capsys.readouterr()
+    return (code, json.loads(said.out)) if code == 0 else (code, said.err)
+
+
+def test_factors_are_fitted_written_and_used(capsys, tmp_path, model, photo, pictures):
+    """What the bench prints is what the card holds; the command and Python scale by it, runs of
+    that solver and so many steps alone.
+    """
+    bench = ("bench", "coverage", "inpaint", pictures, pictures, "--model", model, "--steps", 2)
+    few = ("--calibration-limit", 10, "--limit", 3, "--side", 32, "--level", 0.8)
+    code, rows = cli(capsys, *bench, *few, "-n", 3, "--write", "--json")
+    assert code == 0
+    together = [row for row in rows if row["case"] == "all"]
+    assert [row["samples"] for row in together] == [2, 3]
+    for row in together:
+        assert 0 <= row["coverage_worst"] <= row["coverage"] <= 1
+        known = spread_of(model, "inpaint", RUN, row["samples"])
+        assert known.factor == pytest.approx(row["factor"], abs=1e-3)
+        assert (known.coverage, known.pictures, known.level) == (row["coverage"], 10, 0.8)
+    assert spread_of(model, "inpaint", RUN, 9) == known  # the nearest smaller number
+    assert spread_of(model, "inpaint", RUN | {"steps": 3}, 3) is None
+
+    ask = ("restore", "inpaint", photo, "--mask", "random:0.5", "--model", model, "--json", "--std")
+    _, found = cli(capsys, *ask, "-o", tmp_path / "a.png", "-n", 3, "--steps", 2)
+    assert found["std_means"].startswith(f"of what is guessed {known.coverage:.0%} lay within 1.28")
+    _, other = cli(capsys, *ask, "-o", tmp_path / "b.png", "-n", 3, "--steps", 3)
+    assert "nobody compared" in other["std_means"]
+    missing = np.random.default_rng(0).random((40, 48)) < 0.5
+    drawn = restobox.inpaint(model, steps=2)(str(photo), missing, num_samples=3)
+    wanted = interval_std(drawn.samples.std(0), known.factor, 0.8)
+    assert drawn.level == 0.8
+    torch.testing.assert_close(drawn.std, wanted)
+    assert not drawn.std[:, ~missing].any()  # what is known stays known
+    plain = restobox.inpaint(model, steps=3)(str(photo), missing, num_samples=3)
+    assert plain.level is None
+    torch.testing.assert_close(plain.std, plain.samples.std(0))
+
+
+def test_scans_count_where_there_is_tissue(capsys, tmp_path):
+    heads = np.stack([disc((48, 40), r).numpy() for r in (0.5, 0.55, 0.6, 0.65)])
+    np.savez(tmp_path / "known.npz", image=heads[:3])
+    np.savez(tmp_path / "new.npz", image=heads[3:])
+    bench = ("bench", "coverage", "mri", tmp_path / "new.npz", tmp_path / "known.npz")
+    few = ("--calibration-limit", 3, "--limit", 1, "--level", 0.7, "-n", 3, "--steps", 2, "--json")
+    code, rows = cli(capsys, *bench, "--model", "mri-int8", *few)
+    assert code == 0
+    assert {row["samples"] for row in rows} == {2, 3}
+    assert all(row["width"] > 0 and row["pictures"] == 1 for row in rows)
+
+
+def test_too_few_pictures_and_samples_are_refused(capsys, model, pictures):
+    bench = ("bench", "coverage", "inpaint", pictures, pictures, "--model", model)
+    code, error = cli(capsys, *bench, "--calibration-limit", 8)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "need at least 9 pictures" in error
+    code, error = cli(capsys, *bench, "-n", 1)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "at least 2 samples" in error
+
+
+def test_cards_keep_the_rest_and_one_entry_a_run(model):
+    (model / "model.json").write_text('{"runs": {"inpaint": {"steps": 2}}}')
+    for factor in (2.0, 3.0):
+        keep_spread(model, "inpaint", RUN, [Spread(2, 0.9, factor, 0.9, 40)])
+    keep_spread(model, "denoise", RUN, [Spread(2, 0.9, 5.0, 0.9, 40)])
+    card = json.loads((model / "model.json").read_text())
+    assert card["runs"] == {"inpaint": {"steps": 2}}
+    assert len(card["intervals"]["inpaint"]) == 1
+    assert spread_of(model, "inpaint", RUN, 2).factor == 3
+    for wrong in (
+        '[{"solver": "ddim", "steps": 2}]',
+        '[{"solver": "ddim", "steps": 2, "spread": 1}]',
+    ):
+        (model / "model.json").write_text(f'{{"intervals": {{"inpaint": {wrong}}}}}')
+        with pytest.raises(ModelError, match="bench coverage --write"):
+            spread_of(model, "inpaint", RUN, 2)
+
+
+def test_samples_that_are_all_the_same_are_no_uncertainty(capsys, tmp_path, photo):
+    """Denoising and deblurring begin at the data: a solver that draws nothing is refused, and what
+    several samples take by default draws.
+    """
+    for task, own in (("denoise", ("--sigma", 0.1)), ("deblur", ("--blur", 1.2))):
+        ask = ("restore", task, photo, *own, "--model", "grey", "--std", "--json", "-n", 2)
+        out = tmp_path / f"{task}.png"
+        if task == "denoise":
+            code, error = cli(capsys, *ask, "-o", out, "--solver", "ddim", "--steps", 2)
+            assert (code, error.count("\n")) == (2, 1)
+            assert "the same for every seed" in error
+            assert not out.exists()
+        code, found = cli(capsys, *ask, "-o", out)
+        assert code == 0
+        assert found["solver"] == "ddpm"
+        assert found["std_mean"] > 1e-4
+        assert read_image(out.with_name(f"{task}-std.png")).pixels.max() > 0.5
+    with pytest.raises(ValueError, match="the same for every seed"):
+        restobox.denoise("grey", solver="ddim", steps=2)(str(photo), 0.1, num_samples=2)
