@@ -12,6 +12,9 @@ import json
 import os
 import secrets
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,7 +26,10 @@ from solvers.inputs.errors import FullDiskError, InputError
 MARK = ".restobox.json"  # says which files of a folder are ours, where its own format doesn't
 
 # how safetensors, NumPy and torch say that a disk is full
-_FULL = ("No space left", "File too large", " requested and ", "unexpected pos", "failed writing")
+_FULL = (
+    *("No space left", "File too large", " requested and ", "unexpected pos", "failed writing"),
+    "iostream error",
+)
 
 # the only way to ask for it, and only here: other threads may be making files later
 _UMASK = os.umask(0o077)
@@ -48,14 +54,14 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
         raise OSError(f"output {path} exists and is no file; give another name")
     temporary = _beside(target)
     try:
-        with _room_for(path):
+        with room_for(path):
             write(temporary)
             temporary.chmod(_mode(target, 0o666))
             _sync(temporary)
+        _commit(_Swap(temporary, target))
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _commit(_Swap(temporary, target))
 
 
 def replace_folder(
@@ -77,22 +83,22 @@ def replace_folder(
         FullDiskError: the disk is full.
     """
     folder = Path(folder)
-    names = check_free(folder, kind, ours)
+    check_free(folder, kind, ours)
     folder.parent.mkdir(parents=True, exist_ok=True)
     target = folder.absolute()
     temporary = _beside(target)
     try:
-        with _room_for(folder):
+        with room_for(folder):
             temporary.mkdir()
             write(temporary)
             for path in temporary.rglob("*"):
                 path.chmod(_mode(None, 0o777 if path.is_dir() else 0o666))
                 _sync(path)
             temporary.chmod(_mode(target, 0o777))
+        _commit(_Swap(temporary, target, lambda: check_free(folder, kind, ours)))
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
-    _commit(_Swap(temporary, target, names))
 
 
 def replace_marked_folder(folder: str | Path, write: Callable[[Path], object], kind: str) -> None:
@@ -119,14 +125,16 @@ def together() -> Iterator[None]:
         yield
         return
     swaps: list[_Swap] = []
-    token = _waiting.set(swaps)
     try:
+        _waiting.set(swaps)
         yield
         _swap_all(swaps)
-    finally:
-        _waiting.reset(token)
+        _waiting.set(None)
+    except BaseException:
+        _waiting.set(None)
         for swap in swaps:
             swap.drop()
+        raise
 
 
 # -- checks before any work is done ----------------------------------------------------------------
@@ -258,22 +266,74 @@ def reserve(path: str | Path, nbytes: int) -> None:
             file.truncate(nbytes)
 
 
+@contextlib.contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """In this block this process alone writes to the folder, which is made if need be; where the
+    system has no such locks, whoever comes.
+
+    Raises:
+        InputError: another process is in such a block.
+        OSError: the folder can't be made.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # whoever had it may have taken the folder away meanwhile
+            free = folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())
+        except BlockingIOError:
+            free = False
+        except OSError:  # a file system without locks
+            free = True
+        if not free:
+            raise InputError(
+                f"another call is writing to {folder}; wait for its end, or give another output"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def room_for(output: str | Path) -> Iterator[None]:
+    """A full disk in one sentence, by whatever library it is met."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
+        if not full and not any(words in str(error) for words in _FULL):
+            raise
+        raise FullDiskError(
+            f"the disk has no room for the output {output}; nothing was written: free some, or give"
+            " another place"
+        ) from error
+
+
 # -- how it is done --------------------------------------------------------------------------------
 
 
 @dataclass
 class _Swap:
-    """A complete file or folder and the place it goes to; ``names`` are the files of the folder it
-    replaces.
+    """A complete file or folder and the place it goes to; ``free`` names the files of the folder
+    that it replaces, or refuses to.
     """
 
     temporary: Path
     target: Path
+    free: Callable[[], tuple[str, ...]] | None = None
     names: tuple[str, ...] = ()
     old: Path | None = None
 
     def begin(self) -> None:
-        if self.temporary.is_dir():
+        if self.free is not None:
+            self.names = self.free()  # others may have come since this was asked first
             if self.target.exists():
                 self.old = _beside(self.target)
                 os.replace(self.target, self.old)
@@ -310,7 +370,7 @@ class _Swap:
 
     def drop(self) -> None:
         if self.temporary.is_dir():
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            _remove(self.temporary)
         else:
             self.temporary.unlink(missing_ok=True)
 
@@ -319,40 +379,72 @@ def _commit(swap: _Swap) -> None:
     waiting = _waiting.get()
     if waiting is not None:
         waiting.append(swap)
-        return
-    try:
+    else:
         _swap_all([swap])
-    finally:
-        swap.drop()
 
 
 def _swap_all(swaps: list[_Swap]) -> None:
+    """All of the swaps, or none; what is left of those that failed is for the caller to drop."""
     begun: list[_Swap] = []
-    try:
+    with _undisturbed(), _one_by_one({swap.target.parent for swap in swaps if swap.free}):
+        try:
+            for swap in swaps:
+                begun.append(swap)
+                swap.begin()
+        except BaseException:
+            for swap in reversed(begun):
+                swap.undo()
+            raise
         for swap in swaps:
-            begun.append(swap)
-            swap.begin()
-    except BaseException:
-        for swap in reversed(begun):
-            swap.undo()
-        raise
-    for swap in swaps:
-        swap.end()
+            swap.end()
 
 
 @contextlib.contextmanager
-def _room_for(output: str | Path) -> Iterator[None]:
-    """A full disk in one sentence, by whatever library it is met."""
-    try:
+def _one_by_one(parents: set[Path]) -> Iterator[None]:
+    """Folders are replaced by two renames: no other process makes its own between them, where the
+    system has locks.
+    """
+    with contextlib.ExitStack() as held:
+        for parent in sorted(parents):
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                handle = os.open(parent, os.O_RDONLY)
+                held.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
-        if not full and not any(words in str(error) for words in _FULL):
-            raise
-        raise FullDiskError(
-            f"the disk has no room for the output {output}; nothing was written: free some, or give"
-            " another place"
-        ) from error
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block. Python runs their handlers in the main
+    thread alone: others are never disturbed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for kind, handler in before.items():
+            if handler is not None:  # of another language, which can't be put back
+                signal.signal(kind, lambda number, _: held.append(number))
+        yield
+    finally:
+        for kind, handler in before.items():
+            if handler is not None:
+                signal.signal(kind, handler)
+    for number in held[:1]:
+        signal.raise_signal(number)
+
+
+def _remove(folder: Path) -> None:
+    """A folder of ours; libraries that failed in one thread may be writing in others still."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02)
+        if not folder.exists():
+            return
 
 
 def _beside(target: Path) -> Path:

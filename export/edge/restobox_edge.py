@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -691,7 +692,13 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     codes = (picture.clip(0, 1) * 255).round().astype(np.uint8)
     codes = codes[0] if len(codes) == 1 else codes.transpose(1, 2, 0)
     made, kind = Image.fromarray(np.ascontiguousarray(codes)), _picture_format(path)
-    write_whole(path, lambda file: made.save(file, format=kind))
+
+    def write(file: Any) -> None:
+        encoded = io.BytesIO()  # encoders that write to a file themselves don't see a full disk
+        made.save(encoded, format=kind)
+        file.write(encoded.getvalue())
+
+    write_whole(path, write)
 
 
 def write_whole(path: Path, write: Callable[[Any], object]) -> None:

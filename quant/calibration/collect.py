@@ -26,7 +26,7 @@ from torch import Tensor
 
 from quant.calibration.trajectory import CalibrationSet, Provenance, check_recordable, network_hash
 from restoration.io.pictures.folders import random_window
-from solvers.files import replace_file
+from solvers.files import alone_in, replace_file
 
 SPILL = 32 << 20  # bytes of kept inputs that are held before they go to disk
 
@@ -80,30 +80,31 @@ def collect(
         "crop": crop,
     }
     store = _Store(out.parent / f".{out.name}.parts", job, per_timestep)
-    try:
-        for k in range(store.open(), count):
-            progress(k)
-            draws = _Draws(provenance.seed, k, crop)
-            handle = network.register_forward_pre_hook(
-                lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1])
-            )
-            try:
-                restore(k)
-            finally:
-                handle.remove()
-            store.close_item(k)
-    except BaseException:
-        store.abandon()
-        raise
-    progress(count)
-    if not store.kept:
+    with alone_in(store.folder):
+        try:
+            for k in range(store.open(), count):
+                progress(k)
+                draws = _Draws(provenance.seed, k, crop)
+                handle = network.register_forward_pre_hook(
+                    lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1])
+                )
+                try:
+                    restore(k)
+                finally:
+                    handle.remove()
+                store.close_item(k)
+        except BaseException:
+            store.abandon()
+            raise
+        progress(count)
+        if not store.kept:
+            store.remove()
+            raise ValueError("the calibration set is empty: no restoration called the network")
+        names = sorted(store.kept, key=lambda name: (-name.t, name.item, name.occurrence))
+        CalibrationSet(
+            (store.read(name) for name in names), [name.t for name in names], provenance
+        ).save(out)
         store.remove()
-        raise ValueError("the calibration set is empty: no restoration called the network")
-    names = sorted(store.kept, key=lambda name: (-name.t, name.item, name.occurrence))
-    CalibrationSet(
-        (store.read(name) for name in names), [name.t for name in names], provenance
-    ).save(out)
-    store.remove()
     return CalibrationSet.load(out)
 
 
@@ -170,8 +171,8 @@ class _Store:
                 f"{self.folder} holds an interrupted run with another {', '.join(other)}: "
                 "repeat that command to finish it, or delete the folder to begin anew"
             )
-        for left in (*self.folder.glob("*.part"), *self.folder.glob(".*.part")):
-            left.unlink()
+        for left in self.folder.glob(".*.part"):
+            left.unlink(missing_ok=True)
         items: dict[int, list[tuple[Path, dict]]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             try:

@@ -4,6 +4,7 @@ is kept. Sizes are checked before decoding.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -171,8 +172,17 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
     else:
         format = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[suffix]
         options = saving(notes, format) | ({"quality": quality} if suffix in LOSSY else {})
-        image = Image.fromarray(_codes(values, np.uint8))
-        replace_file(path, lambda p: image.save(p, format=format, **options))
+        content = encoded(Image.fromarray(_codes(values, np.uint8)), format, **options)
+        replace_file(path, lambda p: p.write_bytes(content))
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    """A picture's file. Pillow's own encoders don't notice, where they write to a file themselves,
+    that the disk is full.
+    """
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
 
 
 def _derived(values: np.ndarray, photo: Photo) -> Any:

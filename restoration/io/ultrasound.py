@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.hdf5 import created, opened
-from restoration.io.images import SUFFIXES, Photo, check_writable, read_image, write_image
+from restoration.io.images import SUFFIXES, Photo, check_writable, encoded, read_image, write_image
 from restoration.io.packages import need
 from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
 from restoration.io.pictures.dicom import ENDINGS as DICOM
@@ -169,7 +169,7 @@ def _write_frame(path: Path, frame: np.ndarray, notes: Notes) -> None:
     from PIL import Image
 
     codes = np.rint(255 * np.clip(frame, 0, 1)).astype(np.uint8)
-    Image.fromarray(codes).save(path, **saving(notes, "PNG"))
+    path.write_bytes(encoded(Image.fromarray(codes), "PNG", **saving(notes, "PNG")))
 
 
 def grey_notes(notes: Notes) -> Notes:

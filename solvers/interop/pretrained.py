@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from solvers.files import replace_file
+from solvers.files import replace_file, room_for, together
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.memory import check_bytes
 from solvers.inputs.strict_json import read_object
@@ -236,8 +236,9 @@ def write_model(
     multiple: int,
     settings: dict[str, Any],
 ) -> None:
-    """Write what :func:`read_model` reads; ``settings`` are :attr:`solvers.Denoiser.settings`. See
-    :meth:`solvers.Denoiser.save_pretrained`, also for its errors.
+    """Write what :func:`read_model` reads, all of it or nothing; ``settings`` are
+    :attr:`solvers.Denoiser.settings`. See :meth:`solvers.Denoiser.save_pretrained`, also for its
+    errors.
     """
     if not hasattr(network, "save_pretrained") or type(network).__name__ not in KNOWN:
         raise ValueError(
@@ -251,36 +252,40 @@ def write_model(
     content = settings | {"prediction_type": prediction_type, "process": describe(process)}
     if (adapted := getattr(network, "adapted", None)) is not None:
         content["network"] = adapted
-    (root / "unet").mkdir(parents=True, exist_ok=True)
     text = network._buffers.pop("encoder_hidden_states", None)  # has a file of its own
-    try:
-        with tempfile.TemporaryDirectory(dir=root) as temporary:
-            network.save_pretrained(temporary, safe_serialization=True)
-            for path in Path(temporary).iterdir():
-                path.replace(root / "unet" / path.name)
-    finally:
+    (root / "unet").mkdir(parents=True, exist_ok=True)
+    with together():
+        try:
+            with (
+                room_for(root),
+                tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=root) as temporary,
+            ):
+                network.save_pretrained(temporary, safe_serialization=True)
+                for path in Path(temporary).iterdir():
+                    replace_file(root / "unet" / path.name, path.replace)
+        finally:
+            if text is not None:
+                network.register_buffer("encoder_hidden_states", text)
         if text is not None:
-            network.register_buffer("encoder_hidden_states", text)
-    if text is not None:
-        from safetensors.torch import save_file
+            from safetensors.torch import save_file
 
-        tensors = {"encoder_hidden_states": text.contiguous()}
-        replace_file(root / TEXT, lambda part: save_file(tensors, part))
-    if type(process) is VP:
-        abar = process.alphas_cumprod
-        betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
-        schedule = {
-            "_class_name": "DDIMScheduler",
-            "num_train_timesteps": len(abar),
-            "trained_betas": betas.tolist(),
-        }
-        spacing = {
-            "prediction_type": prediction_type,
-            "timestep_spacing": "trailing",
-            "clip_sample": False,
-        }
-        write_json(root / "scheduler" / "scheduler_config.json", schedule | spacing)
-    write_json(root / "denoiser.json", content)
+            tensors = {"encoder_hidden_states": text.contiguous()}
+            replace_file(root / TEXT, lambda part: save_file(tensors, part))
+        if type(process) is VP:
+            abar = process.alphas_cumprod
+            betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+            schedule = {
+                "_class_name": "DDIMScheduler",
+                "num_train_timesteps": len(abar),
+                "trained_betas": betas.tolist(),
+            }
+            spacing = {
+                "prediction_type": prediction_type,
+                "timestep_spacing": "trailing",
+                "clip_sample": False,
+            }
+            write_json(root / "scheduler" / "scheduler_config.json", schedule | spacing)
+        write_json(root / "denoiser.json", content)
 
 
 def multiple_of(network: Network) -> int:

@@ -470,8 +470,12 @@ def listed(name: str, content: str) -> Reader:
 
 def manifest() -> Reader:
     """What a stopped machine cut off at the end is no damage: those items begin again."""
-    done = {"item": "a.png", "status": "done", "out": ["a.png"], "out_sha256": {"a.png": "0" * 64}}
-    lines = [{"restobox": "manifest", "version": 1}, done | {"status": "begun"}, done]
+    begun = {"item": "a.png", "status": "begun", "out": ["a.png"]}
+    failed = {"item": "b.png", "status": "failed", "input": "/b.png", "reason": "cut short"}
+    done = begun | {"status": "done", "input": "/a.png", "input_stamp": [9, 12], "out_bytes": [7]}
+    done |= {f"{name}_sha256": "0" * 64 for name in ("input", "settings")}
+    done |= {"models": {"photo": "0" * 64}, "out_sha256": {"a.png": "0" * 64}}
+    lines = [{"restobox": "manifest", "version": 1}, begun, failed, done]
 
     def read(path: Path) -> Any:
         from toolbox.tasks.scale.manifest import Manifest

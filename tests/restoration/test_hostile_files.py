@@ -24,6 +24,7 @@ from restoration.io.cubes import read_cube
 from restoration.io.cubes.envi import read_header
 from restoration.io.images import read_image
 from restoration.io.mri import read_scan
+from restoration.io.scenes import open_scene
 from restoration.io.ultrasound import read_clip
 from solvers.inputs.errors import InputError, ResourceError, RestoboxError
 
@@ -258,6 +259,23 @@ def test_a_cut_tiff_is_no_cube_of_fewer_bands(tmp_path, big):
         else:  # nothing of the values was cut
             assert size.stop in (None, -9)
             np.testing.assert_array_equal(values, bands)
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+def test_pages_that_go_round_are_refused(tmp_path, pages):
+    """The last page names the first as the next one: pictures, cubes and scenes end."""
+    stack = np.random.default_rng(0).integers(0, 2**16, (pages, 20, 24), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        page, first = file.pages[-1], file.pages.first.offset
+        link = page.offset + 2 + 12 * len(page.tags)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    assert content[link : link + 4] == bytes(4)
+    content[link : link + 4] = first.to_bytes(4, "little")
+    (tmp_path / "a.tif").write_bytes(content)
+    for read in (read_image, read_cube, open_scene):
+        with pytest.raises(InputError, match=f"after {pages} pages it names one of them"):
+            read(tmp_path / "a.tif")
 
 
 def test_pictures_within_the_budget(tmp_path, monkeypatch):

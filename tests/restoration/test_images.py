@@ -1,6 +1,7 @@
 """Image files: depths, channels, orientation, limits, damage."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,12 +179,14 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     write_image(tmp_path / "x.png", photo)
     before = (tmp_path / "x.png").read_bytes()
 
-    def fail(self, path, *args, **kwargs):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    write = Path.write_bytes
 
-    monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    def fail(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError("gone")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="gone"):
         write_image(tmp_path / "x.png", photo)
     assert (tmp_path / "x.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]

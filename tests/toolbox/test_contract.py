@@ -10,16 +10,14 @@ import pytest
 import torch
 from helpers.data import smooth_picture
 from helpers.deploy import calibrate
-from helpers.networks import shallow_unet
+from helpers.house import NETWORKS, furnish
 from helpers.quantized import one_thread  # noqa: F401
 
 from export.edge import restobox_edge as edge
 from export.runtime.session import Restorer
-from restoration.io.images import Photo, write_image
 from restoration.io.ultrasound import write_clip
 from restoration.task import KINDS
 from solvers.denoiser import Denoiser
-from solvers.processes.process import VP
 from solvers.solver import randn
 from toolbox.api import load
 from toolbox.deploy.export import options_of, run_export, run_export_restorer
@@ -45,18 +43,6 @@ from toolbox.tasks.settings import Many, Output, Prior, Request, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# channels of image and condition, and what the condition is
-NETWORKS = {
-    "inpaint": (3, 4, "lift+known"),
-    "denoise": (1, 0, None),
-    "superresolve": (3, 4, "lift+known"),
-    "deblur": (1, 0, None),
-    "dehaze": (3, 7, "haze"),
-    "paired": (3, 3, "degraded"),
-    "ultrasound": (1, 0, None),
-    "mri": (2, 7, "mri"),
-    "hsi": (1, 0, None),
-}
 OPTIONS = {
     "inpaint": Inpainting("random:0.5"),
     "denoise": Denoising("0.1"),
@@ -87,25 +73,7 @@ def test_no_task_is_missing():
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     """Models by task, pictures, pairs, a volume and a cube."""
-    place = tmp_path_factory.mktemp("house")
-    process = VP.cosine(100, zero_terminal_snr=True)
-    for name, (channels, condition, shown) in NETWORKS.items():
-        Denoiser(
-            shallow_unet(channels + condition, channels),
-            process,
-            "v_prediction",
-            condition_channels=condition,
-            shown=shown,
-        ).save_pretrained(place / name)
-    for folder in ("pictures", "pairs/degraded", "pairs/clean"):
-        (place / folder).mkdir(parents=True)
-        for k in range(2):
-            picture = smooth_picture(48, 40) * (1 - 0.2 * k)
-            write_image(place / folder / f"{k}.png", Photo(picture.astype(np.float32)))
-    write_image(place / "frame.png", Photo(smooth_picture(48, 40, 1)))
-    np.savez(place / "volume.npz", image=smooth_picture(36, 40, 1))
-    np.savez(place / "cube.npz", cube=np.stack([smooth_picture(24, 24, 1)[0]] * 6, -1))
-    return place
+    return furnish(tmp_path_factory.mktemp("house"))
 
 
 def data_of(house, name):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.disk import small_disk
 
+from export.edge import restobox_edge as edge
 from quant.calibration.trajectory import CalibrationSet, Provenance
 from restoration.io.cubes import Cube, write_cube
 from restoration.io.images import Photo, write_image
@@ -33,7 +34,7 @@ def scan(path):
 
 
 def picture(path):
-    write_image(path, Photo(RNG.random((3, 160, 160)).astype(np.float32), bits=16))
+    write_image(path, Photo(RNG.random((3, 240, 240)).astype(np.float32), bits=16))
 
 
 def calibration(path):
@@ -64,6 +65,29 @@ def test_a_full_disk_is_one_sentence(tmp_path, write, name):
     assert [p.name for p in tmp_path.iterdir()] == [name]
     write(tmp_path / name)  # there is room again
     assert (tmp_path / name).stat().st_size > 100
+
+
+def small_picture(path):
+    write_image(path, Photo(VALUES[:3]))
+
+
+def edge_picture(path):
+    edge.write_picture(path, VALUES[:3])
+
+
+@pytest.mark.parametrize("write", [small_picture, edge_picture])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_the_last_bytes_of_a_picture_count(tmp_path, write, suffix):
+    """Encoders in C write small pictures at once, and take a part of it for all."""
+    path = tmp_path / f"a{suffix}"
+    write(path)
+    size = path.stat().st_size
+    path.write_text("old")
+    refused = pytest.raises((ResourceError, edge.Refused), match=r"no room|can't be written")
+    for most in (size - 1, size // 2):
+        with small_disk(most), refused:
+            write(path)
+        assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
 
 
 def test_what_is_reserved_is_there_or_refused(tmp_path):

@@ -18,12 +18,15 @@ from quant.files import check_quantized_free
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.ultrasound import write_clip
 from solvers.files import (
+    MARK,
+    alone_in,
     check_outputs,
     replace_file,
     replace_folder,
     replace_marked_folder,
     together,
 )
+from solvers.inputs.errors import InputError
 from toolbox.api import ZOO
 
 
@@ -168,8 +171,8 @@ def test_other_folders_are_refused(tmp_path, monkeypatch):
 
 
 def test_what_appears_during_the_swap_stays(tmp_path):
-    """A file that somebody else puts into the old folder while the new one is made is not
-    deleted.
+    """A file that somebody else puts into the old folder while the new one is made is not deleted:
+    the folder stays as it is.
     """
     out = tmp_path / "out"
     replace_marked_folder(out, lambda p: (p / "x").write_text("old"), "thing")
@@ -178,10 +181,10 @@ def test_what_appears_during_the_swap_stays(tmp_path):
         (place / "x").write_text("new")
         (out / "late.txt").write_text("mine")
 
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(FileExistsError, match=r"holds late\.txt beside a thing"):
         replace_marked_folder(out, slow, "thing")
-    assert b"mine" in list(everything(tmp_path).values())
-    assert (out / "x").read_text() == "new"
+    found = {name: v for name, v in everything(tmp_path).items() if MARK not in name}
+    assert found == {"out/x": b"old", "out/late.txt": b"mine"}
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "bundle.json"])
@@ -353,6 +356,67 @@ def test_signals_leave_nothing_half_written(tmp_path, kind, sent, code):
     assert list(tmp_path.iterdir()) == []
 
 
+def write_some(place):
+    """A file, and a file with a folder that belongs to it."""
+    replace_file(place / "alone", text("new"))
+    with together():
+        replace_file(place / "a", text("new"))
+        replace_marked_folder(place / "folder", lambda p: (p / "x").write_text("new"), "thing")
+
+
+def test_ctrl_c_at_any_line_leaves_nothing(tmp_path):
+    """At each line that the module runs, with an earlier output and without: old or new, whole."""
+    import solvers.files
+
+    lines = 0
+
+    def traced(at):
+        def line(frame, event, _):
+            nonlocal lines
+            lines += event == "line"
+            if event == "line" and lines == at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return line
+
+        return lambda frame, *_: (
+            line if frame.f_code.co_filename == solvers.files.__file__ else None
+        )
+
+    def run(place, at):
+        nonlocal lines
+        lines, before = 0, signal.signal(signal.SIGINT, signal.default_int_handler)
+        tracer = sys.gettrace()
+        sys.settrace(traced(at))
+        try:
+            write_some(place)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(tracer)
+            signal.signal(signal.SIGINT, before)
+
+    for there in (False, True):
+        states, at, last = set(), 0, 1
+        while at <= last:
+            place = tmp_path / f"{there}{at}"
+            place.mkdir()
+            if there:
+                write_some(place)
+                for path in ("alone", "a", "folder/x"):
+                    (place / path).write_text("old")
+            run(place, at)
+            last = lines if at == 0 else last
+            found = {name: v for name, v in everything(place).items() if MARK not in name}
+            assert set(found) <= {"alone", "a", "folder/x"}, f"line {at}: {set(found)}"
+            pair = found.get("a"), found.get("folder/x")
+            assert pair[0] == pair[1], f"line {at}: {found}"
+            states.add((found.get("alone"), pair[0]))
+            at += 1
+        before = b"old" if there else None
+        assert last > 100
+        assert states == {(before, before), (b"new", before), (b"new", b"new")}
+
+
 def test_a_killed_process_loses_nothing(tmp_path):
     """SIGKILL at any moment of the swap: old content, new content, or the old one under its hidden
     name. One process imports what is needed, and forks those that are killed.
@@ -386,6 +450,16 @@ for k in range(8):
     assert len(list(tmp_path.iterdir())) == 8
     for place in tmp_path.iterdir():
         assert any(path.name == "x" and path.read_text().isdigit() for path in place.rglob("*"))
+
+
+def test_one_process_at_a_time_in_a_folder(tmp_path):
+    check = pytest.raises(InputError, match="another call is writing to")
+    with alone_in(tmp_path / "a"), alone_in(tmp_path / "b"), check, alone_in(tmp_path / "a"):
+        pass
+    with alone_in(tmp_path / "a"):
+        (tmp_path / "a").rmdir()
+    with alone_in(tmp_path / "a"):
+        assert (tmp_path / "a").is_dir()
 
 
 @pytest.mark.long

@@ -49,10 +49,17 @@ def _options(
 
 def main() -> int:
     """Entry point; returns the exit code: 0 done, 2 bad input (one line on stderr), 3 a limit was
-    broken, 4 some of several items failed.
+    broken, 4 some of several items failed, 130 Ctrl-C, 143 SIGTERM.
 
     RESTOBOX_DEBUG=1 shows where an error came from.
     """
+    try:
+        return _said_quietly()
+    except KeyboardInterrupt:
+        return 130
+
+
+def _said_quietly() -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
     for stream in (sys.stdout, sys.stderr):

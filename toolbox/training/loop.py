@@ -4,6 +4,7 @@ OUT``.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.denoiser import Denoiser
-from solvers.files import check_folder, check_outputs, replace_file
+from solvers.files import alone_in, check_folder, check_outputs, replace_file, together
 from solvers.inputs.errors import ModelError, reading
 from solvers.prediction import HEADS
 from toolbox.training.examples.colour import ColourExamples
@@ -40,6 +41,7 @@ from toolbox.training.recipe import SHOWN, TrainingRecipe
 from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
 
 CHECKPOINT_EVERY = 500  # steps
+LOG = "train.csv"
 
 EXAMPLES: dict[str, Any] = {
     "inpaint": PhotoExamples,
@@ -180,6 +182,8 @@ def train(
     weights are trained further. Checkpoints go to ``out/checkpoint``; ``resume`` continues from
     there with the same data order. Several GPUs: start it through ``accelerate launch``.
 
+    A run that ends before its first checkpoint leaves nothing.
+
     Raises:
         ValueError: no usable picture, a model to start from that has other weights, a ``vp`` recipe
             for ``epsilon`` (or ``sample`` without a condition), or nothing to resume.
@@ -218,7 +222,10 @@ def train(
     examples = EXAMPLES[recipe.task](recipe, data, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
-    if start_from is not None and not resume:
+    checkpoint = out / "checkpoint" / "state.pt"
+    # a run that was killed before its first checkpoint left its log alone, and begins again
+    goes_on = resume and (checkpoint.exists() or not (out / LOG).is_file())
+    if start_from is not None and not goes_on:
         load_weights(denoiser.network, start_from)
     network = denoiser.network.to(memory_format=torch.channels_last)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -228,9 +235,8 @@ def train(
         betas=(0.9, 0.99),
         weight_decay=1e-4,
     )
-    checkpoint = out / "checkpoint" / "state.pt"
     start = 0
-    if resume:
+    if goes_on:
         state = _read_checkpoint(checkpoint, recipe)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -238,7 +244,7 @@ def train(
     network, optimizer = accelerator.prepare(network, optimizer)
     average = {k: v.to(accelerator.device) for k, v in average.items()}
     denoiser = denoiser.around(network)
-    log = Log(out / "train.csv", start) if accelerator.is_main_process else None
+    log: Log | None = None
     conditional = shown_channels(recipe) > 0 and not isinstance(examples, LatentExamples)
     rng = np.random.default_rng([recipe.seed, 2])
     source: Iterator[Any]
@@ -256,52 +262,85 @@ def train(
             return unrolled_gain(denoiser, held, recipe.unrolled.steps)
         return gain(denoiser, examples, *fixed) if conditional else math.nan
 
+    def save(step: int) -> None:
+        state = {
+            "network": accelerator.unwrap_model(network).state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average,
+            "step": step,
+            "recipe": recipe.model_dump(mode="json"),
+        }
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with together():
+            replace_file(checkpoint, partial(torch.save, state))
+            save_model(denoiser, average, out)
+
     network.train()
-    for step in range(start, recipe.steps):
-        rate = _learning_rate(recipe, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        total, batch = 0.0, next(source)
-        for part in batch if recipe.unrolled is not None else [batch]:
-            with accelerator.autocast():
-                loss = _loss(recipe, denoiser, examples, part) / (
-                    len(batch) if recipe.unrolled is not None else 1
-                )
-            total += float(loss.detach())
-            if not math.isfinite(total):
-                raise ValueError(
-                    f"the loss is {total} at step {step + 1}: training diverged. {out} keeps the"
-                    " last checkpoint; lower optimizer.learning_rate, or train without half"
-                    " precision"
-                )
-            accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        _average(
-            average,
-            accelerator.unwrap_model(network),
-            min(recipe.optimizer.ema, (1 + step) / (10 + step)),
-        )
-        progress(step + 1, total)
-        if log is not None:
-            with accelerator.autocast():
-                log.add(step + 1, total, float(norm), rate, measure)
-            last = step + 1 == recipe.steps
-            if last or (step + 1) % CHECKPOINT_EVERY == 0:
-                state = {
-                    "network": accelerator.unwrap_model(network).state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": average,
-                    "step": step + 1,
-                    "recipe": recipe.model_dump(mode="json"),
-                }
-                checkpoint.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(checkpoint, partial(torch.save, state))
-                save_model(denoiser, average, out)
+    with _alone(out, checkpoint, accelerator.is_main_process):
+        if accelerator.is_main_process:
+            log = Log(out / LOG, start)
+        if log is not None and start == recipe.steps:
+            save(start)  # a machine that stopped may have left a part of it
+        for step in range(start, recipe.steps):
+            rate = _learning_rate(recipe, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            total, batch = 0.0, next(source)
+            for part in batch if recipe.unrolled is not None else [batch]:
+                with accelerator.autocast():
+                    loss = _loss(recipe, denoiser, examples, part) / (
+                        len(batch) if recipe.unrolled is not None else 1
+                    )
+                total += float(loss.detach())
+                if not math.isfinite(total):
+                    kept = f" {out} keeps the last checkpoint;" if checkpoint.is_file() else ""
+                    raise ValueError(
+                        f"the loss is {total} at step {step + 1}: training diverged.{kept} lower"
+                        " optimizer.learning_rate, or train without half precision"
+                    )
+                accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            _average(
+                average,
+                accelerator.unwrap_model(network),
+                min(recipe.optimizer.ema, (1 + step) / (10 + step)),
+            )
+            progress(step + 1, total)
+            if log is not None:
+                with accelerator.autocast():
+                    log.add(step + 1, total, float(norm), rate, measure)
+                last = step + 1 == recipe.steps
+                if last or (step + 1) % CHECKPOINT_EVERY == 0:
+                    save(step + 1)
     if log is not None:
         log.close()
     return out
+
+
+@contextlib.contextmanager
+def _alone(out: Path, checkpoint: Path, is_main_process: bool) -> Iterator[None]:
+    """One run writes to ``out`` at a time, and of one that ends before its first checkpoint nothing
+    stays: the folder is as it was.
+    """
+    if not is_main_process:
+        yield
+        return
+    was_there = out.exists()
+    with alone_in(out):
+        try:
+            yield
+        except BaseException:
+            if not checkpoint.is_file():
+                board = out / "tensorboard"
+                for path in (out / LOG, *board.glob("events.*")):
+                    path.unlink(missing_ok=True)
+                made = (checkpoint.parent, out / "unet", out / "scheduler", board)
+                for folder in (*made, *([] if was_there else [out])):
+                    with contextlib.suppress(OSError):  # not there, or somebody's files are in it
+                        folder.rmdir()
+            raise
 
 
 def _read_checkpoint(path: Path, recipe: TrainingRecipe) -> dict[str, Any]:
@@ -312,6 +351,11 @@ def _read_checkpoint(path: Path, recipe: TrainingRecipe) -> dict[str, Any]:
         state = torch.load(path, weights_only=True, map_location="cpu")
         before, now = state["recipe"], recipe.model_dump(mode="json")
         other = [k for k in now if k != "steps" and before.get(k) != now[k]]
+    if state["step"] > recipe.steps:
+        raise ModelError(
+            f"{path} is of step {state['step']}, and the recipe ends at {recipe.steps}; give a"
+            " recipe of more steps"
+        )
     if other:
         raise ModelError(
             f"{path} is of a run with another {', '.join(other)}; resume it with its own recipe, or"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from restoration.io.containers.tiff import opened_tiff
 from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, notes_of_tags
 from restoration.io.pictures.values import check_size, opened, unit, without_padding
 from solvers.inputs.errors import InputError
@@ -29,7 +30,7 @@ def decode(
     """
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with opened_tiff(path) as file:
         page: Any = file.pages.first
         pages = [p for p in file.pages if not getattr(p, "is_reduced", False)]
         if len(pages) > 1:
@@ -114,7 +115,7 @@ def _page(path: Path, page: Any) -> np.ndarray:
             raise
         raise InputError(
             f"{path}: compression {tifffile.COMPRESSION(page.compression).name} needs the package"
-            " imagecodecs (pip install imagecodecs); or save it with ZIP or none, and without"
+            " imagecodecs (pip install 'restobox[tiff]'); or save it with ZIP or none, and without"
             " predictor"
         ) from error
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.tiff import check_last_page, opened_tiff
 from restoration.io.cubes.georeference import PLACE
 from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
@@ -39,10 +40,9 @@ class Parts:
     """
 
     def __init__(self, path: Path):
-        import tifffile
-
         self.path = path
-        with tifffile.TiffFile(path) as file:
+        with opened_tiff(path) as file:
+            check_last_page(path, file)
             series = file.series[0]
             self.shape, self.dtype = tuple(map(int, series.shape)), np.dtype(series.dtype)
             self.plain = series.dataoffset is not None
@@ -79,10 +79,8 @@ def open_tiff(path: Path) -> Scene:
         InputError: another layout or type.
         ImportError: tiles need Zarr.
     """
-    import tifffile
-
     parts = Parts(path)
-    with tifffile.TiffFile(path) as file:
+    with opened_tiff(path) as file:
         if len(file.series) > 1:
             raise InputError(
                 f"{path} holds {len(file.series)} images; give a file of one, or of pages that make"

@@ -12,6 +12,7 @@ from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
+FEW, SHARE = 10_000, 1000  # chunks that may all be missing; of more, one in so many is stored
 
 
 def is_zarr(folder: Path) -> bool:
@@ -33,7 +34,7 @@ def open_zarr(path: Path) -> Scene:
     found: Any = zarr.open(str(path), mode="r")
     if isinstance(found, zarr.Array):
         shape = found.shape
-        check_array(path, found.chunks, found.dtype.itemsize)  # a chunk is read as a whole
+        _check_chunks(path, found)
         if len(shape) < 2 or len(shape) > 6:
             raise InputError(
                 f"{path} is an array of shape {shape}; planes (..., H, W) are accepted"
@@ -50,13 +51,25 @@ def open_zarr(path: Path) -> Scene:
     names = [a["name"] if isinstance(a, dict) else a for a in image.get("axes", "tczyx")]
     name = image["datasets"][0]["path"]
     array = found[name]
-    check_array(path, array.chunks, array.dtype.itemsize)
+    _check_chunks(path, array)
     if {"y", "x"} - set(names) or len(names) != array.ndim:
         raise InputError(f"{path} has axes {', '.join(names)}; y and x must be among them")
     axes = "".join("k" if name == "c" else name[0] for name in names)
     if len(set(axes)) < len(axes):
         raise InputError(f"{path} has axes {', '.join(names)}, of which two begin alike")
     return Scene(path, array, axes, kind="zarr", head=(name, dict(found.attrs)))
+
+
+def _check_chunks(path: Path, array: Any) -> None:
+    """A chunk is read as a whole, so it must fit into the memory. Chunks that are not stored are
+    blank: a file of some bytes could ask for years of work.
+    """
+    check_array(path, array.chunks, array.dtype.itemsize)
+    if array.nchunks > FEW and (stored := array.nchunks_initialized) * SHARE < array.nchunks:
+        raise InputError(
+            f"{path} has the shape {array.shape}, {array.nchunks} chunks, of which {stored} are"
+            f" stored; at least one of {SHARE} must be: its shape may be damaged"
+        )
 
 
 def _image(attributes: dict[str, Any]) -> dict[str, Any] | None:

@@ -279,6 +279,18 @@ def test_a_manifest_that_ends_in_half_a_line_goes_on(tmp_path):
         Manifest.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"item": None}, {"out": [0.5]}, {"out": "a.png"}, {"status": "eaten"}, {"status": "done"}],
+)
+def test_a_manifest_of_other_kinds_of_values_is_refused(tmp_path, damage):
+    with Manifest.read(tmp_path) as manifest:
+        manifest.write({"item": "a", "status": "begun", "out": ["a.png"]})
+        manifest.write({"item": "a", "status": "begun", "out": ["a.png"]} | damage)
+    with pytest.raises(InputError, match="line 3, is none of a manifest of results"):
+        Manifest.read(tmp_path)
+
+
 def test_a_full_disk_stops_the_run_and_resume_completes_it(scans, tmp_path, denoise, everything):
     noise = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
     write_image(scans / "large.png", Photo(noise, bits=16))

@@ -270,3 +270,19 @@ def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path, monkeypa
         open_scene(tmp_path / "two.tif")
     assert not is_scene(tmp_path)
     assert read_image(tmp_path / "in.tif").pixels.shape == (1, *SIZE)
+
+
+def test_a_zarr_of_blank_chunks_is_refused(tmp_path):
+    """Some hundred bytes that declare years of work."""
+    import zarr
+
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=(32, 32), chunks=(16, 16), dtype="f4")
+    array[...] = 0.5
+    for rows, refused in ((32, False), (50_000, False), (10**9, True)):
+        told = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text()) | {"shape": [rows, 32]}
+        (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(told))
+        if not refused:
+            assert 0 <= open_scene(tmp_path / "a.zarr").array[0, 0] <= 1
+            continue
+        with pytest.raises(InputError, match="125000000 chunks, of which 4 are stored"):
+            open_scene(tmp_path / "a.zarr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +37,6 @@ class Tally:
         reasons: of the first failures, with their items.
         metrics: sum and number by name.
         warnings: results that the task itself warns of.
-        shown: the first results that are pictures, with what was given.
         stopped: why the rest was not begun; empty if it was.
     """
 
@@ -49,7 +49,6 @@ class Tally:
     reasons: list[tuple[str, str]] = field(default_factory=list)
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
     warnings: int = 0
-    shown: list[tuple[str, Path, Path]] = field(default_factory=list)
     stopped: str = ""
 
     @property
@@ -57,7 +56,7 @@ class Tally:
         """Since the start."""
         return time.monotonic() - self.began
 
-    def take(self, record: dict[str, Any], folder: Path) -> None:
+    def take(self, record: dict[str, Any]) -> None:
         """Count an item that has ended."""
         if record["status"] != "done":
             self.failed += 1
@@ -70,9 +69,6 @@ class Tally:
         for name, value in record["metrics"].items():
             total, count = self.metrics.get(name, (0.0, 0))
             self.metrics[name] = total + value, count + 1
-        given = Path(record["input"])
-        if len(self.shown) < SHOWN and not is_scene(given):
-            self.shown.append((record["item"], given, folder / record["out"][0]))
 
     def figures(self) -> dict[str, Any]:
         """For the summary and for JSON."""
@@ -108,7 +104,6 @@ def restore_all(
         FullDiskError: the manifest itself found no room.
     """
     job, ready, manifest = prepared(job, inputs, many, found)
-    folder = job.output.out
     tally = Tally(len(ready.todo) + len(ready.refused), len(ready.kept))
     claimed: dict[str, list[str]] = {}
     with _restoring(job, many, ready) as restored, manifest:
@@ -120,7 +115,7 @@ def restore_all(
             if record["status"] == "failed":
                 record |= manifest.left(places)
             manifest.write(record)
-            tally.take(record, folder)
+            tally.take(record)
             told(tally)
 
         def fail(item: Item, reason: str) -> None:
@@ -145,8 +140,8 @@ def restore_all(
             end(record)
             if tally.stopped:
                 break
-        if many.sheet is not None and tally.shown:
-            write_sheet(many.sheet, tally, manifest)
+        if many.sheet is not None:
+            write_sheet(many.sheet, [*ready.kept, *(item.name for item in ready.todo)], manifest)
     return tally
 
 
@@ -214,8 +209,8 @@ def _restoring(job: Job, many: Many, ready: Plan) -> Iterator[Restored]:
     yield lambda items: (restore_item(job, item) for item in items)
 
 
-def write_sheet(place: Path, tally: Tally, manifest: Manifest) -> None:
-    """A picture of the first results beside what was given."""
+def write_sheet(place: Path, names: Iterable[str], manifest: Manifest) -> None:
+    """A picture of the first results, by name, beside what was given."""
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -230,14 +225,20 @@ def write_sheet(place: Path, tally: Tally, manifest: Manifest) -> None:
         fitted = np.asarray(ImageOps.pad(image, (192, 192), color="white"))
         return fitted.transpose(2, 0, 1).astype(np.float32) / 255
 
+    ended = (manifest.items[name] for name in sorted(names) if name in manifest.items)
+    done = (r for r in ended if r["status"] == "done" and not is_scene(Path(r["input"])))
     panels = [
-        (name[-36:], np.concatenate([small(given), small(result)], axis=2))
-        for name, given, result in tally.shown
+        (record["item"][-36:], np.concatenate([small(given), small(result)], axis=2))
+        for record in itertools.islice(done, SHOWN)
+        for given, result in [(Path(record["input"]), manifest.folder / record["out"][0])]
     ]
+    if not panels:
+        return
+    out = [manifest.place(Path(os.path.abspath(place)))]
+    manifest.write({"item": "", "status": "begun", "out": out})  # else a killed run's is a stranger
     write_image(place, Photo(sheet(panels, columns=min(3, len(panels)))))
-    name = manifest.place(Path(os.path.abspath(place)))
-    known = {name: digest_of(place)}
-    manifest.write({"item": "", "status": "sheet", "out": [name], "out_sha256": known})
+    known = {out[0]: digest_of(place)}
+    manifest.write({"item": "", "status": "sheet", "out": out, "out_sha256": known})
 
 
 __all__ = ["Tally", "lines_of", "prepared", "restore_all"]

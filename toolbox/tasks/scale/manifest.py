@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Discriminator, TypeAdapter
+from typing_extensions import TypedDict
 
 from solvers.files import check_folder
 from solvers.inputs.errors import FullDiskError, InputError
@@ -23,6 +26,51 @@ from toolbox.tasks.scale.digests import digest_of
 
 NAME = "restobox-manifest.jsonl"
 HEAD = {"restobox": "manifest", "version": 1}
+
+
+class Begun(TypedDict):
+    """An item whose places are claimed."""
+
+    item: str
+    status: Literal["begun"]
+    out: list[str]
+
+
+class Done(TypedDict):
+    """An item whose results are there; what :mod:`toolbox.tasks.scale.plan` compares."""
+
+    item: str
+    status: Literal["done"]
+    input: str
+    input_sha256: str
+    input_stamp: list[int]
+    settings_sha256: str
+    models: dict[str, str]
+    out: list[str]
+    out_bytes: list[int]
+    out_sha256: dict[str, str]
+
+
+class Failed(TypedDict):
+    """An item without a result of this run."""
+
+    item: str
+    status: Literal["failed"]
+    out: NotRequired[list[str]]
+    out_sha256: NotRequired[dict[str, str]]
+
+
+class Sheet(TypedDict):
+    """The contact sheet."""
+
+    item: str
+    status: Literal["sheet"]
+    out: list[str]
+    out_sha256: dict[str, str]
+
+
+# of a line; records hold more, which nobody relies on
+RECORD = TypeAdapter[Any](Annotated[Begun | Done | Failed | Sheet, Discriminator("status")])
 
 
 @dataclass
@@ -57,8 +105,9 @@ class Manifest:
                 try:
                     record = json.loads(line)
                     if number > 1:
+                        RECORD.validate_python(record, strict=True)
                         found.take(record)
-                except (ValueError, TypeError, KeyError, AttributeError):
+                except (ValueError, RecursionError):
                     record = None
                 if record is None or (number == 1 and record != HEAD):
                     raise InputError(
@@ -109,7 +158,7 @@ class Manifest:
         """
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.folder / NAME, "ab")
+        self._file = open(self.folder / NAME, "ab", buffering=0)
         try:
             _lock(self._file, self.folder)
             self._file.seek(0, os.SEEK_END)
@@ -143,10 +192,10 @@ class Manifest:
         self.take(record)
 
     def _line(self, content: Mapping[str, Any]) -> None:
-        line = json.dumps(finite(dict(content)), allow_nan=False) + "\n"
+        left = memoryview((json.dumps(finite(dict(content)), allow_nan=False) + "\n").encode())
         try:
-            self._file.write(line.encode())
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise FullDiskError(
                 f"{self.folder / NAME} can't be written ({error.strerror}); free some room and run"
