@@ -1,9 +1,9 @@
 """The same graph in fewer bytes: what only the exporter needed goes, and most names become short.
 
 Inputs, outputs, weights, biases and codes keep their names (``<module>.weight``,
-``<module>.weight_codes``); nodes with weights are called after their module. The other nodes, the other
-tensors and the values between nodes have a number: ONNX allows nodes without a name, but ONNX Runtime
-up to 1.21 calls what it fuses after them and refuses the graph as soon as two are called the same.
+``<module>.weight_codes``); nodes with weights are called after their module. The other nodes, the
+other tensors and the values between nodes have a number: ONNX allows nodes without a name, but ONNX
+Runtime up to 1.21 calls what it fuses after them and refuses a graph where two are called the same.
 """
 
 from __future__ import annotations
