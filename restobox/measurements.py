@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from toolbox.api import check_model
 
 if TYPE_CHECKING:
     from restoration.hyperspectral.task import RestoredCube
+    from restoration.io.mri_scan import Scan
     from restoration.mri.task import RestoredScan
     from restoration.ultrasound.task import Dehazed
 
@@ -67,8 +69,9 @@ def mri(
     device: str = "cpu",
 ) -> Callable[..., RestoredScan]:
     """Reconstruct undersampled Cartesian MRI: ``mri()(kspace, mask=None, maps=None)`` with complex
-    k-space ``(coils, H, W)`` or ``(slices, coils, H, W)``, zero frequency in the centre, or a file;
-    the result has complex ``mean``, ``std``, ``sigma`` and ``residual``.
+    k-space ``(coils, H, W)`` or ``(slices, coils, H, W)``, zero frequency in the centre, or a file,
+    whose header says the image's matrix; the result has complex ``mean``, ``std``, ``sigma`` and
+    ``residual``.
     """
     from restoration.mri.task import MRITask
 
@@ -85,6 +88,7 @@ def mri(
         maps: np.ndarray | Tensor | None = None,
         **options: Any,
     ) -> RestoredScan:
+        scan = None
         if isinstance(kspace, (str, os.PathLike)):
             from restoration.io.mri import read_scan
 
@@ -98,9 +102,24 @@ def mri(
         sampled = None if mask is None else torch.as_tensor(mask).float()
         sensed = None if maps is None else torch.as_tensor(maps).to(torch.complex64)
         one = task if data.ndim == 3 else task.volume
-        return one(data, sampled, sensed, **options)
+        found = one(data, sampled, sensed, **options)
+        return found if scan is None or scan.crop is None else _on_matrix(found, scan)
 
     return run
+
+
+def _on_matrix(found: RestoredScan, scan: Scan) -> RestoredScan:
+    """On the matrix that the file's header asks for."""
+    from restoration.mri.geometry import regrid
+
+    assert scan.crop is not None
+    mean, samples = (
+        torch.from_numpy(regrid(v.numpy(), scan.crop, scan.extent))
+        for v in (found.mean, found.samples)
+    )
+    drawn = samples.shape[-3]
+    std = samples.abs().std(-3) if drawn > 1 else torch.zeros(mean.shape)
+    return replace(found, mean=mean, samples=samples, std=std)
 
 
 def hsi(

@@ -160,7 +160,8 @@ def _line(
     column, first = step - matrix.centre_y + matrix.y // 2, matrix.x // 2 - middle
     depth = int(_of(index, "kspace_encode_step_2")) - matrix.centre_z + matrix.z // 2
     depth = 0 if matrix.z == 1 else depth
-    if reverse and samples == matrix.x and first == 1:  # its centre is told as before the turn
+    # of whole lines the centre is told as before the turn, or not at all
+    if samples == matrix.x and ((reverse and first == 1) or int(head["center_sample"]) == 0):
         first = 0
     inside = 0 <= column < matrix.y and 0 <= depth < matrix.z
     if not inside or first < 0 or first + samples > matrix.x or data.size != 2 * channels * whole:

@@ -6,6 +6,7 @@ are refused.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 HDF5 = (".h5", ".hdf5", ".mrd")
 NIFTI = (".nii", ".nii.gz")
+PAIRS = (".hdr", ".img")  # NIfTI and Analyze in two files
+MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 
 
 def suffix(path: Path) -> str:
@@ -68,7 +71,7 @@ def read_scan(path: str | Path) -> Scan:
         ".mat": _read_mat,
         ".dcm": _read_dicom,
     }
-    readers |= dict.fromkeys(NIFTI, _read_nifti)
+    readers |= dict.fromkeys((*NIFTI, *PAIRS), _read_nifti)
     if ending not in readers:
         raise InputError(
             f"{path} has no known ending; known: {', '.join(readers)}, or a folder of DICOM files"
@@ -243,7 +246,10 @@ def _read_nifti(path: Path) -> Scan:
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
         if len(shape) not in (2, 3):
-            raise InputError(f"{path} has shape {shape}; volumes (x, y, z) are accepted")
+            raise InputError(
+                f"{path} has shape {shape}; volumes (x, y, z) are accepted: write one of several to"
+                " a file of its own"
+            )
         dtype = image.get_data_dtype()
         if dtype.kind not in "uifc":
             raise InputError(
@@ -253,13 +259,21 @@ def _read_nifti(path: Path) -> Scan:
         kind = np.complex64 if dtype.kind == "c" else np.float32
         data = np.asarray(image.dataobj, dtype=kind).reshape(*shape[:2], -1)
         zooms = tuple(float(z) for z in image.header.get_zooms()[:3]) + (1.0,) * (3 - len(shape))
+        place = np.array(image.affine, float)
+        affine: np.ndarray | None = place
+        if hasattr(image.header, "get_xyzt_units"):
+            unit = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+            zooms = tuple(z * unit for z in zooms)
+            place[:3] *= unit
+        elif isinstance(image, nibabel.AnalyzeImage):  # which names no place
+            affine = None
     data = data.transpose(2, 1, 0)
     phase = np.angle(data).astype(np.float32) if dtype.kind == "c" else None
     return Scan(
         magnitude=magnitude_array(np.abs(data) if dtype.kind == "c" else data, path),
         phase=phase,
         spacing=(zooms[2], zooms[1], zooms[0]),
-        affine=np.asarray(image.affine),
+        affine=affine,
     )
 
 
@@ -302,15 +316,33 @@ def _read_dicom(path: Path) -> Scan:
         )
     if len({frame.pixels.shape for frame, _ in found}) > 1:
         raise InputError(f"{path} holds images of several sizes; give a folder with one series")
-    found.sort(key=lambda pair: pair[0].place)
+    found, volumes = _in_order(found)
     frames = [frame for frame, _ in found]
-    spacing, affine = _geometry(frames)
+    spacing, affine = _geometry(frames[: len(frames) // volumes])
+    affine = affine if volumes == 1 else None  # of several volumes there is no one matrix
     return Scan(
         magnitude=magnitude_array(np.stack([frame.pixels for frame in frames]), path),
         spacing=spacing,
         affine=affine,
         origins=tuple(origin for _, origin in found),
     )
+
+
+def _in_order(found: list[tuple[Frame, Origin]]) -> tuple[list[tuple[Frame, Origin]], int]:
+    """Slices by their places; where each place comes several times (echoes, moments), volume after
+    volume in the order of the instances. And how many volumes there are.
+    """
+
+    def number(pair: tuple[Frame, Origin]) -> tuple[int, int]:
+        said = pair[1].head.get("InstanceNumber")
+        return int(said) if str(said or "").lstrip("-").isdigit() else 0, pair[1].frame
+
+    found = sorted(found, key=lambda pair: (pair[0].place, number(pair)))
+    times = Counter(round(pair[0].place, 3) for pair in found)
+    volumes = next(iter(times.values()))
+    if volumes == 1 or set(times.values()) != {volumes} or found[0][0].corner is None:
+        return found, 1
+    return [pair for k in range(volumes) for pair in found[k::volumes]], volumes
 
 
 def _geometry(frames: list[Frame]) -> tuple[tuple[float, float, float], np.ndarray | None]:

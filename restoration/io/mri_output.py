@@ -192,6 +192,7 @@ def _write_nifti(path: Path, volume: np.ndarray, scan: Scan) -> None:
     nibabel = need("nibabel", "NIfTI files")
     affine = np.diag([*scan.spacing[::-1], 1.0]) if scan.affine is None else scan.affine
     image = nibabel.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)
+    image.header.set_xyzt_units("mm")
 
     def write(temporary: Path) -> None:
         opener = gzip.open if suffix(path).endswith(".gz") else open

@@ -236,6 +236,21 @@ def test_measurements_of_other_kinds(photo):
     assert scan.mean.shape == photo.shape[:2]
 
 
+def test_scans_of_files_come_on_the_headers_matrix(photo, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    data = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(photo[..., 0] / 255.0)))
+    size = "<matrixSize><x>{}</x><y>48</y><z>1</z></matrixSize>"
+    text = f"<encodedSpace>{size.format(40)}</encodedSpace><reconSpace>{size.format(20)}"
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["kspace"] = data[None].astype(np.complex64)
+        file["ismrmrd_header"] = f"<h>{text}</reconSpace></h>"
+    scan = restobox.mri()(tmp_path / "a.h5", torch.ones(48), sigma=0.01, num_samples=2)
+    whole = restobox.mri()(data[None, None], torch.ones(48), sigma=0.01, num_samples=2)
+    assert scan.mean.shape == (1, 20, 48)
+    assert torch.equal(scan.mean, whole.mean[:, 10:30])
+    assert torch.allclose(scan.std, whole.std[:, 10:30])
+
+
 def test_wrong_arguments_are_refused(photo, mask, restore, tmp_path):
     with pytest.raises(TypeError, match="inpaint takes a picture, a mask; got 3 arguments"):
         restore(photo, mask, mask)

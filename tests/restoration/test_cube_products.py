@@ -61,6 +61,7 @@ def test_bbl_is_honoured_and_written(tmp_path):
         ("µm", 0.45, 450),
         ("Angstroms", 4500, 450),
         ("Wavenumber", 20000, 500),
+        ("GHz", 299792.458, 1000),
         ("Unknown", 0.45, 450),
         ("", 450, 450),
         ("Index", 45, None),
@@ -71,6 +72,32 @@ def test_units_in_words(tmp_path, units, wave, right):
     path.write_text(path.read_text() + f"wavelength units = {units}\n", encoding="utf-8")
     found = read_cube(path).wavelengths
     assert found is None if right is None else np.allclose(found, right)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{ a } b }", "{ a { b }", "{\n a :-}\n b = 7 }", "{\n a { b\n bands: 9 }", "{\n {a} = {b}\n}"],
+)
+def test_braces_that_nothing_closes(tmp_path, text):
+    """In free text, up to the line that ends in one before another field."""
+    waves = "{400, 500,\n600, 700, 800}"
+    cube = read_cube(envi(tmp_path, description=text, wavelength=waves, **{"data  type": 2}))
+    np.testing.assert_array_equal(cube.wavelengths, WAVES)
+    (tmp_path / "scene.hdr").write_text("ENVI\nbands = 5\nwavelength = {400, 500\n")
+    with pytest.raises(InputError, match="a brace is not closed"):
+        read_cube(tmp_path / "scene.hdr")
+
+
+def test_cubes_in_structs(tmp_path):
+    from scipy.io import savemat
+
+    data = RNG.random((4, 3, 5))
+    savemat(tmp_path / "a.mat", {"scene": {"cube": data, "wavelength": WAVES}, "n": 3.0})
+    cube = read_cube(tmp_path / "a.mat")
+    np.testing.assert_array_equal(cube.values, data.transpose(2, 0, 1))
+    np.testing.assert_array_equal(cube.wavelengths, WAVES)
+    write_cube(tmp_path / "b.mat", cube, same(cube))
+    np.testing.assert_array_equal(read_cube(tmp_path / "b.mat").values, cube.values)
 
 
 def test_unknown_units_are_named(tmp_path):
@@ -394,6 +421,54 @@ def test_grids_of_netcdf(tmp_path, kind):
     assert cube.values.shape == SHAPE
     write_cube(tmp_path / "a.tif", cube, same(cube))
     assert placed(tmp_path / "a.tif") == (epsg, pytest.approx(grid))
+
+
+def geotiff(path, values, **options):
+    rasterio = pytest.importorskip("rasterio")
+    bands, height, width = values.shape
+    place = rasterio.Affine.from_gdal(*GRID)
+    size = {"count": bands, "height": height, "width": width, "dtype": values.dtype.name}
+    size |= {"crs": "EPSG:32633", "transform": place}
+    with rasterio.open(path, "w", driver="GTiff", **size, **options) as file:
+        file.write(values)
+        yield file
+
+
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+@pytest.mark.parametrize("kind", ["LZW", "floats", "overviews"])
+def test_tiffs_of_gdal(tmp_path, interleave, kind):
+    """Codecs that tifffile lacks, and smaller copies behind the picture."""
+    data = RNG.integers(0, 99, (5, 20, 18)).astype(np.float32)
+    options = {"overviews": {}, "LZW": {"compress": "lzw", "tiled": True, "blockxsize": 16}}
+    options["LZW"]["blockysize"] = 16
+    options["floats"] = {"compress": "deflate", "predictor": 3}
+    for file in geotiff(tmp_path / "a.tif", data, interleave=interleave, **options[kind]):
+        if kind == "overviews":
+            file.build_overviews([2])
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.tif").values, data)
+
+
+def test_words_of_gdal_are_kept(tmp_path):
+    """A scale, without which the numbers mean something else."""
+    rasterio = pytest.importorskip("rasterio")
+    data = RNG.integers(0, 99, SHAPE).astype(np.int16)
+    for file in geotiff(tmp_path / "a.tif", data):
+        file.scales, file.offsets = (0.5,) * 5, (3.0,) * 5
+        file.descriptions = tuple("abcde")
+    cube = read_cube(tmp_path / "a.tif")
+    write_cube(tmp_path / "b.tif", cube, same(cube))
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert (file.scales, file.offsets) == ((0.5,) * 5, (3.0,) * 5)
+        np.testing.assert_array_equal(file.read(), data)
+
+
+def test_masks_of_gdal_are_refused(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        for file in geotiff(tmp_path / "a.tif", np.ones(SHAPE, np.float32)):
+            file.write_mask(np.ones(SHAPE[1:], bool))
+    with pytest.raises(InputError, match="mask of its valid pixels"):
+        read_cube(tmp_path / "a.tif")
 
 
 # -- older containers ------------------------------------------------------------------------------

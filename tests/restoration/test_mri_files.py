@@ -379,6 +379,98 @@ def test_complex_nifti_keeps_its_phase(tmp_path):
     np.testing.assert_allclose(made, right, atol=1e-4)
 
 
+def test_nifti_pairs_and_units(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    values = np.arange(60, dtype=np.float32).reshape(5, 4, 3)
+    affine = np.diag([-2.0, 3.0, 4.0, 1.0])
+    for kind, name in (("Nifti1Pair", "a.img"), ("Spm99AnalyzeImage", "b.img")):
+        nibabel.save(getattr(nibabel, kind)(values, affine), tmp_path / name)
+    for name in ("a.img", "a.hdr", "b.hdr"):
+        scan = read_scan(tmp_path / name)
+        np.testing.assert_array_equal(scan.magnitude, values.transpose(2, 1, 0))
+        assert scan.spacing == (4, 3, 2)
+    np.testing.assert_allclose(read_scan(tmp_path / "a.hdr").affine, affine)
+    small = nibabel.Nifti1Image(values, np.diag([2000.0, 3000, 4000, 1]))
+    small.header.set_xyzt_units("micron")
+    nibabel.save(small, tmp_path / "c.nii")
+    scan = read_scan(tmp_path / "c.nii")
+    assert scan.spacing == pytest.approx((4, 3, 2))
+    write_reconstruction(tmp_path / "d.nii", scan.magnitude + 0j, scan)
+    back = nibabel.load(tmp_path / "d.nii")
+    np.testing.assert_allclose(back.affine, np.diag([2.0, 3, 4, 1]))
+    assert back.header.get_xyzt_units()[0] == "mm"
+
+
+def dicom_file(path, pixels, bits=12, **tags):
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    data.SOPClassUID, data.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
+    data.Rows, data.Columns = pixels.shape[-2:]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, bits, bits - 1
+    data.PixelRepresentation = int(pixels.dtype.kind == "i")
+    data.PixelData, data["PixelData"].VR = pixels.tobytes(), "OW"
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_dicom_numbers_in_the_high_bits(tmp_path, dtype):
+    """Overlays of old files lie in the low ones."""
+    pytest.importorskip("pydicom")
+    low = -2048 if dtype == np.int16 else 0
+    values = np.random.default_rng(0).integers(low, low + 4096, (8, 6)).astype(dtype)
+    stored = (values << 4 | 5).astype(dtype)
+    path = dicom_file(tmp_path / "a.dcm", stored, HighBit=15)
+    np.testing.assert_array_equal(read_scan(path).magnitude[0], values)
+
+
+def test_dicom_tables_of_meaning(tmp_path):
+    """A modality LUT takes the place of slope and intercept."""
+    pydicom = pytest.importorskip("pydicom")
+    table = (np.arange(4096) ** 2 % 5000).astype(np.uint16)
+    item = pydicom.Dataset()
+    item.LUTDescriptor, item.ModalityLUTType, item.LUTData = [4096, 0, 16], "US", table.tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+    values = np.random.default_rng(0).integers(0, 4096, (8, 6)).astype(np.uint16)
+    path = dicom_file(tmp_path / "a.dcm", values, ModalityLUTSequence=[item])
+    scan = read_scan(path)
+    np.testing.assert_array_equal(scan.magnitude[0], table[values])
+    write_reconstruction(tmp_path / "b.dcm", scan.magnitude + 0j, scan)
+    np.testing.assert_allclose(
+        read_scan(tmp_path / "b.dcm").magnitude, scan.magnitude, atol=65535 / 4095
+    )
+
+
+def test_dicom_volumes_follow_one_another(tmp_path):
+    """Two moments of three places, stored by place."""
+    pytest.importorskip("pydicom")
+    (tmp_path / "series").mkdir()
+    for number, (place, moment) in enumerate([(z, t) for z in range(3) for t in range(2)]):
+        dicom_file(
+            tmp_path / "series" / f"{number}.dcm",
+            np.full((8, 6), 10 * moment + place, np.uint16),
+            InstanceNumber=3 * moment + place + 1,
+            ImagePositionPatient=[0, 0, 4.0 * place],
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            PixelSpacing=[2, 1],
+        )
+    scan = read_scan(tmp_path / "series")
+    np.testing.assert_array_equal(scan.magnitude[:, 0, 0], [0, 1, 2, 10, 11, 12])
+    assert (scan.spacing, scan.affine) == ((4, 2, 1), None)
+
+
 def test_reconstructions_are_written_whole(tmp_path):
     image = np.stack([disc((20, 24)).numpy() * np.exp(0.3j), 0.5 * disc((20, 24)).numpy() + 0j])
     scanned = read_scan(fastmri_file(tmp_path / "a.h5", image[:, None].astype(np.complex64)))

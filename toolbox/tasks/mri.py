@@ -110,7 +110,7 @@ class MRI(Task):
     """
 
     name = "mri"
-    suffixes = (*HDF5, *NIFTI, ".npz", ".mat", DICOM)
+    suffixes = (*HDF5, *NIFTI, ".img", ".npz", ".mat", DICOM)
     written = (".h5", ".hdf5", *NIFTI, DICOM)
     prior = Prior("mri")
     settings = Settings()  # as many steps as the model says

@@ -80,6 +80,7 @@ class Matlab:
         self.path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, tuple[int, int, int]] = {}
+        self._structs: set[str] = set()
         with reading(path, "a MATLAB file"):
             self._content = memoryview(_content(path))
             self._order = {b"IM": "<", b"MI": ">"}.get(bytes(self._content[126:128]), "")
@@ -97,6 +98,7 @@ class Matlab:
                 if head is not None and (found := self._matrix(head)).name:
                     self.shapes[found.name] = found.shape
                     self._places[found.name] = (at, kind, size)
+                    self._structs |= {found.name} if found.kind == _STRUCT else set()
                 at += 8 + size
 
     def read(self, name: str) -> Any:
@@ -121,6 +123,10 @@ class Matlab:
                     " objects are not accepted"
                 )
             return value
+
+    def is_struct(self, name: str) -> bool:
+        """Whether a variable is a struct."""
+        return name in self._structs
 
     # -- elements ----------------------------------------------------------------------------------
 

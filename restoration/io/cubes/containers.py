@@ -76,7 +76,8 @@ def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
     suffix = path.suffix.lower()
     if suffix in (".tif", ".tiff"):
         return write_tiff(path, like, out)
-    key, values = like.key or "cube", np.ascontiguousarray(np.moveaxis(out, 0, like.axis))
+    key = like.key if suffix != ".mat" else like.key.rpartition("/")[2]  # a name of MATLAB's
+    key, values = key or "cube", np.ascontiguousarray(np.moveaxis(out, 0, like.axis))
     extra: dict[str, Any] = (
         {} if like.wavelengths is None else {"wavelength_nm": np.asarray(like.wavelengths)}
     )
@@ -197,8 +198,18 @@ def _read_mat(path: Path, key: str | None) -> tuple[Cube, int]:
     if is_hdf5(path):  # v7.3; MATLAB stores the axes in the opposite order
         return _read_hdf5(path, key, turned=True)
     content = Matlab(path)
-    key = _choose(path, key, content.shapes)
-    return _cube(path, content.read(key), key, Variables(content.shapes, content.read, _nothing))
+    found: dict[str, np.ndarray] = {}  # of structs
+    if all(len(shape) != 3 for shape in content.shapes.values()):
+        for name in [n for n, shape in content.shapes.items() if math.prod(shape) == 1]:
+            fields = content.read(name) if content.is_struct(name) else {}
+            found |= {f"{name}/{k}": v for k, v in fields.items() if isinstance(v, np.ndarray)}
+    shapes = content.shapes | {name: value.shape for name, value in found.items()}
+
+    def read(name: str) -> np.ndarray:
+        return found[name] if name in found else np.asarray(content.read(name))
+
+    key = _choose(path, key, shapes)
+    return _cube(path, read(key), key, Variables(shapes, read, _nothing))
 
 
 def _read_any_hdf(path: Path, key: str | None) -> tuple[Cube, int]:

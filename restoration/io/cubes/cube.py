@@ -27,6 +27,7 @@ class Cube:
             entries is valid.
         axis: of the bands in the file's array.
         geo: tags of a TIFF that say where the picture lies, ``(code, type, count, value)``.
+        words: what GDAL says in a TIFF (names of bands, scales), in XML, or None.
         places: latitude and longitude ``(H, W)`` of its pixels in degrees, where the file holds
             them, or None.
     """
@@ -39,6 +40,7 @@ class Cube:
     bad: np.ndarray | None = None
     axis: int = 2
     geo: tuple[tuple[int, int, int, Any], ...] = ()
+    words: str | None = None
     places: tuple[np.ndarray, np.ndarray] | None = None
 
     def valid(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:

@@ -17,6 +17,7 @@ TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i
 # from the order in the file to (bands, lines, samples), and back
 ORDERS = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (2, 0, 1)}
 _BACK = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (1, 2, 0)}
+_FIELD = re.compile(r"\s*[A-Za-z][\w ]*=")
 RAW_SUFFIXES = ("", ".raw", ".img", ".dat", ".bsq", ".bil", ".bip", ".bin")
 
 
@@ -37,23 +38,40 @@ def read_header(path: Path) -> dict[str, str]:
     if not text.lstrip("\ufeff").startswith("ENVI"):
         raise InputError(f"{path} is no ENVI header: its first line must be ENVI")
     text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(";"))
-    if text.count("{") != text.count("}"):
-        raise InputError(f"{path} is damaged: a brace is not closed")
     fields: dict[str, str] = {}
-    lines = iter(text.splitlines())
-    for line in lines:
-        name, equals, value = line.partition("=")
+    lines = text.splitlines()
+    while lines:
+        name, equals, value = lines.pop(0).partition("=")
         if not equals:
             continue
-        if value.lstrip().startswith("{"):  # it goes on to the closing brace
-            while value.count("{") > value.count("}"):
-                value += "\n" + next(lines)
-            value = value.strip()[1:].rstrip().removesuffix("}")
-        name, value = name.strip().lower(), value.strip()
+        if value.lstrip().startswith("{"):
+            more = _closing(value, lines)
+            if more is None:
+                raise InputError(f"{path} is damaged: a brace is not closed")
+            value = "\n".join([value, *lines[:more]]).strip()[1:].rstrip().removesuffix("}")
+            del lines[:more]
+        name, value = " ".join(name.lower().split()), value.strip()
         if fields.get(name, value) != value:
             raise InputError(f"{path} gives the field {name!r} twice; leave in the one that holds")
         fields[name] = value
     return fields
+
+
+def _closing(value: str, lines: list[str]) -> int | None:
+    """How many further lines belong to a value that begins with a brace: up to the one that closes
+    it. Where free text holds a brace that nothing closes, up to the first that ends in one and is
+    followed by a field, or by nothing. None: it isn't closed at all.
+    """
+    text = value
+    for k, line in enumerate(["", *lines]):
+        text += line
+        if text.count("{") <= text.count("}"):
+            return k
+    for k, line in enumerate([value, *lines]):
+        ahead = next((x for x in lines[k:] if x.strip()), None)
+        if line.rstrip().endswith("}") and (ahead is None or _FIELD.match(ahead)):
+            return k
+    return None
 
 
 def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
@@ -69,8 +87,9 @@ def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
     offset = _integer(path, header, "header offset", 0, "0")
     code = _integer(path, header, "data type", 0)
     if code not in TYPES:
+        what = " (complex numbers)" if code in (6, 9) else ""
         raise InputError(
-            f"{path}: data type {code} is not accepted; known: {', '.join(map(str, TYPES))}"
+            f"{path}: data type {code}{what} is not accepted; known: {', '.join(map(str, TYPES))}"
         )
     interleave = interleave_of(path, header)
     order = _integer(path, header, "byte order", 0, "0")

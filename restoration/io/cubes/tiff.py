@@ -14,8 +14,9 @@ from restoration.io.cubes.cube import Cube, numbers
 from restoration.io.cubes.georeference import GDAL, PLACE, has_place, tags_of
 from restoration.io.cubes.grids import tags_of_places
 from restoration.io.cubes.products import enmap_wavelengths, told_wavelengths
+from restoration.io.packages import need
 from solvers.files import replace_file
-from solvers.inputs.errors import InputError
+from solvers.inputs.errors import InputError, first_line
 from solvers.inputs.memory import check_array
 from solvers.inputs.strict_json import parse_object
 
@@ -31,9 +32,15 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
     import tifffile
 
     with opened_tiff(path) as file:
-        pages = list(file.pages)
+        pages: list[Any] = list(file.pages)
         check_last_page(path, file)
-        first = file.pages.first
+        pages = [page for page in pages if not page.is_reduced]  # overviews
+        if any(page.is_mask for page in pages):
+            raise InputError(
+                f"{path} holds a mask of its valid pixels, which is not read; write it with a"
+                " no-data value instead (gdal_translate -mask none -a_nodata)"
+            )
+        first = pages[0]
         if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
             raise InputError(f"{path}: its pages differ in size or type; bands must be alike")
         if len(first.shape) not in (2, 3) or (len(first.shape) == 3 and len(pages) > 1):
@@ -44,9 +51,7 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         if first.dtype is None:
             raise InputError(f"{path} has values of no known type")
         check_array(path, (len(pages), *first.shape), first.dtype.itemsize)
-        values = (
-            np.stack([p.asarray() for p in pages]) if len(first.shape) == 2 else first.asarray()
-        )
+        values = _values(path, pages)
         planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         note = _note(first.description)
         missing = first.tags.get(42113)  # GDAL_NODATA
@@ -72,12 +77,38 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         None if no_data is None or math.isnan(no_data) else float(no_data),
         bad=None if good is None else np.asarray(good) == 0,
         geo=geo,
+        words=words,
     ), (0 if planar else 2)
 
 
+def _values(path: Path, pages: list[Any]) -> np.ndarray:
+    """As the first page has its axes; by rasterio where tifffile lacks the decoder."""
+    try:
+        if len(pages[0].shape) == 2:
+            return np.stack([page.asarray() for page in pages])
+        found: np.ndarray = pages[0].asarray()
+        return found
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        said = f"{path}: {first_line(error).removesuffix(' package')}"
+    try:
+        rasterio = need("rasterio", "", "geo")
+    except ImportError as error:
+        raise InputError(f"{said}, or rasterio: pip install 'restobox[geo]'") from error
+    if len(pages) > 1:
+        raise InputError(f"{said}: pip install 'restobox[tiff]'")
+    with rasterio.open(path) as source:
+        values: np.ndarray = source.read()
+    shape = pages[0].shape
+    if len(shape) == 2:
+        return values
+    return values if values.shape == shape else np.moveaxis(values, 0, -1)
+
+
 def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
-    """Write ``out (B, H, W)``: one page for each band; of a cube with a place one page with all of
-    them, as GDAL has it.
+    """Write ``out (B, H, W)``: one page for each band; of a cube with a place, or with words of
+    GDAL's, one page with all of them.
     """
     import tifffile
 
@@ -97,14 +128,17 @@ def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
     geo = like.geo or (tags_of(like.header) if has_place(like.header) else ())
     if not geo and like.places is not None:
         geo = tags_of_places(*like.places)
-    if geo:
-        tags = [(*tag, True) for tag in geo]
+    tags = [(*tag, True) for tag in geo]
+    if like.words is not None:
+        tags.append((GDAL, 2, len(like.words.encode()) + 1, like.words, True))
+    one = bool(tags)  # page with all bands, as GDAL has it
+    if one:
         if like.no_data is not None:
             text = f"{like.no_data:.17g}"
             tags.append((42113, 2, len(text) + 1, text, True))
         options |= {"extratags": tags, "planarconfig": "separate"}
     single = len(out) == 1
-    pages = out[0] if geo and single else out[:, None] if single else out
+    pages = out[0] if one and single else out[:, None] if single else out
     options = {k: v for k, v in options.items() if not (single and k == "planarconfig")}
     replace_file(path, lambda p: tifffile.imwrite(p, pages, **options))
 

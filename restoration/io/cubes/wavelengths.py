@@ -18,6 +18,8 @@ UNITS: dict[str, float | None] = {
     **dict.fromkeys(("angstroms", "angstrom", "\u00e5"), 0.1),
     **dict.fromkeys(("index", "band number"), None),
 }
+# frequencies: the wavelength in nanometres is this number over them
+FREQUENCIES = {"ghz": 299792458.0, "mhz": 299792458.0e3}
 RECIPROCAL = ("wavenumber", "wavenumbers", "cm-1", "1/cm", "cm^-1")
 NONE_SAID = ("", "unknown")
 
@@ -34,10 +36,12 @@ def nanometres(path: Path, wavelengths: np.ndarray, units: str) -> np.ndarray | 
         return wavelengths * (1e3 if wavelengths.max() < 50 else 1.0)
     if word in RECIPROCAL:
         return 1e7 / wavelengths
+    if word in FREQUENCIES:
+        return FREQUENCIES[word] / wavelengths
     if word not in UNITS:
         raise InputError(
             f"{path}: wavelength units {units!r} are unknown; known: {', '.join(UNITS)},"
-            f" {', '.join(RECIPROCAL)}: correct the field, or leave it out"
+            f" {', '.join((*FREQUENCIES, *RECIPROCAL))}: correct the field, or leave it out"
         )
     factor = UNITS[word]
     return None if factor is None else wavelengths * factor

@@ -133,6 +133,12 @@ def frames_of(path: Path) -> Iterator[Frame]:
     samples = int(_number(data, "SamplesPerPixel", 1))
     check_array(path, (count, *size, samples), 8)
     kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
+    bits = int(_number(data, "BitsStored", 8))
+    above = int(_number(data, "HighBit", bits - 1)) + 1 - bits
+    signed = bool(_number(data, "PixelRepresentation", 0))
+    if above > 0:  # old files keep other things in the low bits
+        data.BitsStored, data.HighBit = data.BitsAllocated, data.BitsAllocated - 1
+        data.PixelRepresentation = 0
     try:
         pixels = data.pixel_array
     except (RuntimeError, NotImplementedError, AttributeError) as error:
@@ -141,9 +147,12 @@ def frames_of(path: Path) -> Iterator[Frame]:
             f"{path} is compressed as {syntax}, which needs another decoder: pip install"
             f" 'pylibjpeg[all]' ({str(error).splitlines()[0]})"
         ) from error
-    bits = int(_number(data, "BitsStored", 8))
-    low = -float(2 ** (bits - 1)) if _number(data, "PixelRepresentation", 0) else 0.0
+    if above > 0:
+        pixels = (pixels >> above) & (2**bits - 1)
+        pixels = np.where(pixels >> (bits - 1), pixels - 2.0**bits, pixels) if signed else pixels
+    low = -float(2 ** (bits - 1)) if signed else 0.0
     high = low + 2**bits - 1
+    table = (data.get("ModalityLUTSequence") or [None])[0]
     if kind == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, data)
         low, high, samples = 0.0, float(np.iinfo(pixels.dtype).max), 3
@@ -155,6 +164,9 @@ def frames_of(path: Path) -> Iterator[Frame]:
             f"{path} has the photometric interpretation {kind}; MONOCHROME1, MONOCHROME2, RGB, YBR"
             " and PALETTE COLOR are accepted"
         )
+    if table is not None and samples == 1:  # takes the place of slope and intercept
+        pixels = pydicom.pixels.apply_modality_lut(pixels.astype(np.int64), data)
+        low, high = 0.0, 2.0 ** int(table.LUTDescriptor[2]) - 1
     pixels = pixels.reshape(count, *size, samples).astype(np.float32)
     if kind == "MONOCHROME1":
         pixels = low + high - pixels

@@ -115,7 +115,7 @@ def _page(path: Path, page: Any) -> np.ndarray:
             raise
         raise InputError(
             f"{path}: compression {tifffile.COMPRESSION(page.compression).name} needs the package"
-            " imagecodecs (pip install imagecodecs); or save it with ZIP or none, and without"
+            " imagecodecs (pip install 'restobox[tiff]'); or save it with ZIP or none, and without"
             " predictor"
         ) from error
 
