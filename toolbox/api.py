@@ -315,7 +315,29 @@ def _load(
             f"device {device} runs exported bundles; {str(model)!r} is a PyTorch model: export it"
             " first"
         )
+    _check_device(device)
     return Denoiser.from_pretrained(place, device=device, **options)
+
+
+def _check_device(device: str) -> None:
+    """Refuse what is no device of PyTorch's, or is not here, before anything is read.
+
+    Raises:
+        ValueError: says so.
+    """
+    import torch
+
+    from solvers.inputs.errors import first_line
+
+    try:
+        torch.empty(0, device=device)
+        if torch.device(device).type == "meta":  # computes nothing
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {device!r} can't be used here ({first_line(error)}); known: cpu, cuda, auto,"
+            " and for exported bundles openvino, openvino-bf16"
+        ) from error
 
 
 def _from_hub(name: str) -> Path:

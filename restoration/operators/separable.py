@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.operators.linear import LinearOperator
+from solvers.inputs.memory import check_bytes
 
 PADDINGS = ("zero", "circular", "reflect")
 
@@ -95,6 +96,7 @@ class BlockMean(Separable):
 
     def __init__(self, size: Sequence[int], factor: int = 4):
         _check_factor(size, factor)
+        _check_sides(size)
         super().__init__(_block_means(size[0], factor), _block_means(size[1], factor))
         self.factor = factor
 
@@ -114,6 +116,7 @@ class Bicubic(Separable):
 
     def __init__(self, size: Sequence[int], factor: int = 4):
         _check_factor(size, factor)
+        _check_sides(size)
         super().__init__(_bicubic(size[0], factor), _bicubic(size[1], factor))
         self.factor = factor
 
@@ -203,6 +206,7 @@ class Blur(Separable):
                 f"a kernel of {len(taps)} taps is too long for an image of {tuple(size)} pixels"
                 f" with {padding} padding"
             )
+        _check_sides(size)
         rows, columns = (_convolution(length, taps, padding) for length in size)
         super().__init__(rows, columns, rcond)
 
@@ -240,6 +244,14 @@ def _full_svd(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, s, vt = torch.linalg.svd(factor, full_matrices=True)
     k = min(m, n)
     return F.pad(u[:, :k], (0, n - k)), F.pad(s, (0, n - k)), vt.T
+
+
+def _check_sides(size: Sequence[int]) -> None:
+    """A factor and its decomposition are some matrices of the side squared: a picture of one line
+    can ask for more than there is.
+    """
+    side = max(size)
+    check_bytes(f"an operator on pictures of {side} pixels a side", 6 * 8 * side**2)
 
 
 def _check_factor(size: Sequence[int], factor: int) -> None:

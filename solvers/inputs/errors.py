@@ -22,7 +22,7 @@ _SPEECHLESS = (
 )
 
 
-MOST_SAID = 1500  # letters
+MOST_SAID, MOST_QUOTED = 1500, 300  # letters
 
 
 class RestoboxError(ValueError):
@@ -60,8 +60,10 @@ class FullDiskError(ResourceError):
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line; its class where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error of another library says, in one line, cut where it goes on and on; its class
+    where it says nothing.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:MOST_QUOTED]
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from helpers.data import ROOT, TINY_RECIPE, smooth_picture
@@ -53,7 +54,12 @@ def many(task: str, words: str, **options: object) -> Call:
 
 NET = "--model {i}/inpaint --quantized {i}/quantized"
 DRAWS = "--std --write-samples -n 2"
-BUNDLE = lambda place: shutil.copytree(FORMER / "bundle", place / "bundle")  # noqa: E731
+
+
+def put(name: str) -> Callable[[Path], object]:
+    """What puts a former model or bundle into the folder of outputs."""
+    return lambda place: shutil.copytree(FORMER / name, place / name)
+
 
 WRITING = {
     "demo": Call("demo -o {o}/out --model {i}/inpaint --steps 1 -n 2", " --seed 7"),
@@ -97,7 +103,13 @@ WRITING = {
     "verify": Call(
         f"verify {{o}}/bundle {NET} --calibration {{i}}/c.safetensors --report {{o}}/out --error 9",
         alone=True,
-        prepare=BUNDLE,
+        prepare=put("bundle"),
+    ),
+    "bench coverage": Call(
+        "bench coverage inpaint {i}/pictures {i}/others --model {o}/model --steps 1 --samples 2"
+        " --side 32 --write",
+        alone=True,
+        prepare=put("model"),
     ),
     "restore inpaint": one(
         "inpaint",
@@ -137,19 +149,20 @@ WRITING = {
         "ultrasound", "{i}/clips --haze-out {o}/haze --tissue {i}/grey --haze {i}/grey"
     ),
 }
-READING = ("models", "doctor", "inspect", "bench *")
+MEASURED = ("pictures", "linear", "dehaze", "solvers", "mri", "hsi", "ultrasound", "runtime")
+READING = ("models", "doctor", "inspect", *(f"bench {name}" for name in MEASURED))
 
 
-def names() -> Iterator[str]:
-    """All commands, as they are typed."""
+def commands() -> Iterator[tuple[str, Any]]:
+    """All commands as they are typed, with typer's objects."""
     import typer
 
     from toolbox.cli import app
 
-    def below(command: object, before: str = "") -> Iterator[str]:
-        for name, inner in getattr(command, "commands", {}).items():
+    def below(command: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+        for name, inner in command.commands.items():
             whole = f"{before} {name}".strip()
-            yield from below(inner, whole) if hasattr(inner, "commands") else [whole]
+            yield from below(inner, whole) if hasattr(inner, "commands") else [(whole, inner)]
 
     return below(typer.main.get_command(app))
 
@@ -166,6 +179,8 @@ def make_inputs(place: Path) -> None:
     shutil.copytree(FORMER / "quantized", place / "quantized")
     shutil.copytree(FORMER / "model", place / "inpaint", dirs_exist_ok=True)
     shutil.copytree(place / "denoise", place / "grey")
+    shutil.copytree(place / "pictures", place / "others")
+    write_image(place / "others" / "0.png", Photo(smooth_picture(40, 48)))
     shutil.copy(FORMER / "calibration.safetensors", place / "c.safetensors")
     (place / "tiny.toml").write_text(TINY_RECIPE)
     (place / "training").mkdir()

@@ -3,7 +3,6 @@
 ``RESTOBOX_FAULTS=28 pytest -n 0 -m slow tests/faults`` tries as many for each of them.
 """
 
-import fnmatch
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ from helpers.data import ROOT
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from commands import READING, WRITING, names  # noqa: E402
+from commands import READING, WRITING, commands  # noqa: E402
 
 SOME = ("restore inpaint", "restore denoise folder", "restore hsi", "calibrate select", "train")
 
@@ -37,13 +36,18 @@ def wrong(count: int, calls: tuple[str, ...]) -> list:
 
 
 def test_no_command_is_missing():
-    """Every command is called by a case, or is said to write nothing; those have no ``--out``."""
-    found = list(names())
+    """Every command is called by a case, or is said to write nothing: then no option says that it
+    does.
+    """
+    found = dict(commands())
     assert {"demo", "restore mri", "bench mri"} <= {*found}
-    for name in found:
-        reads = any(fnmatch.fnmatch(name, pattern) for pattern in READING)
+    for name, command in found.items():
+        reads = name in READING
         writes = any(call == name or call.startswith(f"{name} ") for call in WRITING)
         assert reads != writes, f"{name} must have a case in WRITING, or be in READING"
+        if reads:
+            said = [p.name for p in command.params if "write" in (p.help or "").lower()]
+            assert not said, f"{name} is in READING, but writes: {said}"
 
 
 @pytest.mark.long

@@ -490,6 +490,25 @@ def manifest() -> Reader:
     return text(name, "".join(json.dumps(line) + "\n" for line in lines), read)
 
 
+def video(name: str) -> Reader:
+    def write(path: Path) -> None:
+        from fractions import Fraction
+
+        from restoration.io.video import Frame, Video, write_video
+
+        codes = np.ascontiguousarray(smooth(3).transpose(2, 0, 1))
+        frames = [Frame(np.roll(codes, k, 2), k) for k in range(4)]
+        write_video(path, Video(Fraction(25), Fraction(1, 25), 4, True, iter(())), iter(frames))
+
+    def read(folder: Path) -> Any:
+        from restoration.io.video import open_video
+
+        with open_video(folder / name) as found:
+            return [frame.codes for frame in found.frames]
+
+    return Reader(made(name, write), read, (name,))
+
+
 def scene(name: str, write: Callable[[Path], object], damaged: tuple[str, ...] = ()) -> Reader:
     def read(folder: Path) -> Any:
         from restoration.io.scenes import open_scene
@@ -525,6 +544,9 @@ READERS: dict[str, Reader] = {
     "list-csv": listed("l.csv", "input,mask,sigma,seed\na.png,m.png,0.1,3\nb/c.png,random:0.5,,\n"),
     "list-jsonl": listed("l.jsonl", '{"input": "a.png", "mask": "m.png", "out": "b/a.png"}\n' * 2),
     "manifest": manifest(),
+    "video-mp4": video("a.mp4"),
+    "video-mkv": video("a.mkv"),
+    "video-avi": video("a.avi"),
     "scene-nifti": scene("a.nii", nifti),
     "scene-zarr": zarr("a.zarr"),
     "png": picture("a.png"),

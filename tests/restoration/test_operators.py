@@ -27,6 +27,7 @@ from restoration.operators.separable import (
 )
 from restoration.posterior import CORRECTIONS
 from solvers import DDIM, VP, Denoiser, solve, trailing
+from solvers.inputs.errors import ResourceError
 
 
 class RowMix(LinearOperator):
@@ -329,3 +330,19 @@ def test_proximal_steps_of_any_weight_are_exact(name):
     torch.testing.assert_close(op.A(found), y, rtol=0, atol=1e-5)
     double = op.prox_l2(z.double(), y.double(), 1e9)
     torch.testing.assert_close(found.double(), double, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: BlockMean(size, 1),
+        lambda size: Bicubic(size, 1),
+        lambda size: Blur(size, [1.0], "zero"),
+    ],
+)
+def test_factors_within_the_budget(monkeypatch, make):
+    """A picture of one line: its pixels are few, the matrices on them are not."""
+    monkeypatch.setenv("RESTOBOX_MAX_BYTES", str(10**6))
+    assert make((1, 100)).size == (1, 100)
+    with pytest.raises(ResourceError, match="pictures of 1000 pixels a side"):
+        make((1, 1000))

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from helpers import checkpoints
 from helpers.data import GOLDEN
 
 from solvers import VE, VP, Denoiser
@@ -73,6 +74,49 @@ def test_networks_give_the_published_answers(path, tmp_path, capsys):
     assert (again.process, again.settings) == (denoiser.process, denoiser.settings)
     assert (again.prediction_type, again.multiple) == (denoiser.prediction_type, denoiser.multiple)
     assert torch.equal(answer(again.network, x, t), answer(denoiser.network, x, t))
+
+
+@pytest.mark.parametrize("name", checkpoints.MADE)
+@torch.no_grad()
+def test_chains_and_spandrels_networks_give_their_codes_answers(name, tmp_path):
+    """From the file, from the folder that is saved of it, and through the denoiser."""
+    if name == "nafnet":
+        pytest.importorskip("spandrel")
+    published = checkpoints.write(name, tmp_path / "a.pth")
+    denoiser = Denoiser.from_pretrained(tmp_path / "a.pth")
+    channels = denoiser.image_channels
+    assert channels == (3 if name in ("dncnn-deepinv", "ffdnet-colour", "nafnet") else 1)
+    noise = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(2, channels, 16, 12, generator=noise) for _ in range(2))
+    denoiser.save_pretrained(tmp_path / "m")
+    for made in (denoiser, Denoiser.from_pretrained(tmp_path / "m")):
+        if name == "nafnet":  # whatever the state and the time
+            found = made.conditioned(y)(x, 500).x0
+            close(found, published(y))
+        elif "ffdnet" in name:
+            sigma = torch.tensor([0.1, 0.3])
+            close(made.network(x, sigma), published(x, sigma))
+            close(made(x, 0.3).x0, published(x, sigma[1:].expand(2)))
+        else:
+            close(made(x, 0.1).x0, published(x))
+
+
+def test_networks_that_no_family_knows_are_refused(tmp_path):
+    """Other chains, and what spandrel reads but can't be a restorer here."""
+    torch.save(checkpoints.DnCNN(1, layers=7).state_dict(), tmp_path / "ircnn.pth")
+    with pytest.raises(ModelError, match="looks like IRCNN, whose convolutions are dilated"):
+        Denoiser.from_pretrained(tmp_path / "ircnn.pth")
+    odd = {f"model.{n}": v for n, v in checkpoints.chain(5, 2).state_dict().items()}
+    torch.save(odd, tmp_path / "odd.pth")
+    with pytest.raises(ModelError, match="from 5 to 2 channels: neither DnCNN nor"):
+        Denoiser.from_pretrained(tmp_path / "odd.pth")
+    pytest.importorskip("spandrel")
+    from spandrel.architectures.Compact import Compact
+
+    large = Compact(num_feat=8, num_conv=2, upscale=2)
+    torch.save(large.state_dict(), tmp_path / "large.pth")
+    with pytest.raises(ModelError, match="enlarges 2 times"):
+        Denoiser.from_pretrained(tmp_path / "large.pth")
 
 
 def test_what_follows_from_a_file():

@@ -711,6 +711,33 @@ def test_bad_input_elsewhere(cli, photo, tiny_model, arguments, says):
     assert sorted(p.name for p in photo.iterdir()) == before
 
 
+@pytest.mark.parametrize("device", ["2.5", "gpu", "meta", "", "openvino", "cuda:99"])
+def test_a_device_that_is_none_is_named(cli, photo, tiny_model, device):
+    out = photo / "o.png"
+    arguments = ("restore", "inpaint", photo / "photo.png", "--mask", photo / "mask.png", "-o", out)
+    code, _, err = cli(*arguments, "--model", tiny_model, f"--device={device}")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "device" in err
+    assert "doesn't know" not in err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "photo", "--mixed-precision", "half"), "known: no, bf16, fp16"),
+        (("calibrate", "grey", "--threads", "99999999999999999999"), "1024"),
+    ],
+)
+def test_words_and_numbers_that_are_no_choice(cli, pictures, tmp_path, arguments, says):
+    code, _, err = cli(*arguments, "--data", pictures, "-o", tmp_path / "o")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert says in err
+    assert not (tmp_path / "o").exists()
+
+
 def test_version(cli):
     code, out, _ = cli("--version")
     assert (code, out.strip()) == (0, metadata.version("restobox"))

@@ -22,7 +22,8 @@ Pictures = Annotated[
     typer.Argument(
         help=(
             "PNG, JPEG, WebP, TIFF ...; 8 or 16 bits, grey or colour, with or without alpha."
-            " Several files, folders, globs, or a list (.csv, .jsonl) with -o FOLDER/."
+            " Several files, folders, globs, or a list (.csv, .jsonl) with -o FOLDER/. A video"
+            " (.mp4, .mkv ...)."
         )
     ),
 ]

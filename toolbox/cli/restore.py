@@ -237,11 +237,14 @@ def _job(
 
 
 def _restore(inputs: list[Path], many: Many, job: Job) -> None:
+    from restoration.io.video import is_video
     from toolbox.tasks.scale.search import is_single
 
     if not (is_single(job.one, inputs) and not _into_folder(job)):
         return _restore_many(inputs, many, job)
     refuse_missing()
+    if is_video(inputs[0]) and not inputs[0].is_dir():
+        return _restore_video(inputs[0], many, job)
     refuse_unused([f.name for f in fields(many) if f.name != "sheet"], "on a single measurement")
     if not hasattr(job.options, "sheet"):
         refuse_unused(["sheet"], "on a single measurement")
@@ -254,6 +257,20 @@ def _restore(inputs: list[Path], many: Many, job: Job) -> None:
     for note in (figures.get("note"), figures.get("lpips")):
         if isinstance(note, str):
             print(note, file=sys.stderr)
+
+
+def _restore_video(path: Path, many: Many, job: Job) -> None:
+    from toolbox.tasks.scale.video import restore_video
+
+    own = ("clip", "still", "refresh")
+    refuse_unused([f.name for f in fields(many) if f.name not in own], "on a video")
+    with ProgressBar(job.task, 1) as bar:
+        figures = restore_video(job, path, many, bar.update_of)
+    if job.output.as_json:
+        return print_json(figures)
+    print(in_words(figures))
+    if "note" in figures:
+        print(figures["note"], file=sys.stderr)
 
 
 def _into_folder(job: Job) -> bool:
@@ -308,7 +325,17 @@ def _restore_many(inputs: list[Path], many: Many, job: Job) -> None:
 
 
 FOUND = (
-    *("slices", "frames", "acceleration", "rank", "sigma", "sigma_median", "dead", "missing"),
+    *(
+        "slices",
+        "frames",
+        "stills",
+        "acceleration",
+        "rank",
+        "sigma",
+        "sigma_median",
+        "dead",
+        "missing",
+    ),
     "bad_bands",
 )
 QUALITY = (

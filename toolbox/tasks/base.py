@@ -23,7 +23,7 @@ from restoration.task import KINDS, Restored, check_kind
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import UncalibratedError
 from toolbox.api import Spread, advice, spread_of
-from toolbox.tasks.settings import Prior, Request, Settings
+from toolbox.tasks.settings import Output, Prior, Request, Settings
 
 Progress = Callable[[int, int], None]
 Size = tuple[int, int]  # (H, W)
@@ -123,6 +123,9 @@ class Task(ABC):
         name: as ``restobox restore`` calls it.
         suffixes: of the files that folders of measurements are searched for.
         is_picture: whether measurements and results are files of single pictures.
+        files: options that name a file of the measurement's, or a folder of such files.
+        roles: options that name a model.
+        further: options that name a further output, with its ending where that isn't the result's.
         written: suffixes that results keep; those of other files become the first of them.
         prior, settings: what a run takes by default.
         calibration_sigma: noise of the trials that a calibration records.
@@ -140,6 +143,9 @@ class Task(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     written: ClassVar[tuple[str, ...]] = ()
     is_picture: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = ()
+    roles: ClassVar[tuple[str, ...]] = ()
+    further: ClassVar[Mapping[str, str | None]] = {}
     prior: ClassVar[Prior] = Prior()
     settings: ClassVar[Settings] = Settings(steps=5)
     sampling_steps: ClassVar[int | None] = None
@@ -171,6 +177,14 @@ class Task(ABC):
         """Of a measurement's result, where nobody names another."""
         suffix = path.suffix.lower()
         return suffix if suffix in self.written else self.written[0]
+
+    def outputs(self, output: Output, options: Any, samples: int) -> list[Path]:
+        """All that a measurement's restoration writes, files and folders; the result is first."""
+        further = (getattr(options, name) for name in self.further)
+        drawn = output.sample_files(samples) if samples > 1 else []
+        out = output.out
+        values = [out.with_suffix(".raw")] if out.suffix.lower() == ".hdr" else []  # ENVI's
+        return [out, *values, *(place for place in further if place is not None), *drawn]
 
     def model_for(self, path: Path, options: Any) -> str:
         """The model where none is named.

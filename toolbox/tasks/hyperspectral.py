@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ class Hyperspectral(Task):
     prior = Prior("grey")
     settings = Settings(steps=1, symmetries=8)
     unused = ("grid", "correction", "sigma")
+    files = ("dead",)
+    further: ClassVar[Mapping[str, str | None]] = {"quicklook": ".png"}
 
     def is_one(self, folder: Path) -> bool:
         names = (p.name for p in visible_files(folder) if p.suffix.lower() in TIFF)

@@ -34,9 +34,7 @@ class Inpaint(PictureTask):
     benched = ("push-pull", "biharmonic", "photo", DEFAULT_MODEL)
     settings = Settings(steps=1)
     sampling_steps = 5
-
-    def inputs_of(self, options: Inpainting) -> list[Any]:
-        return [options.mask]
+    files = ("mask",)
 
     def load(self, prior: Prior) -> Any:
         found = load(prior.model, **prior.place)

@@ -34,7 +34,7 @@ from toolbox.api import load_for
 from toolbox.tasks.base import Progress, Restorer, Size, Source, Task, Trial, silent, with_numbers
 from toolbox.tasks.options import Scanning
 from toolbox.tasks.pictures import said_of
-from toolbox.tasks.settings import Prior, Request, Settings
+from toolbox.tasks.settings import Output, Prior, Request, Settings
 
 CALIBRATION = 24
 TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
@@ -115,6 +115,7 @@ class MRI(Task):
     prior = Prior("mri")
     settings = Settings()  # as many steps as the model says
     calibration_sigma = 0.01
+    files = ("mask",)
 
     def is_one(self, folder: Path) -> bool:
         """A DICOM series, whose files may have no ending."""
@@ -127,6 +128,11 @@ class MRI(Task):
         if path.is_dir():
             return ""
         return suffix(path) if suffix(path) in self.written else ".h5"
+
+    def outputs(self, output: Output, options: Any, samples: int) -> list[Path]:
+        spread = std_file(output.out)
+        apart = [spread] if output.std and spread != output.out else []
+        return super().outputs(output, options, samples) + apart
 
     def task(self, denoiser: Denoiser, settings: Settings) -> MRITask:
         """The algorithm."""

@@ -36,9 +36,7 @@ class Paired(PictureTask):
     settings = Settings(solver="rddm", steps=5)
     unused = ("correction", "sigma")
     several_solvers = True
-
-    def inputs_of(self, options: Any) -> list[Any]:
-        return [getattr(options, "mask", None)]
+    files = ("mask",)
 
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:
         height, width = photo.pixels.shape[1:]

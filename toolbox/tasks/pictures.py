@@ -30,7 +30,7 @@ from solvers.files import check_outputs, together
 from toolbox.api import Spread, load_for
 from toolbox.support.sheets import heat, sheet
 from toolbox.tasks.base import Progress, Size, Task, silent
-from toolbox.tasks.settings import Prior, Request, Settings
+from toolbox.tasks.settings import Output, Prior, Request, Settings
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Reading:
 
 class PictureTask(Task):
     """A picture file in, a picture file out. Subclasses say what the picture measures
-    (:meth:`read`), and which of their options are files (:meth:`inputs_of`).
+    (:meth:`read`).
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (
@@ -79,9 +79,9 @@ class PictureTask(Task):
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:
         """The measurement that a picture file holds."""
 
-    def inputs_of(self, options: Any) -> list[Any]:
-        """Files among the options, which no output may replace."""
-        return []
+    def outputs(self, output: Output, options: Any, samples: int) -> list[Path]:
+        spread = [spread_file(output.out)] if output.std else []
+        return super().outputs(output, options, samples) + spread
 
     def load(self, prior: Prior) -> Any:
         """What is restored with, made for this task."""
@@ -91,9 +91,10 @@ class PictureTask(Task):
         output, options, prior = request.output, request.options, request.prior
         settings, draws, path = request.settings, request.draws, request.path
         out = output.out
-        spread = out.with_name(f"{out.stem}-std.png") if output.std else None
+        spread = spread_file(out) if output.std else None
         check_writable(out)
-        files = [path, output.reference, prior.model, *self.inputs_of(options)]
+        own = (getattr(options, name, None) for name in self.files)
+        files = [path, output.reference, prior.model, *own]
         drawn = output.sample_files(draws.samples)
         beside = getattr(options, "sheet", None)  # of tasks that show what they were given
         check_outputs([out, spread, beside, *drawn], files)
@@ -172,6 +173,11 @@ def said_of(known: Spread | None) -> dict[str, Any]:
             f" made for {known.level:.0%}"
         )
     }
+
+
+def spread_file(out: Path) -> Path:
+    """Where the picture of the samples' standard deviation goes."""
+    return out.with_name(f"{out.stem}-std.png")
 
 
 def _truth(reference: Path | None, shape: tuple[int, ...]) -> np.ndarray | None:

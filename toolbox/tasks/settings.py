@@ -143,7 +143,11 @@ class Computing:
 
     threads: Annotated[
         int | None,
-        Option(help="Of the processor, for networks. [default: as many as it has cores]", min=1),
+        Option(
+            help="Of the processor, for networks. [default: as many as it has cores]",
+            min=1,
+            max=1024,
+        ),
     ] = None
 
 

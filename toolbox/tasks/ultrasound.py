@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ class Ultrasound(Task):
     prior = Prior("")  # two, among the options
     settings = Settings(steps=4, correction="diffpir")
     unused = ("grid",)
+    files = ("regions",)
+    roles = ("tissue", "haze")
+    further: ClassVar[Mapping[str, str | None]] = {"haze_out": None}
 
     def is_one(self, folder: Path) -> bool:
         frames = (*PICTURES, *DICOM)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from solvers.denoiser import Denoiser
 from solvers.files import alone_in, check_folder, check_outputs, replace_file, together
-from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.errors import InputError, ModelError, reading
 from solvers.prediction import HEADS
 from toolbox.training.examples.colour import ColourExamples
 from toolbox.training.examples.enlarged import EnlargedExamples
@@ -42,6 +42,7 @@ from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
 
 CHECKPOINT_EVERY = 500  # steps
 LOG = "train.csv"
+PRECISIONS = ("no", "bf16", "fp16")
 
 EXAMPLES: dict[str, Any] = {
     "inpaint": PhotoExamples,
@@ -197,6 +198,10 @@ def train(
         raise ImportError(
             "training needs the package accelerate: pip install 'restobox[train]'"
         ) from error
+    if mixed_precision not in PRECISIONS:
+        raise InputError(
+            f"mixed precision {mixed_precision!r} is unknown; known: {', '.join(PRECISIONS)}"
+        )
     known = (
         ("v_prediction", "sample")
         if EXAMPLES[recipe.task].condition_channels

@@ -18,10 +18,6 @@ from toolbox.tasks.scale.digests import digest_of_model, digest_of_settings
 from toolbox.tasks.scale.items import Item
 from toolbox.tasks.settings import Draws, Output, Prior, Request, Settings
 
-# options that name a file, and may name a folder of such files for several measurements
-BY_NAME = ("mask", "reference", "dead", "regions")
-ROLES = ("tissue", "haze")  # options that name a model
-
 
 @dataclass(frozen=True)
 class Job:
@@ -84,30 +80,21 @@ class Job:
             if value is None and "None" not in str(f.type):
                 flag = f"--{f.name.replace('_', '-')}"
                 raise InputError(f"{item.line or item.name} gives no {f.name}, and {flag} neither")
-            if f.name in BY_NAME and value and Path(value).is_dir():
+            if f.name in self.one.files and value and Path(value).is_dir():
                 options = replace(options, **{f.name: type(value)(_of_name(Path(value), item))})
         if reference is not None and self.one.is_picture and reference.is_dir():
             reference = _of_name(reference, item)
-        beside = {name: _beside(getattr(options, name, None), item) for name in ("haze_out",)}
-        beside |= {"quicklook": _beside(getattr(options, "quicklook", None), item, ".png")}
-        options = replace(options, **{k: v for k, v in beside.items() if v is not None})
+        further = {
+            name: _beside(getattr(options, name), item, ending)
+            for name, ending in self.one.further.items()
+        }
+        options = replace(options, **further)
         output = replace(self.output, out=item.out, reference=reference)
         return replace(self, output=output, options=options, draws=replace(self.draws, seed=seed))
 
     def outputs(self) -> list[Path]:
         """The files and folders that the job of an item writes."""
-        out = self.output.out
-        found: list[Path | None] = [out]
-        if self.output.std:
-            found += [out.with_name(f"{out.stem}-std.png")] if self.one.is_picture else []
-            if self.task == "mri":
-                from restoration.io.mri_output import std_file
-
-                found += [std_file(out)] if std_file(out) != out else []
-        found += [out.with_suffix(".raw")] if out.suffix.lower() == ".hdr" else []
-        found += [getattr(self.options, name, None) for name in ("haze_out", "quicklook")]
-        found += self.output.sample_files(self.draws.samples) if self.draws.samples > 1 else []
-        return [place for place in found if place is not None]
+        return self.one.outputs(self.output, self.options, self.draws.samples)
 
     def digest(self) -> str:
         """Of everything that the result depends on but the measurement and the model."""
@@ -115,13 +102,11 @@ class Job:
         kept["output"] = {n: kept["output"][n] for n in ("std", "reference", "quality")}
         kept["output"]["ending"] = self.output.out.suffix
         kept["output"]["samples"] = self.output.write_samples
-        for name in ("haze_out", "quicklook"):
-            if name in kept["options"]:
-                kept["options"][name] = kept["options"][name] is not None
+        for name in self.one.further:
+            kept["options"][name] = kept["options"][name] is not None
         kept["prior"]["model"] = self.prior.model and digest_of_model(self.prior.model)
-        for role in ROLES:
-            if role in kept["options"]:
-                kept["options"][role] = digest_of_model(kept["options"][role])
+        for role in self.one.roles:
+            kept["options"][role] = digest_of_model(kept["options"][role])
         kept["asked"] = sorted(self.asked)
         return digest_of_settings(kept)
 

@@ -20,13 +20,13 @@ from toolbox.tasks.settings import Draws, Output
 
 INPUT, OUT = "input", "out"
 MOST = 1e12  # of numbers without limits of their own
-WRITTEN = ("sheet", "quicklook", "haze_out")  # outputs of a run, not inputs of an item
 
 
 def columns_of(task: Task) -> dict[str, Any]:
     """The options that an item may have of its own, with their types as the command has them."""
     own = get_type_hints(OPTIONS[task.name], include_extras=True)
-    own = {name: kind for name, kind in own.items() if name not in WRITTEN}
+    # outputs of a run are no inputs of an item
+    own = {name: kind for name, kind in own.items() if name not in ("sheet", *task.further)}
     seed, truth = (get_type_hints(k, include_extras=True) for k in (Draws, Output))
     return own | {"seed": seed["seed"], "reference": truth["reference"]}
 

@@ -17,7 +17,7 @@ from toolbox.api import keeping_models, load_for, reading_with
 from toolbox.support.errors import in_a_line
 from toolbox.tasks.scale.digests import digest_of, digest_of_model, stamp_of
 from toolbox.tasks.scale.items import Item
-from toolbox.tasks.scale.job import ROLES, Job
+from toolbox.tasks.scale.job import Job
 from toolbox.tasks.scale.manifest import place_below
 
 # models of this process: each is loaded once
@@ -58,7 +58,7 @@ def check_models(job: Job) -> None:
         if job.one.is_picture and job.prior.model:
             job.one.load(job.prior)  # type: ignore[attr-defined]
             return
-        named = [job.prior.model, *(getattr(job.options, n, "") for n in ROLES)]
+        named = [job.prior.model, *(getattr(job.options, role) for role in job.one.roles)]
         for name in filter(None, named):
             load_for(job.task, name, **job.prior.place)
 
@@ -89,7 +89,7 @@ def _restored(job: Job, item: Item) -> dict[str, Any]:
     figures = own.one.restore(request)
     if stamp_of(item.path) != stamp:
         raise ResourceError(f"{item.path} changed while it was restored; run again with --resume")
-    named = [request.prior.model, *(getattr(request.options, role, "") for role in ROLES)]
+    named = [request.prior.model, *(getattr(request.options, role) for role in own.one.roles)]
     found: dict[str, Any] = {"status": "done", "input_sha256": digest_of(item.path)}
     found |= {"input_stamp": list(stamp), "settings_sha256": own.digest()}
     found["models"] = {name: digest_of_model(name) for name in named if name}
