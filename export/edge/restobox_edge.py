@@ -251,8 +251,8 @@ class Restorer:
             self.draws: int = int(run["draws"])
             self.state = tuple(int(n) for n in run["state"] or (3, *self.size))
             plain = {"image": (3, *self.size), "mask": (1, *self.size)}  # format 1
-            inputs = run["inputs"] or plain
-            self.shapes = {name: tuple(int(n) for n in shape) for name, shape in dict(inputs).items()}
+            inputs = dict(run["inputs"] or plain)
+            self.shapes = {name: tuple(int(n) for n in shape) for name, shape in inputs.items()}
             sizes = {name: (1, *shape) for name, shape in self.shapes.items()}
             if self.draws:
                 sizes["noise"] = (self.draws, 1, *self.state)
