@@ -110,6 +110,11 @@ def keeps_history(solver: Solver) -> bool:
     return bool(getattr(solver, "keeps_history", False))
 
 
+def combines_noise(solver: Solver) -> bool:
+    """Whether it combines the noise estimates of several steps, and looks at nothing else."""
+    return bool(getattr(solver, "combines_noise", False))
+
+
 @dataclass(frozen=True)
 class Step:
     """What a callback sees after each network call: its number (from 0), the query and the

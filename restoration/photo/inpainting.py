@@ -146,6 +146,7 @@ class InpaintingTask:
                 asked,
                 measurement,
                 steps=self.num_inference_steps,
+                solver=solver,
                 prior_std=PRIOR_STD,
                 options=self.correction_options,
             )

@@ -220,6 +220,8 @@ class LinearTask:
             asked,
             m,
             steps=self.num_inference_steps,
+            solver=self.solver,
+            from_noise=self.start_level is None,
             prior_std=math.inf if self.start_level else PRIOR_STD,
             options=self.correction_options,
         )

@@ -15,7 +15,7 @@ from restoration.posterior.dps import DPS
 from restoration.posterior.mmps import MMPS
 from restoration.posterior.pigdm import PiGDM
 from restoration.posterior.repaint import RePaint
-from solvers.solver import DenoiserLike
+from solvers.solver import DenoiserLike, Solver, combines_noise
 
 CORRECTIONS: dict[str, type[Correction]] = {
     "ddnm": DDNM,
@@ -46,6 +46,8 @@ def correction_by_name(
     measurement: Measurement,
     *,
     steps: int,
+    solver: Solver | None = None,
+    from_noise: bool = True,
     prior_std: float = math.inf,
     options: Mapping[str, Any] | None = None,
 ) -> Correction:
@@ -58,6 +60,8 @@ def correction_by_name(
 
     Args:
         steps: of the solver.
+        solver: of the run, where it is known.
+        from_noise: whether the run's states are as noisy as their times.
         prior_std: how far a guess from noise alone may be off, in the denoiser's value range; for
             DiffPIR.
         options: settings that replace these, see :data:`OPTIONS`: ``scale`` of DPS and PiGDM,
@@ -66,9 +70,22 @@ def correction_by_name(
     Raises:
         ValueError: an unknown name; an option that the correction does not have; a correction that
             the theory does not carry here: DDNM and RePaint on noisy data, DPS on noiseless ones or
-            in few steps.
+            in few steps; those by the network's gradient (DPS, MMPS, PiGDM) with solvers that
+            combine noise estimates, and from states without their noise.
     """
     check_correction(name, options)
+    if CORRECTIONS[name].needs_gradient and not from_noise:
+        raise ValueError(
+            f"{name} goes by the network's gradient at states as noisy as their time, and this run"
+            " begins at the regularized inverse without noise: begin it from noise (start level 0),"
+            " or leave the correction out"
+        )
+    if CORRECTIONS[name].needs_gradient and solver is not None and combines_noise(solver):
+        raise ValueError(
+            f"{name} moves the image by the network's gradient, which a solver that goes by the"
+            " noise estimates of several steps doesn't follow: take ddim or evodiff, or another"
+            " correction"
+        )
     settings = dict(options or {})
     if name == "repaint" and measurement.sigma > 0:
         raise ValueError(

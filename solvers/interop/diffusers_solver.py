@@ -137,6 +137,11 @@ class DiffusersSolver:
         """Whether a step also uses earlier answers."""
         return self.name not in ONE_STEP and self.options.get("solver_order", 2) > 1
 
+    @property
+    def combines_noise(self) -> bool:
+        """Whether these are noise estimates."""
+        return self.name in ("PNDMScheduler", "IPNDMScheduler", "LMSDiscreteScheduler")
+
     def _class(self) -> type[Any]:
         if not isinstance(self.scheduler, str):
             return self.scheduler

@@ -48,6 +48,11 @@ class Auto:
         """Whether a step also uses earlier answers."""
         return True
 
+    @property
+    def combines_noise(self) -> bool:
+        """Whether these are noise estimates."""
+        return True
+
     def choose(self, process: Process, grid: Grid) -> Solver:
         """The solver for this grid."""
         kappas = [process.kappa(t) for t in grid.times]

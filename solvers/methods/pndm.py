@@ -247,6 +247,11 @@ class PNDM:
         """Whether noise estimates of several steps are combined."""
         return min(self.order, VARIANTS[self.variant][2]) > 1
 
+    @property
+    def combines_noise(self) -> bool:
+        """The same."""
+        return self.keeps_history
+
     def single_call(self) -> PNDM:
         """The same gradient rule without warm-up: one call per step from the first on.
 

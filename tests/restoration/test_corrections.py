@@ -28,6 +28,7 @@ from restoration.wrappers.tiling import TiledNetwork
 from solvers.denoiser import Denoiser
 from solvers.grid import explicit, leading, log_snr, trailing
 from solvers.loop import solve
+from solvers.methods import solver_by_name
 from solvers.methods.ddim import DDIM
 from solvers.methods.pndm import PNDM
 from solvers.methods.resampled import Resampled, noise_up
@@ -617,3 +618,20 @@ def test_a_factor_fitted_on_other_pictures_gives_intervals_that_cover(name):
     assert 0.85 <= sum(held) / len(held) <= 0.95
     with pytest.raises(ValueError, match="prior_std"):
         DiffPIR(GaussianPrior(), m, draw=True)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, made in CORRECTIONS.items() if made.needs_gradient]
+)
+def test_corrections_by_gradient_refuse_what_does_not_follow_them(name):
+    """Measured on photographs, solvers that combine noise estimates lose 1 to 7 dB by them, and
+    runs that begin without noise up to 2 dB.
+    """
+    _, m = measured(NOISY["denoising"], 0.1, 0)
+    for solver in ("pndm", "auto", "plms", "ipndm", "f-pndm", "diffusers-plms"):
+        with pytest.raises(ValueError, match="take ddim or evodiff"):
+            correction_by_name(name, GaussianPrior(), m, steps=50, solver=solver_by_name(solver))
+    with pytest.raises(ValueError, match="begin it from noise"):
+        correction_by_name(name, GaussianPrior(), m, steps=50, from_noise=False)
+    for solver in ("ddim", "ddpm", "evodiff", "dpm-solver++-2m", "unipc"):
+        correction_by_name(name, GaussianPrior(), m, steps=50, solver=solver_by_name(solver))
