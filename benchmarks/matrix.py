@@ -7,8 +7,8 @@ Each cell restores the same measurements as its reference: the task's default co
 solver, and for that one ``ddim``. A cell is *worse* where its mean PSNR lies more than 1 dB below
 (4 dB where it draws noise and the reference doesn't: a sample of the posterior has up to 3 dB more
 error than the mean) and no warning says so. *Sampled* are solvers alone that lie 1 to 4 dB below
-``ddim``, for the same reason: few steps of that give a picture between sample and mean. *Unclear* is every error that isn't a
-``ValueError`` of one line.
+``ddim``, for the same reason: few steps of that give a picture between sample and mean. *Unclear*
+is every error that isn't a ``ValueError`` of one line.
 """
 
 from __future__ import annotations
