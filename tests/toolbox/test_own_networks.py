@@ -90,16 +90,37 @@ def test_a_checkpoint_is_converted_restored_by_and_quantized(data, tmp_path):
         (("{f}", "-o", "{f}"), "is a file|folder"),
         (("{m}", "-o", "{o}", "--num-heads", "4"), "leave out --num-heads"),
         (("{o}.pkl", "-o", "{o}"), "hold code"),
-        (("{o}/none", "-o", "{o}"), "not a folder"),
+        (("{o}/none", "-o", "{o}"), "neither a shipped model .* nor a file or folder"),
     ],
 )
 def test_conversions_that_can_not_be_are_refused(tmp_path, words, said):
     places = {"f": PLACE / "drunet-gray-like.pth", "o": tmp_path / "o"}
     places["m"] = ROOT / "tests" / "former" / "model"
+    (tmp_path / "o.pkl").write_bytes(b"")
     done = restobox("convert", *(word.format(**places) for word in words))
     assert done.returncode == 2
     assert re.search(said, done.stderr)
     assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_names_of_the_hub_and_of_shipped_models_are_converted(tmp_path, monkeypatch):
+    """What the hub gives is read as a folder is; a name that it doesn't know is refused."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+
+    def snapshot(name, **_):
+        if name != "someone/network":
+            raise OSError("404 not found")
+        return str(ROOT / "tests" / "former" / "model")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    found = run_convert("someone/network", tmp_path / "m")
+    assert found["network"] == "UNet2DModel"
+    assert load(tmp_path / "m").process == load(ROOT / "tests" / "former" / "model").process
+    assert run_convert("grey", tmp_path / "g")["parameters"] > 0
+    with pytest.raises(ValueError, match=r"hub can't be asked for it \(404 not found\)"):
+        run_convert("someone/other", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
