@@ -49,13 +49,13 @@ ALLOWED, ALLOWED_OF_SAMPLES = 1.0, 4.0
 
 
 def restored(
-    task: Task, denoiser: Any, options: Any, settings: Settings, source: Source
+    task: Task, denoiser: Any, options: Any, settings: Settings, source: Source, trials: int
 ) -> str | float:
-    """Mean PSNR of three trials, or what came instead: ``refused``, ``warned``, or an error."""
+    """Mean PSNR of so many trials, or what came instead: ``refused``, ``warned``, or an error."""
     found = []
     try:
         restore = task.restorer(denoiser, options, settings)
-        for k in range(3):
+        for k in range(trials):
             trial = task.trial(source, k, options)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--only", default="", help="a task")
     options = parser.parse_args()
@@ -91,7 +92,7 @@ def main() -> None:
         for correction in (None, *CORRECTIONS):
             for solver in solvers:
                 settings = Settings(solver, options.steps, correction=correction)
-                value = restored(task, denoiser, measured, settings, source)
+                value = restored(task, denoiser, measured, settings, source, options.trials)
                 if isinstance(value, str):
                     here[value.partition(":")[0]] += 1
                     if value.startswith("unclear"):

@@ -138,11 +138,14 @@ class Denoiser:
         z = x if lift is None else x - a * lift
         scale, a, b = self.unit_levels(a, b)
         z = z / scale
-        p = Prediction.from_output(
-            self.output(a * z if self.residual else z, t), z, a, b, self.prediction_type
-        )
+        answer = self._answer(a * z if self.residual else z, t)
+        channels = z.shape[1]
+        p = Prediction.from_output(answer[:, :channels], z, a, b, self.prediction_type)
         x0 = self.data_std * p.x0
-        return Prediction(x0 if lift is None else x0 + lift, p.eps)
+        # a learned variance, of which networks say v in [-1, 1]
+        learned = answer.shape[1] == 2 * channels
+        spread = (answer[:, channels:] + 1) / 2 if learned else None
+        return Prediction(x0 if lift is None else x0 + lift, p.eps, spread=spread)
 
     def unit_levels(self, a: Number, b: Number) -> tuple[Number, Number, Number]:
         """``sqrt(s^2 a^2 + b^2)`` and the coefficients ``a', b'`` of the state divided by it, from
@@ -169,13 +172,17 @@ class Denoiser:
 
     def output(self, z: Tensor, t: float | Tensor) -> Tensor:
         """The network's raw output for ``z (B, C, H, W)`` at time ``t`` (a number, or one per
-        sample); two heads give 2C channels.
+        sample); two heads give 2C channels, and a learned variance is left out.
         """
+        return self._answer(z, t)[:, : z.shape[1] * HEADS.get(self.prediction_type, 1)]
+
+    def _answer(self, z: Tensor, t: float | Tensor) -> Tensor:
+        """All of its channels."""
         height, width = z.shape[-2:]
         out = self.call_network(self.network_input(z).to(self._dtype(z)), t).to(z.dtype)
         if self.fold > 1:
             out = F.pixel_shuffle(out, self.fold)
-        return out[:, : z.shape[1] * HEADS.get(self.prediction_type, 1), :height, :width]
+        return out[..., :height, :width]
 
     def call_network(self, z: Tensor, t: float | Tensor) -> Tensor:
         """The network itself, on its own (folded, padded) input."""

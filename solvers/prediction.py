@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,10 +17,20 @@ HEADS = {"residual_noise": 2, "sample_noise": 2}
 class Prediction:
     """Image and noise estimates, each ``(B, C, H, W)``, with ``x = a x0 + c y + b eps`` at the
     level of their own call.
+
+    ``spread``, of networks with a learned variance: where the logarithm of an ancestral step's
+    variance lies between its least (0) and its largest (1) possible value (Nichol & Dhariwal 2021,
+    equation 15); None: the network doesn't say.
     """
 
     x0: Tensor
     eps: Tensor
+    spread: Tensor | None = field(default=None, kw_only=True)
+
+    def detached(self) -> Prediction:
+        """The same without gradients."""
+        spread = None if self.spread is None else self.spread.detach()
+        return Prediction(self.x0.detach(), self.eps.detach(), spread=spread)
 
     @classmethod
     def from_output(

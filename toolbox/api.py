@@ -279,9 +279,13 @@ def _once(model: str | Path, device: str, threads: int | None, **options: Any) -
     return kept[key]
 
 
-def _load(
-    model: str | Path, device: str, threads: int | None, options: dict[str, Any]
-) -> Denoiser | Any:
+def place_of(model: str | Path) -> Path:
+    """The file or folder of a model: of a shipped one by its name, of ``owner/name`` what the
+    Hugging Face hub gives.
+
+    Raises:
+        ValueError: there is none.
+    """
     known = {info.name: info.folder for info in models()}
     place = known.get(str(model), Path(model))
     if not place.exists() and HUB.fullmatch(str(model)) and not place.parent.exists():
@@ -293,6 +297,13 @@ def _load(
             f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a file or"
             f" folder; a network of your own: {HOW_TO_WRAP}"
         )
+    return place
+
+
+def _load(
+    model: str | Path, device: str, threads: int | None, options: dict[str, Any]
+) -> Denoiser | Any:
+    place = place_of(model)
     if (place / "bundle.json").is_file():
         from export.bundle import read_bundle
         from export.runtime.session import Restorer, Session

@@ -11,6 +11,7 @@ Every bundle holds this file as ``run.py``; ``pip install ./export/edge`` instal
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         found, files = content["format"], dict(content["files"])
-        graph = graph_file(content)
+        graph, _ = graph_file(content), content["target"]
+        hashes = {name: str(entry["sha256"]) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"{manifest} is damaged ({error}); copy the bundle again") from None
     if found not in READABLE:
         raise Refused(f"{manifest} has format {found!r}; this runner reads {READABLE}")
     if graph not in files:
         raise Refused(f"{manifest} is damaged (it doesn't list {graph}); copy the bundle again")
-    for name, entry in files.items():
+    for name, sha256 in hashes.items():
         path = folder / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
             raise Refused(f"{path} is missing or no plain file; copy the bundle again")
@@ -82,9 +84,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             while part := file.read(2**20):
                 digest.update(part)
-        if digest.hexdigest() != entry["sha256"]:
+        if digest.hexdigest() != sha256:
             raise Refused(f"{path} was changed: its SHA-256 is not the one in bundle.json")
     return content
+
+
+@contextlib.contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """In this block what a manifest lacks, or holds of another kind, is told as damage."""
+    try:
+        yield
+    except (LookupError, AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise Refused(
+            f"{folder / 'bundle.json'} is damaged ({type(error).__name__}: {error}); copy the"
+            " bundle again"
+        ) from None
 
 
 def graph_file(manifest: dict[str, Any]) -> str:
@@ -229,16 +243,19 @@ class Restorer:
         self.manifest = read_manifest(self.folder)
         if self.manifest["graph"] != "restorer":
             raise Refused(f"{folder} holds a network alone: export the task with --restorer")
-        run = self.manifest["run"]
-        self.task: str = run["task"]
-        self.size: tuple[int, int] = run["height"], run["width"]
-        self.draws: int = run["draws"]
-        self.state = tuple(run["state"] or (3, *self.size))
-        inputs = run["inputs"] or {"image": (3, *self.size), "mask": (1, *self.size)}  # format 1
-        self.shapes = {name: tuple(shape) for name, shape in inputs.items()}
-        sizes = {name: (1, *shape) for name, shape in self.shapes.items()}
-        if self.draws:
-            sizes["noise"] = (self.draws, 1, *self.state)
+        with understood(self.folder):
+            run = self.manifest["run"]
+            self.task: str = run["task"]
+            self.sigma: float | None = run["sigma"]
+            self.size: tuple[int, int] = int(run["height"]), int(run["width"])
+            self.draws: int = int(run["draws"])
+            self.state = tuple(int(n) for n in run["state"] or (3, *self.size))
+            plain = {"image": (3, *self.size), "mask": (1, *self.size)}  # format 1
+            inputs = dict(run["inputs"] or plain)
+            self.shapes = {name: tuple(int(n) for n in shape) for name, shape in inputs.items()}
+            sizes = {name: (1, *shape) for name, shape in self.shapes.items()}
+            if self.draws:
+                sizes["noise"] = (self.draws, 1, *self.state)
         self.graph = Graph(self.folder, self.manifest, provider, threads, sizes)
 
     @property
@@ -317,7 +334,7 @@ class Restorer:
         else:
             out = self.restore(inputs, noise, seed)
         out = out.mean(0, keepdims=True) if grey else out
-        if self.task == "inpaint" and known is not None and self.manifest["run"]["sigma"] == 0:
+        if self.task == "inpaint" and known is not None and self.sigma == 0:
             out = np.where(known > 0, image, out)
         return out.clip(0, 1)
 
@@ -357,13 +374,14 @@ class Network:
     def __init__(self, folder: str | Path, provider: str = "cpu", threads: int | None = None):
         self.folder, self.provider, self.threads = Path(folder), provider, threads
         self.manifest = read_manifest(self.folder)
-        settings = self.manifest["settings"]
-        self.low, self.high = settings["value_range"]
-        self.fold, self.multiple = settings["fold"], settings["multiple"]
-        self.conditions = settings["condition_channels"]
-        self.channels = self.manifest["channels"] // self.fold**2 - self.conditions
-        self.runs = self.manifest.get("runs", [])
-        self.levels = self.manifest.get("levels", [])
+        with understood(self.folder):
+            settings = self.manifest["settings"]
+            self.low, self.high = (float(v) for v in settings["value_range"])
+            self.fold, self.multiple = int(settings["fold"]), int(settings["multiple"])
+            self.conditions = int(settings["condition_channels"])
+            self.channels = int(self.manifest["channels"]) // self.fold**2 - self.conditions
+            self.runs = list(self.manifest.get("runs", []))
+            self.levels = list(self.manifest.get("levels", []))
         if not self.runs and not self.levels:
             raise Refused(
                 f"{folder} holds a network without the tables of a run: its kind needs more than"

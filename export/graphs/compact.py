@@ -1,8 +1,9 @@
 """The same graph in fewer bytes: what only the exporter needed goes, and most names become short.
 
 Inputs, outputs, weights, biases and codes keep their names (``<module>.weight``,
-``<module>.weight_codes``); nodes with weights are called after their module. The other nodes have
-no name, which ONNX allows, the other tensors and the values between nodes have a number.
+``<module>.weight_codes``); nodes with weights are called after their module. The other nodes, the
+other tensors and the values between nodes have a number: ONNX allows nodes without a name, but ONNX
+Runtime up to 1.21 calls what it fuses after them and refuses a graph where two are called the same.
 """
 
 from __future__ import annotations
@@ -58,9 +59,10 @@ def compact(model: ir.Model, layers: set[str]):
     for value in (*tensors, *between):
         if value not in kept and value.name:
             value.name = next(names)
+    numbers = (name for k in count() if (name := f"n{k}") not in layers)
     for node in graph:
         node.metadata_props.clear()
-        node.name = node.name if node.name in layers else ""
+        node.name = node.name if node.name in layers else next(numbers)
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]
     return proto

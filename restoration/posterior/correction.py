@@ -73,7 +73,8 @@ class Correction:
         # x = a x0 + b eps fixes the new noise; written as a change so that a shift c y of the
         # process stays where it is
         a, b = self.process.a(t), self.process.b(t)
-        return Prediction(x0, p.eps + (a / b) * (p.x0 - x0) if b > 0 else p.eps)
+        eps = p.eps + (a / b) * (p.x0 - x0) if b > 0 else p.eps
+        return Prediction(x0, eps, spread=p.spread)
 
     def closest(self, x0: Tensor, variance: float) -> Tensor:
         """The image that agrees best with the data and with an estimate ``x0`` whose errors have

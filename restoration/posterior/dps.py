@@ -47,4 +47,5 @@ class DPS(GradientCorrection):
             norm = torch.linalg.vector_norm(residual.flatten(1), dim=1)  # its gradient at 0 is 0
             gradient = torch.autograd.grad(norm.sum(), x)[0]
         x0 = p.x0.detach() - self.scale / self.process.a(self.next_time(t)) * gradient
-        return Prediction(x0, p.eps.detach())
+        plain = p.detached()
+        return Prediction(x0, plain.eps, spread=plain.spread)

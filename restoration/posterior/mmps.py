@@ -61,7 +61,7 @@ class MMPS(GradientCorrection):
             x0 = p.x0.detach() + covariance(m.operator.A_adjoint(u))
         if m.sigma == 0:
             x0 = x0 + m.operator.A_dagger(m.residual(x0))
-        return self.with_image(Prediction(p.x0.detach(), p.eps.detach()), x0, t)
+        return self.with_image(p.detached(), x0, t)
 
 
 def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:

@@ -67,14 +67,16 @@ class PiGDM(GradientCorrection):
             guidance = (
                 self.scale * a * self.pull_back(x, p.x0, self.direction(p.x0.detach(), kappa))
             )
-        p = Prediction(p.x0.detach(), p.eps.detach())
+        p = p.detached()
         x0 = p.x0 + guidance
         if ends and m.sigma == 0:
             return self.with_image(p, x0 + m.operator.A_dagger(m.residual(x0)), t)
         if self.paste:
             measured = m.operator.A_dagger(m.operator.A(guidance))
             x0 = x0 - measured + m.operator.A_dagger(m.residual(p.x0))
-        return Prediction(x0, p.eps) if self.keep_noise else self.with_image(p, x0, t)
+        if self.keep_noise:
+            return Prediction(x0, p.eps, spread=p.spread)
+        return self.with_image(p, x0, t)
 
     def direction(self, x0: Tensor, kappa: float) -> Tensor:
         """``v``, an image. The proximal point at ``x0`` is ``x0 + A^H (A A^H + I/gamma)^-1 (y - A

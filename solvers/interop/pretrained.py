@@ -80,6 +80,8 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             config = read_object(place, ModelError) if place.is_file() else {}
             schedule = schedule_of(place, config)
             process = schedule.process
+            if config.get("variance_type") == "learned":
+                _without_variance(network, root)  # not said as a share of a range
             if schedule.adapted:
                 adapt(network, **schedule.adapted)
         if schedule.negated:
@@ -196,6 +198,19 @@ def _negate(network: Network, root: Path) -> None:
         )
     network.conv_out.weight.neg_()
     network.conv_out.bias.neg_()
+
+
+@torch.no_grad()
+def _without_variance(network: Network, root: Path) -> None:
+    """Leave out the second half of the output, where there is one."""
+    outs = network.config.out_channels // 2
+    if 2 * outs != network.config.out_channels or outs != network.config.in_channels:
+        return
+    old = network.conv_out
+    old.weight = torch.nn.Parameter(old.weight[:outs].clone())
+    old.bias = torch.nn.Parameter(old.bias[:outs].clone())
+    old.out_channels = outs
+    network.register_to_config(out_channels=outs)
 
 
 @torch.no_grad()

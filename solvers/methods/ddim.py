@@ -27,7 +27,9 @@ class DDIM:
 
     Args:
         eta: 0 deterministic, 1 ancestral (DDPM). Eq. 16 written for any ``(a, b)``:
-            ``sd^2 = eta^2 b_s^2 (1 - (kappa_s/kappa_t)^2)`` with ``kappa = b/a``.
+            ``sd^2 = eta^2 b_s^2 (1 - (kappa_s/kappa_t)^2)`` with ``kappa = b/a``. At 1 a network's
+            learned variance takes the place of the fresh noise's, which is the least possible; the
+            largest is ``b_t^2 - (a_t b_s/a_s)^2`` (Nichol & Dhariwal 2021, arXiv 2102.09672).
 
     Raises:
         ValueError: ``eta`` outside [0, 1].
@@ -48,6 +50,13 @@ class DDIM:
                 continue
             ratio = process.kappa(s) / process.kappa(t)
             fresh = self.eta * (1 - ratio**2) ** 0.5
+            if self.eta == 1 and p.spread is not None:
+                least = process.b(s) ** 2 * fresh**2
+                most = process.b(t) ** 2 - (process.a(t) / process.a(s) * process.b(s)) ** 2
+                sd = (least * (most / least) ** p.spread) ** 0.5
+                kept = process.add_noise(p.x0, ratio * p.eps, s, problem.y)
+                x = kept + sd * problem.noise(x)
+                continue
             eps = (1 - fresh**2) ** 0.5 * p.eps + fresh * problem.noise(x)
             x = process.add_noise(p.x0, eps, s, problem.y)
         return x

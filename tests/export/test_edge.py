@@ -309,3 +309,17 @@ def test_changed_bundles_are_refused(photo, tmp_path, capsys):
     assert "doesn't list restorer.onnx" in refused(capsys, *words)
     (copy / "bundle.json").write_text("[")
     assert "damaged" in refused(capsys, *words)
+    (copy / "restorer.onnx").write_bytes(graph)
+    for gone in ("target", "run", "files", "graph"):
+        (copy / "bundle.json").write_text(
+            json.dumps({key: value for key, value in content.items() if key != gone})
+        )
+        assert "damaged" in refused(capsys, *words)
+    for key in content["run"]:
+        for wrong in ("x", [["x"]]):
+            (copy / "bundle.json").write_text(
+                json.dumps(content | {"run": content["run"] | {key: wrong}})
+            )
+            found = edge.main([*map(str, words)])
+            said = capsys.readouterr().err
+            assert found == 0 or (found == 2 and said.count("\n") == 1)

@@ -283,9 +283,11 @@ def test_graphs_hold_nothing_that_no_runtime_needs(bundles, quantized, target):
     assert not any(
         entry.metadata_props for entry in (graph, *graph.node, *graph.input, *graph.output)
     )
-    named = [n.name for n in graph.node if n.name]
-    assert len(set(named)) == len(named)
-    assert set(quantized.names) <= set(named)
+    # ONNX Runtime up to 1.21 refuses graphs whose fused nodes are called the same
+    named = {n.name for n in graph.node}
+    assert len(named) == len(graph.node)
+    assert "" not in named
+    assert set(quantized.names) <= named
     made = [value for n in graph.node for value in n.output if value]
     names = [*made, *(t.name for t in graph.initializer), *(v.name for v in graph.input)]
     assert len(set(names)) == len(names)

@@ -1,13 +1,19 @@
 """Checkpoints of the field: the published code's answers, and what is refused."""
 
+import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from helpers import checkpoints
 from helpers.data import GOLDEN
 
-from solvers import VE, VP, Denoiser
+from restoration.operators.linear import Inpainting
+from restoration.operators.measurement import Measurement
+from restoration.posterior import correction_by_name
+from solvers import DDIM, VE, VP, Denoiser, solve
+from solvers.grid import lay
 from solvers.inputs.errors import ModelError
 
 PLACE = GOLDEN / "checkpoints"
@@ -73,6 +79,106 @@ def test_networks_give_the_published_answers(path, tmp_path, capsys):
     assert (again.process, again.settings) == (denoiser.process, denoiser.settings)
     assert (again.prediction_type, again.multiple) == (denoiser.prediction_type, denoiser.multiple)
     assert torch.equal(answer(again.network, x, t), answer(denoiser.network, x, t))
+
+
+@pytest.mark.parametrize("name", checkpoints.MADE)
+@torch.no_grad()
+def test_chains_and_spandrels_networks_give_their_codes_answers(name, tmp_path):
+    """From the file, from the folder that is saved of it, and through the denoiser."""
+    if name == "nafnet":
+        pytest.importorskip("spandrel")
+    published = checkpoints.write(name, tmp_path / "a.pth")
+    denoiser = Denoiser.from_pretrained(tmp_path / "a.pth")
+    channels = denoiser.image_channels
+    assert channels == (3 if name in ("dncnn-deepinv", "ffdnet-colour", "nafnet") else 1)
+    noise = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(2, channels, 16, 12, generator=noise) for _ in range(2))
+    denoiser.save_pretrained(tmp_path / "m")
+    for made in (denoiser, Denoiser.from_pretrained(tmp_path / "m")):
+        if name == "nafnet":  # whatever the state and the time
+            found = made.conditioned(y)(x, 500).x0
+            close(found, published(y))
+        elif "ffdnet" in name:
+            sigma = torch.tensor([0.1, 0.3])
+            close(made.network(x, sigma), published(x, sigma))
+            close(made(x, 0.3).x0, published(x, sigma[1:].expand(2)))
+        else:
+            close(made(x, 0.1).x0, published(x))
+
+
+@pytest.mark.parametrize("steps", [4, 50])
+def test_a_learned_variance_is_that_of_ancestral_steps(steps):
+    """diffusers' DDPM with the same network and noise."""
+    from diffusers import DDPMScheduler
+
+    process = VP.linear()
+
+    def network(x, t):  # exact for pictures of white noise, with v from -1 to 1
+        return torch.cat([process.b(float(t[0])) * x, torch.sin(3 * x)], 1)
+
+    denoiser = Denoiser(network, process)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    scheduler = DDPMScheduler(
+        variance_type="learned_range", clip_sample=False, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(steps)
+    state, noise = x, torch.Generator().manual_seed(2)
+    for t in scheduler.timesteps:
+        answer = network(state, t.float().expand(2))
+        step = scheduler.step(answer, t, state, generator=noise)
+        state = step.prev_sample
+    state = step.pred_original_sample  # to which it adds noise, as the authors don't
+    grid = lay("trailing", denoiser.process, steps)
+    ours, fixed = (
+        solve(DDIM(eta=1.0), d, x, grid, generator=torch.Generator().manual_seed(2)).x0
+        for d in (denoiser, denoiser.around(lambda *a: network(*a)[:, :3]))
+    )
+    torch.testing.assert_close(ours, state, rtol=1e-4, atol=1e-4)
+    assert (fixed - state).abs().max() > 0.05
+
+
+def test_learned_variances_of_files_go_through_corrections():
+    denoiser = Denoiser.from_pretrained(PLACE / "adm-imagenet256-like.pt", num_head_channels=16)
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        v = denoiser.network(x, torch.tensor([500.0])).sample[:, 3:]
+        assert denoiser.output(x, 500).shape == x.shape
+    measured = Measurement(Inpainting((torch.arange(16) > 7).float().expand(16, 16)), x, 0.1)
+    for name in ("diffpir", "dps", "pigdm", "mmps"):
+        found = correction_by_name(name, denoiser, measured, steps=50)(x, 500).spread
+        torch.testing.assert_close(found, (v + 1) / 2)
+
+
+def test_a_variance_in_another_form_is_left_out(tmp_path):
+    denoiser = Denoiser.from_pretrained(PLACE / "adm-imagenet256-like.pt", num_head_channels=16)
+    denoiser.save_pretrained(tmp_path)
+    (tmp_path / "denoiser.json").unlink()
+    place = tmp_path / "scheduler" / "scheduler_config.json"
+    words = json.loads(place.read_text()) | {"_class_name": "DDPMScheduler"}
+    place.write_text(json.dumps(words | {"variance_type": "learned"}))
+    again = Denoiser.from_pretrained(tmp_path)
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert again(x, 500).spread is None
+        torch.testing.assert_close(again(x, 500).eps, denoiser(x, 500).eps)
+
+
+def test_networks_that_no_family_knows_are_refused(tmp_path):
+    """Other chains, and what spandrel reads but can't be a restorer here."""
+    torch.save(checkpoints.DnCNN(1, layers=7).state_dict(), tmp_path / "ircnn.pth")
+    with pytest.raises(ModelError, match="looks like IRCNN, whose convolutions are dilated"):
+        Denoiser.from_pretrained(tmp_path / "ircnn.pth")
+    odd = {f"model.{n}": v for n, v in checkpoints.chain(5, 2).state_dict().items()}
+    torch.save(odd, tmp_path / "odd.pth")
+    with pytest.raises(ModelError, match="from 5 to 2 channels: neither DnCNN nor"):
+        Denoiser.from_pretrained(tmp_path / "odd.pth")
+    pytest.importorskip("spandrel")
+    from spandrel.architectures.Compact import Compact
+
+    large = Compact(num_feat=8, num_conv=2, upscale=2)
+    torch.save(large.state_dict(), tmp_path / "large.pth")
+    with pytest.raises(ModelError, match="enlarges 2 times"):
+        Denoiser.from_pretrained(tmp_path / "large.pth")
 
 
 def test_what_follows_from_a_file():

@@ -133,4 +133,4 @@ def test_samples_that_are_all_the_same_are_no_uncertainty(capsys, tmp_path, phot
         assert found["std_mean"] > 1e-4
         assert read_image(out.with_name(f"{task}-std.png")).pixels.max() > 0.5
     with pytest.raises(ValueError, match="the same for every seed"):
-        restobox.denoise("grey", solver="ddim", steps=2)(str(photo), 0.1, num_samples=2)
+        restobox.denoise("grey", solver="ddim", steps=2)(str(photo), sigma=0.1, num_samples=2)

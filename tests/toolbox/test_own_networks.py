@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from helpers import checkpoints
 from helpers.commands import restobox
 from helpers.data import GOLDEN, ROOT, smooth_picture
 from helpers.deploy import calibrate
@@ -38,6 +39,9 @@ FAMILIES = {
     "rddm-one": ("rddm-one-unet.pt", {"groups": 4}, "paired"),
     "rddm-shared": ("rddm-shared-encoder.pt", {"groups": 4}, "paired"),
     "resfusion": ("resfusion-restore.ckpt", {"groups": 4}, "paired"),
+    "dncnn": ("dncnn", {}, "denoise"),
+    "ffdnet": ("ffdnet", {}, "denoise"),
+    "nafnet": ("nafnet", {}, "paired"),
     "resfusion-mask": ("resfusion-restore-mask.ckpt", {"groups": 4}, "paired"),
 }
 STEPS, SIDE = 2, 32
@@ -86,16 +90,37 @@ def test_a_checkpoint_is_converted_restored_by_and_quantized(data, tmp_path):
         (("{f}", "-o", "{f}"), "is a file|folder"),
         (("{m}", "-o", "{o}", "--num-heads", "4"), "leave out --num-heads"),
         (("{o}.pkl", "-o", "{o}"), "hold code"),
-        (("{o}/none", "-o", "{o}"), "not a folder"),
+        (("{o}/none", "-o", "{o}"), "neither a shipped model .* nor a file or folder"),
     ],
 )
 def test_conversions_that_can_not_be_are_refused(tmp_path, words, said):
     places = {"f": PLACE / "drunet-gray-like.pth", "o": tmp_path / "o"}
     places["m"] = ROOT / "tests" / "former" / "model"
+    (tmp_path / "o.pkl").write_bytes(b"")
     done = restobox("convert", *(word.format(**places) for word in words))
     assert done.returncode == 2
     assert re.search(said, done.stderr)
     assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_names_of_the_hub_and_of_shipped_models_are_converted(tmp_path, monkeypatch):
+    """What the hub gives is read as a folder is; a name that it doesn't know is refused."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+
+    def snapshot(name, **_):
+        if name != "someone/network":
+            raise OSError("404 not found")
+        return str(ROOT / "tests" / "former" / "model")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    found = run_convert("someone/network", tmp_path / "m")
+    assert found["network"] == "UNet2DModel"
+    assert load(tmp_path / "m").process == load(ROOT / "tests" / "former" / "model").process
+    assert run_convert("grey", tmp_path / "g")["parameters"] > 0
+    with pytest.raises(ValueError, match=r"hub can't be asked for it \(404 not found\)"):
+        run_convert("someone/other", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
@@ -121,8 +146,14 @@ def test_a_checkpoint_goes_through_the_whole_line(data, tmp_path, name):
     file, options, kind = FAMILIES[name]
     model = str(tmp_path / "model")
     weights = {k: v for k, v in options.items() if k != "class_label"}
+    source = PLACE / file
+    if file in checkpoints.MADE:
+        if file == "nafnet":
+            pytest.importorskip("spandrel")
+        source = tmp_path / "made.pth"
+        checkpoints.write(file, source)
     with reading_with(weights):  # a folder keeps all classes
-        run_convert(str(PLACE / file), tmp_path / "model")
+        run_convert(str(source), tmp_path / "model")
     label = {"class_label": options["class_label"]} if "class_label" in options else {}
     with reading_with(label):
         task, denoiser = task_by_name(kind), load(model)

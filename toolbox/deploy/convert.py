@@ -8,22 +8,22 @@ from solvers.denoiser import Denoiser
 from solvers.files import check_free, check_outputs, replace_folder
 from solvers.inputs.errors import ModelError, reading
 from solvers.interop.pretrained import choose_class, read_parts
-from toolbox.api import checkpoint_options, models
+from toolbox.api import checkpoint_options, place_of
 
 KIND = "model folder"
 OURS = ("denoiser.json", "encoder_hidden_states.safetensors", "unet/*", "scheduler/*")
 
 
 def run_convert(model: str, out: Path) -> dict:
-    """Read a checkpoint and write the folder that :meth:`Denoiser.from_pretrained` loads. A
-    class-conditional network keeps its classes, unless one is chosen.
+    """Read a checkpoint, a model folder or one of the Hugging Face hub, and write the folder that
+    :meth:`Denoiser.from_pretrained` loads. A class-conditional network keeps its classes, unless
+    one is chosen.
 
     Raises:
         ValueError, OSError: what can't be read or written; nothing is written then.
     """
-    shipped = {info.name: info.folder for info in models()}
-    path, options = shipped.get(model, Path(model)), checkpoint_options()
     check_free(out, KIND, _ours)
+    path, options = place_of(model), checkpoint_options()
     check_outputs([out], [path])
     with reading(path, "a denoiser", ModelError):
         parts = read_parts(path, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +47,8 @@ class SpandrelRestorer(nn.Module):
         self.architecture, self.scale = str(found.architecture.name), int(found.scale)
         need = found.size_requirements
         unit = max(1, int(need.multiple_of))
+        own = int(getattr(self.model, "padder_size", 1))  # to which it pads by itself
+        unit = math.lcm(unit, own)
         self.multiple = unit * max(1, -(-int(need.minimum) // unit))
         channels = int(found.input_channels)
         self.config = SimpleNamespace(
