@@ -221,7 +221,7 @@ class _Traced(Denoiser):
         self.__dict__ |= follower.denoiser.__dict__
         self.follower = follower
 
-    def output(self, z: Tensor, t: Any) -> Tensor:
+    def answer(self, z: Tensor, t: Any) -> Tensor:
         f = self.follower
         k = len(f.times) * f.heads
         f.asked.append(z)

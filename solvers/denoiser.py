@@ -138,7 +138,7 @@ class Denoiser:
         z = x if lift is None else x - a * lift
         scale, a, b = self.unit_levels(a, b)
         z = z / scale
-        answer = self._answer(a * z if self.residual else z, t)
+        answer = self.answer(a * z if self.residual else z, t)
         channels = z.shape[1]
         p = Prediction.from_output(answer[:, :channels], z, a, b, self.prediction_type)
         x0 = self.data_std * p.x0
@@ -174,10 +174,10 @@ class Denoiser:
         """The network's raw output for ``z (B, C, H, W)`` at time ``t`` (a number, or one per
         sample); two heads give 2C channels, and a learned variance is left out.
         """
-        return self._answer(z, t)[:, : z.shape[1] * HEADS.get(self.prediction_type, 1)]
+        return self.answer(z, t)[:, : z.shape[1] * HEADS.get(self.prediction_type, 1)]
 
-    def _answer(self, z: Tensor, t: float | Tensor) -> Tensor:
-        """All of its channels."""
+    def answer(self, z: Tensor, t: float | Tensor) -> Tensor:
+        """All channels of :meth:`output`'s answer, a learned variance too."""
         height, width = z.shape[-2:]
         out = self.call_network(self.network_input(z).to(self._dtype(z)), t).to(z.dtype)
         if self.fold > 1:

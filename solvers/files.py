@@ -50,8 +50,7 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
         FullDiskError: the disk is full.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise OSError(f"output {path} exists and is no file; give another name")
+    check_replaceable(target, path)
     temporary = _beside(target)
     try:
         with room_for(path):
@@ -160,14 +159,31 @@ def check_file(path: str | Path) -> None:
     exist yet.
 
     Raises:
-        OSError: ``path`` is a folder or a device, or its folder can't be made or written.
+        OSError: ``path`` is a folder, a device or write-protected, or its folder can't be made or
+            written.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; give a file name")
-    if path.exists() and not path.is_file():
-        raise OSError(f"output {path} exists and is no file; give another name")
+    check_replaceable(path)
     check_folder(path.absolute().parent)
+
+
+def check_replaceable(path: Path, name: str | Path | None = None) -> None:
+    """Raise if what lies at ``path`` can't be replaced by a file: a rename would also replace one
+    that its owner has protected.
+
+    Args:
+        name: as the user gave it; the path by default.
+
+    Raises:
+        OSError: a folder or device, or a protected file.
+    """
+    name = path if name is None else name
+    if path.exists() and not path.is_file():
+        raise OSError(f"output {name} exists and is no file; give another name")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"output {name} is write-protected; allow it, or give another name")
 
 
 def check_free(

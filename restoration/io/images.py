@@ -21,7 +21,7 @@ from restoration.io.pictures.derived import Codes, Series, codes_like, derived, 
 from restoration.io.pictures.gamut import view_of
 from restoration.io.pictures.masks import changed, grown, missing_of
 from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options, too_large
-from solvers.files import replace_file
+from solvers.files import check_replaceable, replace_file
 from solvers.inputs.errors import InputError, reading
 
 MAX_PIXELS = 100_000_000
@@ -207,7 +207,8 @@ def check_writable(path: str | Path) -> None:
 
     Raises:
         ValueError: unknown suffix.
-        OSError: the folder does not exist or is not writable, or ``path`` is a folder.
+        OSError: the folder does not exist or is not writable, or ``path`` is a folder, a device or
+            write-protected.
     """
     path = Path(path)
     if path.suffix.lower() not in (*SUFFIXES, DICOM):
@@ -216,6 +217,7 @@ def check_writable(path: str | Path) -> None:
         need("pydicom", "DICOM files")
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; give a file name")
+    check_replaceable(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} of the output does not exist")
     if not os.access(path.parent, os.W_OK):

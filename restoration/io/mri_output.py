@@ -195,8 +195,12 @@ def _write_nifti(path: Path, volume: np.ndarray, scan: Scan) -> None:
     image.header.set_xyzt_units("mm")
 
     def write(temporary: Path) -> None:
-        opener = gzip.open if suffix(path).endswith(".gz") else open
-        with opener(temporary, "wb") as file:
-            image.to_stream(file)
+        with temporary.open("wb") as file:
+            if not suffix(path).endswith(".gz"):
+                image.to_stream(file)
+                return
+            # neither time nor name inside: the same result is the same bytes
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                image.to_stream(packed)
 
     replace_file(path, write)

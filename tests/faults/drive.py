@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import io
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from commands import WRITING, Call, make_inputs
 from inject import COUNT, Ended, Moment, import_all, start, wait
 
@@ -50,9 +52,14 @@ def files_of(folder: Path) -> Files:
     }
 
 
-def print_of(content: bytes, exact: bool) -> str:
-    """Stands for a content; where it holds times and the like, for all of it but the digits."""
+def print_of(name: str, content: bytes, exact: bool) -> str:
+    """Stands for a content; where it holds times and the like, for all of it but the digits; of
+    DICOM for the pixels.
+    """
     plain = content if exact else re.sub(rb"[0-9.+e-]+", b"", content)
+    if name.endswith(".dcm"):
+        with contextlib.suppress(Exception):  # half of a file
+            plain = pydicom.dcmread(io.BytesIO(content)).PixelData
     return hashlib.sha256(plain).hexdigest()
 
 
@@ -124,7 +131,7 @@ class Drive:
         assert first.keys() == second.keys(), (call.words, first.keys() ^ second.keys())
         exact = {name for name in first if first[name][1] == second[name][1]}
         lines = done.lines
-        prints = {name: print_of(first[name][1], name in exact) for name in first}
+        prints = {name: print_of(name, first[name][1], name in exact) for name in first}
         seconds = min(took for _, took in runs)
         sizes = [len(content) for name, (_, content) in first.items() if name != "mine.txt"]
         return Known(earlier, prints, exact, sizes, seconds, lines)
@@ -214,7 +221,7 @@ class Drive:
     def is_new(self, known: Known, name: str, content: bytes) -> bool:
         if name not in known.prints:
             return False
-        return print_of(content, name in known.exact) == known.prints[name]
+        return print_of(name, content, name in known.exact) == known.prints[name]
 
     def said(self, one: Ended, fault: str, complete: bool, call: Call) -> list[str]:
         lines = one.err.strip().splitlines()
@@ -259,7 +266,7 @@ def changes(known: Known, before: Files, name: str) -> bool:
     """Whether a call changes this file: what it leaves as it was is neither old nor new."""
     if name not in before:
         return True
-    return print_of(before[name][1], name in known.exact) != known.prints[name]
+    return print_of(name, before[name][1], name in known.exact) != known.prints[name]
 
 
 def is_hidden(name: str) -> bool:

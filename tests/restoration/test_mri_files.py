@@ -127,6 +127,7 @@ def test_nifti(tmp_path):
     np.testing.assert_array_equal(read.magnitude, volume)
     np.testing.assert_allclose(read.spacing, (4.0, 0.7, 0.5), rtol=1e-6)
     files = write_reconstruction(tmp_path / "b.nii.gz", volume * 1j, read, std=0.1 * volume)
+    assert (tmp_path / "b.nii.gz").read_bytes()[3:8] == bytes(5)  # no name, and no time
     assert [f.name for f in files] == ["b.nii.gz", "b-std.nii.gz"]
     again = read_scan(files[0])
     np.testing.assert_allclose(again.magnitude, volume, rtol=1e-6)

@@ -20,6 +20,7 @@ from restoration.io.ultrasound import write_clip
 from solvers.files import (
     MARK,
     alone_in,
+    check_file,
     check_outputs,
     replace_file,
     replace_folder,
@@ -78,6 +79,17 @@ def test_a_device_is_no_output():
     with pytest.raises(OSError, match="no file"):
         replace_file("/dev/null", text("new"))
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_protected_file_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "a").chmod(0o444)
+    # the superuser may write it nevertheless
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(os.stat(path).st_mode & 0o222))
+    for call in (check_file, lambda path: replace_file(path, text("new"))):
+        with pytest.raises(PermissionError, match="write-protected"):
+            call(tmp_path / "a")
+    assert everything(tmp_path) == {"a": b"old"}
 
 
 def test_together_all_or_nothing(tmp_path):
