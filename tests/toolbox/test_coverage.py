@@ -83,6 +83,23 @@ def test_scans_count_where_there_is_tissue(capsys, tmp_path):
     few = ("--calibration-limit", 3, "--limit", 1, "--level", 0.7, "-n", 3, "--steps", 2, "--json")
     code, rows = cli(capsys, *bench, "--model", "mri-int8", *few)
     assert code == 0
+    assert spread_of("mri-int8", "mri", {"solver": "ddim", "steps": 4, "correction": None}, 4)
+    (tmp_path / "scan.npz").write_bytes((tmp_path / "new.npz").read_bytes())
+    ask = (
+        "restore",
+        "mri",
+        tmp_path / "scan.npz",
+        "-m",
+        "poisson",
+        "--model",
+        "mri-int8",
+        "--json",
+    )
+    out = (tmp_path / "a.h5", tmp_path / "b.h5")
+    _, usual = cli(capsys, *ask, "-o", out[0], "-n", 2, "--std")
+    _, other = cli(capsys, *ask, "-o", out[1], "-n", 2, "--std", "--steps", 3)
+    assert "lay within" in usual["std_means"]
+    assert "nobody compared" in other["std_means"]
     assert {row["samples"] for row in rows} == {2, 3}
     assert all(row["width"] > 0 and row["pictures"] == 1 for row in rows)
 

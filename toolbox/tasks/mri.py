@@ -25,7 +25,7 @@ from restoration.mri.geometry import regrid
 from restoration.mri.sampling import MASKS, Seed, column_mask, poisson_mask, volume_seed
 from restoration.mri.sense import fft2c, ifft2c, normalise_maps, to_channels, to_complex
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
-from restoration.mri.task import MRITask
+from restoration.mri.task import SAMPLING_STEPS, MRITask
 from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
@@ -114,6 +114,7 @@ class MRI(Task):
     written = (".h5", ".hdf5", *NIFTI, DICOM)
     prior = Prior("mri")
     settings = Settings()  # as many steps as the model says
+    sampling_steps = SAMPLING_STEPS
     calibration_sigma = 0.01
     files = ("mask",)
 
