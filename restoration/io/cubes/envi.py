@@ -17,6 +17,7 @@ TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i
 # from the order in the file to (bands, lines, samples), and back
 ORDERS = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (2, 0, 1)}
 _BACK = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (1, 2, 0)}
+MOST_OPEN = 10  # values of a header in which a brace stays open
 _FIELD = re.compile(r"\s*[A-Za-z][\w ]*=")
 RAW_SUFFIXES = ("", ".raw", ".img", ".dat", ".bsq", ".bil", ".bip", ".bin")
 
@@ -39,17 +40,19 @@ def read_header(path: Path) -> dict[str, str]:
         raise InputError(f"{path} is no ENVI header: its first line must be ENVI")
     text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(";"))
     fields: dict[str, str] = {}
-    lines = text.splitlines()
-    while lines:
-        name, equals, value = lines.pop(0).partition("=")
+    waiting = [line for line in text.splitlines() if line.strip()][::-1]  # the next one last
+    open_braces = 0
+    while waiting:
+        name, equals, value = waiting.pop().partition("=")
         if not equals:
             continue
         if value.lstrip().startswith("{"):
-            more = _closing(value, lines)
-            if more is None:
+            more, closed = _closing(value, waiting)
+            open_braces += not closed  # each was looked for to the end of the header
+            if more is None or open_braces > MOST_OPEN:
                 raise InputError(f"{path} is damaged: a brace is not closed")
-            value = "\n".join([value, *lines[:more]]).strip()[1:].rstrip().removesuffix("}")
-            del lines[:more]
+            rest = [waiting.pop() for _ in range(more)]
+            value = "\n".join([value, *rest]).strip()[1:].rstrip().removesuffix("}")
         name, value = " ".join(name.lower().split()), value.strip()
         if fields.get(name, value) != value:
             raise InputError(f"{path} gives the field {name!r} twice; leave in the one that holds")
@@ -57,21 +60,26 @@ def read_header(path: Path) -> dict[str, str]:
     return fields
 
 
-def _closing(value: str, lines: list[str]) -> int | None:
-    """How many further lines belong to a value that begins with a brace: up to the one that closes
-    it. Where free text holds a brace that nothing closes, up to the first that ends in one and is
-    followed by a field, or by nothing. None: it isn't closed at all.
+def _closing(value: str, waiting: list[str]) -> tuple[int | None, bool]:
+    """How many further lines belong to a value that begins with a brace, and whether the last of
+    them closes it. Where free text holds a brace that nothing closes, it ends with the first line
+    that ends in one and is followed by a field, or by nothing. None: it doesn't end at all.
+
+    Args:
+        waiting: the lines that follow, none of them blank, the next one last.
     """
-    text = value
-    for k, line in enumerate(["", *lines]):
-        text += line
-        if text.count("{") <= text.count("}"):
-            return k
-    for k, line in enumerate([value, *lines]):
-        ahead = next((x for x in lines[k:] if x.strip()), None)
-        if line.rstrip().endswith("}") and (ahead is None or _FIELD.match(ahead)):
-            return k
-    return None
+    count, depth = len(waiting), 0
+    fallback: int | None = None
+    for k in range(count + 1):
+        line = value if k == 0 else waiting[count - k]
+        depth += line.count("{") - line.count("}")
+        if depth <= 0:
+            return k, True
+        ahead = waiting[count - k - 1] if k < count else None
+        ends = fallback is None and line.rstrip().endswith("}")
+        if ends and (ahead is None or _FIELD.match(ahead)):
+            fallback = k
+    return fallback, False
 
 
 def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
