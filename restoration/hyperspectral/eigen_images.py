@@ -92,7 +92,6 @@ class Sampling:
                     d,
                     Measurement(Denoising(), y, kappa),
                     steps=self.num_inference_steps,
-                    solver=self.solver,
                     prior_std=SPREAD,
                 )
                 grid = GRIDS["log-snr"](process, self.num_inference_steps)

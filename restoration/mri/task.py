@@ -284,8 +284,7 @@ class MRITask:
             case "alternation":
                 return Alternation(d, data, width), self.solver
         m = data.measurement
-        made = correction_by_name(name, d, m, steps=steps, solver=self.solver, prior_std=width)
-        return made, self.solver
+        return correction_by_name(name, d, m, steps=steps, prior_std=width), self.solver
 
 
 def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -224,12 +224,12 @@ def test_long_headers_take_no_longer_than_their_length(tmp_path):
         began = time.perf_counter()
         assert read_header(path)["bands"] == "4"
         assert time.perf_counter() - began < 5
-    for filler in ("a = {\n" * 10**6, "a = {{}\n" * 10**6, "a = {\n" + "\n}x" * 10**6):
+    for filler in ("a = {\n" * 10**5, "a = {{}\n" * 10**5, "a = {\n" + "\n}x" * 10**5):
         path.write_text(head + filler)
         began = time.perf_counter()
         with contextlib.suppress(InputError):
             read_header(path)
-        assert time.perf_counter() - began < 20
+        assert time.perf_counter() - began < 5
     path.write_text(head + "bands = 5\n")
     with pytest.raises(InputError, match="'bands' twice"):
         read_header(path)
