@@ -228,7 +228,7 @@ def test_a_bundle_says_what_it_can_run(network):
     assert found["inpaint"] == "1, 2 steps of ddim"
     assert inspect_bundle(FORMER / "restorer")["can run"]["inpaint"].startswith("ddim of 2 steps")
     assert inspect_bundle(ZOO / "haze-int8")["can run"]["dehaze"].startswith("1, 5 steps of rddm")
-    assert "at 99 levels" in inspect_bundle(ZOO / "grey-int8")["can run"]["denoise"]
+    assert "at 100 levels" in inspect_bundle(ZOO / "grey-int8")["can run"]["denoise"]
 
 
 # -- tables ----------------------------------------------------------------------------------------
