@@ -110,6 +110,11 @@ class Restoration:
 
         samples = torch.stack([own(sample) for sample in found.samples])
         std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
+        if (
+            found.level is not None
+        ):  # as much wider as it was made in sRGB, whose channels are mixed
+            plain, told = found.samples.std(0).mean(0), found.std.mean(0)
+            std = std * torch.where(plain > 0, told / plain, 1.0)
         return replace(found, samples=samples, mean=own(found.mean), std=std)
 
     def map(self, inputs: Place | Iterable[Place], out: Place, **options: Any) -> Tally:

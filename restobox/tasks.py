@@ -14,7 +14,7 @@ from torch import Tensor
 from restobox.loaded import Restoration
 from restobox.models import Model, load_model, named
 from restobox.pictures import Picture, read_mask
-from restoration.metrics import interval_std, noise_level
+from restoration.metrics import noise_level
 from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
@@ -250,11 +250,15 @@ class _Plan:
     correction: str | None = None
     usual: bool = True
 
+    @property
+    def named(self) -> str | None:
+        """The model as the command line takes it; None of an object."""
+        return None if isinstance(self.model, Denoiser) else os.fspath(self.model)
+
     def settings(self, samples: int) -> Settings:
         """Of a run that draws so many samples."""
         own = task_by_name(self.task)
-        model = "" if isinstance(self.model, Denoiser) else os.fspath(self.model)
-        told = own.advised(model, samples)
+        told = own.advised(self.named, samples)
         solver = told.get("solver", own.settings.solver) if self.solver is None else self.solver
         steps = told.get("steps", own.steps(Settings(), samples))
         return Settings(
@@ -271,14 +275,11 @@ class _Plan:
         knows.
         """
         samples = len(found.samples)
-        if isinstance(self.model, Denoiser) or samples < 2 or not self.usual:
+        if self.named is None or samples < 2 or not self.usual:
             return found
         run, task = self.settings(samples), task_by_name(self.task)
-        known = task.spread(Prior(os.fspath(self.model)), run, None, samples)
-        if known is None:
-            return found
-        std = interval_std(found.std, known.factor, known.level)
-        return replace(found, std=std, level=known.level)
+        known = task.spread(Prior(self.named), run, None, samples)
+        return found if known is None else known.applied(found)
 
 
 def _by_colour(

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ _threads: ContextVar[int | None] = ContextVar("_threads", default=None)
 # models that were loaded in this context (:func:`keeping_models`), and threads of their sessions
 _kept: ContextVar[tuple[dict[Any, Any], int | None] | None] = ContextVar("_kept", default=None)
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
-ADVISED = {"solver": str, "steps": int, "symmetries": int}  # what a card tells of a task's runs
 
 
 @dataclass(frozen=True)
@@ -109,114 +108,6 @@ def keeping_models(kept: dict[Any, Any], threads: int | None = None) -> Iterator
         _kept.reset(token)
 
 
-def advice(model: str | Path, task: str, samples: int = 1) -> dict[str, Any]:
-    """What the card of a model (``runs`` in its ``model.json``) advises for a run of a task:
-    ``solver``, ``steps``, ``symmetries``, as far as it tells.
-
-    Args:
-        samples: how many are drawn: the mean of one run and samples of the posterior take other
-            settings.
-    """
-    from solvers.inputs.errors import ModelError, reading
-
-    card, content = _card(model)
-    with reading(card, "a model's card", ModelError):
-        told = dict(content.get("runs", {}).get(task, {}))
-        of_samples = dict(told.pop("samples", {}))
-    told |= of_samples if samples > 1 else {}
-    if any(type(value) is not ADVISED.get(name) for name, value in told.items()):
-        kinds = ", ".join(f"{name} ({kind.__name__})" for name, kind in ADVISED.items())
-        raise ModelError(f"{card}: runs.{task} may tell {kinds}; got {told}")
-    return told
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How the spread of samples relates to their errors, as ``restobox bench coverage`` measured.
-
-    Attributes:
-        samples: that the spread is of.
-        level: the probability that intervals are to hold.
-        factor: ``mean +- factor shrunk(std)`` holds the truth of that share of what is guessed.
-        coverage: the share that it held in other pictures.
-        pictures: that the factor was fitted on.
-    """
-
-    samples: int
-    level: float
-    factor: float
-    coverage: float
-    pictures: int
-
-
-def spread_of(model: str | Path, task: str, run: Mapping[str, Any], samples: int) -> Spread | None:
-    """What the card of a model (``intervals`` in its ``model.json``) knows of a run's spread: with
-    as many samples, or the nearest smaller number; None: nothing was measured.
-
-    Args:
-        run: ``solver``, ``steps`` and ``correction`` (None: the task's own).
-
-    Raises:
-        ModelError: a card that says something else.
-    """
-    from solvers.inputs.errors import ModelError
-
-    place, card = _card(model)
-    for entry in card.get("intervals", {}).get(task, []):
-        if {key: entry.get(key) for key in run} != dict(run):
-            continue
-        try:
-            known = [Spread(**one) for one in entry["spread"]]
-            fit = max((s for s in known if s.samples <= samples), key=lambda s: s.samples)
-            if not (0 < fit.factor < 1e6 and 0 < fit.level < 1):
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise ModelError(
-                f"{place}: intervals.{task} doesn't hold spreads as `restobox bench coverage"
-                " --write` writes them"
-            ) from None
-        return fit
-    return None
-
-
-def keep_spread(
-    model: str | Path, task: str, run: Mapping[str, Any], spreads: list[Spread]
-) -> None:
-    """Write what was measured of a run into the model's card, in place of what it says of that run.
-
-    Raises:
-        ValueError, OSError: the model has no folder, or it can't be written.
-    """
-    from solvers.files import replace_file
-    from solvers.inputs.errors import InputError
-
-    place, card = _card(model)
-    if not place.parent.is_dir():
-        raise InputError(
-            f"{model} is no folder that a card could be written into: convert it first"
-        )
-    intervals = dict(card.get("intervals", {}))
-    others = [e for e in intervals.get(task, []) if {key: e.get(key) for key in run} != dict(run)]
-    told = {key: value for key, value in run.items() if value is not None}
-    entry = told | {"spread": [asdict(one) for one in spreads]}
-    card = dict(card) | {"intervals": intervals | {task: [*others, entry]}}
-    text = json.dumps(card, indent=2) + "\n"
-    replace_file(place, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _card(model: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Where a model's card lies, and what it says; nothing where there is none."""
-    from solvers.inputs.errors import ModelError, reading
-    from solvers.inputs.strict_json import read_object
-
-    known = {info.name: info.folder for info in models()}
-    place = known.get(str(model), Path(model)) / "model.json"
-    if not place.is_file():
-        return place, {}
-    with reading(place, "a model's card", ModelError):
-        return place, dict(read_object(place, ModelError))
-
-
 # Any stands for the Restorer of a bundle that holds a whole restoration: only who loads such a
 # bundle has to tell the two apart
 def load(
@@ -279,6 +170,11 @@ def _once(model: str | Path, device: str, threads: int | None, **options: Any) -
     return kept[key]
 
 
+def local(model: str | Path) -> Path:
+    """Where a model lies on this machine, if it does: of a shipped one by its name."""
+    return next((info.folder for info in models() if info.name == str(model)), Path(model))
+
+
 def place_of(model: str | Path) -> Path:
     """The file or folder of a model: of a shipped one by its name, of ``owner/name`` what the
     Hugging Face hub gives.
@@ -286,15 +182,15 @@ def place_of(model: str | Path) -> Path:
     Raises:
         ValueError: there is none.
     """
-    known = {info.name: info.folder for info in models()}
-    place = known.get(str(model), Path(model))
+    place = local(model)
     if not place.exists() and HUB.fullmatch(str(model)) and not place.parent.exists():
         place = _from_hub(str(model))
     if not place.exists():
         from solvers.interop.checkpoints.container import HOW_TO_WRAP
 
         raise ValueError(
-            f"model {str(model)!r} is neither a shipped model ({', '.join(known)}) nor a file or"
+            f"model {str(model)!r} is neither a shipped model"
+            f" ({', '.join(info.name for info in models())}) nor a file or"
             f" folder; a network of your own: {HOW_TO_WRAP}"
         )
     return place

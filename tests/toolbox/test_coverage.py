@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.data import smooth_picture
+from helpers.profiles import wide_profile
 from helpers.scans import disc
+from PIL import Image
 
 import restobox
 from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import interval_std
 from solvers.inputs.errors import ModelError
-from toolbox.api import Spread, keep_spread, spread_of
+from toolbox.support.cards import Spread, keep_spread, spread_of
 
 RUN = {"solver": "ddim", "steps": 2, "correction": None}
 
@@ -123,13 +125,31 @@ def test_cards_keep_the_rest_and_one_entry_a_run(model):
     assert card["runs"] == {"inpaint": {"steps": 2}}
     assert len(card["intervals"]["inpaint"]) == 1
     assert spread_of(model, "inpaint", RUN, 2).factor == 3
-    for wrong in (
-        '[{"solver": "ddim", "steps": 2}]',
-        '[{"solver": "ddim", "steps": 2, "spread": 1}]',
-    ):
+    entry = '[{"solver": "ddim", "steps": 2%s}]'
+    for wrong in ("1", "[1]", entry % "", entry % ', "spread": 1'):
         (model / "model.json").write_text(f'{{"intervals": {{"inpaint": {wrong}}}}}')
         with pytest.raises(ModelError, match="bench coverage --write"):
             spread_of(model, "inpaint", RUN, 2)
+
+
+def test_wide_gamuts_and_objects(tmp_path, model, monkeypatch):
+    """A picture that comes back in its own profile has the calibrated spread too; a denoiser that
+    was made in Python has no card, whatever lies in the working folder.
+    """
+    keep_spread(model, "inpaint", RUN, [Spread(2, 0.9, 16.4485, 0.9, 40)])
+    pixels = (smooth_picture(40, 48).transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    wide = Image.fromarray(pixels)
+    wide.info["icc_profile"] = wide_profile("Display P3")
+    missing = np.random.default_rng(0).random((40, 48)) < 0.5
+    drawn = restobox.inpaint(model, steps=2)(wide, missing, num_samples=2)
+    plain = drawn.samples.std(0)
+    assert drawn.level == 0.9
+    assert (drawn.std >= 9.99 * plain).all()  # shrunk spreads are no smaller
+    assert drawn.std.max() > 0
+    (tmp_path / "model.json").write_text("[")
+    monkeypatch.chdir(tmp_path)
+    made = restobox.inpaint(restobox.load(model), steps=2)
+    assert made(wide, missing, num_samples=2).level is None
 
 
 def test_samples_that_are_all_the_same_are_no_uncertainty(capsys, tmp_path, photo):

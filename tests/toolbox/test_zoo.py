@@ -27,11 +27,12 @@ from restoration.photo.masks import make_mask
 from solvers import DDIM, EVODiff, RDDMSampler, ResfusionSampler
 from solvers.inputs.errors import ModelError
 from toolbox import load, models
-from toolbox.api import ZOO, advice
+from toolbox.api import ZOO
 from toolbox.bench.mri import run_mri_bench
 from toolbox.bench.options import Extent, Methods, Scans
 from toolbox.bench.pictures import inpainting_cases, measure
 from toolbox.cli import main
+from toolbox.support.cards import advice
 
 CROP = (slice(None), slice(40, 168), slice(100, 260))
 

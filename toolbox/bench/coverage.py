@@ -14,8 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from restoration.metrics.intervals import conformal_factor, least_slices, shrunk
-from toolbox.api import Spread, keep_spread, load_for
+from toolbox.api import load_for
 from toolbox.bench.options import Extent, Intervals
+from toolbox.support.cards import Spread, keep_spread
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Progress, Task, silent
 from toolbox.tasks.settings import Settings

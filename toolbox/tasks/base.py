@@ -22,7 +22,7 @@ from restoration.metrics import psnr, ssim
 from restoration.task import KINDS, Restored, check_kind
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import UncalibratedError
-from toolbox.api import Spread, advice, spread_of
+from toolbox.support.cards import Spread, advice, spread_of
 from toolbox.tasks.settings import Output, Prior, Request, Settings
 
 Progress = Callable[[int, int], None]
@@ -218,15 +218,15 @@ class Task(ABC):
             return settings.steps
         return (self.sampling_steps if samples > 1 else None) or self.settings.steps
 
-    def advised(self, model: str | Path, samples: int) -> dict[str, Any]:
+    def advised(self, model: str | Path | None, samples: int) -> dict[str, Any]:
         """Solver, steps and symmetries of a run that draws so many samples, as far as the task or
-        the model's card says something, where nobody asks for others.
+        the model's card says something, where nobody asks for others; None: a model without one.
 
         Raises:
             ModelError: a card that can't be read.
         """
         own = {"solver": self.sampling_solver} if samples > 1 and self.sampling_solver else {}
-        return own | advice(model, self.name, samples)
+        return own if model is None else own | advice(model, self.name, samples)
 
     def spread(self, prior: Prior, settings: Settings, options: Any, samples: int) -> Spread | None:
         """What the model's card knows of the spread of a run's samples; None: nothing, or the run

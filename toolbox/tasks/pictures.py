@@ -24,10 +24,11 @@ from restoration.io.images import (
     write_image,
 )
 from restoration.io.pictures.gamut import view_of
-from restoration.metrics import LPIPSUnavailable, interval_std, lpips, psnr, ssim
+from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
-from toolbox.api import Spread, load_for
+from toolbox.api import load_for
+from toolbox.support.cards import Spread
 from toolbox.support.sheets import heat, sheet
 from toolbox.tasks.base import Progress, Size, Task, silent
 from toolbox.tasks.settings import Output, Prior, Request, Settings
@@ -126,9 +127,7 @@ class PictureTask(Task):
             )
 
         known = None if run is not None else self.spread(prior, settings, options, draws.samples)
-        if known is not None:
-            std = interval_std(result.std, known.factor, known.level)
-            result = replace(result, std=std, level=known.level)
+        result = result if known is None else known.applied(result)
 
         def finished(picture: Tensor) -> np.ndarray:
             """As it is written: in the file's own colours, with what is known as it was."""
