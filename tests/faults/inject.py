@@ -22,7 +22,8 @@ from typing import Any
 PATIENCE = 120  # seconds
 OURS = ("solvers", "restoration", "quant", "export", "toolbox")
 OTHERS = ("accelerate", "onnxruntime", "onnxscript", "brevitas", "nibabel", "pydicom", "zarr")
-WATCHED = ("solvers/files.py", "quant/calibration/collect.py", "toolbox/tasks/scale/manifest.py")
+WATCHED = ("solvers/files/replace.py", "solvers/files/swaps.py", "solvers/files/checks.py")
+WATCHED += ("quant/calibration/collect.py", "toolbox/tasks/scale/manifest.py")
 WATCHED += ("toolbox/training/log.py", "toolbox/cli/main.py")
 
 
