@@ -390,9 +390,7 @@ def test_ctrl_c_at_any_line_leaves_nothing(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
             return line
 
-        return lambda frame, *_: (
-            line if Path(frame.f_code.co_filename).parent == room else None
-        )
+        return lambda frame, *_: line if Path(frame.f_code.co_filename).parent == room else None
 
     def run(place, at):
         nonlocal lines
