@@ -106,7 +106,7 @@ def test_scans_count_where_there_is_tissue(capsys, tmp_path):
     assert all(row["width"] > 0 and row["pictures"] == 1 for row in rows)
 
 
-def test_too_few_pictures_and_samples_are_refused(capsys, model, pictures):
+def test_what_cannot_be_measured_is_refused(capsys, model, pictures):
     bench = ("bench", "coverage", "inpaint", pictures, pictures, "--model", model)
     code, error = cli(capsys, *bench, "--calibration-limit", 8)
     assert (code, error.count("\n")) == (2, 1)
@@ -114,6 +114,11 @@ def test_too_few_pictures_and_samples_are_refused(capsys, model, pictures):
     code, error = cli(capsys, *bench, "-n", 1)
     assert (code, error.count("\n")) == (2, 1)
     assert "at least 2 samples" in error
+    for task, own in (("generate", "photo"), ("hsi", "grey"), ("ultrasound", "ultrasound-tissue")):
+        bench = ("bench", "coverage", task, pictures, pictures, "--model", own)
+        code, error = cli(capsys, *bench)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "no truth" in error
 
 
 def test_cards_keep_the_rest_and_one_entry_a_run(model):

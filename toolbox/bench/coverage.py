@@ -62,6 +62,8 @@ def run_coverage(
             fewer than 2 samples, or runs whose samples are all the same.
     """
     task, level = task_by_name(name), intervals.level
+    if not task.spreads:
+        raise ValueError(f"the samples of {name} have no truth to compare their spread with")
     if extent.samples < 2:
         raise ValueError(f"a spread needs at least 2 samples; got {extent.samples}")
     count = (intervals.calibration_limit or 40, extent.limit or 20)

@@ -132,6 +132,7 @@ class Task(ABC):
         exported_sigma: noise of the measurements that a whole restoration is exported for.
         sampling_steps: of a run that draws several samples, where one call gives the mean.
         sampling_solver: of such a run, where the usual one would draw the same for every seed.
+        spreads: whether the spread of its samples can be compared with a truth.
         benched: models and classical methods that a benchmark measures by default.
         unused: options of a calibration that the task has no use for.
         recorded_grid: of the runs that a calibration follows by default.
@@ -152,6 +153,7 @@ class Task(ABC):
     sampling_solver: ClassVar[str | None] = None
     calibration_sigma: ClassVar[float] = 0.0
     exported_sigma: ClassVar[float] = 0.0
+    spreads: ClassVar[bool] = False
     benched: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[tuple[str, ...]] = ()
     several_solvers: ClassVar[bool] = False

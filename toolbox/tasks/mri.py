@@ -115,6 +115,7 @@ class MRI(Task):
     prior = Prior("mri")
     settings = Settings()  # as many steps as the model says
     sampling_steps = SAMPLING_STEPS
+    spreads = True
     calibration_sigma = 0.01
     files = ("mask",)
 

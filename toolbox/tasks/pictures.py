@@ -74,7 +74,7 @@ class PictureTask(Task):
         DICOM,
     )
     written = (*SUFFIXES, DICOM)
-    is_picture = True
+    is_picture = spreads = True
 
     @abstractmethod
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:
