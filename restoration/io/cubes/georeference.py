@@ -90,10 +90,9 @@ def fields_of(tags: Sequence[tuple[int, int, int, Any]]) -> dict[str, str]:
         ImportError: rasterio is missing.
     """
     with _folder() as (rasterio, folder):
-        crs, transform = _place(rasterio, folder, tags)
-        if crs is None or transform.is_identity:
+        if (place := _place(rasterio, folder, tags)) is None:
             return {}
-        _write(rasterio, folder / "b.raw", "ENVI", crs, transform)
+        _write(rasterio, folder / "b.raw", "ENVI", *place)
         header = read_header(folder / "b.hdr")
     return {name: header[name] for name in FIELDS if name in header}
 
@@ -106,22 +105,25 @@ def mapping_of(tags: Sequence[tuple[int, int, int, Any]]) -> dict[str, str]:
         ImportError: rasterio is missing.
     """
     with _folder() as (rasterio, folder):
-        crs, transform = _place(rasterio, folder, tags)
-    if crs is None or transform.is_identity:
+        place = _place(rasterio, folder, tags)
+    if place is None:
         return {}
+    crs, transform = place
     words = crs.to_wkt()
     numbers = " ".join(f"{v:.17g}" for v in transform.to_gdal())
     return {"spatial_ref": words, "crs_wkt": words, "GeoTransform": numbers}
 
 
 def _place(rasterio: Any, folder: Path, tags: Sequence[tuple[int, int, int, Any]]) -> Any:
+    """Reference system and transform; None where the tags name no place."""
     import tifffile
 
     pixels = np.zeros((TINY, TINY), np.uint8)
     extra = [(*tag, True) for tag in tags]
     tifffile.imwrite(folder / "a.tif", pixels, metadata=None, extratags=extra)
     with rasterio.open(folder / "a.tif") as source:
-        return source.crs, source.transform
+        named = source.crs is not None and not source.transform.is_identity
+        return (source.crs, source.transform) if named else None
 
 
 def _write(rasterio: Any, path: Path, driver: str, crs: Any, transform: Any) -> None:
