@@ -50,7 +50,7 @@ class OpenVinoGraph:
         threads: int | None = None,
         precision: str | None = None,
     ):
-        self._core = _openvino().Core()
+        self._core = openvino_core()
         with reading(
             "the graph" if isinstance(path, bytes) else path, "a graph to run", ModelError
         ):
@@ -131,11 +131,26 @@ def _shapes(ports) -> dict[str, list[int]]:
     }
 
 
-def _openvino():
+_core: list[Any] = []
+_making = threading.Lock()
+
+
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the process, which holds it to its end.
+
+    On processors with AMX each core sets a signal stack and, when it goes, puts back the one that
+    it found, even where that is gone since: the next signal, Ctrl-C say, would end the process.
+
+    Raises:
+        ImportError: OpenVINO isn't installed.
+    """
     try:
-        import openvino
+        from openvino import Core
     except ImportError as error:
         raise ImportError(
             "device openvino needs the package openvino: pip install 'restobox[openvino]'"
         ) from error
-    return openvino
+    with _making:
+        if not _core:
+            _core.append(Core())
+        return _core[0]

@@ -5,6 +5,7 @@ words where it is missing.
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -134,6 +135,26 @@ def test_float_session_is_the_denoiser(bundles, denoiser):
         == (onnx.network.out_channels, session.bundle.channels)
         == (12, 28)
     )
+
+
+@needs_openvino
+def test_signals_arrive_after_sessions_are_gone(bundles):
+    """Where processors have AMX, a signal ended the process once a second core was gone."""
+    code = """
+import os, signal, sys
+from export.runtime.session import Session
+signal.signal(signal.SIGINT, signal.default_int_handler)
+first, second = (Session(sys.argv[1], device="openvino", threads=1) for _ in range(2))
+del first
+del second
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    words = [sys.executable, "-c", code, str(bundles / "float")]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n")
 
 
 @needs_openvino

@@ -208,10 +208,10 @@ def _gpu() -> str | None:
 
 def _openvino() -> bool:
     """Whether OpenVINO is installed and finds the processor."""
-    try:
-        import openvino
+    from export.runtime.openvino import openvino_core
 
-        return "CPU" in openvino.Core().available_devices
+    try:
+        return "CPU" in openvino_core().available_devices
     except (ImportError, RuntimeError):
         return False
 
