@@ -153,7 +153,7 @@ except KeyboardInterrupt:
     print("interrupted")
 """
     words = [sys.executable, "-c", code, str(bundles / "float")]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=300)
+    done = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (0, "interrupted\n")
 
 
