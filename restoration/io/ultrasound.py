@@ -22,6 +22,7 @@ from restoration.io.pictures.dicom import Origin, count_of, frames_of, head_of
 from restoration.io.pictures.notes import Notes, saving, space_of
 from restoration.io.ultrasound_signals import (
     MAX_FRAMES,
+    SCANNED,
     VALUES,
     Clip,
     grey_frame,
@@ -55,9 +56,10 @@ def read_clip(
 
     - a picture, or a folder of pictures of one size (in the order of the numbers in their names);
     - HDF5 as zea writes it: ``data/image`` (grey values, or dB below the brightest), else
-      ``data/envelope_data``, else ``data/beamformed_data`` (RF, or IQ in two channels);
-      ``(n_frames, H, W)``, also with a last axis of 1 or 2 channels. Each is an array, or (zea
-      0.0.12 and later) a group that holds it as ``values``, perhaps in the file's one track;
+      ``data/image_sc`` (the same, scan-converted), else ``data/envelope_data``, else
+      ``data/beamformed_data`` (RF, or IQ in two channels); ``(n_frames, H, W)``, also with a last
+      axis of 1 or 2 channels. Each is an array, or (zea 0.0.12 and later) a group that holds it as
+      ``values``, perhaps in the file's one track;
     - ``.mat`` with channel data ``RF`` or ``RF2`` ``(samples, elements, acquisitions)`` and a
       struct ``param`` or ``param2`` (``fs``, ``pitch``, ``c``, ``t0``; ``TXangle``: the
       acquisitions are compounded into one frame, else each is a frame);
@@ -229,6 +231,7 @@ def _write_hdf5(
     place, room = "data/image", 0
     if source is not None:
         group, _, last = source[1].rpartition("/")
+        place = f"data/{last}" if last == SCANNED else place
         if f"/{last}" in VALUES:  # the present layout
             place, room = f"{group.rpartition('/')[0]}/image/values", source[0].stat().st_size
     with created(path, count * first.size + room) as file:

@@ -22,7 +22,9 @@ from solvers.inputs.errors import InputError
 
 MAX_FRAMES = 100_000
 NEAR = 32  # frames of a video that are kept
-KINDS = ("image", "envelope_data", "beamformed_data")
+SCANNED = "image_sc"  # pictures on the grid of the screen, before version 0.0.12
+PICTURES = ("image", SCANNED)
+KINDS = (*PICTURES, "envelope_data", "beamformed_data")
 VALUES = ("/values", "/pixels")
 MINIMUM_SIDE = 32
 
@@ -166,7 +168,7 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
     def load(k: int) -> np.ndarray:
         with opened(path) as file:
             values = np.asarray(dataset(file, found, path, whole=False)[k])
-        if name == "image" and values.dtype.kind == "f":  # no echo at all, in dB
+        if name in PICTURES and values.dtype.kind == "f":  # no echo at all, in dB
             values = np.where(np.isneginf(values), np.finfo(np.float32).min, values)
         if not np.isfinite(values).all():
             raise InputError(f"{path}: frame {k} holds NaN or infinite values")
@@ -174,7 +176,7 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
 
     # one scale for the whole clip, or its brightness would flicker: from up to eight frames
     some = [load(k) for k in sorted({round(i) for i in np.linspace(0, count - 1, min(count, 8))})]
-    if name == "image":
+    if name in PICTURES:
         low, span = _grey_scale(some, path, dynamic_range)
 
         def scaled(k: int) -> np.ndarray:
@@ -193,8 +195,8 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
 
 
 def _frames(path: Path, file: Any) -> str:
-    """Where a zea file keeps its frames: an array ``data/image``, or since version 0.0.12 the
-    ``values`` of a group of that name, at the top or in a track.
+    """Where a zea file keeps its frames: an array ``data/image``, else ``data/image_sc``, or since
+    version 0.0.12 the ``values`` of a group ``image``, at the top or in a track.
     """
     tracks = file.get("tracks")
     tops = ["", *(f"tracks/{name}/" for name in tracks or ())]

@@ -462,15 +462,6 @@ def test_words_of_gdal_are_kept(tmp_path):
         np.testing.assert_array_equal(file.read(), data)
 
 
-def test_masks_of_gdal_are_refused(tmp_path):
-    rasterio = pytest.importorskip("rasterio")
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        for file in geotiff(tmp_path / "a.tif", np.ones(SHAPE, np.float32)):
-            file.write_mask(np.ones(SHAPE[1:], bool))
-    with pytest.raises(InputError, match="mask of its valid pixels"):
-        read_cube(tmp_path / "a.tif")
-
-
 # -- older containers ------------------------------------------------------------------------------
 
 

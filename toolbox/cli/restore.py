@@ -252,12 +252,12 @@ def _restore(inputs: list[Path], many: Many, job: Job) -> None:
     request = job.request(inputs[0])
     with ProgressBar(job.task, (request.settings.steps or 1) * request.draws.samples) as bar:
         figures = job.one.restore(request, bar.update_of)
-    if job.output.as_json:
-        return print_json(figures)
-    print(in_words(figures))
     for note in (figures.get("note"), figures.get("lpips")):
         if isinstance(note, str):
             print(note, file=sys.stderr)
+    if job.output.as_json:
+        return print_json(figures)
+    print(in_words(figures))
 
 
 def _restore_video(path: Path, many: Many, job: Job) -> None:

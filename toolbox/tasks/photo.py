@@ -17,6 +17,7 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_image
+from restoration.io.mri import suffix
 from restoration.io.scenes import is_scene, open_scene
 from restoration.metrics import noise_level
 from restoration.operators import linear
@@ -149,7 +150,7 @@ class Denoise(LinearPictureTask):
         """Scenes keep their kind of file."""
         if path.is_dir():
             return ""
-        return path.suffix.lower() if is_scene(path) else super().ending(path)
+        return suffix(path) if is_scene(path) else super().ending(path)
 
     def model_for(self, path: Path, options: Denoising) -> str:
         if is_scene(path):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.tiff import check_last_page, opened_tiff
+from restoration.io.containers.validity import TRANSPARENCY, parted, valid_of
 from restoration.io.cubes.cube import Cube, numbers
 from restoration.io.cubes.georeference import GDAL, PLACE, has_place, tags_of
 from restoration.io.cubes.grids import tags_of_places
@@ -19,6 +20,8 @@ from solvers.files import replace_file
 from solvers.inputs.errors import InputError, first_line
 from solvers.inputs.memory import check_array
 from solvers.inputs.strict_json import parse_object
+
+MASK = 4  # NewSubfileType of a page that is the mask of another one
 
 
 def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
@@ -32,14 +35,10 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
     import tifffile
 
     with opened_tiff(path) as file:
-        pages: list[Any] = list(file.pages)
         check_last_page(path, file)
-        pages = [page for page in pages if not page.is_reduced]  # overviews
-        if any(page.is_mask for page in pages):
-            raise InputError(
-                f"{path} holds a mask of its valid pixels, which is not read; write it with a"
-                " no-data value instead (gdal_translate -mask none -a_nodata)"
-            )
+        pages, masks = parted(list(file.pages))
+        if not pages:
+            raise InputError(f"{path} holds nothing but masks of valid pixels; bands are needed")
         first = pages[0]
         if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
             raise InputError(f"{path}: its pages differ in size or type; bands must be alike")
@@ -52,6 +51,7 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
             raise InputError(f"{path} has values of no known type")
         check_array(path, (len(pages), *first.shape), first.dtype.itemsize)
         values = _values(path, pages)
+        mask = valid_of(path, masks, (first.imagelength, first.imagewidth))
         planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         note = _note(first.description)
         missing = first.tags.get(42113)  # GDAL_NODATA
@@ -78,6 +78,7 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         bad=None if good is None else np.asarray(good) == 0,
         geo=geo,
         words=words,
+        mask=mask,
     ), (0 if planar else 2)
 
 
@@ -108,7 +109,7 @@ def _values(path: Path, pages: list[Any]) -> np.ndarray:
 
 def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
     """Write ``out (B, H, W)``: one page for each band; of a cube with a place, or with words of
-    GDAL's, one page with all of them.
+    GDAL's, one page with all of them. A mask of valid pixels becomes a page of its own.
     """
     import tifffile
 
@@ -123,7 +124,6 @@ def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
         "photometric": "minisblack",
         "metadata": None,
         "description": json.dumps(note),
-        "bigtiff": out.nbytes > 2**31,
     }
     geo = like.geo or (tags_of(like.header) if has_place(like.header) else ())
     if not geo and like.places is not None:
@@ -140,7 +140,15 @@ def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
     single = len(out) == 1
     pages = out[0] if one and single else out[:, None] if single else out
     options = {k: v for k, v in options.items() if not (single and k == "planarconfig")}
-    replace_file(path, lambda p: tifffile.imwrite(p, pages, **options))
+
+    def save(temporary: Path) -> None:
+        with tifffile.TiffWriter(temporary, bigtiff=out.nbytes > 2**31) as file:
+            file.write(pages, **options)
+            if like.mask is not None:  # one for all bands, which GDAL knows
+                mask: dict[str, Any] = {"photometric": TRANSPARENCY, "subfiletype": MASK}
+                file.write(like.mask_of_all, **mask, metadata=None)
+
+    replace_file(path, save)
 
 
 def _note(description: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from restoration.io.containers.validity import of_all, valid_beside
 from restoration.io.pictures import netpbm, png, tiff
 from restoration.io.pictures.dicom import is_dicom, picture_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, to_srgb
@@ -35,7 +36,7 @@ class Decoded:
 
 
 def decode(path: Path, max_pixels: int) -> Decoded:
-    """Any file that is known.
+    """Any file that is known. What a mask of valid pixels leaves out is transparent.
 
     Raises:
         InputError: too many pixels or pictures, a kind of pixels that is not accepted, or a package
@@ -44,6 +45,21 @@ def decode(path: Path, max_pixels: int) -> Decoded:
     """
     with path.open("rb") as file:
         head = file.read(64)
+    found = _decoded(path, head, max_pixels)
+    valid = valid_beside(path, found.values.shape[:2])
+    if valid is None and head[:4] in TIFF and path.suffix.lower() not in RAW:
+        valid = tiff.valid_in(path)
+    return found if valid is None else replace(found, values=_shown(found.values, of_all(valid)))
+
+
+def _shown(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """``(H, W, C)`` with no opacity where pixels hold nothing."""
+    colours = 1 if values.shape[2] <= 2 else 3
+    opacity = values[..., colours:] if values.shape[2] > colours else np.ones_like(values[..., :1])
+    return np.concatenate([values[..., :colours], opacity * valid[..., None]], -1)
+
+
+def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
     if head[:2] in netpbm.KINDS:
         numbers = netpbm.decode(path, max_pixels)
         if numbers is not None:
@@ -78,13 +94,16 @@ def decode(path: Path, max_pixels: int) -> Decoded:
 
 
 def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Decoded:
-    check_size(path, image.width, image.height, max_pixels)
-    frames = getattr(image, "n_frames", 1)
+    # Pillow counts a TIFF's masks and overviews too, and may not know their kinds of pixels
+    frames = 1 if image.format == "TIFF" else getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and (place := tiff.place_of(path)):
+        image.seek(place)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with its preview
         raise InputError(
             f"{path} holds {frames} pictures (an animation, or several pages); save the one to be"
             " restored as a file of its own"
         )
+    check_size(path, image.width, image.height, max_pixels)
     said = png.chunks(path) if image.format == "PNG" else {}
     deep = image.format == "PNG" and head[24] == 16 and head[25] != 0
     if deep:

@@ -81,6 +81,7 @@ def denoise_scene(
     figures |= {"solver": request.settings.solver, "steps": len(runs[0].grid.times) - 1}
     figures |= {"seed": request.draws.seed, "samples": 1, "tiles": sum(r.tiles for r in runs)}
     figures["nfe"] = figures["steps"] * len(layers)
+    figures |= {"note": scene.note} if scene.note else {}
     return figures | {"seconds": round(time.perf_counter() - began, 2)}
 
 
