@@ -161,9 +161,9 @@ def test_bad_files(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no frame"):
         read_clip(tmp_path / "empty")
-    (tmp_path / "a.avi").write_bytes(b"RIFF")
+    (tmp_path / "a.wmv").write_bytes(b"RIFF")
     with pytest.raises(ValueError, match="no known kind"):
-        read_clip(tmp_path / "a.avi")
+        read_clip(tmp_path / "a.wmv")
     for name in ("a.h5", "a.mat", "a.png"):
         (tmp_path / name).write_bytes(b"nonsense" * 50)
         with pytest.raises(ValueError, match="can't be read"):
@@ -190,7 +190,7 @@ def test_places_to_write_to(tmp_path):
     with pytest.raises(ValueError, match="do not go into one picture"):
         check_clip_writable(tmp_path / "a.png", 2)
     with pytest.raises(ValueError, match="must end in"):
-        check_clip_writable(tmp_path / "a.avi", 1)
+        check_clip_writable(tmp_path / "a.wmv", 1)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         check_clip_writable(tmp_path / "file", 2)
