@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,6 +120,13 @@ def _strange(path: Path, page: Any) -> str:
         " floats, with or without alpha, and palettes, CMYK, YCbCr and Lab of 8 bits are accepted:"
         " save it as one of these"
     )
+
+
+def notes_of_file(path: Path) -> Notes:
+    """Of a file that is built like a TIFF, whatever its pixels; nothing where it is damaged."""
+    with contextlib.suppress(Exception), opened_tiff(path) as file:
+        return _notes(path, {tag.code: tag.value for tag in file.pages.first.tags})
+    return Notes()
 
 
 def _notes(path: Path, words: dict[int, Any]) -> Notes:
