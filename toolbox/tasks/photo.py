@@ -36,7 +36,13 @@ from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Progress, Restorer, Size, Source, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, lanczos, non_local_means, plain, wiener
 from toolbox.tasks.options import Deblurring, Denoising, Enlarging
-from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
+from toolbox.tasks.pictures import (
+    PictureTask,
+    Reading,
+    algorithm_settings,
+    check_no_scene,
+    picture_of,
+)
 from toolbox.tasks.scale.scenes import denoise_scene
 from toolbox.tasks.settings import (
     COLOUR,
@@ -283,6 +289,7 @@ class Deblur(LinearPictureTask):
     calibration_sigma = exported_sigma = Deblurring.sigma
 
     def model_for(self, path: Path, options: Deblurring) -> str:
+        check_no_scene(self, path)
         return denoiser_of(read_image(path).pixels)
 
     def operator(self, size: Size, options: Deblurring) -> Blur:

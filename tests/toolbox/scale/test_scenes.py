@@ -7,6 +7,7 @@ import pytest
 import tifffile
 import torch
 from helpers.commands import restobox
+from helpers.covering import covering
 from helpers.data import smooth_picture
 
 from restoration.io.images import Photo, read_image, write_image
@@ -302,6 +303,65 @@ def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path, monkeypa
         open_scene(tmp_path / "two.tif")
     assert not is_scene(tmp_path)
     assert read_image(tmp_path / "in.tif").pixels.shape == (1, *SIZE)
+
+
+@pytest.mark.parametrize("version", covering([2, 3], [3]))
+def test_what_ome_zarr_says_is_kept(scenes, planes, tmp_path, version):
+    """Axes, units, scales, channels, and how the array is stored; one resolution is left."""
+    import zarr
+
+    values = np.rint(255 * np.stack([noisy(1, 1), noisy(1, 2)])[:, :, :80, :64]).astype(np.uint8)
+    names = ["c", "z", "y", "x"]
+    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in names[1:]]
+    axes.insert(0, {"name": "c", "type": "channel"})
+    scales = [[1.0, 2.0, 0.5, 0.5], [1.0, 2.0, 1.0, 1.0]]
+    levels = [
+        {"path": f"level/{k}", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+        for k, scale in enumerate(scales)
+    ]
+    whole = [{"type": "translation", "translation": [0.0, 0.0, 7.0, 9.0]}]
+    image = {"name": "cells", "axes": axes, "datasets": levels, "type": "mean"}
+    image["coordinateTransformations"] = whole
+    omero = {"channels": [{"label": "DAPI", "color": "0000FF"}, {"label": "GFP", "active": True}]}
+    told = {"multiscales": [image | {"version": "0.4"}], "omero": omero, "lab": "7"}
+    if version == 3:
+        told = {"ome": {"version": "0.5", "multiscales": [image], "omero": omero}, "lab": "7"}
+    source, out = tmp_path / "in.zarr", tmp_path / "out.zarr"
+    group = zarr.open_group(str(source), mode="w", zarr_format=version)
+    stored = {"chunks": (1, 1, 16, 32), "attributes": {"own": [1]}}
+    if version == 3:
+        stored |= {"shards": (1, 1, 32, 32), "dimension_names": names}
+        stored |= {"compressors": zarr.codecs.GzipCodec(level=3)}
+    else:
+        stored["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+    for k, array in enumerate([values, values[..., ::2, ::2]]):
+        group.create_array(f"level/{k}", data=array, **stored)
+    group.attrs.update(told)
+    run(planes, source, out)
+    found = zarr.open_group(str(out), mode="r")
+    held = found.attrs.asdict()
+    (kept,) = held.get("ome", held)["multiscales"]
+    assert kept.pop("datasets") == levels[:1]
+    expected = told.get("ome", told)["multiscales"][0]
+    assert kept == {key: value for key, value in expected.items() if key != "datasets"}
+    assert held.get("ome", held)["omero"] == omero
+    assert held["lab"] == "7"
+    assert sorted(found["level"].array_keys()) == ["0"]
+    assert found["level/0"].metadata == group["level/0"].metadata
+    assert not np.array_equal(found["level/0"][:], values)
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.hdr", "a.nii"])
+def test_other_tasks_say_that_they_take_none(tmp_path, name):
+    values = np.rint(1000 * noisy(1)).astype(np.uint16)
+    {".zarr": make_zarr, ".hdr": make_envi, ".nii": make_nifti}[name[1:]](tmp_path / name, values)
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / f"out{name[1:]}"
+    for task in (["superresolve"], ["deblur", "--blur", "1"]):
+        found = restobox("restore", *task, tmp_path / name, "-o", out)
+        assert found.returncode == 2
+        assert f"{name} is a scene, which restore denoise alone takes" in found.stderr
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_zarr_of_blank_chunks_is_refused(tmp_path):
