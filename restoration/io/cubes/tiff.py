@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.tiff import check_last_page, opened_tiff
+from restoration.io.containers.tiff import check_last_page, check_one_axis, opened_tiff, planes_of
 from restoration.io.containers.validity import TRANSPARENCY, parted, valid_of
 from restoration.io.cubes.cube import Cube, numbers
 from restoration.io.cubes.georeference import GDAL, PLACE, has_place, tags_of
@@ -40,6 +40,12 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         if not pages:
             raise InputError(f"{path} holds nothing but masks of valid pixels; bands are needed")
         first = pages[0]
+        check_one_axis(path, file)
+        if first.imagedepth > 1:
+            raise InputError(
+                f"{path} holds a volume of depth {first.imagedepth} in one page, which is not read;"
+                " save one band per page"
+            )
         if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
             raise InputError(f"{path}: its pages differ in size or type; bands must be alike")
         if len(first.shape) not in (2, 3) or (len(first.shape) == 3 and len(pages) > 1):
@@ -49,8 +55,14 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
             )
         if first.dtype is None:
             raise InputError(f"{path} has values of no known type")
-        check_array(path, (len(pages), *first.shape), first.dtype.itemsize)
-        values = _values(path, pages)
+        planes = planes_of(file)
+        check_array(path, (len(pages) * planes, *first.shape), first.dtype.itemsize)
+        if planes > 1 and len(first.shape) == 2:
+            values = file.series[0].asarray().reshape(planes, *first.shape)
+        elif planes > 1:
+            raise InputError(f"{path} holds {planes} pictures in colour; bands are needed")
+        else:
+            values = _values(path, pages)
         mask = valid_of(path, masks, (first.imagelength, first.imagewidth))
         planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         note = _note(first.description)

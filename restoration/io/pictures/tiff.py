@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from restoration.io.containers.tiff import opened_tiff
+from restoration.io.containers.tiff import opened_tiff, planes_of
 from restoration.io.containers.validity import of_all, parted, valid_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, notes_of_tags
 from restoration.io.pictures.values import check_size, opened, unit, without_padding
@@ -90,9 +90,10 @@ def valid_in(path: Path) -> np.ndarray | None:
 
 def _picture(path: Path, file: Any) -> Any:
     pages, _ = parted(list(file.pages))
-    if len(pages) != 1:
+    count = len(pages) * planes_of(file)
+    if count != 1:
         raise InputError(
-            f"{path} holds {len(pages)} pages; save the one to be restored as a file of its own"
+            f"{path} holds {count} pages; save the one to be restored as a file of its own"
         )
     return pages[0]
 
