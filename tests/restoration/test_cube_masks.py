@@ -240,3 +240,24 @@ def test_what_outputs_cant_hold(tmp_path):
     assert "place on the ground" in lost("o.h5", nowhere)
     with pytest.raises(InputError, match="names no known projection"):
         check_cube_writable(tmp_path / "o.nc", nowhere)
+
+
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+def test_a_band_of_opacity_is_a_mask(tmp_path, interleave):
+    """As gdalwarp -dstalpha adds one."""
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(30, 0, 500000, 0, -30, 4400000)
+    size = {"count": 5, "height": 20, "width": 30, "dtype": "uint16", "interleave": interleave}
+    size |= {"crs": "EPSG:32633", "transform": place}
+    kinds = rasterio.enums.ColorInterp
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **size) as file:
+        file.colorinterp = [kinds.gray, *[kinds.undefined] * 3, kinds.alpha]
+        file.write(np.concatenate([VALUES, 65535 * VALID[None].astype(np.uint16)]))
+    cube = read_cube(tmp_path / "a.tif")
+    np.testing.assert_array_equal(cube.values, VALUES)
+    np.testing.assert_array_equal(cube.valid()[3], VALID)
+    assert "band 5 of" in cube.note
+    write_cube(tmp_path / "b.tif", cube, nothing(cube))
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert file.count == 4
+        np.testing.assert_array_equal(file.read_masks(2) > 0, VALID)

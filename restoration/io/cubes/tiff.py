@@ -21,6 +21,7 @@ from solvers.inputs.errors import InputError, first_line
 from solvers.inputs.memory import check_array
 from solvers.inputs.strict_json import parse_object
 
+ALPHA = (1, 2)  # what TIFF calls a sample that is opacity
 MASK = 4  # NewSubfileType of a page that is the mask of another one
 
 
@@ -73,6 +74,12 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
             if tag.code in PLACE
         )
         words = str(first.tags[GDAL].value) if GDAL in first.tags else None
+        # of GDAL, which knows bands that are masks; elsewhere it may be any band
+        opacity = _opacity(first) if geo else None
+    if opacity is not None:
+        values, shown = _parted(values, 0 if planar else 2, opacity)
+        mask = shown != 0 if mask is None else mask & (shown != 0)
+        mask = None if mask.all() else mask
     wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
     bands = values.shape[0] if planar else values.shape[-1]
     if wavelengths is None and words is not None:
@@ -91,7 +98,24 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         geo=geo,
         words=words,
         mask=mask,
+        note=f"band {opacity + 1} of {path} is opacity: taken for a mask"
+        if opacity is not None
+        else "",
     ), (0 if planar else 2)
+
+
+def _opacity(page: Any) -> int | None:
+    """Which sample of a page is opacity, as the page says; None where none is, or several are."""
+    extra = page.extrasamples
+    found = [k for k, kind in enumerate(extra) if kind in ALPHA]
+    if len(found) != 1 or len(page.shape) != 3:
+        return None
+    return int(page.samplesperpixel) - len(extra) + found[0]
+
+
+def _parted(values: np.ndarray, axis: int, one: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bands but one, and that."""
+    return np.delete(values, one, axis), np.take(values, one, axis)
 
 
 def _values(path: Path, pages: list[Any]) -> np.ndarray:
