@@ -135,6 +135,15 @@ def test_masked_pictures_are_transparent_there(tmp_path, inside, dtype):
         np.testing.assert_array_equal(read_image(tmp_path / name).alpha, VALID)
 
 
+def test_dicom_that_begins_like_a_tiff():
+    """Both kinds in one file, by the preamble that DICOM leaves free."""
+    data = pytest.importorskip("pydicom.data")
+    path = data.get_testdata_file("MR_small.dcm", download=False)
+    with open(path, "rb") as file:
+        assert file.read(4) == b"II*\0"
+    assert read_image(path).pixels.shape == (1, 64, 64)
+
+
 def test_pictures_behind_their_thumbnails(tmp_path):
     for dtype in (np.uint8, np.uint16):
         large = (VALUES[0] % 256).astype(dtype)

@@ -50,7 +50,9 @@ def decode(path: Path, max_pixels: int) -> Decoded:
         head = file.read(64)
     found = _decoded(path, head, max_pixels)
     valid = valid_beside(path, found.values.shape[:2])
-    if valid is None and head[:4] in TIFF and path.suffix.lower() not in RAW:
+    # DICOM may begin like a TIFF, which holds the same picture, and raw files are built like one
+    plain = found.notes.origin is None and path.suffix.lower() not in RAW
+    if valid is None and plain and head[:4] in TIFF:
         valid = tiff.valid_in(path)
     return found if valid is None else replace(found, values=_shown(found.values, of_all(valid)))
 
