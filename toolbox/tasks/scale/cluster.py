@@ -40,6 +40,11 @@ SETTINGS = {
 Records = Iterator[dict[str, Any]]
 
 
+def has_bokeh() -> bool:
+    """Whether Dask can show its dashboard."""
+    return find_spec("bokeh") is not None
+
+
 def need_dask() -> None:
     """Raise where Dask is missing.
 
@@ -56,8 +61,9 @@ def need_dask() -> None:
 @contextlib.contextmanager
 def over_cluster(
     job: Job, many: Many, begin: bool = True
-) -> Iterator[Callable[[Iterator[Item]], Records]]:
-    """What restores items as they come, on several workers, and gives their records as they end.
+) -> Iterator[tuple[Callable[[Iterator[Item]], Records], str]]:
+    """What restores items as they come, on several workers, and gives their records as they end;
+    and the address of Dask's dashboard, empty where there is none.
 
     Args:
         begin: whether there is anything to do: else no worker is started.
@@ -68,12 +74,20 @@ def over_cluster(
     """
     need_dask()
     if not begin:
-        yield lambda items: iter(())
+        yield lambda items: iter(()), ""
         return
     own = [] if many.scheduler else [device_of(k, job, many) for k in range(many.workers or 1)]
     with client_of(many.scheduler, own) as client:
         _check(client, job)
-        yield lambda items: _records(client, job, items)
+        shown = many.scheduler is not None or has_bokeh()
+        yield lambda items: _records(client, job, items), _dashboard(client) if shown else ""
+
+
+def _dashboard(client: Any) -> str:
+    try:
+        return client.dashboard_link or ""
+    except KeyError:  # a scheduler without one
+        return ""
 
 
 @contextlib.contextmanager
@@ -115,9 +129,8 @@ def processes(environments: Sequence[dict[str, str]]) -> Iterator[Any]:
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    board = ":0" if find_spec("bokeh") is not None else None
-    address = {"host": "127.0.0.1", "port": 0}
-    scheduler = {"cls": Scheduler, "options": address | {"dashboard_address": board}}
+    address = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    scheduler = {"cls": Scheduler, "options": address | {"dashboard": has_bokeh()}}
     own = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False}
     workers = {
         k: {"cls": Nanny, "options": own | {"env": env}} for k, env in enumerate(environments)
