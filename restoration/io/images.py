@@ -163,7 +163,7 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
         array = values.astype(np.float32)
         if photo.bits < 32:
             array = _codes(values, np.uint8 if photo.bits == 8 else np.uint16)
-        options = tiff_options(notes) | {"compression": "zlib"}
+        options = tiff_options(notes, values.shape[:2]) | {"compression": "zlib"}
         options |= {"photometric": "rgb" if photo.pixels.shape[0] == 3 else "minisblack"}
         options |= {} if photo.alpha is None else {"extrasamples": ["unassalpha"]}
         replace_file(path, lambda p: tifffile.imwrite(p, array, **options))

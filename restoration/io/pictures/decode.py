@@ -52,8 +52,12 @@ def decode(path: Path, max_pixels: int) -> Decoded:
     valid = valid_beside(path, found.values.shape[:2])
     # DICOM may begin like a TIFF, which holds the same picture, and raw files are built like one
     plain = found.notes.origin is None and path.suffix.lower() not in RAW
-    if valid is None and plain and head[:4] in TIFF:
-        valid = tiff.valid_in(path)
+    if plain and head[:4] in TIFF:
+        own, place = tiff.ground(path, found.values)
+        valid = own if valid is None else valid
+        if place and found.orientation == 1:
+            notes = replace(found.notes, place=(place, found.values.shape[:2]))
+            found = replace(found, notes=notes)
     return found if valid is None else replace(found, values=_shown(found.values, of_all(valid)))
 
 
@@ -101,7 +105,7 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
 def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Decoded:
     # Pillow counts a TIFF's masks and overviews too, and may not know their kinds of pixels
     frames = 1 if image.format == "TIFF" else getattr(image, "n_frames", 1)
-    if image.format == "TIFF" and (place := tiff.place_of(path)):
+    if image.format == "TIFF" and (place := tiff.index_of(path)):
         image.seek(place)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with its preview
         raise InputError(

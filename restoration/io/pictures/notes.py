@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageCms, PngImagePlugin
 
+from restoration.io.containers.tiff import Tags, resized
 from restoration.io.pictures.dicom import Origin
 
 ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
@@ -32,6 +33,7 @@ class Notes:
     dpi: pixels per inch, ``(x, y)``.
     text: comments of PNG files, by keyword.
     origin: of a DICOM file, for the one that is derived from it.
+    place: of a GeoTIFF, the tags that say where it lies, and its size ``(H, W)``.
     """
 
     icc: bytes | None = None
@@ -40,6 +42,7 @@ class Notes:
     dpi: tuple[float, float] | None = None
     text: dict[str, str] = field(default_factory=dict)
     origin: Origin | None = None
+    place: tuple[Tags, tuple[int, int]] | None = None
 
     def without_profile(self) -> Notes:
         """The same of pixels that are no longer in that profile."""
@@ -195,8 +198,10 @@ def png_chunks(notes: Notes) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def tiff_options(notes: Notes) -> dict[str, Any]:
-    """Options of ``tifffile.imwrite``; of EXIF the first directory's words about the picture."""
+def tiff_options(notes: Notes, size: tuple[int, int]) -> dict[str, Any]:
+    """Options of ``tifffile.imwrite`` for a picture of ``size (H, W)``; of EXIF the first
+    directory's words about the picture.
+    """
     old = Image.Exif()
     old.load(notes.exif or b"")
     words = {tag: str(old[tag]) for tag in KEPT if isinstance(old.get(tag), str)}
@@ -211,6 +216,9 @@ def tiff_options(notes: Notes) -> dict[str, Any]:
     for tag, data in ((34675, notes.icc), (700, notes.xmp)):
         if data is not None:
             tags.append((tag, "B", len(data), data, True))
+    if notes.place is not None:
+        place, (height, width) = notes.place
+        tags += [(*tag, True) for tag in resized(place, size[0] / height, size[1] / width)]
     found["extratags"] = tags
     if notes.dpi is not None:
         found |= {"resolution": notes.dpi, "resolutionunit": "INCH"}
