@@ -16,6 +16,7 @@ from restoration.io.mri_scan import Scan
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
+HEADER = "ismrmrd_header"  # in fastMRI's files
 PREFIX = r"(?:[\w.-]+:)?"  # an element's namespace
 COMPRESSED = sum(1 << (bit - 1) for bit in (53, 54, 55, 56))
 # flags of ISMRMRD lines that are no part of an image, by bit from 1: noise, calibration alone,
@@ -203,6 +204,22 @@ def _slices(kspace: np.ndarray, header: str) -> tuple[np.ndarray, float]:
     if wanted[2] <= 1:  # the header names one slice, the slab's
         return places, encoded[2] / z
     return regrid(places, (y, count), (1.0, field[2] / encoded[2])), field[2] / count
+
+
+def header_of(path: Path, file: Any) -> str | None:
+    """ISMRMRD's XML in a fastMRI file: text or bytes, alone or in an array, a dataset or an
+    attribute.
+    """
+    if HEADER in file:
+        found = dataset(file, HEADER, path)[()]
+    elif HEADER in file.attrs:
+        found = file.attrs[HEADER]
+    else:
+        return None
+    found = np.asarray(found)
+    if found.dtype.kind in "ui":
+        return text_of(found.astype(np.uint8).tobytes())
+    return text_of(found.ravel()[0]) if found.size else ""
 
 
 def text_of(value: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from restoration.io.containers.arrays import arrays_of, read_array
 from restoration.io.containers.hdf5 import dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
-from restoration.io.ismrmrd import read_ismrmrd, recon_space, text_of
+from restoration.io.ismrmrd import HEADER, header_of, read_ismrmrd, recon_space
 from restoration.io.mri_scan import (
     Scan,
     Stored,
@@ -89,9 +89,7 @@ def _read_hdf5(path: Path) -> Scan:
             return read_ismrmrd(path, file)
         kspace = complex_array(dataset(file, "kspace", path), path, ranks=(3, 4))
         kspace = kspace[:, None] if kspace.ndim == 3 else kspace
-        header = None
-        if "ismrmrd_header" in file:
-            header = text_of(dataset(file, "ismrmrd_header", path)[()])
+        header = header_of(path, file)
         key = next((k for k in ("reconstruction_rss", "reconstruction_esc") if k in file), None)
         target = None if key is None else real_array(dataset(file, key, path), path)
         mask = (
@@ -100,9 +98,11 @@ def _read_hdf5(path: Path) -> Scan:
         attributes = {
             name: value.item() if hasattr(value, "item") else value
             for name, value in file.attrs.items()
-            if np.size(value) == 1
+            if np.size(value) == 1 and name != HEADER
         }
     crop, extent, spacing = recon_space(header or "")
+    if crop is None and target is not None:  # fastMRI's images are the middle ones
+        crop = target.shape[1], target.shape[2]
     return Scan(
         kspace,
         mask=mask,

@@ -72,10 +72,12 @@ def complex_array(array: Stored, path: Path, ranks: tuple[int, ...]) -> np.ndarr
     if not (array.dtype.kind == "c" or records or paired) or (
         not paired and array.ndim not in ranks
     ):
+        several = array.dtype.kind == "c" and array.ndim == 1 + max(ranks)
+        hint = "; of several averages or repetitions write one into a file of its own"
         raise InputError(
             f"{path} has k-space or maps of shape {tuple(array.shape)} and type {array.dtype};"
             f" complex arrays with {' or '.join(map(str, ranks))} axes are accepted, or real ones"
-            " with (real, imaginary) pairs in a last axis of length 2"
+            f" with (real, imaginary) pairs in a last axis of length 2{hint if several else ''}"
         )
     values = pairs(np.asarray(array[()]))
     values = values[..., 0] + 1j * values[..., 1] if paired else values
@@ -107,8 +109,16 @@ def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def mask_array(array: Stored, shape: Sequence[int], path: Path) -> np.ndarray:
-    """The mask ``(H, W)`` of k-space of this shape; columns stand for all their points."""
+    """The mask ``(H, W)`` of k-space of this shape; columns stand for all their points. It may have
+    k-space's other axes too (slices, coils, at the end real and imaginary parts), along which it is
+    the same.
+    """
     mask = np.asarray(array[()])
+    if mask.ndim > 2 and mask.shape[-2:] == (shape[-1], 1):
+        mask = mask[..., 0]
+    while mask.ndim > 2 and (mask == mask[:1]).all():
+        mask = mask[0]
+    mask = mask[0] if mask.shape == (1, shape[-1]) else mask
     if mask.shape not in (tuple(shape[-2:]), tuple(shape[-1:])):
         raise InputError(
             f"{path} has a mask of shape {mask.shape}; (H, W) = {tuple(shape[-2:])} or (W,) is"

@@ -1,5 +1,5 @@
-"""Ultrasound clips: pictures, folders of pictures, zea-style HDF5, channel data in ``.mat``, DICOM.
-Frames are read one at a time.
+"""Ultrasound clips: pictures, folders of pictures, zea-style HDF5, channel data in ``.mat``, DICOM,
+video files. Frames are read one at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ from restoration.io.pictures.derived import Codes, Series, codes_like, derived, 
 from restoration.io.pictures.dicom import ENDINGS as DICOM
 from restoration.io.pictures.dicom import Origin, count_of, frames_of, head_of
 from restoration.io.pictures.notes import Notes, saving, space_of
-from restoration.io.ultrasound_signals import MAX_FRAMES, VALUES, Clip, read_channels, read_hdf5
+from restoration.io.ultrasound_signals import (
+    MAX_FRAMES,
+    SCANNED,
+    VALUES,
+    Clip,
+    grey_frame,
+    read_channels,
+    read_frames,
+    read_hdf5,
+)
+from restoration.io.video import KINDS as VIDEOS
+from restoration.io.video import Frame, check_video_writable, write_video
 from restoration.ultrasound.bmode import DYNAMIC_RANGE
 from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
 from solvers.inputs.errors import InputError, reading
@@ -45,14 +56,16 @@ def read_clip(
 
     - a picture, or a folder of pictures of one size (in the order of the numbers in their names);
     - HDF5 as zea writes it: ``data/image`` (grey values, or dB below the brightest), else
-      ``data/envelope_data``, else ``data/beamformed_data`` (RF, or IQ in two channels);
-      ``(n_frames, H, W)``, also with a last axis of 1 or 2 channels. Each is an array, or (zea
-      0.0.12 and later) a group that holds it as ``values``, perhaps in the file's one track;
+      ``data/image_sc`` (the same, scan-converted), else ``data/envelope_data``, else
+      ``data/beamformed_data`` (RF, or IQ in two channels); ``(n_frames, H, W)``, also with a last
+      axis of 1 or 2 channels. Each is an array, or (zea 0.0.12 and later) a group that holds it as
+      ``values``, perhaps in the file's one track;
     - ``.mat`` with channel data ``RF`` or ``RF2`` ``(samples, elements, acquisitions)`` and a
       struct ``param`` or ``param2`` (``fs``, ``pitch``, ``c``, ``t0``; ``TXangle``: the
       acquisitions are compounded into one frame, else each is a frame);
     - DICOM files of one or several frames, or a folder of them (needs pydicom, in the extra
-      ``mri``).
+      ``mri``);
+    - video files (needs PyAV, in the extra ``video``).
 
     Args:
         dynamic_range: dB that are shown of amplitudes.
@@ -91,17 +104,20 @@ def _open(path: Path, dynamic_range: float, grey: bool, sampling_rate: float | N
         return read_channels(path, dynamic_range, sampling_rate)
     if suffix in DICOM:
         return _dicom([path], grey)
-    accepted = ", ".join((*PICTURES, *HDF5, ".mat", *DICOM))
+    if suffix in VIDEOS:
+        return read_frames(path, grey)
+    accepted = ", ".join((*PICTURES, *HDF5, ".mat", *DICOM, *VIDEOS))
     raise InputError(f"clip {path} is of no known kind; accepted are a folder, {accepted}")
 
 
-def check_clip_writable(path: str | Path, count: int) -> None:
+def check_clip_writable(path: str | Path, count: int, like: Clip | None = None) -> None:
     """Raise before any work is done if ``count`` frames can't be written to ``path``: a folder (a
-    new one, or one that holds restored frames and nothing else), HDF5, DICOM, or a picture for one
-    frame.
+    new one, or one that holds restored frames and nothing else), HDF5, DICOM, a picture for one
+    frame, or a video for those of a video.
 
     Raises:
-        ValueError: a picture for several frames, or an unknown suffix.
+        ValueError: a picture for several frames, a video for frames without times, or an unknown
+            suffix.
         OSError: the place is not writable.
     """
     path = Path(path)
@@ -114,6 +130,13 @@ def check_clip_writable(path: str | Path, count: int) -> None:
             raise IsADirectoryError(f"output {path} is a folder; give a file name")
     elif suffix == "":
         check_marked(path, FRAMES)
+    elif suffix in VIDEOS:
+        check_video_writable(path)
+        if like is None or like.times is None:
+            raise InputError(
+                f"output {path} is a video, which frames without times can't make: give a folder or"
+                " a file ending in .h5 or .dcm"
+            )
     else:
         check_writable(path)
         if count > 1:
@@ -127,12 +150,12 @@ def write_clip(
     path: str | Path, frames: Iterator[np.ndarray], count: int, like: Clip | None = None
 ) -> list[str]:
     """Write frames ``(H, W)`` in [0, 1] as they come: PNG files in a folder, ``data/image`` (8
-    bits) of an HDF5 file, a DICOM file, or one picture.
+    bits) of an HDF5 file, a DICOM file, a video, or one picture.
 
     Args:
-        like: the clip that they were made of, whose notes, scan, regions and calibration are kept
-            where the format can hold them: of pictures in pictures, of zea files in HDF5, of DICOM
-            in DICOM.
+        like: the clip that they were made of, whose notes, scan, regions, calibration and times are
+            kept where the format can hold them: of pictures in pictures, of zea files in HDF5, of
+            DICOM in DICOM, of videos in videos.
 
     Returns the paths of the files, which appear when all of them are complete.
 
@@ -140,7 +163,7 @@ def write_clip(
         ValueError, OSError: as :func:`check_clip_writable`.
     """
     path = Path(path)
-    check_clip_writable(path, count)
+    check_clip_writable(path, count, like)
     notes = (like.notes if like is not None else None) or (lambda k: Notes())
     if path.suffix.lower() in HDF5:
         source = None if like is None else like.hdf5
@@ -149,6 +172,10 @@ def write_clip(
     if path.suffix.lower() == DICOM_OUT:
         data = _derived(list(frames), [notes(k).origin for k in range(count)])
         replace_file(path, lambda temporary: save(data, temporary))
+        return [str(path)]
+    if path.suffix.lower() in VIDEOS and like is not None and like.times is not None:
+        video, times = like.times
+        write_video(path, video, map(_video_frame, frames, times))
         return [str(path)]
     if path.suffix != "":
         pixels = next(iter(frames))[None].astype(np.float32)
@@ -163,6 +190,11 @@ def write_clip(
 
     replace_marked_folder(path, write, FRAMES)
     return names
+
+
+def _video_frame(frame: np.ndarray, at: int | None) -> Frame:
+    codes = np.rint(255 * np.clip(frame, 0, 1)).astype(np.uint8)
+    return Frame(np.broadcast_to(codes, (3, *codes.shape)), at)
 
 
 def _write_frame(path: Path, frame: np.ndarray, notes: Notes) -> None:
@@ -199,6 +231,7 @@ def _write_hdf5(
     place, room = "data/image", 0
     if source is not None:
         group, _, last = source[1].rpartition("/")
+        place = f"data/{last}" if last == SCANNED else place
         if f"/{last}" in VALUES:  # the present layout
             place, room = f"{group.rpartition('/')[0]}/image/values", source[0].stat().st_size
     with created(path, count * first.size + room) as file:
@@ -269,14 +302,14 @@ def _pictures(paths: list[Path], grey: bool) -> Clip:
         raise InputError(
             f"{paths[0].parent} holds {len(paths)} pictures; at most {MAX_FRAMES} are accepted"
         )
-    size = _grey_frame(read_image(paths[0]).pixels, paths[0], grey).shape
+    size = grey_frame(read_image(paths[0]).pixels, paths[0], grey).shape
     # asked for frame by frame: what is kept is small
     said: dict[int, Notes] = {}
 
     def frame(k: int) -> np.ndarray:
         photo = read_image(paths[k])
         said[k] = photo.notes
-        pixels = _grey_frame(photo.pixels, paths[k], grey)
+        pixels = grey_frame(photo.pixels, paths[k], grey)
         if pixels.shape != size:
             raise InputError(
                 f"{paths[k]} has {pixels.shape} pixels (H, W) but the clip's first frame has"
@@ -288,18 +321,6 @@ def _pictures(paths: list[Path], grey: bool) -> Clip:
         return said[k] if k in said else read_image(paths[k]).notes
 
     return Clip(len(paths), size, frame, "pictures", notes)
-
-
-def _grey_frame(pixels: np.ndarray, path: Path, grey: bool) -> np.ndarray:
-    """``(C, H, W)`` to ``(H, W)``."""
-    if (
-        not grey and np.abs(pixels - pixels[:1]).max() > 8 / 255
-    ):  # JPEG moves the channels of a grey picture apart a little
-        raise InputError(
-            f"{path} is in colour; ultrasound frames are grey. To average the channels, pass"
-            " grey=True (--grey)"
-        )
-    return pixels.mean(0, dtype=np.float32)
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
@@ -363,5 +384,5 @@ def _dicom_pixels(path: Path, grey: bool) -> tuple[np.ndarray, float, float]:
         values = (frame.pixels - frame.black) / (frame.white - frame.black)
         values = np.clip(values, 0, 1).astype(np.float32)
         planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-        found.append(_grey_frame(planes, path, grey))
+        found.append(grey_frame(planes, path, grey))
     return np.stack(found), *ends

@@ -1,5 +1,5 @@
 """Ultrasound that is stored as numbers, not as pictures: zea-style HDF5 and channel data in
-``.mat``; and what a clip is.
+``.mat``; or as a video; and what a clip is.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from restoration.io.containers.hdf5 import dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
 from restoration.io.images import MAX_PIXELS
 from restoration.io.pictures.notes import Notes
+from restoration.io.video import Video, open_video
 from restoration.ultrasound.beamforming import PlaneWaves, beamform
 from restoration.ultrasound.bmode import envelope, log_compress
 from solvers.inputs.errors import InputError
 
 MAX_FRAMES = 100_000
-KINDS = ("image", "envelope_data", "beamformed_data")
+NEAR = 32  # frames of a video that are kept
+SCANNED = "image_sc"  # pictures on the grid of the screen, before version 0.0.12
+PICTURES = ("image", SCANNED)
+KINDS = (*PICTURES, "envelope_data", "beamformed_data")
 VALUES = ("/values", "/pixels")
 MINIMUM_SIDE = 32
 
@@ -36,6 +40,7 @@ class Clip:
         kind: what the file holds, in words.
         notes: what the file of frame k says beside its pixels; None: nothing.
         hdf5: of a zea file, it and the place of the frames in it, for the file written of them.
+        times: of a video, its rate and the times of the frames, for the video written of them.
     """
 
     count: int
@@ -44,12 +49,80 @@ class Clip:
     kind: str
     notes: Callable[[int], Notes] | None = None
     hdf5: tuple[Path, str] | None = None
+    times: tuple[Video, list[int | None]] | None = None
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.frame(k) for k in range(self.count))
+
+
+# -- videos ----------------------------------------------------------------------------------------
+
+
+def read_frames(path: Path, grey: bool) -> Clip:
+    """A video file, which is decoded once to count its frames, and again as they are asked for.
+
+    Raises:
+        InputError: as :func:`restoration.io.video.open_video`; frames of several sizes, too many,
+            or in colour.
+        ImportError: PyAV is missing.
+    """
+    times: list[int | None] = []
+    sizes: set[tuple[int, int]] = set()
+    with open_video(path) as video:
+        for one in video.frames:
+            times.append(one.time)
+            height, width = one.codes.shape[1:]
+            sizes.add((height, width))
+    if len(sizes) > 1 or len(times) > MAX_FRAMES:
+        raise InputError(
+            f"{path} holds {len(times)} frames of the sizes {sorted(sizes)} (H, W); at most"
+            f" {MAX_FRAMES} of one size are accepted"
+        )
+    return Clip(len(times), sizes.pop(), _Frames(path, grey), "video", times=(video, times))
+
+
+class _Frames:
+    """Grey frames of a video, decoded in their order. The last ones are kept: what is asked for
+    again is near.
+    """
+
+    def __init__(self, path: Path, grey: bool):
+        self.path, self.grey = path, grey
+        self.kept: dict[int, np.ndarray] = {}
+        self.rest = self._decoded()
+
+    def __call__(self, k: int) -> np.ndarray:
+        if k < min(self.kept, default=0):
+            self.kept, self.rest = {}, self._decoded()
+        while k not in self.kept:
+            n, pixels = next(self.rest)
+            self.kept[n] = grey_frame(pixels, self.path, self.grey)
+            self.kept.pop(n - NEAR, None)
+        return self.kept[k]
+
+    def _decoded(self) -> Iterator[tuple[int, np.ndarray]]:
+        with open_video(self.path) as video:
+            for n, one in enumerate(video.frames):
+                yield n, one.codes.astype(np.float32) / 255
+
+
+def grey_frame(pixels: np.ndarray, path: Path, grey: bool) -> np.ndarray:
+    """A picture ``(C, H, W)`` as ``(H, W)``.
+
+    Raises:
+        InputError: it is in colour, and ``grey`` doesn't ask for the mean of the channels.
+    """
+    if (
+        not grey and np.abs(pixels - pixels[:1]).max() > 8 / 255
+    ):  # JPEG moves the channels of a grey picture apart a little
+        raise InputError(
+            f"{path} is in colour; ultrasound frames are grey. To average the channels, pass"
+            " grey=True (--grey)"
+        )
+    return pixels.mean(0, dtype=np.float32)
 
 
 # -- HDF5 ------------------------------------------------------------------------------------------
@@ -95,7 +168,7 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
     def load(k: int) -> np.ndarray:
         with opened(path) as file:
             values = np.asarray(dataset(file, found, path, whole=False)[k])
-        if name == "image" and values.dtype.kind == "f":  # no echo at all, in dB
+        if name in PICTURES and values.dtype.kind == "f":  # no echo at all, in dB
             values = np.where(np.isneginf(values), np.finfo(np.float32).min, values)
         if not np.isfinite(values).all():
             raise InputError(f"{path}: frame {k} holds NaN or infinite values")
@@ -103,7 +176,7 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
 
     # one scale for the whole clip, or its brightness would flicker: from up to eight frames
     some = [load(k) for k in sorted({round(i) for i in np.linspace(0, count - 1, min(count, 8))})]
-    if name == "image":
+    if name in PICTURES:
         low, span = _grey_scale(some, path, dynamic_range)
 
         def scaled(k: int) -> np.ndarray:
@@ -122,8 +195,8 @@ def read_hdf5(path: Path, dynamic_range: float) -> Clip:
 
 
 def _frames(path: Path, file: Any) -> str:
-    """Where a zea file keeps its frames: an array ``data/image``, or since version 0.0.12 the
-    ``values`` of a group of that name, at the top or in a track.
+    """Where a zea file keeps its frames: an array ``data/image``, else ``data/image_sc``, or since
+    version 0.0.12 the ``values`` of a group ``image``, at the top or in a track.
     """
     tracks = file.get("tracks")
     tops = ["", *(f"tracks/{name}/" for name in tracks or ())]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.quantized import measurement, one_thread, tiny_denoiser  # noqa: F401
 
-import quant.calibration.collect
+import quant.calibration.shards
 from quant.calibration.collect import collect
 from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 from solvers.grid import trailing
@@ -102,7 +102,7 @@ def test_interrupted_runs_resume_to_the_same_bytes(denoiser, tmp_path, monkeypat
     assert names(cut.parent) == ["c.safetensors"]
     assert cut.read_bytes() == whole.read_bytes()
     # the same where inputs go to disk within a restoration, and the cut one has left some there
-    monkeypatch.setattr(quant.calibration.collect, "SPILL", 1)
+    monkeypatch.setattr(quant.calibration.shards, "SPILL", 1)
     spilled = tmp_path / "spilled" / "c.safetensors"
     with pytest.raises(Interrupted):
         run(denoiser, spilled, 2)
@@ -174,15 +174,15 @@ def test_failing_at_the_first_restoration_leaves_nothing(denoiser, tmp_path):
 def test_memory_holds_less_than_what_is_recorded(denoiser, tmp_path, monkeypatch):
     """Ten times more passes through than may be held at once."""
     sample = 28 * 24 * 24 * 4
-    monkeypatch.setattr(quant.calibration.collect, "SPILL", 8 * sample)
+    monkeypatch.setattr(quant.calibration.shards, "SPILL", 8 * sample)
     held = []
-    offer = quant.calibration.collect._Store.offer
+    offer = quant.calibration.shards.Store.offer
 
     def watched(store, *arguments):
         offer(store, *arguments)
         held.append(sum(v.numel() * 4 for _, v in store.fresh.values()))
 
-    monkeypatch.setattr(quant.calibration.collect._Store, "offer", watched)
+    monkeypatch.setattr(quant.calibration.shards.Store, "offer", watched)
 
     def restore(k):
         for j in range(40):

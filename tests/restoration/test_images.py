@@ -1,6 +1,7 @@
 """Image files: depths, channels, orientation, limits, damage."""
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,11 @@ def test_tiff_layouts(tmp_path, layout):
         codes = codes[:1]
     elif layout == "lzw":
         Image.fromarray(codes[0]).save(tmp_path / "x.tif", compression="tiff_lzw")
-        with pytest.raises(ValueError, match="LZW needs the package imagecodecs"):
-            read_image(tmp_path / "x.tif")
-        return
+        codes = codes[:1]
+        if find_spec("imagecodecs") is None:
+            with pytest.raises(ValueError, match="LZW needs the package imagecodecs"):
+                read_image(tmp_path / "x.tif")
+            return
     else:
         pixels = codes if layout == "separate" else codes.transpose(1, 2, 0)
         tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", planarconfig=layout)

@@ -55,6 +55,50 @@ def test_fastmri_files(tmp_path, kspace):
     np.testing.assert_array_equal(pairs.kspace, kspace)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        HEADER,
+        HEADER.encode(),
+        np.array([HEADER], dtype=h5py.string_dtype()),
+        np.frombuffer(HEADER.encode(), np.uint8),
+    ],
+    ids=["text", "bytes", "array", "codes"],
+)
+@pytest.mark.parametrize("place", ["dataset", "attribute"])
+def test_headers_of_fastmri_in_any_form(tmp_path, kspace, form, place):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["kspace"] = kspace
+        (file if place == "dataset" else file.attrs)["ismrmrd_header"] = form
+    read = read_scan(tmp_path / "a.h5")
+    assert (read.crop, read.spacing) == ((20, 24), (5.0, 10.0, 5.0))
+    assert (read.header, read.attributes) == (HEADER, {})
+
+
+def test_images_of_fastmri_without_a_header_are_the_middle(tmp_path, kspace):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["kspace"], file["reconstruction_rss"] = kspace, np.ones((2, 20, 24), np.float32)
+    assert read_scan(tmp_path / "a.h5").crop == (20, 24)
+
+
+def test_masks_with_the_axes_of_kspace(tmp_path, kspace):
+    """As fastMRI's programs keep them; what differs along slices is refused."""
+    columns = (np.arange(36) % 3 == 0).astype(np.float32)
+    plane = np.broadcast_to(columns, (40, 36))
+    for mask in (columns[None], columns[None, None, :, None], columns[None, None, None, :, None]):
+        read = read_scan(fastmri_file(tmp_path / "a.h5", kspace, mask=mask))
+        np.testing.assert_array_equal(read.mask, columns)
+    for shape in ((2, 40, 36), (2, 3, 40, 36), (1, 1, 40, 36)):
+        mask = np.broadcast_to(plane, shape)
+        read = read_scan(fastmri_file(tmp_path / "a.h5", kspace, mask=mask))
+        np.testing.assert_array_equal(read.mask, plane)
+    mask = np.stack([plane, 1 - plane])
+    with pytest.raises(InputError, match=r"mask of shape \(2, 40, 36\)"):
+        read_scan(fastmri_file(tmp_path / "a.h5", kspace, mask=mask))
+    with pytest.raises(InputError, match="of several averages or repetitions write one"):
+        read_scan(fastmri_file(tmp_path / "b.h5", np.stack([kspace] * 3)))
+
+
 def test_links_out_of_the_file_are_refused(tmp_path, kspace):
     outside = fastmri_file(tmp_path / "outside.h5", kspace)
     cases = {

@@ -57,6 +57,33 @@ def test_hdf5_values(tmp_path):
     assert last.size == (40, 48)
 
 
+def test_scan_converted_pictures_of_zea(tmp_path):
+    """Of files before version 0.0.12: on the screen's grid, with nothing (-inf) beside the sector,
+    beside the signals that they were made of; they come back under their name.
+    """
+    frames = clip()
+    decibels = (60 * (frames - 1)).astype(np.float32)
+    decibels[:, :5, :7] = -np.inf
+    path = hdf5(tmp_path / "a.h5", decibels, "data/image_sc")
+    with h5py.File(path, "r+") as file:
+        file["data/beamformed_data"] = np.zeros((3, 64, 80, 2), np.float32)
+        file["data/image_sc"].attrs["unit"] = "unitless"
+        file["scan/sound_speed"] = 1540.0
+    found = read_clip(path)
+    wanted = frames.copy()
+    wanted[:, :5, :7] = 0
+    np.testing.assert_allclose(np.stack(list(found)), wanted, atol=1e-5)
+    write_clip(tmp_path / "b.h5", iter(wanted), 3, found)
+    with h5py.File(tmp_path / "b.h5") as file:
+        assert list(file["data"]) == ["image_sc"]
+        assert file["scan/sound_speed"][()] == 1540
+    np.testing.assert_allclose(np.stack(list(read_clip(tmp_path / "b.h5"))), wanted, atol=1e-6)
+    # with both, the pictures as they were beamformed count
+    with h5py.File(path, "r+") as file:
+        file["data/image"] = (60 * (frames[:, ::-1] - 1)).astype(np.float32)
+    np.testing.assert_allclose(next(iter(read_clip(path))), frames[0, ::-1], atol=1e-5)
+
+
 def test_hdf5_signals(tmp_path):
     """Envelope, IQ and RF of the same echoes give the same pictures."""
     z = np.arange(256)[None, :, None]
@@ -134,9 +161,9 @@ def test_bad_files(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no frame"):
         read_clip(tmp_path / "empty")
-    (tmp_path / "a.avi").write_bytes(b"RIFF")
+    (tmp_path / "a.wmv").write_bytes(b"RIFF")
     with pytest.raises(ValueError, match="no known kind"):
-        read_clip(tmp_path / "a.avi")
+        read_clip(tmp_path / "a.wmv")
     for name in ("a.h5", "a.mat", "a.png"):
         (tmp_path / name).write_bytes(b"nonsense" * 50)
         with pytest.raises(ValueError, match="can't be read"):
@@ -163,7 +190,7 @@ def test_places_to_write_to(tmp_path):
     with pytest.raises(ValueError, match="do not go into one picture"):
         check_clip_writable(tmp_path / "a.png", 2)
     with pytest.raises(ValueError, match="must end in"):
-        check_clip_writable(tmp_path / "a.avi", 1)
+        check_clip_writable(tmp_path / "a.wmv", 1)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         check_clip_writable(tmp_path / "file", 2)

@@ -304,6 +304,53 @@ def test_an_interrupted_call_goes_on(colour, pictures, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
 
 
+@pytest.fixture(scope="module")
+def scheduler():
+    """Of a cluster with three workers in this process."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=3, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_workers_choose_the_same(colour, pictures, tmp_path, scheduler, monkeypatch):
+    """To the byte; also where they were cut and one process goes on."""
+    options = {"count": 3, "steps": (1, 2), "select": "ptq4dm", "samples": 5, "per_timestep": 3}
+    calibrate(colour, pictures, tmp_path / "one", **options)
+    done: list[int] = []
+    told = {"scheduler": scheduler, "progress": done.append}
+    calibrate(colour, pictures, tmp_path / "three", **options, **told)
+    assert (tmp_path / "three").read_bytes() == (tmp_path / "one").read_bytes()
+    assert done[0] == 0
+    assert done == sorted(done)
+    original, calls = Inpaint.trial, []
+
+    def dies(self, source, k, options):
+        calls.append(k)
+        if k == 2:
+            raise ValueError("picture 2")
+        return original(self, source, k, options)
+
+    monkeypatch.setattr(Inpaint, "trial", dies)
+    with pytest.raises(ValueError, match="picture 2"):
+        calibrate(colour, pictures, tmp_path / "cut", **options, scheduler=scheduler)
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.setattr(Inpaint, "trial", original)
+    calibrate(colour, pictures, tmp_path / "cut", **options)
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "one").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "one", "three"]
+
+
+@pytest.mark.long
+def test_processes_choose_the_same(colour, pictures, tmp_path):
+    for workers in (None, 1, 2):
+        calibrate(colour, pictures, tmp_path / str(workers), count=3, samples=5, workers=workers)
+    one, *others = ((tmp_path / name).read_bytes() for name in ("None", "1", "2"))
+    assert others == [one, one]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -321,6 +368,14 @@ def test_an_interrupted_call_goes_on(colour, pictures, tmp_path, monkeypatch):
             "select 'random' is unknown",
         ),
         ("{colour} --task generate --select ptq4dm -o {place}/c", "needs --samples"),
+        (
+            "{colour} --task generate --workers 2 --threads 2 -o {place}/c",
+            "--threads has no effect",
+        ),
+        (
+            "{colour} --task generate --workers 2 --scheduler tcp://x -o {place}/c",
+            "give one of them",
+        ),
         ("{colour} --task generate --count 2 --steps 2 -n 50 -o {place}/c", "were recorded"),
         (
             "{colour} --task inpaint --correction magic --data {place}/good -o {place}/c",

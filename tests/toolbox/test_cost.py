@@ -33,6 +33,12 @@ def test_the_peak_counts_what_was_held_in_the_work_and_only_that():
     assert told == {"cpu_seconds": round(seconds, 1), "peak_mb": large}
 
 
+def test_processes_that_ended_count():
+    with Cost() as measured:
+        subprocess.run([sys.executable, "-c", "sum(k * k for k in range(3_000_000))"], check=True)
+    assert measured.seconds > 0.05
+
+
 def test_systems_that_tell_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(cost, "STATUS", tmp_path / "none")
     with Cost() as measured:

@@ -4,6 +4,7 @@ out.
 
 import json
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from restoration.io.ultrasound import read_clip
+from restoration.io.video import Frame, Video, open_video, write_video
 from restoration.metrics import psnr
 from restoration.ultrasound.contrast import anatomical_regions, gcnr
 from restoration.ultrasound.phantom import simulate_tissue
@@ -162,6 +164,47 @@ def test_clip_in_clip_out(cli, priors, frames, tmp_path):
     assert figures["nfe"] == 2 + 1 + 1
     back = read_clip(tmp_path / "out")
     assert (len(back), back.size) == (3, (96, 112))
+
+
+def test_a_video_is_its_frames(cli, priors, tmp_path):
+    """The same results as of the frames as pictures, at the video's times; what repeats is restored
+    once.
+    """
+    codes = [(255 * simulate_tissue(64, 80, seed)).round().astype(np.uint8) for seed in (1, 2, 2)]
+    (tmp_path / "in").mkdir()
+    for k, frame in enumerate(codes):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{k}.png")
+    times = [0, 2, 3]
+    pictures = [
+        Frame(np.broadcast_to(c, (3, *c.shape)), at) for c, at in zip(codes, times, strict=True)
+    ]
+    like = Video(Fraction(25), Fraction(1, 25), 3, True, iter(()))
+    write_video(tmp_path / "a.mkv", like, iter(pictures))
+    found = []
+    for given, out in (("in", "out"), ("a.mkv", "b.mkv")):
+        call = ("restore", "ultrasound", tmp_path / given, "-o", tmp_path / out, *models(priors))
+        code, told, err = cli(*call, "--json")
+        assert code == 0, err
+        found.append(json.loads(told))
+    assert [f["nfe"] for f in found] == [4, 4]
+    assert found[0]["flicker"] == found[1]["flicker"] > 0
+    assert found[1]["flicker_input"] == pytest.approx(
+        np.abs(codes[1] / 255 - codes[0] / 255).mean() / 2, abs=1e-4
+    )
+    with open_video(tmp_path / "b.mkv") as video:
+        frames = list(video.frames)
+        assert [frame.time * video.unit * 25 for frame in frames] == times
+    for frame, expected in zip(frames, read_clip(tmp_path / "out"), strict=True):
+        np.testing.assert_array_equal(frame.codes, np.rint(255 * np.stack([expected] * 3)))
+    clip = read_clip(tmp_path / "a.mkv")  # in any order
+    for k in (2, 0, 1, 0):
+        np.testing.assert_array_equal(np.rint(255 * clip.frame(k)), codes[k])
+    code, _, err = cli(
+        "restore", "ultrasound", tmp_path / "in", "-o", tmp_path / "c.mp4", *models(priors)
+    )
+    assert code == 2
+    assert "frames without times" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mkv", "b.mkv", "in", "out"]
 
 
 def test_one_picture_with_figures(cli, priors, frames, tmp_path):

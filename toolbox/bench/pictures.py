@@ -98,19 +98,16 @@ def _one_by_one(cases: Sequence[Case], methods: Methods, extent: Extent) -> Iter
 
 def _on_workers(cases: Sequence[Case], methods: Methods, extent: Extent) -> Iterator[Measured]:
     """The same, in the same order, of pictures that workers share out among themselves."""
-    from toolbox.tasks.scale.cluster import need_dask, processes
+    from toolbox.tasks.scale.cluster import in_shares, need_dask, processes
 
     need_dask()
-    count = extent.workers or 1
     for case in cases:  # what can't be loaded is said here, once
         _ways(case, methods, {})
-    with processes([{}] * count) as client:
+    with processes([{}] * (extent.workers or 1)) as client:
         for case in cases:
-            turns = [(case, methods, extent, k, count) for k in range(count)]
-            futures = [client.submit(_in_turn, *turn, pure=False) for turn in turns]
-            parts = client.gather(futures)
+            parts = in_shares(client, _in_turn, case, methods, extent)
             for k in range(case.count):
-                yield parts[k % count][k // count]
+                yield parts[k % len(parts)][k // len(parts)]
 
 
 def _in_turn(case: Case, methods: Methods, extent: Extent, turn: int, count: int) -> list[Measured]:

@@ -130,6 +130,8 @@ def calibrate(
     unused = [*task_by_name(runs.task).unused]
     unused += ["partner"] if runs.task != "ultrasound" else []
     refuse_unused(unused, f"on the task {runs.task}")
+    if recording.workers is not None or recording.scheduler is not None:
+        refuse_unused(["threads"], "with workers, which compute on one thread each")
     with ProgressBar("calibrating", recording.count) as bar:
         figures = run_calibrate(model, data, out, runs, recording, progress=bar.update_of)
     if as_json:

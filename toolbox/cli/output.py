@@ -53,7 +53,7 @@ class ProgressBar:
 
 class CountLine:
     """One line on stderr that tells how far a run of many items is: on a terminal it is written
-    over, elsewhere there is a new one each minute.
+    over, elsewhere there is a new one each minute. The address of Dask's dashboard comes first.
     """
 
     EVERY = 0.2, 60.0  # seconds
@@ -61,10 +61,13 @@ class CountLine:
     def __init__(self, title: str):
         self.title, self.live = title, sys.stderr.isatty()
         self.last = time.monotonic() if not self.live else 0.0
-        self.width = 0
+        self.width, self.told = 0, False
 
     def __call__(self, tally: Any) -> None:
         ended, now = tally.done + tally.failed, time.monotonic()
+        if tally.dashboard and not self.told:
+            print(f"{self.title}: watch it at {tally.dashboard}", file=sys.stderr, flush=True)
+            self.told = True
         if now - self.last < self.EVERY[not self.live] and not (self.live and ended == tally.total):
             return
         self.last = now

@@ -210,7 +210,7 @@ def ultrasound(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            help="B-mode clip: a picture, a folder, .h5 (zea), .mat (channel data), DICOM."
+            help="B-mode clip: a picture, a folder, .h5 (zea), .mat (channel data), DICOM, a video."
         ),
     ],
     output: Annotated[Output, Without("std", "quality")],
@@ -243,7 +243,8 @@ def _restore(inputs: list[Path], many: Many, job: Job) -> None:
     if not (is_single(job.one, inputs) and not _into_folder(job)):
         return _restore_many(inputs, many, job)
     refuse_missing()
-    if is_video(inputs[0]) and not inputs[0].is_dir():
+    own = inputs[0].suffix.lower() in job.one.suffixes
+    if is_video(inputs[0]) and not (own or inputs[0].is_dir()):
         return _restore_video(inputs[0], many, job)
     refuse_unused([f.name for f in fields(many) if f.name != "sheet"], "on a single measurement")
     if not hasattr(job.options, "sheet"):
@@ -251,12 +252,12 @@ def _restore(inputs: list[Path], many: Many, job: Job) -> None:
     request = job.request(inputs[0])
     with ProgressBar(job.task, (request.settings.steps or 1) * request.draws.samples) as bar:
         figures = job.one.restore(request, bar.update_of)
-    if job.output.as_json:
-        return print_json(figures)
-    print(in_words(figures))
     for note in (figures.get("note"), figures.get("lpips")):
         if isinstance(note, str):
             print(note, file=sys.stderr)
+    if job.output.as_json:
+        return print_json(figures)
+    print(in_words(figures))
 
 
 def _restore_video(path: Path, many: Many, job: Job) -> None:

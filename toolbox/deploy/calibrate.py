@@ -6,21 +6,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from quant.calibration.collect import collect
+from quant.calibration.collect import collected, record_all
 from quant.calibration.eda_dm import EDADM
 from quant.calibration.ptq4dm import PTQ4DM
 from quant.calibration.selection import Uniform
-from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
+from quant.calibration.shards import Collection, recorded_in
+from quant.calibration.trajectory import CalibrationSet, Provenance, check_recordable, network_hash
 from restoration.posterior import CORRECTIONS
 from solvers import GRIDS
 from solvers.denoiser import Denoiser
 from solvers.files import check_file, check_outputs
-from toolbox.api import float_model
+from toolbox.api import checkpoint_options, float_model, keeping_models, reading_with
 from toolbox.deploy.options import Recording, Trajectories
 from toolbox.support.cost import Cost
 from toolbox.tasks import task_by_name
@@ -42,7 +44,8 @@ def run_calibrate(
     """Restore ``recording.count`` simulated measurements with the deployed solver at each number of
     steps and record what the network sees.
 
-    An interrupted call goes on when it is repeated. Returns the figures that the command prints.
+    An interrupted call goes on when it is repeated, also with another number of workers. Returns
+    the figures that the command prints.
 
     Args:
         model: a shipped float model, or any diffusers ``UNet2DModel``/``UNet2DConditionModel``
@@ -69,40 +72,21 @@ def run_calibrate(
         raise ValueError(f"--samples must be at least 1; got {samples}")
     if select is not None and samples is None:
         raise ValueError(f"--select {select} needs --samples: how many network inputs to choose")
-    task = task_by_name(runs.task)
-    denoiser = float_model(model, None if runs.task == "generate" else runs.task)
-    task.check_recordable(denoiser)
-    side = _side(denoiser) if recording.side is None else recording.side
-    source = task.source(data, denoiser, side, recording.seed)
-    steps = tuple(runs.steps or task.recorded_steps(denoiser))
-    if not runs.steps:
-        grid = task.recorded_grid if runs.grid == "trailing" else runs.grid
-        runs = replace(runs, steps=list(steps), grid=grid)
-    sigma = task.calibration_sigma if runs.sigma is None else runs.sigma
-    restore, ways = restorations(task, denoiser, source, runs, sigma)
+    if recording.workers is not None and recording.scheduler is not None:
+        raise ValueError(
+            "--workers starts processes on this machine and --scheduler takes those of a cluster;"
+            " give one of them"
+        )
     chosen = select or ("uniform" if samples is not None else None)
     pool = out if chosen is None else out.with_name(f".{out.name}.pool")
-    provenance = Provenance(
-        network_hash(denoiser.network),
-        recording.seed,
-        runs.solver,
-        max(steps),
-        f"{runs.task}, steps {', '.join(map(str, steps))}, sigma {sigma:g}, side {side}",
-        tuple(_hashes(source)),
-        runs.grid,
-        runs.correction or "",
-    )
+    call = _Call(model, data, pool, runs, recording, checkpoint_options())
+    denoiser, restore, what = call.prepared()
     with Cost() as cost:
         try:
-            recorded = collect(
-                denoiser,
-                restore,
-                recording.count * ways,
-                pool,
-                provenance,
-                per_timestep=recording.per_timestep or samples or 8,
-                crop=_crop(denoiser, side),
-                progress=lambda done: progress(done, recording.count * ways),
+            recorded = collected(
+                what,
+                lambda todo, told: _record(call, denoiser, restore, what, todo, told),
+                lambda done: progress(done, what.count),
             )
             if chosen is not None and samples is not None:
                 recorded = select_samples(recorded, denoiser, chosen, samples, recording.seed)
@@ -114,6 +98,92 @@ def run_calibrate(
     figures = {"out": str(out), "samples": len(recorded), "timesteps": list(recorded.grid)}
     figures |= {"per_timestep": shares, "selection": recorded.provenance.selection}
     return figures | {"hash": recorded.hash, "cost": cost.to_dict()}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is to be recorded, in words that a worker can act on.
+
+    Attributes:
+        pool: the file that the recorded set goes to.
+        checkpoint: what is said of a file of weights (:func:`toolbox.api.reading_with`).
+    """
+
+    model: str
+    data: Path | None
+    pool: Path
+    runs: Trajectories
+    recording: Recording
+    checkpoint: dict[str, Any]
+
+    def prepared(self) -> tuple[Denoiser, Callable[[int], None], Collection]:
+        """The network, what restores number k, and what is kept.
+
+        Raises:
+            ValueError, OSError: as :func:`run_calibrate`.
+        """
+        runs, recording, task = self.runs, self.recording, task_by_name(self.runs.task)
+        denoiser = float_model(self.model, None if runs.task == "generate" else runs.task)
+        task.check_recordable(denoiser)
+        side = _side(denoiser) if recording.side is None else recording.side
+        source = task.source(self.data, denoiser, side, recording.seed)
+        steps = tuple(runs.steps or task.recorded_steps(denoiser))
+        if not runs.steps:
+            grid = task.recorded_grid if runs.grid == "trailing" else runs.grid
+            runs = replace(runs, steps=list(steps), grid=grid)
+        sigma = task.calibration_sigma if runs.sigma is None else runs.sigma
+        restore, ways = restorations(task, denoiser, source, runs, sigma)
+        provenance = Provenance(
+            network_hash(denoiser.network),
+            recording.seed,
+            runs.solver,
+            max(steps),
+            f"{runs.task}, steps {', '.join(map(str, steps))}, sigma {sigma:g}, side {side}",
+            tuple(_hashes(source)),
+            runs.grid,
+            runs.correction or "",
+        )
+        crop = _crop(denoiser, side)
+        per_timestep = recording.per_timestep or recording.samples or 8
+        check_recordable(denoiser, per_timestep, crop)
+        count = recording.count * ways
+        return denoiser, restore, Collection(self.pool, count, provenance, per_timestep, crop)
+
+
+def _record(
+    call: _Call,
+    denoiser: Denoiser,
+    restore: Callable[[int], None],
+    what: Collection,
+    todo: list[int],
+    told: Callable[[int], object],
+) -> None:
+    """Here, or by workers, each of which takes a share of ``todo``."""
+    workers, scheduler = call.recording.workers, call.recording.scheduler
+    if workers is None and scheduler is None:
+        record_all(what, denoiser, restore, todo, told)
+        return
+    from toolbox.tasks.scale.cluster import client_of, in_shares, need_dask
+
+    need_dask()
+    data = call.data and call.data.absolute()
+    call = replace(call, data=data, pool=call.pool.absolute())
+    before = recorded_in(what.folder)
+    with client_of(scheduler, [{}] * (workers or 1)) as client:
+        in_shares(client, _share, call, todo, told=lambda: told(recorded_in(what.folder) - before))
+
+
+def _share(call: _Call, todo: list[int], turn: int, count: int) -> None:
+    """What one of ``count`` workers records. Ways of restoring take turns in ``todo``, so that
+    neighbours together are about as much work in every share.
+    """
+    from toolbox.tasks.scale.worker import working
+
+    first, end = (len(todo) * k // count for k in (turn, turn + 1))
+    # a network of its own: what it is shown is recorded
+    with working(), keeping_models({}, threads=1), reading_with(call.checkpoint):
+        denoiser, restore, what = call.prepared()
+        record_all(what, denoiser, restore, todo[first:end])
 
 
 def restorations(

@@ -62,6 +62,17 @@ class Recording:
         None
     )
     seed: Seed = 0
+    workers: Annotated[
+        int | None,
+        Option(
+            help="Processes of one thread each (extra `scale`): the same bytes for any number.",
+            min=1,
+            max=1024,
+        ),
+    ] = None
+    scheduler: Annotated[
+        str | None, Option(help="Address of a Dask scheduler, whose workers do it.")
+    ] = None
 
 
 @dataclass(frozen=True)

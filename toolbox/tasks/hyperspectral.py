@@ -23,6 +23,7 @@ from restoration.io.cubes.containers import READ_ONLY
 from restoration.io.cubes.cube import Cube
 from restoration.io.cubes.envi import raw_file
 from restoration.io.cubes.files import SUFFIXES, TIFF
+from restoration.io.cubes.outputs import lost
 from restoration.io.cubes.products import BAND
 from restoration.io.images import Photo, check_writable, write_image
 from restoration.io.pictures.folders import find_pictures, visible_files
@@ -113,6 +114,8 @@ class Hyperspectral(Task):
         figures |= {"nfe": result.nfe, "seconds": round(result.seconds, 2)}
         if options.quicklook is not None:
             figures["quicklook"] = str(options.quicklook)
+        if notes := [note for note in (cube.note, lost(out, cube)) if note]:
+            figures["note"] = "; ".join(notes)
         if truth is not None:
             low, high = float(np.min(truth.values[good])), float(np.max(truth.values[good]))
             pair = (

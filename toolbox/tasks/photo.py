@@ -17,6 +17,7 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_image
+from restoration.io.mri import suffix
 from restoration.io.scenes import is_scene, open_scene
 from restoration.metrics import noise_level
 from restoration.operators import linear
@@ -35,7 +36,13 @@ from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Progress, Restorer, Size, Source, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, lanczos, non_local_means, plain, wiener
 from toolbox.tasks.options import Deblurring, Denoising, Enlarging
-from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
+from toolbox.tasks.pictures import (
+    PictureTask,
+    Reading,
+    algorithm_settings,
+    check_no_scene,
+    picture_of,
+)
 from toolbox.tasks.scale.scenes import denoise_scene
 from toolbox.tasks.settings import (
     COLOUR,
@@ -149,7 +156,7 @@ class Denoise(LinearPictureTask):
         """Scenes keep their kind of file."""
         if path.is_dir():
             return ""
-        return path.suffix.lower() if is_scene(path) else super().ending(path)
+        return suffix(path) if is_scene(path) else super().ending(path)
 
     def model_for(self, path: Path, options: Denoising) -> str:
         if is_scene(path):
@@ -282,6 +289,7 @@ class Deblur(LinearPictureTask):
     calibration_sigma = exported_sigma = Deblurring.sigma
 
     def model_for(self, path: Path, options: Deblurring) -> str:
+        check_no_scene(self, path)
         return denoiser_of(read_image(path).pixels)
 
     def operator(self, size: Size, options: Deblurring) -> Blur:

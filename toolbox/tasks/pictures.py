@@ -16,6 +16,7 @@ from torch import Tensor
 from restoration.io.images import (
     DICOM,
     LOSSY,
+    MAX_PIXELS,
     SUFFIXES,
     Photo,
     check_writable,
@@ -24,9 +25,11 @@ from restoration.io.images import (
     write_image,
 )
 from restoration.io.pictures.gamut import view_of
+from restoration.io.scenes import is_scene
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
+from solvers.inputs.errors import InputError
 from toolbox.api import load_for
 from toolbox.support.cards import Spread
 from toolbox.support.sheets import heat, sheet
@@ -55,6 +58,19 @@ class Reading:
     found: dict[str, Any]
     kept: np.ndarray | None = None
     known: np.ndarray | None = None
+
+
+def check_no_scene(task: Task, path: Path) -> None:
+    """Refuse a scene, for tasks that don't restore by parts.
+
+    Raises:
+        InputError: says what does.
+    """
+    if is_scene(path):
+        raise InputError(
+            f"{path} is a scene, which restore denoise alone takes (by parts); give"
+            f" restore {task.name} pictures of at most {MAX_PIXELS // 10**6} megapixels"
+        )
 
 
 class PictureTask(Task):
@@ -89,6 +105,7 @@ class PictureTask(Task):
         return load_for(self.name, prior.model, **prior.place)
 
     def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
+        check_no_scene(self, request.path)
         output, options, prior = request.output, request.options, request.prior
         settings, draws, path = request.settings, request.draws, request.path
         out = output.out

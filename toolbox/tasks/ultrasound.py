@@ -23,6 +23,7 @@ from restoration.io.ultrasound import (
     write_clip,
 )
 from restoration.io.ultrasound_signals import Clip
+from restoration.io.video import KINDS as VIDEOS
 from restoration.metrics import psnr, ssim
 from restoration.task import Restored
 from restoration.ultrasound.clip import restore_clip
@@ -46,8 +47,8 @@ class Ultrasound(Task):
     """``frame (1, H, W)`` in [0, 1]: haze is taken out of it."""
 
     name = "ultrasound"
-    suffixes = (*PICTURES, *HDF5, ".mat", *DICOM)
-    written = (".h5", ".hdf5", DICOM_OUT, *SUFFIXES)
+    suffixes = (*PICTURES, *HDF5, ".mat", *DICOM, *VIDEOS)
+    written = (".h5", ".hdf5", DICOM_OUT, *VIDEOS, *SUFFIXES)
     prior = Prior("")  # two, among the options
     settings = Settings(steps=4, correction="diffpir")
     unused = ("grid",)
@@ -105,7 +106,7 @@ class Ultrasound(Task):
             check_array(path, (len(drawn), len(clip), *clip.size), 4)
         for place in (out, haze_out, *drawn):
             if place is not None:
-                check_clip_writable(place, len(clip))
+                check_clip_writable(place, len(clip), clip)
         truth = None if reference is None else read(reference)
         if truth is not None and (len(truth), truth.size) != (len(clip), clip.size):
             raise ValueError(
@@ -127,9 +128,10 @@ class Ultrasound(Task):
         hazes: list[np.ndarray] = []
         samples: list[np.ndarray] = []  # of all frames, (n, H, W)
         calls, began = 0, time.perf_counter()
+        last: tuple[np.ndarray, np.ndarray] | None = None  # what was given, and its result
 
         def frames() -> Iterator[np.ndarray]:
-            nonlocal calls
+            nonlocal calls, last
             for k, result in enumerate(results):
                 calls += result.nfe
                 image = result.image.numpy()
@@ -138,7 +140,13 @@ class Ultrasound(Task):
                 if drawn:
                     samples.append(result.samples.reshape(-1, *clip.size).numpy())
                 true = None if truth is None else truth.frame(k)
-                _measure(figures, clip.frame(k) if masks else None, image, true, masks)
+                seen = clip.frame(k)
+                _measure(figures, seen, image, true, masks)
+                for name, one, at in (("flicker", image, 1), ("flicker_input", seen, 0)):
+                    if last is not None:
+                        change = float(np.abs(one - last[at]).mean())
+                        figures.setdefault(name, []).append(change)
+                last = seen, image
                 progress(k + 1, len(clip))
                 yield image
 
@@ -158,6 +166,8 @@ class Ultrasound(Task):
         done |= {"files": len(files), "frames": len(clip), "size": [clip.size[1], clip.size[0]]}
         done |= {"tissue": options.tissue, "haze": options.haze, "strength": options.strength}
         done |= {"nfe": calls, "seconds": round(seconds, 2)}
+        if clip.times is not None and not clip.times[0].silent:
+            done["note"] = "the sound is left out"
         done |= {"sample_files": [str(place) for place in drawn]} if drawn else {}
         done["frames_per_second"] = round(len(clip) / seconds, 3)
         return done | {name: round(float(np.mean(v)), 4) for name, v in figures.items()}

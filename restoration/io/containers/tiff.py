@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,4 +54,39 @@ def check_last_page(path: str | Path, file: Any) -> None:
         raise InputError(
             f"{path} was cut short or is damaged: after page {last}, another should lie at byte"
             f" {following} of {handle.size}; copy or save it again"
+        )
+
+
+def planes_of(file: Any) -> int:
+    """How many planes the values of a file's only page go on for: programs describe large stacks
+    by their first page alone (ImageJ). 1 where there are more pages, or no more values.
+
+    Args:
+        file: as :func:`opened_tiff` gives it.
+    """
+    if len(file.pages) != 1 or not (file.is_imagej or file.is_shaped or file.is_stk):
+        return 1
+    page = file.pages.first
+    return int(file.series[0].size // page.size) if page.size else 1
+
+
+def check_one_axis(path: str | Path, file: Any) -> None:
+    """Refuse stacks along several axes (channels, slices, moments), by what ImageJ and OME say.
+
+    Raises:
+        InputError: it is one.
+    """
+    words = str(file.pages.first.description or "")
+    if file.is_imagej:
+        found = re.findall(r"^(channels|slices|frames)=(\d+)", words, re.MULTILINE)
+    elif file.is_ome:
+        one = words.partition("</Image>")[0]
+        found = re.findall(r'\bSize([CZT])="(\d+)"', one)
+    else:
+        return
+    long = [f"{count} {name}" for name, count in found if int(count) > 1]
+    if len(long) > 1:
+        raise InputError(
+            f"{path} is a stack along several axes ({', '.join(long)}); write one of them with all"
+            " its planes to a file of its own"
         )

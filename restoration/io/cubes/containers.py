@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.arrays import arrays_of, read_array
-from restoration.io.containers.hdf5 import created, dataset, opened
+from restoration.io.containers.hdf5 import dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
 from restoration.io.containers.variables import (
     HDF4,
@@ -26,13 +26,10 @@ from restoration.io.containers.variables import (
     refuse_netcdf5,
 )
 from restoration.io.cubes.cube import Cube
-from restoration.io.cubes.georeference import has_place, mapping_of, tags_of
 from restoration.io.cubes.grids import Tags, grid_of, places_of, text
 from restoration.io.cubes.products import as_hyperion, is_prisma, read_prisma
-from restoration.io.cubes.tiff import read_tiff, write_tiff
+from restoration.io.cubes.tiff import read_tiff
 from restoration.io.cubes.wavelengths import nanometres
-from restoration.io.packages import need
-from solvers.files import replace_file
 from solvers.inputs.errors import InputError, reading
 
 _WAVELENGTHS = (
@@ -49,6 +46,9 @@ _WAVELENGTHS = (
 HDF5 = (".h5", ".hdf5", ".he5")
 NETCDF = ".nc"
 READ_ONLY = (".hdf", ".hdf4", ".l1r")  # HDF of either version
+MASK = "valid_mask"
+# attributes that name the value of missing entries: NetCDF's, and those of products in HDF 5
+_FILLS = ("_FillValue", "missing_value", "Data_Ignore_Value", "data_ignore_value", "nodata")
 _GOOD = ("good_bands", "good_wavelengths", "bbl")
 
 
@@ -64,83 +64,6 @@ def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
     readers |= {".mat": _read_mat, ".npz": _read_npz, ".npy": _read_npy}
     with reading(path, "a cube"):
         return readers.get(path.suffix.lower(), read_tiff)(path, key)
-
-
-def write_container(path: Path, like: Cube, out: np.ndarray) -> None:
-    """Write the values ``out (B, H, W)`` with the key, axis of bands, wavelengths, good bands and
-    no-data value of ``like``; ``.npy`` holds nothing but the values.
-
-    Raises:
-        ValueError: more than a MATLAB v5 file holds.
-    """
-    suffix = path.suffix.lower()
-    if suffix in (".tif", ".tiff"):
-        return write_tiff(path, like, out)
-    key = like.key if suffix != ".mat" else like.key.rpartition("/")[2]  # a name of MATLAB's
-    key, values = key or "cube", np.ascontiguousarray(np.moveaxis(out, 0, like.axis))
-    extra: dict[str, Any] = (
-        {} if like.wavelengths is None else {"wavelength_nm": np.asarray(like.wavelengths)}
-    )
-    if like.bad is not None:
-        extra["good_bands"] = (~like.bad).astype(np.uint8)
-    if like.no_data is not None:
-        extra["no_data"] = np.asarray(float(like.no_data))
-    if like.places is not None:
-        extra |= dict(zip(("latitude", "longitude"), like.places, strict=True))
-    if suffix == ".mat":
-        from scipy.io import savemat
-
-        if values.nbytes >= 2**31:
-            raise InputError("MATLAB v5 files hold arrays of less than 2 GiB; write .h5 or .hdr")
-        contents = {key: values, **extra}
-        replace_file(path, lambda p: savemat(p, contents, appendmat=False, do_compression=True))
-    elif suffix in (".npz", ".npy"):
-
-        def save(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                if suffix == ".npy":
-                    np.save(file, values)
-                else:
-                    np.savez_compressed(file, **{key: values, **extra})
-
-        replace_file(path, save)
-    elif suffix == NETCDF:
-        replace_file(path, lambda p: _write_netcdf(p, key.rpartition("/")[2], values, like))
-    else:
-
-        def save(temporary: Path) -> None:
-            contents = {key: values, **extra}
-            with created(temporary, sum(c.nbytes for c in contents.values())) as file:
-                for name, content in contents.items():
-                    file[name] = content
-
-        replace_file(path, save)
-
-
-def _write_netcdf(path: Path, key: str, values: np.ndarray, like: Cube) -> None:
-    """NetCDF 4 with names of axes, wavelengths in nanometres, the fill value and the place."""
-    h5netcdf = need("h5netcdf", "NetCDF outputs", "geo")
-    axes = ["y", "x"]
-    axes.insert(like.axis, "bands")
-    with h5netcdf.File(path, "w") as file:
-        file.dimensions = dict(zip(axes, values.shape, strict=True))
-        stored = file.create_variable(
-            key, tuple(axes), values.dtype, data=values, fillvalue=like.no_data
-        )
-        stored.attrs["restobox"] = "restored"
-        if like.wavelengths is not None:
-            file.create_variable("wavelengths", ("bands",), data=np.asarray(like.wavelengths))
-            file.variables["wavelengths"].attrs["units"] = "nm"
-        if like.bad is not None:
-            file.create_variable("good_wavelengths", ("bands",), data=(~like.bad).astype(np.uint8))
-        words = {"latitude": "degrees_north", "longitude": "degrees_east"}
-        for (name, unit), degrees in zip(words.items(), like.places or (), strict=False):
-            file.create_variable(name, ("y", "x"), data=degrees).attrs["units"] = unit
-            stored.attrs["coordinates"] = "latitude longitude"
-        geo = like.geo or (tags_of(like.header) if has_place(like.header) else ())
-        if geo and (mapping := mapping_of(geo)):
-            file.create_variable("crs", (), np.int32, data=0).attrs.update(mapping)
-            stored.attrs["grid_mapping"] = "crs"
 
 
 def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]]) -> str:
@@ -177,7 +100,17 @@ def _cube(path: Path, values: np.ndarray, key: str, file: Variables) -> tuple[Cu
     good, bad = _named(_GOOD, shapes), None
     if good is not None and math.prod(shapes[good]) in shapes[key]:
         bad = np.asarray(read(good)).ravel() == 0
-    return Cube(values, wavelengths, no_data, key, bad=bad, places=places_of(file, key)), 2
+    mask = _mask(file, key)
+    places = places_of(file, key)
+    return Cube(values, wavelengths, no_data, key, bad=bad, places=places, mask=mask), 2
+
+
+def _mask(file: Variables, key: str) -> np.ndarray | None:
+    """The mask of valid pixels beside a cube, as outputs have it."""
+    name, shape = _named((MASK,), file.shapes), file.shapes[key]
+    if name is None or file.shapes[name] not in (shape[:2], shape[1:], shape[::2]):
+        return None
+    return np.asarray(file.read(name)) != 0
 
 
 def _named(wanted: tuple[str, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:
@@ -334,8 +267,8 @@ def _numbers(says: Any, *names: str) -> dict[str, float]:
 
 def _fill(says: Any) -> float | None:
     """The value of missing entries; None where there is none, or NaN, which is missing anyway."""
-    number = _numbers(says, "_FillValue", "missing_value")
-    fill = number.get("_FillValue", number.get("missing_value"))
+    number = _numbers(says, *_FILLS)
+    fill = next((number[name] for name in _FILLS if name in number), None)
     return None if fill is None or math.isnan(fill) else fill
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.validity import of_all
 from solvers.inputs.errors import InputError
 
 
@@ -30,6 +31,9 @@ class Cube:
         words: what GDAL says in a TIFF (names of bands, scales), in XML, or None.
         places: latitude and longitude ``(H, W)`` of its pixels in degrees, where the file holds
             them, or None.
+        mask: bool ``(H, W)``, or ``(B, H, W)`` for each band: where pixels hold data by a mask in
+            the file or beside it, or None.
+        note: what was left out in reading, for the user; else empty.
     """
 
     values: np.ndarray
@@ -42,6 +46,15 @@ class Cube:
     geo: tuple[tuple[int, int, int, Any], ...] = ()
     words: str | None = None
     places: tuple[np.ndarray, np.ndarray] | None = None
+    mask: np.ndarray | None = None
+    note: str = ""
+
+    @property
+    def mask_of_all(self) -> np.ndarray:
+        """Bool ``(H, W)``: where any band holds data, by the mask."""
+        if self.mask is None:
+            return np.ones(self.values.shape[1:], bool)
+        return of_all(self.mask)
 
     def valid(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Bool ``(B, h, W)`` of some rows: where the cube holds data."""
@@ -49,6 +62,8 @@ class Cube:
         valid = np.isfinite(block) if block.dtype.kind == "f" else np.ones(block.shape, bool)
         if self.bad is not None:
             valid &= ~self.bad[:, None, None]
+        if self.mask is not None:
+            valid &= self.mask[..., rows, :]
         return valid if self.no_data is None else valid & (block != self.no_data)
 
 

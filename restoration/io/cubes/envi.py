@@ -84,10 +84,12 @@ def _closing(value: str, waiting: list[str]) -> tuple[int | None, bool]:
 
 def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
     """The raw file of a header as a read-only memory map, seen as ``(bands, lines, samples)``.
+    Bytes after the cube are left (:func:`left_over`).
 
     Raises:
         FileNotFoundError: no raw file beside the header.
-        ValueError: fields that are missing or wrong, or a size that does not match the file.
+        ValueError: fields that are missing or wrong, or a file that is too short for them, or holds
+            several times as much.
     """
     samples, lines, bands = (
         _integer(path, header, name, 1) for name in ("samples", "lines", "bands")
@@ -109,10 +111,18 @@ def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
         raise InputError(
             f"{path}: compressed raw files are not accepted; save it without compression"
         )
+    for name in ("major frame offsets", "minor frame offsets"):
+        if re.search("[1-9]", header.get(name, "")):
+            raise InputError(
+                f"{path}: {name} {{{header[name]}}} put other bytes among the values, which is not"
+                " accepted; save it without them"
+            )
     raw = _raw_file(path)
     dtype = np.dtype(("<", ">")[order] + TYPES[code])
-    wanted, found = offset + samples * lines * bands * dtype.itemsize, raw.stat().st_size
-    if wanted != found:
+    cube, found = samples * lines * bands * dtype.itemsize, raw.stat().st_size
+    wanted = offset + cube
+    # twice or four times as much: a wrong type or count, of which nothing could be read right
+    if found < wanted or (found > wanted and (found - offset) % cube == 0):
         size = (
             f"{samples} samples x {lines} lines x {bands} bands of {dtype.itemsize} bytes after"
             f" {offset}"
@@ -127,6 +137,20 @@ def open_raw(path: Path, header: dict[str, str]) -> np.ndarray:
         "bip": (lines, samples, bands),
     }[interleave]
     return np.memmap(raw, dtype, "r", offset, stored).transpose(ORDERS[interleave])
+
+
+def left_over(path: Path, header: dict[str, str], values: np.ndarray) -> str:
+    """What to tell of bytes after the cube of :func:`open_raw`, which some programs put there;
+    nothing where there are none.
+    """
+    raw, offset = _raw_file(path), _integer(path, header, "header offset", 0, "0")
+    extra = raw.stat().st_size - offset - values.nbytes
+    if extra == 0:
+        return ""
+    return (
+        f"{raw} has {extra} bytes after the cube that {path.name} describes, which are left out; if"
+        " the header has a wrong type or count, correct it"
+    )
 
 
 def interleave_of(path: Path, header: dict[str, str]) -> str:

@@ -12,18 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.io.cubes.containers import (
-    HDF5,
-    NETCDF,
-    READ_ONLY,
-    band_axis_of,
-    read_container,
-    write_container,
-)
+from restoration.io.containers.validity import valid_beside
+from restoration.io.cubes.containers import HDF5, NETCDF, READ_ONLY, band_axis_of, read_container
 from restoration.io.cubes.cube import Cube, numbers
-from restoration.io.cubes.envi import interleave_of, open_raw, read_header, write_envi
+from restoration.io.cubes.envi import (
+    interleave_of,
+    left_over,
+    open_raw,
+    raw_file,
+    read_header,
+    write_envi,
+)
 from restoration.io.cubes.georeference import fields_of, has_place, tags_of
 from restoration.io.cubes.grids import tie_points
+from restoration.io.cubes.outputs import write_container
 from restoration.io.cubes.products import (
     BAND,
     HYPERION_BANDS,
@@ -104,7 +106,8 @@ def read_cube(
     bad = _checked_bad(path, cube.bad, len(values))
     places = cube.places  # of another picture, if the bands lie elsewhere than was thought
     places = None if places is None or places[0].shape != values.shape[1:] else places
-    return replace(cube, values=values, bad=bad, axis=axis % 3, places=places)
+    known = replace(cube, values=values, bad=bad, axis=axis % 3, places=places)
+    return _masked(path, known, path)
 
 
 def write_cube(
@@ -163,7 +166,7 @@ def check_cube_writable(path: str | Path, like: Cube) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} of the output does not exist")
     suffix = path.suffix.lower()
-    if suffix in TIFF and not like.geo and has_place(like.header):
+    if suffix in (*TIFF, NETCDF) and not like.geo and has_place(like.header):
         tags_of(like.header)  # or says why not
     if suffix == ".hdr" and like.geo and not has_place(like.header):
         fields_of(like.geo)
@@ -204,13 +207,28 @@ def _read_envi(path: Path) -> Cube:
     bad = None
     if header.get("bbl"):
         bad = _checked_bad(path, numbers(path, "bbl", header["bbl"]) == 0, len(values))
-    return Cube(
+    cube = Cube(
         values,
         wavelengths,
         None if no_data is not None and math.isnan(no_data) else no_data,
         header=header,
         bad=bad,
+        note=left_over(path, header, values),
     )
+    return _masked(path, cube, raw_file(path) or path)
+
+
+def _masked(path: Path, cube: Cube, file: Path) -> Cube:
+    """With the mask of valid pixels that lies beside a file, or in it."""
+    bands, height, width = cube.values.shape
+    beside = valid_beside(file, (height, width))
+    mask = cube.mask if beside is None else beside
+    if mask is not None and mask.shape not in ((height, width), (bands, height, width)):
+        raise InputError(
+            f"{path} has a mask of valid pixels of shape {mask.shape} for a cube of {bands} bands"
+            f" of {height} x {width} pixels; one for all bands, or one for each, is accepted"
+        )
+    return replace(cube, mask=mask)
 
 
 def _checked_bad(path: Path, bad: np.ndarray | None, bands: int) -> np.ndarray | None:
@@ -231,16 +249,20 @@ def _read_folder(path: Path) -> Cube:
     if len(first.values) != 1:
         raise InputError(f"{files[0]} has shape {first.values.shape}; one band is expected")
     size = first.values.shape[1:]
-    check_array(path, (len(files), *size), first.values.dtype.itemsize)
+    check_array(path, (len(files), *size), first.values.dtype.itemsize + 1)
     values = np.empty((len(files), *size), first.values.dtype)
+    masks = np.ones(values.shape, bool)
     for k, file in enumerate(files):
-        one = read_tiff(file, None)[0].values
+        band = read_tiff(file, None)[0]
+        one = band.values
         if one.shape != (1, *size) or one.dtype != values.dtype:
             raise InputError(
                 f"{file} holds {one.dtype} of shape {one.shape}; {files[0].name} holds"
                 f" {values.dtype} of shape {(1, *size)}"
             )
         values[k] = one[0]
+        if (mask := _masked(file, band, file).mask) is not None:
+            masks[k] = mask
     numbers_ = np.array([int(BAND.search(f.name)[1]) for f in files])  # type: ignore[index]
     hyperion = files[0].name.upper().startswith("EO1H") and numbers_.max() <= HYPERION_BANDS
     return Cube(
@@ -249,6 +271,7 @@ def _read_folder(path: Path) -> Cube:
         first.no_data,
         bad=_checked_bad(path, hyperion_bad(numbers_), len(files)) if hyperion else None,
         geo=first.geo,
+        mask=None if masks.all() else masks[0] if (masks == masks[0]).all() else masks,
     )
 
 

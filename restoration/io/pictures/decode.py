@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from restoration.io.pictures import netpbm, png, tiff
+from restoration.io.containers.validity import of_all, valid_beside
+from restoration.io.pictures import heif, netpbm, png, tiff
 from restoration.io.pictures.dicom import is_dicom, picture_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, to_srgb
 from restoration.io.pictures.values import check_size, opened, unit
 from solvers.inputs.errors import InputError
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-RAW = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw")
-HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+RAW = (
+    *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".sr2", ".orf", ".raf", ".rw2"),
+    *(".rwl", ".pef", ".srw", ".3fr", ".fff", ".iiq", ".erf", ".mrw", ".kdc", ".dcr", ".x3f"),
+)
+SRGB = (2.4, 12.92)  # its curve: the power, and the slope at black
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Decoded:
 
 
 def decode(path: Path, max_pixels: int) -> Decoded:
-    """Any file that is known.
+    """Any file that is known. What a mask of valid pixels leaves out is transparent.
 
     Raises:
         InputError: too many pixels or pictures, a kind of pixels that is not accepted, or a package
@@ -44,6 +48,23 @@ def decode(path: Path, max_pixels: int) -> Decoded:
     """
     with path.open("rb") as file:
         head = file.read(64)
+    found = _decoded(path, head, max_pixels)
+    valid = valid_beside(path, found.values.shape[:2])
+    # DICOM may begin like a TIFF, which holds the same picture, and raw files are built like one
+    plain = found.notes.origin is None and path.suffix.lower() not in RAW
+    if valid is None and plain and head[:4] in TIFF:
+        valid = tiff.valid_in(path)
+    return found if valid is None else replace(found, values=_shown(found.values, of_all(valid)))
+
+
+def _shown(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """``(H, W, C)`` with no opacity where pixels hold nothing."""
+    colours = 1 if values.shape[2] <= 2 else 3
+    opacity = values[..., colours:] if values.shape[2] > colours else np.ones_like(values[..., :1])
+    return np.concatenate([values[..., :colours], opacity * valid[..., None]], -1)
+
+
+def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
     if head[:2] in netpbm.KINDS:
         numbers = netpbm.decode(path, max_pixels)
         if numbers is not None:
@@ -52,13 +73,13 @@ def decode(path: Path, max_pixels: int) -> Decoded:
         values, bits, origin = picture_of(path, max_pixels)
         return Decoded(values, bits, notes=Notes(origin=origin))
     if path.suffix.lower() in RAW:
-        return _camera(path, max_pixels)
+        return _camera(path, head, max_pixels)
     if head[:4] in TIFF:
         read = tiff.decode(path, max_pixels)
         if read is not None:
             return Decoded(*read)
-    if head[4:8] == b"ftyp" and head[8:12] in HEIF:
-        _register_heif(path)
+    if heif.is_heic(head):
+        heif.register(path)
     try:
         with opened(path) as image:
             return _pillow(path, image, head, max_pixels)
@@ -78,18 +99,25 @@ def decode(path: Path, max_pixels: int) -> Decoded:
 
 
 def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Decoded:
-    check_size(path, image.width, image.height, max_pixels)
-    frames = getattr(image, "n_frames", 1)
+    # Pillow counts a TIFF's masks and overviews too, and may not know their kinds of pixels
+    frames = 1 if image.format == "TIFF" else getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and (place := tiff.place_of(path)):
+        image.seek(place)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with its preview
         raise InputError(
             f"{path} holds {frames} pictures (an animation, or several pages); save the one to be"
             " restored as a file of its own"
         )
+    check_size(path, image.width, image.height, max_pixels)
     said = png.chunks(path) if image.format == "PNG" else {}
     deep = image.format == "PNG" and head[24] == 16 and head[25] != 0
+    wide = heif.deep_pixels(path, image) if image.format == "HEIF" else None
+    top: float | np.ndarray | None = None
     if deep:
         array = png.deep_pixels(path)
         image.load()
+    elif wide is not None:
+        array, top = wide
     else:
         array = _pixels(path, image, head[24] if image.format == "PNG" else 8)
     # after loading: some decoders turn the picture themselves, and then say so
@@ -97,9 +125,10 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
     grey = array.shape[2] <= 2
     if said and (icc := png.profile(path, said, grey)) is not None:
         notes = replace(notes, icc=icc)
+    if image.format in ("HEIF", "AVIF") and notes.icc is None:
+        notes = replace(notes, icc=heif.profile(path, grey))
     notes = notes.of_channels(array.shape[2])
     bits = 8 * array.dtype.itemsize if array.dtype.kind == "u" else 32
-    top = None
     if b"sBIT" in said and image.mode != "P" and bits in (head[24], 16):
         top = png.white_of(array, said[b"sBIT"], "transparency" in image.info)
     return Decoded(unit(path, array, top), bits, orientation, notes)
@@ -160,25 +189,26 @@ def _kind(path: Path, head: bytes) -> str | None:
     return found
 
 
-def _register_heif(path: Path) -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise InputError(
-            f"{path} is a HEIC picture, which needs a package: pip install 'restobox[heif]'"
-        ) from error
-    register_heif_opener()
-
-
-def _camera(path: Path, max_pixels: int) -> Decoded:
-    """A camera's raw file, developed as its white balance says, in sRGB."""
+def _camera(path: Path, head: bytes, max_pixels: int) -> Decoded:
+    """A camera's raw file, developed as its white balance says, in sRGB; no brighter than it was
+    exposed.
+    """
     try:
         import rawpy
     except ImportError as error:
         raise InputError(
             f"{path} is a camera's raw file, which needs a package: pip install 'restobox[raw]'"
         ) from error
+    # DNG states the number of white; of others LibRaw lowers it to the brightest that it finds
+    lowered = 0.0 if path.suffix.lower() == ".dng" else 0.75
     with rawpy.imread(str(path)) as raw:
         check_size(path, raw.sizes.width, raw.sizes.height, max_pixels)
-        developed = raw.postprocess(use_camera_wb=True, output_bps=16)
-    return Decoded(unit(path, developed), 16)
+        developed = raw.postprocess(
+            use_camera_wb=True,
+            output_bps=16,
+            gamma=SRGB,
+            no_auto_bright=True,
+            adjust_maximum_thr=lowered,
+        )
+    notes = tiff.notes_of_file(path).without_profile() if head[:4] in TIFF else Notes()
+    return Decoded(unit(path, developed), 16, notes=notes)

@@ -13,25 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.pictures.profiles import (
-    D65,
-    DISPLAY_P3,
-    REC2020,
-    SRGB,
-    Primaries,
-    grey_profile,
-    rgb_profile,
-)
+from restoration.io.pictures.profiles import D65, SRGB, of_code_points, of_numbers
 from restoration.io.pictures.values import opened
-from solvers.inputs.errors import InputError
 
 WANTED = (b"sBIT", b"gAMA", b"cHRM", b"cICP", b"sRGB", b"iCCP")
-# cICP's numbers (ITU-T H.273): primaries, and curves, None: sRGB's
-_PRIMARIES = {1: SRGB, 9: REC2020, 12: DISPLAY_P3}
-_CURVES = {4: 2.2, 5: 2.8, 8: 1.0, 13: None}
-_HDR = {16: "PQ", 18: "HLG"}
-USUAL = 2.2  # the gamma that programs write for sRGB
-NEAR = 0.1
 
 
 def chunks(path: Path) -> dict[bytes, bytes]:
@@ -122,15 +107,7 @@ def profile(path: Path, said: dict[bytes, bytes], grey: bool) -> bytes | None:
         InputError: high dynamic range.
     """
     if code := said.get(b"cICP"):
-        if len(code) == 4 and code[1] in _HDR:
-            raise InputError(
-                f"{path} holds high dynamic range ({_HDR[code[1]]}, chunk cICP), which is not"
-                " accepted; convert it to sRGB or Display P3"
-            )
-        if len(code) == 4 and code[0] in _PRIMARIES and code[1] in _CURVES:
-            primaries, gamma = _PRIMARIES[code[0]], _CURVES[code[1]]
-            return _made(primaries, D65, gamma, grey)
-        return None
+        return of_code_points(path, code[0], code[1], grey) if len(code) == 4 else None
     if b"iCCP" in said or b"sRGB" in said or len(said.get(b"gAMA", b"")) != 4:
         return None
     inverse = struct.unpack(">I", said[b"gAMA"])[0] / 100_000
@@ -138,19 +115,6 @@ def profile(path: Path, said: dict[bytes, bytes], grey: bool) -> bytes | None:
         return None
     places = struct.unpack(">8I", said[b"cHRM"]) if len(said.get(b"cHRM", b"")) == 32 else None
     if places is None:
-        return _made(SRGB, D65, 1 / inverse, grey)
+        return of_numbers(SRGB, D65, 1 / inverse, grey)
     white, red, green, blue = ((x / 1e5, y / 1e5) for x, y in zip(*[iter(places)] * 2, strict=True))
-    return _made((red, green, blue), white, 1 / inverse, grey)
-
-
-def _made(
-    primaries: Primaries, white: tuple[float, float], gamma: float | None, grey: bool
-) -> bytes | None:
-    usual = gamma is None or abs(gamma - USUAL) < NEAR
-    alike = np.abs(np.array([*primaries, white]) - np.array([*SRGB, D65])).max() < 0.002
-    if usual and (grey or alike):
-        return None
-    try:
-        return grey_profile(gamma) if grey else rgb_profile(primaries, white, gamma)
-    except ValueError:  # numbers of no colours say nothing
-        return None
+    return of_numbers((red, green, blue), white, 1 / inverse, grey)

@@ -5,8 +5,11 @@ cICP.
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
+
+from solvers.inputs.errors import InputError
 
 # chromaticities x, y of red, green and blue; of the white point D65
 SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
@@ -17,7 +20,44 @@ D50 = np.array([0.9642, 1.0, 0.8249])  # that profiles are relative to
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
+# numbers of ITU-T H.273: primaries, and curves, None: sRGB's, also for those of television
+_PRIMARIES = {1: SRGB, 9: REC2020, 12: DISPLAY_P3}
+_CURVES = {1: None, 2: None, 4: 2.2, 5: 2.8, 6: None, 8: 1.0, 13: None, 14: None, 15: None}
+_HDR = {16: "PQ", 18: "HLG"}
+USUAL = 2.2  # the gamma that programs write for sRGB
+NEAR = 0.1
 Primaries = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+def of_code_points(path: Path, primaries: int, curve: int, grey: bool) -> bytes | None:
+    """A profile of colours that are stated by the numbers of ITU-T H.273; None where they are
+    sRGB's, or unknown.
+
+    Raises:
+        InputError: high dynamic range.
+    """
+    if curve in _HDR:
+        raise InputError(
+            f"{path} holds high dynamic range ({_HDR[curve]}), which is not accepted; convert it to"
+            " sRGB or Display P3"
+        )
+    if primaries not in _PRIMARIES or curve not in _CURVES:
+        return None
+    return of_numbers(_PRIMARIES[primaries], D65, _CURVES[curve], grey)
+
+
+def of_numbers(
+    primaries: Primaries, white: tuple[float, float], gamma: float | None, grey: bool
+) -> bytes | None:
+    """A profile, or None where it would be sRGB's, or the numbers are of no colours."""
+    usual = gamma is None or abs(gamma - USUAL) < NEAR
+    alike = np.abs(np.array([*primaries, white]) - np.array([*SRGB, D65])).max() < 0.002
+    if usual and (grey or alike):
+        return None
+    try:
+        return grey_profile(gamma) if grey else rgb_profile(primaries, white, gamma)
+    except ValueError:  # numbers of no colours say nothing
+        return None
 
 
 def rgb_profile(primaries: Primaries, white: tuple[float, float], gamma: float | None) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from restoration.io.containers.tiff import opened_tiff
+from restoration.io.containers.tiff import opened_tiff, planes_of
+from restoration.io.containers.validity import of_all, parted, valid_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, notes_of_tags
 from restoration.io.pictures.values import check_size, opened, unit, without_padding
 from solvers.inputs.errors import InputError
@@ -31,12 +33,7 @@ def decode(
     import tifffile
 
     with opened_tiff(path) as file:
-        page: Any = file.pages.first
-        pages = [p for p in file.pages if not getattr(p, "is_reduced", False)]
-        if len(pages) > 1:
-            raise InputError(
-                f"{path} holds {len(pages)} pages; save the one to be restored as a file of its own"
-            )
+        page = _picture(path, file)
         kinds = tifffile.PHOTOMETRIC
         known = page.photometric in (kinds.MINISBLACK, kinds.MINISWHITE, kinds.RGB)
         bits, simple = page.bitspersample, page.compression in (1, 8, 32946)  # without a codec
@@ -70,6 +67,37 @@ def decode(
     return values, depth, orientation, _notes(path, words).of_channels(values.shape[2])
 
 
+def place_of(path: Path) -> int:
+    """Which page of a TIFF is its one picture, the others being overviews and masks.
+
+    Raises:
+        InputError: there are several pictures.
+    """
+    with opened_tiff(path) as file:
+        page = _picture(path, file)
+        return [p.offset for p in file.pages].index(page.offset)
+
+
+def valid_in(path: Path) -> np.ndarray | None:
+    """Bool ``(H, W)``: where a page of the file that is a mask says that pixels hold data; None
+    where there is none, or all do.
+    """
+    with opened_tiff(path) as file:
+        page, masks = _picture(path, file), parted(list(file.pages))[1]
+        found = valid_of(path, masks, (page.imagelength, page.imagewidth))
+    return None if found is None else of_all(found)
+
+
+def _picture(path: Path, file: Any) -> Any:
+    pages, _ = parted(list(file.pages))
+    count = len(pages) * planes_of(file)
+    if count != 1:
+        raise InputError(
+            f"{path} holds {count} pages; save the one to be restored as a file of its own"
+        )
+    return pages[0]
+
+
 def _white(page: Any, array: np.ndarray, bits: int) -> float | None:
     """The number of white, by the depth that the file states, which need not be that of its
     numbers.
@@ -93,6 +121,13 @@ def _strange(path: Path, page: Any) -> str:
         " floats, with or without alpha, and palettes, CMYK, YCbCr and Lab of 8 bits are accepted:"
         " save it as one of these"
     )
+
+
+def notes_of_file(path: Path) -> Notes:
+    """Of a file that is built like a TIFF, whatever its pixels; nothing where it is damaged."""
+    with contextlib.suppress(Exception), opened_tiff(path) as file:
+        return _notes(path, {tag.code: tag.value for tag in file.pages.first.tags})
+    return Notes()
 
 
 def _notes(path: Path, words: dict[int, Any]) -> Notes:

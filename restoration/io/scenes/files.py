@@ -4,6 +4,8 @@ kind, shape and type as what was read.
 
 from __future__ import annotations
 
+import gzip
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.validity import refuse, sidecar
 from restoration.io.images import MAX_PIXELS
 from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
@@ -25,8 +28,10 @@ from solvers.files import (
     together,
 )
 from solvers.inputs.errors import InputError, reading
+from solvers.inputs.memory import check_array
 
 ENVI, NIFTI, ZARR = ".hdr", ".nii", ".zarr"
+NIFTI_PACKED = ".nii.gz"
 KIND = "restored scene"
 Fill = Callable[[Any], object]  # puts the values into an array
 
@@ -40,7 +45,7 @@ def is_scene(path: str | Path) -> bool:
         return is_zarr(path)
     if path.suffix.lower() in TIFF and path.is_file():
         return pixels_of(path) > MAX_PIXELS
-    return path.suffix.lower() in (ENVI, NIFTI) or path.name.lower().endswith(".nii.gz")
+    return path.suffix.lower() in (ENVI, NIFTI) or path.name.lower().endswith(NIFTI_PACKED)
 
 
 def open_scene(path: str | Path) -> Scene:
@@ -67,6 +72,8 @@ def open_scene(path: str | Path) -> Scene:
             found = _open_envi(path)
         else:
             found = _open_nifti(path)
+        if sidecar(found.head[0] if found.kind == "envi" else path) is not None:
+            refuse(path)
         if np.dtype(found.array.dtype).kind not in "iuf":
             raise InputError(
                 f"{path} holds values of type {found.array.dtype}; integers and real numbers are"
@@ -83,8 +90,9 @@ def check_scene_writable(out: str | Path, scene: Scene) -> None:
         OSError: the place is not writable, or not free.
     """
     out = Path(out)
-    endings = {"zarr": (ZARR,), "tiff": TIFF, "envi": (ENVI,), "nifti": (NIFTI,)}[scene.kind]
-    if out.suffix.lower() not in endings:
+    nifti = NIFTI_PACKED if _packed(scene.path) else NIFTI
+    endings = {"zarr": (ZARR,), "tiff": TIFF, "envi": (ENVI,), "nifti": (nifti,)}[scene.kind]
+    if not out.name.lower().endswith(endings):
         raise InputError(
             f"{scene.path} is restored to a file of its own kind; output {out} must end in"
             f" {' or '.join(endings)}"
@@ -118,6 +126,8 @@ def write_scene(out: str | Path, scene: Scene, fill: Fill) -> None:
         with together():
             replace_file(out.with_suffix(".raw"), lambda place: _like(place, raw, scene, fill))
             replace_file(out, lambda place: shutil.copyfile(scene.path, place))
+    elif _packed(scene.path):
+        replace_file(out, lambda place: _write_packed(place, scene, fill))
     else:
         replace_file(out, lambda place: _like(place, scene.path, scene, fill))
 
@@ -135,7 +145,14 @@ def _like(place: Path, source: Path, scene: Scene, fill: Fill) -> None:
 
 
 def _open_envi(path: Path) -> Scene:
-    from restoration.io.cubes.envi import ORDERS, interleave_of, open_raw, raw_file, read_header
+    from restoration.io.cubes.envi import (
+        ORDERS,
+        interleave_of,
+        left_over,
+        open_raw,
+        raw_file,
+        read_header,
+    )
 
     header = read_header(path)
     values = open_raw(path, header)
@@ -143,15 +160,12 @@ def _open_envi(path: Path) -> Scene:
     axes = "cyx" if values.shape[0] == 3 else "byx"
     no_data = None if text is None else float(text)
     head = raw_file(path), ORDERS[interleave_of(path, header)]
-    return Scene(path, values, axes, no_data=no_data, kind="envi", head=head)
+    note = left_over(path, header, values)
+    return Scene(path, values, axes, no_data=no_data, kind="envi", head=head, note=note)
 
 
 def _open_nifti(path: Path) -> Scene:
-    """Planes along the third axis, and those after it."""
-    if path.name.lower().endswith(".gz"):
-        raise InputError(
-            f"{path} is compressed, and can't be read by parts: unpack it (gunzip) first"
-        )
+    """Planes along the third axis, and those after it. Compressed files are held in memory."""
     need("nibabel", "NIfTI files")
     import nibabel
 
@@ -160,5 +174,29 @@ def _open_nifti(path: Path) -> Scene:
     shape = tuple(int(n) for n in stored.shape)
     if not 2 <= len(shape) <= 5:
         raise InputError(f"{path} has {len(shape)} axes; two to five are accepted")
-    values = np.memmap(path, stored.dtype, "r", int(stored.offset), shape, "F")
-    return Scene(path, values, "xyztu"[: len(shape)], kind="nifti")
+    offset, axes = int(stored.offset), "xyztu"[: len(shape)]
+    if not _packed(path):
+        values: Any = np.memmap(path, stored.dtype, "r", offset, shape, "F")
+        return Scene(path, values, axes, kind="nifti")
+    check_array(path, shape, 3 * stored.dtype.itemsize)  # and the result, and its bytes
+    with gzip.open(path) as file:
+        head = file.read(offset)
+        content = bytearray(math.prod(shape) * stored.dtype.itemsize)
+        found = file.readinto(content)
+    if found < len(content):
+        raise InputError(f"{path} was cut short: its values end after {found} bytes")
+    values = np.frombuffer(content, stored.dtype).reshape(shape, order="F")
+    return Scene(path, values, axes, kind="nifti", head=head)
+
+
+def _packed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _write_packed(place: Path, scene: Scene, fill: Fill) -> None:
+    """The head as it was, and the values; neither time nor name, so that bytes repeat."""
+    values = np.array(scene.array, order="F")
+    fill(values)
+    with place.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        packed.write(scene.head)
+        packed.write(values.T.data)

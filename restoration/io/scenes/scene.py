@@ -29,6 +29,7 @@ class Scene:
         no_data: the value of entries that hold nothing and stay as they are, or None. NaN does too.
         kind: of the file: ``zarr``, ``tiff``, ``envi`` or ``nifti``.
         head: what its writer needs to know of the file.
+        note: what was left out in reading, for the user; else empty.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Scene:
     no_data: float | None = None
     kind: str = ""
     head: Any = None
+    note: str = ""
 
     @property
     def size(self) -> tuple[int, int]:

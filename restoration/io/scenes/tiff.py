@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.tiff import check_last_page, opened_tiff
+from restoration.io.containers.validity import parted, refuse
 from restoration.io.cubes.georeference import PLACE
 from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
@@ -81,6 +82,8 @@ def open_tiff(path: Path) -> Scene:
     """
     parts = Parts(path)
     with opened_tiff(path) as file:
+        if parted(list(file.pages))[1]:
+            refuse(path)
         if len(file.series) > 1:
             raise InputError(
                 f"{path} holds {len(file.series)} images; give a file of one, or of pages that make"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +89,28 @@ def _image(attributes: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def write_zarr(place: Path, scene: Scene, fill: Callable[[Any], object]) -> None:
-    """An array of the same chunks; of an OME-Zarr image the full resolution and its description."""
+    """An array stored like the scene's: chunks, shards, compression, names of its axes, attributes.
+    Of an OME-Zarr image the full resolution, with all that is said of it: axes, units, scales,
+    channels and their names.
+    """
     import zarr
 
-    like, head = scene.array, scene.head
-    form = like.metadata.zarr_format
-    options: dict[str, Any] = {"shape": like.shape, "dtype": like.dtype, "chunks": like.chunks}
-    options |= {"fill_value": like.fill_value}
-    if head is None:
-        array = zarr.create_array(str(place), zarr_format=form, overwrite=True, **options)
-        array.attrs.update(dict(like.attrs))
-        fill(array)
-        return
-    name, attributes = head
-    image = _image(attributes)
-    assert image is not None
-    image["datasets"] = image["datasets"][:1]
-    group = zarr.open_group(str(place), mode="w", zarr_format=form)
-    group.attrs.update(attributes)
-    fill(group.create_array(name, **options))
+    like, name = scene.array, None
+    if scene.head is not None:
+        name, attributes = scene.head
+        attributes = deepcopy(attributes)
+        within = attributes.get("ome", attributes)
+        within["multiscales"] = within["multiscales"][:1]
+        within["multiscales"][0]["datasets"] = within["multiscales"][0]["datasets"][:1]
+        group = zarr.open_group(str(place), mode="w", zarr_format=like.metadata.zarr_format)
+        group.attrs.update(attributes)
+    array: Any = zarr.from_array(
+        str(place),
+        data=like,
+        write_data=False,
+        name=name,
+        fill_value=like.fill_value,
+        attributes=dict(like.attrs),
+        overwrite=name is None,
+    )
+    fill(array)

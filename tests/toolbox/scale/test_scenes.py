@@ -7,6 +7,7 @@ import pytest
 import tifffile
 import torch
 from helpers.commands import restobox
+from helpers.covering import covering
 from helpers.data import smooth_picture
 
 from restoration.io.images import Photo, read_image, write_image
@@ -174,6 +175,38 @@ def test_every_kind_of_file(scenes, planes, tmp_path, name):
         assert out.read_bytes()[:352] == path.read_bytes()[:352]
 
 
+def test_volumes_of_a_compressed_nifti(planes, tmp_path):
+    """Each moment of each plane, with the head as it was: scale, place and units of time."""
+    import nibabel
+
+    source, out = tmp_path / "in" / "moments.nii.gz", tmp_path / "a.nii.gz"
+    drawn = [np.concatenate([noisy(1, 3 * k + j) for j in (1, 2)]) for k in range(3)]
+    values = np.rint(900 * np.stack(drawn)[..., :40, :50])
+    stored = values.transpose(3, 2, 1, 0).astype(np.int16)
+    image = nibabel.Nifti1Image(stored, np.diag([1, 2, 3, 1]))
+    image.header.set_slope_inter(0.5, 20)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["pixdim"][4] = 2.5
+    source.parent.mkdir()
+    nibabel.save(image, source)
+    assert run(planes, source, out)["planes"] == 6
+    found = nibabel.load(out)
+    assert found.header.binaryblock == nibabel.load(source).header.binaryblock
+    assert found.shape == (50, 40, 2, 3)
+    numbers, given = (np.asarray(v.dataobj.get_unscaled()) for v in (found, nibabel.load(source)))
+    low, high = float(given.min()), float(given.max())
+    task = LinearTask(Denoiser.from_pretrained(planes), num_inference_steps=1, tile=64)
+    y = torch.from_numpy((given[:, :, 1, 2].T - low) / (high - low)).float()[None]
+    wanted = task(y, Denoising(), sigma=0.1).mean.numpy()[0] * (high - low) + low
+    assert np.abs(numbers[:, :, 1, 2].T - wanted).max() <= 1
+    run(planes, source.parent, f"{tmp_path / 'out'}/")
+    assert (tmp_path / "out" / "moments.nii.gz").read_bytes() == out.read_bytes()
+    content = source.read_bytes()
+    (tmp_path / "short.nii.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"short\.nii\.gz"):
+        open_scene(tmp_path / "short.nii.gz")
+
+
 @pytest.mark.long
 def test_scenes_are_items_of_a_folder(scenes, planes, tmp_path):
     """And go on: a chunk that changes deep in a folder is a change."""
@@ -246,7 +279,7 @@ def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path, monkeypa
     assert found.returncode == 2
     assert "must end in .tif or .tiff" in found.stderr
     (tmp_path / "a.nii.gz").write_bytes(b"x")
-    with pytest.raises(InputError, match="unpack it"):
+    with pytest.raises(InputError, match=r"a\.nii\.gz can't be read as a scene"):
         open_scene(tmp_path / "a.nii.gz")
     tifffile.imwrite(tmp_path / "bad.tif", np.zeros((40, 40), np.int32))
     with pytest.raises(InputError, match="8 and 16 bits without sign"):
@@ -270,6 +303,65 @@ def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path, monkeypa
         open_scene(tmp_path / "two.tif")
     assert not is_scene(tmp_path)
     assert read_image(tmp_path / "in.tif").pixels.shape == (1, *SIZE)
+
+
+@pytest.mark.parametrize("version", covering([2, 3], [3]))
+def test_what_ome_zarr_says_is_kept(scenes, planes, tmp_path, version):
+    """Axes, units, scales, channels, and how the array is stored; one resolution is left."""
+    import zarr
+
+    values = np.rint(255 * np.stack([noisy(1, 1), noisy(1, 2)])[:, :, :80, :64]).astype(np.uint8)
+    names = ["c", "z", "y", "x"]
+    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in names[1:]]
+    axes.insert(0, {"name": "c", "type": "channel"})
+    scales = [[1.0, 2.0, 0.5, 0.5], [1.0, 2.0, 1.0, 1.0]]
+    levels = [
+        {"path": f"level/{k}", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+        for k, scale in enumerate(scales)
+    ]
+    whole = [{"type": "translation", "translation": [0.0, 0.0, 7.0, 9.0]}]
+    image = {"name": "cells", "axes": axes, "datasets": levels, "type": "mean"}
+    image["coordinateTransformations"] = whole
+    omero = {"channels": [{"label": "DAPI", "color": "0000FF"}, {"label": "GFP", "active": True}]}
+    told = {"multiscales": [image | {"version": "0.4"}], "omero": omero, "lab": "7"}
+    if version == 3:
+        told = {"ome": {"version": "0.5", "multiscales": [image], "omero": omero}, "lab": "7"}
+    source, out = tmp_path / "in.zarr", tmp_path / "out.zarr"
+    group = zarr.open_group(str(source), mode="w", zarr_format=version)
+    stored = {"chunks": (1, 1, 16, 32), "attributes": {"own": [1]}}
+    if version == 3:
+        stored |= {"shards": (1, 1, 32, 32), "dimension_names": names}
+        stored |= {"compressors": zarr.codecs.GzipCodec(level=3)}
+    else:
+        stored["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+    for k, array in enumerate([values, values[..., ::2, ::2]]):
+        group.create_array(f"level/{k}", data=array, **stored)
+    group.attrs.update(told)
+    run(planes, source, out)
+    found = zarr.open_group(str(out), mode="r")
+    held = found.attrs.asdict()
+    (kept,) = held.get("ome", held)["multiscales"]
+    assert kept.pop("datasets") == levels[:1]
+    expected = told.get("ome", told)["multiscales"][0]
+    assert kept == {key: value for key, value in expected.items() if key != "datasets"}
+    assert held.get("ome", held)["omero"] == omero
+    assert held["lab"] == "7"
+    assert sorted(found["level"].array_keys()) == ["0"]
+    assert found["level/0"].metadata == group["level/0"].metadata
+    assert not np.array_equal(found["level/0"][:], values)
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.hdr", "a.nii"])
+def test_other_tasks_say_that_they_take_none(tmp_path, name):
+    values = np.rint(1000 * noisy(1)).astype(np.uint16)
+    {".zarr": make_zarr, ".hdr": make_envi, ".nii": make_nifti}[name[1:]](tmp_path / name, values)
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / f"out{name[1:]}"
+    for task in (["superresolve"], ["deblur", "--blur", "1"]):
+        found = restobox("restore", *task, tmp_path / name, "-o", out)
+        assert found.returncode == 2
+        assert f"{name} is a scene, which restore denoise alone takes" in found.stderr
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_zarr_of_blank_chunks_is_refused(tmp_path):

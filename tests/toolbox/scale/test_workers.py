@@ -40,6 +40,7 @@ def test_a_clusters_workers_give_the_same_bytes(
     for name, options in (("one", ()), ("two", ("--scheduler", scheduler))):
         found = denoise(scans, "-o", tmp_path / name, *options, "--json")
         assert found.returncode == 4, found.stderr
+        assert ("denoise: watch it at http://" in found.stderr) == (name == "two")
         told.append(json.loads(found.stdout))
     assert everything(tmp_path / "one") == everything(tmp_path / "two") != {}
     same = ("done", "failed", "nfe", "means", "failures")

@@ -40,6 +40,11 @@ SETTINGS = {
 Records = Iterator[dict[str, Any]]
 
 
+def has_bokeh() -> bool:
+    """Whether Dask can show its dashboard."""
+    return find_spec("bokeh") is not None
+
+
 def need_dask() -> None:
     """Raise where Dask is missing.
 
@@ -56,8 +61,9 @@ def need_dask() -> None:
 @contextlib.contextmanager
 def over_cluster(
     job: Job, many: Many, begin: bool = True
-) -> Iterator[Callable[[Iterator[Item]], Records]]:
-    """What restores items as they come, on several workers, and gives their records as they end.
+) -> Iterator[tuple[Callable[[Iterator[Item]], Records], str]]:
+    """What restores items as they come, on several workers, and gives their records as they end;
+    and the address of Dask's dashboard, empty where there is none.
 
     Args:
         begin: whether there is anything to do: else no worker is started.
@@ -68,29 +74,50 @@ def over_cluster(
     """
     need_dask()
     if not begin:
-        yield lambda items: iter(())
+        yield lambda items: iter(()), ""
         return
-    with _client(job, many) as client:
-        _check(client, job, many)
-        yield lambda items: _records(client, job, items)
+    own = [] if many.scheduler else [device_of(k, job, many) for k in range(many.workers or 1)]
+    with client_of(many.scheduler, own) as client:
+        _check(client, job)
+        shown = many.scheduler is not None or has_bokeh()
+        yield lambda items: _records(client, job, items), _dashboard(client) if shown else ""
+
+
+def _dashboard(client: Any) -> str:
+    try:
+        return client.dashboard_link or ""
+    except KeyError:  # a scheduler without one
+        return ""
 
 
 @contextlib.contextmanager
-def _client(job: Job, many: Many) -> Iterator[Any]:
-    if many.scheduler is not None:
-        from distributed import Client
+def client_of(scheduler: str | None, environments: Sequence[dict[str, str]]) -> Iterator[Any]:
+    """Dask's client of a scheduler that has a worker; or, with None, of :func:`processes`.
 
-        try:
-            client = Client(many.scheduler, timeout=REACHED, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no Dask scheduler answers at {many.scheduler} ({first_line(error)}); start one by"
-                " `dask scheduler`, and give its address such as tcp://HOST:8786"
-            ) from error
-        with client:
+    Raises:
+        InputError: no such scheduler, or no worker.
+    """
+    if scheduler is None:
+        with processes(environments) as client:
             yield client
         return
-    with processes([device_of(k, job, many) for k in range(many.workers or 1)]) as client:
+    from distributed import Client, TimeoutError
+
+    try:
+        client = Client(scheduler, timeout=REACHED, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {scheduler} ({first_line(error)}); start one by"
+            " `dask scheduler`, and give its address such as tcp://HOST:8786"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as error:
+            raise InputError(
+                f"no worker came within {PATIENCE} s; start some by `dask worker {scheduler}"
+                " --nthreads 1`"
+            ) from error
         yield client
 
 
@@ -102,9 +129,8 @@ def processes(environments: Sequence[dict[str, str]]) -> Iterator[Any]:
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    board = ":0" if find_spec("bokeh") is not None else None
-    address = {"host": "127.0.0.1", "port": 0}
-    scheduler = {"cls": Scheduler, "options": address | {"dashboard_address": board}}
+    address = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    scheduler = {"cls": Scheduler, "options": address | {"dashboard": has_bokeh()}}
     own = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False}
     workers = {
         k: {"cls": Nanny, "options": own | {"env": env}} for k, env in enumerate(environments)
@@ -139,16 +165,7 @@ def device_of(k: int, job: Job, many: Many) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": str(math.floor(k * share + 1e-9))}
 
 
-def _check(client: Any, job: Job, many: Many) -> None:
-    from distributed import TimeoutError
-
-    try:
-        client.wait_for_workers(1, timeout=PATIENCE)
-    except TimeoutError as error:
-        raise InputError(
-            f"no worker came within {PATIENCE} s; start some by `dask worker {many.scheduler}"
-            " --nthreads 1`"
-        ) from error
+def _check(client: Any, job: Job) -> None:
     try:
         client.submit(check_models, job, pure=False).result()
     except (RestoboxError, ValueError, OSError):
@@ -210,3 +227,46 @@ def record_of(future: Any, item: Item) -> dict[str, Any]:
         ) from error
     reason = f"its worker died {LOSSES} times while it was restored: is there enough memory?"
     return item.failed(reason)
+
+
+def in_shares(
+    client: Any,
+    call: Callable[..., Any],
+    *arguments: Any,
+    told: Callable[[], object] = lambda: None,
+) -> list[Any]:
+    """What ``call(*arguments, k, n)`` gives for each of the client's n workers, k = 0 ... n - 1, at
+    once. The call of a worker that is lost is made again by another.
+
+    Args:
+        told: called every second.
+
+    Raises:
+        RestoboxError: workers were lost too often.
+        Exception: what ``call`` raises.
+    """
+    from distributed import TimeoutError, wait
+    from distributed.scheduler import KilledWorker
+
+    places = list(client.nthreads())
+    own = {"pure": False, "allow_other_workers": True}
+    futures = [
+        client.submit(call, *arguments, k, len(places), workers=[place], **own)
+        for k, place in enumerate(places)
+    ]
+    running = set(futures)
+    try:
+        while running:
+            told()
+            with contextlib.suppress(TimeoutError), client.as_current():
+                ended = wait(running, timeout=1, return_when="FIRST_COMPLETED").done
+                running -= ended
+                for future in ended:
+                    future.result()  # what one can't do, the others needn't
+        return [future.result() for future in futures]
+    except KilledWorker as error:
+        raise RestoboxError(
+            f"workers died {LOSSES} times at the same work: is there enough memory? Repeat the call"
+        ) from error
+    finally:
+        client.cancel(list(running))

@@ -38,6 +38,7 @@ class Tally:
         metrics: sum and number by name.
         warnings: results that the task itself warns of.
         stopped: why the rest was not begun; empty if it was.
+        dashboard: address of Dask's; empty where there is none.
     """
 
     total: int
@@ -50,6 +51,7 @@ class Tally:
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
     warnings: int = 0
     stopped: str = ""
+    dashboard: str = ""
 
     @property
     def seconds(self) -> float:
@@ -106,7 +108,7 @@ def restore_all(
     job, ready, manifest = prepared(job, inputs, many, found)
     tally = Tally(len(ready.todo) + len(ready.refused), len(ready.kept))
     claimed: dict[str, list[str]] = {}
-    with _restoring(job, many, ready) as restored, manifest:
+    with _restoring(job, many, ready) as (restored, tally.dashboard), manifest:
 
         def end(record: dict[str, Any]) -> None:
             if record.pop("full_disk", False):
@@ -189,13 +191,13 @@ def prepared(
 
 
 @contextlib.contextmanager
-def _restoring(job: Job, many: Many, ready: Plan) -> Iterator[Restored]:
-    """What restores items as they come, and gives their records."""
+def _restoring(job: Job, many: Many, ready: Plan) -> Iterator[tuple[Restored, str]]:
+    """What restores items as they come, and gives their records; and where to watch it."""
     if many.scheduler is not None or (many.workers or 1) > 1:
         from toolbox.tasks.scale.cluster import over_cluster
 
-        with over_cluster(job, many, begin=bool(ready.todo)) as restored:
-            yield restored
+        with over_cluster(job, many, begin=bool(ready.todo)) as found:
+            yield found
         return
     from toolbox.tasks.scale.worker import check_models, restore_item
 
@@ -204,9 +206,9 @@ def _restoring(job: Job, many: Many, ready: Plan) -> Iterator[Restored]:
     if many.clip:
         from toolbox.tasks.scale.frames import restored_frames
 
-        yield lambda items: restored_frames(job, items, many)
+        yield lambda items: restored_frames(job, items, many), ""
         return
-    yield lambda items: (restore_item(job, item) for item in items)
+    yield lambda items: (restore_item(job, item) for item in items), ""
 
 
 def write_sheet(place: Path, names: Iterable[str], manifest: Manifest) -> None:

@@ -37,6 +37,7 @@ from toolbox.tasks.base import Progress
 from toolbox.tasks.settings import Request
 
 PART = 512  # about the side of the parts that are written
+SHARD = 2048  # most side of a part that is a whole shard of a Zarr array
 WINDOWS, WINDOW = 4, 512  # along a side, that the noise is estimated from; their side in pixels
 
 
@@ -81,6 +82,7 @@ def denoise_scene(
     figures |= {"solver": request.settings.solver, "steps": len(runs[0].grid.times) - 1}
     figures |= {"seed": request.draws.seed, "samples": 1, "tiles": sum(r.tiles for r in runs)}
     figures["nfe"] = figures["steps"] * len(layers)
+    figures |= {"note": scene.note} if scene.note else {}
     return figures | {"seconds": round(time.perf_counter() - began, 2)}
 
 
@@ -236,9 +238,14 @@ class _LayerRun:
 
 
 def _chunks(scene: Scene) -> tuple[int, int]:
-    """Rows and columns that the file stores together, or 1."""
-    chunks = getattr(scene.array, "chunks", None) or (1,) * len(scene.axes)
-    return int(chunks[scene.axes.index("y")]), int(chunks[scene.axes.index("x")])
+    """Rows and columns that the file stores together, or 1. Shards count where they are no larger
+    than :data:`SHARD`: a part of one is written by writing all of it again.
+    """
+    y, x = (scene.axes.index(axis) for axis in "yx")
+    shards, chunks = (getattr(scene.array, name, None) for name in ("shards", "chunks"))
+    if shards and max(shards[y], shards[x]) <= SHARD:
+        chunks = shards
+    return (int(chunks[y]), int(chunks[x])) if chunks else (1, 1)
 
 
 def _side(chunk: int, unit: int) -> int:

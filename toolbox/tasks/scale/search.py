@@ -10,6 +10,7 @@ from pathlib import Path
 
 from solvers.inputs.errors import InputError
 from toolbox.tasks.base import Task
+from toolbox.tasks.pictures import check_no_scene
 from toolbox.tasks.scale.items import LISTS, Found, Item
 from toolbox.tasks.scale.lists import read_list
 
@@ -39,6 +40,8 @@ def find_items(task: Task, inputs: Iterable[Path], out: Path) -> Found:
         if given.suffix.lower() in LISTS and given.is_file():
             found.items += read_list(task, given)
         elif given.is_dir() and not task.is_one(given):
+            if task.is_picture:
+                check_no_scene(task, given)
             before = len(found.items)
             found.items += _below(task, given, given, here, found.others)
             if len(found.items) == before:

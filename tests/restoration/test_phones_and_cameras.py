@@ -1,0 +1,148 @@
+"""HEIC, AVIF and cameras' raw files, whose pixels are known by construction."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from restoration.io.images import read_image
+from restoration.io.pictures.gamut import view_of
+from solvers.inputs.errors import InputError
+
+SIZE = (48, 64)
+GREY = np.linspace(0, 1, SIZE[1])
+COLOURS = np.stack(
+    [
+        np.tile(GREY, (SIZE[0], 1)),
+        np.tile(GREY[::-1], (SIZE[0], 1)),
+        np.tile(np.linspace(0, 1, SIZE[0])[:, None], (1, SIZE[1])),
+    ]
+)
+CODES = np.rint(255 * COLOURS).astype(np.uint8).transpose(1, 2, 0)
+
+
+def heic(path, mode="RGB", pixels=CODES, **options):
+    heif = pytest.importorskip("pillow_heif")
+    height, width = pixels.shape[:2]
+    file = heif.from_bytes(mode=mode, size=(width, height), data=pixels.tobytes())
+    file.save(path, quality=-1, chroma=444, **options)
+    return path
+
+
+def test_heic_of_8_bits(tmp_path):
+    photo = read_image(heic(tmp_path / "a.heic"))
+    np.testing.assert_allclose(photo.pixels, CODES.transpose(2, 0, 1) / 255, atol=1.5 / 255)
+    assert (photo.bits, photo.notes.icc) == (8, None)
+    shown = np.dstack([CODES, CODES[..., 0]])
+    photo = read_image(heic(tmp_path / "b.heic", "RGBA", shown))
+    np.testing.assert_allclose(photo.alpha, CODES[..., 0] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB;16", "L;16"])
+def test_heic_of_10_bits(tmp_path, mode):
+    """White is the largest number of the file's depth, and the low bits count."""
+    values = COLOURS.transpose(1, 2, 0) if mode == "RGB;16" else COLOURS[0][..., None]
+    codes = np.rint(65535 * values).astype(np.uint16)
+    photo = read_image(heic(tmp_path / "a.heic", mode, codes))
+    assert photo.bits == 16
+    np.testing.assert_allclose(photo.pixels, values.transpose(2, 0, 1), atol=2.1 / 1023)
+    assert len(np.unique(np.rint(1023 * photo.pixels[0, 0]))) > 60
+    assert np.rint(photo.pixels * 1023).max() == 1023
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_what_colours_mean_is_stated_by_numbers(tmp_path, suffix):
+    """High dynamic range is refused; Display P3 is restored in sRGB and comes back."""
+    path = tmp_path / f"a{suffix}"
+
+    def state(primaries, curve):
+        """In the box that says so, as both containers have it."""
+        if suffix == ".heic":
+            heic(path)
+        else:
+            Image.fromarray(CODES).save(path, quality=100, subsampling="4:4:4")
+        content = bytearray(path.read_bytes())
+        at = content.index(b"colrnclx") + 8
+        content[at : at + 4] = primaries.to_bytes(2, "big") + curve.to_bytes(2, "big")
+        path.write_bytes(content)
+        return path
+
+    for primaries, curve in ((1, 13), (1, 1), (2, 2)):
+        assert read_image(state(primaries, curve)).notes.icc is None
+    for curve, name in ((16, "PQ"), (18, "HLG")):
+        with pytest.raises(InputError, match=f"high dynamic range .{name}."):
+            read_image(state(9, curve))
+    photo = read_image(state(12, 13))
+    view = view_of(photo.pixels, photo.notes.icc)
+    # greens of Display P3 that sRGB hasn't
+    assert np.abs(view.shown - photo.pixels).max() > 0.02
+    np.testing.assert_allclose(view.back(view.shown, None), photo.pixels, atol=1e-4)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_avif_is_turned_once(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(CODES).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(CODES).save(tmp_path / "a.avif", quality=100, subsampling="4:4:4", exif=exif)
+    wanted, found = (read_image(tmp_path / name).pixels for name in ("a.png", "a.avif"))
+    np.testing.assert_allclose(found, wanted, atol=5 / 255)
+
+
+def test_several_pictures_are_refused(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    file = heif.from_pillow(Image.fromarray(CODES))
+    file.add_from_pillow(Image.fromarray(CODES[::-1]))
+    file.save(tmp_path / "two.heic")
+    frames = [Image.fromarray(CODES[::-1])]
+    Image.fromarray(CODES).save(tmp_path / "two.avif", save_all=True, append_images=frames)
+    for name in ("two.heic", "two.avif"):
+        with pytest.raises(InputError, match="holds 2 pictures"):
+            read_image(tmp_path / name)
+
+
+# -- cameras ---------------------------------------------------------------------------------------
+
+# from XYZ to linear sRGB, which this camera sees
+MATRIX = [3.2404542, -1.5371385, -0.4985314, -0.969266, 1.8760108, 0.041556]
+MATRIX += [0.0556434, -0.2040259, 1.0572252]
+
+
+def dng(path, light, orientation=1, neutral=(1, 1, 1), black=512, white=16383):
+    """A raw file of red, green, green and blue pixels that saw ``light (H, W, 3)``."""
+    sensor = np.empty(light.shape[:2])
+    for (y, x), c in {(0, 0): 0, (0, 1): 1, (1, 0): 1, (1, 1): 2}.items():
+        sensor[y::2, x::2] = light[y::2, x::2, c] * neutral[c]
+
+    def shares(numbers):
+        return tuple(n for v in numbers for n in (round(v * 10000), 10000))
+
+    tags = [
+        *((50706, 1, 4, (1, 4, 0, 0)), (50707, 1, 4, (1, 1, 0, 0)), (50708, 2, 5, "Test\0")),
+        *((33421, 3, 2, (2, 2)), (33422, 1, 4, (0, 1, 1, 2)), (50710, 1, 3, (0, 1, 2))),
+        *((50714, 3, 1, black), (50717, 3, 1, white), (50721, 10, 9, shares(MATRIX))),
+        *((50778, 3, 1, 21), (50728, 5, 3, shares(neutral)), (271, 2, 6, "Maker\0")),
+        *((274, 3, 1, orientation), (306, 2, 20, "2024:01:02 03:04:05\0")),
+    ]
+    codes = np.rint(black + sensor * (white - black)).astype(np.uint16)
+    extra = [(*tag, True) for tag in tags]
+    tifffile.imwrite(path, codes, photometric="cfa", metadata=None, extratags=extra, software=False)
+    return path
+
+
+@pytest.mark.parametrize("neutral", [(1, 1, 1), (0.5, 1, 0.8)])
+def test_raw_files_are_developed_in_srgb(tmp_path, neutral):
+    """By the camera's black, white and white balance, on sRGB's curve and no brighter."""
+    pytest.importorskip("rawpy")
+    light = np.empty((64, 96, 3))
+    light[:, :48], light[:, 48:], light[:4] = (0.1, 0.3, 0.6), (0.5, 0.25, 0.05), 0.85
+    photo = read_image(dng(tmp_path / "a.dng", light, neutral=neutral))
+    curve = np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert (photo.pixels.shape, photo.bits) == ((3, 64, 96), 16)
+    for y, x in ((32, 20), (50, 70), (2, 30)):
+        np.testing.assert_allclose(photo.pixels[:, y, x], curve[y, x], atol=0.002)
+    exif = Image.Exif()
+    exif.load(photo.notes.exif)
+    assert (exif[271], exif[306], exif.get(274)) == ("Maker", "2024:01:02 03:04:05", None)
+    turned = read_image(dng(tmp_path / "b.dng", light, 6, neutral)).pixels
+    np.testing.assert_allclose(turned, np.rot90(photo.pixels, -1, (1, 2)), atol=1e-6)
