@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from helpers.commands import restobox
+from helpers import commands
 
 from restoration.io.cubes import Cube, check_cube_writable, read_cube, write_cube
 from restoration.io.cubes.georeference import tags_of
@@ -207,12 +207,20 @@ def test_the_command_says_what_is_left_out(tmp_path):
     pytest.importorskip("rasterio")
     path = envi(tmp_path, bytes(77), **UTM)
     options = ("--symmetries", "1", "--sigma", "5", "--rank", "2", "--json")
-    found = restobox("restore", "hsi", path, "-o", tmp_path / "o.npz", *options)
+    found = commands.restobox("restore", "hsi", path, "-o", tmp_path / "o.npz", *options)
     assert found.returncode == 0, found.stderr
     assert found.stderr.count("\n") == 1
     assert "77 bytes after the cube" in found.stderr
     assert "can't hold the cube's place on the ground; .hdr keeps more" in found.stderr
     assert json.loads(found.stdout)["note"] == found.stderr.strip()
+
+
+def test_python_warns_of_what_is_left_out(tmp_path):
+    import restobox
+
+    path = envi(tmp_path, bytes(77))
+    with pytest.warns(UserWarning, match="77 bytes after the cube"):
+        restobox.hsi(symmetries=1)(path, sigma=5.0, rank=2)
 
 
 def test_places_go_to_hdf5(tmp_path):
@@ -236,6 +244,14 @@ def test_what_outputs_cant_hold(tmp_path):
     assert lost("o.npy", cube) == f"o.npy can't hold the cube's {names}; .tif keeps more"
     assert "place on the ground;" in lost("o.mat", cube)
     assert [lost(f"o.{name}", cube) for name in ("tif", "nc", "h5", "hdr")] == [""] * 4
+    words = '<GDALMetadata><Item name="SCALE" sample="0" role="scale">0.1</Item></GDALMetadata>'
+    assert lost("o.tif", Cube(VALUES, words=words)) == ""
+    told = "can't hold the cube's scales and names of bands"
+    assert lost("o.nc", Cube(VALUES, words=words)) == f"o.nc {told}; .tif keeps more"
+    scaled = Cube(VALUES, header={"reflectance scale factor": "10000", "fwhm": "1, 1, 1, 1"})
+    told = "can't hold the cube's reflectance scale factor and fwhm; .hdr keeps more"
+    assert lost("o.tif", scaled) == f"o.tif {told}"
+    assert lost("o.hdr", scaled) == ""
     nowhere = Cube(VALUES, header={"map info": "Nowhere, 1"})
     assert "place on the ground" in lost("o.h5", nowhere)
     with pytest.raises(InputError, match="names no known projection"):
