@@ -144,5 +144,7 @@ def test_raw_files_are_developed_in_srgb(tmp_path, neutral):
     exif = Image.Exif()
     exif.load(photo.notes.exif)
     assert (exif[271], exif[306], exif.get(274)) == ("Maker", "2024:01:02 03:04:05", None)
+    renamed = (tmp_path / "a.dng").rename(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(renamed).pixels, photo.pixels)
     turned = read_image(dng(tmp_path / "b.dng", light, 6, neutral)).pixels
     np.testing.assert_allclose(turned, np.rot90(photo.pixels, -1, (1, 2)), atol=1e-6)

@@ -51,8 +51,8 @@ def decode(path: Path, max_pixels: int) -> Decoded:
     found = _decoded(path, head, max_pixels)
     valid = valid_beside(path, found.values.shape[:2])
     # DICOM may begin like a TIFF, which holds the same picture, and raw files are built like one
-    plain = found.notes.origin is None and path.suffix.lower() not in RAW
-    if plain and head[:4] in TIFF:
+    plain = head[:4] in TIFF and found.notes.origin is None
+    if plain and path.suffix.lower() not in RAW and not tiff.is_raw(path):
         own, place = tiff.ground(path, found.values)
         valid = own if valid is None else valid
         if place and found.orientation == 1:
@@ -76,7 +76,7 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
     if is_dicom(path):
         values, bits, origin = picture_of(path, max_pixels)
         return Decoded(values, bits, notes=Notes(origin=origin))
-    if path.suffix.lower() in RAW:
+    if path.suffix.lower() in RAW or (head[:4] in TIFF and tiff.is_raw(path)):
         return _camera(path, head, max_pixels)
     if head[:4] in TIFF:
         read = tiff.decode(path, max_pixels)
@@ -204,7 +204,7 @@ def _camera(path: Path, head: bytes, max_pixels: int) -> Decoded:
             f"{path} is a camera's raw file, which needs a package: pip install 'restobox[raw]'"
         ) from error
     # DNG states the number of white; of others LibRaw lowers it to the brightest that it finds
-    lowered = 0.0 if path.suffix.lower() == ".dng" else 0.75
+    lowered = 0.0 if head[:4] in TIFF and tiff.is_dng(path) else 0.75
     with rawpy.imread(str(path)) as raw:
         check_size(path, raw.sizes.width, raw.sizes.height, max_pixels)
         developed = raw.postprocess(

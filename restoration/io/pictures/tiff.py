@@ -15,6 +15,7 @@ from restoration.io.pictures.values import check_size, opened, unit, without_pad
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
+DNG = 50706  # the tag of its version
 MINISWHITE, PALETTE = 0, 3
 ASSOCIATED = 1  # an extra sample that the colours were multiplied by
 DEPTHS = {2**n for n in range(9, 17)}
@@ -66,6 +67,21 @@ def decode(
         words = {tag.code: tag.value for tag in page.tags}
     depth = 32 if array.dtype.kind == "f" else 8 if bits == 8 else 16
     return values, depth, orientation, _notes(path, words).of_channels(values.shape[2])
+
+
+def is_raw(path: Path) -> bool:
+    """Whether a file that is built like a TIFF is a camera's, whatever its name: DNG, or a small
+    picture before what the sensor saw.
+    """
+    with opened_tiff(path) as file:
+        page: Any = file.pages.first
+        return DNG in page.tags or bool(page.is_reduced and page.subifds)
+
+
+def is_dng(path: Path) -> bool:
+    """Whether it says its numbers of black and white itself."""
+    with opened_tiff(path) as file:
+        return DNG in file.pages.first.tags
 
 
 def index_of(path: Path) -> int:
