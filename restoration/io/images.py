@@ -20,7 +20,7 @@ from restoration.io.pictures.decode import decode
 from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
 from restoration.io.pictures.gamut import view_of
 from restoration.io.pictures.masks import changed, grown, missing_of
-from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options, too_large
+from restoration.io.pictures.notes import Notes, png_chunks, saving, sized, tiff_options, too_large
 from solvers.files import check_replaceable, replace_file
 from solvers.inputs.errors import InputError, reading
 
@@ -146,7 +146,7 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
     """
     path = Path(path)
     check_writable(path)
-    suffix, notes = path.suffix.lower(), photo.notes
+    suffix, notes = path.suffix.lower(), sized(photo.notes, photo.pixels.shape[1:])
     parts = [photo.pixels] if photo.alpha is None else [photo.pixels, photo.alpha[None]]
     values = np.clip(np.concatenate(parts).transpose(1, 2, 0), 0, 1)
     values = values[..., 0] if values.shape[2] == 1 else values

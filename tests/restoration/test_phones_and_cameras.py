@@ -1,11 +1,13 @@
 """HEIC, AVIF and cameras' raw files, whose pixels are known by construction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from restoration.io.images import read_image
+from restoration.io.images import read_image, write_image
 from restoration.io.pictures.gamut import view_of
 from solvers.inputs.errors import InputError
 
@@ -99,6 +101,34 @@ def test_several_pictures_are_refused(tmp_path):
     for name in ("two.heic", "two.avif"):
         with pytest.raises(InputError, match="holds 2 pictures"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_what_cameras_say_of_their_colours_is_kept(tmp_path, suffix):
+    """Adobe RGB by EXIF alone, in a directory within a directory; and what lies beside it."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA001: 65535, 0xA005: {1: "R03", 2: b"0100"}, 0x829A: (1, 250)})
+    exif.get_ifd(0x8769).update({0xA002: 64, 0xA003: 48})
+    exif.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
+    for space in (65535, 1):
+        exif.get_ifd(0x8769)[0xA001] = space
+        Image.fromarray(CODES).save(tmp_path / "a.jpg", exif=exif, quality=95)
+        photo = read_image(tmp_path / "a.jpg")
+        write_image(tmp_path / f"b{suffix}", photo)
+        with Image.open(tmp_path / f"b{suffix}") as image:
+            found = image.getexif()
+            assert found.get_ifd(0xA005) == {1: "R03", 2: b"0100"}
+            assert found.get_ifd(0x8825) == {1: "N", 2: (10.0, 20.0, 30.0)}
+            assert found.get_ifd(0x8769)[0x829A] == (1, 250)
+            assert (image.info.get("icc_profile") is None) == (space == 1)
+        larger = replace(photo, pixels=photo.pixels.repeat(2, 1).repeat(3, 2))
+        write_image(tmp_path / f"c{suffix}", larger)
+        with Image.open(tmp_path / f"c{suffix}") as image:
+            told = image.getexif().get_ifd(0x8769)
+            assert (told[0xA002], told[0xA003]) == image.size == (192, 96)
+            assert image.getexif().get_ifd(0xA005)[1] == "R03"
+        view = view_of(photo.pixels, photo.notes.icc)
+        assert (np.abs(view.shown - photo.pixels).max() > 0.02) == (space == 65535)
 
 
 # -- cameras ---------------------------------------------------------------------------------------

@@ -14,10 +14,13 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from restoration.io.containers.tiff import Tags, resized
 from restoration.io.pictures.dicom import Origin
+from restoration.io.pictures.profiles import ADOBE, ADOBE_GAMMA, D65, rgb_profile
 
-ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
+ORIENTATION, EXIF, GPS, INTEROP = 0x0112, 0x8769, 0x8825, 0xA005
 # of the first directory: description, maker, model, software, date, artist, copyright
 KEPT = (270, 271, 272, 305, 306, 315, 33432)
+COLOUR_SPACE, UNCALIBRATED = 0xA001, 65535
+SIZE = (0xA002, 0xA003)  # of the picture along x and y
 XMP = "XML:com.adobe.xmp"
 # texts of old programs for what is kept as EXIF, XMP and profile
 OTHERWISE = tuple(f"Raw profile type {kind}" for kind in ("exif", "APP1", "xmp", "icc", "icm"))
@@ -68,7 +71,7 @@ def notes_of(image: Image.Image, upright: bool = True) -> Notes:
         dpi = None if dpi is None else (float(dpi[0]), float(dpi[1]))
     xmp = info.get("xmp") or text.get(XMP)
     return Notes(
-        info.get("icc_profile"),
+        info.get("icc_profile") or _adobe(image),
         _exif(image, KEPT if upright else (*KEPT, ORIENTATION)),
         None if xmp is None else _upright(xmp if isinstance(xmp, bytes) else str(xmp).encode()),
         dpi if dpi and min(dpi) > 0 else None,
@@ -96,20 +99,52 @@ def notes_of_tags(tags: dict[int, Any]) -> Notes:
     )
 
 
+def _adobe(image: Image.Image) -> bytes | None:
+    """A profile of Adobe RGB where a camera says so by its EXIF alone (DCF 2.0: the colour space is
+    none, the interoperability R03).
+    """
+    with contextlib.suppress(Exception):  # a damaged directory says nothing
+        words = image.getexif()
+        space = words.get_ifd(EXIF).get(COLOUR_SPACE)
+        if space == UNCALIBRATED and words.get_ifd(INTEROP).get(1) == "R03":
+            return rgb_profile(ADOBE, D65, ADOBE_GAMMA)
+    return None
+
+
 def _exif(image: Image.Image, kept: tuple[int, ...]) -> bytes | None:
-    """Tags that still hold; what belongs to the old pixels (sizes, strips, thumbnails) goes."""
+    """Tags that still hold; what belongs to the old pixels (strips, thumbnails) goes."""
     try:
-        old, new = image.getexif(), Image.Exif()
-        for tag in kept:
-            if tag in old:
-                new[tag] = old[tag]
-        for place in (EXIF, GPS):
-            found = dict(old.get_ifd(place))
-            if found:
-                new.get_ifd(place).update(found)
+        new = _copied(image.getexif(), kept)
         return new.tobytes() if len(new) or new.get_ifd(EXIF) or new.get_ifd(GPS) else None
     except Exception:  # a damaged directory costs the notes, not the picture
         return None
+
+
+def _copied(old: Image.Exif, kept: tuple[int, ...]) -> Image.Exif:
+    """Some tags of the first directory, and the directories of the camera's settings and place."""
+    new = Image.Exif()
+    new.update({tag: old[tag] for tag in kept if tag in old})
+    for place in (EXIF, GPS):
+        found = dict(old.get_ifd(place))
+        if found.pop(INTEROP, None) is not None:  # a directory in it, known by its old place
+            found[INTEROP] = dict(old.get_ifd(INTEROP))
+        if found:
+            new.get_ifd(place).update(found)
+    return new
+
+
+def sized(notes: Notes, size: tuple[int, int]) -> Notes:
+    """With the EXIF of a picture of ``size (H, W)``, where it tells one: enlarged and turned ones
+    have another.
+    """
+    old = Image.Exif()
+    old.load(notes.exif or b"")
+    found, told = old.get_ifd(EXIF), dict(zip(SIZE, size[::-1], strict=True))
+    if not any(tag in found and found[tag] != n for tag, n in told.items()):
+        return notes
+    new = _copied(old, (*KEPT, ORIENTATION))
+    new.get_ifd(EXIF).update({tag: n for tag, n in told.items() if tag in found})
+    return replace(notes, exif=new.tobytes())
 
 
 def _upright(xmp: bytes) -> bytes:
