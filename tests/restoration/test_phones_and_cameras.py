@@ -7,8 +7,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from restoration.io.images import read_image, write_image
+from restoration.io.images import Photo, read_image, write_image
 from restoration.io.pictures.gamut import view_of
+from restoration.io.pictures.notes import Notes
 from solvers.inputs.errors import InputError
 
 SIZE = (48, 64)
@@ -103,7 +104,7 @@ def test_several_pictures_are_refused(tmp_path):
             read_image(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_what_cameras_say_of_their_colours_is_kept(tmp_path, suffix):
     """Adobe RGB by EXIF alone, in a directory within a directory; and what lies beside it."""
     exif = Image.Exif()
@@ -129,6 +130,35 @@ def test_what_cameras_say_of_their_colours_is_kept(tmp_path, suffix):
             assert image.getexif().get_ifd(0xA005)[1] == "R03"
         view = view_of(photo.pixels, photo.notes.icc)
         assert (np.abs(view.shown - photo.pixels).max() > 0.02) == (space == 65535)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiffs_hold_all_of_exif(tmp_path, bits, channels):
+    """Directories behind the pixels, also of kinds that Pillow doesn't read."""
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    exif.get_ifd(0x8769).update({0xA001: 1, 0xA005: {1: "R98"}, 0x829A: (1, 250)})
+    exif.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
+    shown = COLOURS[0].astype(np.float32)
+    for alpha in (None, shown):
+        pixels = COLOURS[:channels].astype(np.float32)
+        photo = Photo(pixels, alpha, bits, Notes(exif=exif.tobytes()))
+        write_image(tmp_path / "a.tif", photo)
+        read = read_image(tmp_path / "a.tif")
+        np.testing.assert_allclose(read.pixels, pixels, atol=0.6 / 255)
+        found = Image.Exif()
+        found.load(read.notes.exif)
+        assert found[271] == "Maker"
+        assert found.get_ifd(0x8769)[0x829A] == (1, 250)
+        assert found.get_ifd(0xA005) == {1: "R98"}
+        assert found.get_ifd(0x8825)[2] == (10.0, 20.0, 30.0)
+    # and of those that other programs write
+    kind = {1: "L", 3: "RGB"}[channels]
+    Image.fromarray(CODES).convert(kind).save(tmp_path / "b.tif", exif=exif.tobytes())
+    found = Image.Exif()
+    found.load(read_image(tmp_path / "b.tif").notes.exif)
+    assert found.get_ifd(0x8769)[0x829A] == (1, 250)
 
 
 # -- cameras ---------------------------------------------------------------------------------------

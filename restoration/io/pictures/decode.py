@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from restoration.io.containers.validity import of_all, valid_beside
 from restoration.io.pictures import heif, netpbm, png, tiff
 from restoration.io.pictures.dicom import is_dicom, picture_of
-from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, to_srgb
+from restoration.io.pictures.notes import ORIENTATION, Notes, exif_of_tiff, notes_of, to_srgb
 from restoration.io.pictures.values import check_size, opened, unit
 from solvers.inputs.errors import InputError
 
@@ -126,6 +126,8 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
         array = _pixels(path, image, head[24] if image.format == "PNG" else 8)
     # after loading: some decoders turn the picture themselves, and then say so
     orientation, notes = int(image.getexif().get(ORIENTATION, 1)), notes_of(image)
+    if image.format == "TIFF":
+        notes = replace(notes, exif=exif_of_tiff(path))
     grey = array.shape[2] <= 2
     if said and (icc := png.profile(path, said, grey)) is not None:
         notes = replace(notes, icc=icc)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageCms, PngImagePlugin
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from restoration.io.containers.tiff import Tags, resized
+from restoration.io.containers.tiff import Tags, opened_tiff, resized
 from restoration.io.pictures.dicom import Origin
 from restoration.io.pictures.profiles import ADOBE, ADOBE_GAMMA, D65, rgb_profile
 
@@ -80,23 +83,14 @@ def notes_of(image: Image.Image, upright: bool = True) -> Notes:
 
 
 def notes_of_tags(tags: dict[int, Any]) -> Notes:
-    """Of a TIFF's tags, for kinds of pixels that Pillow doesn't read."""
-    exif = Image.Exif()
-    for tag in KEPT:
-        if isinstance(tags.get(tag), str):
-            exif[tag] = tags[tag]
+    """Of a TIFF's tags, for kinds of pixels that Pillow doesn't read, without EXIF."""
     unit = {2: 1.0, 3: 2.54}.get(int(tags.get(296, 2)))  # per inch, per centimetre
     dpi = None
     with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
         x, y = (tags[tag][0] / tags[tag][1] for tag in (282, 283))
         dpi = (x * unit, y * unit) if unit is not None and min(x, y) > 0 else None
     icc, xmp = (tags.get(tag) for tag in (34675, 700))
-    return Notes(
-        bytes(icc) if icc else None,
-        exif.tobytes() if len(exif) else None,
-        _upright(bytes(xmp)) if xmp else None,
-        dpi,
-    )
+    return Notes(bytes(icc) if icc else None, None, _upright(bytes(xmp)) if xmp else None, dpi)
 
 
 def _adobe(image: Image.Image) -> bytes | None:
@@ -111,13 +105,29 @@ def _adobe(image: Image.Image) -> bytes | None:
     return None
 
 
+def exif_of_tiff(path: Path) -> bytes | None:
+    """Of a file whose pixels Pillow may not know, or which it closes before its directories are
+    read.
+    """
+    try:
+        old = Image.Exif()
+        with path.open("rb") as file:
+            old.load_from_fp(file)
+            return _bytes(_copied(old, KEPT))
+    except Exception:  # as below
+        return None
+
+
 def _exif(image: Image.Image, kept: tuple[int, ...]) -> bytes | None:
     """Tags that still hold; what belongs to the old pixels (strips, thumbnails) goes."""
     try:
-        new = _copied(image.getexif(), kept)
-        return new.tobytes() if len(new) or new.get_ifd(EXIF) or new.get_ifd(GPS) else None
+        return _bytes(_copied(image.getexif(), kept))
     except Exception:  # a damaged directory costs the notes, not the picture
         return None
+
+
+def _bytes(exif: Image.Exif) -> bytes | None:
+    return exif.tobytes() if len(exif) or exif.get_ifd(EXIF) or exif.get_ifd(GPS) else None
 
 
 def _copied(old: Image.Exif, kept: tuple[int, ...]) -> Image.Exif:
@@ -234,8 +244,8 @@ def png_chunks(notes: Notes) -> list[tuple[bytes, bytes]]:
 
 
 def tiff_options(notes: Notes, size: tuple[int, int]) -> dict[str, Any]:
-    """Options of ``tifffile.imwrite`` for a picture of ``size (H, W)``; of EXIF the first
-    directory's words about the picture.
+    """Options of ``tifffile.imwrite`` for a picture of ``size (H, W)``: of EXIF the first
+    directory's words, and room for the places of the others (:func:`add_directories`).
     """
     old = Image.Exif()
     old.load(notes.exif or b"")
@@ -251,6 +261,8 @@ def tiff_options(notes: Notes, size: tuple[int, int]) -> dict[str, Any]:
     for tag, data in ((34675, notes.icc), (700, notes.xmp)):
         if data is not None:
             tags.append((tag, "B", len(data), data, True))
+    # tifffile writes no directories: their tags have numbers beside their own for now
+    tags += [(tag - 1, "I", 1, 0, True) for tag in (EXIF, GPS) if old.get_ifd(tag)]
     if notes.place is not None:
         place, (height, width) = notes.place
         tags += [(*tag, True) for tag in resized(place, size[0] / height, size[1] / width)]
@@ -258,3 +270,29 @@ def tiff_options(notes: Notes, size: tuple[int, int]) -> dict[str, Any]:
     if notes.dpi is not None:
         found |= {"resolution": notes.dpi, "resolutionunit": "INCH"}
     return found
+
+
+def add_directories(path: Path, notes: Notes) -> None:
+    """Write EXIF's directories (the camera's settings, its place on the ground) behind the pixels
+    of a TIFF that was written with :func:`tiff_options`.
+    """
+    exif = Image.Exif()
+    exif.load(notes.exif or b"")
+    exif = _copied(exif, ())
+    with opened_tiff(path) as file:
+        order, tags = file.byteorder, file.pages.first.tags
+        found = {tag: tags[tag - 1] for tag in (EXIF, GPS) if tag - 1 in tags}
+        places = {tag: (one.offset, one.valueoffset) for tag, one in found.items()}
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    with path.open("r+b") as target:
+        for tag, (begin, at) in places.items():
+            directory = ImageFileDirectory_v2(head + bytes(4), group=tag)
+            for key, value in exif.get_ifd(tag).items():
+                directory[key] = value
+            end = target.seek(0, os.SEEK_END)
+            end += target.write(bytes(end % 2))  # directories begin at even places
+            target.write(directory.tobytes(end))
+            target.seek(begin)
+            target.write(struct.pack(f"{order}H", tag))
+            target.seek(at)
+            target.write(struct.pack(f"{order}I", end))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from restoration.io.containers.tiff import NO_DATA, Tags, opened_tiff, place_of, planes_of
 from restoration.io.containers.validity import of_all, parted, valid_of
-from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, notes_of_tags
+from restoration.io.pictures.notes import ORIENTATION, Notes, exif_of_tiff, notes_of, notes_of_tags
 from restoration.io.pictures.values import check_size, opened, unit, without_padding
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
@@ -171,9 +172,10 @@ def _notes(path: Path, words: dict[int, Any]) -> Notes:
     """By Pillow, or by the tags themselves where it doesn't know this kind of TIFF."""
     try:
         with opened(path) as image:
-            return notes_of(image)
+            found = notes_of(image)
     except (OSError, ValueError, SyntaxError):
-        return notes_of_tags(words)
+        found = notes_of_tags(words)
+    return replace(found, exif=exif_of_tiff(path))
 
 
 def _page(path: Path, page: Any) -> np.ndarray:
