@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from restoration.io.containers.tiff import Tags, opened_tiff, resized
 from restoration.io.pictures.dicom import Origin
 from restoration.io.pictures.profiles import ADOBE, ADOBE_GAMMA, D65, rgb_profile
+from restoration.io.pictures.values import quietly
 
 ORIENTATION, EXIF, GPS, INTEROP = 0x0112, 0x8769, 0x8825, 0xA005
 # of the first directory: description, maker, model, software, date, artist, copyright
@@ -97,7 +98,7 @@ def _adobe(image: Image.Image) -> bytes | None:
     """A profile of Adobe RGB where a camera says so by its EXIF alone (DCF 2.0: the colour space is
     none, the interoperability R03).
     """
-    with contextlib.suppress(Exception):  # a damaged directory says nothing
+    with contextlib.suppress(Exception), quietly():  # a damaged directory says nothing
         words = image.getexif()
         space = words.get_ifd(EXIF).get(COLOUR_SPACE)
         if space == UNCALIBRATED and words.get_ifd(INTEROP).get(1) == "R03":
@@ -111,7 +112,7 @@ def exif_of_tiff(path: Path) -> bytes | None:
     """
     try:
         old = Image.Exif()
-        with path.open("rb") as file:
+        with path.open("rb") as file, quietly():
             old.load_from_fp(file)
             return _bytes(_copied(old, KEPT))
     except Exception:  # as below
@@ -121,7 +122,8 @@ def exif_of_tiff(path: Path) -> bytes | None:
 def _exif(image: Image.Image, kept: tuple[int, ...]) -> bytes | None:
     """Tags that still hold; what belongs to the old pixels (strips, thumbnails) goes."""
     try:
-        return _bytes(_copied(image.getexif(), kept))
+        with quietly():
+            return _bytes(_copied(image.getexif(), kept))
     except Exception:  # a damaged directory costs the notes, not the picture
         return None
 
