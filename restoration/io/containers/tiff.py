@@ -1,4 +1,4 @@
-"""TIFF files, opened so that their pages can be counted."""
+"""TIFF files, opened so that their pages can be counted; where their pictures lie on the ground."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from solvers.inputs.errors import InputError
+
+Tags = tuple[tuple[int, int, int, Any], ...]  # code, type, count, value
+# pixel scale, tie points, transformation, keys, and their numbers and words
+SCALE, TIES, MATRIX, KEYS = 33550, 33922, 34264, 34735
+PLACE = (SCALE, TIES, MATRIX, KEYS, 34736, 34737)
+NO_DATA = 42113  # GDAL's tag
 
 
 @contextlib.contextmanager
@@ -90,3 +98,29 @@ def check_one_axis(path: str | Path, file: Any) -> None:
             f"{path} is a stack along several axes ({', '.join(long)}); write one of them with all"
             " its planes to a file of its own"
         )
+
+
+def place_of(page: Any) -> Tags:
+    """The tags of a page that say where it lies (GeoTIFF 1.1)."""
+    return tuple((t.code, int(t.dtype), t.count, t.value) for t in page.tags if t.code in PLACE)
+
+
+def resized(place: Tags, rows: float, columns: float) -> Tags:
+    """The same place of a picture with ``rows`` and ``columns`` times as many pixels."""
+    found = {code: value for code, _, _, value in place}
+    keys = np.ravel(found.get(KEYS, ())).reshape(-1, 4)
+    # numbers of pixels stand for their middle or for their corner
+    middle = 0.5 if any(key[0] == 1025 and key[3] == 2 for key in keys) else 0.0
+    if SCALE in found:
+        x, y, z = found[SCALE]
+        found[SCALE] = (x / columns, y / rows, z)
+    if TIES in found:
+        points = np.array(found[TIES], float).reshape(-1, 6)
+        points[:, :2] = (points[:, :2] + middle) * (columns, rows) - middle
+        found[TIES] = tuple(points.ravel().tolist())
+    if MATRIX in found:
+        matrix = np.array(found[MATRIX], float).reshape(4, 4)
+        shrunk = np.diag([1 / columns, 1 / rows, 1.0, 1.0])
+        shrunk[:2, 3] = middle / columns - middle, middle / rows - middle
+        found[MATRIX] = tuple((matrix @ shrunk).ravel().tolist())
+    return tuple((code, kind, count, found[code]) for code, kind, count, _ in place)

@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.tiff import check_last_page, check_one_axis, opened_tiff, planes_of
+from restoration.io.containers.tiff import (
+    check_last_page,
+    check_one_axis,
+    opened_tiff,
+    place_of,
+    planes_of,
+)
 from restoration.io.containers.validity import TRANSPARENCY, parted, valid_of
 from restoration.io.cubes.cube import Cube, numbers
-from restoration.io.cubes.georeference import GDAL, PLACE, has_place, tags_of
+from restoration.io.cubes.georeference import GDAL, has_place, tags_of
 from restoration.io.cubes.grids import tags_of_places
 from restoration.io.cubes.products import enmap_wavelengths, told_wavelengths
 from restoration.io.packages import need
@@ -68,11 +74,7 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         note = _note(first.description)
         missing = first.tags.get(42113)  # GDAL_NODATA
-        geo = tuple(
-            (tag.code, int(tag.dtype), tag.count, tag.value)
-            for tag in first.tags
-            if tag.code in PLACE
-        )
+        geo = place_of(first)
         words = str(first.tags[GDAL].value) if GDAL in first.tags else None
         # of GDAL, which knows bands that are masks; elsewhere it may be any band
         opacity = _opacity(first) if geo else None
