@@ -25,6 +25,7 @@ ORIENTATION, EXIF, GPS, INTEROP = 0x0112, 0x8769, 0x8825, 0xA005
 KEPT = (270, 271, 272, 305, 306, 315, 33432)
 COLOUR_SPACE, UNCALIBRATED = 0xA001, 65535
 SIZE = (0xA002, 0xA003)  # of the picture along x and y
+COMMENT = "Comment"
 XMP = "XML:com.adobe.xmp"
 # texts of old programs for what is kept as EXIF, XMP and profile
 OTHERWISE = tuple(f"Raw profile type {kind}" for kind in ("exif", "APP1", "xmp", "icc", "icm"))
@@ -38,7 +39,7 @@ class Notes:
     exif: with the orientation reset, since pixels are upright.
     xmp: the same.
     dpi: pixels per inch, ``(x, y)``.
-    text: comments of PNG files, by keyword.
+    text: comments of PNG files, by keyword, and those of JPEG.
     origin: of a DICOM file, for the one that is derived from it.
     place: of a GeoTIFF, the tags that say where it lies, and its size ``(H, W)``.
     """
@@ -79,8 +80,16 @@ def notes_of(image: Image.Image, upright: bool = True) -> Notes:
         _exif(image, KEPT if upright else (*KEPT, ORIENTATION)),
         None if xmp is None else _upright(xmp if isinstance(xmp, bytes) else str(xmp).encode()),
         dpi if dpi and min(dpi) > 0 else None,
-        {key: str(value) for key, value in text.items() if key not in (XMP, *OTHERWISE)},
+        _comment(info)
+        | {key: str(value) for key, value in text.items() if key not in (XMP, *OTHERWISE)},
     )
+
+
+def _comment(info: Any) -> dict[str, str]:
+    """That of a JPEG or GIF, under PNG's word for it."""
+    found = info.get("comment")
+    words = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+    return {COMMENT: words} if words and isinstance(words, str) else {}
 
 
 def notes_of_tags(tags: dict[int, Any]) -> Notes:
@@ -216,6 +225,9 @@ def saving(notes: Notes, format: str) -> dict[str, Any]:
     found: dict[str, Any] = {"icc_profile": notes.icc, "exif": exif, "dpi": notes.dpi}
     if format in ("JPEG", "WEBP"):
         found["xmp"] = xmp
+    comment = notes.text.get(COMMENT, "").encode()
+    if format == "JPEG" and comment and len(comment) <= SEGMENT:
+        found["comment"] = comment
     if format == "WEBP":
         found.pop("dpi")
     if format == "PNG":
