@@ -310,6 +310,15 @@ def test_pictures_keep_their_place(tmp_path, dtype, point):
     assert read_image(tmp_path / "d.png").notes.place is None
 
 
+def test_a_place_that_is_left_out_is_said(tmp_path):
+    path = gdal(tmp_path / "a.tif", VALUES[:1], VALID)
+    for name in ("b.tif", "b.png"):
+        options = ("--sigma", "0.05", "--json")
+        found = commands.restobox("restore", "denoise", path, "-o", tmp_path / name, *options)
+        assert found.returncode == 0, found.stderr
+        assert ("left out the place on the ground" in found.stderr) == (name == "b.png")
+
+
 def test_a_turned_grid_stays_turned(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     place = rasterio.Affine(3, 1, 500000, 1, -3, 4400000)
