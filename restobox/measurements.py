@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,8 @@ def hsi(
             from restoration.io.cubes import read_cube
 
             cube = read_cube(cube)
+            if cube.note:
+                warnings.warn(cube.note, stacklevel=2)
         return task(cube if isinstance(cube, Cube) else Cube(np.asarray(cube)), **options)
 
     return run

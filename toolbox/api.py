@@ -304,8 +304,8 @@ def check_model(found: Denoiser, task: str, name: str) -> Denoiser:
     run = getattr(found, "run", None)
     if run is not None:
         raise ValueError(
-            f"{name} is a whole restoration ({run.task}) in one graph; {task} takes a network's"
-            " model or bundle"
+            f"{name} is a whole restoration ({run.task}) in one graph, which its own run.py runs"
+            f" (python {name}/run.py INPUT -o OUT); {task} takes a network's model or bundle"
         )
     try:
         check_kind(found, task)

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from export.graphs.calls import MOST_BATCH, CalledNetwork, Part, insert_parts
 from export.graphs.network import trace
 from export.jobs.base import Job
 from quant.temporal.features import FullSteps, cached
@@ -24,7 +25,6 @@ from solvers.solver import Callback, Noise
 Tabulate = Callable[[Any, Sequence[float]], TemporalTable]
 
 MOST_PIXELS = 2**24
-MOST_BATCH = 63  # diffusers' upsampling takes another path from 64 on
 
 
 class RestorerNetwork(nn.Module):
@@ -44,6 +44,7 @@ class RestorerNetwork(nn.Module):
         calls: number of network calls.
         draws: how many noise images a run takes; the first is the start, unless the run starts from
             the measurement.
+        network: what is asked, in these ``parts``.
 
     Raises:
         ValueError: a correction that differentiates the network, or a network without a temporal
@@ -60,10 +61,10 @@ class RestorerNetwork(nn.Module):
         super().__init__()
         job.check()
         self.estimates = estimates
-        asked, self.draws = _dry_run(job, cache)
+        asked, self.draws, self.parts = _dry_run(job, cache)
         self.calls, self.timesteps = len(asked), tuple(dict.fromkeys(asked))
         traced = _Traced(job.denoiser, self.timesteps, tabulate)
-        self.network = traced.network  # whose weights keep their names
+        self.network = traced.network
         self.job = job.around(traced if cache is None else cached(traced, cache))
         self.names = (*job.inputs, *(("noise",) if self.draws else ()))
 
@@ -107,7 +108,8 @@ class _Traced(Denoiser):
     def __init__(self, denoiser: Denoiser, timesteps: tuple[float, ...], tabulate: Tabulate):
         self.__dict__ |= denoiser.__dict__
         self.timesteps = timesteps
-        self.network = step_network(denoiser.network, tabulate(denoiser.network, timesteps))
+        table = tabulate(denoiser.network, timesteps)
+        self.network = CalledNetwork(step_network(denoiser.network, table))
 
     def bind(self, times: Sequence[float], noise: Noise) -> Self:
         """Rows are the network's times."""
@@ -115,9 +117,9 @@ class _Traced(Denoiser):
         return self if network is self.network else self.around(network)
 
     def call_network(self, z: Tensor, t) -> Tensor:
-        # one row for the whole batch: it broadcasts, and folds into the graph's constants
-        out = self.network(z, torch.tensor([row_of(self.timesteps, t)]))
-        return out if isinstance(out, Tensor) else out.sample
+        # one row for the whole batch: it broadcasts
+        answer: Tensor = self.network(z, torch.tensor([row_of(self.timesteps, t)]))
+        return answer
 
 
 def export_restorer(
@@ -164,12 +166,10 @@ def export_restorer(
     if module.draws:
         tensors.append(torch.zeros(module.draws, 2, *job.state))
         shapes.append({1: batch})
-    model = trace(
-        module,
-        tuple(tensors),
-        (tuple(shapes),),
-        f"{job.name} with {type(job.denoiser.network).__name__}",
-    )
+    what = f"{job.name} with {type(job.denoiser.network).__name__}"
+    graphs = module.network.trace(module.parts, what)
+    model = trace(module, tuple(tensors), (tuple(shapes),), what)
+    insert_parts(model, graphs)
     for value, name in zip(model.graph.inputs, module.names, strict=True):
         value.name = name
     for value, name in zip(model.graph.outputs, ("restored", "estimates"), strict=False):
@@ -178,28 +178,33 @@ def export_restorer(
 
 
 class _Silence:
-    """A network that says zero, in two parts too."""
+    """A network that says zero, in two parts too, and notes what it is asked for."""
 
     def __init__(self, network: Network):
         self.config = network.config
+        self.parts: list[Part] = []
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        return z.new_zeros(z.shape[0], self.config.out_channels, *z.shape[2:])
+        return self._answer("whole", z)
 
     def split(self) -> Self:
         return self
 
     def full(self, z: Tensor, t: Tensor) -> tuple[Tensor, None]:
-        return self(z, t), None
+        return self._answer("full", z), None
 
     def shallow(self, z: Tensor, t: Tensor, features: None) -> Tensor:
-        return self(z, t)
+        return self._answer("shallow", z)
+
+    def _answer(self, name: str, z: Tensor) -> Tensor:
+        self.parts.append(Part(name, tuple(z.shape[1:])))
+        return z.new_zeros(z.shape[0], self.config.out_channels, *z.shape[2:])
 
 
 @torch.no_grad()
-def _dry_run(job: Job, cache: FullSteps | None) -> tuple[list[float], int]:
-    """The times of a run's network calls and the number of its noise draws, from a run with a
-    network that says zero.
+def _dry_run(job: Job, cache: FullSteps | None) -> tuple[list[float], int, list[Part]]:
+    """The times of a run's network calls, the number of its noise draws and the parts of the
+    network that it asks for, from a run with a network that says zero.
 
     Raises:
         ValueError: the run takes no cache of features.
@@ -222,4 +227,4 @@ def _dry_run(job: Job, cache: FullSteps | None) -> tuple[list[float], int]:
         return torch.zeros(tuple(shape))
 
     run_job(job.around(Silent()), job.example(), count)
-    return times, draws
+    return times, draws, list(dict.fromkeys(silence.parts))

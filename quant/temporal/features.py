@@ -51,7 +51,7 @@ class SplitUNet(nn.Module):
     def __init__(self, network: Network):
         super().__init__()
         self.network = network
-        _tell(self, network)
+        tell(self, network)
         # a quantized network holds the U-Net, which may ask for rows of a table
         self.row = getattr(network, "rows", None)
         self.unet = network.network if self.row is not None else network
@@ -100,7 +100,7 @@ def _layer(block: Any, k: int, h: Tensor, skip: Tensor, time: Tensor) -> Tensor:
     return h if attentions is None else attentions[k](h)
 
 
-def _tell(wrapper: nn.Module, network: Any) -> None:
+def tell(wrapper: nn.Module, network: Any) -> None:
     """What ``network`` tells of itself, ``wrapper`` tells too."""
     # diffusers' networks tell their channels in the config alone
     for name in ("timesteps", "config" if hasattr(network, "config") else "out_channels"):
@@ -151,7 +151,7 @@ class CachedNetwork(nn.Module):
     ):
         super().__init__()
         self.network, self.full_steps, self.watch = network, full_steps, watch
-        _tell(self, network)
+        tell(self, network)
         self._times: tuple[float, ...] = ()
         self._step, self._call = 0, -1
         self._features: list[Any] = []  # of the calls of a step

@@ -20,7 +20,15 @@ from restoration.io.pictures.decode import decode
 from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
 from restoration.io.pictures.gamut import view_of
 from restoration.io.pictures.masks import changed, grown, missing_of
-from restoration.io.pictures.notes import Notes, png_chunks, saving, tiff_options, too_large
+from restoration.io.pictures.notes import (
+    Notes,
+    add_directories,
+    png_chunks,
+    saving,
+    sized,
+    tiff_options,
+    too_large,
+)
 from solvers.files import check_replaceable, replace_file
 from solvers.inputs.errors import InputError, reading
 
@@ -146,7 +154,7 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
     """
     path = Path(path)
     check_writable(path)
-    suffix, notes = path.suffix.lower(), photo.notes
+    suffix, notes = path.suffix.lower(), sized(photo.notes, photo.pixels.shape[1:])
     parts = [photo.pixels] if photo.alpha is None else [photo.pixels, photo.alpha[None]]
     values = np.clip(np.concatenate(parts).transpose(1, 2, 0), 0, 1)
     values = values[..., 0] if values.shape[2] == 1 else values
@@ -163,10 +171,15 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
         array = values.astype(np.float32)
         if photo.bits < 32:
             array = _codes(values, np.uint8 if photo.bits == 8 else np.uint16)
-        options = tiff_options(notes) | {"compression": "zlib"}
+        options = tiff_options(notes, values.shape[:2]) | {"compression": "zlib"}
         options |= {"photometric": "rgb" if photo.pixels.shape[0] == 3 else "minisblack"}
         options |= {} if photo.alpha is None else {"extrasamples": ["unassalpha"]}
-        replace_file(path, lambda p: tifffile.imwrite(p, array, **options))
+
+        def write(temporary: Path) -> None:
+            tifffile.imwrite(temporary, array, **options)
+            add_directories(temporary, notes)
+
+        replace_file(path, write)
     elif photo.bits > 8 and suffix == ".png":
         replace_file(path, lambda p: p.write_bytes(_png16(_codes(values, np.uint16), notes)))
     else:

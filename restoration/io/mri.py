@@ -20,6 +20,8 @@ from restoration.io.ismrmrd import HEADER, header_of, read_ismrmrd, recon_space
 from restoration.io.mri_scan import (
     Scan,
     Stored,
+    check_image_axes,
+    check_kspace_axes,
     complex_array,
     magnitude_array,
     mask_array,
@@ -89,6 +91,7 @@ def _read_hdf5(path: Path) -> Scan:
             return read_ismrmrd(path, file)
         kspace = complex_array(dataset(file, "kspace", path), path, ranks=(3, 4))
         kspace = kspace[:, None] if kspace.ndim == 3 else kspace
+        check_kspace_axes(kspace.shape, path)
         header = header_of(path, file)
         key = next((k for k in ("reconstruction_rss", "reconstruction_esc") if k in file), None)
         target = None if key is None else real_array(dataset(file, key, path), path)
@@ -189,9 +192,11 @@ def _from_arrays(path: Path, arrays: dict[str, np.ndarray], found: str) -> Scan:
             raise InputError(
                 f"{path} holds neither kspace nor image; it holds {found or 'nothing'}"
             )
+        check_image_axes(arrays["image"].shape, path)
         return Scan(magnitude=magnitude_array(arrays["image"], path))
     kspace = complex_array(arrays["kspace"], path, ranks=(3, 4))
     kspace = kspace[None] if kspace.ndim == 3 else kspace
+    check_kspace_axes(kspace.shape, path)
     maps = next((arrays[key] for key in ("maps", "smaps", "smaps_espirit") if key in arrays), None)
     maps = None if maps is None else complex_array(maps, path, ranks=(3, 4))
     mask = None if "mask" not in arrays else mask_array(arrays["mask"], kspace.shape, path)

@@ -84,6 +84,27 @@ def complex_array(array: Stored, path: Path, ranks: tuple[int, ...]) -> np.ndarr
     return np.ascontiguousarray(values.astype(np.complex64))
 
 
+def check_kspace_axes(shape: tuple[int, ...], path: Path) -> None:
+    """Refuse axes in another order, as MATLAB's programs have them: no scanner has more coils than
+    an image has rows or columns.
+    """
+    coils, side = shape[1], min(shape[2:])
+    if coils > max(side, 1):
+        raise InputError(
+            f"{path} has k-space of shape {shape}, which would be {coils} coils of {shape[2]} x"
+            f" {shape[3]} points; the axes must be (slices, coils, H, W): permute them"
+        )
+
+
+def check_image_axes(shape: tuple[int, ...], path: Path) -> None:
+    """The same of magnitudes: slices are not narrow strips."""
+    if len(shape) == 3 and shape[0] > shape[2] and shape[1] > 2 * shape[2]:
+        raise InputError(
+            f"{path} has images of shape {shape}, which would be {shape[0]} slices of {shape[1]} x"
+            f" {shape[2]} pixels; the axes must be (slices, H, W): permute them"
+        )
+
+
 def real_array(array: Stored, path: Path) -> np.ndarray:
     """A reconstruction ``(slices, H, W)`` of real numbers."""
     if array.ndim != 3 or array.dtype.kind != "f":

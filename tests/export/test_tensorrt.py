@@ -63,11 +63,25 @@ ROUNDED_BIAS = [
     helper.make_node("QuantizeLinear", ["bias", "scale", "zero"], ["qb"]),
     helper.make_node("DequantizeLinear", ["qb", "scale", "zero"], ["rounded"]),
 ]
+SMOOTHED = helper.make_node(
+    "Resize", ["x", "", "halves"], ["small"], "resize", mode="linear", antialias=1
+)
+HALVES = np.asarray([1, 1, 0.5, 0.5], np.float32)
+COUNTED = [
+    helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+    helper.make_node("Range", ["nought", "most", "one"], ["counted"], "range"),
+]
+ENDS = {"nought": np.asarray(0, np.float32), "one": np.asarray(1, np.float32)}
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        (
+            {"before": [SMOOTHED], "halves": HALVES},
+            "Resize resize: resizes by linear with antialiasing 1",
+        ),
+        ({"before": COUNTED, **ENDS}, "Range range: a range of floating numbers must be"),
         ({"zero": np.asarray(3, np.int8)}, "the zero point is not 0"),
         ({"zero": np.asarray(0, np.uint8)}, "the codes are UINT8"),
         ({"scale": np.asarray(-0.02, HALF)}, "not positive"),

@@ -72,6 +72,10 @@ def picture(name: str, **options: Any) -> Reader:
     def write(path: Path) -> None:
         from PIL import Image
 
+        if path.suffix == ".heic":
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener()
         Image.fromarray(smooth(3)).save(path, **options)
 
     def read(folder: Path) -> Any:
@@ -148,6 +152,28 @@ def cube(name: str, damaged: tuple[str, ...] = (), **options: Any) -> Reader:
         return [np.array(read_cube(folder / name).values)]
 
     return Reader(made(name, write), read, damaged or (name,))
+
+
+def masked(name: str) -> Reader:
+    """With masks of valid pixels, in the file and beside it."""
+    values = np.random.default_rng(0).random((5, 9, 7)).astype(np.float32)
+    valid = values[0] > 0.2
+
+    def write(path: Path) -> None:
+        import tifffile
+
+        from restoration.io.cubes import Cube, write_cube
+
+        write_cube(path, Cube(values, mask=valid), lambda rows: values[:, rows])
+        tifffile.imwrite(f"{path}.msk", valid.astype(np.uint8))
+
+    def read(folder: Path) -> Any:
+        from restoration.io.cubes import read_cube
+
+        found = read_cube(folder / name)
+        return [np.array(found.values), found.valid()]
+
+    return Reader(made(name, write), read, (name, name, f"{name}.msk"))
 
 
 def older(name: str) -> Reader:
@@ -548,11 +574,14 @@ READERS: dict[str, Reader] = {
     "video-mkv": video("a.mkv"),
     "video-avi": video("a.avi"),
     "scene-nifti": scene("a.nii", nifti),
+    "scene-nifti-gz": scene("a.nii.gz", nifti),
     "scene-zarr": zarr("a.zarr"),
     "png": picture("a.png"),
     "png-16": deep("a.png"),
     "jpeg": picture("a.jpg"),
     "webp": picture("a.webp"),
+    "avif": picture("a.avif"),
+    "heic": picture("a.heic", quality=90),
     "tiff": picture("a.tif", compression="tiff_lzw"),
     "tiff-16": deep("a.tif"),
     "mask": mask(),
@@ -563,6 +592,7 @@ READERS: dict[str, Reader] = {
     "cube-npz-inside": zipped(CUBE_NPZ, "a.npz"),
     "cube-hdf5": cube("a.h5"),
     "cube-tiff": cube("a.tif"),
+    "cube-tiff-mask": masked("a.tif"),
     "cube-npy": cube("a.npy"),
     "cube-netcdf": cube("a.nc"),
     "cube-netcdf3": older("b.nc"),

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from helpers.commands import restobox
+from helpers import commands
 
 from restoration.io.cubes import Cube, check_cube_writable, read_cube, write_cube
 from restoration.io.cubes.georeference import tags_of
 from restoration.io.cubes.outputs import lost
-from restoration.io.images import read_image, write_image
+from restoration.io.images import Photo, read_image, write_image
 from restoration.io.scenes import open_scene
 from solvers.inputs.errors import InputError
 
@@ -207,12 +207,20 @@ def test_the_command_says_what_is_left_out(tmp_path):
     pytest.importorskip("rasterio")
     path = envi(tmp_path, bytes(77), **UTM)
     options = ("--symmetries", "1", "--sigma", "5", "--rank", "2", "--json")
-    found = restobox("restore", "hsi", path, "-o", tmp_path / "o.npz", *options)
+    found = commands.restobox("restore", "hsi", path, "-o", tmp_path / "o.npz", *options)
     assert found.returncode == 0, found.stderr
     assert found.stderr.count("\n") == 1
     assert "77 bytes after the cube" in found.stderr
     assert "can't hold the cube's place on the ground; .hdr keeps more" in found.stderr
     assert json.loads(found.stdout)["note"] == found.stderr.strip()
+
+
+def test_python_warns_of_what_is_left_out(tmp_path):
+    import restobox
+
+    path = envi(tmp_path, bytes(77))
+    with pytest.warns(UserWarning, match="77 bytes after the cube"):
+        restobox.hsi(symmetries=1)(path, sigma=5.0, rank=2)
 
 
 def test_places_go_to_hdf5(tmp_path):
@@ -236,7 +244,119 @@ def test_what_outputs_cant_hold(tmp_path):
     assert lost("o.npy", cube) == f"o.npy can't hold the cube's {names}; .tif keeps more"
     assert "place on the ground;" in lost("o.mat", cube)
     assert [lost(f"o.{name}", cube) for name in ("tif", "nc", "h5", "hdr")] == [""] * 4
+    words = '<GDALMetadata><Item name="SCALE" sample="0" role="scale">0.1</Item></GDALMetadata>'
+    assert lost("o.tif", Cube(VALUES, words=words)) == ""
+    told = "can't hold the cube's scales and names of bands"
+    assert lost("o.nc", Cube(VALUES, words=words)) == f"o.nc {told}; .tif keeps more"
+    scaled = Cube(VALUES, header={"reflectance scale factor": "10000", "fwhm": "1, 1, 1, 1"})
+    told = "can't hold the cube's reflectance scale factor and fwhm; .hdr keeps more"
+    assert lost("o.tif", scaled) == f"o.tif {told}"
+    assert lost("o.hdr", scaled) == ""
     nowhere = Cube(VALUES, header={"map info": "Nowhere, 1"})
     assert "place on the ground" in lost("o.h5", nowhere)
     with pytest.raises(InputError, match="names no known projection"):
         check_cube_writable(tmp_path / "o.nc", nowhere)
+
+
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+def test_a_band_of_opacity_is_a_mask(tmp_path, interleave):
+    """As gdalwarp -dstalpha adds one."""
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(30, 0, 500000, 0, -30, 4400000)
+    size = {"count": 5, "height": 20, "width": 30, "dtype": "uint16", "interleave": interleave}
+    size |= {"crs": "EPSG:32633", "transform": place}
+    kinds = rasterio.enums.ColorInterp
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **size) as file:
+        file.colorinterp = [kinds.gray, *[kinds.undefined] * 3, kinds.alpha]
+        file.write(np.concatenate([VALUES, 65535 * VALID[None].astype(np.uint16)]))
+    cube = read_cube(tmp_path / "a.tif")
+    np.testing.assert_array_equal(cube.values, VALUES)
+    np.testing.assert_array_equal(cube.valid()[3], VALID)
+    assert "band 5 of" in cube.note
+    write_cube(tmp_path / "b.tif", cube, nothing(cube))
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert file.count == 4
+        np.testing.assert_array_equal(file.read_masks(2) > 0, VALID)
+
+
+# -- pictures with a place -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("point", [False, True])
+def test_pictures_keep_their_place(tmp_path, dtype, point):
+    """Enlarged ones cover the same ground; what the file counts as no data is transparent."""
+    rasterio = pytest.importorskip("rasterio")
+    codes = np.clip(VALUES[:3], 1, 255).astype(dtype)
+    codes[:, 2, 3:7] = 0
+    codes[0, 5, 5] = 0  # black in one colour alone
+    size = {"count": 3, "height": 20, "width": 30, "dtype": codes.dtype.name, "nodata": 0}
+    place = rasterio.Affine(30, 0, 500000, 0, -30, 4400000)
+    size |= {"crs": "EPSG:32633", "transform": place, "photometric": "rgb"}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **size) as file:
+        file.write(codes)
+        if point:
+            file.update_tags(AREA_OR_POINT="Point")
+    photo = read_image(tmp_path / "a.tif")
+    assert ((photo.alpha == 0).sum(), photo.alpha[2, 3]) == (4, 0)
+    larger = photo.pixels.repeat(2, 1).repeat(3, 2)
+    for name, pixels in (("b.tif", photo.pixels), ("c.tif", larger)):
+        write_image(tmp_path / name, Photo(pixels, bits=photo.bits, notes=photo.notes))
+        with rasterio.open(tmp_path / name) as file:
+            assert file.crs.to_epsg() == 32633
+            np.testing.assert_allclose(file.bounds, (500000, 4399400, 500900, 4400000))
+            assert file.tags().get("AREA_OR_POINT") == ("Point" if point else "Area")
+    write_image(tmp_path / "d.png", photo)
+    assert read_image(tmp_path / "d.png").notes.place is None
+
+
+def test_models_of_cameras_stay_in_tiffs(tmp_path):
+    """Rational polynomials, as satellites' pictures have in place of a grid."""
+    rasterio = pytest.importorskip("rasterio")
+    numbers = {"line_off": 9.5, "samp_off": 14.5, "lat_off": 40.0, "long_off": 15.0}
+    numbers |= {"height_off": 100.0, "line_scale": 10.0, "samp_scale": 15.0, "lat_scale": 0.1}
+    numbers |= {"long_scale": 0.1, "height_scale": 500.0, "err_bias": 0.0, "err_rand": 0.0}
+    for name in ("line_num_coeff", "line_den_coeff", "samp_num_coeff", "samp_den_coeff"):
+        numbers[name] = [1.0, *[0.5] * 19]
+    model = rasterio.rpc.RPC(**numbers)
+    size = {"count": 4, "height": 20, "width": 30, "dtype": "uint16", "rpcs": model}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **size) as file:
+        file.write(VALUES)
+    cube = read_cube(tmp_path / "a.tif")
+    write_cube(tmp_path / "b.tif", cube, nothing(cube))
+    with rasterio.open(tmp_path / "a.tif") as source, rasterio.open(tmp_path / "b.tif") as file:
+        assert file.rpcs.to_gdal() == source.rpcs.to_gdal()
+    for name in ("o.hdr", "o.nc", "o.h5"):
+        assert "place on the ground" in lost(name, cube)
+    with rasterio.open(tmp_path / "c.tif", "w", driver="GTiff", **size | {"count": 1}) as file:
+        file.write(VALUES[:1])
+    photo = read_image(tmp_path / "c.tif")
+    larger = photo.pixels.repeat(2, 1).repeat(3, 2)
+    write_image(tmp_path / "d.tif", Photo(larger, bits=16, notes=photo.notes))
+    with rasterio.open(tmp_path / "d.tif") as file:
+        found = file.rpcs
+    assert (found.line_off, found.samp_off) == (19.5, 44.5)
+    assert (found.line_scale, found.samp_scale) == (20, 45)
+
+
+def test_a_place_that_is_left_out_is_said(tmp_path):
+    path = gdal(tmp_path / "a.tif", VALUES[:1], VALID)
+    for name in ("b.tif", "b.png"):
+        options = ("--sigma", "0.05", "--json")
+        found = commands.restobox("restore", "denoise", path, "-o", tmp_path / name, *options)
+        assert found.returncode == 0, found.stderr
+        assert ("left out the place on the ground" in found.stderr) == (name == "b.png")
+
+
+def test_a_turned_grid_stays_turned(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(3, 1, 500000, 1, -3, 4400000)
+    size = {"count": 1, "height": 20, "width": 30, "dtype": "uint16"}
+    size |= {"crs": "EPSG:32633", "transform": place}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **size) as file:
+        file.write(VALUES[:1])
+    photo = read_image(tmp_path / "a.tif")
+    larger = Photo(photo.pixels.repeat(2, 1).repeat(2, 2), bits=16, notes=photo.notes)
+    write_image(tmp_path / "b.tif", larger)
+    with rasterio.open(tmp_path / "b.tif") as file:
+        np.testing.assert_allclose(file.transform[:6], (1.5, 0.5, 500000, 0.5, -1.5, 4400000))

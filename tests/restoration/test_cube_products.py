@@ -9,6 +9,7 @@ import tifffile
 
 from restoration.io.cubes import Cube, read_cube, write_cube
 from restoration.io.cubes.georeference import fields_of
+from restoration.io.images import read_image
 from solvers.inputs.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -530,3 +531,53 @@ def test_hyperion_in_hdf_4(tmp_path):
     path.with_suffix(".hdf").write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match="HDF 4"):
         read_cube(path.with_suffix(".hdf"))
+
+
+# -- stacks ----------------------------------------------------------------------------------------
+
+
+def test_stacks_that_their_first_page_describes(tmp_path):
+    """As ImageJ writes large ones; they are no picture of one plane."""
+    stack = RNG.integers(0, 999, SHAPE).astype(np.uint16)
+    for options in ({"imagej": True, "metadata": {"axes": "CYX"}}, {"photometric": "minisblack"}):
+        tifffile.imwrite(tmp_path / "a.tif", stack, truncate=True, **options)
+        with tifffile.TiffFile(tmp_path / "a.tif") as file:
+            assert len(file.pages) == 1
+        np.testing.assert_array_equal(read_cube(tmp_path / "a.tif").values, stack)
+        with pytest.raises(InputError, match="holds 5 pages"):
+            read_image(tmp_path / "a.tif")
+    colours = np.zeros((2, 4, 5, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "b.tif", colours, imagej=True, truncate=True)
+    with pytest.raises(InputError, match="2 pictures in colour"):
+        read_cube(tmp_path / "b.tif")
+
+
+def test_stacks_along_several_axes_are_refused(tmp_path):
+    stack = RNG.integers(0, 999, (2, *SHAPE)).astype(np.uint16)
+    for name, options in (
+        ("a.ome.tif", {"photometric": "minisblack", "metadata": {"axes": "TCYX"}}),
+        ("b.tif", {"imagej": True, "metadata": {"axes": "ZCYX"}}),
+    ):
+        tifffile.imwrite(tmp_path / name, stack, **options)
+        with pytest.raises(InputError, match="a stack along several axes"):
+            read_cube(tmp_path / name)
+        tifffile.imwrite(tmp_path / name, stack[:1], **options)
+        np.testing.assert_array_equal(read_cube(tmp_path / name).values, stack[0])
+    volume = np.zeros((16, 16, 16), np.uint16)
+    tifffile.imwrite(tmp_path / "c.tif", volume, volumetric=True, tile=(16, 16, 16))
+    with pytest.raises(InputError, match="a volume of depth 16 in one page"):
+        read_cube(tmp_path / "c.tif")
+
+
+def test_missing_entries_by_the_words_of_products(tmp_path):
+    """As NEON's mosaics name them, in groups of their own."""
+    values = RNG.integers(1, 999, SHAPE[::-1]).astype(np.int16)
+    values[1, 2, 3] = -9999
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        stored = file.create_dataset("SITE/Reflectance/Reflectance_Data", data=values)
+        stored.attrs["Data_Ignore_Value"] = -9999.0
+        file["SITE/Reflectance/Metadata/Spectral_Data/Wavelength"] = WAVES
+    cube = read_cube(tmp_path / "a.h5")
+    np.testing.assert_array_equal(cube.wavelengths, WAVES)
+    assert (~cube.valid()).sum() == 1
+    assert not cube.valid()[3, 1, 2]

@@ -257,3 +257,11 @@ def test_output_places_are_checked(tmp_path):
         write_cube(tmp_path / "out.jpg", cube, lambda rows: cube.values[:, rows])
     with pytest.raises(FileNotFoundError, match="folder"):
         write_cube(tmp_path / "no" / "out.npz", cube, lambda rows: cube.values[:, rows])
+
+
+def test_no_data_whose_last_digits_are_left_out():
+    """As programs write the least number of single precision."""
+    values = np.array([[[1, -3.4028235e38, 5]]], np.float32)
+    for told in (-3.4028235e38, -3.40282e38, -3.4028234663852886e38):
+        np.testing.assert_array_equal(Cube(values, no_data=told).valid()[0, 0], [1, 0, 1])
+    assert Cube(values, no_data=3.4028235e38).valid().all()

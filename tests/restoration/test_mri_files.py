@@ -787,3 +787,22 @@ def test_bench_tells_lpips():
     )
     assert mean_lpips(100 * found, 100 * truth) == pytest.approx(far, abs=1e-4)
     assert "at least 32 x 32" in mean_lpips(truth[:, :20], truth[:, :20])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".mat"])
+def test_axes_in_another_order_are_refused(tmp_path, kspace, suffix):
+    """As programs in MATLAB have them: (H, W, coils), (H, W, coils, slices), (H, W, slices)."""
+
+    def save(**arrays):
+        path = tmp_path / f"a{suffix}"
+        np.savez(path, **arrays) if suffix == ".npz" else io.savemat(path, arrays)
+        return path
+
+    np.testing.assert_array_equal(read_scan(save(kspace=kspace)).kspace, kspace)
+    for turned in (kspace[0].transpose(1, 2, 0), kspace.transpose(2, 3, 1, 0)):
+        with pytest.raises(InputError, match=r"the axes must be \(slices, coils, H, W\)"):
+            read_scan(save(kspace=turned))
+    volume = np.ones((3, 40, 36))
+    assert read_scan(save(image=volume)).magnitude.shape == volume.shape
+    with pytest.raises(InputError, match=r"40 slices of 36 x 3 pixels; the axes must be"):
+        read_scan(save(image=volume.transpose(1, 2, 0)))

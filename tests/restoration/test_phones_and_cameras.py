@@ -1,12 +1,15 @@
 """HEIC, AVIF and cameras' raw files, whose pixels are known by construction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from restoration.io.images import read_image
+from restoration.io.images import Photo, read_image, write_image
 from restoration.io.pictures.gamut import view_of
+from restoration.io.pictures.notes import Notes
 from solvers.inputs.errors import InputError
 
 SIZE = (48, 64)
@@ -101,6 +104,72 @@ def test_several_pictures_are_refused(tmp_path):
             read_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_what_cameras_say_of_their_colours_is_kept(tmp_path, suffix):
+    """Adobe RGB by EXIF alone, in a directory within a directory; and what lies beside it."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA001: 65535, 0xA005: {1: "R03", 2: b"0100"}, 0x829A: (1, 250)})
+    exif.get_ifd(0x8769).update({0xA002: 64, 0xA003: 48})
+    exif.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
+    for space in (65535, 1):
+        exif.get_ifd(0x8769)[0xA001] = space
+        Image.fromarray(CODES).save(tmp_path / "a.jpg", exif=exif, quality=95)
+        photo = read_image(tmp_path / "a.jpg")
+        write_image(tmp_path / f"b{suffix}", photo)
+        with Image.open(tmp_path / f"b{suffix}") as image:
+            found = image.getexif()
+            assert found.get_ifd(0xA005) == {1: "R03", 2: b"0100"}
+            assert found.get_ifd(0x8825) == {1: "N", 2: (10.0, 20.0, 30.0)}
+            assert found.get_ifd(0x8769)[0x829A] == (1, 250)
+            assert (image.info.get("icc_profile") is None) == (space == 1)
+        larger = replace(photo, pixels=photo.pixels.repeat(2, 1).repeat(3, 2))
+        write_image(tmp_path / f"c{suffix}", larger)
+        with Image.open(tmp_path / f"c{suffix}") as image:
+            told = image.getexif().get_ifd(0x8769)
+            assert (told[0xA002], told[0xA003]) == image.size == (192, 96)
+            assert image.getexif().get_ifd(0xA005)[1] == "R03"
+        view = view_of(photo.pixels, photo.notes.icc)
+        assert (np.abs(view.shown - photo.pixels).max() > 0.02) == (space == 65535)
+
+
+def test_comments_of_jpegs_are_kept(tmp_path):
+    Image.fromarray(CODES).save(tmp_path / "a.jpg", comment="a lake, näher")
+    for name in ("b.jpg", "b.png", "c.jpg"):
+        write_image(tmp_path / name, read_image(tmp_path / ("a.jpg" if name < "c" else "b.png")))
+        with Image.open(tmp_path / name) as image:
+            found = image.info["comment"].decode() if name != "b.png" else image.text["Comment"]
+        assert found == "a lake, näher"
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiffs_hold_all_of_exif(tmp_path, bits, channels):
+    """Directories behind the pixels, also of kinds that Pillow doesn't read."""
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    exif.get_ifd(0x8769).update({0xA001: 1, 0xA005: {1: "R98"}, 0x829A: (1, 250)})
+    exif.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
+    shown = COLOURS[0].astype(np.float32)
+    for alpha in (None, shown):
+        pixels = COLOURS[:channels].astype(np.float32)
+        photo = Photo(pixels, alpha, bits, Notes(exif=exif.tobytes()))
+        write_image(tmp_path / "a.tif", photo)
+        read = read_image(tmp_path / "a.tif")
+        np.testing.assert_allclose(read.pixels, pixels, atol=0.6 / 255)
+        found = Image.Exif()
+        found.load(read.notes.exif)
+        assert found[271] == "Maker"
+        assert found.get_ifd(0x8769)[0x829A] == (1, 250)
+        assert found.get_ifd(0xA005) == {1: "R98"}
+        assert found.get_ifd(0x8825)[2] == (10.0, 20.0, 30.0)
+    # and of those that other programs write
+    kind = {1: "L", 3: "RGB"}[channels]
+    Image.fromarray(CODES).convert(kind).save(tmp_path / "b.tif", exif=exif.tobytes())
+    found = Image.Exif()
+    found.load(read_image(tmp_path / "b.tif").notes.exif)
+    assert found.get_ifd(0x8769)[0x829A] == (1, 250)
+
+
 # -- cameras ---------------------------------------------------------------------------------------
 
 # from XYZ to linear sRGB, which this camera sees
@@ -144,5 +213,7 @@ def test_raw_files_are_developed_in_srgb(tmp_path, neutral):
     exif = Image.Exif()
     exif.load(photo.notes.exif)
     assert (exif[271], exif[306], exif.get(274)) == ("Maker", "2024:01:02 03:04:05", None)
+    renamed = (tmp_path / "a.dng").rename(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(renamed).pixels, photo.pixels)
     turned = read_image(dng(tmp_path / "b.dng", light, 6, neutral)).pixels
     np.testing.assert_allclose(turned, np.rot90(photo.pixels, -1, (1, 2)), atol=1e-6)

@@ -7,8 +7,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from helpers.networks import shallow_unet, tiny_unet
 from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
+from safetensors.torch import save_file
 
 from export.exporter import export_restorer_bundle
 from export.graphs.restorer import export_restorer, run_job
@@ -40,6 +42,7 @@ from solvers.methods.evodiff import EVODiff
 from solvers.methods.resfusion import Resfusion, ResfusionSampler
 from solvers.processes.process import VP
 from solvers.solver import randn
+from toolbox.api import load
 from toolbox.deploy.export import make_job
 from toolbox.deploy.options import Whole
 from toolbox.tasks.paired import Paired
@@ -114,6 +117,42 @@ def test_networks_of_single_planes_restore_colours_in_a_graph():
     ours, _ = run_graph(LinearJob(task, Denoising(), SIZE, 0.1), 0, image=y)
     wanted = task(y[0], Denoising(), sigma=0.1).mean.numpy()
     np.testing.assert_allclose(ours[0], wanted, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("condition", ["class", "text"])
+def test_conditional_networks_restore_in_a_graph(condition, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"sample_size": 16, "block_out_channels": (8, 16), "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    if condition == "class":
+        DDPMPipeline(
+            UNet2DModel(num_class_embeds=5, add_attention=False, **sizes, **blocks), DDPMScheduler()
+        ).save_pretrained(tmp_path)
+        d, other = (load(str(tmp_path), class_label=k) for k in (3, 1))
+    else:
+        blocks = {
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        }
+        blocks |= {"cross_attention_dim": 8, "attention_head_dim": 4}
+        network = UNet2DConditionModel(in_channels=3, out_channels=3, **sizes, **blocks)
+        network.save_pretrained(tmp_path)
+        d, other = (_prompted(tmp_path, k) for k in (3, 1))
+    y = smooth(3, SIZE)
+    job = LinearJob(LinearTask(d, DDIM(), 2), Denoising(), SIZE, 0.1)
+    ours, _ = run_graph(job, 0, image=y)
+    wanted, another = (
+        LinearTask(it, DDIM(), 2)(y[0], Denoising(), sigma=0.1).mean.numpy() for it in (d, other)
+    )
+    np.testing.assert_allclose(ours[0], wanted, atol=1e-4)
+    assert np.abs(another - wanted).max() > 1e-3  # the condition counts
+
+
+def _prompted(folder, seed):
+    states = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(seed))
+    save_file({"encoder_hidden_states": states}, folder / "encoder_hidden_states.safetensors")
+    return load(str(folder))
 
 
 # -- pairs -----------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ HDF5 = (".h5", ".hdf5", ".he5")
 NETCDF = ".nc"
 READ_ONLY = (".hdf", ".hdf4", ".l1r")  # HDF of either version
 MASK = "valid_mask"
+# attributes that name the value of missing entries: NetCDF's, and those of products in HDF 5
+_FILLS = ("_FillValue", "missing_value", "Data_Ignore_Value", "data_ignore_value", "nodata")
 _GOOD = ("good_bands", "good_wavelengths", "bbl")
 
 
@@ -265,8 +267,8 @@ def _numbers(says: Any, *names: str) -> dict[str, float]:
 
 def _fill(says: Any) -> float | None:
     """The value of missing entries; None where there is none, or NaN, which is missing anyway."""
-    number = _numbers(says, "_FillValue", "missing_value")
-    fill = number.get("_FillValue", number.get("missing_value"))
+    number = _numbers(says, *_FILLS)
+    fill = next((number[name] for name in _FILLS if name in number), None)
     return None if fill is None or math.isnan(fill) else fill
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from restoration.io.containers.validity import of_all
 from solvers.inputs.errors import InputError
+
+HUGE = 1e30  # beyond all that is measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,13 @@ class Cube:
             valid &= ~self.bad[:, None, None]
         if self.mask is not None:
             valid &= self.mask[..., rows, :]
-        return valid if self.no_data is None else valid & (block != self.no_data)
+        if self.no_data is None:
+            return valid
+        if (
+            block.dtype.kind == "f" and abs(self.no_data) > HUGE
+        ):  # whose last digits files leave out
+            return valid & ~(block * math.copysign(1, self.no_data) > 0.9999 * abs(self.no_data))
+        return valid & (block != self.no_data)
 
 
 def numbers(path: Path, name: str, text: str) -> np.ndarray:

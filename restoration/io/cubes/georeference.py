@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.tiff import place_of
 from restoration.io.cubes.envi import read_header
 from restoration.io.packages import need
 from solvers.inputs.errors import InputError
 
-# pixel scale, tie points, transformation, keys, and their numbers and words
-PLACE = (33550, 33922, 34264, 34735, 34736, 34737)
 GDAL = 42112  # GDAL_METADATA
 FIELDS = ("map info", "coordinate system string", "projection info")
 TINY = 2  # pixels a side of the pictures that GDAL is shown
@@ -76,11 +75,7 @@ def _tags(
     _write(rasterio, folder / "b.tif", "GTiff", crs, transform)
     with tifffile.TiffFile(folder / "b.tif") as file:
         page: Any = file.pages.first
-        return tuple(
-            (tag.code, int(tag.dtype), tag.count, tag.value)
-            for tag in page.tags
-            if tag.code in PLACE
-        )
+        return place_of(page)
 
 
 def fields_of(tags: Sequence[tuple[int, int, int, Any]]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from restoration.io.packages import need
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError
 
+# what gives numbers and bands their meaning: in GDAL's words, in an ENVI header
+WORDS = r'role="(scale|offset|description|unittype)"'
+FIELDS = (
+    *("reflectance scale factor", "data gain values", "data offset values"),
+    *("band names", "fwhm", "rpc info", "geo points"),
+)
+
 
 def lost(path: str | Path, like: Cube) -> str:
     """What a file of this name can't hold of a cube, in one sentence; nothing where it holds all
@@ -23,7 +31,9 @@ def lost(path: str | Path, like: Cube) -> str:
     """
     path, grid = Path(path), has_place(like.header) or bool(like.geo)
     suffix = path.suffix.lower()
-    placeless = suffix in (".npz", ".npy", ".mat") or (suffix in HDF5 and not _mapping_of(like))
+    carried = suffix in (".tif", ".tiff") or (suffix == ".hdr" and has_place(like.header))
+    told = not carried and suffix in (*HDF5, NETCDF, ".hdr") and bool(_mapping_of(like))
+    placeless = not (carried or told)
     bare = suffix == ".npy"
     gone = {
         "place on the ground": (grid and placeless) or (like.places is not None and bare),
@@ -34,12 +44,15 @@ def lost(path: str | Path, like: Cube) -> str:
         "masks of single bands": like.mask is not None
         and like.mask.ndim == 3
         and suffix not in (".npy", ".hdr"),
+        "scales and names of bands": suffix not in (".tif", ".tiff")
+        and re.search(WORDS, like.words or "") is not None,
     }
     names = [name for name, is_gone in gone.items() if is_gone]
+    names += [name for name in FIELDS if like.header.get(name) and suffix != ".hdr"]
     if not names:
         return ""
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-    better = ".hdr" if has_place(like.header) and like.mask is None else ".tif"
+    better = ".hdr" if like.header and like.mask is None else ".tif"
     hint = f"; {better} keeps more" if suffix != better else ""
     return f"{path} can't hold the cube's {listed}{hint}"
 

@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.tiff import check_last_page, opened_tiff
+from restoration.io.containers.tiff import (
+    check_last_page,
+    check_one_axis,
+    opened_tiff,
+    place_of,
+    planes_of,
+)
 from restoration.io.containers.validity import TRANSPARENCY, parted, valid_of
 from restoration.io.cubes.cube import Cube, numbers
-from restoration.io.cubes.georeference import GDAL, PLACE, has_place, tags_of
+from restoration.io.cubes.georeference import GDAL, has_place, tags_of
 from restoration.io.cubes.grids import tags_of_places
 from restoration.io.cubes.products import enmap_wavelengths, told_wavelengths
 from restoration.io.packages import need
@@ -21,6 +27,7 @@ from solvers.inputs.errors import InputError, first_line
 from solvers.inputs.memory import check_array
 from solvers.inputs.strict_json import parse_object
 
+ALPHA = (1, 2)  # what TIFF calls a sample that is opacity
 MASK = 4  # NewSubfileType of a page that is the mask of another one
 
 
@@ -40,6 +47,12 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         if not pages:
             raise InputError(f"{path} holds nothing but masks of valid pixels; bands are needed")
         first = pages[0]
+        check_one_axis(path, file)
+        if first.imagedepth > 1:
+            raise InputError(
+                f"{path} holds a volume of depth {first.imagedepth} in one page, which is not read;"
+                " save one band per page"
+            )
         if any(p.shape != first.shape or p.dtype != first.dtype for p in pages):
             raise InputError(f"{path}: its pages differ in size or type; bands must be alike")
         if len(first.shape) not in (2, 3) or (len(first.shape) == 3 and len(pages) > 1):
@@ -49,18 +62,26 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
             )
         if first.dtype is None:
             raise InputError(f"{path} has values of no known type")
-        check_array(path, (len(pages), *first.shape), first.dtype.itemsize)
-        values = _values(path, pages)
+        planes = planes_of(file)
+        check_array(path, (len(pages) * planes, *first.shape), first.dtype.itemsize)
+        if planes > 1 and len(first.shape) == 2:
+            values = file.series[0].asarray().reshape(planes, *first.shape)
+        elif planes > 1:
+            raise InputError(f"{path} holds {planes} pictures in colour; bands are needed")
+        else:
+            values = _values(path, pages)
         mask = valid_of(path, masks, (first.imagelength, first.imagewidth))
         planar = len(first.shape) == 2 or first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         note = _note(first.description)
         missing = first.tags.get(42113)  # GDAL_NODATA
-        geo = tuple(
-            (tag.code, int(tag.dtype), tag.count, tag.value)
-            for tag in first.tags
-            if tag.code in PLACE
-        )
+        geo = place_of(first)
         words = str(first.tags[GDAL].value) if GDAL in first.tags else None
+        # of GDAL, which knows bands that are masks; elsewhere it may be any band
+        opacity = _opacity(first) if geo else None
+    if opacity is not None:
+        values, shown = _parted(values, 0 if planar else 2, opacity)
+        mask = shown != 0 if mask is None else mask & (shown != 0)
+        mask = None if mask.all() else mask
     wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
     bands = values.shape[0] if planar else values.shape[-1]
     if wavelengths is None and words is not None:
@@ -79,7 +100,24 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         geo=geo,
         words=words,
         mask=mask,
+        note=f"band {opacity + 1} of {path} is opacity: taken for a mask"
+        if opacity is not None
+        else "",
     ), (0 if planar else 2)
+
+
+def _opacity(page: Any) -> int | None:
+    """Which sample of a page is opacity, as the page says; None where none is, or several are."""
+    extra = page.extrasamples
+    found = [k for k, kind in enumerate(extra) if kind in ALPHA]
+    if len(found) != 1 or len(page.shape) != 3:
+        return None
+    return int(page.samplesperpixel) - len(extra) + found[0]
+
+
+def _parted(values: np.ndarray, axis: int, one: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bands but one, and that."""
+    return np.delete(values, one, axis), np.take(values, one, axis)
 
 
 def _values(path: Path, pages: list[Any]) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from restoration.io.containers.validity import of_all, valid_beside
 from restoration.io.pictures import heif, netpbm, png, tiff
 from restoration.io.pictures.dicom import is_dicom, picture_of
-from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, to_srgb
+from restoration.io.pictures.notes import ORIENTATION, Notes, exif_of_tiff, notes_of, to_srgb
 from restoration.io.pictures.values import check_size, opened, unit
 from solvers.inputs.errors import InputError
 
@@ -51,9 +51,13 @@ def decode(path: Path, max_pixels: int) -> Decoded:
     found = _decoded(path, head, max_pixels)
     valid = valid_beside(path, found.values.shape[:2])
     # DICOM may begin like a TIFF, which holds the same picture, and raw files are built like one
-    plain = found.notes.origin is None and path.suffix.lower() not in RAW
-    if valid is None and plain and head[:4] in TIFF:
-        valid = tiff.valid_in(path)
+    plain = head[:4] in TIFF and found.notes.origin is None
+    if plain and path.suffix.lower() not in RAW and not tiff.is_raw(path):
+        own, place = tiff.ground(path, found.values)
+        valid = own if valid is None else valid
+        if place and found.orientation == 1:
+            notes = replace(found.notes, place=(place, found.values.shape[:2]))
+            found = replace(found, notes=notes)
     return found if valid is None else replace(found, values=_shown(found.values, of_all(valid)))
 
 
@@ -72,7 +76,7 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
     if is_dicom(path):
         values, bits, origin = picture_of(path, max_pixels)
         return Decoded(values, bits, notes=Notes(origin=origin))
-    if path.suffix.lower() in RAW:
+    if path.suffix.lower() in RAW or (head[:4] in TIFF and tiff.is_raw(path)):
         return _camera(path, head, max_pixels)
     if head[:4] in TIFF:
         read = tiff.decode(path, max_pixels)
@@ -101,7 +105,7 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
 def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Decoded:
     # Pillow counts a TIFF's masks and overviews too, and may not know their kinds of pixels
     frames = 1 if image.format == "TIFF" else getattr(image, "n_frames", 1)
-    if image.format == "TIFF" and (place := tiff.place_of(path)):
+    if image.format == "TIFF" and (place := tiff.index_of(path)):
         image.seek(place)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with its preview
         raise InputError(
@@ -122,6 +126,8 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
         array = _pixels(path, image, head[24] if image.format == "PNG" else 8)
     # after loading: some decoders turn the picture themselves, and then say so
     orientation, notes = int(image.getexif().get(ORIENTATION, 1)), notes_of(image)
+    if image.format == "TIFF":
+        notes = replace(notes, exif=exif_of_tiff(path))
     grey = array.shape[2] <= 2
     if said and (icc := png.profile(path, said, grey)) is not None:
         notes = replace(notes, icc=icc)
@@ -200,7 +206,7 @@ def _camera(path: Path, head: bytes, max_pixels: int) -> Decoded:
             f"{path} is a camera's raw file, which needs a package: pip install 'restobox[raw]'"
         ) from error
     # DNG states the number of white; of others LibRaw lowers it to the brightest that it finds
-    lowered = 0.0 if path.suffix.lower() == ".dng" else 0.75
+    lowered = 0.0 if head[:4] in TIFF and tiff.is_dng(path) else 0.75
     with rawpy.imread(str(path)) as raw:
         check_size(path, raw.sizes.width, raw.sizes.height, max_pixels)
         developed = raw.postprocess(

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageCms, PngImagePlugin
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from restoration.io.containers.tiff import Tags, opened_tiff, resized
 from restoration.io.pictures.dicom import Origin
+from restoration.io.pictures.profiles import ADOBE, ADOBE_GAMMA, D65, rgb_profile
+from restoration.io.pictures.values import quietly
 
-ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
+ORIENTATION, EXIF, GPS, INTEROP = 0x0112, 0x8769, 0x8825, 0xA005
 # of the first directory: description, maker, model, software, date, artist, copyright
 KEPT = (270, 271, 272, 305, 306, 315, 33432)
+COLOUR_SPACE, UNCALIBRATED = 0xA001, 65535
+SIZE = (0xA002, 0xA003)  # of the picture along x and y
+COMMENT = "Comment"
 XMP = "XML:com.adobe.xmp"
 # texts of old programs for what is kept as EXIF, XMP and profile
 OTHERWISE = tuple(f"Raw profile type {kind}" for kind in ("exif", "APP1", "xmp", "icc", "icm"))
@@ -30,8 +39,9 @@ class Notes:
     exif: with the orientation reset, since pixels are upright.
     xmp: the same.
     dpi: pixels per inch, ``(x, y)``.
-    text: comments of PNG files, by keyword.
+    text: comments of PNG files, by keyword, and those of JPEG.
     origin: of a DICOM file, for the one that is derived from it.
+    place: of a GeoTIFF, the tags that say where it lies, and its size ``(H, W)``.
     """
 
     icc: bytes | None = None
@@ -40,6 +50,7 @@ class Notes:
     dpi: tuple[float, float] | None = None
     text: dict[str, str] = field(default_factory=dict)
     origin: Origin | None = None
+    place: tuple[Tags, tuple[int, int]] | None = None
 
     def without_profile(self) -> Notes:
         """The same of pixels that are no longer in that profile."""
@@ -65,48 +76,96 @@ def notes_of(image: Image.Image, upright: bool = True) -> Notes:
         dpi = None if dpi is None else (float(dpi[0]), float(dpi[1]))
     xmp = info.get("xmp") or text.get(XMP)
     return Notes(
-        info.get("icc_profile"),
+        info.get("icc_profile") or _adobe(image),
         _exif(image, KEPT if upright else (*KEPT, ORIENTATION)),
         None if xmp is None else _upright(xmp if isinstance(xmp, bytes) else str(xmp).encode()),
         dpi if dpi and min(dpi) > 0 else None,
-        {key: str(value) for key, value in text.items() if key not in (XMP, *OTHERWISE)},
+        _comment(info)
+        | {key: str(value) for key, value in text.items() if key not in (XMP, *OTHERWISE)},
     )
 
 
+def _comment(info: Any) -> dict[str, str]:
+    """That of a JPEG or GIF, under PNG's word for it."""
+    found = info.get("comment")
+    words = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+    return {COMMENT: words} if words and isinstance(words, str) else {}
+
+
 def notes_of_tags(tags: dict[int, Any]) -> Notes:
-    """Of a TIFF's tags, for kinds of pixels that Pillow doesn't read."""
-    exif = Image.Exif()
-    for tag in KEPT:
-        if isinstance(tags.get(tag), str):
-            exif[tag] = tags[tag]
+    """Of a TIFF's tags, for kinds of pixels that Pillow doesn't read, without EXIF."""
     unit = {2: 1.0, 3: 2.54}.get(int(tags.get(296, 2)))  # per inch, per centimetre
     dpi = None
     with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
         x, y = (tags[tag][0] / tags[tag][1] for tag in (282, 283))
         dpi = (x * unit, y * unit) if unit is not None and min(x, y) > 0 else None
     icc, xmp = (tags.get(tag) for tag in (34675, 700))
-    return Notes(
-        bytes(icc) if icc else None,
-        exif.tobytes() if len(exif) else None,
-        _upright(bytes(xmp)) if xmp else None,
-        dpi,
-    )
+    return Notes(bytes(icc) if icc else None, None, _upright(bytes(xmp)) if xmp else None, dpi)
+
+
+def _adobe(image: Image.Image) -> bytes | None:
+    """A profile of Adobe RGB where a camera says so by its EXIF alone (DCF 2.0: the colour space is
+    none, the interoperability R03).
+    """
+    with contextlib.suppress(Exception), quietly():  # a damaged directory says nothing
+        words = image.getexif()
+        space = words.get_ifd(EXIF).get(COLOUR_SPACE)
+        if space == UNCALIBRATED and words.get_ifd(INTEROP).get(1) == "R03":
+            return rgb_profile(ADOBE, D65, ADOBE_GAMMA)
+    return None
+
+
+def exif_of_tiff(path: Path) -> bytes | None:
+    """Of a file whose pixels Pillow may not know, or which it closes before its directories are
+    read.
+    """
+    try:
+        old = Image.Exif()
+        with path.open("rb") as file, quietly():
+            old.load_from_fp(file)
+            return _bytes(_copied(old, KEPT))
+    except Exception:  # as below
+        return None
 
 
 def _exif(image: Image.Image, kept: tuple[int, ...]) -> bytes | None:
-    """Tags that still hold; what belongs to the old pixels (sizes, strips, thumbnails) goes."""
+    """Tags that still hold; what belongs to the old pixels (strips, thumbnails) goes."""
     try:
-        old, new = image.getexif(), Image.Exif()
-        for tag in kept:
-            if tag in old:
-                new[tag] = old[tag]
-        for place in (EXIF, GPS):
-            found = dict(old.get_ifd(place))
-            if found:
-                new.get_ifd(place).update(found)
-        return new.tobytes() if len(new) or new.get_ifd(EXIF) or new.get_ifd(GPS) else None
+        with quietly():
+            return _bytes(_copied(image.getexif(), kept))
     except Exception:  # a damaged directory costs the notes, not the picture
         return None
+
+
+def _bytes(exif: Image.Exif) -> bytes | None:
+    return exif.tobytes() if len(exif) or exif.get_ifd(EXIF) or exif.get_ifd(GPS) else None
+
+
+def _copied(old: Image.Exif, kept: tuple[int, ...]) -> Image.Exif:
+    """Some tags of the first directory, and the directories of the camera's settings and place."""
+    new = Image.Exif()
+    new.update({tag: old[tag] for tag in kept if tag in old})
+    for place in (EXIF, GPS):
+        found = dict(old.get_ifd(place))
+        if found.pop(INTEROP, None) is not None:  # a directory in it, known by its old place
+            found[INTEROP] = dict(old.get_ifd(INTEROP))
+        if found:
+            new.get_ifd(place).update(found)
+    return new
+
+
+def sized(notes: Notes, size: tuple[int, int]) -> Notes:
+    """With the EXIF of a picture of ``size (H, W)``, where it tells one: enlarged and turned ones
+    have another.
+    """
+    old = Image.Exif()
+    old.load(notes.exif or b"")
+    found, told = old.get_ifd(EXIF), dict(zip(SIZE, size[::-1], strict=True))
+    if not any(tag in found and found[tag] != n for tag, n in told.items()):
+        return notes
+    new = _copied(old, (*KEPT, ORIENTATION))
+    new.get_ifd(EXIF).update({tag: n for tag, n in told.items() if tag in found})
+    return replace(notes, exif=new.tobytes())
 
 
 def _upright(xmp: bytes) -> bytes:
@@ -166,6 +225,9 @@ def saving(notes: Notes, format: str) -> dict[str, Any]:
     found: dict[str, Any] = {"icc_profile": notes.icc, "exif": exif, "dpi": notes.dpi}
     if format in ("JPEG", "WEBP"):
         found["xmp"] = xmp
+    comment = notes.text.get(COMMENT, "").encode()
+    if format == "JPEG" and comment and len(comment) <= SEGMENT:
+        found["comment"] = comment
     if format == "WEBP":
         found.pop("dpi")
     if format == "PNG":
@@ -195,8 +257,10 @@ def png_chunks(notes: Notes) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def tiff_options(notes: Notes) -> dict[str, Any]:
-    """Options of ``tifffile.imwrite``; of EXIF the first directory's words about the picture."""
+def tiff_options(notes: Notes, size: tuple[int, int]) -> dict[str, Any]:
+    """Options of ``tifffile.imwrite`` for a picture of ``size (H, W)``: of EXIF the first
+    directory's words, and room for the places of the others (:func:`add_directories`).
+    """
     old = Image.Exif()
     old.load(notes.exif or b"")
     words = {tag: str(old[tag]) for tag in KEPT if isinstance(old.get(tag), str)}
@@ -211,7 +275,38 @@ def tiff_options(notes: Notes) -> dict[str, Any]:
     for tag, data in ((34675, notes.icc), (700, notes.xmp)):
         if data is not None:
             tags.append((tag, "B", len(data), data, True))
+    # tifffile writes no directories: their tags have numbers beside their own for now
+    tags += [(tag - 1, "I", 1, 0, True) for tag in (EXIF, GPS) if old.get_ifd(tag)]
+    if notes.place is not None:
+        place, (height, width) = notes.place
+        tags += [(*tag, True) for tag in resized(place, size[0] / height, size[1] / width)]
     found["extratags"] = tags
     if notes.dpi is not None:
         found |= {"resolution": notes.dpi, "resolutionunit": "INCH"}
     return found
+
+
+def add_directories(path: Path, notes: Notes) -> None:
+    """Write EXIF's directories (the camera's settings, its place on the ground) behind the pixels
+    of a TIFF that was written with :func:`tiff_options`.
+    """
+    exif = Image.Exif()
+    exif.load(notes.exif or b"")
+    exif = _copied(exif, ())
+    with opened_tiff(path) as file:
+        order, tags = file.byteorder, file.pages.first.tags
+        found = {tag: tags[tag - 1] for tag in (EXIF, GPS) if tag - 1 in tags}
+        places = {tag: (one.offset, one.valueoffset) for tag, one in found.items()}
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    with path.open("r+b") as target:
+        for tag, (begin, at) in places.items():
+            directory = ImageFileDirectory_v2(head + bytes(4), group=tag)
+            for key, value in exif.get_ifd(tag).items():
+                directory[key] = value
+            end = target.seek(0, os.SEEK_END)
+            end += target.write(bytes(end % 2))  # directories begin at even places
+            target.write(directory.tobytes(end))
+            target.seek(begin)
+            target.write(struct.pack(f"{order}H", tag))
+            target.seek(at)
+            target.write(struct.pack(f"{order}I", end))

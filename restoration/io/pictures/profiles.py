@@ -15,6 +15,7 @@ from solvers.inputs.errors import InputError
 SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 REC2020 = ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))
 DISPLAY_P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
+ADOBE, ADOBE_GAMMA = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06)), 563 / 256
 D65 = (0.3127, 0.3290)
 D50 = np.array([0.9642, 1.0, 0.8249])  # that profiles are relative to
 _BRADFORD = np.array(

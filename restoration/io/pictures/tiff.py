@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from restoration.io.containers.tiff import opened_tiff
+from restoration.io.containers.tiff import NO_DATA, Tags, opened_tiff, place_of, planes_of
 from restoration.io.containers.validity import of_all, parted, valid_of
-from restoration.io.pictures.notes import ORIENTATION, Notes, notes_of, notes_of_tags
+from restoration.io.pictures.notes import ORIENTATION, Notes, exif_of_tiff, notes_of, notes_of_tags
 from restoration.io.pictures.values import check_size, opened, unit, without_padding
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
+DNG = 50706  # the tag of its version
+MINISWHITE, PALETTE = 0, 3
 ASSOCIATED = 1  # an extra sample that the colours were multiplied by
 DEPTHS = {2**n for n in range(9, 17)}
 
@@ -67,7 +70,22 @@ def decode(
     return values, depth, orientation, _notes(path, words).of_channels(values.shape[2])
 
 
-def place_of(path: Path) -> int:
+def is_raw(path: Path) -> bool:
+    """Whether a file that is built like a TIFF is a camera's, whatever its name: DNG, or a small
+    picture before what the sensor saw.
+    """
+    with opened_tiff(path) as file:
+        page: Any = file.pages.first
+        return DNG in page.tags or bool(page.is_reduced and page.subifds)
+
+
+def is_dng(path: Path) -> bool:
+    """Whether it says its numbers of black and white itself."""
+    with opened_tiff(path) as file:
+        return DNG in file.pages.first.tags
+
+
+def index_of(path: Path) -> int:
     """Which page of a TIFF is its one picture, the others being overviews and masks.
 
     Raises:
@@ -78,21 +96,42 @@ def place_of(path: Path) -> int:
         return [p.offset for p in file.pages].index(page.offset)
 
 
-def valid_in(path: Path) -> np.ndarray | None:
-    """Bool ``(H, W)``: where a page of the file that is a mask says that pixels hold data; None
-    where there is none, or all do.
+def ground(path: Path, values: np.ndarray) -> tuple[np.ndarray | None, Tags]:
+    """What GDAL keeps of a picture ``values (H, W, C)``: bool ``(H, W)``, where a page that is a
+    mask, or else the number of no data, says that pixels hold something (None: all do); and the
+    tags of its place.
     """
     with opened_tiff(path) as file:
         page, masks = _picture(path, file), parted(list(file.pages))[1]
         found = valid_of(path, masks, (page.imagelength, page.imagewidth))
-    return None if found is None else of_all(found)
+        if not masks and (missing := page.tags.get(NO_DATA)) is not None:
+            found = _told(page, values, str(missing.value).strip("\0 "))
+        return None if found is None else of_all(found), place_of(page)
+
+
+def _told(page: Any, values: np.ndarray, missing: str) -> np.ndarray | None:
+    """Where not all colours hold the number of no data, which is one of the file's numbers."""
+    floats = page.sampleformat == 3
+    white = 1.0 if floats else 2.0**page.bitspersample - 1
+    kinds = (MINISWHITE, PALETTE)
+    if page.photometric in kinds or 281 in page.tags:  # other numbers than the values are made of
+        return None
+    try:
+        wanted = float(missing) / white
+    except ValueError:
+        return None
+    colours = 1 if values.shape[2] <= 2 else 3
+    off = np.abs(values[..., :colours] - wanted)
+    found = np.asarray((off > (1e-6 if floats else 0.4 / white)).any(-1))
+    return found if found.any() and not found.all() else None
 
 
 def _picture(path: Path, file: Any) -> Any:
     pages, _ = parted(list(file.pages))
-    if len(pages) != 1:
+    count = len(pages) * planes_of(file)
+    if count != 1:
         raise InputError(
-            f"{path} holds {len(pages)} pages; save the one to be restored as a file of its own"
+            f"{path} holds {count} pages; save the one to be restored as a file of its own"
         )
     return pages[0]
 
@@ -133,9 +172,10 @@ def _notes(path: Path, words: dict[int, Any]) -> Notes:
     """By Pillow, or by the tags themselves where it doesn't know this kind of TIFF."""
     try:
         with opened(path) as image:
-            return notes_of(image)
+            found = notes_of(image)
     except (OSError, ValueError, SyntaxError):
-        return notes_of_tags(words)
+        found = notes_of_tags(words)
+    return replace(found, exif=exif_of_tiff(path))
 
 
 def _page(path: Path, page: Any) -> np.ndarray:

@@ -145,6 +145,7 @@ def _like(place: Path, source: Path, scene: Scene, fill: Fill) -> None:
 
 
 def _open_envi(path: Path) -> Scene:
+    from restoration.io.cubes.cube import numbers
     from restoration.io.cubes.envi import (
         ORDERS,
         interleave_of,
@@ -158,7 +159,7 @@ def _open_envi(path: Path) -> Scene:
     values = open_raw(path, header)
     text = header.get("data ignore value")
     axes = "cyx" if values.shape[0] == 3 else "byx"
-    no_data = None if text is None else float(text)
+    no_data = float(numbers(path, "data ignore value", text)[0]) if text else None
     head = raw_file(path), ORDERS[interleave_of(path, header)]
     note = left_over(path, header, values)
     return Scene(path, values, axes, no_data=no_data, kind="envi", head=head, note=note)

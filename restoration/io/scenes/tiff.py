@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.tiff import check_last_page, opened_tiff
+from restoration.io.containers.tiff import NO_DATA, check_last_page, opened_tiff, place_of
 from restoration.io.containers.validity import parted, refuse
-from restoration.io.cubes.georeference import PLACE
 from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
 from solvers.files import reserve
@@ -20,7 +19,6 @@ from solvers.inputs.memory import check_array
 
 TIFF = (".tif", ".tiff")
 WHITE = {"u1": 255.0, "u2": 65535.0, "f4": 1.0, "f8": 1.0}
-NO_DATA = 42113  # GDAL's tag
 
 
 def pixels_of(path: Path) -> int:
@@ -92,7 +90,7 @@ def open_tiff(path: Path) -> Scene:
         page: Any = file.pages.first
         axes, shape = file.series[0].axes.upper(), parts.shape
         missing = page.tags.get(NO_DATA)
-        geo = tuple((t.code, int(t.dtype), t.count, t.value) for t in page.tags if t.code in PLACE)
+        geo = place_of(page)
     names = {"Y": "y", "X": "x", "S": "c", "Q": "p", "I": "p", "Z": "z", "C": "k", "T": "t"}
     known = "".join(names.get(a, "?") for a in axes)
     if "?" in known or ("c" in known and shape[known.index("c")] != 3):
