@@ -310,6 +310,44 @@ def test_pictures_keep_their_place(tmp_path, dtype, point):
     assert read_image(tmp_path / "d.png").notes.place is None
 
 
+def test_models_of_cameras_stay_in_tiffs(tmp_path):
+    """Rational polynomials, as satellites' pictures have in place of a grid."""
+    rasterio = pytest.importorskip("rasterio")
+    numbers = {"line_off": 9.5, "samp_off": 14.5, "lat_off": 40.0, "long_off": 15.0}
+    numbers |= {"height_off": 100.0, "line_scale": 10.0, "samp_scale": 15.0, "lat_scale": 0.1}
+    numbers |= {"long_scale": 0.1, "height_scale": 500.0, "err_bias": 0.0, "err_rand": 0.0}
+    for name in ("line_num_coeff", "line_den_coeff", "samp_num_coeff", "samp_den_coeff"):
+        numbers[name] = [1.0, *[0.5] * 19]
+    model = rasterio.rpc.RPC(**numbers)
+    size = {"count": 4, "height": 20, "width": 30, "dtype": "uint16", "rpcs": model}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **size) as file:
+        file.write(VALUES)
+    cube = read_cube(tmp_path / "a.tif")
+    write_cube(tmp_path / "b.tif", cube, nothing(cube))
+    with rasterio.open(tmp_path / "a.tif") as source, rasterio.open(tmp_path / "b.tif") as file:
+        assert file.rpcs.to_gdal() == source.rpcs.to_gdal()
+    for name in ("o.hdr", "o.nc", "o.h5"):
+        assert "place on the ground" in lost(name, cube)
+    with rasterio.open(tmp_path / "c.tif", "w", driver="GTiff", **size | {"count": 1}) as file:
+        file.write(VALUES[:1])
+    photo = read_image(tmp_path / "c.tif")
+    larger = photo.pixels.repeat(2, 1).repeat(3, 2)
+    write_image(tmp_path / "d.tif", Photo(larger, bits=16, notes=photo.notes))
+    with rasterio.open(tmp_path / "d.tif") as file:
+        found = file.rpcs
+    assert (found.line_off, found.samp_off) == (19.5, 44.5)
+    assert (found.line_scale, found.samp_scale) == (20, 45)
+
+
+def test_a_place_that_is_left_out_is_said(tmp_path):
+    path = gdal(tmp_path / "a.tif", VALUES[:1], VALID)
+    for name in ("b.tif", "b.png"):
+        options = ("--sigma", "0.05", "--json")
+        found = commands.restobox("restore", "denoise", path, "-o", tmp_path / name, *options)
+        assert found.returncode == 0, found.stderr
+        assert ("left out the place on the ground" in found.stderr) == (name == "b.png")
+
+
 def test_a_turned_grid_stays_turned(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     place = rasterio.Affine(3, 1, 500000, 1, -3, 4400000)

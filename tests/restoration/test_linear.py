@@ -4,6 +4,7 @@ consistent with the data everywhere.
 
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
 from solvers.solver import Query
 from toolbox.cli import main
+from toolbox.tasks import task_by_name
+from toolbox.tasks.options import Enlarging
 
 PROCESS = VP.from_diffusers(
     {
@@ -395,6 +398,20 @@ def test_commands(restore, tmp_path):
         )[0]
         == 0
     )
+
+
+def test_no_fringe_around_what_is_transparent():
+    """Its hidden colour, black here, has no part in an enlargement; what can be seen stays."""
+    shown = np.hypot(*np.mgrid[-12:12, -12:12]) < 8
+    colour = np.array([0.98, 0.78, 0.16], np.float32)[:, None, None]
+    photo = Photo((colour * shown).astype(np.float32), shown.astype(np.float32))
+    reading = task_by_name("superresolve").read(photo, Enlarging(factor=2), 0)
+    image = reading.inputs["image"].numpy()
+    np.testing.assert_array_equal(image[:, shown], photo.pixels[:, shown])
+    np.testing.assert_allclose(image, np.broadcast_to(colour, image.shape), atol=1e-4)
+    assert reading.photo.alpha.shape == (48, 48)
+    hidden = replace(photo, alpha=np.zeros_like(photo.alpha))
+    assert not task_by_name("superresolve").read(hidden, Enlarging(), 0).inputs["image"].any()
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,15 @@ def test_what_cameras_say_of_their_colours_is_kept(tmp_path, suffix):
         assert (np.abs(view.shown - photo.pixels).max() > 0.02) == (space == 65535)
 
 
+def test_comments_of_jpegs_are_kept(tmp_path):
+    Image.fromarray(CODES).save(tmp_path / "a.jpg", comment="a lake, näher")
+    for name in ("b.jpg", "b.png", "c.jpg"):
+        write_image(tmp_path / name, read_image(tmp_path / ("a.jpg" if name < "c" else "b.png")))
+        with Image.open(tmp_path / name) as image:
+            found = image.info["comment"].decode() if name != "b.png" else image.text["Comment"]
+        assert found == "a lake, näher"
+
+
 @pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiffs_hold_all_of_exif(tmp_path, bits, channels):

@@ -29,7 +29,7 @@ from restoration.operators.separable import (
     UnknownReduction,
     gaussian_kernel,
 )
-from restoration.photo.lift import enlarge
+from restoration.photo.lift import enlarge, push_pull
 from restoration.photo.linear import LinearTask
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
@@ -82,6 +82,8 @@ class LinearPictureTask(PictureTask):
         size = _result_size(self.operator(_size(image), options), image)
         if size != _size(image) and photo.alpha is not None:
             alpha = torch.from_numpy(photo.alpha)[None, None].float()
+            # what is transparent has any colour, which would show at the edge of what isn't
+            image = push_pull(image[None], alpha > 0)[0]
             factor = size[0] // alpha.shape[2]
             photo = replace(photo, alpha=enlarge(alpha, factor, size)[0, 0].clamp(0, 1).numpy())
         known = replace(options, sigma=sigma)

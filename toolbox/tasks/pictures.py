@@ -26,6 +26,7 @@ from restoration.io.images import (
 )
 from restoration.io.pictures.gamut import view_of
 from restoration.io.scenes import is_scene
+from restoration.io.scenes.tiff import TIFF
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
@@ -222,10 +223,18 @@ def _write(
         write_image(out, replace(photo, pixels=pixels), quality)
         if spread is not None:
             write_image(spread, Photo(coloured))
-    note = f"{out.suffix} changes all pixels a little, known ones too; PNG and TIFF keep them"
+    notes, suffix = [], out.suffix.lower()
+    if suffix in LOSSY:
+        notes.append(
+            f"{out.suffix} changes all pixels a little, known ones too; PNG and TIFF keep them"
+        )
     if lost := left_out(out, photo.notes):
-        note += f"; left out {' and '.join(lost)}: larger than JPEG holds"
-    found = {"note": note} if out.suffix.lower() in LOSSY else {}
+        notes.append(f"left out {' and '.join(lost)}: larger than JPEG holds")
+    if photo.notes.place is not None and suffix not in TIFF:
+        notes.append(
+            f"left out the place on the ground, which {out.suffix} can't hold; .tif keeps it"
+        )
+    found = {"note": "; ".join(notes)} if notes else {}
     if spread is None:
         return found
     mean = round(float(std.mean()), 5)

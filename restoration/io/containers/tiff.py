@@ -14,9 +14,10 @@ import numpy as np
 from solvers.inputs.errors import InputError
 
 Tags = tuple[tuple[int, int, int, Any], ...]  # code, type, count, value
-# pixel scale, tie points, transformation, keys, and their numbers and words
-SCALE, TIES, MATRIX, KEYS = 33550, 33922, 34264, 34735
-PLACE = (SCALE, TIES, MATRIX, KEYS, 34736, 34737)
+# pixel scale, tie points, transformation, keys, and their numbers and words; a camera's model, as
+# quotients of polynomials
+SCALE, TIES, MATRIX, KEYS, MODEL = 33550, 33922, 34264, 34735, 50844
+PLACE = (SCALE, TIES, MATRIX, KEYS, 34736, 34737, MODEL)
 NO_DATA = 42113  # GDAL's tag
 
 
@@ -123,4 +124,10 @@ def resized(place: Tags, rows: float, columns: float) -> Tags:
         shrunk = np.diag([1 / columns, 1 / rows, 1.0, 1.0])
         shrunk[:2, 3] = middle / columns - middle, middle / rows - middle
         found[MATRIX] = tuple((matrix @ shrunk).ravel().tolist())
+    if MODEL in found:  # offset and scale of lines and samples, which are counted at their middles
+        numbers = list(found[MODEL])
+        for offset, scale, times in ((2, 7, rows), (3, 8, columns)):
+            numbers[offset] = (numbers[offset] + 0.5) * times - 0.5
+            numbers[scale] *= times
+        found[MODEL] = tuple(numbers)
     return tuple((code, kind, count, found[code]) for code, kind, count, _ in place)

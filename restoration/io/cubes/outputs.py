@@ -21,7 +21,7 @@ from solvers.inputs.errors import InputError
 WORDS = r'role="(scale|offset|description|unittype)"'
 FIELDS = (
     *("reflectance scale factor", "data gain values", "data offset values"),
-    *("band names", "fwhm"),
+    *("band names", "fwhm", "rpc info", "geo points"),
 )
 
 
@@ -31,7 +31,9 @@ def lost(path: str | Path, like: Cube) -> str:
     """
     path, grid = Path(path), has_place(like.header) or bool(like.geo)
     suffix = path.suffix.lower()
-    placeless = suffix in (".npz", ".npy", ".mat") or (suffix in HDF5 and not _mapping_of(like))
+    carried = suffix in (".tif", ".tiff") or (suffix == ".hdr" and has_place(like.header))
+    told = not carried and suffix in (*HDF5, NETCDF, ".hdr") and bool(_mapping_of(like))
+    placeless = not (carried or told)
     bare = suffix == ".npy"
     gone = {
         "place on the ground": (grid and placeless) or (like.places is not None and bare),

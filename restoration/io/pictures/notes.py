@@ -18,12 +18,14 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from restoration.io.containers.tiff import Tags, opened_tiff, resized
 from restoration.io.pictures.dicom import Origin
 from restoration.io.pictures.profiles import ADOBE, ADOBE_GAMMA, D65, rgb_profile
+from restoration.io.pictures.values import quietly
 
 ORIENTATION, EXIF, GPS, INTEROP = 0x0112, 0x8769, 0x8825, 0xA005
 # of the first directory: description, maker, model, software, date, artist, copyright
 KEPT = (270, 271, 272, 305, 306, 315, 33432)
 COLOUR_SPACE, UNCALIBRATED = 0xA001, 65535
 SIZE = (0xA002, 0xA003)  # of the picture along x and y
+COMMENT = "Comment"
 XMP = "XML:com.adobe.xmp"
 # texts of old programs for what is kept as EXIF, XMP and profile
 OTHERWISE = tuple(f"Raw profile type {kind}" for kind in ("exif", "APP1", "xmp", "icc", "icm"))
@@ -37,7 +39,7 @@ class Notes:
     exif: with the orientation reset, since pixels are upright.
     xmp: the same.
     dpi: pixels per inch, ``(x, y)``.
-    text: comments of PNG files, by keyword.
+    text: comments of PNG files, by keyword, and those of JPEG.
     origin: of a DICOM file, for the one that is derived from it.
     place: of a GeoTIFF, the tags that say where it lies, and its size ``(H, W)``.
     """
@@ -78,8 +80,16 @@ def notes_of(image: Image.Image, upright: bool = True) -> Notes:
         _exif(image, KEPT if upright else (*KEPT, ORIENTATION)),
         None if xmp is None else _upright(xmp if isinstance(xmp, bytes) else str(xmp).encode()),
         dpi if dpi and min(dpi) > 0 else None,
-        {key: str(value) for key, value in text.items() if key not in (XMP, *OTHERWISE)},
+        _comment(info)
+        | {key: str(value) for key, value in text.items() if key not in (XMP, *OTHERWISE)},
     )
+
+
+def _comment(info: Any) -> dict[str, str]:
+    """That of a JPEG or GIF, under PNG's word for it."""
+    found = info.get("comment")
+    words = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+    return {COMMENT: words} if words and isinstance(words, str) else {}
 
 
 def notes_of_tags(tags: dict[int, Any]) -> Notes:
@@ -97,7 +107,7 @@ def _adobe(image: Image.Image) -> bytes | None:
     """A profile of Adobe RGB where a camera says so by its EXIF alone (DCF 2.0: the colour space is
     none, the interoperability R03).
     """
-    with contextlib.suppress(Exception):  # a damaged directory says nothing
+    with contextlib.suppress(Exception), quietly():  # a damaged directory says nothing
         words = image.getexif()
         space = words.get_ifd(EXIF).get(COLOUR_SPACE)
         if space == UNCALIBRATED and words.get_ifd(INTEROP).get(1) == "R03":
@@ -111,7 +121,7 @@ def exif_of_tiff(path: Path) -> bytes | None:
     """
     try:
         old = Image.Exif()
-        with path.open("rb") as file:
+        with path.open("rb") as file, quietly():
             old.load_from_fp(file)
             return _bytes(_copied(old, KEPT))
     except Exception:  # as below
@@ -121,7 +131,8 @@ def exif_of_tiff(path: Path) -> bytes | None:
 def _exif(image: Image.Image, kept: tuple[int, ...]) -> bytes | None:
     """Tags that still hold; what belongs to the old pixels (strips, thumbnails) goes."""
     try:
-        return _bytes(_copied(image.getexif(), kept))
+        with quietly():
+            return _bytes(_copied(image.getexif(), kept))
     except Exception:  # a damaged directory costs the notes, not the picture
         return None
 
@@ -214,6 +225,9 @@ def saving(notes: Notes, format: str) -> dict[str, Any]:
     found: dict[str, Any] = {"icc_profile": notes.icc, "exif": exif, "dpi": notes.dpi}
     if format in ("JPEG", "WEBP"):
         found["xmp"] = xmp
+    comment = notes.text.get(COMMENT, "").encode()
+    if format == "JPEG" and comment and len(comment) <= SEGMENT:
+        found["comment"] = comment
     if format == "WEBP":
         found.pop("dpi")
     if format == "PNG":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,21 @@ from solvers.inputs.memory import check_array
 _opening = threading.Lock()
 
 
-def opened(path: Path) -> Image.Image:
-    """The header only. Pillow's warnings about it are no use: the size is checked here.
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Pillow's warnings.
 
     Warning filters belong to the whole process: threads that change and restore them at once would
     leave them changed.
     """
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield
+
+
+def opened(path: Path) -> Image.Image:
+    """The header only. Pillow's warnings about it are no use: the size is checked here."""
+    with quietly():
         return Image.open(path)
 
 

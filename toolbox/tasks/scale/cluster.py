@@ -27,8 +27,10 @@ PATIENCE = 60  # seconds for the first worker
 REACHED = "10s"  # for the scheduler
 
 # of Dask's defaults one makes the C library give memory back at once, which a network then asks for
-# again: half of its time
+# again: half of its time; and what it watches itself with takes a share of a core
 SETTINGS = {
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.tick.interval": "1s",
     "distributed.scheduler.allowed-failures": LOSSES - 1,
     "distributed.worker.profile.enabled": False,
     "distributed.nanny.pre-spawn-environ": dict.fromkeys(
