@@ -122,6 +122,7 @@ def test_a_video_is_its_frames_restored(tmp_path, denoise):
         (("-o", "o.mkv", "--std", "-n", "2"), "a video has no --std"),
         (("-o", "o.mkv", "--workers", "2"), "--workers has no effect on a video"),
         (("-o", "o.mkv", "--correction", "none-such"), "frame 0 of a.mkv"),
+        (("-o", "out/"), "a video; restore denoise takes one at a time"),
     ],
 )
 def test_bad_calls_write_nothing(tmp_path, denoise, monkeypatch, arguments, says):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from restoration.io.video import is_video
 from solvers.inputs.errors import InputError
 from toolbox.tasks.base import Task
 from toolbox.tasks.pictures import check_no_scene
@@ -32,7 +33,8 @@ def find_items(task: Task, inputs: Iterable[Path], out: Path) -> Found:
         out: the folder of results, in which nothing is searched for.
 
     Raises:
-        InputError: nothing found, a list that can't be read, or two measurements of one name.
+        InputError: nothing found, a list that can't be read, two measurements of one name, or
+            videos.
         FileNotFoundError: no such file.
     """
     found, here = Found(), os.path.realpath(out)
@@ -56,6 +58,14 @@ def find_items(task: Task, inputs: Iterable[Path], out: Path) -> Found:
         else:
             raise FileNotFoundError(f"input {given} does not exist")
     _check_names(found.items)
+    for item in found.items:
+        if is_video(item.path) and item.path.suffix.lower() not in task.suffixes:
+            raise InputError(
+                f"{item.path} is a video; restore {task.name} takes one at a time, as its only"
+                f" input, with -o {item.path.stem}-restored{item.path.suffix}"
+                if task.is_picture
+                else f"{item.path} is a video; restore {task.name} takes none"
+            )
     return found
 
 
