@@ -191,13 +191,18 @@ class Graph:
 
     def _read_profile(self) -> str:
         """What ran where in the first call, in words."""
-        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        profile = Path(self._session.end_profiling())
+        try:
+            events = json.loads(profile.read_text(encoding="utf-8"))
+        except ValueError:
+            return "unknown: the folder for temporary files has no room for the profile"
+        finally:
+            self._place.cleanup()
         nodes = [
             event["args"]
             for event in events
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
         ]
-        self._place.cleanup()
         total = Counter(node.get("provider", self._wanted) for node in nodes)
         heavy = Counter(
             (node.get("provider", self._wanted), node["op_name"])

@@ -18,7 +18,7 @@ import torch
 from export.bundle import Bundle
 from export.runtime.amx import has_amx, shift_codes
 from quant.temporal.table import row_of
-from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.errors import FullDiskError, ModelError, reading
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -98,11 +98,20 @@ def count_kernels(
 ) -> list[Placement]:
     """Operators by provider and type in one profiled run; warns where weighted ones fell back to
     the CPU.
+
+    Raises:
+        FullDiskError: the folder for temporary files has no room for the profile.
     """
     with tempfile.TemporaryDirectory() as place:
         session = open_session(model, providers, profile=str(Path(place) / "run"), **options)
         session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except ValueError:
+            raise FullDiskError(
+                "the folder for temporary files has no room for ONNX Runtime's profile, which tells"
+                f" what runs where ({Path(place).parent}): free some, or name another (TMPDIR)"
+            ) from None
     nodes = [
         e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
     ]

@@ -414,6 +414,24 @@ def test_no_fringe_around_what_is_transparent():
     assert not task_by_name("superresolve").read(hidden, Enlarging(), 0).inputs["image"].any()
 
 
+@pytest.mark.parametrize("task", [("denoise",), ("deblur", "--blur", 1.2)])
+def test_what_is_transparent_stays_and_shows_nowhere(restore, tmp_path, task):
+    shown = np.hypot(*np.mgrid[-12:12, -12:12]) < 8
+    clean = smooth_picture(24, 24)
+    results = []
+    for hidden in (0.0, 1.0):
+        photo = Photo(np.where(shown, clean, hidden).astype(np.float32), shown.astype(np.float32))
+        write_image(tmp_path / "x.png", photo)
+        given = read_image(tmp_path / "x.png").pixels
+        places = (tmp_path / "x.png", "-o", tmp_path / "o.png")
+        code, _ = restore(*task, *places, "--sigma", 0.1)
+        assert code == 0
+        results.append(read_image(tmp_path / "o.png"))
+        np.testing.assert_array_equal(results[-1].pixels[:, ~shown], given[:, ~shown])
+        np.testing.assert_array_equal(results[-1].alpha, shown)
+    np.testing.assert_array_equal(*(found.pixels[:, shown] for found in results))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -3,9 +3,11 @@
 from functools import partial
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers.disk import small_disk
+from onnx import TensorProto, helper
 
 from export.edge import restobox_edge as edge
 from quant.calibration.trajectory import CalibrationSet, Provenance
@@ -100,3 +102,24 @@ def test_what_is_reserved_is_there_or_refused(tmp_path):
 def test_hdf5_gives_back_what_it_did_not_need(tmp_path):
     write_cube(tmp_path / "a.h5", Cube(VALUES), lambda rows: VALUES[:, rows])
     assert (tmp_path / "a.h5").stat().st_size < VALUES.nbytes + 10_000
+
+
+def test_a_profile_without_room_is_one_sentence(tmp_path):
+    """Of ONNX Runtime, which cuts its file without a word."""
+    from export.runtime.providers import count_kernels
+
+    graph = tmp_path / "network.onnx"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])
+    nodes = [helper.make_node("Abs", ["x"], ["y"], "abs")]
+    opset = [helper.make_opsetid("", 18)]
+    made = helper.make_graph(nodes, "g", [x], [y])
+    onnx.save(helper.make_model(made, opset_imports=opset, ir_version=9), graph)
+    feed = {"x": np.zeros(3, np.float32)}
+    with small_disk(500), pytest.raises(ResourceError, match=r"no room for ONNX Runtime's profile"):
+        count_kernels(graph, ["CPUExecutionProvider"], feed)
+    assert [row.op for row in count_kernels(graph, ["CPUExecutionProvider"], feed)] == ["Abs"]
+    runner = edge.Graph(tmp_path, {"target": "float", "graph": "timestep"}, "cpu", 1, {})
+    with small_disk(500):
+        assert runner(feed).tolist() == [0, 0, 0]
+    assert "no room for the profile" in runner.placement

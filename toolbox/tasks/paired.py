@@ -21,7 +21,7 @@ from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
 from toolbox.tasks.options import Dehazing, Pairs
-from toolbox.tasks.pictures import PictureTask, Reading, picture_of
+from toolbox.tasks.pictures import PictureTask, Reading, visible
 from toolbox.tasks.settings import Prior, Settings
 
 SOLVERS = ("resfusion", "rddm", "evodiff", "ddim")
@@ -40,7 +40,8 @@ class Paired(PictureTask):
 
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:
         height, width = photo.pixels.shape[1:]
-        inputs, file = {"image": picture_of(photo.pixels)}, getattr(options, "mask", None)
+        image, kept = visible(photo)
+        inputs, file = {"image": image}, getattr(options, "mask", None)
         if file is not None:
             pixels = read_image(file).pixels
             if pixels.shape[1:] != (height, width):
@@ -49,7 +50,7 @@ class Paired(PictureTask):
                     f" {width} x {height}"
                 )
             inputs["mask"] = _binary(torch.from_numpy(pixels))
-        return Reading(inputs, photo, options, (height, width), {})
+        return Reading(inputs, photo, options, (height, width), {}, kept)
 
     def task(self, denoiser: Denoiser, options: Any, settings: Settings) -> PairedTask:
         """The algorithm.

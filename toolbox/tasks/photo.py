@@ -29,7 +29,7 @@ from restoration.operators.separable import (
     UnknownReduction,
     gaussian_kernel,
 )
-from restoration.photo.lift import enlarge, push_pull
+from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
@@ -42,6 +42,7 @@ from toolbox.tasks.pictures import (
     algorithm_settings,
     check_no_scene,
     picture_of,
+    visible,
 )
 from toolbox.tasks.scale.scenes import denoise_scene
 from toolbox.tasks.settings import (
@@ -77,17 +78,15 @@ class LinearPictureTask(PictureTask):
         return float(options.sigma)
 
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:
-        image = picture_of(photo.pixels)
-        sigma = self.sigma(options, image)
+        sigma = self.sigma(options, picture_of(photo.pixels))
+        image, kept = visible(photo)
         size = _result_size(self.operator(_size(image), options), image)
         if size != _size(image) and photo.alpha is not None:
             alpha = torch.from_numpy(photo.alpha)[None, None].float()
-            # what is transparent has any colour, which would show at the edge of what isn't
-            image = push_pull(image[None], alpha > 0)[0]
-            factor = size[0] // alpha.shape[2]
+            factor, kept = size[0] // alpha.shape[2], None
             photo = replace(photo, alpha=enlarge(alpha, factor, size)[0, 0].clamp(0, 1).numpy())
         known = replace(options, sigma=sigma)
-        return Reading({"image": image}, photo, known, size, {"sigma": sigma})
+        return Reading({"image": image}, photo, known, size, {"sigma": sigma}, kept)
 
     def task(self, denoiser: Denoiser, options: Any, settings: Settings) -> LinearTask:
         """The algorithm."""

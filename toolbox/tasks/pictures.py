@@ -28,6 +28,7 @@ from restoration.io.pictures.gamut import view_of
 from restoration.io.scenes import is_scene
 from restoration.io.scenes.tiff import TIFF
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
+from restoration.photo.lift import push_pull
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
 from solvers.inputs.errors import InputError
@@ -285,6 +286,17 @@ def perceived(result: np.ndarray, truth: np.ndarray) -> float:
 def picture_of(pixels: np.ndarray) -> Tensor:
     """The tensor of a picture's pixels."""
     return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def visible(photo: Photo) -> tuple[Tensor, np.ndarray | None]:
+    """A picture's tensor, in which what is transparent continues what can be seen: it has any
+    colour, which would show at the edges. And where it is so, ``(H, W)`` of 1; None: nowhere.
+    """
+    image = picture_of(photo.pixels)
+    if photo.alpha is None or photo.alpha.all():
+        return image, None
+    shown = torch.from_numpy(photo.alpha > 0)[None, None]
+    return push_pull(image[None], shown)[0], (photo.alpha == 0).astype(np.float32)
 
 
 def named_correction(text: str | None) -> tuple[str | None, dict[str, float]]:
