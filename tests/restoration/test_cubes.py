@@ -117,6 +117,15 @@ def test_envi_headers_that_lie_are_refused(tmp_path, fields, words):
         read_cube(path)
 
 
+def test_several_raw_files_are_no_guess(tmp_path):
+    path = envi(tmp_path)
+    (tmp_path / "scene.bil").write_bytes((tmp_path / "scene.raw").read_bytes())
+    with pytest.raises(
+        ValueError, match=r"several raw files beside it: scene.raw, scene.bil; move"
+    ):
+        read_cube(path)
+
+
 def test_missing_raw_and_wrong_files(tmp_path):
     path = envi(tmp_path)
     (tmp_path / "scene.raw").unlink()

@@ -239,10 +239,17 @@ def raw_file(path: Path) -> Path | None:
 def _raw_file(path: Path) -> Path:
     base = path.with_suffix("")
     names = [f"{base.name}{suffix}" for suffix in RAW_SUFFIXES]
-    for name in [*names, *(f"{base.name}{suffix.upper()}" for suffix in RAW_SUFFIXES[1:])]:
-        if (raw := path.with_name(name)).is_file():
-            return raw
-    raise FileNotFoundError(f"no raw file beside {path}; looked for {', '.join(names)}")
+    tried = [*names, *(f"{base.name}{suffix.upper()}" for suffix in RAW_SUFFIXES[1:])]
+    found = [raw for name in tried if (raw := path.with_name(name)).is_file()]
+    if not found:
+        raise FileNotFoundError(f"no raw file beside {path}; looked for {', '.join(names)}")
+    # a disk that takes both cases for one finds each file twice
+    if others := [raw.name for raw in found[1:] if not raw.samefile(found[0])]:
+        raise InputError(
+            f"{path} has several raw files beside it: {', '.join([found[0].name, *others])}; move"
+            " away what it doesn't describe"
+        )
+    return found[0]
 
 
 def _integer(
