@@ -15,6 +15,7 @@ from restoration.posterior.dps import DPS
 from restoration.posterior.mmps import MMPS
 from restoration.posterior.pigdm import PiGDM
 from restoration.posterior.repaint import RePaint
+from solvers.methods.ddcm import DDCM
 from solvers.solver import DenoiserLike, Solver, combines_noise
 
 CORRECTIONS: dict[str, type[Correction]] = {
@@ -71,7 +72,8 @@ def correction_by_name(
         ValueError: an unknown name; an option that the correction does not have; a correction that
             the theory does not carry here: DDNM and RePaint on noisy data, DPS on noiseless ones or
             in few steps; those by the network's gradient (DPS, MMPS, PiGDM) with solvers that
-            combine noise estimates, and from states without their noise.
+            combine noise estimates, and from states without their noise; those that draw noise
+            (DDRM, DDNM+) with DDCM from such states.
     """
     check_correction(name, options)
     if CORRECTIONS[name].needs_gradient and not from_noise:
@@ -85,6 +87,11 @@ def correction_by_name(
             f"{name} moves the image by the network's gradient, which a solver that goes by the"
             " noise estimates of several steps doesn't follow: take ddim or evodiff, or another"
             " correction"
+        )
+    if CORRECTIONS[name].draws_noise and isinstance(solver, DDCM) and not from_noise:
+        raise ValueError(
+            f"{name} draws noise and so does ddcm, which forgets the state in every step: what this"
+            " run begins with, the regularized inverse, is lost; take diffpir, or another solver"
         )
     settings = dict(options or {})
     if name == "repaint" and measurement.sigma > 0:
