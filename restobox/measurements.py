@@ -72,10 +72,14 @@ def mri(
     """Reconstruct undersampled Cartesian MRI: ``mri()(kspace, mask=None, maps=None)`` with complex
     k-space ``(coils, H, W)`` or ``(slices, coils, H, W)``, zero frequency in the centre, or a file,
     whose header says the image's matrix; the result has complex ``mean``, ``std``, ``sigma`` and
-    ``residual``.
+    ``residual``. Of several samples ``std`` is as large as the errors are where the model's card
+    knows that of such runs, and ``level`` says so.
     """
     from restoration.mri.task import MRITask
+    from toolbox.tasks import task_by_name
+    from toolbox.tasks.settings import Prior, Settings
 
+    card = Prior(str(model)) if isinstance(model, (str, os.PathLike)) else None
     task = MRITask(
         check_model(load_model(model, device, None), "mri", named(model)),
         solver_by_name(solver),
@@ -104,7 +108,16 @@ def mri(
         sensed = None if maps is None else torch.as_tensor(maps).to(torch.complex64)
         one = task if data.ndim == 3 else task.volume
         found = one(data, sampled, sensed, **options)
-        return found if scan is None or scan.crop is None else _on_matrix(found, scan)
+        if scan is not None and scan.crop is not None:
+            found = _on_matrix(found, scan)
+        count = found.samples.shape[-3]
+        ran = Settings(solver, task.plan(count)[0], correction=correction)
+        known = None if card is None else task_by_name("mri").spread(card, ran, None, count)
+        if known is None:
+            return found
+        slices = found.std if data.ndim == 4 else found.std[None]
+        std = torch.stack([known.std(one) for one in slices]).reshape(found.std.shape)
+        return replace(found, std=std, level=known.level)
 
     return run
 

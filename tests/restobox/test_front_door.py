@@ -21,6 +21,7 @@ from restoration.io.pictures.notes import Notes
 from restoration.photo.inpainting import InpaintingTask
 from solvers import DDIM
 from toolbox import load
+from toolbox.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +249,32 @@ def test_scans_of_files_come_on_the_headers_matrix(photo, tmp_path):
     whole = restobox.mri()(data[None, None], torch.ones(48), sigma=0.01, num_samples=2)
     assert scan.mean.shape == (1, 20, 48)
     assert torch.equal(scan.mean, whole.mean[:, 10:30])
-    assert torch.allclose(scan.std, whole.std[:, 10:30])
+    assert torch.equal(scan.samples, whole.samples[..., 10:30, :])
+
+
+def test_spreads_of_scans_are_those_of_the_command_line(photo, tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    data = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(photo[..., 0] / 255.0)))
+    np.savez(tmp_path / "a.npz", kspace=data[None, None].astype(np.complex64))
+    np.savez(tmp_path / "m.npz", mask=(np.arange(48) % 3 == 0) | (abs(np.arange(48) - 24) < 5))
+    words = ["mri", str(tmp_path / "a.npz"), "--mask", str(tmp_path / "m.npz"), "--sigma", "0.01"]
+    out = tmp_path / "o.h5"
+    words = ["restobox", "restore", *words, "-n", "2", "--std", "-o", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert main() == 0
+    with h5py.File(out) as file:
+        wanted = file["std"][:]
+    mask = torch.from_numpy(np.load(tmp_path / "m.npz")["mask"])
+    found = restobox.mri()(data[None, None], mask, sigma=0.01, num_samples=2)
+    assert found.level == 0.9
+    np.testing.assert_allclose(found.std.numpy(), wanted, rtol=1e-4)
+    raw = found.samples.abs().std(1)
+    assert not torch.allclose(found.std, raw, rtol=0.5)
+    one = restobox.mri()(data[None], mask, sigma=0.01, num_samples=2)
+    torch.testing.assert_close(one.std, found.std[0])
+    unknown = restobox.mri(solver="ddpm")(data[None], mask, sigma=0.01, num_samples=2)
+    assert unknown.level is None
+    torch.testing.assert_close(unknown.std, unknown.samples.abs().std(0))
 
 
 def test_wrong_arguments_are_refused(photo, mask, restore, tmp_path):

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from restoration.metrics import interval_std
 from restoration.task import Restored
 from solvers.files import replace_file
@@ -57,10 +59,13 @@ class Spread:
     coverage: float
     pictures: int
 
+    def std(self, spread: Tensor) -> Tensor:
+        """As large as the errors of such runs are, from the spread of one picture's samples."""
+        return interval_std(spread, self.factor, self.level)
+
     def applied(self, found: Restored) -> Restored:
-        """With a standard deviation as large as the errors of such runs are."""
-        std = interval_std(found.std, self.factor, self.level)
-        return replace(found, std=std, level=self.level)
+        """With such a standard deviation."""
+        return replace(found, std=self.std(found.std), level=self.level)
 
 
 def spread_of(model: str | Path, task: str, run: Mapping[str, Any], samples: int) -> Spread | None:

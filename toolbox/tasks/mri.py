@@ -18,7 +18,6 @@ from restoration.io.mri_output import check_output, std_file, write_reconstructi
 from restoration.io.mri_scan import Scan
 from restoration.io.pictures.dicom import ENDINGS, is_dicom
 from restoration.io.pictures.folders import visible_files
-from restoration.metrics import interval_std
 from restoration.mri.espirit import MINIMUM_REGION, mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.geometry import regrid
@@ -186,8 +185,7 @@ class MRI(Task):
             spread = np.abs(drawn_images).std(0, ddof=1) if std else spread
             truth = None if truth is None else np.abs(regrid(truth, scan.crop, scan.extent))
         if known is not None and std:
-            each = [interval_std(torch.from_numpy(s), known.factor, known.level) for s in spread]
-            spread = torch.stack(each).numpy()
+            spread = torch.stack([known.std(torch.from_numpy(s)) for s in spread]).numpy()
         if truth is None and scan.target is not None and scan.target.shape == image.shape:
             truth = scan.target
         figures = {"task": self.name, "file": str(path), "slices": len(image)}
