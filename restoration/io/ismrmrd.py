@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.hdf5 import dataset
+from restoration.io.containers.hdf5 import attributes, dataset
 from restoration.io.mri_scan import Scan
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
@@ -213,7 +213,7 @@ def header_of(path: Path, file: Any) -> str | None:
     if HEADER in file:
         found = dataset(file, HEADER, path)[()]
     elif HEADER in file.attrs:
-        found = file.attrs[HEADER]
+        found = attributes(file, path)[HEADER]
     else:
         return None
     found = np.asarray(found)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from restoration.io.containers.arrays import arrays_of, read_array
-from restoration.io.containers.hdf5 import dataset, opened
+from restoration.io.containers.hdf5 import attributes, dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
 from restoration.io.ismrmrd import HEADER, header_of, read_ismrmrd, recon_space
 from restoration.io.mri_scan import (
@@ -98,9 +98,9 @@ def _read_hdf5(path: Path) -> Scan:
         mask = (
             mask_array(dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
         )
-        attributes = {
+        says = {
             name: value.item() if hasattr(value, "item") else value
-            for name, value in file.attrs.items()
+            for name, value in attributes(file, path).items()
             if np.size(value) == 1 and name != HEADER
         }
     crop, extent, spacing = recon_space(header or "")
@@ -110,7 +110,7 @@ def _read_hdf5(path: Path) -> Scan:
         kspace,
         mask=mask,
         target=target,
-        attributes=attributes,
+        attributes=says,
         header=header,
         crop=crop,
         extent=extent,

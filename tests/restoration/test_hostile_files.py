@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hn
 from scipy.io import loadmat, savemat
 
 from restoration.io.containers.arrays import arrays_of, read_array
-from restoration.io.containers.hdf5 import dataset, opened
+from restoration.io.containers.hdf5 import attributes, dataset, opened
 from restoration.io.containers.matlab import Matlab, read_variables
 from restoration.io.cubes import read_cube
 from restoration.io.cubes.envi import read_header
@@ -313,3 +313,21 @@ def test_heaps_without_end_are_refused(tmp_path):
         assert dataset(file, "numbers", path)[()].tolist() == [0, 1, 2]
         with pytest.raises(InputError, match="free space of no size"):
             dataset(file, "text", path)
+
+
+def test_attributes_of_heaps_without_end_are_refused(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["numbers"] = np.arange(3)
+        file["numbers"].attrs.update(unit="words of some length", scale=2.0)
+    content = path.read_bytes()
+    free = content.index(b"GCOL") + 16 + 16 + 24
+    assert int.from_bytes(content[free + 8 : free + 16], "little") > 1000
+    with opened(path) as file:
+        assert dict(attributes(file["numbers"], path)) == {
+            "unit": "words of some length",
+            "scale": 2.0,
+        }
+    path.write_bytes(content[: free + 8] + bytes(8) + content[free + 16 :])
+    with opened(path) as file, pytest.raises(InputError, match="free space of no size"):
+        attributes(file["numbers"], path)

@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def dataset(file: Any, name: str, path: Path, whole: bool = True) -> Any:
     return place
 
 
+def attributes(place: Any, path: Path) -> Any:
+    """What an ``h5py`` file, group or array says of itself.
+
+    Raises:
+        InputError: values of variable length that HDF5 would not come to the end of.
+    """
+    if any(_varies(place.attrs.get_id(name).dtype) for name in place.attrs):
+        _check_heaps(path)
+    return place.attrs
+
+
 def _varies(dtype: Any) -> bool:
     """Whether values of this type have variable length, or parts that have."""
     import h5py
@@ -85,11 +97,22 @@ def _varies(dtype: Any) -> bool:
 
 
 def _check_heaps(path: Path) -> None:
-    """Refuse heaps that HDF5 would walk through without end: free space of no size.
+    """Refuse heaps that HDF5 would walk through without end.
 
     Raises:
         InputError: there is one.
     """
+    state = path.stat()
+    if not _heaps_end(path, state.st_mtime_ns, state.st_size):
+        raise InputError(
+            f"{path} is damaged: free space of no size lies among its values of variable length;"
+            " copy or make it again"
+        )
+
+
+@lru_cache(maxsize=8)
+def _heaps_end(path: Path, *_state: int) -> bool:
+    """Whether no heap of a file in this state holds free space of no size."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
 
         def number(at: int, size: int) -> int:
@@ -102,12 +125,10 @@ def _check_heaps(path: Path) -> None:
                 size = number(at + 8, 8)
                 step = 16 + -(-size // 8) * 8 if number(at, 2) else size
                 if step == 0:
-                    raise InputError(
-                        f"{path} is damaged: free space of no size lies among its values of"
-                        " variable length; copy or make it again"
-                    )
+                    return False
                 at += step
             heap = content.find(_HEAP, heap + 8)
+    return True
 
 
 @contextmanager

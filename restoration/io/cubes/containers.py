@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.arrays import arrays_of, read_array
-from restoration.io.containers.hdf5 import dataset, opened
+from restoration.io.containers.hdf5 import attributes, dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
 from restoration.io.containers.variables import (
     HDF4,
@@ -199,7 +199,7 @@ def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube,
             found: np.ndarray = dataset(file, name, path)[()]
             return found.transpose() if turned else found
 
-        content = Variables(shapes, read, lambda name: file[name].attrs, names)
+        content = Variables(shapes, read, lambda name: attributes(file[name], path), names)
         cube, axis = _read_variables(path, key, content, _meant)
         return replace(cube, geo=_geo(content, cube, axis)), axis
 

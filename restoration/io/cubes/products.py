@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.hdf5 import dataset
+from restoration.io.containers.hdf5 import attributes, dataset
 from restoration.io.cubes.cube import Cube
 from restoration.io.cubes.grids import prisma_grid
 from restoration.io.cubes.wavelengths import nanometres
@@ -48,7 +48,7 @@ def read_prisma(path: Path, file: Any) -> tuple[Cube, int]:
 
     Reference: ASI, PRISMA Products Specification, issue 2.3.
     """
-    place, says = _prisma_fields(file), file.attrs
+    place, says = _prisma_fields(file), attributes(file, path)
     parts, waves, good = [], [], []
     for name in ("Vnir", "Swir"):
         key = f"{place}/{name.upper()}_Cube"
