@@ -41,8 +41,8 @@ def main() -> None:
     size = f"{options.side}x{options.side}"
     whole = ["--restorer", *task, "--steps", str(options.steps), "--size", size]
     steps = {
-        "calibrate": [*MODEL, "-o", "c.safetensors", *task, *data, "--count", "1"],
-        "quantize": [*MODEL, "--calibration", "c.safetensors", "-o", "q"],
+        "calibrate": ["calibrate", *MODEL, "-o", "c.safetensors", *task, *data, "--count", "1"],
+        "quantize": ["quantize", *MODEL, "--calibration", "c.safetensors", "-o", "q"],
         "export, float": ["export", *MODEL, "-o", "f", "--target", "float"],
         "export, 8 bits": ["export", *MODEL, "-o", "b", *INT8],
         "export, whole restorer": ["export", *MODEL, "-o", "r", *INT8, *whole],
@@ -53,8 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         DDPMPipeline(network, DDPMScheduler()).save_pretrained(Path(place) / "network")
         for name, words in steps.items():
-            command = words if name.startswith(("export", "verify", "inspect")) else [name, *words]
-            seconds, used = _measured(command, place)
+            seconds, used = _measured(words, place)
             rows.append(
                 {
                     "step": name,

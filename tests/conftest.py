@@ -20,6 +20,7 @@ def traces(tmp_path_factory):
     """Graphs are traced once in a run of all workers; see :mod:`helpers.traces`."""
     from helpers.traces import remembering
 
+    import export.graphs.calls
     import export.graphs.network
     import export.graphs.restorer
 
@@ -30,6 +31,7 @@ def traces(tmp_path_factory):
         folder.mkdir(exist_ok=True)
         once = remembering(export.graphs.network.trace, folder)
         patch.setattr(export.graphs.network, "trace", once)
+        patch.setattr(export.graphs.calls, "trace", once)
         patch.setattr(export.graphs.restorer, "trace", once)
         yield
 

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from export.graphs.network import trace
+from export.graphs.network import MOST_BATCH, trace
 from quant.temporal.features import split, tell
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 DOMAIN = "restobox"
-MOST_BATCH = 63  # diffusers' upsampling takes another path from 64 on
 Size = tuple[int, ...]  # (C, h, w)
 
 
@@ -109,7 +108,13 @@ class CalledNetwork(nn.Module):
 
 
 def insert_parts(model: ir.Model, graphs: Mapping[Part, ir.Model]) -> None:
-    """Put copies of the parts' graphs in the places of the nodes that stand for their calls."""
+    """Put copies of the parts' graphs in the places of the nodes that stand for their calls.
+
+    Args:
+        model: of the run, changed in place.
+        graphs: of all parts that it asks for (:meth:`CalledNetwork.trace`); tensors of theirs that
+            are no parameters get names that are unique among them.
+    """
     import onnx_ir as ir
 
     parts = {part.operator: graph.graph for part, graph in graphs.items()}

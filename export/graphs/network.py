@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 KINDS = ("timestep", "step")
+MOST_BATCH = 63  # diffusers' upsampling takes another path from 64 on
 _tracing = threading.Lock()
 
 
@@ -65,9 +66,8 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     x = torch.zeros(2, channels, side, side + multiple)
     second = torch.zeros(2) if kind == "timestep" else torch.zeros(2, dtype=torch.int64)
     dim = torch.export.Dim
-    # 63: diffusers' upsampling takes another path from 64 on
     batch, height, width = (
-        dim("batch", min=2, max=63),
+        dim("batch", min=2, max=MOST_BATCH),
         dim("height", min=2, max=4096),
         dim("width", min=2, max=4096),
     )

@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from export.graphs.calls import MOST_BATCH, CalledNetwork, Part, insert_parts
-from export.graphs.network import trace
+from export.graphs.calls import CalledNetwork, Part, insert_parts
+from export.graphs.network import MOST_BATCH, trace
 from export.jobs.base import Job
 from quant.temporal.features import FullSteps, cached
 from quant.temporal.table import TemporalTable, row_of, step_network, temporal_table

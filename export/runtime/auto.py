@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from export.bundle import Bundle
-from export.runtime.openvino import openvino_core
+from export.runtime.openvino import multiplies_bfloat16
 from export.runtime.providers import user_cache
 from solvers.files import replace_file
 from solvers.inputs.errors import FullDiskError
@@ -84,9 +84,7 @@ def possible(bundle: Bundle) -> list[str]:
 
 def has_bfloat16() -> bool:
     """Whether OpenVINO is installed and this processor multiplies bfloat16."""
-    if find_spec("openvino") is None:
-        return False
-    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return find_spec("openvino") is not None and multiplies_bfloat16()
 
 
 def _fastest(calls: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> str:

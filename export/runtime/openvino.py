@@ -56,8 +56,7 @@ class OpenVinoGraph:
         ):
             read = BytesIO(path) if isinstance(path, bytes) else str(path)
             self._model = self._core.read_model(read)
-        capable = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        half = target in ("openvino", "tensorrt") and capable
+        half = target in ("openvino", "tensorrt") and multiplies_bfloat16()
         self.precision = precision or ("bf16" if half else "f32")
         self._settings: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": self.precision,
@@ -129,6 +128,15 @@ def _shapes(ports) -> dict[str, list[int]]:
         port.any_name: [d.get_length() if d.is_static else 1 for d in port.get_partial_shape()]
         for port in ports
     }
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor does.
+
+    Raises:
+        ImportError: OpenVINO isn't installed.
+    """
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 _core: list[Any] = []

@@ -220,7 +220,8 @@ def test_python_warns_of_what_is_left_out(tmp_path):
 
     path = envi(tmp_path, bytes(77))
     with pytest.warns(UserWarning, match="77 bytes after the cube"):
-        restobox.hsi(symmetries=1)(path, sigma=5.0, rank=2)
+        found = restobox.hsi(symmetries=1)(path, sigma=5.0, rank=2)
+    assert found.rows().shape == read_cube(path).values.shape
 
 
 def test_places_go_to_hdf5(tmp_path):

@@ -307,17 +307,6 @@ def test_an_interrupted_call_goes_on(colour, pictures, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
 
 
-@pytest.fixture(scope="module")
-def scheduler():
-    """Of a cluster with three workers in this process."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=3, threads_per_worker=1, processes=False, dashboard_address=None
-    ) as cluster:
-        yield cluster.scheduler_address
-
-
 def test_workers_choose_the_same(colour, pictures, tmp_path, scheduler, monkeypatch):
     """To the byte; also where they were cut and one process goes on."""
     options = {"count": 3, "steps": (1, 2), "select": "ptq4dm", "samples": 5, "per_timestep": 3}

@@ -51,8 +51,7 @@ def decode(path: Path, max_pixels: int) -> Decoded:
     found = _decoded(path, head, max_pixels)
     valid = valid_beside(path, found.values.shape[:2])
     # DICOM may begin like a TIFF, which holds the same picture, and raw files are built like one
-    plain = head[:4] in TIFF and found.notes.origin is None
-    if plain and path.suffix.lower() not in RAW and not tiff.is_raw(path):
+    if head[:4] in TIFF and found.notes.origin is None and not _is_raw(path, head):
         own, place = tiff.ground(path, found.values)
         valid = own if valid is None else valid
         if place and found.orientation == 1:
@@ -68,6 +67,11 @@ def _shown(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return np.concatenate([values[..., :colours], opacity * valid[..., None]], -1)
 
 
+def _is_raw(path: Path, head: bytes) -> bool:
+    """Whether it is a camera's raw file, by its name or what it holds."""
+    return path.suffix.lower() in RAW or (head[:4] in TIFF and tiff.is_raw(path))
+
+
 def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
     if head[:2] in netpbm.KINDS:
         numbers = netpbm.decode(path, max_pixels)
@@ -76,7 +80,7 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
     if is_dicom(path):
         values, bits, origin = picture_of(path, max_pixels)
         return Decoded(values, bits, notes=Notes(origin=origin))
-    if path.suffix.lower() in RAW or (head[:4] in TIFF and tiff.is_raw(path)):
+    if _is_raw(path, head):
         return _camera(path, head, max_pixels)
     if head[:4] in TIFF:
         read = tiff.decode(path, max_pixels)

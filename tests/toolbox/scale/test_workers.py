@@ -21,17 +21,6 @@ from toolbox.tasks.scale.job import Job
 from toolbox.tasks.settings import Many, Output, Prior, Settings
 
 
-@pytest.fixture(scope="module")
-def scheduler():
-    """Of a cluster with two workers in this process."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
-    ) as cluster:
-        yield cluster.scheduler_address
-
-
 def test_a_clusters_workers_give_the_same_bytes(
     scans, tmp_path, denoise, scheduler, everything, records
 ):
