@@ -33,10 +33,10 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
     Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are
     volumes of their own, one after the other on the axis of slices, and may be sampled differently.
     Lines whose flags say that they are something else (noise, calibration alone, navigators, phase
-    correction ...) are left out. Of a partial echo the missing samples are unsampled points of the mask, of partial Fourier the
-    missing lines. Samples that their heads say are to be discarded are not used. Volumes that are
-    encoded in 3D become slices by a Fourier transform along the second phase encoding, which must
-    be sampled in full.
+    correction ...) are left out. Of a partial echo the missing samples are unsampled points of the
+    mask, of partial Fourier the missing lines. Samples that their heads say are to be discarded are
+    not used. Volumes that are encoded in 3D become slices by a Fourier transform along the second
+    phase encoding, which must be sampled in full.
 
     Args:
         path: names the file in errors.
