@@ -100,7 +100,7 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
     if matrix.z > 1:
         kspace, thickness = _slices(kspace, header)
         spacing = (thickness, *spacing[1:])
-    mask: np.ndarray = sampled.all(-1).astype(np.float32)
+    mask = np.asarray(sampled.all(-1), np.float32)
     mask = mask[0] if (mask == mask[0]).all() else mask.repeat(kspace.shape[-1], 0)
     if mask.ndim == 2 and (mask == mask.max(0)).all():  # whole readouts
         mask = mask[0]
