@@ -68,7 +68,7 @@ def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
 
 def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]]) -> str:
     """The name of the cube among the arrays of a file, by its shape alone."""
-    cubes = [name for name, shape in shapes.items() if len(shape) == 3]
+    cubes = [name for name, s in shapes.items() if len(s) == 3 and _last(name) != MASK]
     if key is None:
         named = [name for name in cubes if name.lower() in ("cube", "data")]
         if len(cubes) != 1 and len(named) != 1:
@@ -106,16 +106,23 @@ def _cube(path: Path, values: np.ndarray, key: str, file: Variables) -> tuple[Cu
 
 
 def _mask(file: Variables, key: str) -> np.ndarray | None:
-    """The mask of valid pixels beside a cube, as outputs have it."""
+    """The mask of valid pixels beside a cube, as outputs have it: one for all bands, or with the
+    cube's axes.
+    """
     name, shape = _named((MASK,), file.shapes), file.shapes[key]
-    if name is None or file.shapes[name] not in (shape[:2], shape[1:], shape[::2]):
+    if name is None or file.shapes[name] not in (shape, shape[:2], shape[1:], shape[::2]):
         return None
     return np.asarray(file.read(name)) != 0
 
 
 def _named(wanted: tuple[str, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:
     """The array of one of these names, in whatever group it lies."""
-    return next((n for w in wanted for n in shapes if n.lower().rpartition("/")[2] == w), None)
+    return next((n for w in wanted for n in shapes if _last(n) == w), None)
+
+
+def _last(name: str) -> str:
+    """A name without its group."""
+    return name.lower().rpartition("/")[2]
 
 
 def _read_npy(path: Path, key: str | None) -> tuple[Cube, int]:
