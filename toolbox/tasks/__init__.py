@@ -22,7 +22,7 @@ TASKS = {
     "mri": "mri.MRI",
     "hsi": "hyperspectral.Hyperspectral",
     "generate": "generate.Generate",
-    "decode": "decode.Decode",
+    "decode": "generate.Decode",
 }
 
 
