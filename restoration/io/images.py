@@ -206,7 +206,7 @@ def _derived(values: np.ndarray, photo: Photo) -> Any:
         codes = Codes(_codes(values, np.uint16 if bits == 16 else np.uint8), bits, colour=colour)
         return derived(None, codes, Series())
     units = values.astype(np.float64) * (origin.one - origin.zero) + origin.zero
-    codes = codes_like(origin.head, units, origin.low, origin.high)
+    codes = codes_like(origin.head, units, origin.low, origin.high, origin.padding)
     return derived(origin.head, codes, Series(), frame=origin.frame)
 
 

@@ -307,8 +307,8 @@ def _read_dicom(path: Path) -> Scan:
             size = (int(head.Rows), int(head.Columns))
             check_array(file, (len(files), count_of(head), *size), 8)
             for k, frame in enumerate(frames_of(file)):
-                origin = Origin(head, k, frame.black, frame.white, frame.black, frame.white)
-                found.append((frame, origin))
+                ends = frame.black, frame.white
+                found.append((frame, Origin(head, k, *ends, *ends, frame.padding)))
             if found[-1][0].pixels.ndim == 3:
                 raise InputError(f"{file} is a colour image; grey magnitudes are accepted")
             known = str(head.get("SeriesInstanceUID", "") or "")

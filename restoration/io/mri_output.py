@@ -143,7 +143,7 @@ def _write_dicom(path: Path, volume: np.ndarray, scan: Scan, series: Series) -> 
     made = []
     for k, (one, origin) in enumerate(zip(volume, origins, strict=True)):
         if origin is not None and in_units:
-            codes = codes_like(origin.head, one, origin.low, origin.high)
+            codes = codes_like(origin.head, one, origin.low, origin.high, origin.padding)
         else:
             codes = codes_of(one, top)
         head, frame = (None, 0) if origin is None else (origin.head, origin.frame)
