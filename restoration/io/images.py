@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from restoration.io.packages import need
+from restoration.io.containers.packages import need
 from restoration.io.pictures.decode import decode
 from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
 from restoration.io.pictures.gamut import view_of

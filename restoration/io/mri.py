@@ -17,6 +17,7 @@ import numpy as np
 from restoration.io.containers.arrays import arrays_of, read_array
 from restoration.io.containers.hdf5 import attributes, dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
+from restoration.io.containers.packages import need
 from restoration.io.ismrmrd import HEADER, header_of, read_ismrmrd, recon_space
 from restoration.io.mri_scan import (
     Scan,
@@ -29,7 +30,6 @@ from restoration.io.mri_scan import (
     pairs,
     real_array,
 )
-from restoration.io.packages import need
 from restoration.io.pictures.dicom import Frame, Origin, count_of, frames_of, head_of
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array

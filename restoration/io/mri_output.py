@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.hdf5 import created
+from restoration.io.containers.packages import need
 from restoration.io.images import Photo, check_writable, write_image
 from restoration.io.mri import HDF5, NIFTI, suffix
 from restoration.io.mri_scan import Scan
-from restoration.io.packages import need
 from restoration.io.pictures.derived import (
     WHAT,
     Series,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.hdf5 import created, opened
+from restoration.io.containers.packages import need
 from restoration.io.images import SUFFIXES, Photo, check_writable, encoded, read_image, write_image
-from restoration.io.packages import need
 from restoration.io.pictures.derived import save
 from restoration.io.pictures.dicom import ENDINGS as DICOM
 from restoration.io.pictures.notes import Notes, saving, space_of

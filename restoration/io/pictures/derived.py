@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.packages import need
+from restoration.io.containers.packages import need
 from restoration.io.pictures.dicom import bits_of, padding_of
 from solvers.inputs.errors import InputError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.packages import need
+from restoration.io.containers.packages import need
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
