@@ -318,12 +318,15 @@ def _check_graph(path: Path, bundle: Bundle) -> None:
 
 
 def _check_outputs(path: Path, bundle: Bundle, model: Any) -> None:
-    """The channels that a network gives are those of its images, once or (two heads) twice."""
+    """The channels that a network gives are those of its images, once or (two heads) twice; a
+    decoder's are of folded pictures.
+    """
     s = bundle.settings
     own = bundle.channels - s.fold**2 * s.condition_channels
     shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
     given = shape[1] if len(shape) == 4 else -1
-    if own < 1 or own % s.fold**2 or given not in (0, own, 2 * own):
+    fits = given > 0 if s.shown == "latents" else given in (0, own, 2 * own)
+    if own < 1 or own % s.fold**2 or not fits:
         raise ModelError(
             f"{path} gives outputs of shape {shape} for inputs of {bundle.channels}, which"
             f" {s.condition_channels} condition channels at fold {s.fold} in {MANIFEST} contradict:"

@@ -204,10 +204,10 @@ def verify(
 def drift(denoiser: Denoiser, session: Denoiser) -> dict[int, float]:
     """How far runs on an exported network end from those on its float one, by number of steps; see
     :class:`Parity`. None of a process that holds the degraded image, which a run without
-    measurement has not.
+    measurement has not, and of a decoder.
     """
     process, found = denoiser.process, {}
-    if process.holds_image:
+    if process.holds_image or denoiser.shown == "latents":
         return {}
     side = 8 * denoiser.fold * denoiser.multiple
     x = torch.randn(

@@ -82,6 +82,8 @@ SHOWN = {
     "haze": "a hazy picture and what is known of its haze",
     "mri": "a SENSE image and where it may be wrong",
     "joint": "measured latents of a cube and their noise",
+    "masked-latents": "a mask and the latents of what it leaves of the picture",
+    "latents": "latents, which it decodes",
 }
 # what it can be by the channels of image and condition, for models that don't say
 INFERRED = {
@@ -103,6 +105,8 @@ KINDS = {
     "mri": (("mri", "none"), (2,)),
     "hsi": (("none", "joint"), (1, 8)),
 }
+# what a task shows a network of an autoencoder's latents
+LATENT = {"inpaint": ("masked-latents", "none"), "decode": ("latents",)}
 
 
 def shown_to(denoiser: Denoiser) -> tuple[str, ...]:
@@ -125,17 +129,26 @@ def check_kind(denoiser: Denoiser, task: str) -> None:
     Raises:
         ValueError: what it is shown, or the number of its image channels, is not the task's.
     """
-    kinds, channels = KINDS[task]
     found, own = shown_to(denoiser), denoiser.image_channels
+    latent = denoiser.autoencoder is not None
+    if latent and task not in LATENT:
+        raise ValueError(
+            f"{task} takes a network of pictures, and this one works on an autoencoder's latents,"
+            f" for {', '.join(name for name in LATENT if name in KINDS)}"
+        )
+    kinds, channels = (LATENT[task], (own,)) if latent else KINDS.get(task, ((), ()))
     if set(found) & set(kinds) and (own is None or own in channels):
         return
-    wanted = " or ".join(SHOWN[kind] for kind in kinds)
-    counts = " or ".join(map(str, channels))
+    wanted = " or ".join(SHOWN[kind] for kind in kinds or LATENT[task])
+    counts = " or ".join(map(str, channels)) or "latent"
     beside = " or ".join(SHOWN.get(word, word) for word in found)
     beside = beside or f"{denoiser.condition_channels} channels of an unknown kind"
+    more = ""
+    if task in LATENT and not latent and set(found) & set(LATENT[task]):
+        more = "; one of latents needs its autoencoder's folder, --vae (in Python vae=)"
     raise ValueError(
         f"{task} takes a network of {counts}-channel images that is shown {wanted}; this one has"
-        f" {own or 'unknown'} image channels and is shown {beside}"
+        f" {own or 'unknown'} image channels and is shown {beside}{more}"
     )
 
 

@@ -45,6 +45,8 @@ class Denoiser:
 
     Attributes:
         device: where states must live (the device of the network's first parameter, else CPU).
+        autoencoder: of a network of latents, between pictures and what is diffused
+            (:class:`solvers.interop.autoencoder.Autoencoder`); None: pictures are diffused.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Denoiser:
         self.scaled = chosen["scaled"]
         self.condition: Tensor | None = None
         self.degraded: Tensor | None = None
+        self.autoencoder: Any = None
 
     # -- asking ------------------------------------------------------------------------------------
 
@@ -272,17 +275,16 @@ class Denoiser:
         ``process`` (:func:`solvers.interop.description.from_description`: Resfusion, RDDM, a
         continuous process ...) and ``prediction_type``. Where it does not, they come from
         ``scheduler_config.json`` (DDPM's linear schedule and ``epsilon`` if there is none). A
-        ``UNet2DConditionModel`` is shown the one text embedding, ``(1, L, D)``, that
-        ``encoder_hidden_states.safetensors`` beside ``denoiser.json`` holds under the key
-        ``encoder_hidden_states``.
+        ``UNet2DConditionModel`` is shown one prompt (:mod:`solvers.interop.text`), and what lies in
+        ``vae/`` becomes the denoiser's ``autoencoder``.
 
         Args:
             folder: or file.
             device: where the network shall live.
             options: what the weights of a file don't tell, such as ``num_heads``
-                (:data:`solvers.interop.checkpoints.options.OPTIONS`), and ``class_label``, the
-                class that a class-conditional network is asked for. What was recognised and assumed
-                of a file is told in one line on stderr.
+                (:data:`solvers.interop.checkpoints.options.OPTIONS`), and what the network is asked
+                for: ``class_label``, ``prompt``. What was recognised and assumed is told in one
+                line on stderr.
 
         Raises:
             FileNotFoundError: no such file or folder.
@@ -292,8 +294,11 @@ class Denoiser:
         from solvers.interop.pretrained import read_model
 
         with reading(folder, "a denoiser", ModelError):
-            made = cls(**read_model(Path(folder), options))
+            parts = read_model(Path(folder), options)
+            autoencoder = parts.pop("autoencoder", None)
+            made = cls(**parts)
         made.network.to(device)  # what fails here is no fault of the folder
+        made.autoencoder = None if autoencoder is None else autoencoder.to(device)
         return made
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -313,6 +318,7 @@ class Denoiser:
             prediction_type=self.prediction_type,
             multiple=self.multiple,
             settings=self.settings,
+            autoencoder=self.autoencoder,
         )
 
     @property

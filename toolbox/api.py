@@ -132,8 +132,10 @@ def load(
             k-th step, a list at these steps (:func:`quant.temporal.features.cached`).
         options: what a file's weights don't tell: ``num_head_channels``, ``num_heads``,
             ``use_new_attention_order``, ``schedule``, ``train_steps``, ``sum_scale``,
-            ``objective``, ``groups``; and ``class_label`` of class-conditional networks. What is
-            assumed in their place is said in one line on stderr.
+            ``objective``, ``groups``; ``class_label`` of class-conditional networks; of latent
+            networks ``prompt``, ``negative_prompt`` and ``guidance``, ``vae``, the folder of an
+            autoencoder that is not in the model's, and ``decoder``, a bundle of its decoder. What
+            is assumed in their place is said in one line on stderr.
 
     Returns:
         A ``solvers.Denoiser``: PyTorch for files and model folders, ONNX Runtime or OpenVINO for
@@ -204,13 +206,20 @@ def _load(
         from export.bundle import read_bundle
         from export.runtime.session import Restorer, Session
 
+        restorer = read_bundle(place).graph == "restorer"
+        vae, decoder = (None if restorer else options.pop(n, None) for n in ("vae", "decoder"))
         if options:
             raise ValueError(
                 f"{model} is an exported bundle, which says itself what it is: leave out what is"
                 f" said of checkpoints ({', '.join(options)})"
             )
-        kind: Any = Restorer if read_bundle(place).graph == "restorer" else Session
-        return kind(place, device=device, threads=threads)
+        kind: Any = Restorer if restorer else Session
+        made = kind(place, device=device, threads=threads)
+        if vae is not None:
+            from solvers.interop.autoencoder import read_autoencoder
+
+            made.autoencoder = read_autoencoder(Path(vae)).fitting(made.image_channels, str(model))
+        return _decoding_by(made, decoder, threads)
     from solvers.denoiser import Denoiser
 
     if device == "auto":
@@ -223,7 +232,31 @@ def _load(
             " first"
         )
     _check_device(device)
-    return Denoiser.from_pretrained(place, device=device, **options)
+    decoder = options.pop("decoder", None)
+    made = Denoiser.from_pretrained(place, device=device, **options)
+    return _decoding_by(made, decoder, threads)
+
+
+def _decoding_by(made: Any, decoder: str | None, threads: int | None) -> Any:
+    """A latent network whose pictures the exported decoder in this bundle makes.
+
+    Raises:
+        ValueError: a network of pictures, or a bundle of something else.
+    """
+    if decoder is None:
+        return made
+    from export.runtime.session import Session
+
+    if made.autoencoder is None:
+        raise ValueError("--decoder is for networks of latents: leave it out, or give --vae too")
+    session = Session(decoder, threads=threads)
+    if session.shown != "latents" or session.bundle.channels != made.autoencoder.channels:
+        raise ValueError(
+            f"{decoder} is no exported decoder of latents of {made.autoencoder.channels} channels:"
+            " calibrate --task decode, quantize and export the model's vae/"
+        )
+    made.autoencoder = made.autoencoder.around(made.autoencoder.encoder, session.network)
+    return made
 
 
 def _check_device(device: str) -> None:
@@ -253,14 +286,16 @@ def _from_hub(name: str) -> Path:
     Raises:
         ValueError: huggingface_hub is not installed, or the repository can't be had.
     """
-    from solvers.interop.pretrained import TEXT
+    from solvers.interop.text import STORED
 
     try:
         from huggingface_hub import snapshot_download
 
         # a star also stands for folders: of those that hold weights only the network's are read
         weights = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-        wanted = ["*.json", TEXT, *weights, *(f"unet/{name}" for name in weights)]
+        wanted = ["*.json", STORED, *weights, *(f"unet/{name}" for name in weights)]
+        wanted += [*(f"vae/{name}" for name in weights), "tokenizer/*"]
+        wanted += ["text_encoder/model.safetensors", "text_encoder/pytorch_model.bin"]
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
     except ImportError:
         raise ValueError(

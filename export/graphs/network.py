@@ -42,7 +42,8 @@ class _PlainStep(_Plain):
 
 
 def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", multiple: int = 1):
-    """Trace ``network`` to a float32 ONNX model with free batch (up to 63), height and width.
+    """Trace ``network`` to a float32 ONNX model with free batch (up to 63, under guidance 31),
+    height and width.
 
     Args:
         network: ``network(x (B, channels, h, w), t (B,) float)``, or ``(x, index (B,) int64)`` for
@@ -67,7 +68,7 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     second = torch.zeros(2) if kind == "timestep" else torch.zeros(2, dtype=torch.int64)
     dim = torch.export.Dim
     batch, height, width = (
-        dim("batch", min=2, max=MOST_BATCH),
+        dim("batch", min=2, max=MOST_BATCH // (2 if hasattr(network, "guidance") else 1)),
         dim("height", min=2, max=4096),
         dim("width", min=2, max=4096),
     )

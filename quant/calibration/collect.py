@@ -124,7 +124,8 @@ def record_all(
         if not store.has(k):
             draws = Draws(what.provenance.seed, k, what.crop)
             handle = denoiser.network.register_forward_pre_hook(
-                lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1])
+                lambda _, inputs, draws=draws: store.offer(draws, inputs[0], inputs[1]),
+                prepend=True,  # as it is called, before hooks of its own
             )
             try:
                 restore(k)

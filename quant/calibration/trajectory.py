@@ -300,7 +300,10 @@ def record(
     network = denoiser.network
     provenance = Provenance(network_hash(network), seed, solver, 0, task, tuple(data))
     recorder = Recorder(per_timestep, crop, torch.Generator().manual_seed(seed), provenance)
-    handle = network.register_forward_pre_hook(lambda _, inputs: recorder.add(inputs[0], inputs[1]))
+    handle = network.register_forward_pre_hook(
+        lambda _, inputs: recorder.add(inputs[0], inputs[1]),
+        prepend=True,  # as it is called, before hooks of its own
+    )
     try:
         yield recorder
     finally:

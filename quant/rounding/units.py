@@ -82,10 +82,10 @@ class UnitInputs:
         for x, t in _chunks(samples):
             (a, *rest), keywords = _inputs_of(network, name, x, t)
             (b, *_), _ = _inputs_of(quantized, name, x, t)
-            for k in range(len(x)):
+            for k in range(len(a)):  # guided networks ask their layers twice for each sample
                 others = (
-                    [_row(v, k, len(x)) for v in rest],
-                    {key: _row(v, k, len(x)) for key, v in keywords.items()},
+                    [_row(v, k, len(a)) for v in rest],
+                    {key: _row(v, k, len(a)) for key, v in keywords.items()},
                 )
                 row = a[k : k + 1].clone(), b[k : k + 1].clone()
                 size = sum(

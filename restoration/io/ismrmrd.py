@@ -30,21 +30,21 @@ IMAGES = ("contrast", "phase", "set", "repetition", "slice")  # indices that sep
 def read_ismrmrd(path: Path, file: Any) -> Scan:
     """Cartesian acquisitions: lines are put to their place on the encoded matrix.
 
-    Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are images
-    of their own, one after the other on the axis of slices. Lines whose flags say that they are
-    something else (noise, calibration alone, navigators, phase correction ...) are left out. Of a
-    partial echo the missing samples are unsampled points of the mask, of partial Fourier the
-    missing lines. Samples that their heads say are to be discarded are not used. Volumes that are
-    encoded in 3D become slices by a Fourier transform along the second phase encoding, which must
-    be sampled in full.
+    Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are
+    volumes of their own, one after the other on the axis of slices, and may be sampled differently.
+    Lines whose flags say that they are something else (noise, calibration alone, navigators, phase
+    correction ...) are left out. Of a partial echo the missing samples are unsampled points of the
+    mask, of partial Fourier the missing lines. Samples that their heads say are to be discarded are
+    not used. Volumes that are encoded in 3D become slices by a Fourier transform along the second
+    phase encoding, which must be sampled in full.
 
     Args:
         path: names the file in errors.
         file: open, of h5py.
 
     Raises:
-        InputError: another trajectory, several encodings, lines that don't fit, images sampled
-            differently, a second phase encoding that is not sampled in full.
+        InputError: another trajectory, several encodings, lines that don't fit, a second phase
+            encoding that is not sampled in full.
     """
     records = dataset(file, "dataset/data", path)
     header = text_of(np.ravel(dataset(file, "dataset/xml", path)[()])[0])
@@ -89,12 +89,7 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
         hits[image, first:end, column, depth] += 1
     kspace /= np.maximum(hits, 1)[:, None]
     sampled = hits > 0
-    if (sampled != sampled[0]).any():
-        raise InputError(
-            f"{path} holds {len(images)} images ({', '.join(given)}) that are sampled at different"
-            " places; write each of them into a file of its own"
-        )
-    if (sampled[0].any(-1) != sampled[0].all(-1)).any():
+    if (sampled.any(-1) != sampled.all(-1)).any():
         found = int(sampled[0].any((0, 1)).sum())
         raise InputError(
             f"{path} is encoded in 3D, and its second phase encoding is not sampled in full"
@@ -105,11 +100,28 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
     if matrix.z > 1:
         kspace, thickness = _slices(kspace, header)
         spacing = (thickness, *spacing[1:])
-    mask = sampled[0].all(-1).astype(np.float32)
-    if (mask == mask.max(0)).all():  # whole readouts
+    mask = np.asarray(sampled.all(-1), np.float32)
+    mask = mask[0] if (mask == mask[0]).all() else mask.repeat(kspace.shape[-1], 0)
+    if mask.ndim == 2 and (mask == mask.max(0)).all():  # whole readouts
         mask = mask[0]
     planes = np.ascontiguousarray(np.moveaxis(kspace, -1, 1)).reshape(-1, *shape[1:4])
-    return Scan(planes, mask=mask, header=header, crop=crop, extent=extent, spacing=spacing)
+    return Scan(
+        planes,
+        mask=mask,
+        header=header,
+        crop=crop,
+        extent=extent,
+        spacing=spacing,
+        volumes=_volumes(images[:, :-1] if "slice" in given else images),
+    )
+
+
+def _volumes(indices: np.ndarray) -> int:
+    """How many volumes of as many slices there are, by the other indices ``(images, n)`` of the
+    images; 1 where they have not as many.
+    """
+    counts = np.unique(indices, axis=0, return_counts=True)[1]
+    return len(counts) if (counts == counts[0]).all() else 1
 
 
 @dataclass(frozen=True)

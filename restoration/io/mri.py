@@ -6,6 +6,7 @@ are refused.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,8 @@ from restoration.io.mri_scan import (
     Scan,
     Stored,
     check_image_axes,
-    check_kspace_axes,
     complex_array,
+    flat,
     magnitude_array,
     mask_array,
     pairs,
@@ -50,7 +51,8 @@ def read_scan(path: str | Path) -> Scan:
     """Read k-space or magnitude images; the ending tells the format, a folder is a DICOM series.
 
     HDF5 follows fastMRI: ``kspace (slices, coils, H, W)`` or single-coil ``(slices, H, W)``. In
-    ``.npz`` and ``.mat`` files ``kspace`` is ``(coils, H, W)`` or ``(slices, coils, H, W)``;
+    ``.npz`` and ``.mat`` files ``kspace`` is ``(coils, H, W)`` or ``(slices, coils, H, W)``. One
+    axis more before these (averages, repetitions, contrasts) are volumes;
     ``mask`` and ``maps`` (or ``smaps``) may stand beside it. Values are complex64, complex128, or
     real pairs in a last axis of length 2. An ``.npz`` without ``kspace`` but with ``image (slices,
     H, W)`` holds magnitudes.
@@ -89,15 +91,14 @@ def _read_hdf5(path: Path) -> Scan:
     with opened(path) as file:
         if "kspace" not in file and "dataset" in file:
             return read_ismrmrd(path, file)
-        kspace = complex_array(dataset(file, "kspace", path), path, ranks=(3, 4))
-        kspace = kspace[:, None] if kspace.ndim == 3 else kspace
-        check_kspace_axes(kspace.shape, path)
+        kspace = complex_array(dataset(file, "kspace", path), path, ranks=(3, 4, 5))
+        kspace, volumes = flat(kspace[:, None] if kspace.ndim == 3 else kspace, path)
         header = header_of(path, file)
         key = next((k for k in ("reconstruction_rss", "reconstruction_esc") if k in file), None)
         target = None if key is None else real_array(dataset(file, key, path), path)
-        mask = (
-            mask_array(dataset(file, "mask", path), kspace.shape, path) if "mask" in file else None
-        )
+        mask = None
+        if "mask" in file:
+            mask = mask_array(dataset(file, "mask", path), kspace.shape, path, volumes)
         says = {
             name: value.item() if hasattr(value, "item") else value
             for name, value in attributes(file, path).items()
@@ -115,6 +116,7 @@ def _read_hdf5(path: Path) -> Scan:
         crop=crop,
         extent=extent,
         spacing=spacing,
+        volumes=volumes,
     )
 
 
@@ -194,13 +196,14 @@ def _from_arrays(path: Path, arrays: dict[str, np.ndarray], found: str) -> Scan:
             )
         check_image_axes(arrays["image"].shape, path)
         return Scan(magnitude=magnitude_array(arrays["image"], path))
-    kspace = complex_array(arrays["kspace"], path, ranks=(3, 4))
-    kspace = kspace[None] if kspace.ndim == 3 else kspace
-    check_kspace_axes(kspace.shape, path)
+    kspace = complex_array(arrays["kspace"], path, ranks=(3, 4, 5))
+    kspace, volumes = flat(kspace[None] if kspace.ndim == 3 else kspace, path)
     maps = next((arrays[key] for key in ("maps", "smaps", "smaps_espirit") if key in arrays), None)
     maps = None if maps is None else complex_array(maps, path, ranks=(3, 4))
-    mask = None if "mask" not in arrays else mask_array(arrays["mask"], kspace.shape, path)
-    return Scan(kspace, mask=mask, maps=maps)
+    mask = None
+    if "mask" in arrays:
+        mask = mask_array(arrays["mask"], kspace.shape, path, volumes)
+    return Scan(kspace, mask=mask, maps=maps, volumes=volumes)
 
 
 def read_maps(path: str | Path) -> np.ndarray:
@@ -241,19 +244,16 @@ def read_sampling(path: str | Path, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _read_nifti(path: Path) -> Scan:
-    """Slices along the third axis; rows and columns are the second and the first. Of complex
-    images the phase is kept.
+    """Slices along the third axis; rows and columns are the second and the first; further axes are
+    volumes. Of complex images the phase is kept.
     """
     nibabel = need("nibabel", "NIfTI files")
     with reading(path, "NIfTI"):
         image = nibabel.load(path)
         shape = tuple(image.shape)
-        if len(shape) == 4 and shape[3] == 1:
-            shape = shape[:3]
-        if len(shape) not in (2, 3):
+        if len(shape) < 2 or 0 in shape:
             raise InputError(
-                f"{path} has shape {shape}; volumes (x, y, z) are accepted: write one of several to"
-                " a file of its own"
+                f"{path} has shape {shape}; images (x, y[, z[, volumes]]) are accepted"
             )
         dtype = image.get_data_dtype()
         if dtype.kind not in "uifc":
@@ -262,8 +262,8 @@ def _read_nifti(path: Path) -> Scan:
             )
         check_array(path, shape, 16)
         kind = np.complex64 if dtype.kind == "c" else np.float32
-        data = np.asarray(image.dataobj, dtype=kind).reshape(*shape[:2], -1)
-        zooms = tuple(float(z) for z in image.header.get_zooms()[:3]) + (1.0,) * (3 - len(shape))
+        data = np.asarray(image.dataobj, dtype=kind).reshape(*shape[:2], -1, order="F")
+        zooms = (*(float(z) for z in image.header.get_zooms()[:3]), 1.0)[:3]
         place = np.array(image.affine, float)
         affine: np.ndarray | None = place
         if hasattr(image.header, "get_xyzt_units"):
@@ -279,6 +279,7 @@ def _read_nifti(path: Path) -> Scan:
         phase=phase,
         spacing=(zooms[2], zooms[1], zooms[0]),
         affine=affine,
+        volumes=math.prod(shape[3:]),
     )
 
 
@@ -324,12 +325,12 @@ def _read_dicom(path: Path) -> Scan:
     found, volumes = _in_order(found)
     frames = [frame for frame, _ in found]
     spacing, affine = _geometry(frames[: len(frames) // volumes])
-    affine = affine if volumes == 1 else None  # of several volumes there is no one matrix
     return Scan(
         magnitude=magnitude_array(np.stack([frame.pixels for frame in frames]), path),
         spacing=spacing,
         affine=affine,
         origins=tuple(origin for _, origin in found),
+        volumes=volumes,
     )
 
 

@@ -77,12 +77,13 @@ def write_reconstruction(
     std: np.ndarray | None = None,
     samples: Sequence[tuple[Path, np.ndarray]] = (),
 ) -> list[Path]:
-    """Write ``(slices, H, W)`` complex images; returns the files.
+    """Write ``(slices, H, W)`` complex images; returns the files. Several volumes follow one
+    another.
 
     - ``.h5``: ``reconstruction`` (magnitude float32, fastMRI's name), ``reconstruction_complex``,
       ``std`` if given, the scan's attributes and header.
-    - ``.nii``, ``.nii.gz``: magnitude float32 ``(columns, rows, slices)``, with the scan's affine
-      matrix or its spacing; ``std`` goes to ``NAME-std.nii.gz``.
+    - ``.nii``, ``.nii.gz``: magnitude float32 ``(columns, rows, slices[, volumes])``, with the
+      scan's affine matrix or its spacing; ``std`` goes to ``NAME-std.nii.gz``.
     - ``.dcm``, or a folder (no ending): the magnitude as a derived DICOM series, one file for each
       slice (``NAME-000.dcm`` ... for several); of a series that was read with its patient, study,
       place and scale, else a secondary capture in which nothing is made up. ``std`` is a series of
@@ -158,7 +159,8 @@ def _write_dicom(path: Path, volume: np.ndarray, scan: Scan, series: Series) -> 
             set_place(data, None, None, scan.spacing)
         else:
             unit = affine[:3, :2].T / np.linalg.norm(affine[:3, :2], axis=0)[:, None]
-            set_place(data, affine[:3, 3] + k * affine[:3, 2], unit, scan.spacing)
+            place = k % (len(volume) // scan.volumes)
+            set_place(data, affine[:3, 3] + place * affine[:3, 2], unit, scan.spacing)
         made.append(data)
     if suffix(path) == DICOM:
         names = [path] if len(made) == 1 else [beside(path, f"{k:03d}") for k in range(len(made))]
@@ -191,7 +193,9 @@ def _write_hdf5(
 def _write_nifti(path: Path, volume: np.ndarray, scan: Scan) -> None:
     nibabel = need("nibabel", "NIfTI files")
     affine = np.diag([*scan.spacing[::-1], 1.0]) if scan.affine is None else scan.affine
-    image = nibabel.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)
+    volumes = volume.reshape(scan.volumes, -1, *volume.shape[1:]).transpose(3, 2, 1, 0)
+    volumes = volumes if scan.volumes > 1 else volumes[..., 0]
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volumes), affine)
     image.header.set_xyzt_units("mm")
 
     def write(temporary: Path) -> None:

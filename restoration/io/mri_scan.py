@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from restoration.io.pictures.dicom import Origin
 from solvers.inputs.errors import InputError
 
+NEGATIVE = 0.05  # share of the largest magnitude that interpolation may fall below 0
 # an array, or a dataset of h5py, whose values are read on demand
 Stored = Any
 
@@ -25,7 +26,8 @@ class Scan:
             magnitudes.
         magnitude: float32 ``(slices, H, W)`` for files of images; None for k-space.
         phase: of complex images, float32 like ``magnitude``, in radians; None where it isn't known.
-        mask: ``(H, W)`` or ``(W,)`` float32 that the file brings, or None.
+        mask: ``(H, W)`` or ``(W,)`` float32 that the file brings, ``(slices, H, W)`` where slices
+            are sampled differently, or None.
         maps: complex64 ``(coils, H, W)`` or ``(slices, coils, H, W)`` that the file brings, or
             None.
         target: float32 ``(slices, h, w)``: the fully sampled reconstruction of fastMRI files, or
@@ -39,6 +41,8 @@ class Scan:
         spacing: millimetres per voxel ``(slice, row, column)``, 1 where unknown.
         affine: NIfTI's 4 x 4 voxel-to-world matrix of (column, row, slice), or None.
         origins: of DICOM files, where each slice comes from; else empty.
+        volumes: how many volumes (contrasts, moments, repetitions) of as many slices each follow
+            one another on the axis of slices.
     """
 
     kspace: np.ndarray | None = None
@@ -54,6 +58,37 @@ class Scan:
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     affine: np.ndarray | None = None
     origins: tuple[Origin, ...] = ()
+    volumes: int = 1
+
+    def volume(self, k: int, path: Path) -> Scan:
+        """The one that is counted ``k`` from 0, alone.
+
+        Raises:
+            InputError: there is no such volume.
+        """
+        if not 0 <= k < self.volumes:
+            held = f"volumes 0 to {self.volumes - 1}" if self.volumes > 1 else "one volume, 0"
+            raise InputError(f"{path} holds {held}; there is no volume {k}")
+        values: Any = self.magnitude if self.kspace is None else self.kspace
+        slices = len(values)
+        count = slices // self.volumes
+        part = slice(k * count, (k + 1) * count)
+
+        def cut(array: np.ndarray | None, rank: int) -> np.ndarray | None:
+            each = array is not None and array.ndim == rank and len(array) == slices
+            return array[part] if array is not None and each else array
+
+        return replace(
+            self,
+            kspace=cut(self.kspace, 4),
+            magnitude=cut(self.magnitude, 3),
+            phase=cut(self.phase, 3),
+            mask=cut(self.mask, 3),
+            maps=cut(self.maps, 4),
+            target=cut(self.target, 3),
+            origins=self.origins[part],
+            volumes=1,
+        )
 
 
 def pairs(array: np.ndarray) -> np.ndarray:
@@ -72,16 +107,27 @@ def complex_array(array: Stored, path: Path, ranks: tuple[int, ...]) -> np.ndarr
     if not (array.dtype.kind == "c" or records or paired) or (
         not paired and array.ndim not in ranks
     ):
-        several = array.dtype.kind == "c" and array.ndim == 1 + max(ranks)
-        hint = "; of several averages or repetitions write one into a file of its own"
         raise InputError(
             f"{path} has k-space or maps of shape {tuple(array.shape)} and type {array.dtype};"
             f" complex arrays with {' or '.join(map(str, ranks))} axes are accepted, or real ones"
-            f" with (real, imaginary) pairs in a last axis of length 2{hint if several else ''}"
+            " with (real, imaginary) pairs in a last axis of length 2"
         )
     values = pairs(np.asarray(array[()]))
     values = values[..., 0] + 1j * values[..., 1] if paired else values
     return np.ascontiguousarray(values.astype(np.complex64))
+
+
+def flat(kspace: np.ndarray, path: Path) -> tuple[np.ndarray, int]:
+    """K-space ``(slices, coils, H, W)`` of what may have one axis more before it (averages,
+    repetitions, contrasts), and how many volumes it holds.
+
+    Raises:
+        InputError: axes in another order.
+    """
+    volumes = len(kspace) if kspace.ndim == 5 else 1
+    kspace = kspace.reshape(-1, *kspace.shape[-3:])
+    check_kspace_axes(kspace.shape, path)
+    return kspace, volumes
 
 
 def check_kspace_axes(shape: tuple[int, ...], path: Path) -> None:
@@ -106,13 +152,15 @@ def check_image_axes(shape: tuple[int, ...], path: Path) -> None:
 
 
 def real_array(array: Stored, path: Path) -> np.ndarray:
-    """A reconstruction ``(slices, H, W)`` of real numbers."""
-    if array.ndim != 3 or array.dtype.kind != "f":
+    """A reconstruction ``(slices, H, W)`` of real numbers; of several volumes one after the
+    other.
+    """
+    if array.ndim not in (3, 4) or array.dtype.kind != "f":
         raise InputError(
             f"{path} has a reconstruction of shape {tuple(array.shape)} and type {array.dtype};"
             " (slices, H, W) is accepted"
         )
-    return np.asarray(array[()], dtype=np.float32)
+    return np.asarray(array[()], dtype=np.float32).reshape(-1, *array.shape[-2:])
 
 
 def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
@@ -126,24 +174,38 @@ def magnitude_array(array: np.ndarray, path: Path) -> np.ndarray:
     array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
         raise InputError(f"{path} holds NaN or infinite values")
+    if float(array.min()) < -NEGATIVE * float(array.max()):
+        raise InputError(
+            f"{path} holds numbers down to {array.min():g}, which are no magnitudes but real parts,"
+            " phases, units of CT or signed numbers whose black is the largest (MONOCHROME1); give"
+            " magnitudes, or complex numbers in one NIfTI file"
+        )
     return array
 
 
-def mask_array(array: Stored, shape: Sequence[int], path: Path) -> np.ndarray:
-    """The mask ``(H, W)`` of k-space of this shape; columns stand for all their points. It may have
-    k-space's other axes too (slices, coils, at the end real and imaginary parts), along which it is
-    the same.
+def mask_array(array: Stored, shape: Sequence[int], path: Path, volumes: int = 1) -> np.ndarray:
+    """The mask ``(H, W)`` of k-space ``(slices, coils, H, W)``; columns stand for all their points.
+    It may have k-space's other axes too (volumes, slices, coils, at the end real and imaginary
+    parts): along slices it may differ, which gives ``(slices, H, W)``.
     """
     mask = np.asarray(array[()])
-    if mask.ndim > 2 and mask.shape[-2:] == (shape[-1], 1):
+    slices, (height, width) = shape[0], shape[-2:]
+    if mask.ndim > 2 and mask.shape[-2:] == (width, 1):
         mask = mask[..., 0]
     while mask.ndim > 2 and (mask == mask[:1]).all():
         mask = mask[0]
-    mask = mask[0] if mask.shape == (1, shape[-1]) else mask
-    if mask.shape not in (tuple(shape[-2:]), tuple(shape[-1:])):
+    mask = mask[0] if mask.shape == (1, width) else mask
+    if mask.ndim == 5 and mask.shape[0] == volumes:
+        each = (volumes, slices // volumes, *mask.shape[2:])
+        mask = np.broadcast_to(mask, each).reshape(-1, *mask.shape[2:])
+    if mask.ndim == 4 and (mask == mask[:, :1]).all():  # the same in all coils
+        mask = mask[:, 0]
+    if mask.ndim == 3 and mask.shape == (slices, 1, width):
+        mask = np.broadcast_to(mask, (slices, height, width))
+    if mask.shape not in ((width,), (height, width), (slices, height, width)):
         raise InputError(
-            f"{path} has a mask of shape {mask.shape}; (H, W) = {tuple(shape[-2:])} or (W,) is"
-            " accepted"
+            f"{path} has a mask of shape {mask.shape}; (slices, H, W) ="
+            f" {(slices, height, width)}, (H, W) or (W,) is accepted"
         )
     if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
         raise InputError(f"{path} has a mask with values other than 0 and 1")

@@ -25,6 +25,7 @@ from solvers.solver import DenoiserLike, Solver
 
 METHODS = ("none", "consistency", "alternation", "red-diff", *CORRECTIONS)
 SAMPLING_STEPS = 4
+BY_CHANCE = 0.02  # share of the sampled points at which a slice may be zero though it was sampled
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ class MRITask:
         num_samples`` on.
 
         Args:
-            mask: shared by all slices.
+            mask: shared by all slices, or ``(slices, H, W)``; by default the points where any coil
+                is not zero: in any slice, but where slices are sampled differently, in each.
             maps: ``(slices, coils, H, W)``, or ``(coils, H, W)`` for all slices; None: estimated
                 per slice.
             progress: called with the slices done and their number.
@@ -199,13 +201,13 @@ class MRITask:
         if kspace.ndim != 4 or len(kspace) == 0:
             raise ValueError(f"a volume is (slices, coils, H, W); got {tuple(kspace.shape)}")
         seed, count = settings.pop("seed", 0), settings.get("num_samples", 1)
-        if mask is None:  # one mask for all: a slice without signal says nothing
-            mask = torch.nan_to_num(kspace.abs(), nan=1.0).sum((0, 1)) > 0
+        mask = sampled(kspace) if mask is None else mask
         slices = []
         for k, one in enumerate(kspace):
             these = maps if maps is None or maps.ndim == 3 else maps[k]
+            points = mask[k] if mask.ndim == 3 else mask
             try:
-                slices.append(self(one, mask, these, seed=seed + k * count, **settings))
+                slices.append(self(one, points, these, seed=seed + k * count, **settings))
             except ValueError as error:
                 raise ValueError(f"slice {k}: {error}") from error
             progress(k + 1, len(kspace))
@@ -285,6 +287,17 @@ class MRITask:
                 return Alternation(d, data, width), self.solver
         m = data.measurement
         return correction_by_name(name, d, m, steps=steps, prior_std=width), self.solver
+
+
+def sampled(kspace: Tensor) -> Tensor:
+    """Where k-space ``(slices, coils, H, W)`` was measured, ``(slices, H, W)``: where any slice is
+    not zero, since a slice without signal says nothing; but of a slice that is zero at many of
+    these points, being sampled differently, where it isn't itself.
+    """
+    seen = torch.nan_to_num(kspace.abs(), nan=1.0).sum(1) > 0
+    union, own = seen.any(0), seen.sum((1, 2))
+    apart = (own > 0) & (own < (1 - BY_CHANCE) * union.sum())
+    return torch.where(apart[:, None, None], seen, union)
 
 
 def check_kspace(kspace: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

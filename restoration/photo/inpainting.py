@@ -11,6 +11,7 @@ from torch import Tensor
 
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
+from restoration.photo.latent import latent_inpainting
 from restoration.photo.lift import thin_plate
 from restoration.photo.linear import PRIOR_STD, Cleaner, cleaned, cleans, denoised, warned
 from restoration.posterior import correction_by_name
@@ -126,6 +127,8 @@ class InpaintingTask:
             sigma: as in a call.
         """
         d = self.denoiser
+        if d.autoencoder is not None:
+            return latent_inpainting(self, image, known, sigma)
         grey = image.shape[1] == 1
         plain = d.image_channels == 1  # a network of single planes restores them one by one
         x = image if plain else image.expand(-1, 3, -1, -1)

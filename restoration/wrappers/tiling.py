@@ -66,9 +66,11 @@ def tile_for(denoiser: Denoiser) -> int:
 
 
 def set_tile(task: Any) -> None:
-    """Put :func:`tile_for` in the place of a new task's ``tile`` 0."""
+    """Put :func:`tile_for` in the place of a new task's ``tile`` 0; of latents in pixels too."""
     if task.tile == 0:
-        object.__setattr__(task, "tile", tile_for(task.denoiser))
+        autoencoder = task.denoiser.autoencoder
+        scale = 1 if autoencoder is None else autoencoder.fold
+        object.__setattr__(task, "tile", scale * tile_for(task.denoiser))
 
 
 class TiledNetwork(nn.Module):

@@ -16,6 +16,7 @@ from solvers.files import replace_file, room_for, together
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.memory import check_bytes
 from solvers.inputs.strict_json import read_object
+from solvers.interop.autoencoder import Autoencoder, read_autoencoder
 from solvers.interop.checkpoints.container import HOW_TO_WRAP
 from solvers.interop.checkpoints.load import read_checkpoint
 from solvers.interop.checkpoints.options import flag
@@ -23,13 +24,14 @@ from solvers.interop.description import describe, from_description
 from solvers.interop.networks import KNOWN, network_class
 from solvers.interop.networks.clock import NOTED, adapt
 from solvers.interop.schedules import schedule_of
+from solvers.interop.text import OPTIONS as TEXT_OPTIONS
+from solvers.interop.text import STORED, show_text, tensors_of
 from solvers.prediction import HEADS
 from solvers.processes.process import VP, Process
 
 Network = Any
 
 MOST_CHANNELS, MOST_LAYERS = 65_536, 64
-TEXT = "encoder_hidden_states.safetensors"
 
 
 def read_model(root: Path, options: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -63,11 +65,19 @@ def _read_file(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give a diffusers model folder")
-    if given := [flag(n) for n, v in options.items() if v is not None and n != "class_label"]:
+    free = ("class_label", "vae", *TEXT_OPTIONS)
+    if given := [flag(n) for n, v in options.items() if v is not None and n not in free]:
         raise ModelError(
             f"{root} is a model folder, which says itself what it is: leave out {', '.join(given)}"
         )
+    if _kind_of(root) == "AutoencoderKL":
+        return _read_decoder(root, options)
     network = _read_network(root)
+    if type(network).__name__ == "UNet2DConditionModel":
+        if said := show_text(network, root, options):
+            print(f"restobox: {root.name}: assumed {said}", file=sys.stderr)
+    elif given := [flag(name) for name in TEXT_OPTIONS if options.get(name) is not None]:
+        raise ModelError(f"{root} is a network without text: leave out {', '.join(given)}")
     places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
     place = next((p for p in places if p.is_file()), places[0])
     described = root / "denoiser.json"
@@ -101,11 +111,14 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         )
     ins, outs = network.config.in_channels, network.config.out_channels
     fold, condition_channels = settings["fold"], settings["condition_channels"]
-    if (ins, outs) == (9, 4) and not condition_channels:
-        raise ModelError(
-            f"{root} is Stable Diffusion's inpainting network, which is shown a mask and a latent"
-            " picture beside the state: not read"
-        )
+    autoencoder = _autoencoder_of(root, options)
+    if autoencoder is not None:
+        latents = autoencoder.channels
+        # Stable Diffusion's inpainting: a mask and the latents of what it leaves, beside the state
+        if (ins, outs) == (2 * latents + 1, latents) and not condition_channels:
+            condition_channels = latents + 1
+            settings |= {"condition_channels": condition_channels, "shown": "masked-latents"}
+        autoencoder.fitting(ins - condition_channels, f"the network at {root}")
     # half: a second head, or a learned variance after the prediction
     if ins - fold**2 * condition_channels not in (
         (outs, outs / 2) if HEADS.get(prediction_type, 1) == 1 else (outs / 2,)
@@ -120,7 +133,35 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         "process": process,
         "prediction_type": prediction_type,
         "multiple": multiple_of(network),
+        "autoencoder": autoencoder,
     }
+
+
+def _autoencoder_of(root: Path, options: Mapping[str, Any]) -> Autoencoder | None:
+    """That which is named, else the one in the folder."""
+    if options.get("vae") is not None:
+        return read_autoencoder(Path(options["vae"]))
+    return read_autoencoder(root / "vae") if (root / "vae").is_dir() else None
+
+
+def _read_decoder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """An autoencoder's folder as a model: its decoder, to be calibrated and exported."""
+    if given := [flag(name) for name, value in options.items() if value is not None]:
+        raise ModelError(f"{root} is an autoencoder: leave out {', '.join(given)}")
+    autoencoder = read_autoencoder(root)
+    return _settings({"shown": "latents"}) | {
+        "network": autoencoder.decoder,
+        "process": VP.linear(),
+        "prediction_type": "sample",
+        "multiple": autoencoder.decoder.multiple,
+        "autoencoder": autoencoder,
+    }
+
+
+def _kind_of(folder: Path) -> object:
+    """The class that a network's description names; None where there is none."""
+    path = folder / "config.json"
+    return read_object(path, ModelError).get("_class_name") if path.is_file() else None
 
 
 def _settings(extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,8 +224,6 @@ def _read_network(root: Path) -> Network:
         network.parameters()
     ):  # those of a mapped file lie at its odd addresses, where some processors round otherwise
         weight.data = weight.data.clone()
-    if kind == "UNet2DConditionModel":
-        _show_text(network, root / TEXT)
     return network
 
 
@@ -250,6 +289,7 @@ def write_model(
     prediction_type: str,
     multiple: int,
     settings: dict[str, Any],
+    autoencoder: Autoencoder | None = None,
 ) -> None:
     """Write what :func:`read_model` reads, all of it or nothing; ``settings`` are
     :attr:`solvers.Denoiser.settings`. See :meth:`solvers.Denoiser.save_pretrained`, also for its
@@ -267,7 +307,9 @@ def write_model(
     content = settings | {"prediction_type": prediction_type, "process": describe(process)}
     if (adapted := getattr(network, "adapted", None)) is not None:
         content["network"] = adapted
-    text = network._buffers.pop("encoder_hidden_states", None)  # has a file of its own
+    text = tensors_of(network)  # have a file of their own
+    for name in text:
+        del network._buffers[name]
     (root / "unet").mkdir(parents=True, exist_ok=True)
     with together():
         try:
@@ -279,13 +321,15 @@ def write_model(
                 for path in Path(temporary).iterdir():
                     replace_file(root / "unet" / path.name, path.replace)
         finally:
-            if text is not None:
-                network.register_buffer("encoder_hidden_states", text)
-        if text is not None:
+            for name, value in text.items():
+                network.register_buffer(name, value)
+        if text:
             from safetensors.torch import save_file
 
-            tensors = {"encoder_hidden_states": text.contiguous()}
-            replace_file(root / TEXT, lambda part: save_file(tensors, part))
+            tensors = {name: value.contiguous() for name, value in text.items()}
+            replace_file(root / STORED, lambda part: save_file(tensors, part))
+        if autoencoder is not None:
+            autoencoder.write(root / "vae")
         if type(process) is VP:
             abar = process.alphas_cumprod
             betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
@@ -338,60 +382,6 @@ def _check_network(kind: str, config: dict[str, Any], path: Path, weights: Path)
             f"{path} describes a network of {count} numbers, but {weights.name} has {most} bytes;"
             " it belongs to another network or was cut short"
         )
-
-
-def _with_text(
-    network: Network, inputs: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward hook: the stored text embedding for a network that is called without one."""
-    x = inputs[0]
-    return (
-        inputs,
-        {"encoder_hidden_states": network.encoder_hidden_states.to(x).expand(x.shape[0], -1, -1)}
-        | named,
-    )
-
-
-def _show_text(network: Network, path: Path) -> None:
-    """Let ``network(x, t)`` run on the stored text embedding: a buffer, so that it counts as a part
-    of the model.
-    """
-    from safetensors import safe_open
-
-    config = network.config
-    if (
-        config.class_embed_type
-        or config.num_class_embeds
-        or config.addition_embed_type
-        or config.encoder_hid_dim_type
-    ):
-        raise ModelError(
-            "this UNet2DConditionModel takes class labels, image sizes or pooled embeddings with"
-            " every call; only one that takes a text embedding alone is accepted"
-        )
-    if not path.is_file():
-        raise ModelError(
-            "a UNet2DConditionModel needs a text embedding: write the prompt's"
-            f" encoder_hidden_states (1, L, D) to {path} under the key encoder_hidden_states"
-        )
-    with (
-        reading(path, "a tensor encoder_hidden_states", ModelError),
-        safe_open(path, framework="pt") as file,
-    ):
-        states = file.get_tensor("encoder_hidden_states").float()
-    width = config.cross_attention_dim
-    if (
-        states.ndim != 3
-        or states.shape[0] != 1
-        or states.shape[2] != width
-        or not torch.isfinite(states).all()
-    ):
-        raise ModelError(
-            f"{path}: encoder_hidden_states must be finite and (1, L, {width}), one prompt; got"
-            f" {tuple(states.shape)}"
-        )
-    network.register_buffer("encoder_hidden_states", states)
-    network.register_forward_pre_hook(_with_text, with_kwargs=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

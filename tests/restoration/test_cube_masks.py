@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from helpers import commands
 
+from restoration.io.containers.tiff import opened_tiff
 from restoration.io.cubes import Cube, check_cube_writable, read_cube, write_cube
 from restoration.io.cubes.georeference import tags_of
 from restoration.io.cubes.outputs import lost
@@ -85,7 +86,16 @@ def test_masks_of_pages_and_bands(tmp_path):
     tifffile.imwrite(tmp_path / "b.tif", VALUES, photometric="minisblack")
     cube = read_cube(tmp_path / "b.tif")
     np.testing.assert_array_equal(cube.valid(), each)
-    assert "masks of single bands" in lost(tmp_path / "o.tif", cube)
+    for name in ("o.tif", "o.h5", "o.npz", "o.mat", "o.nc"):  # and others may know one of all
+        assert lost(tmp_path / name, cube) == ""
+        write_cube(tmp_path / name, cube, nothing(cube))
+        again = read_cube(tmp_path / name, band_axis=cube.axis)
+        np.testing.assert_array_equal(again.valid(), each)
+        np.testing.assert_array_equal(again.values, np.where(each, 0, VALUES))
+    with opened_tiff(tmp_path / "o.tif") as file:
+        masks = [page.asarray() for page in file.pages if page.is_mask]
+    np.testing.assert_array_equal(masks, [VALID | ~VALID, *each])
+    assert "mask of valid pixels" in lost(tmp_path / "o.hdr", cube)
     cube = Cube(VALUES)
     write_cube(tmp_path / "c.hdr", cube, lambda rows: VALUES[:, rows])
     tifffile.imwrite(tmp_path / "c.raw.msk", VALID.astype(np.uint8))

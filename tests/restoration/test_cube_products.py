@@ -262,6 +262,10 @@ def test_enmap(tmp_path):
     (tmp_path / "ENMAP01-METADATA.XML").write_text(f"<a>{bands}{bands}</a>")
     with pytest.raises(InputError, match="10 wavelengths"):
         read_cube(tmp_path / "ENMAP01-SPECTRAL_IMAGE.TIF")
+    desis = tmp_path / "DESIS-HSI-L2A-SPECTRAL_IMAGE.tif"  # DLR's too, with names in small letters
+    (tmp_path / "ENMAP01-SPECTRAL_IMAGE.TIF").rename(desis)
+    (tmp_path / "DESIS-HSI-L2A-METADATA.xml").write_text(f"<a>{bands}</a>")
+    np.testing.assert_array_equal(read_cube(desis).wavelengths, WAVES)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_images_of_fastmri_without_a_header_are_the_middle(tmp_path, kspace):
 
 
 def test_masks_with_the_axes_of_kspace(tmp_path, kspace):
-    """As fastMRI's programs keep them; what differs along slices is refused."""
+    """As fastMRI's programs keep them; it may differ along slices, not along coils."""
     columns = (np.arange(36) % 3 == 0).astype(np.float32)
     plane = np.broadcast_to(columns, (40, 36))
     for mask in (columns[None], columns[None, None, :, None], columns[None, None, None, :, None]):
@@ -93,10 +93,11 @@ def test_masks_with_the_axes_of_kspace(tmp_path, kspace):
         read = read_scan(fastmri_file(tmp_path / "a.h5", kspace, mask=mask))
         np.testing.assert_array_equal(read.mask, plane)
     mask = np.stack([plane, 1 - plane])
-    with pytest.raises(InputError, match=r"mask of shape \(2, 40, 36\)"):
+    read = read_scan(fastmri_file(tmp_path / "a.h5", kspace, mask=mask))
+    np.testing.assert_array_equal(read.mask, mask)
+    mask = np.stack([plane, 1 - plane, plane])
+    with pytest.raises(InputError, match=r"mask of shape \(3, 40, 36\)"):
         read_scan(fastmri_file(tmp_path / "a.h5", kspace, mask=mask))
-    with pytest.raises(InputError, match="of several averages or repetitions write one"):
-        read_scan(fastmri_file(tmp_path / "b.h5", np.stack([kspace] * 3)))
 
 
 def test_links_out_of_the_file_are_refused(tmp_path, kspace):
@@ -281,6 +282,23 @@ def test_ismrmrd(tmp_path, kspace):
     np.testing.assert_array_equal(read.mask, np.arange(36) % 2 == 0)
     np.testing.assert_array_equal(read.kspace, kspace * read.mask)
     assert (read.crop, read.spacing) == ((40, 36), (5.0, 10.0, 10.0))
+
+
+def test_ismrmrd_moments_may_be_sampled_differently(tmp_path, kspace):
+    """As in dynamic imaging, where the sampled lines move on from moment to moment."""
+    lines = [
+        (kspace[part, :, :, line], line, part, 20, (), {"phase": moment})
+        for line in range(36)
+        for moment in range(3)
+        for part in range(2)
+        if line % 3 == moment
+    ]
+    read = read_scan(ismrmrd_file(tmp_path / "scan.h5", lines))
+    assert read.volumes == 3
+    columns = np.arange(36) % 3 == np.repeat(np.arange(3), 2)[:, None]
+    np.testing.assert_array_equal(read.mask, np.broadcast_to(columns[:, None], (6, 40, 36)))
+    expected = np.tile(kspace, (3, 1, 1, 1)) * columns[:, None, None]
+    np.testing.assert_array_equal(read.kspace, expected)
 
 
 @pytest.mark.parametrize("first", [0, 7])
@@ -477,8 +495,8 @@ def test_dicom_numbers_in_the_high_bits(tmp_path, dtype):
     low = -2048 if dtype == np.int16 else 0
     values = np.random.default_rng(0).integers(low, low + 4096, (8, 6)).astype(dtype)
     stored = (values << 4 | 5).astype(dtype)
-    path = dicom_file(tmp_path / "a.dcm", stored, HighBit=15)
-    np.testing.assert_array_equal(read_scan(path).magnitude[0], values)
+    path = dicom_file(tmp_path / "a.dcm", stored, HighBit=15, RescaleIntercept=-low)
+    np.testing.assert_array_equal(read_scan(path).magnitude[0], values.astype(int) - low)
 
 
 def test_dicom_tables_of_meaning(tmp_path):
@@ -513,7 +531,8 @@ def test_dicom_volumes_follow_one_another(tmp_path):
         )
     scan = read_scan(tmp_path / "series")
     np.testing.assert_array_equal(scan.magnitude[:, 0, 0], [0, 1, 2, 10, 11, 12])
-    assert (scan.spacing, scan.affine) == ((4, 2, 1), None)
+    assert (scan.spacing, scan.volumes) == ((4, 2, 1), 2)
+    np.testing.assert_array_equal(np.diag(scan.affine), [-1, -2, 4, 1])  # of each volume
 
 
 def test_reconstructions_are_written_whole(tmp_path):

@@ -1,10 +1,14 @@
 """HEIC, AVIF and cameras' raw files, whose pixels are known by construction."""
 
+import base64
+import sys
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tifffile
+from helpers.commands import restobox
 from PIL import Image
 
 from restoration.io.images import Photo, read_image, write_image
@@ -51,6 +55,48 @@ def test_heic_of_10_bits(tmp_path, mode):
     np.testing.assert_allclose(photo.pixels, values.transpose(2, 0, 1), atol=2.1 / 1023)
     assert len(np.unique(np.rint(1023 * photo.pixels[0, 0]))) > 60
     assert np.rint(photo.pixels * 1023).max() == 1023
+
+
+# 8 x 8 greys of 10 bits, 3 + 16 k, without loss
+DEEP_AVIF = (
+    "c-muNV30{GsVqn=%S>Yc0uY^>nP!-qnF!*)%uOvxWPkw0jFg-rD4U@mGr5ET4e%9YmgIt2j6f`xnUkLk;<$kLj1W;q"
+    "ULb7_#2T5Id1-L9Qb0~B6O@-&W?<-?pOX)^D<iX@r~pWNW)>vp18I@W;(}DDeH>5>w6`J?teFc)@FbQQIyW-JfCPk-"
+    "^K**wl5;8;m_V=rC?uX)kPGt>&{-^uOwBAnrhRToVu=s~7pnxv{^S579RY@R?z7)_>(xF!+rl$pZI0WgO{-bd_BMU%"
+    "El}S!@7yfg-tu)OYqlKm{U^Nu0EWdxD*"
+)
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_avif_of_ten_bits(tmp_path, monkeypatch, package):
+    """All of them, or, without the package that reads them, the high eight and a line that says
+    so.
+    """
+    (tmp_path / "a.avif").write_bytes(zlib.decompress(base64.b85decode(DEEP_AVIF)))
+    wanted = (3 + 16 * np.arange(64).reshape(8, 8)) / 1023
+    if package:
+        pytest.importorskip("imagecodecs")
+    else:
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    photo = read_image(tmp_path / "a.avif")
+    assert photo.bits == (16 if package else 8)
+    off = np.abs(photo.pixels[0] - wanted).max()
+    assert off < 1e-6 if package else 1e-4 < off < 0.5 / 255 + 1e-6
+    assert ("10 bits, of which 8 are read" in photo.notes.lost) != package
+
+
+def test_lines_say_what_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    (tmp_path / "a.avif").write_bytes(zlib.decompress(base64.b85decode(DEEP_AVIF)))
+    run = restobox(
+        "restore", "denoise", tmp_path / "a.avif", "-o", tmp_path / "a.png", "--sigma", 0.01
+    )
+    assert run.returncode == 0
+    assert "10 bits, of which 8 are read without imagecodecs" in run.stderr
+    Image.fromarray(np.full((16, 16), 3000, np.uint16)).save(tmp_path / "deep.png")
+    run = restobox(
+        "restore", "denoise", tmp_path / "deep.png", "-o", tmp_path / "a.jpg", "--sigma", 0.01
+    )
+    assert "PNG and TIFF keep them, and all 16 bits" in run.stderr
 
 
 @pytest.mark.parametrize("suffix", [".heic", ".avif"])

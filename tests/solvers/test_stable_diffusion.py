@@ -2,22 +2,19 @@
 diffusers expects of its schedulers.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
 )
 from helpers.covering import covering
+from helpers.latent import STABLE_DIFFUSION, autoencoder, conditional_unet, text_parts
 from helpers.networks import tiny_unet
 
 from solvers import (
@@ -47,74 +44,13 @@ def components(tmp_path_factory):
     """CLIP text model, tokenizer with a vocabulary of letters, VAE and conditional U-Net, all tiny
     and untrained.
     """
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    letters = [chr(ord("a") + k) for k in range(26)]
-    tokens = [
-        *letters,
-        *(f"{letter}</w>" for letter in letters),
-        "re",
-        "red</w>",
-        "ca",
-        "cat</w>",
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    (folder / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\nc a\nca t</w>\n")
-    tokenizer = transformers.CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16
-    )
-    torch.manual_seed(0)
-    text = transformers.CLIPTextConfig(
-        vocab_size=len(tokens),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=len(tokens) - 2,
-        eos_token_id=len(tokens) - 1,
-        pad_token_id=len(tokens) - 1,
-    )
-    return {
-        "text_encoder": transformers.CLIPTextModel(text).eval(),
-        "tokenizer": tokenizer,
-        "unet": (
-            UNet2DConditionModel(
-                sample_size=16,
-                block_out_channels=(8, 8, 16),
-                layers_per_block=1,
-                norm_num_groups=4,
-                down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-                cross_attention_dim=16,
-                attention_head_dim=4,
-            ).eval()
-        ),
-        "vae": (
-            AutoencoderKL(
-                block_out_channels=(8, 8),
-                norm_num_groups=4,
-                latent_channels=4,
-                down_block_types=("DownEncoderBlock2D",) * 2,
-                up_block_types=("UpDecoderBlock2D",) * 2,
-            ).eval()
-        ),
+    pytest.importorskip("transformers")
+    return text_parts(tmp_path_factory.mktemp("tokenizer")) | {
+        "unet": conditional_unet(),
+        "vae": autoencoder(),
         "safety_checker": None,
         "feature_extractor": None,
     }
-
-
-STABLE_DIFFUSION = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "steps_offset": 1,
-    "prediction_type": "v_prediction",  # an untrained v keeps latents of moderate size
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-}
 
 
 def pipeline_of(made, components, solver, **config):

@@ -248,7 +248,7 @@ def test_another_embedding_is_another_model(latent, tmp_path):
     ("states", "says"),
     [
         (None, "needs a text embedding"),
-        ({"other": torch.zeros(1, 5, 8)}, "does not contain tensor"),
+        ({"other": torch.zeros(1, 5, 8)}, "must hold a tensor"),
         ({"encoder_hidden_states": torch.zeros(2, 5, 8)}, "one prompt"),
         ({"encoder_hidden_states": torch.zeros(1, 5, 9)}, "got (1, 5, 9)"),
         ({"encoder_hidden_states": torch.full((1, 5, 8), torch.nan)}, "finite"),

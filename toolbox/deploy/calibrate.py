@@ -19,6 +19,7 @@ from quant.calibration.selection import Uniform
 from quant.calibration.shards import Collection, recorded_in
 from quant.calibration.trajectory import CalibrationSet, Provenance, check_recordable, network_hash
 from restoration.posterior import CORRECTIONS
+from restoration.task import KINDS
 from solvers import GRIDS
 from solvers.denoiser import Denoiser
 from solvers.files import check_file, check_outputs
@@ -123,9 +124,9 @@ class _Call:
             ValueError, OSError: as :func:`run_calibrate`.
         """
         runs, recording, task = self.runs, self.recording, task_by_name(self.runs.task)
-        denoiser = float_model(self.model, None if runs.task == "generate" else runs.task)
+        denoiser = float_model(self.model, runs.task if runs.task in KINDS else None)
         task.check_recordable(denoiser)
-        side = _side(denoiser) if recording.side is None else recording.side
+        side = recording.side or _side(denoiser, latents=runs.task == "generate")
         source = task.source(self.data, denoiser, side, recording.seed)
         steps = tuple(runs.steps or task.recorded_steps(denoiser))
         if not runs.steps:
@@ -238,10 +239,14 @@ def select_samples(
     return {"uniform": Uniform, "ptq4dm": PTQ4DM}[name]().select(pool, count, seed)
 
 
-def _side(denoiser: Denoiser) -> int:
+def _side(denoiser: Denoiser, *, latents: bool) -> int:
+    """Of a network of latents in pixels, unless they are what is made."""
     size = denoiser.network.config.get("sample_size")
     size = min(size) if isinstance(size, (list, tuple)) else size
-    return 256 if size is None else size * denoiser.fold
+    if size is None:
+        return 256
+    autoencoder = denoiser.autoencoder
+    return size * denoiser.fold * (1 if latents or autoencoder is None else autoencoder.fold)
 
 
 def _crop(denoiser: Denoiser, side: int) -> int | None:

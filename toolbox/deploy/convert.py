@@ -11,7 +11,7 @@ from solvers.interop.pretrained import choose_class, read_parts
 from toolbox.api import checkpoint_options, place_of
 
 KIND = "model folder"
-OURS = ("denoiser.json", "encoder_hidden_states.safetensors", "unet/*", "scheduler/*")
+OURS = ("denoiser.json", "encoder_hidden_states.safetensors", "unet/*", "scheduler/*", "vae/*")
 
 
 def run_convert(model: str, out: Path) -> dict:
@@ -29,7 +29,9 @@ def run_convert(model: str, out: Path) -> dict:
         parts = read_parts(path, options)
         if options.get("class_label") is not None:
             parts["network"] = choose_class(parts["network"], options["class_label"], path)
+        autoencoder = parts.pop("autoencoder", None)
         denoiser = Denoiser(**parts)
+        denoiser.autoencoder = autoencoder
     replace_folder(out, denoiser.save_pretrained, KIND, _ours)
     return {
         "out": str(out),

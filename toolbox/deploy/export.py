@@ -95,7 +95,8 @@ def make_job(denoiser: Denoiser, whole: Whole, settings: Settings = Settings()) 
     if type(task).job is Task.job:  # none of its own: this says so
         task.job(denoiser, None, settings, parse_size(whole.size))
     channels = denoiser.image_channels
-    if channels is not None and channels not in {n for _, held in KINDS.values() for n in held}:
+    known = channels is None or channels in {n for _, held in KINDS.values() for n in held}
+    if denoiser.autoencoder is not None or not known:
         raise ValueError(
             f"this network works on {channels} channels, the latents of an autoencoder, which is no"
             " part of a graph here: export the network alone, without --restorer"

@@ -21,7 +21,15 @@ TASKS = "inpaint, denoise, superresolve, deblur, mri, ultrasound, dehaze, paired
 class Trajectories:
     """The runs that a calibration follows: those that are to be deployed."""
 
-    task: Annotated[str, Option(help=f"{TASKS}; generate: from noise, no --data.")] = "inpaint"
+    task: Annotated[
+        str,
+        Option(
+            help=(
+                f"{TASKS}; generate: from noise, no --data; decode: an autoencoder's decoder, MODEL"
+                " is its vae/."
+            )
+        ),
+    ] = "inpaint"
     solver: Annotated[
         str, Option(help="The one to deploy; of dehaze and paired also several: rddm,resfusion.")
     ] = "ddim"

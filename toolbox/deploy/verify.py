@@ -95,6 +95,7 @@ def run_verify(
     def restore(d: Denoiser) -> float:
         """With the float denoiser, then with the bundle's session."""
         name = "bundle" if kept else "float"
+        d.autoencoder = denoiser.autoencoder
         kept[name] = _restored(task, name, d, denoiser, trials, run)
         return float(np.mean([row.figures[name]["psnr"] for row in kept[name]]))
 

@@ -22,6 +22,7 @@ TASKS = {
     "mri": "mri.MRI",
     "hsi": "hyperspectral.Hyperspectral",
     "generate": "generate.Generate",
+    "decode": "generate.Decode",
 }
 
 

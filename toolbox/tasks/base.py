@@ -19,7 +19,7 @@ from export.jobs.base import Job
 from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pictures, random_window
 from restoration.metrics import psnr, ssim
-from restoration.task import KINDS, Restored, check_kind
+from restoration.task import KINDS, LATENT, Restored, check_kind
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import UncalibratedError
 from toolbox.support.cards import Spread, advice, spread_of
@@ -300,7 +300,7 @@ class Task(ABC):
         Raises:
             ValueError: says what would fit.
         """
-        if self.name in KINDS:
+        if self.name in KINDS or self.name in LATENT:
             check_kind(denoiser, self.name)
 
     def deployed(self, options: Any, settings: Settings) -> tuple[Any, Settings]:

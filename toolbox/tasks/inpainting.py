@@ -99,7 +99,9 @@ class Inpaint(PictureTask):
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
     ) -> Inpainting:
-        return with_numbers(Inpainting(mask=""), self.name, sigma, numbers)
+        # latents are known where whole blocks of pixels are
+        mask = "" if denoiser.autoencoder is None else f"strokes:{MISSING['strokes']}"
+        return with_numbers(Inpainting(mask=mask), self.name, sigma, numbers)
 
     def trial(self, source: Source, k: int, options: Inpainting) -> Trial:
         """Without a mask in the options its kinds take turns."""

@@ -24,7 +24,7 @@ from restoration.mri.geometry import regrid
 from restoration.mri.sampling import MASKS, Seed, column_mask, poisson_mask, volume_seed
 from restoration.mri.sense import fft2c, ifft2c, normalise_maps, to_channels, to_complex
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
-from restoration.mri.task import SAMPLING_STEPS, MRITask
+from restoration.mri.task import SAMPLING_STEPS, MRITask, sampled
 from restoration.task import Restored
 from solvers import solver_by_name
 from solvers.denoiser import Denoiser
@@ -162,6 +162,7 @@ class MRI(Task):
             [out, *([std_file(out)] if std and std_file(out) != out else []), *drawn], inputs
         )
         scan = read_scan(path)
+        scan = scan if options.volume is None else scan.volume(options.volume, path)
         data = acquired(scan, options, path, draws.seed)
         task = self.task(load_for(self.name, prior.model, **prior.place), settings)
         ran = replace(settings, steps=task.plan(draws.samples)[0])
@@ -189,6 +190,7 @@ class MRI(Task):
         if truth is None and scan.target is not None and scan.target.shape == image.shape:
             truth = scan.target
         figures = {"task": self.name, "file": str(path), "slices": len(image)}
+        figures |= {"volumes": scan.volumes} if scan.volumes > 1 else {}
         figures |= {
             "coils": data.kspace.shape[1],
             "maps": data.origin,
@@ -305,8 +307,9 @@ class MRI(Task):
 
 @dataclass(frozen=True)
 class Acquired:
-    """What is reconstructed: ``kspace (slices, coils, H, W)``, the mask and maps that are known,
-    its noise, the true magnitudes where they are known, and where the maps come from.
+    """What is reconstructed: ``kspace (slices, coils, H, W)``, the mask (of all slices or of each)
+    and maps that are known, its noise, the true magnitudes where they are known, and where the maps
+    come from.
     """
 
     kspace: Tensor
@@ -320,10 +323,9 @@ class Acquired:
     @property
     def acceleration(self) -> float:
         """Points over sampled points."""
+        mask = sampled(self.kspace) if self.mask is None else self.mask
         size = self.kspace.shape[-2:]
-        if self.mask is None:
-            return float(1 / (self.kspace.abs().sum((0, 1)) > 0).float().mean())
-        return float(1 / self.mask.expand(size).mean())
+        return float(1 / mask.float().expand(*mask.shape[:-2], *size).mean())
 
 
 def acquired(scan: Scan, options: Scanning, path: Path, seed: int) -> Acquired:
@@ -371,7 +373,7 @@ def acquired(scan: Scan, options: Scanning, path: Path, seed: int) -> Acquired:
             )
         sampling = _sampling(options, tuple(kspace.shape[-2:]), path)
         if not Path(mask).exists() and truth is not None and scan.kspace is not None:
-            inside = (kspace.abs().sum((0, 1)) > 0).any(0).to(sampling)
+            inside = sampled(kspace).any(0).any(0).to(sampling)
             sampling = sampling * inside  # what was filled with zeros isn't known
     covers_air = (
         scan.kspace is not None and given is not None and bool((given.abs().sum(-3) > 0).all())
@@ -384,7 +386,7 @@ def _is_full(kspace: Tensor) -> bool:
     """Whether all of it was measured, perhaps but for margins that were filled with zeros alike on
     both sides (as fastMRI delivers its columns). Margins on one side are partial Fourier.
     """
-    seen = kspace.abs().sum((0, 1)) > 0
+    seen = sampled(kspace).all(0)
     if not seen.any():
         return False
     for axis in (0, 1):

@@ -163,6 +163,16 @@ class Scanning:
         float | None,
         Option(help="Noise of real and imaginary part of the k-space. [default: estimated]"),
     ] = None
+    volume: Annotated[
+        int | None,
+        Option(
+            help=(
+                "Of a file of several volumes (contrasts, moments, repetitions, averages) only this"
+                " one, counted from 0. [default: all, one after the other]"
+            ),
+            min=0,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -224,10 +224,11 @@ def _write(
         write_image(out, replace(photo, pixels=pixels), quality)
         if spread is not None:
             write_image(spread, Photo(coloured))
-    notes, suffix = [], out.suffix.lower()
+    notes, suffix = [photo.notes.lost] if photo.notes.lost else [], out.suffix.lower()
     if suffix in LOSSY:
         notes.append(
             f"{out.suffix} changes all pixels a little, known ones too; PNG and TIFF keep them"
+            + (f", and all {depth} bits" if (depth := photo.bits) == 16 else "")
         )
     if lost := left_out(out, photo.notes):
         notes.append(f"left out {' and '.join(lost)}: larger than JPEG holds")

@@ -182,6 +182,21 @@ class Checkpoint:
     class_label: Annotated[
         int | None, _said("The class that a class-conditional network is asked for.", "--class")
     ] = None
+    prompt: Annotated[str | None, _said("Latent networks with text: what the picture shows.")] = (
+        None
+    )
+    negative_prompt: Annotated[str | None, _said("What it doesn't show. [default: empty]")] = None
+    guidance: Annotated[
+        float | None,
+        _said(
+            "How far the answer goes from the negative prompt (0) to the prompt (1) and beyond."
+            " [default: 7.5]"
+        ),
+    ] = None
+    vae: Annotated[
+        str | None, _said("A latent network's autoencoder, where it isn't in the model's folder.")
+    ] = None
+    decoder: Annotated[str | None, _said("Bundle of its exported decoder.")] = None
 
 
 @dataclass(frozen=True)

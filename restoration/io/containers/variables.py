@@ -32,12 +32,14 @@ class Variables:
         read: one of them, its size checked before.
         says: its attributes, and those of any other one.
         names: of all of them, also those that hold no numbers.
+        axes: the names of an array's axes; none where the file names none.
     """
 
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     says: Callable[[str], Mapping[str, Any]]
     names: Sequence[str] = ()
+    axes: Callable[[str], tuple[str, ...]] = lambda name: ()
 
 
 def head_of(path: Path) -> bytes:
@@ -67,7 +69,13 @@ def netcdf3(path: Path) -> Iterator[Variables]:
 
         shapes = {name: tuple(int(n) for n in v.shape) for name, v in numeric.items()}
         try:
-            yield Variables(shapes, read, lambda name: found[name]._attributes, tuple(found))
+            yield Variables(
+                shapes,
+                read,
+                lambda name: found[name]._attributes,
+                tuple(found),
+                lambda name: tuple(found[name].dimensions),
+            )
         finally:
             numeric.clear()  # what refers to the map would keep it open
             found.clear()

@@ -5,6 +5,7 @@ checked before they are read.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from restoration.io.containers.variables import (
 )
 from restoration.io.cubes.cube import Cube
 from restoration.io.cubes.grids import Tags, grid_of, places_of, text
-from restoration.io.cubes.products import as_hyperion, is_prisma, read_prisma
+from restoration.io.cubes.meaning import Meant, fills_of, meant
+from restoration.io.cubes.products import as_hyperion, as_neon, is_neon, is_prisma, read_prisma
 from restoration.io.cubes.tiff import read_tiff
 from restoration.io.cubes.wavelengths import nanometres
 from solvers.inputs.errors import InputError, reading
@@ -47,9 +49,12 @@ HDF5 = (".h5", ".hdf5", ".he5")
 NETCDF = ".nc"
 READ_ONLY = (".hdf", ".hdf4", ".l1r")  # HDF of either version
 MASK = "valid_mask"
-# attributes that name the value of missing entries: NetCDF's, and those of products in HDF 5
-_FILLS = ("_FillValue", "missing_value", "Data_Ignore_Value", "data_ignore_value", "nodata")
+FEW = 4  # bands that a picture may have
 _GOOD = ("good_bands", "good_wavelengths", "bbl")
+# names of an axis of bands
+_BANDS = re.compile(
+    r"(?:^|[/_])n?(?:bands?|wavelengths?|channels?|wl|wvl|lambda|spectral)(?:$|_)", re.I
+)
 
 
 def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
@@ -68,7 +73,12 @@ def read_container(path: Path, key: str | None) -> tuple[Cube, int]:
 
 def _choose(path: Path, key: str | None, shapes: dict[str, tuple[int, ...]]) -> str:
     """The name of the cube among the arrays of a file, by its shape alone."""
-    cubes = [name for name, shape in shapes.items() if len(shape) == 3]
+    cubes = [name for name, s in shapes.items() if len(s) == 3 and _last(name) != MASK]
+    if key is None and len(cubes) > 1:  # others are pictures in colour, flags ...
+        wave = _named(_WAVELENGTHS, shapes)
+        bands = 0 if wave is None else math.prod(shapes[wave])
+        likely = [n for n in cubes if (bands in shapes[n] if bands else min(shapes[n]) > FEW)]
+        cubes = likely if len(likely) == 1 else cubes
     if key is None:
         named = [name for name in cubes if name.lower() in ("cube", "data")]
         if len(cubes) != 1 and len(named) != 1:
@@ -92,6 +102,8 @@ def _cube(path: Path, values: np.ndarray, key: str, file: Variables) -> tuple[Cu
         wavelengths = np.asarray(read(name), np.float64).ravel()
         unit = text(file.says(name).get("units", ""))
         wavelengths = nanometres(path, wavelengths, unit) if wavelengths.size else wavelengths
+    elif (told := _told(file.says(key), shapes[key])) is not None:
+        wavelengths = nanometres(path, told, "")
     no_data = (
         float(np.asarray(read("no_data")).ravel()[0])
         if math.prod(shapes.get("no_data", (0,))) == 1
@@ -105,17 +117,31 @@ def _cube(path: Path, values: np.ndarray, key: str, file: Variables) -> tuple[Cu
     return Cube(values, wavelengths, no_data, key, bad=bad, places=places, mask=mask), 2
 
 
+def _told(says: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Wavelengths that an array's own attribute tells (HICO)."""
+    found = next((np.asarray(says[w]) for w in _WAVELENGTHS if w in says), np.zeros(0))
+    fits = found.dtype.kind in "iuf" and found.ndim == 1 and found.size in shape
+    return found.astype(np.float64) if fits else None
+
+
 def _mask(file: Variables, key: str) -> np.ndarray | None:
-    """The mask of valid pixels beside a cube, as outputs have it."""
+    """The mask of valid pixels beside a cube, as outputs have it: one for all bands, or with the
+    cube's axes.
+    """
     name, shape = _named((MASK,), file.shapes), file.shapes[key]
-    if name is None or file.shapes[name] not in (shape[:2], shape[1:], shape[::2]):
+    if name is None or file.shapes[name] not in (shape, shape[:2], shape[1:], shape[::2]):
         return None
     return np.asarray(file.read(name)) != 0
 
 
 def _named(wanted: tuple[str, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:
     """The array of one of these names, in whatever group it lies."""
-    return next((n for w in wanted for n in shapes if n.lower().rpartition("/")[2] == w), None)
+    return next((n for w in wanted for n in shapes if _last(n) == w), None)
+
+
+def _last(name: str) -> str:
+    """A name without its group."""
+    return name.lower().rpartition("/")[2]
 
 
 def _read_npy(path: Path, key: str | None) -> tuple[Cube, int]:
@@ -152,29 +178,40 @@ def _read_any_hdf(path: Path, key: str | None) -> tuple[Cube, int]:
         refuse_netcdf5(path)
     if head in NETCDF3:
         with netcdf3(path) as file:
-            cube, axis = _read_variables(path, key, file, _meant)
+            cube, axis = _read_variables(path, key, file)
             return replace(cube, geo=_geo(file, cube, axis)), axis
     if head == HDF4:
         with hdf4(path) as file:
             # of scales HDF 4 says no more than that there are some
-            cube, axis = _read_variables(
-                path, key, file, lambda values, says: (values, _fill(says))
-            )
-            return as_hyperion(path, cube, axis)
+            return as_hyperion(path, *_read_variables(path, key, file, scaled=False))
     return _read_hdf5(path, key)
 
 
-# values as they are meant, and the one that marks missing entries, by a variable's attributes
-Meaning = Callable[[np.ndarray, Any], tuple[np.ndarray, float | None]]
-
-
 def _read_variables(
-    path: Path, key: str | None, file: Variables, meant: Meaning
+    path: Path, key: str | None, file: Variables, scaled: bool = True
 ) -> tuple[Cube, int]:
     key = _choose(path, key, file.shapes)
-    values, no_data = meant(file.read(key), file.says(key))
-    cube, axis = _cube(path, values, key, file)
-    return (cube if no_data is None else replace(cube, no_data=no_data)), axis
+    stored, says = file.read(key), file.says(key)
+    found = Meant(stored, next(iter(fills_of(says)), None))
+    if scaled:
+        found = meant(path, stored, says, path.suffix.lower() == NETCDF)
+    cube, axis = _cube(path, found.values, key, file)
+    if found.no_data is not None:
+        cube = replace(cube, no_data=found.no_data)
+    if found.valid is not None:
+        cube = replace(cube, mask=_both(found.valid, cube.mask))
+    named = [k for k, name in enumerate(file.axes(key)) if _BANDS.search(name)]
+    return cube, named[0] if len(named) == 1 else axis
+
+
+def _both(valid: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Entries of a cube that are valid by themselves and by a mask beside it."""
+    if mask is None:
+        return valid
+    if mask.ndim == 3:
+        return valid & mask
+    missing = [k for k in range(3) if mask.shape == valid.shape[:k] + valid.shape[k + 1 :]]
+    return valid & np.expand_dims(mask, missing[-1])
 
 
 def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube, int]:
@@ -185,7 +222,7 @@ def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube,
 
         def note(name: str, item: Any) -> None:
             numeric = isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf"
-            if numeric and item.shape is not None:
+            if numeric and item.shape is not None and not _is_mere_axis(item, path):
                 shapes[name] = item.shape[::-1] if turned else item.shape
 
         if key is None and is_prisma(file):
@@ -199,9 +236,22 @@ def _read_hdf5(path: Path, key: str | None, turned: bool = False) -> tuple[Cube,
             found: np.ndarray = dataset(file, name, path)[()]
             return found.transpose() if turned else found
 
-        content = Variables(shapes, read, lambda name: attributes(file[name], path), names)
-        cube, axis = _read_variables(path, key, content, _meant)
+        def axes(name: str) -> tuple[str, ...]:
+            if turned or "DIMENSION_LIST" not in attributes(file[name], path):
+                return ()
+            return tuple(str(d[0].name) if len(d) else str(d.label) for d in file[name].dims)
+
+        content = Variables(shapes, read, lambda name: attributes(file[name], path), names, axes)
+        cube, axis = _read_variables(path, key, content)
+        if is_neon(content, cube.key):
+            return as_neon(content, cube), axis
         return replace(cube, geo=_geo(content, cube, axis)), axis
+
+
+def _is_mere_axis(item: Any, path: Path) -> bool:
+    """Whether an array only gives its name to an axis, as NetCDF writes such into HDF 5."""
+    says = attributes(item, path)
+    return "CLASS" in says and text(says.get("NAME", "")).startswith("This is a netCDF dimension")
 
 
 def _geo(file: Variables, cube: Cube, axis: int) -> Tags:
@@ -235,41 +285,6 @@ def _items(group: Any, seen: frozenset[int] = frozenset()) -> Iterator[tuple[str
             yield name, item
             if isinstance(item, h5py.Group):
                 yield from ((f"{name}/{k}", v) for k, v in _items(item, seen | {place}))
-
-
-def _meant(values: np.ndarray, says: Any) -> tuple[np.ndarray, float | None]:
-    """By the attributes of NetCDF."""
-    if values.dtype.kind == "i" and text(says.get("_Unsigned", "")).lower() == "true":
-        values = values.view(values.dtype.str.replace("i", "u"))
-    number = _numbers(says, "scale_factor", "add_offset")
-    fill = _fill(says)
-    if fill is not None and values.dtype.kind == "u":
-        fill %= 2 ** (8 * values.dtype.itemsize)  # stated as a signed number
-    scale, shift = number.get("scale_factor", 1.0), number.get("add_offset", 0.0)
-    if (scale, shift) == (1.0, 0.0):
-        return values, fill
-    missing = np.zeros(values.shape, bool) if fill is None else values == fill
-    return np.where(missing, np.nan, values * scale + shift).astype(np.float32), None
-
-
-def _as_stored(values: np.ndarray, says: Any) -> tuple[np.ndarray, float | None]:
-    """Of HDF 4, whose products don't agree on what a scale means."""
-    return values, _fill(says)
-
-
-def _numbers(says: Any, *names: str) -> dict[str, float]:
-    return {
-        name: float(np.ravel(says[name])[0])
-        for name in names
-        if name in says and np.size(says[name]) == 1 and np.asarray(says[name]).dtype.kind in "iuf"
-    }
-
-
-def _fill(says: Any) -> float | None:
-    """The value of missing entries; None where there is none, or NaN, which is missing anyway."""
-    number = _numbers(says, *_FILLS)
-    fill = next((number[name] for name in _FILLS if name in number), None)
-    return None if fill is None or math.isnan(fill) else fill
 
 
 def _read_npz(path: Path, key: str | None) -> tuple[Cube, int]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.containers.validity import of_all
 from solvers.inputs.errors import InputError
 
 HUGE = 1e30  # beyond all that is measured
@@ -51,13 +50,6 @@ class Cube:
     places: tuple[np.ndarray, np.ndarray] | None = None
     mask: np.ndarray | None = None
     note: str = ""
-
-    @property
-    def mask_of_all(self) -> np.ndarray:
-        """Bool ``(H, W)``: where any band holds data, by the mask."""
-        if self.mask is None:
-            return np.ones(self.values.shape[1:], bool)
-        return of_all(self.mask)
 
     def valid(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Bool ``(B, h, W)`` of some rows: where the cube holds data."""

@@ -106,7 +106,9 @@ def read_cube(
     bad = _checked_bad(path, cube.bad, len(values))
     places = cube.places  # of another picture, if the bands lie elsewhere than was thought
     places = None if places is None or places[0].shape != values.shape[1:] else places
-    known = replace(cube, values=values, bad=bad, axis=axis % 3, places=places)
+    mask = cube.mask
+    mask = np.moveaxis(mask, axis, 0) if mask is not None and mask.ndim == 3 else mask
+    known = replace(cube, values=values, bad=bad, axis=axis % 3, places=places, mask=mask)
     return _masked(path, known, path)
 
 

@@ -41,9 +41,6 @@ def lost(path: str | Path, like: Cube) -> str:
         "list of bad bands": like.bad is not None and bare,
         "no-data value": like.no_data is not None and bare,
         "mask of valid pixels": like.mask is not None and suffix in (".npy", ".hdr"),
-        "masks of single bands": like.mask is not None
-        and like.mask.ndim == 3
-        and suffix not in (".npy", ".hdr"),
         "scales and names of bands": suffix not in (".tif", ".tiff")
         and re.search(WORDS, like.words or "") is not None,
     }
@@ -116,10 +113,15 @@ def _beside(like: Cube) -> dict[str, Any]:
     if like.no_data is not None:
         found["no_data"] = np.asarray(float(like.no_data))
     if like.mask is not None:
-        found[MASK] = like.mask_of_all.astype(np.uint8)
+        found[MASK] = _laid(like.mask, like.axis)
     if like.places is not None:
         found |= dict(zip(("latitude", "longitude"), like.places, strict=True))
     return found
+
+
+def _laid(mask: np.ndarray, axis: int) -> np.ndarray:
+    """A mask ``([B,] H, W)`` with the axes of the cube's array."""
+    return (np.moveaxis(mask, 0, axis) if mask.ndim == 3 else mask).astype(np.uint8)
 
 
 def _mapping_of(like: Cube) -> dict[str, str]:
@@ -148,7 +150,8 @@ def _write_netcdf(path: Path, key: str, values: np.ndarray, like: Cube) -> None:
         if like.bad is not None:
             file.create_variable("good_wavelengths", ("bands",), data=(~like.bad).astype(np.uint8))
         if like.mask is not None:
-            file.create_variable(MASK, ("y", "x"), data=like.mask_of_all.astype(np.uint8))
+            named = ("y", "x") if like.mask.ndim == 2 else tuple(axes)
+            file.create_variable(MASK, named, data=_laid(like.mask, like.axis))
         words = {"latitude": "degrees_north", "longitude": "degrees_east"}
         for (name, unit), degrees in zip(words.items(), like.places or (), strict=False):
             file.create_variable(name, ("y", "x"), data=degrees).attrs["units"] = unit

@@ -1,5 +1,5 @@
 """Products of imaging spectrometers, by their public descriptions: what is special about PRISMA,
-EnMAP and Hyperion. EMIT and AVIRIS follow the rules of NetCDF and ENVI.
+EnMAP, DESIS, NEON and Hyperion. EMIT and AVIRIS follow the rules of NetCDF and ENVI.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.hdf5 import attributes, dataset
+from restoration.io.containers.variables import Variables
 from restoration.io.cubes.cube import Cube
-from restoration.io.cubes.grids import prisma_grid
+from restoration.io.cubes.grids import prisma_grid, text
 from restoration.io.cubes.wavelengths import nanometres
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
@@ -115,14 +116,15 @@ def _prisma_places(
 
 
 def enmap_wavelengths(path: Path, bands: int) -> np.ndarray | None:
-    """Centres in nanometres by the METADATA.XML beside an EnMAP picture; None where there is
-    none.
+    """Centres in nanometres by the METADATA.XML beside a picture of EnMAP or DESIS; None where
+    there is none.
 
-    Reference: DLR, EnMAP HSI Level 1B/1C/2A Product Specification.
+    Reference: DLR, EnMAP HSI Level 1B/1C/2A Product Specification; DESIS Product Guide.
     """
     name = re.sub(r"SPECTRAL_IMAGE(_VNIR|_SWIR|_COG)*$", "METADATA", path.stem)
-    beside = path.with_name(f"{name}.XML")
-    if name == path.stem or not beside.is_file() or beside.stat().st_size > 64_000_000:
+    places = (path.with_name(name + ending) for ending in (".XML", ".xml"))
+    beside = next((place for place in places if place.is_file()), None)
+    if name == path.stem or beside is None or beside.stat().st_size > 64_000_000:
         return None
     text = beside.read_text(encoding="utf-8", errors="replace")
     found = re.findall(r"<wavelengthCenterOfBand>\s*([\d.eE+-]+)\s*<", text)
@@ -153,6 +155,38 @@ def told_wavelengths(path: Path, words: str, bands: int) -> np.ndarray | None:
         if int(sample) < bands:
             found[int(sample)] = float(item[2])
     return None if np.isnan(found).any() else nanometres(path, found, unit)
+
+
+# -- NEON ------------------------------------------------------------------------------------------
+
+
+def is_neon(file: Variables, key: str) -> bool:
+    """Whether an array of HDF5 is the reflectance of NEON's airborne spectrometer."""
+    return f"{key.rpartition('/')[0]}/Metadata/Coordinate_System/Map_Info" in file.names
+
+
+def as_neon(file: Variables, cube: Cube) -> Cube:
+    """With its place, which is said in ENVI's words, and the windows of bands in which water vapour
+    leaves nothing to measure.
+
+    Reference: NEON.DOC.001288, NEON imaging spectrometer radiance to reflectance ATBD, and the
+    attributes of the product DP3.30006.001.
+    """
+    group = cube.key.rpartition("/")[0]
+    place = f"{group}/Metadata/Coordinate_System"
+    words = {"map info": "Map_Info", "coordinate system string": "Coordinate_System_String"}
+    header = {
+        field: text(file.read(f"{place}/{name}"))
+        for field, name in words.items()
+        if f"{place}/{name}" in file.names
+    }
+    wave, bad, says = cube.wavelengths, cube.bad, file.says(group)
+    for k in (1, 2):
+        window = np.ravel(says.get(f"Band_Window_{k}_Nanometers", ()))
+        if wave is not None and window.size == 2:
+            inside = (wave >= window[0]) & (wave <= window[1])
+            bad = inside if bad is None else bad | inside
+    return replace(cube, header=header, bad=bad)
 
 
 # -- Hyperion --------------------------------------------------------------------------------------

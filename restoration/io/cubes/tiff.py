@@ -16,7 +16,7 @@ from restoration.io.containers.tiff import (
     place_of,
     planes_of,
 )
-from restoration.io.containers.validity import TRANSPARENCY, parted, valid_of
+from restoration.io.containers.validity import TRANSPARENCY, of_all, parted, valid_of
 from restoration.io.cubes.cube import Cube, numbers
 from restoration.io.cubes.georeference import GDAL, has_place, tags_of
 from restoration.io.cubes.grids import tags_of_places
@@ -82,8 +82,11 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         values, shown = _parted(values, 0 if planar else 2, opacity)
         mask = shown != 0 if mask is None else mask & (shown != 0)
         mask = None if mask.all() else mask
-    wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
     bands = values.shape[0] if planar else values.shape[-1]
+    if mask is not None and mask.ndim == 3:
+        mask = mask[1:] if len(mask) == bands + 1 else mask  # the first one is of all of them
+        mask = mask if planar else np.moveaxis(mask, 0, 2)
+    wavelengths = np.asarray(note["wavelength_nm"], np.float64) if "wavelength_nm" in note else None
     if wavelengths is None and words is not None:
         wavelengths = told_wavelengths(path, words, bands)
     if wavelengths is None:
@@ -147,7 +150,8 @@ def _values(path: Path, pages: list[Any]) -> np.ndarray:
 
 def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
     """Write ``out (B, H, W)``: one page for each band; of a cube with a place, or with words of
-    GDAL's, one page with all of them. A mask of valid pixels becomes a page of its own.
+    GDAL's, one page with all of them. A mask of valid pixels becomes a page of its own; masks of
+    single bands follow the one of all of them.
     """
     import tifffile
 
@@ -182,9 +186,10 @@ def write_tiff(path: Path, like: Cube, out: np.ndarray) -> None:
     def save(temporary: Path) -> None:
         with tifffile.TiffWriter(temporary, bigtiff=out.nbytes > 2**31) as file:
             file.write(pages, **options)
-            if like.mask is not None:  # one for all bands, which GDAL knows
-                mask: dict[str, Any] = {"photometric": TRANSPARENCY, "subfiletype": MASK}
-                file.write(like.mask_of_all, **mask, metadata=None)
+            masks = [] if like.mask is None else [of_all(like.mask)]  # which is all that GDAL reads
+            masks += [] if like.mask is None or like.mask.ndim == 2 else list(like.mask)
+            for mask in masks:
+                file.write(mask, photometric=TRANSPARENCY, subfiletype=MASK, metadata=None)
 
     replace_file(path, save)
 

@@ -119,13 +119,23 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
     check_size(path, image.width, image.height, max_pixels)
     said = png.chunks(path) if image.format == "PNG" else {}
     deep = image.format == "PNG" and head[24] == 16 and head[25] != 0
-    wide = heif.deep_pixels(path, image) if image.format == "HEIF" else None
+    wide, said_of_bits = None, ""
+    if image.format == "HEIF":
+        wide = heif.deep_pixels(path, image)
+    elif image.format == "AVIF" and (stored := heif.avif_bits(path)) > 8:
+        wide = heif.avif_pixels(path, stored)
+        if wide is None:
+            said_of_bits = (
+                f"{path} has {stored} bits, of which 8 are read without imagecodecs: pip install"
+                " 'restobox[heif]'"
+            )
     top: float | np.ndarray | None = None
     if deep:
         array = png.deep_pixels(path)
         image.load()
     elif wide is not None:
         array, top = wide
+        image.load()
     else:
         array = _pixels(path, image, head[24] if image.format == "PNG" else 8)
     # after loading: some decoders turn the picture themselves, and then say so
@@ -137,7 +147,7 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
         notes = replace(notes, icc=icc)
     if image.format in ("HEIF", "AVIF") and notes.icc is None:
         notes = replace(notes, icc=heif.profile(path, grey))
-    notes = notes.of_channels(array.shape[2])
+    notes = replace(notes.of_channels(array.shape[2]), lost=said_of_bits)
     bits = 8 * array.dtype.itemsize if array.dtype.kind == "u" else 32
     if b"sBIT" in said and image.mode != "P" and bits in (head[24], 16):
         top = png.white_of(array, said[b"sBIT"], "transparency" in image.info)

@@ -1,7 +1,8 @@
 """What is special about HEIC and AVIF: numbers of 10 and 12 bits, and colours that the file states
 by code points.
 
-Reference: ISO/IEC 23008-12 (HEIF); ISO/IEC 14496-12, ColourInformationBox.
+Reference: ISO/IEC 23008-12 (HEIF); ISO/IEC 14496-12, ColourInformationBox; AV1 Codec ISO Media File
+Format Binding, AV1CodecConfigurationBox.
 """
 
 from __future__ import annotations
@@ -54,6 +55,24 @@ def deep_pixels(path: Path, image: Image.Image) -> tuple[np.ndarray, float] | No
         str(path), convert_hdr_to_8bit=False, hdr_to_16bit=False, bgr_mode=False
     )
     array = np.asarray(found)
+    return array.reshape(*array.shape[:2], -1), 2.0**bits - 1
+
+
+def avif_bits(path: Path) -> int:
+    """Bits of the numbers in an AVIF file: 8, 10 or 12."""
+    with path.open("rb") as file:
+        said = re.search(rb"av1C\x81.(.)", file.read(HEAD), re.DOTALL)
+    flags = 0 if said is None else said[1][0]
+    return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+
+
+def avif_pixels(path: Path, bits: int) -> tuple[np.ndarray, float] | None:
+    """As :func:`deep_pixels`; None without imagecodecs: Pillow gives the high 8 bits."""
+    try:
+        import imagecodecs
+    except ImportError:
+        return None
+    array = np.asarray(imagecodecs.avif_decode(path.read_bytes()))
     return array.reshape(*array.shape[:2], -1), 2.0**bits - 1
 
 

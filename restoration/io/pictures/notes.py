@@ -42,6 +42,7 @@ class Notes:
     text: comments of PNG files, by keyword, and those of JPEG.
     origin: of a DICOM file, for the one that is derived from it.
     place: of a GeoTIFF, the tags that say where it lies, and its size ``(H, W)``.
+    lost: what reading left out, for the user; else empty.
     """
 
     icc: bytes | None = None
@@ -51,6 +52,7 @@ class Notes:
     text: dict[str, str] = field(default_factory=dict)
     origin: Origin | None = None
     place: tuple[Tags, tuple[int, int]] | None = None
+    lost: str = ""
 
     def without_profile(self) -> Notes:
         """The same of pixels that are no longer in that profile."""

@@ -19,6 +19,11 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "objective": (str, "What an RDDM or Resfusion network estimates, in the authors' words."),
     "groups": (int, "Of RDDM's and Resfusion's norms."),
     "class_label": (int, "The class that a class-conditional network is asked for."),
+    "prompt": (str, "What the picture shows, for latent networks with text."),
+    "negative_prompt": (str, "What it doesn't show, for guidance."),
+    "guidance": (float, "How far the answer goes from that to the prompt."),
+    "vae": (str, "Folder of a latent network's autoencoder, where it is not in the model's."),
+    "decoder": (str, "Bundle of its exported decoder."),
 }
 Value = TypeVar("Value")
 

@@ -25,7 +25,8 @@ class _Clock:
 def _noise_of_score(_: Any, inputs: tuple[Any, ...], answer: Any) -> Tensor:
     """Forward hook: the noise ``-sigma`` times the score."""
     score = answer if isinstance(answer, Tensor) else answer.sample
-    return -inputs[1].to(score).reshape(-1, 1, 1, 1) * score
+    times = inputs[1].to(score).reshape(-1, 1, 1, 1)
+    return -times[: len(score)] * score  # guided networks are asked twice, at the same times
 
 
 def adapt(network: Any, scale: float = 1.0, log: bool = False, score: bool = False) -> None:

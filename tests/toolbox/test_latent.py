@@ -1,0 +1,276 @@
+"""Stable Diffusion's folders: prompts, guidance, pictures restored in latents, and the line from
+calibration to a verified bundle for U-Net and decoder.
+"""
+
+import re
+
+import pytest
+import torch
+from helpers.commands import restobox
+from helpers.covering import covering
+from helpers.data import smooth_picture
+from helpers.deploy import calibrate
+from helpers.latent import STABLE_DIFFUSION, autoencoder, conditional_unet, text_parts, write_latent
+from helpers.quantized import one_thread  # noqa: F401
+from safetensors.torch import load_file, save_file
+
+from quant.calibration.trajectory import network_hash
+from quant.quantize import quantize
+from quant.recipe import QuantRecipe
+from restoration.io.images import Photo, read_image, write_image
+from restoration.photo.inpainting import InpaintingTask
+from solvers import DDIM, Denoiser, as_scheduler
+from solvers.interop.text import STORED
+from toolbox.api import load, reading_with
+from toolbox.deploy.convert import run_convert
+from toolbox.deploy.export import run_export, run_export_restorer
+from toolbox.deploy.options import Checks, Graph, Origin, Trials, Whole
+from toolbox.deploy.quantize import run_quantize
+from toolbox.deploy.verify import run_verify
+from toolbox.tasks.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIDE, STEPS = 32, 2
+GUIDED = {"prompt": "red cat", "negative_prompt": "dog", "guidance": 3.0}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A network of latents, and one that is shown a mask and the latents of what it leaves."""
+    pytest.importorskip("transformers")
+    place = tmp_path_factory.mktemp("latent")
+    for channels in (4, 9):
+        write_latent(place / str(channels), channels)
+    (place / "pictures").mkdir()
+    for k in range(2):
+        picture = Photo(smooth_picture(40, 36) * (1 - 0.2 * k))
+        write_image(place / "pictures" / f"{k}.png", picture)
+    return place
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """diffusers' pipeline of the inpainting network, whose latents are the means here as there."""
+    pytest.importorskip("transformers")
+    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
+
+    made = StableDiffusionInpaintPipeline(
+        **text_parts(tmp_path_factory.mktemp("words")),
+        unet=conditional_unet(9),
+        vae=autoencoder(),
+        scheduler=as_scheduler(DDIM(), DDIMScheduler(**STABLE_DIFFUSION).config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    with torch.no_grad():
+        made.vae.quant_conv.weight[4:] = 0
+        made.vae.quant_conv.bias[4:] = -40
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_a_run_is_that_of_the_published_pipeline(folders, pipeline):
+    """Prompt and guidance, mask and masked latents, and the autoencoder at both ends."""
+    image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    missing = torch.zeros(1, 1, SIDE, SIDE)
+    missing[..., 8:20, 4:18] = 1
+    d = load(folders / "9", **GUIDED)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    theirs = pipeline(
+        GUIDED["prompt"],
+        negative_prompt=GUIDED["negative_prompt"],
+        image=image,
+        mask_image=missing,
+        height=SIDE,
+        width=SIDE,
+        strength=1.0,
+        num_inference_steps=4,
+        guidance_scale=GUIDED["guidance"],
+        latents=noise * d.process.b(999),
+        output_type="pt",
+    ).images[0]
+    found = InpaintingTask(d, DDIM(), 4)(image[0], 1 - missing[0, 0], seed=0).mean
+    hole = missing[0, 0] > 0
+    assert (found - theirs)[:, hole].abs().max() < 1e-5
+    assert torch.equal(found[:, ~hole], image[0][:, ~hole])
+
+
+def test_prompts_and_guidance_are_a_part_of_the_network(folders, pipeline):
+    x, t = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    prompted, free = pipeline.encode_prompt("red cat", "cpu", 1, True, negative_prompt="dog")
+    unet = conditional_unet(4)
+    asked = [unet(x, t, encoder_hidden_states=s.expand(2, -1, -1)).sample for s in (prompted, free)]
+    guided, only, without = (
+        Denoiser.from_pretrained(folders / "4", **options).network(x, t)
+        for options in (
+            GUIDED,
+            {"prompt": "red cat", "guidance": 1.0},
+            {"guidance": 0.0, "negative_prompt": "dog"},
+        )
+    )
+    torch.testing.assert_close(guided, asked[1] + 3 * (asked[0] - asked[1]))
+    torch.testing.assert_close(only.sample, asked[0])
+    torch.testing.assert_close(without.sample, asked[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "say it, --prompt .* or --guidance 0"),
+        ({"negative_prompt": "dog"}, "say it, --prompt"),
+        ({"prompt": "cat", "guidance": 0.0}, "--prompt has no effect with --guidance 0"),
+        ({"prompt": "cat", "negative_prompt": "a", "guidance": 1.0}, "--negative-prompt has no"),
+        ({"prompt": "cat", "guidance": -1.0}, "from 0 to 100; got -1"),
+        ({"prompt": "a " * 40}, "has 40 tokens; the text encoder takes 14"),
+        ({"prompt": "cat", "num_heads": 2}, "leave out --num-heads"),
+        ({"prompt": "cat", "class_label": 2}, "without classes; leave out --class"),
+        ({"prompt": "cat", "vae": "nowhere"}, "nowhere is no folder of an autoencoder"),
+        ({"prompt": "cat", "decoder": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_refused_when_it_is_loaded(folders, options, says):
+    with pytest.raises((ValueError, OSError), match=says):
+        load(folders / "4", **options)
+
+
+def test_folders_that_do_not_fit_are_refused(folders, tmp_path):
+    write_latent(tmp_path / "m", text=False)
+    with pytest.raises(ValueError, match="holds no text encoder"):
+        load(tmp_path / "m", prompt="cat")
+    save_file({"encoder_hidden_states": torch.zeros(1, 3, 16)}, tmp_path / "m" / STORED)
+    assert load(tmp_path / "m").image_channels == 4
+    config = tmp_path / "m" / "vae" / "config.json"
+    config.write_text(config.read_text().replace("AutoencoderKL", "VQModel"))
+    with pytest.raises(ValueError, match="holds a VQModel; of autoencoders AutoencoderKL is read"):
+        load(tmp_path / "m")
+    with pytest.raises(ValueError, match="is an autoencoder: leave out --prompt"):
+        load(folders / "4" / "vae", prompt="cat")
+
+
+def test_a_network_without_a_mask_is_held_to_the_known_latents(folders):
+    """Where all is known but a block, the latents around it stay those of the picture."""
+    d = load(folders / "4", guidance=0.0)
+    image = torch.rand(3, 21, 30, generator=torch.Generator().manual_seed(0))
+    known = torch.ones(21, 30)
+    known[8:12, 6:10] = 0
+    task, seen = InpaintingTask(d, DDIM(), STEPS), []
+    found = task(image, known, callback=lambda _, step: seen.append(step.prediction.x0))
+    latents = d.autoencoder.encode(
+        2 * torch.nn.functional.pad(image[None], (0, 0, 0, 1), mode="replicate") - 1
+    )
+    far = torch.ones(11, 15, dtype=torch.bool)
+    far[2:8, 1:7] = False
+    lifted = (seen[-1] - latents).abs()
+    assert lifted[..., far].max() < 0.2 * lifted[..., ~far].max()
+    assert found.mean.shape == image.shape
+    assert torch.equal(found.mean[:, known > 0], image[:, known > 0])
+    grey = task(image[:1], known).mean
+    assert grey.shape == (1, 21, 30)
+
+
+def test_large_pictures_go_through_in_tiles(folders):
+    """U-Net and autoencoder see no more than a tile."""
+    d = load(folders / "9", guidance=0.0)
+    largest = []
+    for part in (d.network, d.autoencoder.encoder, d.autoencoder.decoder):
+        part.register_forward_pre_hook(lambda _, x: largest.append(max(x[0].shape[-2:])))
+    image = torch.rand(3, 40, 72, generator=torch.Generator().manual_seed(0))
+    known = torch.ones(40, 72)
+    known[4:9, 4:60] = 0
+    found = InpaintingTask(d, DDIM(), STEPS, tile=32)(image, known)
+    assert max(largest) == 16
+    assert torch.isfinite(found.mean).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "says"),
+    [({"sigma": 0.1}, {}, "without noise"), ({}, {"symmetries": 2}, "latents don't turn")],
+)
+def test_runs_that_can_not_be_are_refused(folders, options, settings, says):
+    d = load(folders / "9", guidance=0.0)
+    image, known = torch.full((3, 16, 16), 0.5), torch.eye(16)
+    with pytest.raises(ValueError, match=says):
+        InpaintingTask(d, DDIM(), STEPS, **settings)(image, known, **options)
+    with pytest.raises(ValueError, match="no block of 2 x 2 pixels is known"):
+        InpaintingTask(load(folders / "4", guidance=0.0), DDIM(), STEPS)(image, known)
+
+
+def test_the_command_restores_and_a_converted_folder_says_all_by_itself(folders, tmp_path):
+    picture, out = folders / "pictures" / "0.png", tmp_path / "o.png"
+    words = ("restore", "inpaint", picture, "-m", "random:0.02", "-o", out, "--steps", "2")
+    said = ("--prompt", "red cat", "--guidance", "3")
+    done = restobox(*words, "--model", folders / "9", *said)
+    assert done.returncode == 0, done.stderr
+    with reading_with(GUIDED | {"negative_prompt": ""}):
+        run_convert(str(folders / "9"), tmp_path / "m")
+    given, kept = load(folders / "9", **GUIDED | {"negative_prompt": ""}), load(tmp_path / "m")
+    assert network_hash(given.network) == network_hash(kept.network)
+    first = read_image(out).pixels
+    assert restobox(*words, "--model", tmp_path / "m").returncode == 0
+    assert abs(read_image(out).pixels - first).max() < 1e-6
+    stored = load_file(tmp_path / "m" / STORED)
+    save_file({n: v for n, v in stored.items() if n != "guidance"}, tmp_path / "m" / STORED)
+    with pytest.raises(ValueError, match="go together"):
+        load(tmp_path / "m")
+    other = restobox("restore", "denoise", picture, "-o", out, "--model", folders / "9", *said)
+    assert other.returncode == 2
+    assert re.search("works on an autoencoder's latents, for inpaint", other.stderr)
+
+
+@pytest.mark.parametrize(
+    "preset", covering(["best-w4a8", "best-w8a8", "eda-dm-w8a8"], ["best-w4a8"])
+)
+def test_guided_networks_are_quantized(folders, tmp_path, preset):
+    """By methods that look at features and at whole blocks too; both prompts are in each call."""
+    d = load(folders / "4", **GUIDED)
+    with reading_with(GUIDED):
+        calibrate(folders / "4", None, tmp_path / "c", task="generate", steps=[2], count=4, side=16)
+    from quant.calibration.trajectory import CalibrationSet
+
+    found = CalibrationSet.load(tmp_path / "c", d.network)
+    assert {tuple(s.shape) for s in found.samples} == {(4, 16, 16)}
+    recipe = QuantRecipe.preset(preset)
+    x, t = next(found.batches())
+    quantized = quantize(d.network, found, recipe)(x, t)
+    exact = d.network(x, t)
+    assert 0 < (quantized - exact).norm() < 0.5 * exact.norm()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("channels", [9, pytest.param(4, marks=pytest.mark.slow)])
+def test_unet_and_decoder_go_through_the_whole_line(folders, tmp_path, channels):
+    """Calibrated on the latent runs, quantized, exported with the table of time, verified; then
+    both bundles restore.
+    """
+    model, data = str(folders / str(channels)), folders / "pictures"
+    parts = {"u": (model, "inpaint", GUIDED), "v": (f"{model}/vae", "decode", {})}
+    for name, (part, task, options) in parts.items():
+        calibration, codes, bundle = (tmp_path / f"{name}{kind}" for kind in "cqb")
+        with reading_with(options):
+            runs = {"steps": [STEPS] if name == "u" else None, "count": 2, "side": SIDE}
+            calibrate(part, data, calibration, task=task, **runs)
+            run_quantize(part, calibration, codes)
+            run_export(part, bundle, Graph(codes, "cpu"))
+            figures = run_verify(
+                bundle,
+                Origin(part, codes, calibration),
+                Trials(data, 1, SIDE),
+                Settings(steps=STEPS),
+                Checks(psnr_drop=1.0),
+            )
+        assert not figures["failures"]
+        assert figures["fused"] == figures["planned"] > 0
+        assert load(bundle).bundle.timesteps == ([999.0, 499.0] if name == "u" else [0.0])
+    words = ["restore", "inpaint", data / "0.png", "-m", "random:0.02", "-o", tmp_path / "o.png"]
+    words += ["--steps", str(STEPS), "--model", tmp_path / "ub"]
+    lacking = restobox(*words)
+    assert lacking.returncode == 2
+    assert "needs its autoencoder's folder, --vae" in lacking.stderr
+    done = restobox(*words, "--vae", f"{model}/vae", "--decoder", tmp_path / "vb")
+    assert done.returncode == 0, done.stderr
+    with (
+        reading_with(GUIDED),
+        pytest.raises(ValueError, match="export the network alone, without --restorer"),
+    ):
+        run_export_restorer(model, tmp_path / "w", Graph(target="float"), Whole(), Settings())
