@@ -111,7 +111,7 @@ def test_command_and_python_give_the_same(clean, tmp_path):
     write_image(tmp_path / "mask.png", Photo(mask))
     place = ["--mask", tmp_path / "mask.png", "-o", tmp_path / "out.png", "--grow", "0"]
     done = command("restore", "inpaint", given, *place, "--sigma", SIGMA, "--json")
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert told["nfe"] == 2
     assert "warning" not in told
