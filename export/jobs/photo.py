@@ -11,7 +11,8 @@ from export.jobs.base import Job, Shape
 from restoration.operators.linear import LinearOperator
 from restoration.operators.measurement import Measurement
 from restoration.photo.inpainting import InpaintingTask
-from restoration.photo.linear import LinearTask, cleans
+from restoration.photo.linear import LinearTask
+from restoration.photo.noise import cleans
 from restoration.task import Run
 
 

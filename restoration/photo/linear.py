@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from restoration.operators.linear import Denoising, Operator
 from restoration.operators.measurement import Measurement
+from restoration.photo.noise import Cleaner, cleaned, cleans, warned
 from restoration.photo.shown import condition_of, is_denoising, reduction
 from restoration.posterior import correction_by_name
-from restoration.task import Restored, Run, Watch, check_noise, check_settings, explained, sample
+from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import set_tile, tiled
@@ -27,15 +26,9 @@ from solvers.methods.red_diff import REDDiff
 from solvers.processes.process import CLEAN, Process
 from solvers.solver import DenoiserLike, Solver
 
-if TYPE_CHECKING:
-    from restoration.photo.inpainting import InpaintingTask
-
-Cleaner = Callable[[Tensor], Denoiser]  # the denoiser for a picture (C, H, W)
 # how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust
 # in noisy data
 PRIOR_STD = 0.4
-# less noise than this, under a step of 8 bits, does a network that knows none no harm
-LEAST_NOISE = 0.0025
 # calls that red-diff needs on a network that is shown nothing: on crops of 64 pixels, blurred by
 # 1.6, 23.3 dB at 10, 26.5 at 50 and 27.0 at 100, where ddim has 27.6
 RED_DIFF = 50
@@ -303,44 +296,9 @@ class LinearTask:
         return start, _grid_from(process, t, self.num_inference_steps, known), contrast
 
 
-def cleans(task: LinearTask | InpaintingTask, sigma: float) -> bool:
-    """Whether a task's cleaner, and not its correction, sees to the noise of data."""
-    steered = task.correction is not None or isinstance(task.solver, REDDiff)
-    shown = task.denoiser.condition_channels > 0
-    return task.cleaner is not None and sigma > LEAST_NOISE and shown and not steered
-
-
-def warned(found: Restored, task: LinearTask | InpaintingTask, sigma: float) -> Restored:
-    """With a warning where a network that takes noise for detail is held to noisy data although
-    there is a cleaner.
-    """
-    shown = task.denoiser.condition_channels > 0
-    if task.cleaner is None or sigma <= LEAST_NOISE or not shown or cleans(task, sigma):
-        return found
-    warning = (
-        "this network takes the noise of what it is shown for detail, and"
-        f" {task.correction or 'red-diff'} holds it to that: up to 7 dB worse than the default,"
-        " which takes the noise off by a denoiser: leave it out"
-    )
-    warnings.warn(warning, RuntimeWarning, stacklevel=3)  # the task's caller
-    return replace(found, warning=found.warning or warning)
-
-
 def denoised(denoiser: Denoiser, picture: Tensor, sigma: float) -> Tensor:
     """A picture ``(C, H, W)`` in [0, 1] without its white noise, by one call."""
     return LinearTask(denoiser, num_inference_steps=1)(picture, Denoising(), sigma=sigma).mean
-
-
-@torch.no_grad()
-def cleaned(found: Restored, run: Run, measured: Measurement, calls: int) -> Restored:
-    """A restoration by ``run`` whose noise another network took off in ``calls`` calls, judged by
-    what was measured.
-    """
-    judged: dict[str, Any] = {}
-    if run.evidence is not None:
-        misfit, warning = explained(replace(run, evidence=measured), found.mean[None])
-        judged = {"misfit": misfit, "warning": warning}
-    return replace(found, nfe=found.nfe + calls, **judged)
 
 
 def _regularized(m: Measurement) -> Tensor:

@@ -30,7 +30,8 @@ from restoration.operators.separable import (
     gaussian_kernel,
 )
 from restoration.photo.lift import enlarge
-from restoration.photo.linear import Cleaner, LinearTask
+from restoration.photo.linear import LinearTask
+from restoration.photo.noise import Cleaner
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
 from toolbox.api import load
