@@ -210,6 +210,27 @@ def test_a_channel_beside_the_colours(tmp_path, dtype, extra, colours):
         np.testing.assert_allclose(photo.alpha, alpha[..., 0], atol=close)
 
 
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_transparency_in_a_plane_of_its_own(tmp_path, colours, kind):
+    """Of 8 bits, which Pillow doesn't read."""
+    values, alpha = numbers(255, colours).astype(np.uint8), numbers(255).astype(np.uint8) | 128
+    stored = np.rint(values * (alpha[..., None] / 255)) if kind == "assocalpha" else values
+    planes = np.concatenate([np.moveaxis(stored, -1, 0), alpha[None]]).astype(np.uint8)
+    options = {"photometric": "rgb" if colours == 3 else "minisblack", "extrasamples": [kind]}
+    tifffile.imwrite(tmp_path / "a.tif", planes, planarconfig="separate", **options)
+    photo = read_image(tmp_path / "a.tif")
+    np.testing.assert_allclose(photo.pixels, np.moveaxis(values, -1, 0) / 255, atol=1 / 255)
+    np.testing.assert_allclose(photo.alpha, alpha / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("tag", [281, 341])
+def test_tags_that_state_white(tmp_path, tag):
+    values = numbers(4095).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(tag, "H", 1, 4095, True)])
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif").pixels[0], values / 4095, atol=1e-6)
+
+
 def test_bits_from_the_low_one_on(tmp_path):
     """FillOrder 2, of which TIFF's writers here know nothing."""
     values = numbers(4095)
