@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -295,12 +295,18 @@ def sample(
         nfe += run.calls * end.nfe
         if k == 1 and run.start is not None and torch.equal(*samples):
             raise ValueError(ALIKE)
-    stack = torch.stack(samples)
-    std = stack.std(0) if num_samples > 1 else torch.zeros_like(stack[0])
-    mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit
+    stack, mean, std = summary(samples)
     misfit, warning = (None, None) if run.evidence is None else explained(run, mean[None])
     seconds = time.perf_counter() - began
     return Restored(stack, mean, std, nfe, seconds, misfit=misfit, warning=warning)
+
+
+def summary(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples ``(C, H, W)`` as one tensor, their mean and their standard deviation."""
+    stack = torch.stack(list(samples))
+    std = stack.std(0) if len(stack) > 1 else torch.zeros_like(stack[0])
+    mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit
+    return stack, mean, std
 
 
 def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:

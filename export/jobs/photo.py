@@ -12,6 +12,7 @@ from restoration.operators.linear import LinearOperator
 from restoration.operators.measurement import Measurement
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
+from restoration.photo.noise import cleans
 from restoration.task import Run
 
 
@@ -45,6 +46,7 @@ class InpaintingJob(Job):
     def check(self) -> None:
         super().check()
         _check_correction(self.task)
+        _check_cleaner(self.task, self.sigma)
         if self.denoiser.image_channels != 3:
             raise ValueError(
                 "inpainting graphs hold networks of 3-channel images; this one works on"
@@ -97,6 +99,8 @@ class LinearJob(Job):
     def check(self) -> None:
         super().check()
         _check_correction(self.task)
+        if self.operator_record.get("factor"):
+            _check_cleaner(self.task, self.sigma)
 
     def prepare(self, image: Tensor) -> Run:
         shape = (image.shape[0], 3, *self.size)
@@ -109,4 +113,13 @@ def _check_correction(task: InpaintingTask | LinearTask) -> None:
             f"a bundle names its correction, without options such as"
             f" {next(iter(task.correction_options))}: export the network alone, and give them when"
             " restoring"
+        )
+
+
+def _check_cleaner(task: InpaintingTask | LinearTask, sigma: float) -> None:
+    if cleans(task, sigma):
+        raise ValueError(
+            f"noise of sigma {sigma:g} is taken off by a second network (a denoiser), which a"
+            " bundle doesn't hold: export for noiseless pictures and denoise beside it, or name a"
+            " correction, such as diffpir, which this network is held to the noisy data by"
         )

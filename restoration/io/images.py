@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from restoration.io.packages import need
+from restoration.io.containers.packages import need
 from restoration.io.pictures.decode import decode
 from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
 from restoration.io.pictures.gamut import view_of
@@ -204,9 +204,12 @@ def _derived(values: np.ndarray, photo: Photo) -> Any:
     if origin is None:
         bits = 16 if photo.bits > 8 and not colour else 8
         codes = Codes(_codes(values, np.uint16 if bits == 16 else np.uint8), bits, colour=colour)
-        return derived(None, codes, Series())
+        data = derived(None, codes, Series())
+        if colour and photo.notes.icc is not None:
+            data.ICCProfile = photo.notes.icc
+        return data
     units = values.astype(np.float64) * (origin.one - origin.zero) + origin.zero
-    codes = codes_like(origin.head, units, origin.low, origin.high)
+    codes = codes_like(origin.head, units, origin.low, origin.high, origin.padding)
     return derived(origin.head, codes, Series(), frame=origin.frame)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from restoration.io.containers.arrays import arrays_of, read_array
 from restoration.io.containers.hdf5 import attributes, dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
+from restoration.io.containers.packages import need
 from restoration.io.ismrmrd import HEADER, header_of, read_ismrmrd, recon_space
 from restoration.io.mri_scan import (
     Scan,
@@ -29,7 +30,6 @@ from restoration.io.mri_scan import (
     pairs,
     real_array,
 )
-from restoration.io.packages import need
 from restoration.io.pictures.dicom import Frame, Origin, count_of, frames_of, head_of
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
@@ -307,8 +307,8 @@ def _read_dicom(path: Path) -> Scan:
             size = (int(head.Rows), int(head.Columns))
             check_array(file, (len(files), count_of(head), *size), 8)
             for k, frame in enumerate(frames_of(file)):
-                origin = Origin(head, k, frame.black, frame.white, frame.black, frame.white)
-                found.append((frame, origin))
+                ends = frame.black, frame.white
+                found.append((frame, Origin(head, k, *ends, *ends, frame.padding)))
             if found[-1][0].pixels.ndim == 3:
                 raise InputError(f"{file} is a colour image; grey magnitudes are accepted")
             known = str(head.get("SeriesInstanceUID", "") or "")

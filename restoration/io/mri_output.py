@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.hdf5 import created
+from restoration.io.containers.packages import need
 from restoration.io.images import Photo, check_writable, write_image
 from restoration.io.mri import HDF5, NIFTI, suffix
 from restoration.io.mri_scan import Scan
-from restoration.io.packages import need
 from restoration.io.pictures.derived import (
     WHAT,
     Series,
@@ -143,7 +143,7 @@ def _write_dicom(path: Path, volume: np.ndarray, scan: Scan, series: Series) -> 
     made = []
     for k, (one, origin) in enumerate(zip(volume, origins, strict=True)):
         if origin is not None and in_units:
-            codes = codes_like(origin.head, one, origin.low, origin.high)
+            codes = codes_like(origin.head, one, origin.low, origin.high, origin.padding)
         else:
             codes = codes_of(one, top)
         head, frame = (None, 0) if origin is None else (origin.head, origin.frame)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.hdf5 import created, opened
+from restoration.io.containers.packages import need
 from restoration.io.images import SUFFIXES, Photo, check_writable, encoded, read_image, write_image
-from restoration.io.packages import need
-from restoration.io.pictures.derived import Codes, Series, codes_like, derived, save
+from restoration.io.pictures.derived import save
 from restoration.io.pictures.dicom import ENDINGS as DICOM
-from restoration.io.pictures.dicom import Origin, count_of, frames_of, head_of
 from restoration.io.pictures.notes import Notes, saving, space_of
+from restoration.io.ultrasound_dicom import derived_clip, read_dicom
 from restoration.io.ultrasound_signals import (
     MAX_FRAMES,
     SCANNED,
@@ -31,11 +31,11 @@ from restoration.io.ultrasound_signals import (
     read_hdf5,
 )
 from restoration.io.video import KINDS as VIDEOS
-from restoration.io.video import Frame, check_video_writable, write_video
+from restoration.io.video import Frame as VideoFrame
+from restoration.io.video import check_video_writable, write_video
 from restoration.ultrasound.bmode import DYNAMIC_RANGE
 from solvers.files import check_folder, check_marked, replace_file, replace_marked_folder
 from solvers.inputs.errors import InputError, reading
-from solvers.inputs.memory import check_array
 
 HDF5 = (".h5", ".hdf5")
 PICTURES = (*SUFFIXES, ".bmp")
@@ -103,7 +103,7 @@ def _open(path: Path, dynamic_range: float, grey: bool, sampling_rate: float | N
     if suffix == ".mat":
         return read_channels(path, dynamic_range, sampling_rate)
     if suffix in DICOM:
-        return _dicom([path], grey)
+        return read_dicom([path], grey)
     if suffix in VIDEOS:
         return read_frames(path, grey)
     accepted = ", ".join((*PICTURES, *HDF5, ".mat", *DICOM, *VIDEOS))
@@ -170,7 +170,7 @@ def write_clip(
         replace_file(path, lambda temporary: _write_hdf5(temporary, frames, count, source))
         return [str(path)]
     if path.suffix.lower() == DICOM_OUT:
-        data = _derived(list(frames), [notes(k).origin for k in range(count)])
+        data = derived_clip(list(frames), [notes(k).origin for k in range(count)])
         replace_file(path, lambda temporary: save(data, temporary))
         return [str(path)]
     if path.suffix.lower() in VIDEOS and like is not None and like.times is not None:
@@ -192,9 +192,9 @@ def write_clip(
     return names
 
 
-def _video_frame(frame: np.ndarray, at: int | None) -> Frame:
+def _video_frame(frame: np.ndarray, at: int | None) -> VideoFrame:
     codes = np.rint(255 * np.clip(frame, 0, 1)).astype(np.uint8)
-    return Frame(np.broadcast_to(codes, (3, *codes.shape)), at)
+    return VideoFrame(np.broadcast_to(codes, (3, *codes.shape)), at)
 
 
 def _write_frame(path: Path, frame: np.ndarray, notes: Notes) -> None:
@@ -207,21 +207,6 @@ def _write_frame(path: Path, frame: np.ndarray, notes: Notes) -> None:
 def grey_notes(notes: Notes) -> Notes:
     """Those of a picture that is grey now, whatever it was."""
     return notes if space_of(notes.icc) == "GRAY" else notes.without_profile()
-
-
-def _derived(frames: list[np.ndarray], origins: list[Origin | None]) -> Any:
-    """One DICOM file of all frames, with the head of the first's source."""
-    origin = origins[0]
-    if origin is None:
-        codes = np.rint(255 * np.clip(np.stack(frames), 0, 1)).astype(np.uint8)
-        values = codes if len(frames) > 1 else codes[0]
-        data = derived(None, Codes(values, 8), Series())
-        data.Modality = "US"
-        return data
-    stack = np.stack(frames) if len(frames) > 1 else frames[0]
-    units = stack.astype(np.float64) * (origin.one - origin.zero) + origin.zero
-    codes_ = codes_like(origin.head, units, origin.low, origin.high)
-    return derived(origin.head, codes_, Series(), frame=origin.frame)
 
 
 def _write_hdf5(
@@ -290,7 +275,7 @@ def _folder(path: Path, grey: bool) -> Clip:
         return _pictures(pictures, grey)
     dicom = [p for p in files if p.suffix.lower() in (*DICOM, "")]
     if dicom:
-        return _dicom(dicom, grey)
+        return read_dicom(dicom, grey)
     raise InputError(
         f"folder {path} holds no frame: pictures ({', '.join(PICTURES)}) and DICOM files are"
         " accepted"
@@ -328,61 +313,3 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
         (0, int(part), "") if part.isdigit() else (1, 0, part)
         for part in re.split(r"(\d+)", path.name.lower())
     ]
-
-
-# -- DICOM -----------------------------------------------------------------------------------------
-
-
-def _dicom(paths: list[Path], grey: bool) -> Clip:
-    places: list[tuple[Path, int, Any]] = []
-    sizes = set()
-    for path in paths:
-        try:
-            head = head_of(path)
-        except InputError:
-            if len(paths) > 1 and path.suffix == "":
-                continue
-            raise
-        if head is None:
-            continue
-        count, size = count_of(head), (int(head.Rows), int(head.Columns))
-        check_array(path, (count, *size, int(head.get("SamplesPerPixel", 1) or 1)), 8)
-        if count > MAX_FRAMES:
-            raise InputError(f"{path} has {count} frames; at most {MAX_FRAMES} are accepted")
-        sizes.add(size)
-        places += [(path, k, head) for k in range(count)]
-    if not places:
-        raise InputError(f"{paths[0]} holds no DICOM image")
-    if len(sizes) > 1:
-        raise InputError(f"{paths[0].parent} holds DICOM frames of several sizes: {sorted(sizes)}")
-    kept: dict[Path, tuple[np.ndarray, float, float]] = {}
-
-    def load(path: Path) -> tuple[np.ndarray, float, float]:
-        if path not in kept:
-            kept.clear()  # one file at a time
-            kept[path] = _dicom_pixels(path, grey)
-        return kept[path]
-
-    def notes(k: int) -> Notes:
-        path, index, head = places[k]
-        _, black, white = load(path)
-        return Notes(origin=Origin(head, index, black, white, black, white))
-
-    return Clip(
-        len(places), sizes.pop(), lambda k: load(places[k][0])[0][places[k][1]], "DICOM", notes
-    )
-
-
-def _dicom_pixels(path: Path, grey: bool) -> tuple[np.ndarray, float, float]:
-    """``(n, H, W)`` in [0, 1], and what black and white of the first are in the file's units."""
-    found: list[np.ndarray] = []
-    ends = (0.0, 1.0)
-    for frame in frames_of(path):
-        if frame.white == frame.black:
-            raise InputError(f"{path} scales all its pixels by 0")
-        ends = ends if found else (frame.black, frame.white)
-        values = (frame.pixels - frame.black) / (frame.white - frame.black)
-        values = np.clip(values, 0, 1).astype(np.float32)
-        planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-        found.append(grey_frame(planes, path, grey))
-    return np.stack(found), *ends

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.photo.latent import latent_inpainting
 from restoration.photo.lift import thin_plate
-from restoration.photo.linear import PRIOR_STD
+from restoration.photo.linear import PRIOR_STD, denoised
+from restoration.photo.noise import Cleaner, cleaned, cleans, warned
 from restoration.posterior import correction_by_name
-from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
+from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample, summary
 from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import set_tile, tiled
@@ -48,6 +49,10 @@ class InpaintingTask:
         symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a
             call more.
 
+        cleaner: what denoises a picture, for a network that is shown a lifted one and would take
+            noise for detail: without a correction by name noisy pictures are filled as noiseless
+            and denoised afterwards. None: the network is held to the noisy data.
+
     Raises:
         ValueError: an unknown grid or correction, a number of symmetries other than these.
     """
@@ -61,6 +66,7 @@ class InpaintingTask:
     overlap: int = 64
     symmetries: int = 1
     correction_options: Mapping[str, Any] = field(default_factory=dict)
+    cleaner: Cleaner | None = None
 
     def __post_init__(self) -> None:
         set_tile(self)
@@ -92,8 +98,18 @@ class InpaintingTask:
                 nothing, or an impossible step count.
         """
         image, mask = (v.to(self.denoiser.device) for v in check_inpainting(image, mask))
-        run = self.prepare(image[None], mask[None, None], sigma)
-        return sample(run, num_samples=num_samples, seed=seed, callback=callback)
+        check_noise(sigma)
+        if self.cleaner is None or not cleans(self, sigma):
+            run = self.prepare(image[None], mask[None, None], sigma)
+            found = sample(run, num_samples=num_samples, seed=seed, callback=callback)
+            return warned(found, self, sigma)
+        run = self.prepare(image[None], mask[None, None])
+        unjudged = replace(run, evidence=None)
+        found = sample(unjudged, num_samples=num_samples, seed=seed, callback=callback)
+        stack, mean, std = summary([denoised(self.cleaner(x), x, sigma) for x in found.samples])
+        found = replace(found, samples=stack, mean=mean, std=std)
+        measured = Measurement(Inpainting(mask[None, None]), (image * mask)[None], sigma)
+        return cleaned(found, run, measured, calls=num_samples)
 
     def nodes(self) -> Grid:
         """The times of a run."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from helpers.commands import restobox
+from helpers.profiles import wide_profile
 from PIL import Image
 
 from restoration.io.images import Photo, read_image, write_image
@@ -84,6 +85,51 @@ def test_avif_of_ten_bits(tmp_path, monkeypatch, package):
     assert ("10 bits, of which 8 are read" in photo.notes.lost) != package
 
 
+# 8 x 8 colours of 12 bits, 84 + 21 k, without loss
+DEEP_JP2 = (
+    "c-s5#|38pHp8*6opcn>F`OMsmj1crch=B(vz{tqJ!otA#KZb$DA>n@tgDL}~b5UwyNotBhQl)}_L28~?fUCPgS!z*n"
+    "W`3T6k)ElZ$^QuqTwv2C12s-Q|1?A3j+5%v2M10)oKe}}!E%P9MqBMldfQ~X($sg)`Gptw{*`wx=8j8d(h{9@`tQM0"
+    "^OENVJ`}#J%ck*!K})Nl!MmAliud%#M`pN{?%U?&_^3=~jd{HJ+0Qli%@5cWF^Dk4EUMi$fq|Km<0_Yghc`$}Fdzg)"
+    "?Eg&wWzSGb"
+)
+
+
+def test_jpeg_2000_of_twelve_bits_in_colour(tmp_path, monkeypatch):
+    """Pillow would make its white black."""
+    (tmp_path / "a.j2k").write_bytes(zlib.decompress(base64.b85decode(DEEP_JP2)))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "imagecodecs", None)
+        with pytest.raises(InputError, match=r"JPEG 2000 of 12 bits in colour, .*restobox\[tiff\]"):
+            read_image(tmp_path / "a.j2k")
+    pytest.importorskip("imagecodecs")
+    photo = read_image(tmp_path / "a.j2k")
+    wanted = (84 + 21 * np.arange(192)).reshape(8, 8, 3).transpose(2, 0, 1) / 4095
+    np.testing.assert_allclose(photo.pixels, wanted, atol=1e-6)
+    assert photo.bits == 16
+
+
+def test_jpeg_2000_of_deep_greys(tmp_path):
+    codes = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    Image.fromarray(codes).save(tmp_path / "a.jp2", irreversible=False)
+    photo = read_image(tmp_path / "a.jp2")
+    np.testing.assert_allclose(photo.pixels[0], codes / 65535, atol=1e-6)
+    assert photo.bits == 16
+
+
+def test_profiles_of_jpeg_2000(tmp_path):
+    """Which Pillow doesn't give."""
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.jp2")
+    data, icc = (tmp_path / "a.jp2").read_bytes(), wide_profile("Display P3")
+    box = data.index(b"colr") - 4
+    new = (11 + len(icc)).to_bytes(4, "big") + b"colr\2\0\0" + icc
+    changed = data[:box] + new + data[box + 15 :]  # in place of the one that says sRGB
+    head = changed.index(b"jp2h") - 4
+    size = int.from_bytes(changed[head : head + 4], "big") + len(new) - 15
+    (tmp_path / "b.jp2").write_bytes(changed[:head] + size.to_bytes(4, "big") + changed[head + 4 :])
+    assert read_image(tmp_path / "a.jp2").notes.icc is None
+    assert read_image(tmp_path / "b.jp2").notes.icc == icc
+
+
 def test_lines_say_what_is_lost(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     (tmp_path / "a.avif").write_bytes(zlib.decompress(base64.b85decode(DEEP_AVIF)))
@@ -91,7 +137,7 @@ def test_lines_say_what_is_lost(tmp_path, monkeypatch):
         "restore", "denoise", tmp_path / "a.avif", "-o", tmp_path / "a.png", "--sigma", 0.01
     )
     assert run.returncode == 0
-    assert "10 bits, of which 8 are read without imagecodecs" in run.stderr
+    assert "10 bits, of which 8 are read without a package" in run.stderr
     Image.fromarray(np.full((16, 16), 3000, np.uint16)).save(tmp_path / "deep.png")
     run = restobox(
         "restore", "denoise", tmp_path / "deep.png", "-o", tmp_path / "a.jpg", "--sigma", 0.01

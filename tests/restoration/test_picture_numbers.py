@@ -210,6 +210,27 @@ def test_a_channel_beside_the_colours(tmp_path, dtype, extra, colours):
         np.testing.assert_allclose(photo.alpha, alpha[..., 0], atol=close)
 
 
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_transparency_in_a_plane_of_its_own(tmp_path, colours, kind):
+    """Of 8 bits, which Pillow doesn't read."""
+    values, alpha = numbers(255, colours).astype(np.uint8), numbers(255).astype(np.uint8) | 128
+    stored = np.rint(values * (alpha[..., None] / 255)) if kind == "assocalpha" else values
+    planes = np.concatenate([np.moveaxis(stored, -1, 0), alpha[None]]).astype(np.uint8)
+    options = {"photometric": "rgb" if colours == 3 else "minisblack", "extrasamples": [kind]}
+    tifffile.imwrite(tmp_path / "a.tif", planes, planarconfig="separate", **options)
+    photo = read_image(tmp_path / "a.tif")
+    np.testing.assert_allclose(photo.pixels, np.moveaxis(values, -1, 0) / 255, atol=1 / 255)
+    np.testing.assert_allclose(photo.alpha, alpha / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("tag", [281, 341])
+def test_tags_that_state_white(tmp_path, tag):
+    values = numbers(4095).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(tag, "H", 1, 4095, True)])
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif").pixels[0], values / 4095, atol=1e-6)
+
+
 def test_bits_from_the_low_one_on(tmp_path):
     """FillOrder 2, of which TIFF's writers here know nothing."""
     values = numbers(4095)
@@ -267,6 +288,10 @@ def test_other_kinds_are_named(tmp_path):
         (tmp_path / "a.jpg").write_bytes(data)
         with pytest.raises(InputError, match=f"is {words}, which is not read; save it as PNG"):
             read_image(tmp_path / "a.jpg")
+    deep = b"\x01\xda\0\2" + struct.pack(">4H", 2, 13, 9, 1) + bytes(500 + 2 * 13 * 9)
+    (tmp_path / "a.sgi").write_bytes(deep)
+    with pytest.raises(InputError, match="SGI picture of 16 bits, which is not read"):
+        read_image(tmp_path / "a.sgi")
     photo = Photo(np.zeros((3, *SIZE), np.float32))
     write_image(tmp_path / "b.png", photo)
     assert read_image(tmp_path / "b.png").bits == 8

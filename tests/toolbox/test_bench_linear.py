@@ -78,20 +78,10 @@ def test_rows_are_the_means_of_the_pictures(pictures):
 
 
 @pytest.mark.long
-def test_workers_measure_the_same(pictures, monkeypatch):
+def test_workers_measure_the_same(pictures, threads_as_workers):
     """Each takes its turn; figures and their order stay, but for the seconds."""
-    import contextlib
-
     import cloudpickle
-    from distributed import Client, LocalCluster
 
-    @contextlib.contextmanager
-    def here(environments):
-        workers = {"n_workers": len(environments), "processes": False, "threads_per_worker": 1}
-        with LocalCluster(dashboard_address=None, **workers) as cluster, Client(cluster) as client:
-            yield client
-
-    monkeypatch.setattr("toolbox.tasks.scale.cluster.processes", here)
     methods, rows = Methods(["plain", "grey"], steps=1), []
     for workers in (None, 3):
         extent, seen = Extent(workers=workers), []

@@ -4,8 +4,9 @@ other pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -14,11 +15,12 @@ import numpy as np
 from torch import Tensor
 
 from restoration.metrics.intervals import conformal_factor, least_slices, shrunk
-from toolbox.api import load_for
+from toolbox.api import keeping_models, load_for
 from toolbox.bench.options import Extent, Intervals
+from toolbox.bench.shares import shared
 from toolbox.support.cards import Spread, keep_spread
 from toolbox.tasks import task_by_name
-from toolbox.tasks.base import Progress, Task, silent
+from toolbox.tasks.base import Progress, Source, Task, silent
 from toolbox.tasks.settings import Settings
 
 
@@ -74,19 +76,18 @@ def run_coverage(
         )
     denoiser = load_for(name, model)
     settings = replace(settings, steps=task.steps(settings, extent.samples))
-    drawn: list[list[Drawn]] = []
-    for place, trials in zip((calibration, data), count, strict=True):
-        source = task.source(place, denoiser, intervals.side, extent.seed + len(drawn))
-        found = []
-        for k in range(trials):
-            options = task.mixed(denoiser, k)
-            trial = task.trial(source, k, options)
-            restore = task.restorer(denoiser, options, settings)
-            seed = extent.seed + k * extent.samples
-            result = restore(trial.inputs, num_samples=extent.samples, seed=seed)
-            found.append(Drawn(result.samples, trial.known, trial.name))
-            progress(k + 1 + len(drawn) * count[0], sum(count))
-        drawn.append(found)
+    places = (calibration, data)
+    sources = [
+        task.source(place, denoiser, intervals.side, extent.seed + number)
+        for number, place in enumerate(places)
+    ]
+    turns = [(number, k) for number in (0, 1) for k in range(count[number])]
+    drawn: tuple[list[Drawn], list[Drawn]] = ([], [])
+    with keeping_models({}):
+        draw = partial(_drawn, name, model, settings, extent, sources)
+        for (number, _), one in zip(turns, shared(draw, turns, extent.workers), strict=True):
+            drawn[number].append(one)
+            progress(sum(map(len, drawn)), len(turns))
     rows, spreads = [], []
     numbers = sorted({n for n in (2, 4, 8, 16) if n < extent.samples} | {extent.samples})
     for n in numbers:
@@ -105,6 +106,25 @@ def run_coverage(
         keep_spread(model, name, run, spreads)
     head = {"task": name, "model": model} | run
     return [head | row | {"level": level, "calibrated_on": len(fitted)} for row in rows]
+
+
+def _drawn(
+    name: str,
+    model: str,
+    settings: Settings,
+    extent: Extent,
+    sources: Sequence[Source],
+    turns: Sequence[tuple[int, int]],
+) -> Iterator[Drawn]:
+    """The samples of some trials: which source's, which number."""
+    task, denoiser = task_by_name(name), load_for(name, model)
+    for number, k in turns:
+        options = task.mixed(denoiser, k)
+        trial = task.trial(sources[number], k, options)
+        restore = task.restorer(denoiser, options, settings)
+        seed = extent.seed + k * extent.samples
+        result = restore(trial.inputs, num_samples=extent.samples, seed=seed)
+        yield Drawn(result.samples, trial.known, trial.name)
 
 
 def _guess(task: Task, one: Drawn, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

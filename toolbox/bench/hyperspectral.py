@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ from restoration.hyperspectral.quality import cube_quality
 from restoration.hyperspectral.simulation import SENSORS, SpectralLibrary, bands_of, simulate_cube
 from restoration.hyperspectral.task import HyperspectralTask
 from restoration.io.cubes import read_cube
-from toolbox.api import load
+from toolbox.api import keeping_models, load
+from toolbox.bench.options import Extent
+from toolbox.bench.shares import shared
 
 CLASSICAL = ("noisy", "subspace", "fasthyde-nlm", "fasthyde", "bm4d")
 
@@ -25,7 +29,7 @@ def run_bench_hsi(
     methods: list[str],
     library: Path | None = None,
     crop: int | None = 64,
-    seed: int = 0,
+    extent: Extent = Extent(),
     symmetries: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
@@ -45,36 +49,44 @@ def run_bench_hsi(
         library: spectra of those scenes, as
             :meth:`restoration.hyperspectral.simulation.SpectralLibrary.read` takes them.
         crop: side of the top left part that is used; None: all.
+        extent: its seed and workers.
 
     Raises:
         ValueError: an unknown case, a scene without a library, or a package that is missing.
     """
     check_cases(cases)
-    rows = []
-    models = {name: load(name) for name in methods if name not in CLASSICAL}
-    total = len(cubes) * len(cases) * len(methods)
-    for file in cubes:
-        clean = _clean(str(file), library, seed)
-        clean = np.ascontiguousarray(clean[:, :crop, :crop])
-        for case in cases:
+    rows: list[dict] = []
+    turns = [(str(file), case, method) for file in cubes for case in cases for method in methods]
+    with keeping_models({}):
+        for method in {*methods} - {*CLASSICAL}:  # unknown ones are said before the first row
+            load(method)
+        measure = partial(_rows, library, crop, extent.seed, symmetries)
+        for row in shared(measure, turns, extent.workers):
+            rows.append(row)
+            progress(len(rows), len(turns))
+    return rows
+
+
+def _rows(
+    library: Path | None,
+    crop: int | None,
+    seed: int,
+    symmetries: int,
+    turns: Sequence[tuple[str, str, str]],
+) -> Iterator[dict]:
+    """Rows of some cubes, cases and methods."""
+    for file, of_cube in itertools.groupby(turns, key=lambda turn: turn[0]):
+        clean = np.ascontiguousarray(_clean(file, library, seed)[:, :crop, :crop])
+        for case, of_case in itertools.groupby(of_cube, key=lambda turn: turn[1]):
             sigma = float(case) / 255 if case.replace(".", "", 1).isdigit() else None
             noisy = add_noise(clean, "iid" if sigma is not None else case, seed, sigma)
-            for method in methods:
+            for _, _, method in of_case:
                 began = time.perf_counter()
-                restored = _restore(method, noisy, sigma, models, symmetries)
+                restored = _restore(method, noisy, sigma, symmetries)
                 seconds = time.perf_counter() - began
                 quality = {name: float(v) for name, v in cube_quality(restored, clean).items()}
-                rows.append(
-                    {
-                        "cube": Path(file).stem,
-                        "case": case,
-                        "method": method,
-                        **quality,
-                        "seconds": seconds,
-                    }
-                )
-                progress(len(rows), total)
-    return rows
+                head = {"cube": Path(file).stem, "case": case, "method": method}
+                yield head | quality | {"seconds": seconds}
 
 
 def _clean(cube: str, library: Path | None, seed: int) -> np.ndarray:
@@ -90,9 +102,7 @@ def _clean(cube: str, library: Path | None, seed: int) -> np.ndarray:
     return simulate_cube(SpectralLibrary.read(library), picture, bands_of(cube), seed)
 
 
-def _restore(
-    method: str, noisy: np.ndarray, sigma: float | None, models: dict, symmetries: int
-) -> np.ndarray:
+def _restore(method: str, noisy: np.ndarray, sigma: float | None, symmetries: int) -> np.ndarray:
     if method == "noisy":
         return noisy
     if method == "bm4d":
@@ -107,7 +117,7 @@ def _restore(
         ).transpose(2, 0, 1)
     if method in ("subspace", "fasthyde-nlm"):
         return _Classical(None if method == "subspace" else _non_local_means)(noisy).rows()
-    denoiser = models[method]
+    denoiser = load(method)
     return HyperspectralTask(
         denoiser, symmetries=symmetries, channels=denoiser.image_channels or 1
     )(noisy).rows()

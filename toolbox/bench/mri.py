@@ -4,8 +4,9 @@ of the same undersampled data.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,9 @@ from restoration.mri.sampling import volume_seed
 from restoration.mri.sense import cartesian, to_channels, to_complex
 from restoration.mri.task import MRITask
 from solvers import solver_by_name
-from toolbox.api import load
+from toolbox.api import keeping_models, load
 from toolbox.bench.options import Extent, Methods, Scans
+from toolbox.bench.shares import shared
 from toolbox.tasks.mri import make_sampling, simulate
 
 SENSE_WEIGHTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -180,21 +182,43 @@ def run_mri_bench(
         }
         scan = replace(scan, **cut)
     sens = None if scans.coils is None else read_maps(scans.coils)
-    rows, done, total = [], 0, len(kinds) * len(accelerations) * len(models)
-    for kind in kinds:
-        for acceleration in accelerations:
-            case = make_case(scan, kind, acceleration, sens, scans.sigma, extent.seed, data.name)
-            for model in models:
-                row = {
-                    "mask": kind,
-                    "acceleration": acceleration,
-                    "sampled": round(float(case.mask.mean()), 4),
-                    "model": model,
-                }
-                rows.append(row | _measure(case, model, methods.steps, extent))
-                done += 1
-                progress(done, total)
+    kept: dict[tuple[str, float], MRICase] = {}
+
+    def case_of(kind: str, acceleration: float) -> MRICase:
+        key = kind, acceleration
+        if key not in kept:
+            kept.clear()  # of many slices one is enough in memory
+            kept[key] = make_case(scan, *key, sens, scans.sigma, extent.seed, data.name)
+        return kept[key]
+
+    rows: list[dict] = []
+    turns = list(itertools.product(kinds, accelerations, models))
+    with keeping_models({}):
+        for model in {*models} - {*CLASSICAL, "pocs"}:  # unknown ones are said before the first row
+            load(model)
+        measure = partial(_rows, case_of, methods.steps, extent)
+        for row in shared(measure, turns, extent.workers):
+            rows.append(row)
+            progress(len(rows), len(turns))
     return rows
+
+
+def _rows(
+    case_of: Callable[[str, float], MRICase],
+    steps: int | None,
+    extent: Extent,
+    turns: Sequence[tuple[str, float, str]],
+) -> Iterator[dict]:
+    """Rows of some masks, accelerations and methods."""
+    for kind, acceleration, model in turns:
+        case = case_of(kind, acceleration)
+        row = {
+            "mask": kind,
+            "acceleration": acceleration,
+            "sampled": round(float(case.mask.mean()), 4),
+            "model": model,
+        }
+        yield row | _measure(case, model, steps, extent)
 
 
 def _measure(case: MRICase, model: str, steps: int | None, extent: Extent) -> dict:

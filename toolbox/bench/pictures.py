@@ -5,6 +5,7 @@ classical methods, in one run.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +22,9 @@ from restoration.io.pictures.folders import find_pairs, find_pictures, read_pair
 from restoration.metrics import LPIPSUnavailable
 from restoration.photo.masks import make_mask, parse_mask
 from restoration.task import Restored
-from solvers.denoiser import Denoiser
-from toolbox.api import load_for
+from toolbox.api import keeping_models, load_for
 from toolbox.bench.options import Extent, Methods
+from toolbox.bench.shares import shared
 from toolbox.deploy.compare import compare
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Restorer, Source, Task, Trial
@@ -61,19 +62,19 @@ def measure(
         ValueError: an unknown model, solver or classical method.
     """
     rows: list[dict[str, Any]] = []
-    done = 0
-    several = (extent.workers or 1) > 1
-    measured = (_on_workers if several else _one_by_one)(cases, methods, extent)
-    total = sum(case.count for case in cases)
-    for case in cases:
-        found: dict[tuple[str, str], list[dict[str, float]]] = {}
-        for _ in range(case.count):
-            for name, figures in next(measured).items():
+    found: list[dict[tuple[str, str], list[dict[str, float]]]] = [{} for _ in cases]
+    turns = [(number, k) for number, case in enumerate(cases) for k in range(case.count)]
+    with keeping_models({}):
+        for case in cases:  # what can't be loaded is said before the first picture
+            _ways(case, methods)
+        measured = shared(partial(_measured, cases, methods, extent), turns, extent.workers)
+        for done, ((number, _), made) in enumerate(zip(turns, measured, strict=True), 1):
+            for name, figures in made.items():
                 model, _, solver = name.partition("|")
-                found.setdefault((model, solver), []).append(figures)
-            done += 1
-            progress(done, total)
-        for (model, solver), each in found.items():
+                found[number].setdefault((model, solver), []).append(figures)
+            progress(done, len(turns))
+    for case, of_case in zip(cases, found, strict=True):
+        for (model, solver), each in of_case.items():
             # figures that all pictures have
             keys = [key for key in each[0] if all(key in f for f in each)]
             means = {key: round(float(np.mean([f[key] for f in each])), 4) for key in keys}
@@ -87,37 +88,16 @@ def measure(
 Measured = dict[str, dict[str, float]]  # figures of a picture, by ``MODEL|SOLVER``
 
 
-def _one_by_one(cases: Sequence[Case], methods: Methods, extent: Extent) -> Iterator[Measured]:
-    """The figures of each picture of each case."""
-    loaded: dict[tuple[str, str], Denoiser] = {}
-    ways = [_ways(case, methods, loaded) for case in cases]
-    for case, way in zip(cases, ways, strict=True):
-        for trial in case.trials():
-            yield _figures(case, way, trial, extent)
-
-
-def _on_workers(cases: Sequence[Case], methods: Methods, extent: Extent) -> Iterator[Measured]:
-    """The same, in the same order, of pictures that workers share out among themselves."""
-    from toolbox.tasks.scale.cluster import in_shares, need_dask, processes
-
-    need_dask()
-    for case in cases:  # what can't be loaded is said here, once
-        _ways(case, methods, {})
-    with processes([{}] * (extent.workers or 1)) as client:
-        for case in cases:
-            parts = in_shares(client, _in_turn, case, methods, extent)
-            for k in range(case.count):
-                yield parts[k % len(parts)][k // len(parts)]
-
-
-def _in_turn(case: Case, methods: Methods, extent: Extent, turn: int, count: int) -> list[Measured]:
-    """What one of ``count`` workers measures: every ``count``-th picture."""
-    from toolbox.tasks.scale.worker import working
-
-    with working():
-        way = _ways(case, methods, {})
-        own = (trial for k, trial in enumerate(case.trials()) if k % count == turn)
-        return [_figures(case, way, trial, extent) for trial in own]
+def _measured(
+    cases: Sequence[Case], methods: Methods, extent: Extent, turns: Sequence[tuple[int, int]]
+) -> Iterator[Measured]:
+    """The figures of some pictures of some cases, by the numbers of both."""
+    for number, of_case in itertools.groupby(turns, key=lambda turn: turn[0]):
+        case, own = cases[number], {k for _, k in of_case}
+        way = _ways(case, methods)
+        for k, trial in enumerate(case.trials()):
+            if k in own:
+                yield _figures(case, way, trial, extent)
 
 
 def _figures(
@@ -134,9 +114,7 @@ def _figures(
     return found
 
 
-def _ways(
-    case: Case, methods: Methods, loaded: dict[tuple[str, str], Denoiser]
-) -> dict[tuple[str, str], Restorer]:
+def _ways(case: Case, methods: Methods) -> dict[tuple[str, str], Restorer]:
     classical = case.task.baselines(case.options)
     noise_only = {"nlm", "bm3d", "cbm3d"} - set(classical)
     for name in noise_only & set(methods.model or ()):
@@ -146,8 +124,7 @@ def _ways(
         if model in classical:
             found[model, ""] = _classical(classical[model])
             continue
-        key = case.task.name, model
-        denoiser = loaded[key] = loaded.get(key) or load_for(*key)
+        denoiser = load_for(case.task.name, model)
         own = case.task.settings
         for solver in methods.solver or [own.solver]:
             steps = methods.steps or own.steps

@@ -5,18 +5,21 @@ classical methods.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from restoration.io.ultrasound import read_clip
+from restoration.io.ultrasound_signals import Clip
 from restoration.metrics import psnr
 from restoration.ultrasound.contrast import anatomical_regions, cnr, gcnr, ks
 from restoration.ultrasound.simulation import simulate_haze
-from toolbox.api import load
+from toolbox.api import keeping_models, load
 from toolbox.bench.options import Extent, Methods
+from toolbox.bench.shares import shared
 from toolbox.tasks.classical import of_haze
 from toolbox.tasks.options import Frames
 from toolbox.tasks.settings import Settings
@@ -44,43 +47,31 @@ def run_bench_ultrasound(
     """
     clip = read_clip(data, grey=grey)
     names = methods.model or [*of_haze(), "ultrasound-tissue+ultrasound-haze"]
-    steps, limit, seed = methods.steps or 4, extent.limit, extent.seed
-    solver = (methods.solver or ["ddim"])[0]
-    settings = Settings(solver, steps, correction=correction)
-    run = {name: _method(name, settings, extent) for name in names}
+    steps, limit = methods.steps or 4, extent.limit
+    settings = Settings((methods.solver or ["ddim"])[0], steps, correction=correction)
     chosen = (
         range(len(clip))
         if limit is None
         else sorted({round(k) for k in np.linspace(0, len(clip) - 1, min(limit, len(clip)))})
     )
     found: dict[tuple[str, float], list[dict]] = {}
-    skipped, done = 0, 0
-    total = len(chosen) * len(strengths) * len(run)
-    for number in chosen:
-        clean = clip.frame(number)
-        try:
-            regions = anatomical_regions(clean)
-        except ValueError:
-            skipped, done = skipped + 1, done + len(strengths) * len(run)
-            continue
-        for strength in strengths:
-            hazy = simulate_haze(clean, strength, seed + number)
-            for name, restore in run.items():
-                began = time.perf_counter()
-                image = np.clip(np.asarray(restore(hazy), np.float64), 0, 1)
-                seconds = time.perf_counter() - began
-                found.setdefault((name, strength), []).append(
-                    _figures(image, clean, hazy, regions) | {"seconds": seconds}
-                )
-                done += 1
-                progress(done, total)
+    skipped = 0
+    with keeping_models({}):
+        for name in names:  # what is unknown is said before the first frame
+            _method(name, settings, extent)
+        measure = partial(_measured, clip, strengths, names, settings, extent)
+        for done, frame in enumerate(shared(measure, chosen, extent.workers), 1):
+            skipped += not frame
+            for key, figures in frame.items():
+                found.setdefault(key, []).append(figures)
+            progress(done, len(chosen))
     if not found:
         raise ValueError(f"{data} has no frame that shows enough tissue and blood to measure")
     rows = [
         {"method": name, "strength": strength}
         | {key: float(np.mean([v[key] for v in values])) for key in values[0]}
         for (name, strength), values in sorted(
-            found.items(), key=lambda item: (item[0][1], list(run).index(item[0][0]))
+            found.items(), key=lambda item: (item[0][1], names.index(item[0][0]))
         )
     ]
     return {
@@ -91,6 +82,33 @@ def run_bench_ultrasound(
         "samples": extent.samples,
         "rows": rows,
     }
+
+
+def _measured(
+    clip: Clip,
+    strengths: Sequence[float],
+    names: Sequence[str],
+    settings: Settings,
+    extent: Extent,
+    numbers: Sequence[int],
+) -> Iterator[dict[tuple[str, float], dict[str, float]]]:
+    """Figures of some frames, by method and strength; none of a frame that shows too little."""
+    run = {name: _method(name, settings, extent) for name in names}
+    for number in numbers:
+        clean, found = clip.frame(number), {}
+        try:
+            regions = anatomical_regions(clean)
+        except ValueError:
+            yield {}
+            continue
+        for strength in strengths:
+            hazy = simulate_haze(clean, strength, extent.seed + number)
+            for name, restore in run.items():
+                began = time.perf_counter()
+                image = np.clip(np.asarray(restore(hazy), np.float64), 0, 1)
+                seconds = {"seconds": time.perf_counter() - began}
+                found[name, strength] = _figures(image, clean, hazy, regions) | seconds
+        yield found
 
 
 def _figures(

@@ -205,7 +205,7 @@ def bench_mri(
     ],
     scans: Scans,
     methods: Annotated[Methods, Without("solver", "symmetries")],
-    extent: Annotated[Extent, Without("workers")],
+    extent: Extent,
     as_json: Json = False,
 ) -> None:
     """Measure MRI reconstruction next to the classical methods."""
@@ -233,7 +233,7 @@ def bench_coverage(
     ],
     calibration: Annotated[Path, typer.Argument(help="Others, to fit the intervals' width on.")],
     sampling: Sampling,
-    extent: Annotated[Extent, Without("workers")] = Extent(samples=4),
+    extent: Extent = Extent(samples=4),
     intervals: Intervals = Intervals(),
     as_json: Json = False,
 ) -> None:
@@ -269,6 +269,7 @@ def bench_hsi(
         list[Path],
         typer.Argument(help="Clean cubes; `simulated`, `finch`, `vnir`, `full` make one."),
     ],
+    extent: Annotated[Extent, Without("limit", "samples")],
     case: Annotated[
         list[str] | None,
         typer.Option(
@@ -291,7 +292,6 @@ def bench_hsi(
         typer.Option(help="Measured spectra (.npz) that finch, vnir and full are mixed from."),
     ] = None,
     crop: Annotated[int, typer.Option(help="Side of the part that is used.", min=11)] = 64,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Measure hyperspectral denoising on cubes with known truth."""
@@ -304,7 +304,7 @@ def bench_hsi(
             methods=method or ["noisy", "subspace", "grey"],
             library=library,
             crop=crop,
-            seed=seed,
+            extent=extent,
             progress=bar.update_of,
         )
     if as_json:
@@ -317,7 +317,7 @@ def bench_hsi(
 def bench_ultrasound(
     data: Annotated[Path, typer.Argument(help="Clean B-mode frames: a folder, .h5, DICOM.")],
     methods: Annotated[Methods, Without("symmetries")],
-    extent: Annotated[Extent, Without("workers")],
+    extent: Extent,
     strength: Annotated[
         list[float] | None, typer.Option(help="Strengths of the simulated haze. [default: 0.5 1 2]")
     ] = None,

@@ -252,6 +252,8 @@ def _restore(inputs: list[Path], many: Many, job: Job) -> None:
     request = job.request(inputs[0])
     with ProgressBar(job.task, (request.settings.steps or 1) * request.draws.samples) as bar:
         figures = job.one.restore(request, bar.update_of)
+    if "warning" in figures:
+        print(f"warning: {figures['warning']}", file=sys.stderr)
     for note in (figures.get("note"), figures.get("lpips")):
         if isinstance(note, str):
             print(note, file=sys.stderr)

@@ -23,6 +23,7 @@ from toolbox.api import check_model, load
 from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
 from toolbox.tasks.classical import biharmonic, push_pull_fill, telea
 from toolbox.tasks.options import Inpainting
+from toolbox.tasks.photo import cleaner_of
 from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
 from toolbox.tasks.settings import DEFAULT_MODEL, Prior, Settings
 
@@ -78,14 +79,22 @@ class Inpaint(PictureTask):
         if run is not None:
             whole: Any = denoiser
             return lambda inputs, **draws: whole(inputs["image"], _flat(inputs["mask"]), **draws)
-        task = InpaintingTask(denoiser, **algorithm_settings(settings, self.settings))
+        task = self.task(denoiser, settings)
         return lambda inputs, **draws: task(
             inputs["image"], _flat(inputs["mask"]), sigma=options.sigma, **draws
         )
 
     def job(self, denoiser: Denoiser, options: Any, settings: Settings, size: Size) -> Job:
-        task = InpaintingTask(denoiser, **algorithm_settings(settings, self.settings))
-        return InpaintingJob(task, size, options.sigma)
+        return InpaintingJob(self.task(denoiser, settings), size, options.sigma)
+
+    def task(self, denoiser: Denoiser, settings: Settings) -> InpaintingTask:
+        """The algorithm."""
+        return InpaintingTask(
+            denoiser, **algorithm_settings(settings, self.settings), cleaner=cleaner_of(denoiser)
+        )
+
+    def is_usual(self, options: Inpainting) -> bool:
+        return options.sigma == 0
 
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any

@@ -31,8 +31,10 @@ from restoration.operators.separable import (
 )
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
+from restoration.photo.noise import Cleaner
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
+from toolbox.api import load
 from toolbox.tasks.base import Progress, Restorer, Size, Source, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, lanczos, non_local_means, plain, wiener
 from toolbox.tasks.options import Deblurring, Denoising, Enlarging
@@ -263,10 +265,14 @@ class Superresolve(LinearPictureTask):
         y, image = files_reduction(image, options.factor)
         return Trial({"image": y + options.sigma * source.noise(k, y)}, image, self.name)
 
+    def task(self, denoiser: Denoiser, options: Enlarging, settings: Settings) -> LinearTask:
+        return replace(super().task(denoiser, options, settings), cleaner=cleaner_of(denoiser))
+
     def deployed(self, options: Enlarging, settings: Settings) -> tuple[Any, Settings]:
-        return (
-            (options, settings) if options.kernel == "any" else super().deployed(options, settings)
-        )
+        return options, settings
+
+    def is_usual(self, options: Enlarging) -> bool:
+        return options.sigma == 0
 
     def record(self, options: Enlarging) -> dict[str, str | float]:
         return {"factor": float(options.factor)}
@@ -328,6 +334,21 @@ def denoiser_of(pixels: np.ndarray) -> str:
     are one, noise too.
     """
     return GREY if (pixels == pixels[:1]).all() else COLOUR
+
+
+def cleaner_of(denoiser: Denoiser) -> Cleaner:
+    """What takes the noise off pictures that this network restores: the shipped denoiser for their
+    colours, at 8 bits beside an exported network.
+    """
+    in_torch = isinstance(getattr(denoiser, "network", None), torch.nn.Module)
+
+    def cleaner(picture: Tensor) -> Denoiser:
+        name = denoiser_of(picture.cpu().numpy())
+        if in_torch:
+            return load(name, device=str(denoiser.device))
+        return load(f"{name}-int8")
+
+    return cleaner
 
 
 def enlarger(factor: int) -> str:

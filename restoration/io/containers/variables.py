@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.packages import need
+from restoration.io.containers.packages import need
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from restoration.io.containers.packages import need
 from restoration.io.containers.validity import valid_beside
 from restoration.io.cubes.containers import HDF5, NETCDF, READ_ONLY, band_axis_of, read_container
 from restoration.io.cubes.cube import Cube, numbers
@@ -35,7 +36,6 @@ from restoration.io.cubes.products import (
 )
 from restoration.io.cubes.tiff import read_tiff
 from restoration.io.cubes.wavelengths import nanometres
-from restoration.io.packages import need
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.packages import need
 from restoration.io.containers.tiff import place_of
 from restoration.io.cubes.envi import read_header
-from restoration.io.packages import need
 from solvers.inputs.errors import InputError
 
 GDAL = 42112  # GDAL_METADATA

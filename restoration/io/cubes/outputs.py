@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from restoration.io.containers.hdf5 import created
+from restoration.io.containers.packages import need
 from restoration.io.cubes.containers import HDF5, MASK, NETCDF
 from restoration.io.cubes.cube import Cube
 from restoration.io.cubes.georeference import has_place, mapping_of, tags_of
 from restoration.io.cubes.tiff import write_tiff
-from restoration.io.packages import need
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.packages import need
 from restoration.io.containers.tiff import (
     check_last_page,
     check_one_axis,
@@ -21,7 +22,6 @@ from restoration.io.cubes.cube import Cube, numbers
 from restoration.io.cubes.georeference import GDAL, has_place, tags_of
 from restoration.io.cubes.grids import tags_of_places
 from restoration.io.cubes.products import enmap_wavelengths, told_wavelengths
-from restoration.io.packages import need
 from solvers.files import replace_file
 from solvers.inputs.errors import InputError, first_line
 from solvers.inputs.memory import check_array

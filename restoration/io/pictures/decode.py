@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from restoration.io.containers.validity import of_all, valid_beside
-from restoration.io.pictures import heif, netpbm, png, tiff
+from restoration.io.pictures import codecs, netpbm, png, tiff
 from restoration.io.pictures.dicom import is_dicom, picture_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, exif_of_tiff, notes_of, to_srgb
 from restoration.io.pictures.values import check_size, opened, unit
@@ -79,15 +79,17 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
             return Decoded(*numbers)
     if is_dicom(path):
         values, bits, origin = picture_of(path, max_pixels)
-        return Decoded(values, bits, notes=Notes(origin=origin))
+        icc = origin.head.get("ICCProfile") or None
+        notes = Notes(icc=None if icc is None else bytes(icc), origin=origin)
+        return Decoded(values, bits, notes=notes.of_channels(values.shape[2]))
     if _is_raw(path, head):
         return _camera(path, head, max_pixels)
     if head[:4] in TIFF:
         read = tiff.decode(path, max_pixels)
         if read is not None:
             return Decoded(*read)
-    if heif.is_heic(head):
-        heif.register(path)
+    if codecs.is_heic(head):
+        codecs.register(path)
     try:
         with opened(path) as image:
             return _pillow(path, image, head, max_pixels)
@@ -107,8 +109,11 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
 
 
 def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Decoded:
-    # Pillow counts a TIFF's masks and overviews too, and may not know their kinds of pixels
-    frames = 1 if image.format == "TIFF" else getattr(image, "n_frames", 1)
+    if (kind := _not_read(image, head)) is not None:
+        raise InputError(f"{path} is {kind}, which is not read; save it as PNG or TIFF")
+    # Pillow counts a TIFF's masks and overviews too, and may not know their kinds of pixels; of a
+    # PSD it gives all layers as they are shown
+    frames = 1 if image.format in ("TIFF", "PSD") else getattr(image, "n_frames", 1)
     if image.format == "TIFF" and (place := tiff.index_of(path)):
         image.seek(place)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with its preview
@@ -119,16 +124,10 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
     check_size(path, image.width, image.height, max_pixels)
     said = png.chunks(path) if image.format == "PNG" else {}
     deep = image.format == "PNG" and head[24] == 16 and head[25] != 0
-    wide, said_of_bits = None, ""
-    if image.format == "HEIF":
-        wide = heif.deep_pixels(path, image)
-    elif image.format == "AVIF" and (stored := heif.avif_bits(path)) > 8:
-        wide = heif.avif_pixels(path, stored)
-        if wide is None:
-            said_of_bits = (
-                f"{path} has {stored} bits, of which 8 are read without imagecodecs: pip install"
-                " 'restobox[heif]'"
-            )
+    stored = codecs.bits_of(path, image)
+    wide = codecs.deep_pixels(path, image, stored) if stored > 8 else None
+    lost = f"{path} has {stored} bits, of which 8 are read without a package: pip install"
+    lost = f"{lost} 'restobox[heif]'" if stored > 8 and wide is None else ""
     top: float | np.ndarray | None = None
     if deep:
         array = png.deep_pixels(path)
@@ -145,9 +144,9 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
     grey = array.shape[2] <= 2
     if said and (icc := png.profile(path, said, grey)) is not None:
         notes = replace(notes, icc=icc)
-    if image.format in ("HEIF", "AVIF") and notes.icc is None:
-        notes = replace(notes, icc=heif.profile(path, grey))
-    notes = replace(notes.of_channels(array.shape[2]), lost=said_of_bits)
+    if image.format in ("HEIF", "AVIF", "JPEG2000") and notes.icc is None:
+        notes = replace(notes, icc=codecs.profile(path, grey))
+    notes = replace(notes.of_channels(array.shape[2]), lost=lost)
     bits = 8 * array.dtype.itemsize if array.dtype.kind == "u" else 32
     if b"sBIT" in said and image.mode != "P" and bits in (head[24], 16):
         top = png.white_of(array, said[b"sBIT"], "transparency" in image.info)
@@ -186,6 +185,13 @@ def _pixels(path: Path, image: Image.Image, depth: int) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
+def _not_read(image: Image.Image, head: bytes) -> str | None:
+    """What a file is that Pillow knows and reads wrongly, or not without other programs."""
+    if image.format in ("EPS", "WMF"):
+        return "a drawing (PostScript or a Windows metafile)"
+    return "an SGI picture of 16 bits" if image.format == "SGI" and head[3] == 2 else None
+
+
 def _kind(path: Path, head: bytes) -> str | None:
     """What a file is that nothing here reads, in words."""
     begins = {
@@ -194,6 +200,11 @@ def _kind(path: Path, head: bytes) -> str | None:
         b"v/1\x01": "OpenEXR",
         b"#?RADIANCE": "a Radiance picture of high dynamic range",
         b"BPG\xfb": "BPG",
+        b"II\xbc": "JPEG XR",
+        b"8BPS": "a PSD of more than 8 bits, or of a kind that Pillow does not know",
+        b"gimp xcf": "a picture of GIMP's",
+        b"<svg": "a drawing (SVG)",
+        b"<?xml": "XML, perhaps a drawing (SVG)",
         b"%PDF": "a PDF document",
         b"SIMPLE  =": "FITS",
         b"\x89HDF": "HDF 5",

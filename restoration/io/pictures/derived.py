@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from restoration.io.packages import need
+from restoration.io.containers.packages import need
+from restoration.io.pictures.dicom import bits_of, padding_of
 from solvers.inputs.errors import InputError
 
 WHAT = "restored by restobox"
@@ -72,11 +73,17 @@ class Codes:
     colour: bool = False
 
 
-def codes_like(head: Any, values: np.ndarray, low: float, high: float) -> Codes:
+def codes_like(
+    head: Any, values: np.ndarray, low: float, high: float, padding: np.ndarray | None = None
+) -> Codes:
     """Numbers that mean ``values`` in a file with this head, where ``low`` and ``high`` are the
     meanings of the least and the largest that it can store.
 
-    Files of fewer bits than their numbers have room for get them where the values go further.
+    Files of fewer bits than their numbers have room for get them where the values go further; of
+    files of floats, the ends of the values.
+
+    Args:
+        padding: bool, where there is no pixel, of the file's size, or of the values'.
     """
     colour = int(head.get("SamplesPerPixel", 1) or 1) == 3
     colour = colour or head.get("PhotometricInterpretation") == "PALETTE COLOR"
@@ -88,7 +95,9 @@ def codes_like(head: Any, values: np.ndarray, low: float, high: float) -> Codes:
             8 if white == 255 else 16,
             colour=True,
         )
-    bits = 8 if colour else int(head.get("BitsStored", 8) or 8)
+    bits = 8 if colour else bits_of(head)
+    if not colour and "BitsStored" not in head:
+        low, high = float(values.min()), float(max(values.max(), np.nextafter(values.min(), 1e30)))
     signed = not colour and bool(head.get("PixelRepresentation", 0))
     room = 8 if bits <= 8 else 16 if bits <= 16 else 32
     least = -(2 ** (bits - 1)) if signed else 0
@@ -101,6 +110,12 @@ def codes_like(head: Any, values: np.ndarray, low: float, high: float) -> Codes:
         least = -(2 ** (bits - 1)) if signed else 0
     codes = codes.clip(least, least + 2**bits - 1)
     codes = 2 * least + 2**bits - 1 - codes if inverse else codes
+    if padding is not None and (none := padding_of(head)) is not None:
+        rows, columns = (
+            np.arange(new) * old // new
+            for new, old in zip(values.shape[-2:], padding.shape[-2:], strict=True)
+        )
+        codes[padding[..., rows, :][..., columns]] = none[0]
     dtype = np.dtype(f"{'i' if signed else 'u'}{room // 8}")
     same = (slope, shift) == (1.0, 0.0)
     return Codes(codes.astype(dtype), bits, None if same else slope, shift)

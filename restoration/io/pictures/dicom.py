@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from restoration.io.packages import need
+from restoration.io.containers.packages import need
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
@@ -29,6 +29,8 @@ class Frame:
         spacing: millimetres of ``(slice, row, column)``.
         corner: millimetres of the first pixel's centre in the patient's system, ``(3,)``, or None.
         axes: ``(2, 3)`` directions in which columns and rows go on, or None.
+        padding: bool ``(H, W)``, where the file says that nothing was seen (there ``pixels`` hold
+            the darkest of the others), or None.
     """
 
     pixels: np.ndarray
@@ -38,6 +40,7 @@ class Frame:
     spacing: tuple[float, float, float]
     corner: np.ndarray | None = None
     axes: np.ndarray | None = None
+    padding: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Origin:
         low, high: the pixels' values, in the file's units, of the least and the largest number that
             can be stored.
         zero, one: of those of 0 and 1 in the picture as it is restored.
+        padding: as of :class:`Frame`.
     """
 
     head: Any
@@ -58,6 +62,7 @@ class Origin:
     high: float
     zero: float
     one: float
+    padding: np.ndarray | None = None
 
 
 def is_dicom(path: Path) -> bool:
@@ -104,7 +109,9 @@ def picture_of(path: Path, max_pixels: int) -> tuple[np.ndarray, int, Origin]:
             " megapixels are accepted"
         )
     frame = next(frames_of(path))
-    pixels, bits = frame.pixels.astype(np.float64), int(_number(head, "BitsStored", 8))
+    pixels, bits = frame.pixels.astype(np.float64), bits_of(head)
+    if not np.isfinite(pixels).all():
+        raise InputError(f"{path} holds NaN or infinite values")
     zero, one = sorted((frame.black, frame.white))
     if bits > 8 and pixels.ndim == 2:
         zero, one = float(pixels.min()), float(pixels.max())
@@ -112,8 +119,30 @@ def picture_of(path: Path, max_pixels: int) -> tuple[np.ndarray, int, Origin]:
         raise InputError(f"{path} shows nothing: all its pixels hold {zero:g}")
     values = ((pixels - zero) / (one - zero)).astype(np.float32)
     values = values[..., None] if values.ndim == 2 else values
-    origin = Origin(head, 0, frame.black, frame.white, zero, one)
+    origin = Origin(head, 0, frame.black, frame.white, zero, one, frame.padding)
     return values.clip(0, 1), 8 if bits <= 8 else 16, origin
+
+
+def bits_of(head: Any) -> int:
+    """Bits of the numbers that count; of floats, which have none, those of integers in their
+    place.
+    """
+    return int(_number(head, "BitsStored", 8 if _number(head, "BitsAllocated", 8) <= 8 else 16))
+
+
+def padding_of(head: Any) -> tuple[int, int] | None:
+    """The numbers, from the least to the largest, that stand for no pixel (Pixel Padding Value,
+    Range Limit); None: there are none.
+    """
+    if not _filled(head.get("PixelPaddingValue")):
+        return None
+    first = int(_number(head, "PixelPaddingValue", 0))
+    ends = first, int(_number(head, "PixelPaddingRangeLimit", first))
+    room = 2 ** bits_of(head)
+    # as they are stored, whatever sign the tag was written with
+    signed = bool(_number(head, "PixelRepresentation", 0))
+    low, high = sorted((v + room // 2) % room - room // 2 if signed else v % room for v in ends)
+    return low, high
 
 
 def count_of(head: Any) -> int:
@@ -133,7 +162,7 @@ def frames_of(path: Path) -> Iterator[Frame]:
     samples = int(_number(data, "SamplesPerPixel", 1))
     check_array(path, (count, *size, samples), 8)
     kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
-    bits = int(_number(data, "BitsStored", 8))
+    bits = bits_of(data)
     above = int(_number(data, "HighBit", bits - 1)) + 1 - bits
     signed = bool(_number(data, "PixelRepresentation", 0))
     if above > 0:  # old files keep other things in the low bits
@@ -152,6 +181,12 @@ def frames_of(path: Path) -> Iterator[Frame]:
         pixels = np.where(pixels >> (bits - 1), pixels - 2.0**bits, pixels) if signed else pixels
     low = -float(2 ** (bits - 1)) if signed else 0.0
     high = low + 2**bits - 1
+    if pixels.dtype.kind == "f":
+        low, high = float(pixels.min()), float(pixels.max())
+    padding = None
+    if samples == 1 and kind != "PALETTE COLOR" and (none := padding_of(data)) is not None:
+        pixels, padding = _without(pixels, none, kind == "MONOCHROME1")
+        padding = None if padding is None else padding.reshape(count, *size)
     table = (data.get("ModalityLUTSequence") or [None])[0]
     if kind == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, data)
@@ -178,7 +213,22 @@ def frames_of(path: Path) -> Iterator[Frame]:
         slope = _number(data, "RescaleSlope", 1, k, "PixelValueTransformationSequence")
         shift = _number(data, "RescaleIntercept", 0, k, "PixelValueTransformationSequence")
         black, white = low * slope + shift, high * slope + shift
-        yield Frame(frame[..., 0] * slope + shift, black, white, *geometry)
+        hidden = None if padding is None or not padding[k].any() else padding[k]
+        one = Frame(frame[..., 0] * slope + shift, black, white, *geometry)
+        yield replace(one, padding=hidden)
+
+
+def _without(
+    pixels: np.ndarray, none: tuple[int, int], inverse: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Stored numbers in which those that stand for no pixel are the darkest of the others, and
+    where they were.
+    """
+    hidden = (pixels >= none[0]) & (pixels <= none[1])
+    if not hidden.any() or hidden.all():
+        return pixels, None
+    shown = pixels[~hidden]
+    return np.where(hidden, shown.max() if inverse else shown.min(), pixels), hidden
 
 
 def _tag(data: Any, name: str, k: int, sequence: str) -> Any:

@@ -19,6 +19,7 @@ from solvers.inputs.memory import check_array
 DNG = 50706  # the tag of its version
 MINISWHITE, PALETTE = 0, 3
 ASSOCIATED = 1  # an extra sample that the colours were multiplied by
+UNKNOWN = (33003, 33005, 34712, 34887, 50001, 50002)  # JPEG 2000, LERC, WebP, JPEG XL
 DEPTHS = {2**n for n in range(9, 17)}
 
 
@@ -42,6 +43,9 @@ def decode(
         bits, simple = page.bitspersample, page.compression in (1, 8, 32946)  # without a codec
         # signed numbers, floats, and a channel of no known meaning, which Pillow drops
         odd = page.sampleformat in (2, 3) or (simple and bits == 8 and page.extrasamples == (0,))
+        # what Pillow doesn't know: alpha in a plane of its own, and codecs
+        apart = page.planarconfig == 2 and bool(page.extrasamples)
+        odd = odd or (bits == 8 and (apart or page.compression in UNKNOWN))
         if not known or not (8 < bits <= 16 or odd or (last and bits == 8)):
             if last:
                 raise InputError(_strange(path, page))
@@ -142,7 +146,7 @@ def _white(page: Any, array: np.ndarray, bits: int) -> float | None:
     """
     if array.dtype != np.uint16:
         return None
-    most = page.tags.get(281)  # MaxSampleValue
+    most = page.tags.get(281) or page.tags.get(341)  # MaxSampleValue, SMaxSampleValue
     stated = int(np.max(most.value)) if most is not None else 2**bits - 1
     # only a depth: images store their brightest number there, too
     top = float(stated if stated + 1 in DEPTHS else 2**bits - 1)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.packages import need
 from restoration.io.containers.validity import refuse, sidecar
 from restoration.io.images import MAX_PIXELS
-from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
 from restoration.io.scenes.tiff import TIFF, open_tiff, pixels_of, write_tiff
 from restoration.io.scenes.zarrs import is_zarr, open_zarr, write_zarr

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.packages import need
 from restoration.io.containers.tiff import NO_DATA, check_last_page, opened_tiff, place_of
 from restoration.io.containers.validity import parted, refuse
-from restoration.io.packages import need
 from restoration.io.scenes.scene import Scene
 from solvers.files import reserve
 from solvers.inputs.errors import InputError

@@ -9,7 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from restoration.io.packages import need
+from restoration.io.containers.packages import need
 from restoration.io.scenes.scene import Scene
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array

@@ -1,0 +1,128 @@
+"""Numbers of DICOM files in whatever form: padding, signs, negative slopes, floats, black that is
+the largest. What is read is how bright the picture is, and goes back as the file's numbers.
+"""
+
+import numpy as np
+import pytest
+
+from restoration.io.images import read_image, write_image
+from restoration.io.mri import read_scan
+from restoration.io.mri_output import write_reconstruction
+from restoration.io.ultrasound import read_clip, write_clip
+from solvers.inputs.errors import InputError
+
+pydicom = pytest.importorskip("pydicom")
+ROWS, COLUMNS = np.mgrid[0:20, 0:24]
+BRIGHT = 200 + 60 * (ROWS + COLUMNS)  # 200 to 2720
+HOLE = (ROWS < 4) | (COLUMNS > 20)
+
+
+def dicom(path, pixels, bits, **tags):
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    data.SOPClassUID, data.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = 8 * pixels.itemsize
+    if pixels.dtype.kind == "f":
+        data.FloatPixelData = pixels.tobytes()
+    else:
+        data.PixelRepresentation = int(pixels.dtype.kind == "i")
+        data.BitsStored, data.HighBit = bits, bits - 1
+        data.PixelData, data["PixelData"].VR = pixels.tobytes(), "OW"
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def kinds():
+    inverse = {"PhotometricInterpretation": "MONOCHROME1"}
+    high = BRIGHT.astype(np.uint16) | (ROWS.astype(np.uint16) % 2 << 13)
+    return {
+        "12 of 16 bits": (BRIGHT.astype(np.uint16), 12, {}),
+        "inverse": ((4095 - BRIGHT).astype(np.uint16), 12, inverse),
+        "signed": (BRIGHT.astype(np.int16), 16, {}),
+        "signed, inverse": ((3000 - BRIGHT).astype(np.int16), 16, inverse),
+        "signed, 12 bits, not extended": ((BRIGHT - 2048).astype(np.uint16) & 4095, 12, "signed"),
+        "rescaled below 0": (
+            BRIGHT.astype(np.uint16),
+            12,
+            {"RescaleSlope": 1, "RescaleIntercept": -1024},
+        ),
+        "negative slope": (
+            (4095 - BRIGHT).astype(np.uint16),
+            12,
+            {"RescaleSlope": -1, "RescaleIntercept": 4095},
+        ),
+        "other things in the high bits": (high, 12, {}),
+        "32 bits": ((BRIGHT * 1e6).astype(np.uint32), 32, {}),
+        "floats": ((BRIGHT / 1e3).astype(np.float32), 0, {}),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_numbers_of_any_form(tmp_path, kind):
+    stored, bits, tags = kinds()[kind]
+    tags = {"PixelRepresentation": 1} if tags == "signed" else tags
+    path = dicom(tmp_path / "a.dcm", stored, bits, **tags)
+    shown = (BRIGHT - BRIGHT.min()) / np.ptp(BRIGHT)
+    photo, clip = read_image(path), read_clip(path)
+    np.testing.assert_allclose(photo.pixels[0], shown, atol=1e-6)
+    np.testing.assert_allclose(clip.frame(0), shown, atol=1e-6)
+    write_image(tmp_path / "b.dcm", photo)
+    write_clip(tmp_path / "c.dcm", iter([clip.frame(0)]), 1, clip)
+    for name in ("b.dcm", "c.dcm"):
+        before, after = (pydicom.dcmread(tmp_path / n) for n in ("a.dcm", name))
+        old, new = (pydicom.pixels.apply_rescale(d.pixel_array, d) for d in (before, after))
+        np.testing.assert_allclose(new, old, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(
+    ("stored", "tags"),
+    [
+        (np.int16, {"PixelPaddingValue": -2000}),
+        (np.uint16, {"PixelPaddingValue": 65535}),
+        (np.uint16, {"PixelPaddingValue": 0}),
+        (np.uint16, {"PixelPaddingValue": 60000, "PixelPaddingRangeLimit": 60020}),
+    ],
+)
+def test_padding_is_no_part_of_the_picture(tmp_path, stored, tags, inverse):
+    """It has no part in what black and white are, and comes back."""
+    first = tags["PixelPaddingValue"]
+    pixels = (3000 - BRIGHT if inverse else BRIGHT).astype(stored)
+    pixels[HOLE] = first + (ROWS % 5 * ("PixelPaddingRangeLimit" in tags))[HOLE]
+    kind = "MONOCHROME1" if inverse else "MONOCHROME2"
+    path = dicom(tmp_path / "a.dcm", pixels, 16, PhotometricInterpretation=kind, **tags)
+    least, most = BRIGHT[~HOLE].min(), BRIGHT[~HOLE].max()
+    shown = np.where(HOLE, 0, (BRIGHT - least) / (most - least))
+    photo, clip = read_image(path), read_clip(path)
+    np.testing.assert_allclose(photo.pixels[0], shown, atol=1e-6)
+    np.testing.assert_allclose(clip.frame(0), shown, atol=1e-6)
+    write_image(tmp_path / "b.dcm", photo)
+    write_clip(tmp_path / "c.dcm", iter([clip.frame(0)]), 1, clip)
+    for name in ("b.dcm", "c.dcm"):
+        after = pydicom.dcmread(tmp_path / name).pixel_array
+        np.testing.assert_array_equal(after, np.where(HOLE, first, pixels))
+    if stored == np.uint16 and not inverse:
+        scan = read_scan(path)
+        np.testing.assert_array_equal(scan.magnitude[0], np.where(HOLE, least, BRIGHT))
+        write_reconstruction(tmp_path / "d.dcm", scan.magnitude, scan)
+        after = pydicom.dcmread(tmp_path / "d.dcm").pixel_array
+        np.testing.assert_array_equal(after, np.where(HOLE, first, pixels))
+
+
+def test_what_is_no_magnitude_is_said(tmp_path):
+    path = dicom(tmp_path / "a.dcm", (3000 - BRIGHT).astype(np.int16), 16)
+    data = pydicom.dcmread(path)
+    data.PhotometricInterpretation = "MONOCHROME1"
+    data.save_as(path)
+    with pytest.raises(InputError, match=r"which are no magnitudes .*\(MONOCHROME1\)"):
+        read_scan(path)
