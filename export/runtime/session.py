@@ -90,6 +90,7 @@ class Session(Denoiser):
             unrolled_steps=s.unrolled_steps,
             shown=s.shown,
             scaled=s.scaled,
+            padding=s.padding,
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:

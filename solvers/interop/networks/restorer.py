@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,33 @@ def spandrel_model(tensors: dict[str, Tensor]) -> Any:
         raise KeyError("a network that spandrel doesn't know") from error
 
 
+def window_reverse(windows: Tensor, window_size: int, H: int, W: int) -> Tensor:
+    """Swin's windows ``(B H W/s^2, s, s, C)`` put together again, ``(B, H, W, C)``. The published
+    function counts the pictures by a division of floats, which torch.export takes for a constant.
+    """
+    channels = windows.shape[-1]
+    size = (H // window_size, W // window_size, window_size, window_size)
+    parts = windows.view(-1, *size, channels).permute(0, 1, 3, 2, 4, 5)
+    return parts.contiguous().view(-1, H, W, channels)
+
+
+def _made_traceable(model: nn.Module) -> None:
+    """Let torch.export follow a Swin network (Liu et al. 2021) at any size; its answers stay."""
+    module: Any = sys.modules[type(model).__module__]
+    own = getattr(module, "window_reverse", None)
+    if own is None or list(inspect.signature(own).parameters) != [
+        "windows",
+        "window_size",
+        "H",
+        "W",
+    ]:
+        return
+    module.window_reverse = window_reverse
+    for part in model.modules():
+        if hasattr(part, "calculate_mask"):  # which it does for all sizes but that of its training
+            setattr(part, "input_resolution", (-1, -1))  # noqa: B010
+
+
 class SpandrelRestorer(nn.Module):
     """``network(x, t) -> (B, C, H, W)`` of the state and the degraded picture on ``2C`` channels,
     in [0, 1]: the restored picture, whatever the state and the time.
@@ -44,11 +73,14 @@ class SpandrelRestorer(nn.Module):
         found = spandrel_model(dict(tensors))
         self.noise_level = nn.Identity()
         self.model, self.call = found.model, found._call_fn
+        _made_traceable(self.model)
         self.architecture, self.scale = str(found.architecture.name), int(found.scale)
         need = found.size_requirements
         unit = max(1, int(need.multiple_of))
         own = int(getattr(self.model, "padder_size", 1))  # to which it pads by itself
         unit = math.lcm(unit, own)
+        # as the network does it by itself, or spandrel for it
+        self.padding = "zeros" if own > 1 else "reflect"
         self.multiple = unit * max(1, -(-int(need.minimum) // unit))
         channels = int(found.input_channels)
         self.config = SimpleNamespace(
