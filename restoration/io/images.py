@@ -8,7 +8,7 @@ import io
 import os
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,10 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ph
     channels = 1 if values.shape[2] <= 2 else 3
     alpha = np.ascontiguousarray(values[..., channels]) if values.shape[2] > channels else None
     pixels = np.ascontiguousarray(values[..., :channels].transpose(2, 0, 1))
-    return Photo(pixels, alpha, found.bits, found.notes)
+    notes = found.notes
+    if found.orientation >= 5 and notes.dpi is not None:  # a quarter of a turn
+        notes = replace(notes, dpi=notes.dpi[::-1])
+    return Photo(pixels, alpha, found.bits, notes)
 
 
 def read_mask(
