@@ -204,7 +204,7 @@ def train(
         )
     known = (
         ("v_prediction", "sample")
-        if EXAMPLES[recipe.task].condition_channels
+        if shown_channels(recipe)
         else ("v_prediction",)
     )
     if recipe.process.kind == "vp" and recipe.process.prediction_type not in known:
