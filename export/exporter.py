@@ -19,7 +19,7 @@ from export.tables import tables_of
 from quant.calibration.trajectory import network_hash
 from quant.network import QuantizedNetwork
 from quant.temporal.features import FullSteps
-from quant.temporal.table import step_network, temporal_table
+from quant.temporal.table import has_table, step_network, temporal_table
 from solvers import SOLVERS
 from solvers.denoiser import Denoiser
 from solvers.interop.description import describe
@@ -130,7 +130,8 @@ def export_bundle(
 
     Args:
         timesteps: for a step graph; an empty list asks for a timestep graph. None: the calibrated
-            timesteps where the recipe puts them into a table, a timestep graph otherwise.
+            timesteps where the recipe puts them into a table and the network's layers of time can
+            be, a timestep graph otherwise.
         seed: of the calibration, for the provenance.
         card: text put at the head of the model card.
 
@@ -141,7 +142,9 @@ def export_bundle(
     if timesteps is None:
         timesteps = (
             quantized.timesteps
-            if quantized is not None and quantized.recipe.temporal != "float"
+            if quantized is not None
+            and quantized.recipe.temporal != "float"
+            and has_table(denoiser.network)
             else ()
         )
     proto = export_model(denoiser, target=target, quantized=quantized, timesteps=timesteps)

@@ -36,6 +36,9 @@ TEMPORAL_PARTS = (
     "class_embedding",
     "add_embedding",
 )
+# of transformers: what embeds time, norms that it scales and shifts, and the first layer, which
+# reads the state itself
+FLOAT_KINDS = ("Timestep", "AdaLayerNorm", "PatchEmbed")
 
 
 class QuantizedNetwork(nn.Module):
@@ -187,7 +190,15 @@ def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -
             raise ValueError(
                 f"skip names {pattern!r}, which matches no layer; layers: {', '.join(every)}"
             )
-    spatial = [name for name in every if not set(name.split(".")) & set(TEMPORAL_PARTS)]
+    kept = [
+        n for n, m in network.named_modules() if any(k in type(m).__name__ for k in FLOAT_KINDS)
+    ]
+    spatial = [
+        name
+        for name in every
+        if not set(name.split(".")) & set(TEMPORAL_PARTS)
+        and not name.startswith(tuple(f"{n}." for n in kept))
+    ]
     chosen = [name for name in spatial if not any(fnmatchcase(name, pattern) for pattern in skip)]
     if not chosen:
         raise ValueError(

@@ -207,6 +207,17 @@ def temporal_block(unet: Network) -> TemporalBlock:
     )
 
 
+def has_table(network: Network) -> bool:
+    """Whether :func:`temporal_table` can be made of a network."""
+    if hasattr(network, LEVEL):
+        return True
+    try:
+        temporal_block(network)
+    except ValueError:
+        return False
+    return True
+
+
 @torch.no_grad()
 def temporal_table(unet: Network, timesteps: Sequence[float]) -> TemporalTable:
     """Compute ``e_i(t)`` with the network's own float layers.

@@ -204,7 +204,10 @@ def _derived(values: np.ndarray, photo: Photo) -> Any:
     if origin is None:
         bits = 16 if photo.bits > 8 and not colour else 8
         codes = Codes(_codes(values, np.uint16 if bits == 16 else np.uint8), bits, colour=colour)
-        return derived(None, codes, Series())
+        data = derived(None, codes, Series())
+        if colour and photo.notes.icc is not None:
+            data.ICCProfile = photo.notes.icc
+        return data
     units = values.astype(np.float64) * (origin.one - origin.zero) + origin.zero
     codes = codes_like(origin.head, units, origin.low, origin.high, origin.padding)
     return derived(origin.head, codes, Series(), frame=origin.frame)

@@ -304,6 +304,10 @@ def _read_dicom(path: Path) -> Scan:
                 raise
             if head is None:
                 continue
+            if "MOSAIC" in (head.get("ImageType") or ()):
+                raise InputError(
+                    f"{file} is a mosaic, whose tiles are slices; convert it to NIfTI (dcm2niix)"
+                )
             size = (int(head.Rows), int(head.Columns))
             check_array(file, (len(files), count_of(head), *size), 8)
             for k, frame in enumerate(frames_of(file)):

@@ -13,8 +13,14 @@ from solvers.inputs.errors import InputError, RestoboxError
 MOST_BYTES = 2**24
 
 
-def read_object(path: str | Path, kind: type[RestoboxError] = InputError) -> dict[str, Any]:
+def read_object(
+    path: str | Path, kind: type[RestoboxError] = InputError, *, infinities: bool = False
+) -> dict[str, Any]:
     """The JSON object that a file holds.
+
+    Args:
+        infinities: whether the words ``Infinity`` and ``-Infinity`` are numbers, which diffusers
+            writes for limits that are none.
 
     Raises:
         FileNotFoundError: no such file.
@@ -29,7 +35,7 @@ def read_object(path: str | Path, kind: type[RestoboxError] = InputError) -> dic
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise kind(f"{path} is not readable JSON: {error}") from error
-    return parse_object(text, str(path), kind)
+    return parse_object(text, str(path), kind, infinities=infinities)
 
 
 def finite(content: Any) -> Any:
@@ -41,7 +47,9 @@ def finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def parse_object(text: str, what: str, kind: type[RestoboxError] = InputError) -> dict[str, Any]:
+def parse_object(
+    text: str, what: str, kind: type[RestoboxError] = InputError, *, infinities: bool = False
+) -> dict[str, Any]:
     """The JSON object of a text; ``what`` names it in errors.
 
     Raises:
@@ -50,7 +58,10 @@ def parse_object(text: str, what: str, kind: type[RestoboxError] = InputError) -
     """
     try:
         content = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_word if infinities else _number,
+            parse_float=_number,
         )
     except RecursionError:
         raise kind(f"{what} is not readable JSON: it is nested too deeply") from None
@@ -67,6 +78,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:60]!r} is given twice")
     return content
+
+
+def _word(text: str) -> float:
+    return _number(text) if text == "NaN" else float(text)
 
 
 def _number(text: str) -> float:

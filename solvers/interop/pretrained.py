@@ -39,11 +39,14 @@ def read_model(root: Path, options: Mapping[str, Any] = {}) -> dict[str, Any]:
     :meth:`solvers.Denoiser.from_pretrained`, also for its errors.
     """
     found = read_parts(root, options)
-    return found | {"network": choose_class(found["network"], options.get("class_label"), root)}
+    network = found["network"].float()
+    return found | {"network": choose_class(network, options.get("class_label"), root)}
 
 
 def read_parts(root: Path, options: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """As :func:`read_model`, but a class-conditional network keeps its classes."""
+    """As :func:`read_model`, but a class-conditional network keeps its classes, and weights of half
+    precision theirs.
+    """
     read = _read_file if root.suffix and not root.is_dir() else _read_folder
     found = read(root, options)
     return found | {"network": found["network"].eval().requires_grad_(False)}
@@ -87,7 +90,7 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         process = from_description(extra["process"]) if "process" in extra else None
     if process is None:
         with reading(place, "a schedule", ModelError):
-            config = read_object(place, ModelError) if place.is_file() else {}
+            config = read_object(place, ModelError, infinities=True) if place.is_file() else {}
             schedule = schedule_of(place, config)
             process = schedule.process
             if config.get("variance_type") == "learned":
@@ -215,6 +218,11 @@ def _read_network(root: Path) -> Network:
             low_cpu_mem_usage=False,
             torch_dtype=torch.float32,
             output_loading_info=True,
+        )
+    if config.get("time_embedding_type") == "learned":
+        raise ModelError(
+            f"{unet / 'config.json'}: time_embedding_type 'learned' knows whole times alone, and"
+            f" solvers ask between them; {HOW_TO_WRAP}"
         )
     if missing := sorted(report["missing_keys"]):  # diffusers would leave them random
         raise ModelError(

@@ -96,7 +96,11 @@ def schedule_of(path: Path, config: Mapping[str, Any]) -> Schedule:
             )
         process = VE(float(low), float(high))
         return Schedule(process, "v_prediction", {"scaled": True}, {"scale": 0.25, "log": True})
-    return Schedule(VP.from_diffusers(config), config.get("prediction_type", "epsilon"))
+    try:
+        levels = VP.from_diffusers(config)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
+    return Schedule(levels, config.get("prediction_type", "epsilon"))
 
 
 def _defaults(name: str | None) -> dict[str, Any]:

@@ -321,10 +321,13 @@ class VP(Process):
                 return cls.scaled_linear(T, start, end, zero_terminal_snr=zero)
             case "squaredcos_cap_v2":
                 return cls.cosine(T, zero_terminal_snr=zero)
+            case "sigmoid":
+                rise = 1 / (1 + np.exp(-np.linspace(-6, 6, T)))
+                return cls.from_betas(start + (end - start) * rise, zero_terminal_snr=zero)
             case other:
                 raise ValueError(
                     f"beta_schedule {other!r} is unknown; known: linear, scaled_linear,"
-                    " squaredcos_cap_v2"
+                    " squaredcos_cap_v2, sigmoid"
                 )
 
 

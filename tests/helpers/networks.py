@@ -3,7 +3,7 @@
 import torch
 
 
-def tiny_unet(in_channels=3, out_channels=3):
+def tiny_unet(in_channels=3, out_channels=3, **options):
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
@@ -16,6 +16,7 @@ def tiny_unet(in_channels=3, out_channels=3):
         norm_num_groups=4,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
+        **options,
     )
 
 

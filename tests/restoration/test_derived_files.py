@@ -6,11 +6,13 @@ import h5py
 import numpy as np
 import pytest
 from helpers.commands import restobox
+from helpers.profiles import wide_profile
 
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.mri import read_scan
 from restoration.io.mri_output import write_reconstruction
 from restoration.io.mri_scan import Scan
+from restoration.io.pictures.notes import Notes
 from restoration.io.ultrasound import read_clip, write_clip
 from solvers.inputs.errors import InputError
 
@@ -232,6 +234,15 @@ def test_pictures_become_secondary_captures(tmp_path):
         assert head.PatientName == ""
     with pytest.raises(InputError, match="no alpha"):
         write_image(tmp_path / "a.dcm", Photo(pixels, pixels[0]))
+
+
+def test_profiles_go_to_dicom_and_back(tmp_path):
+    notes, pixels = Notes(icc=wide_profile("Display P3")), np.full((3, 4, 5), 0.2, np.float32)
+    write_image(tmp_path / "a.dcm", Photo(pixels, notes=notes))
+    photo = read_image(tmp_path / "a.dcm")
+    assert photo.notes.icc == notes.icc
+    write_image(tmp_path / "b.dcm", photo)
+    assert pydicom.dcmread(tmp_path / "b.dcm").ICCProfile == notes.icc
 
 
 def test_regions_of_ultrasound_stay(tmp_path):

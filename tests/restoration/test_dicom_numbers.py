@@ -126,3 +126,28 @@ def test_what_is_no_magnitude_is_said(tmp_path):
     data.save_as(path)
     with pytest.raises(InputError, match=r"which are no magnitudes .*\(MONOCHROME1\)"):
         read_scan(path)
+
+
+def test_old_files_without_a_mark(tmp_path):
+    """They begin with their first tag."""
+    data = pydicom.dcmread(dicom(tmp_path / "a.dcm", BRIGHT.astype(np.uint16), 12))
+    plain = pydicom.dataset.Dataset(data)
+    with (tmp_path / "b.ima").open("wb") as file:
+        pydicom.dcmwrite(file, plain, implicit_vr=True, little_endian=True)
+    assert (tmp_path / "b.ima").read_bytes()[:2] == b"\x08\0"
+    np.testing.assert_array_equal(read_scan_of(tmp_path / "b.ima"), BRIGHT)
+    (tmp_path / "c.dcm").write_bytes(b"\x08\0\x05\0\x02\0\0\0ab")
+    with pytest.raises(InputError, match="is no DICOM file"):
+        read_image(tmp_path / "c.dcm")
+
+
+def read_scan_of(path):
+    """The one slice of a file, under an ending that scans have."""
+    return read_scan(path.rename(path.with_suffix(".dcm"))).magnitude[0]
+
+
+def test_mosaics_are_refused(tmp_path):
+    kind = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
+    path = dicom(tmp_path / "a.dcm", BRIGHT.astype(np.uint16), 12, ImageType=kind)
+    with pytest.raises(InputError, match="is a mosaic, whose tiles are slices"):
+        read_scan(path)

@@ -99,7 +99,7 @@ def test_jpeg_2000_of_twelve_bits_in_colour(tmp_path, monkeypatch):
     (tmp_path / "a.j2k").write_bytes(zlib.decompress(base64.b85decode(DEEP_JP2)))
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "imagecodecs", None)
-        with pytest.raises(InputError, match=r"JPEG 2000 of 12 bits in colour .*restobox\[tiff\]"):
+        with pytest.raises(InputError, match=r"JPEG 2000 of 12 bits in colour, .*restobox\[tiff\]"):
             read_image(tmp_path / "a.j2k")
     pytest.importorskip("imagecodecs")
     photo = read_image(tmp_path / "a.j2k")

@@ -368,6 +368,27 @@ def test_masks_painted_in_any_colour(tmp_path, colour, ground, suffix):
             known(tmp_path, both)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_masks_of_truth_values(tmp_path, dtype):
+    """Numbers 0 and 1, as programs write them."""
+    missing = np.zeros((40, 50), bool)
+    missing[10:20, 15:30] = True
+    Image.fromarray(missing.astype(dtype)).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", 40, 50), ~missing)
+
+
+def test_shadows_are_not_painted_black(tmp_path):
+    """Where the file holds the painted colour itself."""
+    photo = np.full((3, 64, 64), 0.6)
+    photo[:, :, 40:] = 0.15
+    missing = np.zeros((64, 64), bool)
+    missing[10:50, 10:20] = True
+    painted = np.rint(255 * np.where(missing, 0, photo)).astype(np.uint8).transpose(1, 2, 0)
+    Image.fromarray(painted).save(tmp_path / "m.png")
+    found = read_mask(tmp_path / "m.png", 64, 64, colour="black") == 0
+    np.testing.assert_array_equal(found, missing)
+
+
 def test_open_layers_and_holes_are_masks(tmp_path):
     right = 1 - MASK.astype(np.float32)
     for inside in (0, 255):  # black or white all over, open where it is to be filled

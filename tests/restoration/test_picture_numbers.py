@@ -288,6 +288,10 @@ def test_other_kinds_are_named(tmp_path):
         (tmp_path / "a.jpg").write_bytes(data)
         with pytest.raises(InputError, match=f"is {words}, which is not read; save it as PNG"):
             read_image(tmp_path / "a.jpg")
+    deep = b"\x01\xda\0\2" + struct.pack(">4H", 2, 13, 9, 1) + bytes(500 + 2 * 13 * 9)
+    (tmp_path / "a.sgi").write_bytes(deep)
+    with pytest.raises(InputError, match="SGI picture of 16 bits, which is not read"):
+        read_image(tmp_path / "a.sgi")
     photo = Photo(np.zeros((3, *SIZE), np.float32))
     write_image(tmp_path / "b.png", photo)
     assert read_image(tmp_path / "b.png").bits == 8

@@ -109,6 +109,38 @@ def test_unknown_schedulers_are_refused_by_name(tmp_path, network, config, said)
         Denoiser.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("DDPMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+        ("DDPMScheduler", {"beta_schedule": "sigmoid"}),
+        ("DDPMScheduler", {"prediction_type": "sample", "num_train_timesteps": 100}),
+        ("DPMSolverMultistepScheduler", {}),  # whose file holds -Infinity
+        ("UniPCMultistepScheduler", {"prediction_type": "v_prediction"}),
+    ],
+)
+def test_predictions_and_levels_are_the_schedulers(tmp_path, network, name, config):
+    """Of the state at a level between: the image that the scheduler's own formulas find."""
+    scheduler = getattr(diffusers, name)(**config)
+    denoiser = folder_of(tmp_path / "a", network, scheduler)
+    x, t = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)), 60
+    out = network(x, torch.tensor([60.0])).sample
+    a, b = scheduler.alphas_cumprod[t] ** 0.5, (1 - scheduler.alphas_cumprod[t]) ** 0.5
+    wanted = {"epsilon": (x - b * out) / a, "sample": out, "v_prediction": a * x - b * out}
+    found = denoiser(x, t).x0
+    torch.testing.assert_close(
+        found, wanted[scheduler.config.prediction_type], rtol=1e-4, atol=1e-4
+    )
+    assert len(denoiser.process) == scheduler.config.num_train_timesteps
+
+
+def test_a_learned_embedding_of_time_is_refused(tmp_path):
+    made = tiny_unet(time_embedding_type="learned", num_train_timesteps=1000)
+    made.save_pretrained(tmp_path / "unet")
+    with pytest.raises(ModelError, match="'learned' knows whole times alone"):
+        Denoiser.from_pretrained(tmp_path)
+
+
 def test_transformers_are_refused_by_name(tmp_path):
     (tmp_path / "transformer").mkdir()
     content = json.dumps({"_class_name": "SD3Transformer2DModel"})

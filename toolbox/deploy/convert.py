@@ -28,7 +28,8 @@ def run_convert(model: str, out: Path) -> dict:
     with reading(path, "a denoiser", ModelError):
         parts = read_parts(path, options)
         if options.get("class_label") is not None:
-            parts["network"] = choose_class(parts["network"], options["class_label"], path)
+            network = parts["network"].float()
+            parts["network"] = choose_class(network, options["class_label"], path)
         autoencoder = parts.pop("autoencoder", None)
         denoiser = Denoiser(**parts)
         denoiser.autoencoder = autoencoder

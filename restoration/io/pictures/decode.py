@@ -79,7 +79,9 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
             return Decoded(*numbers)
     if is_dicom(path):
         values, bits, origin = picture_of(path, max_pixels)
-        return Decoded(values, bits, notes=Notes(origin=origin))
+        icc = origin.head.get("ICCProfile") or None
+        notes = Notes(icc=None if icc is None else bytes(icc), origin=origin)
+        return Decoded(values, bits, notes=notes.of_channels(values.shape[2]))
     if _is_raw(path, head):
         return _camera(path, head, max_pixels)
     if head[:4] in TIFF:
@@ -107,8 +109,11 @@ def _decoded(path: Path, head: bytes, max_pixels: int) -> Decoded:
 
 
 def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Decoded:
-    # Pillow counts a TIFF's masks and overviews too, and may not know their kinds of pixels
-    frames = 1 if image.format == "TIFF" else getattr(image, "n_frames", 1)
+    if (kind := _not_read(image, head)) is not None:
+        raise InputError(f"{path} is {kind}, which is not read; save it as PNG or TIFF")
+    # Pillow counts a TIFF's masks and overviews too, and may not know their kinds of pixels; of a
+    # PSD it gives all layers as they are shown
+    frames = 1 if image.format in ("TIFF", "PSD") else getattr(image, "n_frames", 1)
     if image.format == "TIFF" and (place := tiff.index_of(path)):
         image.seek(place)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with its preview
@@ -180,6 +185,13 @@ def _pixels(path: Path, image: Image.Image, depth: int) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
+def _not_read(image: Image.Image, head: bytes) -> str | None:
+    """What a file is that Pillow knows and reads wrongly, or not without other programs."""
+    if image.format in ("EPS", "WMF"):
+        return "a drawing (PostScript or a Windows metafile)"
+    return "an SGI picture of 16 bits" if image.format == "SGI" and head[3] == 2 else None
+
+
 def _kind(path: Path, head: bytes) -> str | None:
     """What a file is that nothing here reads, in words."""
     begins = {
@@ -189,6 +201,7 @@ def _kind(path: Path, head: bytes) -> str | None:
         b"#?RADIANCE": "a Radiance picture of high dynamic range",
         b"BPG\xfb": "BPG",
         b"II\xbc": "JPEG XR",
+        b"8BPS": "a PSD of more than 8 bits, or of a kind that Pillow does not know",
         b"gimp xcf": "a picture of GIMP's",
         b"<svg": "a drawing (SVG)",
         b"<?xml": "XML, perhaps a drawing (SVG)",

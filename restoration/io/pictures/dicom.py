@@ -16,6 +16,7 @@ from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
 ENDINGS = (".dcm", ".dicom", ".ima")
+BARE = (b"\x02\0", b"\x08\0")  # groups of the first tag of files without a mark
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,32 @@ def head_of(path: Path) -> Any:
     Raises:
         InputError: no DICOM file.
     """
+    head = _read(path, stop_before_pixels=True)
+    return head if "Rows" in head and "Columns" in head else None
+
+
+def _read(path: Path, **options: Any) -> Any:
+    """A dataset of pydicom's, also of old files that begin with their first tag, without a mark.
+
+    Raises:
+        InputError: no DICOM file.
+    """
     pydicom = need("pydicom", "DICOM files")
     try:
-        head = pydicom.dcmread(path, stop_before_pixels=True)
+        return pydicom.dcmread(path, **options)
     except pydicom.errors.InvalidDicomError:
-        raise InputError(f"{path} is no DICOM file") from None
-    return head if "Rows" in head and "Columns" in head else None
+        with path.open("rb") as file:
+            begins = file.read(4)
+        data = None
+        if begins[:2] in BARE and begins[3:] == b"\0":
+            data = pydicom.dcmread(path, force=True, **options)
+        if data is None or "SOPClassUID" not in data:
+            raise InputError(f"{path} is no DICOM file") from None
+        if "TransferSyntaxUID" not in data.file_meta:
+            implicit = bool(data.original_encoding[0])
+            syntaxes = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
+            data.file_meta.TransferSyntaxUID = syntaxes[implicit]
+        return data
 
 
 def picture_of(path: Path, max_pixels: int) -> tuple[np.ndarray, int, Origin]:
@@ -157,7 +178,7 @@ def frames_of(path: Path) -> Iterator[Frame]:
         InputError: a kind of pixels that is not known, or whose decoder is missing.
     """
     pydicom = need("pydicom", "DICOM files")
-    data = pydicom.dcmread(path)
+    data = _read(path)
     count, size = count_of(data), (int(data.Rows), int(data.Columns))
     samples = int(_number(data, "SamplesPerPixel", 1))
     check_array(path, (count, *size, samples), 8)

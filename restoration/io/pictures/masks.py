@@ -21,6 +21,9 @@ VIVID = 0.5  # difference of a colour's channels, from which it is none of a gre
 PLAIN = 0.98  # share of pixels of a background that is one
 CHANGED = 0.15  # difference of pixels that were painted over
 NEAR = 0.35  # distance of colours in [0, 1]^3 that still are the one that was painted
+EXACT = 0.01  # and of those that are it
+EDGE = 3  # pixels over which the edge of what was painted may be soft
+LOSSY = (".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif")  # files that hold no colour exactly
 
 
 def missing_of(
@@ -37,6 +40,7 @@ def missing_of(
     """
     if colour is not None:
         return _painted(path, pixels, colour)
+    pixels = _truth(pixels)
     shown = np.ones(pixels.shape[1:], bool)
     if alpha is not None and alpha.min() < 0.5 <= alpha.max():
         shown = alpha >= 0.5
@@ -64,6 +68,15 @@ def missing_of(
             " painted in (--mask-colour red)"
         )
     return grey >= 0.5
+
+
+def _truth(pixels: np.ndarray) -> np.ndarray:
+    """Pixels in [0, 1]; those of files whose only numbers are 0 and 1, as programs write truth
+    values, as black and white.
+    """
+    top = float(pixels.max())
+    one = any(abs(top * white - 1) < 1e-3 for white in (255, 65535))
+    return pixels / top if one and ((pixels == 0) | (pixels == top)).all() else pixels
 
 
 def changed(path: str | Path, pixels: np.ndarray, photo: np.ndarray) -> np.ndarray:
@@ -94,7 +107,11 @@ def _painted(path: str | Path, pixels: np.ndarray, colour: str) -> np.ndarray:
     found: np.ndarray = far < NEAR
     if not found.any():
         raise InputError(f"mask {path} has no pixel of the colour {colour}; nothing is marked")
-    return found
+    exact = far < EXACT
+    told = np.count_nonzero(exact) > 0.1 * np.count_nonzero(found)
+    if Path(path).suffix.lower() in LOSSY or not told:
+        return found
+    return found & grown(exact, EDGE)  # not what else has about that colour (shadows, skies)
 
 
 def traces(pixels: np.ndarray, missing: np.ndarray) -> int:

@@ -39,8 +39,8 @@ class Checkpoint:
 
 @torch.no_grad()
 def build(path: Path, name: str, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> Any:
-    """A network of the class ``name`` that holds these tensors, which are used up; in single
-    precision, in eval mode.
+    """A network of the class ``name`` that holds these tensors, which are used up; in eval mode, in
+    single precision or, where the file is, in half.
 
     Raises:
         ModelError: tensors that are missing, left over, of other shapes, or not finite.
@@ -69,6 +69,7 @@ def build(path: Path, name: str, config: Mapping[str, Any], tensors: dict[str, T
             )
         if not torch.isfinite(given).all():
             raise ModelError(f"{path}: {key} holds NaN or infinite values")
-        state[key] = given.to(torch.float32).contiguous()
+        half = given.dtype in (torch.float16, torch.bfloat16)
+        state[key] = (given if half else given.to(torch.float32)).contiguous()
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)

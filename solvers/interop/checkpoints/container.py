@@ -45,15 +45,20 @@ class Weights:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def prefix(self, marker: str) -> str | None:
-        """What stands before ``marker`` in the names of a network that has such a tensor; None:
-        there is none.
+        """What stands before ``marker`` in the names of a network that has such a tensor, of an
+        average if there is one beside it; None: there is none.
         """
         found = [
             name.removesuffix(marker)
             for name in self.tensors
             if name == marker or name.endswith(f".{marker}")
         ]
-        return min(found, key=len) if found else None
+        return min(found, key=lambda p: ("ema" not in p, len(p))) if found else None
+
+    def noted(self, name: str) -> Tensor | None:
+        """A table that training code keeps beside the networks' tensors, such as its ``betas``."""
+        prefix = self.prefix(name)
+        return None if prefix is None else self.tensors[f"{prefix}{name}"]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, without that beginning."""
@@ -132,13 +137,43 @@ def _state(path: Path, content: Any) -> tuple[dict[str, Any], str]:
             state, taken = _state(path, inner)
             if key in AVERAGES:
                 return state, taken or f"the average ({key})"
-            return state, taken
+            nameless = any("shadow_params" in (content.get(k) or ()) for k in AVERAGES)
+            return state, taken or "as trained: its averages have no names" * nameless
     tensors = {str(name): v for name, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:  # a name that nobody agreed on
+        held = {k: v for k, v in content.items() if isinstance(v, Mapping) and _holds_tensors(v)}
+        if len(held) == 1:
+            return _state(path, next(iter(held.values())))
+        if held:
+            raise ModelError(
+                f"{path} holds several sets of weights ({', '.join(map(str, held))}) and doesn't"
+                " say which is the network's: save the one of it alone, torch.save(content[NAME],"
+                " FILE)"
+            )
+    tensors |= _of_lightning(tensors)
     if averaged := {n: v for n, v in tensors.items() if n.startswith("ema_model.")}:
         return {n.removeprefix("ema_model."): v for n, v in averaged.items()}, "the average (ema)"
     if not tensors:
         raise ModelError(f"{path} holds no weights: {', '.join(map(str, content))[:200]}")
     return tensors, ""
+
+
+def _holds_tensors(content: Mapping[Any, Any]) -> bool:
+    return any(
+        isinstance(v, Tensor) or (isinstance(v, Mapping) and _holds_tensors(v))
+        for v in content.values()
+    )
+
+
+def _of_lightning(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averages of latent diffusion's code, ``model_ema.`` and a name without its dots, by the
+    names of what they are averages of.
+    """
+    marked = {n: f"model_ema.{n.removeprefix('model.').replace('.', '')}" for n in tensors}
+    found = {
+        n: tensors[ema] for n, ema in marked.items() if n.startswith("model.") and ema in tensors
+    }
+    return {f"ema_model.{n}": v for n, v in found.items()}
 
 
 def _checked(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.inputs.errors import ModelError
+from solvers.inputs.errors import ModelError, reading
 from solvers.interop.checkpoints.build import Checkpoint, build
 from solvers.interop.checkpoints.container import HOW_TO_WRAP, Weights
 from solvers.interop.checkpoints.options import Said
@@ -75,7 +75,12 @@ def read(weights: Weights, said: Said) -> Checkpoint:
         ModelError: a relative of the family that is not read, options that don't fit.
     """
     path, prefix = weights.path, weights.prefix(MARKER)
-    tensors = weights.under(prefix or "")
+    tensors, betas = weights.under(prefix or ""), weights.noted("betas")
+    if any(name.startswith("first_stage_model.") for name in weights.tensors):
+        raise ModelError(
+            f"{path} is a latent diffusion network, which works on an autoencoder's latents"
+            f" (first_stage_model): only diffusers' folders of such are read; {HOW_TO_WRAP}"
+        )
     weights.tensors.clear()
     if any("transformer_blocks" in name for name in tensors):
         raise ModelError(
@@ -95,10 +100,14 @@ def read(weights: Weights, said: Said) -> Checkpoint:
     released = {} if improved else RELEASED.get((multipliers, shape.blocks), {})
     heads = _heads(path, shape, said, improved, released)
     new = said.get("use_new_attention_order", released.get("use_new_attention_order", False))
-    cosine = improved and len(shape.widths) != IMPROVED_LEVELS
-    known = released.get("schedule", "cosine" if cosine else "linear")
-    schedule = said.one_of("schedule", known, ("linear", "cosine"))
-    steps = said.count("train_steps", 4000 if improved and schedule == "cosine" else 1000)
+    if betas is not None:
+        process = process_of_betas(path, said, betas)
+    else:
+        cosine = improved and len(shape.widths) != IMPROVED_LEVELS
+        known = released.get("schedule", "cosine" if cosine else "linear")
+        schedule = said.one_of("schedule", known, ("linear", "cosine"))
+        steps = said.count("train_steps", 4000 if improved and schedule == "cosine" else 1000)
+        process = process_of(path, schedule, steps)
     name, config = config_of(shape, heads)
     network = build(path, name, config, renamed(tensors, shape, heads, new))
     condition = shape.in_channels - _image_channels(path, shape)
@@ -106,9 +115,20 @@ def read(weights: Weights, said: Said) -> Checkpoint:
     if condition:
         settings["shown"] = "degraded"
     family = "improved-diffusion" if improved else "guided-diffusion"
-    return Checkpoint(
-        family, network, process_of(path, schedule, steps), "epsilon", settings, described(shape)
-    )
+    details = described(shape) + ("" if betas is None else ", the schedule in the file")
+    return Checkpoint(family, network, process, "epsilon", settings, details)
+
+
+def process_of_betas(path: Path, said: Said, betas: Tensor) -> VP:
+    """The VP process of a schedule that lies in the file.
+
+    Raises:
+        ModelError: values that are none, or a schedule that is said too.
+    """
+    if said.has("schedule") or said.has("train_steps"):
+        raise ModelError(f"{path} holds its own schedule: leave out --schedule and --train-steps")
+    with reading(path, "a table of betas", ModelError):
+        return VP.from_betas(betas.double().flatten().tolist())
 
 
 def process_of(path: Path, schedule: str, steps: int) -> VP:

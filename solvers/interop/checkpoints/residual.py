@@ -143,7 +143,7 @@ def _resfusion(weights: Weights, said: Said, tensors: dict[str, Tensor]) -> Chec
     outs, ins = tensors["final_conv.weight"].shape[0], tensors[MARKER].shape[1]
     masks = ins - 2 * outs
     if masks == 2:  # white and black marked apart: the second is the first with its sign turned
-        head = tensors[MARKER]
+        head = tensors[MARKER].float()
         tensors[MARKER] = torch.cat([head[:, :-2], head[:, -1:] - head[:, -2:-1]], dim=1)
     elif masks not in (0, 1):
         raise ModelError(

@@ -22,11 +22,13 @@ class _Clock:
         return (self.scale * (t.log() if self.log else t), *inputs[1:])
 
 
-def _noise_of_score(_: Any, inputs: tuple[Any, ...], answer: Any) -> Tensor:
+def _noise_of_score(network: Any, inputs: tuple[Any, ...], answer: Any) -> Tensor:
     """Forward hook: the noise ``-sigma`` times the score."""
     score = answer if isinstance(answer, Tensor) else answer.sample
     times = inputs[1].to(score).reshape(-1, 1, 1, 1)
-    return -times[: len(score)] * score  # guided networks are asked twice, at the same times
+    if "guidance" in network._buffers:  # asked twice at the same times
+        times = times.unflatten(0, (2, -1))[0]
+    return -times * score
 
 
 def adapt(network: Any, scale: float = 1.0, log: bool = False, score: bool = False) -> None:

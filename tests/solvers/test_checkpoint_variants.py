@@ -1,0 +1,161 @@
+"""guided-diffusion's family in all its shapes, and in whatever training code stores it."""
+
+import pytest
+import torch
+from helpers.guided import Kind, answer_of, state_of
+from safetensors.torch import load_file
+
+from solvers import VP, Denoiser
+from solvers.inputs.errors import ModelError
+from toolbox.api import reading_with
+from toolbox.deploy.convert import run_convert
+
+KINDS = {
+    "released": Kind(mult=(1, 1, 2), blocks=2, attended=(1, 2), head_channels=32),
+    "a-plain-noise": Kind(head_channels=32, outputs=3),
+    "attention-in-the-middle-alone": Kind(attended=(), head_channels=64),
+    "attention-at-full-size": Kind(attended=(0,), head_channels=32),
+    "four-levels": Kind(mult=(1, 2, 2, 3), attended=(2, 3), head_channels=32),
+    "equal-heads": Kind(mult=(1, 2, 3), attended=(1, 2)),
+    "no-scale": Kind(scale_shift=False, head_channels=32),
+    "later-order": Kind(new_order=True, head_channels=32),
+    "convolutions": Kind(resample="convolution", blocks=3, mult=(1, 2, 2)),
+    "convolutions-without-scale": Kind(resample="convolution", scale_shift=False, head_channels=32),
+    "means": Kind(resample="none", mult=(1, 1, 2), blocks=2, attended=(0, 1, 2)),
+    "classes": Kind(classes=10, head_channels=32),
+    "one-level": Kind(mult=(1,), attended=(0,), head_channels=32),
+    "a-wider-first-level": Kind(mult=(2, 1), head_channels=32),
+    "grey": Kind(inputs=1, outputs=2, head_channels=32),
+    "enlarging": Kind(inputs=6, head_channels=32),
+}
+X, T = (2, 16, 24), torch.tensor([10.0, 700.0])
+
+
+def asked(kind):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(X[0], kind.inputs, *X[1:], generator=generator)
+
+
+def close(found, wanted):
+    found = found if isinstance(found, torch.Tensor) else found.sample
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_every_shape_gives_its_equations_answers(tmp_path, name):
+    kind, path = KINDS[name], tmp_path / "m.pt"
+    torch.manual_seed(0)
+    state = state_of(kind)
+    torch.save(state, path)
+    options = {"num_heads": kind.heads}
+    if kind.head_channels:
+        options = {"num_head_channels": kind.head_channels}
+    options |= {"use_new_attention_order": True} if kind.new_order else {}
+    options |= {"class_label": 3} if kind.classes else {}
+    labels = torch.tensor([3, 3]) if kind.classes else None
+    network = Denoiser.from_pretrained(path, **options).network
+    close(network(asked(kind), T), answer_of(kind, state, asked(kind), T, labels))
+
+
+KIND = Kind(head_channels=32)
+
+
+@pytest.fixture(scope="module")
+def states():
+    """The weights that are wanted, and others beside them."""
+    torch.manual_seed(0)
+    return state_of(KIND), state_of(KIND)
+
+
+def under(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def lightning(state, other):
+    """Latent diffusion's averages have no dots in their names."""
+    averages = {f"model_ema.net{n.replace('.', '')}": v for n, v in state.items()}
+    return {"state_dict": under("model.net.", other) | averages, "epoch": 3}
+
+
+STORED = {
+    "half": lambda s, o: {n: v.half() for n, v in s.items()},
+    "double": lambda s, o: {n: v.double() for n, v in s.items()},
+    "module": lambda s, o: under("module.", s),
+    "model": lambda s, o: under("model.", s),
+    "compiled": lambda s, o: under("_orig_mod.", s),
+    "nested": lambda s, o: {"anything": {"model": s}, "epoch": 2},
+    "ema": lambda s, o: {"model": o, "ema": s, "opt": {}},
+    "model_ema": lambda s, o: {"model": o, "model_ema": s},
+    "ema-beside": lambda s, o: under("net.", o) | under("net_ema.", s),
+    "ema-pytorch": lambda s, o: {
+        "ema": under("ema_model.module.", s) | under("online_model.module.", o)
+    },
+    "lightning": lambda s, o: {
+        "state_dict": under("model.", s),
+        "hyper_parameters": {"lr": 1e-4},
+        "pytorch-lightning_version": "2.0",
+    },
+    "lightning-ema": lightning,
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+@torch.no_grad()
+def test_the_network_is_found_in_every_container(tmp_path, states, name):
+    path = tmp_path / "m.ckpt"
+    torch.save(STORED[name](*states), path)
+    network = Denoiser.from_pretrained(path, num_head_channels=32).network
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    state = {n: v.half().float() if name == "half" else v for n, v in states[0].items()}
+    close(network(asked(KIND), T), answer_of(KIND, state, asked(KIND), T))
+
+
+@torch.no_grad()
+def test_half_precision_is_kept_by_a_conversion(tmp_path, states):
+    torch.save(STORED["half"](*states), tmp_path / "m.pt")
+    with reading_with({"num_head_channels": 32}):
+        run_convert(str(tmp_path / "m.pt"), tmp_path / "m")
+    stored = load_file(tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {v.dtype for v in stored.values()} == {torch.float16}
+    found, wanted = (
+        Denoiser.from_pretrained(p, **options).network(asked(KIND), T).sample
+        for p, options in ((tmp_path / "m", {}), (tmp_path / "m.pt", {"num_head_channels": 32}))
+    )
+    assert torch.equal(found, wanted)
+
+
+def test_a_schedule_in_the_file_is_the_process(tmp_path, states, capsys):
+    """Latent diffusion's code keeps its betas, whose "linear" is another than DDPM's."""
+    process = VP.scaled_linear(1000, 0.0015, 0.0195)
+    betas = 1 - process.alphas_cumprod / [1.0, *process.alphas_cumprod[:-1]]
+    torch.save(under("model.", states[0]) | {"betas": torch.tensor(betas)}, tmp_path / "m.pt")
+    found = Denoiser.from_pretrained(tmp_path / "m.pt", num_head_channels=32)
+    assert found.process.a(500.0) == pytest.approx(process.a(500.0), rel=1e-9)
+    assert "the schedule in the file" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="holds its own schedule: leave out --schedule"):
+        Denoiser.from_pretrained(tmp_path / "m.pt", num_head_channels=32, schedule="linear")
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda s, o: {"generator": s, "other": o}, r"several sets of weights \(generator, other"),
+        (
+            lambda s, o: under("model.", s) | {"first_stage_model.a": torch.zeros(2)},
+            "latent diffusion network, which works on an autoencoder's latents",
+        ),
+        (
+            lambda s, o: {"model": {"inner_model.proj_in.weight": torch.zeros(8, 3, 3, 3)}},
+            "no network that is known here.*from_sigma",  # k-diffusion's
+        ),
+        (
+            lambda s, o: {"model": {"module.all_modules.0.W": torch.zeros(8)}},
+            "no network that is known here.*from_sigma",  # score_sde's
+        ),
+    ],
+)
+def test_what_is_another_network_is_refused(tmp_path, states, made, said):
+    torch.save(made(*states), tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=said):
+        Denoiser.from_pretrained(tmp_path / "m.pt", num_head_channels=32)
