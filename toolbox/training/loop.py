@@ -202,11 +202,7 @@ def train(
         raise InputError(
             f"mixed precision {mixed_precision!r} is unknown; known: {', '.join(PRECISIONS)}"
         )
-    known = (
-        ("v_prediction", "sample")
-        if shown_channels(recipe)
-        else ("v_prediction",)
-    )
+    known = ("v_prediction", "sample") if shown_channels(recipe) else ("v_prediction",)
     if recipe.process.kind == "vp" and recipe.process.prediction_type not in known:
         raise ValueError(
             f"{recipe.task} under a variance-preserving process is trained for"
