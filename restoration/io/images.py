@@ -142,6 +142,16 @@ def left_out(path: Path, notes: Notes) -> list[str]:
     return too_large(notes, "JPEG") if path.suffix.lower() in (".jpg", ".jpeg") else []
 
 
+def depth_of(path: Path, photo: Photo) -> int:
+    """Bits of the numbers that a file of this name holds of a picture; 32: floats."""
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        return photo.bits
+    # DICOM has a depth of its own in a file that was read, and colours of 8 bits
+    colour = suffix == DICOM and len(photo.pixels) == 3 and photo.notes.origin is None
+    return 8 if suffix in LOSSY or colour else min(photo.bits, 16)
+
+
 def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
     """Write PNG, JPEG, WebP, TIFF or DICOM by suffix, with the photo's depth where the format has
     it (PNG and DICOM 16 bits, TIFF also floats) and 8 bits elsewhere, and with its notes. A DICOM
