@@ -101,7 +101,7 @@ KINDS = {
     "deblur": (("lift+known", "none"), (1, 3)),
     "dehaze": (("haze", "degraded"), (3,)),
     "paired": (("degraded", "degraded+mask", "haze"), (3,)),
-    "ultrasound": (("none",), (1,)),
+    "ultrasound": (("none", "degraded"), (1,)),
     "mri": (("mri", "none"), (2,)),
     "hsi": (("none", "joint"), (1, 8)),
 }

@@ -8,7 +8,7 @@ import io
 import os
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,10 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ph
     channels = 1 if values.shape[2] <= 2 else 3
     alpha = np.ascontiguousarray(values[..., channels]) if values.shape[2] > channels else None
     pixels = np.ascontiguousarray(values[..., :channels].transpose(2, 0, 1))
-    return Photo(pixels, alpha, found.bits, found.notes)
+    notes = found.notes
+    if found.orientation >= 5 and notes.dpi is not None:  # a quarter of a turn
+        notes = replace(notes, dpi=notes.dpi[::-1])
+    return Photo(pixels, alpha, found.bits, notes)
 
 
 def read_mask(
@@ -137,6 +140,16 @@ def read_mask(
 def left_out(path: Path, notes: Notes) -> list[str]:
     """Which notes a file of this name can't hold, in words."""
     return too_large(notes, "JPEG") if path.suffix.lower() in (".jpg", ".jpeg") else []
+
+
+def depth_of(path: Path, photo: Photo) -> int:
+    """Bits of the numbers that a file of this name holds of a picture; 32: floats."""
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        return photo.bits
+    # DICOM has a depth of its own in a file that was read, and colours of 8 bits
+    colour = suffix == DICOM and len(photo.pixels) == 3 and photo.notes.origin is None
+    return 8 if suffix in LOSSY or colour else min(photo.bits, 16)
 
 
 def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:

@@ -340,14 +340,14 @@ def _read_dicom(path: Path) -> Scan:
 
 def _in_order(found: list[tuple[Frame, Origin]]) -> tuple[list[tuple[Frame, Origin]], int]:
     """Slices by their places; where each place comes several times (echoes, moments), volume after
-    volume in the order of the instances. And how many volumes there are.
+    volume in the order of these, else of the instances. And how many volumes there are.
     """
 
     def number(pair: tuple[Frame, Origin]) -> tuple[int, int]:
         said = pair[1].head.get("InstanceNumber")
         return int(said) if str(said or "").lstrip("-").isdigit() else 0, pair[1].frame
 
-    found = sorted(found, key=lambda pair: (pair[0].place, number(pair)))
+    found = sorted(found, key=lambda p: (round(p[0].place, 3), p[0].moment, number(p)))
     times = Counter(round(pair[0].place, 3) for pair in found)
     volumes = next(iter(times.values()))
     if volumes == 1 or set(times.values()) != {volumes} or found[0][0].corner is None:

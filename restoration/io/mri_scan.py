@@ -125,6 +125,12 @@ def flat(kspace: np.ndarray, path: Path) -> tuple[np.ndarray, int]:
         InputError: axes in another order.
     """
     volumes = len(kspace) if kspace.ndim == 5 else 1
+    if kspace.ndim == 5 and min(kspace.shape[:2]) > max(kspace.shape[-2:]):
+        raise InputError(
+            f"{path} has k-space of shape {kspace.shape}, which would be {volumes} volumes of"
+            f" {kspace.shape[1]} small slices; the axes must be (volumes, slices, coils, H, W):"
+            " permute them"
+        )
     kspace = kspace.reshape(-1, *kspace.shape[-3:])
     check_kspace_axes(kspace.shape, path)
     return kspace, volumes

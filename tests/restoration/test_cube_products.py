@@ -585,3 +585,16 @@ def test_missing_entries_by_the_words_of_products(tmp_path):
     np.testing.assert_array_equal(cube.wavelengths, WAVES)
     assert (~cube.valid()).sum() == 1
     assert not cube.valid()[3, 1, 2]
+
+
+def test_arrays_whose_pages_are_rows_are_told(tmp_path):
+    """tifffile writes (rows, columns, bands) so, and nothing in the file says it."""
+    data = RNG.integers(0, 99, (30, 20, 6)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", data)
+    cube = read_cube(tmp_path / "a.tif")
+    assert "30 pages" in cube.note
+    assert "give --band-axis 2" in cube.note
+    cube = read_cube(tmp_path / "a.tif", band_axis=2)
+    np.testing.assert_array_equal(cube.values, data.transpose(2, 0, 1))
+    tifffile.imwrite(tmp_path / "b.tif", data.transpose(2, 0, 1), photometric="minisblack")
+    assert read_cube(tmp_path / "b.tif").note == ""

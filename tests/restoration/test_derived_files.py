@@ -164,6 +164,29 @@ def test_an_enhanced_file_becomes_a_series(tmp_path):
     assert again.origins[0].head.PatientID == "7"
 
 
+def test_moments_of_an_enhanced_file_in_their_order(tmp_path):
+    """However its frames are stored."""
+    places = [(z, t) for z in (1, 0) for t in (2, 0, 1)]
+    frames = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=[0, 0, 4.0 * z])],
+            FrameContentSequence=[item(TemporalPositionIndex=t + 1)],
+        )
+        for z, t in places
+    ]
+    shared = item(PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])])
+    dicom(
+        tmp_path / "in.dcm",
+        np.stack([np.full((8, 8), 10 * t + z, np.uint16) for z, t in places]),
+        sop="EnhancedMRImageStorage",
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=frames,
+    )
+    scan = read_scan(tmp_path / "in.dcm")
+    assert scan.volumes == 3
+    assert scan.magnitude[:, 0, 0].tolist() == [0, 1, 10, 11, 20, 21]
+
+
 def test_kspace_invents_no_patient(tmp_path):
     image = RNG.random((2, 12, 10)) * 1e-6
     scan = Scan(kspace=np.ones((2, 1, 12, 10), np.complex64), spacing=(3.0, 0.5, 0.6))

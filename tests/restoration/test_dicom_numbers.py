@@ -136,7 +136,7 @@ def test_old_files_without_a_mark(tmp_path):
         pydicom.dcmwrite(file, plain, implicit_vr=True, little_endian=True)
     assert (tmp_path / "b.ima").read_bytes()[:2] == b"\x08\0"
     np.testing.assert_array_equal(read_scan_of(tmp_path / "b.ima"), BRIGHT)
-    (tmp_path / "c.dcm").write_bytes(b"\x08\0\x16\0" + bytes(256))
+    (tmp_path / "c.dcm").write_bytes(b"\x08\0\x05\0\x02\0\0\0ab")
     with pytest.raises(InputError, match="is no DICOM file"):
         read_image(tmp_path / "c.dcm")
 

@@ -821,6 +821,8 @@ def test_axes_in_another_order_are_refused(tmp_path, kspace, suffix):
     for turned in (kspace[0].transpose(1, 2, 0), kspace.transpose(2, 3, 1, 0)):
         with pytest.raises(InputError, match=r"the axes must be \(slices, coils, H, W\)"):
             read_scan(save(kspace=turned))
+    with pytest.raises(InputError, match=r"the axes must be \(volumes, slices, coils, H, W\)"):
+        read_scan(save(kspace=np.ones((40, 36, 3, 8, 9), np.complex64)))
     volume = np.ones((3, 40, 36))
     assert read_scan(save(image=volume)).magnitude.shape == volume.shape
     with pytest.raises(InputError, match=r"40 slices of 36 x 3 pixels; the axes must be"):

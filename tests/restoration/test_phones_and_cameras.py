@@ -142,7 +142,12 @@ def test_lines_say_what_is_lost(tmp_path, monkeypatch):
     run = restobox(
         "restore", "denoise", tmp_path / "deep.png", "-o", tmp_path / "a.jpg", "--sigma", 0.01
     )
-    assert "PNG and TIFF keep them, and all 16 bits" in run.stderr
+    assert ".jpg holds 8 bits where the picture has 16 bits; .tif keeps all" in run.stderr
+    tifffile.imwrite(tmp_path / "f.tif", np.full((16, 16), 0.5, np.float32))
+    run = restobox(
+        "restore", "denoise", tmp_path / "f.tif", "-o", tmp_path / "a.png", "--sigma", 0.01
+    )
+    assert run.stderr.strip() == ".png holds 16 bits where the picture has floats; .tif keeps all"
 
 
 @pytest.mark.parametrize("suffix", [".heic", ".avif"])

@@ -222,6 +222,14 @@ def test_what_a_file_says_is_kept(tmp_path, target, bits):
     assert read_image(tmp_path / f"b{target}").bits == (bits if target in EXACT else 8)
 
 
+def test_resolution_is_turned_with_the_picture(tmp_path):
+    picture, exif = Image.fromarray(np.zeros((4, 6, 3), np.uint8)), Image.Exif()
+    for orientation, wanted in ((3, (300, 150)), (6, (150, 300))):
+        exif[0x0112] = orientation
+        picture.save(tmp_path / "a.jpg", dpi=(300, 150), exif=exif)
+        assert read_image(tmp_path / "a.jpg").notes.dpi == wanted
+
+
 def test_a_date_in_another_form_is_kept(tmp_path):
     exif = Image.Exif()
     exif[306] = "3 May 2021, noon"

@@ -20,6 +20,7 @@ from restoration.io.images import (
     SUFFIXES,
     Photo,
     check_writable,
+    depth_of,
     left_out,
     read_image,
     write_image,
@@ -228,8 +229,10 @@ def _write(
     if suffix in LOSSY:
         notes.append(
             f"{out.suffix} changes all pixels a little, known ones too; PNG and TIFF keep them"
-            + (f", and all {depth} bits" if (depth := photo.bits) == 16 else "")
         )
+    if (held := depth_of(out, photo)) < photo.bits:
+        what = "floats" if photo.bits == 32 else f"{photo.bits} bits"
+        notes.append(f"{out.suffix} holds {held} bits where the picture has {what}; .tif keeps all")
     if lost := left_out(out, photo.notes):
         notes.append(f"left out {' and '.join(lost)}: larger than JPEG holds")
     if photo.notes.place is not None and suffix not in TIFF:

@@ -98,6 +98,8 @@ def shown_kind(recipe: TrainingRecipe) -> str:
     """What a recipe's network is shown, a word of :data:`restoration.task.SHOWN`."""
     if recipe.pairs is not None:
         return {"degraded": "degraded", "mask": "degraded+mask", "haze": "haze"}[recipe.pairs.shown]
+    if shown_channels(recipe) and recipe.echoes is not None:
+        return "degraded"
     kinds = {
         "inpaint": "lift+known",
         "superresolve": "lift+known",
@@ -110,11 +112,11 @@ def shown_kind(recipe: TrainingRecipe) -> str:
 
 def shown_channels(recipe: TrainingRecipe) -> int:
     """Channels of the condition that a recipe's network is shown."""
-    return (
-        SHOWN[recipe.pairs.shown]
-        if recipe.pairs is not None
-        else EXAMPLES[recipe.task].condition_channels
-    )
+    if recipe.pairs is not None:
+        return SHOWN[recipe.pairs.shown]
+    if recipe.echoes is not None:
+        return int(recipe.echoes.kind == "dehazed")
+    return int(EXAMPLES[recipe.task].condition_channels)
 
 
 def batches(
@@ -128,11 +130,9 @@ def batches(
     while True:
         rng = np.random.default_rng([recipe.seed, rank, step])
         drawn = examples.draw(n, rng)
-        t = (
-            examples.times(n, rng)
-            if callable(getattr(examples, "times", None))
-            else _times(recipe, n, rng)
-        )
+        own = getattr(examples, "times", None)
+        t = None if own is None else own(n, rng)
+        t = _times(recipe, n, rng) if t is None else t
         noise = rng.standard_normal(drawn[0].shape, dtype=np.float32)
         if recipe.loss.immiscible:
             noise = immiscible_noise(drawn[0].numpy(), noise)
@@ -202,11 +202,7 @@ def train(
         raise InputError(
             f"mixed precision {mixed_precision!r} is unknown; known: {', '.join(PRECISIONS)}"
         )
-    known = (
-        ("v_prediction", "sample")
-        if EXAMPLES[recipe.task].condition_channels
-        else ("v_prediction",)
-    )
+    known = ("v_prediction", "sample") if shown_channels(recipe) else ("v_prediction",)
     if recipe.process.kind == "vp" and recipe.process.prediction_type not in known:
         raise ValueError(
             f"{recipe.task} under a variance-preserving process is trained for"

@@ -254,9 +254,11 @@ class Scenes(_Section):
 
 
 class Echoes(_Section):
-    """Which pictures: simulated ones and a share of the folder's, and what is learned of them."""
+    """Which pictures: simulated ones and a share of the folder's, and what is learned of them:
+    priors of ``tissue`` and of ``haze``, or ``dehazed``: tissue where a hazy frame is shown.
+    """
 
-    kind: Literal["tissue", "haze"]
+    kind: Literal["tissue", "haze", "dehazed"]
     pictures: int = Field(400, ge=1)
     real: float = Field(0.35, ge=0, le=1)
     sides: tuple[int, int] = (320, 480)
@@ -269,7 +271,7 @@ class Echoes(_Section):
         ranges too: tissue to [-0.5, 1.5], where its mean is near 0; haze, which may be negative
         where it extinguishes, to twice its value.
         """
-        return (-0.5, 1.5) if self.kind == "tissue" else (0.0, 2.0)
+        return {"tissue": (-0.5, 1.5), "haze": (0.0, 2.0), "dehazed": (-1.0, 1.0)}[self.kind]
 
 
 class Pairs(_Section):

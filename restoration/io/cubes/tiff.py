@@ -91,6 +91,12 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         wavelengths = told_wavelengths(path, words, bands)
     if wavelengths is None:
         wavelengths = enmap_wavelengths(path, bands)
+    said = "" if opacity is None else f"band {opacity + 1} of {path} is opacity: taken for a mask"
+    if wavelengths is None and len(first.shape) == 2 and len(values) > min(first.shape):
+        said = (  # as programs write arrays whose last axis holds the bands
+            f"{len(values)} pages of {path}, of {first.shape[0]} x {first.shape[1]} pixels, are"
+            " taken for bands; if it is their last axis that holds the bands, give --band-axis 2"
+        )
     no_data = note.get("no_data")
     if no_data is None and missing is not None:
         no_data = numbers(path, "GDAL_NODATA", str(missing.value).strip("\0 "))[0]
@@ -103,9 +109,7 @@ def read_tiff(path: Path, key: str | None) -> tuple[Cube, int]:
         geo=geo,
         words=words,
         mask=mask,
-        note=f"band {opacity + 1} of {path} is opacity: taken for a mask"
-        if opacity is not None
-        else "",
+        note=said,
     ), (0 if planar else 2)
 
 

@@ -16,6 +16,15 @@ from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
 ENDINGS = (".dcm", ".dicom", ".ima")
+# what images of one place differ in, and the functional groups of enhanced files that hold it
+MOMENTS = (
+    ("TemporalPositionIndex", "FrameContentSequence"),
+    ("TemporalPositionIdentifier", ""),
+    ("EffectiveEchoTime", "MREchoSequence"),
+    ("EchoTime", ""),
+    ("DiffusionBValue", "MRDiffusionSequence"),
+    ("NominalCardiacTriggerDelayTime", "CardiacSynchronizationSequence"),
+)
 BARE = (b"\x02\0", b"\x08\0")  # groups of the first tag of files without a mark
 
 
@@ -32,6 +41,7 @@ class Frame:
         axes: ``(2, 3)`` directions in which columns and rows go on, or None.
         padding: bool ``(H, W)``, where the file says that nothing was seen (there ``pixels`` hold
             the darkest of the others), or None.
+        moment: what tells it from others of its place (time, echo, diffusion), growing.
     """
 
     pixels: np.ndarray
@@ -42,6 +52,7 @@ class Frame:
     corner: np.ndarray | None = None
     axes: np.ndarray | None = None
     padding: np.ndarray | None = None
+    moment: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,7 +247,8 @@ def frames_of(path: Path) -> Iterator[Frame]:
         black, white = low * slope + shift, high * slope + shift
         hidden = None if padding is None or not padding[k].any() else padding[k]
         one = Frame(frame[..., 0] * slope + shift, black, white, *geometry)
-        yield replace(one, padding=hidden)
+        moment = tuple(_number(data, name, 0, k, group) for name, group in MOMENTS)
+        yield replace(one, padding=hidden, moment=moment)
 
 
 def _without(

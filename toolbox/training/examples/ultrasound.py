@@ -1,5 +1,5 @@
 """Training examples for ultrasound: clean B-mode pictures for the tissue prior, what haze adds to
-them for the haze prior.
+them for the haze prior, and pairs of both for a network that is shown the hazy one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pictures, random_window
 from restoration.ultrasound.phantom import simulate_tissue
 from restoration.ultrasound.simulation import simulate_haze
+from solvers.denoiser import Denoiser
 
 
 class UltrasoundExamples:
@@ -40,7 +41,9 @@ class UltrasoundExamples:
         self.kept: dict[int, np.ndarray] = {}
 
     def picture(self, number: int) -> np.ndarray:
-        """Picture ``number``: ``(H, W)`` in [0, 1] for tissue, in [-1, 1] for haze."""
+        """Picture ``number``: ``(H, W)`` in [0, 1] for tissue, in [-1, 1] for haze; of pairs ``(2,
+        H, W)``, clean and hazy.
+        """
         if number not in self.kept:
             self.kept[number] = np.rint(
                 127 * self._make(np.random.default_rng([self.recipe.seed, 3, number]))
@@ -48,22 +51,34 @@ class UltrasoundExamples:
         return self.kept[number].astype(np.float32) / 127
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        """``(count, 1, size, size)`` in [0, 1] (haze: [-1, 1]); mirrored half of the time, never
-        turned: beams run down.
+        """``(count, 1, size, size)`` in [0, 1] (haze: [-1, 1]), of pairs the clean ones and the
+        hazy ones; mirrored half of the time, never turned: beams run down.
         """
-        out = np.empty((count, 1, self.size, self.size), np.float32)
-        for k in range(count):
+        out = []
+        for _ in range(count):
             picture = self.picture(int(rng.integers(self.echoes.pictures)))
             for _ in range(4):  # rather not the black outside
-                patch = picture[random_window(picture.shape, self.size, rng)]
+                patch = picture[(..., *random_window(picture.shape, self.size, rng))]
                 if (np.abs(patch) > 0.02).mean() > 0.25:
                     break
-            out[k, 0] = patch[:, ::-1] if rng.random() < 0.5 else patch
-        return (torch.from_numpy(out),)
+            out.append(patch[..., ::-1] if rng.random() < 0.5 else patch)
+        drawn = torch.from_numpy(np.stack(out).reshape(count, -1, self.size, self.size))
+        return drawn.split(1, dim=1)
 
-    def times(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Levels spread evenly in the logarithm of the noise."""
+    def times(self, count: int, rng: np.random.Generator) -> Tensor | None:
+        """Levels spread evenly in the logarithm of the noise; None of pairs, whose runs start at
+        the noisiest.
+        """
+        if self.echoes.kind == "dehazed":
+            return None
         return self.recipe.noise.times(self.recipe.process.process(), count, rng)
+
+    @staticmethod
+    def show(denoiser: Denoiser, clean: Tensor, hazy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image in the network's range, what the network is shown, and 1 where something is to be
+        found out (everywhere).
+        """
+        return denoiser.from_unit(clean), denoiser.from_unit(hazy), torch.ones_like(clean)
 
     def _make(self, rng: np.random.Generator) -> np.ndarray:
         e = self.echoes
@@ -80,7 +95,8 @@ class UltrasoundExamples:
         if e.kind == "tissue":
             return clean
         strength = float(np.exp(rng.uniform(*np.log(e.strengths))))
-        return simulate_haze(clean, strength, int(rng.integers(2**31))) - clean
+        hazy = simulate_haze(clean, strength, int(rng.integers(2**31)))
+        return np.stack([clean, hazy]) if e.kind == "dehazed" else hazy - clean
 
 
 def read_grey(path: Path) -> np.ndarray:
