@@ -64,6 +64,7 @@ class Settings(Part):
     shown: str | None = Field(None, max_length=40)
     scaled: bool | None = None
     padding: Literal["replicate", "reflect", "zeros"] = "replicate"
+    least: int = Field(1, ge=1, le=MOST_MULTIPLE)
 
 
 class Bundle(Part):

@@ -69,7 +69,7 @@ class Denoiser:
         self.unrolled_steps = chosen["unrolled_steps"]
         self.shown = chosen["shown"]
         self.scaled = chosen["scaled"]
-        self.padding = chosen["padding"]
+        self.padding, self.least = chosen["padding"], chosen["least"]
         self.condition: Tensor | None = None
         self.degraded: Tensor | None = None
         self.autoencoder: Any = None
@@ -217,7 +217,10 @@ class Denoiser:
                 )
             z = torch.cat([z, condition.to(z).expand(z.shape[0], -1, -1, -1)], dim=1)
         unit = self.fold * self.multiple
-        pad = (-z.shape[-1] % unit, -z.shape[-2] % unit)
+        height, width = z.shape[-2:]
+        pad = (-width % unit, -height % unit)
+        if self.least > 1:  # a multiple of the unit, too
+            pad = (max(pad[0], self.least - width), max(pad[1], self.least - height))
         if any(pad):
             z = _continued(z, pad, self.padding)
         return F.pixel_unshuffle(z, self.fold) if self.fold > 1 else z
@@ -339,6 +342,8 @@ class Denoiser:
             said["scaled"] = self.scaled
         if self.padding != DEFAULTS["padding"]:
             said["padding"] = self.padding
+        if self.least > 1:
+            said["least"] = self.least
         return found | {name: value for name, value in said.items() if value is not None}
 
 

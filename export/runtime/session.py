@@ -91,6 +91,7 @@ class Session(Denoiser):
             shown=s.shown,
             scaled=s.scaled,
             padding=s.padding,
+            least=s.least,
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:

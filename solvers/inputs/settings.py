@@ -40,6 +40,7 @@ class Settings(TypedDict, total=False):
             velocities on :class:`Flow`; divided everywhere else.
         padding: how states are continued to a ``multiple`` to the right and below: ``replicate``,
             ``reflect`` or ``zeros``, as the published code does it.
+        least: height and width of the network's input that smaller ones are continued to (1).
     """
 
     value_range: tuple[float, float]
@@ -52,6 +53,7 @@ class Settings(TypedDict, total=False):
     shown: str | None
     scaled: bool | None
     padding: str
+    least: int
 
 
 PADDINGS = ("replicate", "reflect", "zeros")
@@ -66,6 +68,7 @@ DEFAULTS = Settings(
     shown=None,
     scaled=None,
     padding="replicate",
+    least=1,
 )
 
 
@@ -99,9 +102,10 @@ def completed(settings: Settings, process: Process, prediction_type: str) -> Set
         raise ValueError(f"value_range must be (low, high) with low < high; got {(low, high)}")
     if not 0 < data_std < math.inf:
         raise ValueError(f"data_std must be positive; got {data_std}")
-    if s["fold"] < 1 or s["multiple"] < 1:
+    if min(s["fold"], s["multiple"], s["least"]) < 1:
         raise ValueError(
-            f"fold and multiple must be at least 1; got {s['fold']} and {s['multiple']}"
+            f"fold, multiple and least must be at least 1; got {s['fold']}, {s['multiple']} and"
+            f" {s['least']}"
         )
     if s["padding"] not in PADDINGS:
         raise ValueError(f"padding must be one of {', '.join(PADDINGS)}; got {s['padding']!r}")

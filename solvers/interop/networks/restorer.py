@@ -60,6 +60,16 @@ def _made_traceable(model: nn.Module) -> None:
             setattr(part, "input_resolution", (-1, -1))  # noqa: B010
 
 
+def _padded_to(model: Any, architecture: str) -> int:
+    """What a network continues its pictures to multiples of by itself, which no graph can hold."""
+    if architecture == "SCUNet":
+        return 64
+    if hasattr(model, "padder_size"):
+        return int(model.padder_size)
+    windows = getattr(model, "window_size", None)
+    return windows if hasattr(model, "check_image_size") and isinstance(windows, int) else 1
+
+
 class SpandrelRestorer(nn.Module):
     """``network(x, t) -> (B, C, H, W)`` of the state and the degraded picture on ``2C`` channels,
     in [0, 1]: the restored picture, whatever the state and the time.
@@ -77,11 +87,11 @@ class SpandrelRestorer(nn.Module):
         self.architecture, self.scale = str(found.architecture.name), int(found.scale)
         need = found.size_requirements
         unit = max(1, int(need.multiple_of))
-        own = int(getattr(self.model, "padder_size", 1))  # to which it pads by itself
+        own = _padded_to(self.model, self.architecture)
         unit = math.lcm(unit, own)
         # as the network does it by itself, or spandrel for it
-        self.padding = "zeros" if own > 1 else "reflect"
-        self.multiple = unit * max(1, -(-int(need.minimum) // unit))
+        self.padding = "zeros" if hasattr(self.model, "padder_size") else "reflect"
+        self.multiple, self.least = unit, unit * max(1, -(-int(need.minimum) // unit))
         channels = int(found.input_channels)
         self.config = SimpleNamespace(
             in_channels=2 * channels, out_channels=int(found.output_channels), get=lambda *_: None
