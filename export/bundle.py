@@ -63,6 +63,8 @@ class Settings(Part):
     unrolled_steps: int | None = Field(None, ge=1, le=1000)
     shown: str | None = Field(None, max_length=40)
     scaled: bool | None = None
+    padding: Literal["replicate", "reflect", "zeros"] = "replicate"
+    least: int = Field(1, ge=1, le=MOST_MULTIPLE)
 
 
 class Bundle(Part):

@@ -51,6 +51,8 @@ LOCAL = ("inpaint", "denoise")
 # and the tiles of its calls, in pixels
 CONTRASTS = (1 / 4, 1.5)
 TILE, OVERLAP = 512, 64
+# how pictures are continued to a network's multiple, in NumPy's words
+PADDINGS: dict[str, Any] = {"replicate": "edge", "reflect": "reflect", "zeros": "constant"}
 
 
 class Refused(Exception):
@@ -383,6 +385,8 @@ class Network:
             settings = self.manifest["settings"]
             self.low, self.high = (float(v) for v in settings["value_range"])
             self.fold, self.multiple = int(settings["fold"]), int(settings["multiple"])
+            self.padding = settings.get("padding", "replicate")
+            self.least = int(settings.get("least", 1))
             self.conditions = int(settings["condition_channels"])
             self.channels = int(self.manifest["channels"]) // self.fold**2 - self.conditions
             self.runs = list(self.manifest.get("runs", []))
@@ -515,7 +519,9 @@ class Network:
         height, width = z.shape[1:]
         x = z if condition is None else np.concatenate([z, condition])
         unit, f = self.fold * self.multiple, self.fold
-        x = np.pad(x, [(0, 0), (0, -height % unit), (0, -width % unit)], "edge").astype(np.float32)
+        more = [max(-n % unit, self.least - n) for n in (height, width)]
+        corner = [(0, 0), *((0, n) for n in more)]
+        x = np.pad(x, corner, PADDINGS[self.padding]).astype(np.float32)
         c, h, w = x.shape
         x = x.reshape(c, h // f, f, w // f, f).transpose(0, 2, 4, 1, 3).reshape(-1, h // f, w // f)
         tile = max(TILE // unit, 1) * unit // f

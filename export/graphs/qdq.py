@@ -32,6 +32,9 @@ from quant.layer import ZERO, QuantLayer
 FACTOR = ".factor"  # of quant.structure.equalize.ChannelScale
 LEAST_HALF = np.finfo(np.float16).tiny.astype(np.float32)  # of the normal numbers
 TARGETS = ("cpu", "openvino", "tensorrt")
+# what ONNX Runtime computes in codes between decoded inputs and an encoded output, whose grids must
+# then be of the whole tensor
+FUSED = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 
 
 def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -> ir.Model:
@@ -63,6 +66,8 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
     editor = _Editor(model, target)
     for name, layer in layers.items():
         editor.quantize(name, nodes[name], layer)
+    if target == "cpu":
+        editor.keep_sums_apart()
     RemoveUnusedNodesPass()(model)  # products that quantizers took over
     used = {value for node in model.graph for value in node.inputs}
     for name in [n for n, v in model.graph.initializers.items() if v not in used]:
@@ -172,6 +177,42 @@ class _Editor:
                     steady.dtype = out.dtype
                 out.name = f"{call}.output_codes"
                 self.graph.outputs[k] = steady
+
+    def keep_sums_apart(self) -> None:
+        """Decode by plain arithmetic where a sum of convolutions' outputs, which have a grid for
+        each channel, is quantized at once.
+        """
+        for node in [n for n in self.graph if n.op_type in FUSED]:
+            users = list(node.outputs[0].uses())
+            makers = [None if v is None else v.producer() for v in node.inputs]
+            decoded = [m for m in makers if m is not None and m.op_type == "DequantizeLinear"]
+            if len(decoded) < len(makers) or not users:
+                continue
+            if any(user.op_type != "QuantizeLinear" for user, _ in users):
+                continue
+            for k, maker in enumerate(decoded):
+                scale = maker.inputs[1]
+                if scale is not None and _numbers(scale).size > 1:
+                    node.replace_input_with(k, self._decoded(maker, f"{node.name}.{k}", node))
+
+    def _decoded(self, maker: ir.Node, name: str, before: ir.Node) -> ir.Value:
+        """What a DequantizeLinear with a grid for each channel makes of its codes, from the codes'
+        own grid on.
+        """
+        codes, scale, zero = maker.inputs
+        assert scale is not None
+        assert zero is not None
+        steps = _numbers(scale).astype(np.float32)
+        shift = (ZERO - _numbers(zero).astype(np.float32)) * steps
+        plain = self._insert(
+            "DequantizeLinear", [codes, self.one, self.middle], f"{name}.plain", before
+        )
+        factors, terms = (
+            self._constant(f"{maker.name}.{kind}", values.reshape(1, -1, 1, 1))
+            for kind, values in (("factors", steps), ("terms", shift))
+        )
+        product = self._insert("Mul", [plain, factors], f"{name}.scaled", before)
+        return self._insert("Add", [product, terms], f"{name}.decoded", before)
 
     def _round_trip(
         self, value: ir.Value | None, name: str, grid: tuple[ir.Value, ir.Value], before: ir.Node

@@ -90,6 +90,8 @@ class Session(Denoiser):
             unrolled_steps=s.unrolled_steps,
             shown=s.shown,
             scaled=s.scaled,
+            padding=s.padding,
+            least=s.least,
         )
 
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:

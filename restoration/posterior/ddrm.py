@@ -29,7 +29,8 @@ class DDRM(Correction):
     with ``s`` the direction's singular value ``s_i``; where it is 0, nothing was measured.
 
     The answer is built so that ``DDIM()`` lands on the paper's next state. The fresh noise ``z`` is
-    in the answer, so solvers that combine answers of several steps (multi-step PNDM) don't fit.
+    in the answer, so solvers that combine answers of several steps (multi-step PNDM) don't fit, and
+    a network's learned variance has no place.
     Only products with ``V f(S) V^T`` are taken, never an SVD of the whole operator. The authors
     start from ``start(noise, t)``.
 

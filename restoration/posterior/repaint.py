@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from restoration.operators.linear import Inpainting
 from restoration.posterior.correction import Correction
 from solvers.prediction import Prediction
 
@@ -17,7 +18,8 @@ class RePaint(Correction):
     Written for any operator: both estimates lose their part in the range of ``A^H`` and get the
     measurement's, with fresh noise. The paper makes holes and surroundings agree by going back up
     and down again, which is the solver's part: ``Resampled(DDIM(eta=1))``. Noise on the data is
-    copied, as by DDNM. The fresh noise is in the answer, so multi-step solvers don't fit.
+    copied, as by DDNM. The fresh noise is in the answer, so multi-step solvers don't fit. A
+    network's learned variance is that of the missing pixels; with other operators it is left out.
     """
 
     draws_noise = True
@@ -26,4 +28,7 @@ class RePaint(Correction):
         m, p = self.measurement, self.denoiser(x, t)
         x0 = p.x0 + m.operator.A_dagger(m.residual(p.x0))
         eps = p.eps + m.operator.A_dagger(m.operator.A(self.noise(x) - p.eps))
-        return Prediction(x0, eps)
+        spread = None
+        if p.spread is not None and isinstance(m.operator, Inpainting):
+            spread = p.spread - m.operator.A(p.spread)
+        return Prediction(x0, eps, spread=spread)

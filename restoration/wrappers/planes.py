@@ -28,7 +28,10 @@ class PlanewiseNetwork(nn.Module):
         # one time for the whole batch needs no repeating, in a graph either
         times = t if t.shape[0] == 1 else t.repeat_interleave(groups)
         out = output_of(self.network(planes, times))
-        return out.reshape(z.shape[0], -1, *out.shape[2:])
+        if (heads := out.shape[1] // self.channels) > 1:  # a learned variance: after all planes
+            parts = out.reshape(-1, groups, heads, self.channels, *out.shape[2:])
+            out = parts.transpose(1, 2)
+        return out.reshape(z.shape[0], -1, *out.shape[-2:])
 
     @property
     def timesteps(self) -> tuple[float, ...]:

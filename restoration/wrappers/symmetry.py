@@ -90,7 +90,9 @@ class Symmetric:
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         answers = [d(turn(x, k), t) for k, d in enumerate(self.turned)]
+        spreads = [turn_back(p.spread, k) for k, p in enumerate(answers) if p.spread is not None]
         return Prediction(
             average([turn_back(p.x0, k) for k, p in enumerate(answers)]),
             average([turn_back(p.eps, k) for k, p in enumerate(answers)]),
+            spread=average(spreads) if spreads else None,
         )

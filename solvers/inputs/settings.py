@@ -38,6 +38,9 @@ class Settings(TypedDict, total=False):
             or (False) the state itself. None: the state itself where that is what such networks are
             functions of, ``D(x, sigma)`` and ``eps(x, sigma)`` on :class:`VE` with ``data_std`` 1,
             velocities on :class:`Flow`; divided everywhere else.
+        padding: how states are continued to a ``multiple`` to the right and below: ``replicate``,
+            ``reflect`` or ``zeros``, as the published code does it.
+        least: height and width of the network's input that smaller ones are continued to (1).
     """
 
     value_range: tuple[float, float]
@@ -49,8 +52,11 @@ class Settings(TypedDict, total=False):
     unrolled_steps: int | None
     shown: str | None
     scaled: bool | None
+    padding: str
+    least: int
 
 
+PADDINGS = ("replicate", "reflect", "zeros")
 DEFAULTS = Settings(
     value_range=(-1.0, 1.0),
     fold=1,
@@ -61,6 +67,8 @@ DEFAULTS = Settings(
     unrolled_steps=None,
     shown=None,
     scaled=None,
+    padding="replicate",
+    least=1,
 )
 
 
@@ -94,10 +102,13 @@ def completed(settings: Settings, process: Process, prediction_type: str) -> Set
         raise ValueError(f"value_range must be (low, high) with low < high; got {(low, high)}")
     if not 0 < data_std < math.inf:
         raise ValueError(f"data_std must be positive; got {data_std}")
-    if s["fold"] < 1 or s["multiple"] < 1:
+    if min(s["fold"], s["multiple"], s["least"]) < 1:
         raise ValueError(
-            f"fold and multiple must be at least 1; got {s['fold']} and {s['multiple']}"
+            f"fold, multiple and least must be at least 1; got {s['fold']}, {s['multiple']} and"
+            f" {s['least']}"
         )
+    if s["padding"] not in PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}; got {s['padding']!r}")
     if s["unrolled_steps"] is not None and s["unrolled_steps"] < 1:
         raise ValueError(f"unrolled_steps must be at least 1, or None; got {s['unrolled_steps']}")
     if scaled is None:

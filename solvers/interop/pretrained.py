@@ -171,6 +171,7 @@ def _settings(extra: Mapping[str, Any]) -> dict[str, Any]:
     """What a description may say beside process and prediction."""
     low, high = (float(v) for v in extra.get("value_range", (-1.0, 1.0)))
     optional = {"unrolled_steps": int, "shown": str, "scaled": bool}
+    optional |= {n: kind for n, kind in (("padding", str), ("least", int)) if n in extra}
     return {
         "value_range": (low, high),
         "fold": int(extra.get("fold", 1)),

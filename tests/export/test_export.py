@@ -28,6 +28,7 @@ from export.runtime import auto, providers
 from export.runtime.amx import shift_codes
 from export.runtime.providers import Placement, count_kernels, fallen_back
 from export.runtime.session import OnnxNetwork, Session
+from quant.calibration.trajectory import record
 from quant.layer import QuantLayer
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
@@ -800,3 +801,32 @@ def test_graphs_without_their_tensors_are_refused_on_any_processor(bundles, monk
             providers.open_session(
                 model.SerializeToString(), ["CPUExecutionProvider"], integer=True
             )
+
+
+class Sums(torch.nn.Module):
+    """A convolution that reads the sum of two others, as transformers' have them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.noise_level = torch.nn.Identity()
+        self.one, self.two = (torch.nn.Conv2d(3, 8, 3, padding=1) for _ in range(2))
+        self.both = torch.nn.Conv2d(8, 3, 3, padding=1)
+        self.config = type("Config", (), {"in_channels": 3, "out_channels": 3})()
+
+    def forward(self, x, t):
+        return self.both(self.one(x) + self.two(x))
+
+
+@pytest.mark.long
+def test_a_sum_of_convolutions_that_one_reads_at_once_is_decoded_before(tmp_path):
+    """Else ONNX Runtime adds codes, whose grids differ by channel, and refuses the graph."""
+    d = Denoiser(Sums().eval().requires_grad_(False), VP.linear(), "sample")
+    with record(d) as recorder:
+        solve(DDIM(), d, torch.randn(2, 3, 16, 16), trailing(d.process, 2))
+    found = recorder.result()
+    made = quantize(d.network, found)
+    export_bundle(d, tmp_path / "b", target="cpu", quantized=made)
+    parity = verify(d, tmp_path / "b", made, found)
+    assert not parity.failures
+    assert parity.fused == parity.planned == 3

@@ -71,12 +71,24 @@ def nafnet() -> nn.Module:
     return made.eval()
 
 
+def swinir() -> nn.Module:
+    """spandrel's SwinIR for pictures as large as they were."""
+    from spandrel.architectures.SwinIR import SwinIR
+
+    torch.manual_seed(3)
+    kind = {"upscale": 1, "upsampler": "", "resi_connection": "1conv", "img_size": 16}
+    depth = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "mlp_ratio": 2}
+    return SwinIR(window_size=8, **kind, **depth).eval()
+
+
+SPANDREL = ("nafnet", "swinir")
 MADE = {
     "dncnn": lambda: DnCNN(1),
     "dncnn-deepinv": lambda: DeepinvDnCNN(3),
     "ffdnet": lambda: FFDNet(1),
     "ffdnet-colour": lambda: FFDNet(3),
     "nafnet": nafnet,
+    "swinir": swinir,
 }
 
 

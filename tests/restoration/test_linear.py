@@ -175,6 +175,20 @@ def test_grey_pictures_and_grey_networks(tiny_model):
         torch.testing.assert_close(together[channel : channel + 1], alone, rtol=0, atol=1e-6)
 
 
+def test_planewise_keeps_learned_variances_apart():
+    """Those of all planes come after the estimates of all planes."""
+
+    class Learned(torch.nn.Module):
+        def forward(self, x, t):
+            return torch.cat([2 * x, x.sign() / 2], 1)
+
+    d = Denoiser(Learned(), PROCESS)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found, each = planewise(d)(x, 500), [d(x[:, k : k + 1], 500) for k in range(3)]
+    assert torch.equal(found.x0, torch.cat([p.x0 for p in each], 1))
+    assert torch.equal(found.spread, torch.cat([p.spread for p in each], 1))
+
+
 def test_planewise_keeps_the_order_of_folded_channels():
     class Odd(torch.nn.Module):
         def forward(self, z, t):

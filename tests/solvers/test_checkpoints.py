@@ -12,6 +12,7 @@ from helpers.data import GOLDEN
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.posterior import correction_by_name
+from restoration.wrappers.symmetry import Symmetric
 from solvers import DDIM, VE, VP, Denoiser, solve
 from solvers.grid import lay
 from solvers.inputs.errors import ModelError
@@ -85,19 +86,25 @@ def test_networks_give_the_published_answers(path, tmp_path, capsys):
 @torch.no_grad()
 def test_chains_and_spandrels_networks_give_their_codes_answers(name, tmp_path):
     """From the file, from the folder that is saved of it, and through the denoiser."""
-    if name == "nafnet":
+    if name in checkpoints.SPANDREL:
         pytest.importorskip("spandrel")
     published = checkpoints.write(name, tmp_path / "a.pth")
     denoiser = Denoiser.from_pretrained(tmp_path / "a.pth")
     channels = denoiser.image_channels
-    assert channels == (3 if name in ("dncnn-deepinv", "ffdnet-colour", "nafnet") else 1)
+    coloured = ("dncnn-deepinv", "ffdnet-colour", *checkpoints.SPANDREL)
+    assert channels == (3 if name in coloured else 1)
     noise = torch.Generator().manual_seed(0)
-    x, y = (torch.rand(2, channels, 16, 12, generator=noise) for _ in range(2))
+    x = torch.rand(2, channels, 16, 12, generator=noise)
     denoiser.save_pretrained(tmp_path / "m")
     for made in (denoiser, Denoiser.from_pretrained(tmp_path / "m")):
-        if name == "nafnet":  # whatever the state and the time
-            found = made.conditioned(y)(x, 500).x0
-            close(found, published(y))
+        if name in checkpoints.SPANDREL:  # whatever the state and the time, and to the border
+            from spandrel import ModelLoader
+
+            theirs = ModelLoader("cpu").load_from_state_dict(published.state_dict())
+            for size in ((16, 12), (13, 11), (21, 26)):
+                shown, state = (torch.rand(1, 3, *size, generator=noise) for _ in range(2))
+                found = made.conditioned(shown)(state, 500).x0
+                close(found.clamp(0, 1), theirs(shown))
         elif "ffdnet" in name:
             sigma = torch.tensor([0.1, 0.3])
             close(made.network(x, sigma), published(x, sigma))
@@ -147,6 +154,14 @@ def test_learned_variances_of_files_go_through_corrections():
     for name in ("diffpir", "dps", "pigdm", "mmps"):
         found = correction_by_name(name, denoiser, measured, steps=50)(x, 500).spread
         torch.testing.assert_close(found, (v + 1) / 2)
+    painted = correction_by_name(
+        "repaint", denoiser, Measurement(measured.operator, x, 0.0), steps=50
+    )
+    missing = 1 - measured.operator.mask
+    torch.testing.assert_close(painted(x, 500).spread, missing * (v + 1) / 2)
+    turned = Symmetric(denoiser, 2)(x, 500).spread
+    mirrored = denoiser(x.flip(-1), 500).spread.flip(-1)
+    torch.testing.assert_close(turned, ((v + 1) / 2 + mirrored) / 2)
 
 
 def test_a_variance_in_another_form_is_left_out(tmp_path):

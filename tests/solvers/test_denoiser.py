@@ -341,7 +341,7 @@ def describes(process, prediction_type="sample"):
         ("unet/config.json", lambda p: p.write_text('{"_class_name": "VQModel"}'), "VQModel"),
         (
             "scheduler/scheduler_config.json",
-            lambda p: p.write_text('{"beta_schedule": "sigmoid"}'),
+            lambda p: p.write_text('{"beta_schedule": "laplace"}'),
             "sigmoid",
         ),
         (

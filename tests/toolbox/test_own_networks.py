@@ -42,6 +42,7 @@ FAMILIES = {
     "dncnn": ("dncnn", {}, "denoise"),
     "ffdnet": ("ffdnet", {}, "denoise"),
     "nafnet": ("nafnet", {}, "paired"),
+    "swinir": ("swinir", {}, "paired"),
     "resfusion-mask": ("resfusion-restore-mask.ckpt", {"groups": 4}, "paired"),
 }
 STEPS, SIDE = 2, 32
@@ -148,7 +149,7 @@ def test_a_checkpoint_goes_through_the_whole_line(data, tmp_path, name):
     weights = {k: v for k, v in options.items() if k != "class_label"}
     source = PLACE / file
     if file in checkpoints.MADE:
-        if file == "nafnet":
+        if file in checkpoints.SPANDREL:
             pytest.importorskip("spandrel")
         source = tmp_path / "made.pth"
         checkpoints.write(file, source)

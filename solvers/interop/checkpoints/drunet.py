@@ -20,7 +20,7 @@ NOISE = VE(0.002, 10.0)
 
 def recognises(weights: Weights) -> bool:
     """Whether these are a network of the family, and not FBCNN, which predicts a JPEG's quality."""
-    return weights.prefix(MARKER) is not None and weights.prefix("qf_pred.0.weight") is None
+    return weights.prefix(MARKER) is not None and weights.prefix("qf_embed.0.weight") is None
 
 
 def read(weights: Weights, said: Said) -> Checkpoint:

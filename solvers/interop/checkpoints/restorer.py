@@ -38,6 +38,7 @@ def read(weights: Weights) -> Checkpoint | None:
             f" they were are read; {HOW_TO_WRAP}"
         )
     settings = {"value_range": (0.0, 1.0), "condition_channels": channels, "shown": "degraded"}
+    settings |= {"padding": network.padding, "least": network.least}
     weights.tensors.clear()
     details = "one call restores a degraded picture: paired, --steps 1"
     process = RDDM.scheduled(sum_scale=0.01)
