@@ -39,6 +39,8 @@ T = TypeVar("T")
 HDF5 = (".h5", ".hdf5", ".mrd")
 NIFTI = (".nii", ".nii.gz")
 PAIRS = (".hdr", ".img")  # NIfTI and Analyze in two files
+# what makes a known file of a scanner's raw data
+HELPS = {".dat": "siemens_to_ismrmrd", ".7": "ge_to_ismrmrd", ".lab": "philips_to_ismrmrd"}
 MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 
 
@@ -77,8 +79,10 @@ def read_scan(path: str | Path) -> Scan:
     }
     readers |= dict.fromkeys((*NIFTI, *PAIRS), _read_nifti)
     if ending not in readers:
+        helps = f"; {HELPS[ending]} converts it" if ending in HELPS else ""
         raise InputError(
-            f"{path} has no known ending; known: {', '.join(readers)}, or a folder of DICOM files"
+            f"{path} has no known ending; known: {', '.join(readers)}, or a folder of DICOM"
+            f" files{helps}"
         )
     with reading(path, "a scan"):
         return readers[ending](path)

@@ -808,6 +808,12 @@ def test_bench_tells_lpips():
     assert "at least 32 x 32" in mean_lpips(truth[:, :20], truth[:, :20])
 
 
+def test_raw_data_of_scanners_are_told_what_converts_them(tmp_path):
+    (tmp_path / "meas.dat").write_bytes(bytes(9))
+    with pytest.raises(InputError, match="siemens_to_ismrmrd converts it"):
+        read_scan(tmp_path / "meas.dat")
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".mat"])
 def test_axes_in_another_order_are_refused(tmp_path, kspace, suffix):
     """As programs in MATLAB have them: (H, W, coils), (H, W, coils, slices), (H, W, slices)."""
