@@ -284,6 +284,19 @@ def test_ismrmrd(tmp_path, kspace):
     assert (read.crop, read.spacing) == ((40, 36), (5.0, 10.0, 10.0))
 
 
+def test_ismrmrd_under_another_name(tmp_path, kspace):
+    """As converters of several measurements write them."""
+    lines = [(kspace[0, :, :, line], line, 0, 20, ()) for line in range(36)]
+    path = ismrmrd_file(tmp_path / "scan.h5", lines)
+    with h5py.File(path, "r+") as file:
+        file.move("dataset", "dataset_1")
+    np.testing.assert_array_equal(read_scan(path).kspace, kspace[:1])
+    with h5py.File(path, "r+") as file:
+        file.copy("dataset_1", "dataset_2")
+    with pytest.raises(InputError, match=r"holds 2 measurements \(dataset_1, dataset_2\)"):
+        read_scan(path)
+
+
 def test_ismrmrd_moments_may_be_sampled_differently(tmp_path, kspace):
     """As in dynamic imaging, where the sampled lines move on from moment to moment."""
     lines = [
@@ -806,6 +819,12 @@ def test_bench_tells_lpips():
     )
     assert mean_lpips(100 * found, 100 * truth) == pytest.approx(far, abs=1e-4)
     assert "at least 32 x 32" in mean_lpips(truth[:, :20], truth[:, :20])
+
+
+def test_raw_data_of_scanners_are_told_what_converts_them(tmp_path):
+    (tmp_path / "meas.dat").write_bytes(bytes(9))
+    with pytest.raises(InputError, match="siemens_to_ismrmrd converts it"):
+        read_scan(tmp_path / "meas.dat")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".mat"])

@@ -231,6 +231,13 @@ def test_tags_that_state_white(tmp_path, tag):
     np.testing.assert_allclose(read_image(tmp_path / "a.tif").pixels[0], values / 4095, atol=1e-6)
 
 
+def test_ome_states_the_bits_that_count(tmp_path):
+    values = numbers(4095).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"SignificantBits": 12})
+    photo = read_image(tmp_path / "a.ome.tif")
+    np.testing.assert_allclose(photo.pixels[0], values / 4095, atol=1e-6)
+
+
 def test_bits_from_the_low_one_on(tmp_path):
     """FillOrder 2, of which TIFF's writers here know nothing."""
     values = numbers(4095)

@@ -332,7 +332,8 @@ def acquired(scan: Scan, options: Scanning, path: Path, seed: int) -> Acquired:
     """The scan of a file, simulated where it holds images, undersampled where that is asked for.
 
     ``options.sigma`` is the noise of the k-space in its units; of magnitude images the noise that
-    is simulated, as a share of their 0.99 quantile.
+    is simulated, as a share of their 0.99 quantile. By default it is estimated; no noise is
+    simulated, and with known maps the data are exact.
 
     Raises:
         ValueError: options that don't fit the file.
@@ -348,8 +349,10 @@ def acquired(scan: Scan, options: Scanning, path: Path, seed: int) -> Acquired:
             )
         count, own = _count(coils), None if given is None else given.numpy()
         made = simulate(scan, own, count, sigma or 0.0, seed)
-        kspace, sens, sigma = made.kspace, made.maps, made.sigma
-        maps = None if count > 1 and given is None else sens
+        kspace, estimated = made.kspace, count > 1 and given is None
+        maps = None if estimated else made.maps
+        # maps that are estimated explain no data exactly: without noise, not even its estimate is 0
+        sigma = None if estimated and sigma is None else made.sigma
         truth = scan.magnitude
     else:
         kspace = torch.from_numpy(scan.kspace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -148,6 +149,8 @@ def _white(page: Any, array: np.ndarray, bits: int) -> float | None:
         return None
     most = page.tags.get(281) or page.tags.get(341)  # MaxSampleValue, SMaxSampleValue
     stated = int(np.max(most.value)) if most is not None else 2**bits - 1
+    said = re.search(r'\bSignificantBits="(\d{1,2})"', str(page.description or ""))  # OME's
+    stated = 2 ** int(said[1]) - 1 if said is not None else stated
     # only a depth: images store their brightest number there, too
     top = float(stated if stated + 1 in DEPTHS else 2**bits - 1)
     return 65535.0 if int(array.max()) > top else top
