@@ -1,5 +1,9 @@
 """guided-diffusion's family in all its shapes, and in whatever training code stores it."""
 
+import argparse
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from helpers.guided import Kind, answer_of, state_of
@@ -97,6 +101,11 @@ STORED = {
         "pytorch-lightning_version": "2.0",
     },
     "lightning-ema": lightning,
+    "options-beside": lambda s, o: {
+        "state_dict": s,
+        "hyper_parameters": argparse.Namespace(lr=1e-4, out=Path("/out")),
+        "psnr": np.float64(31.5),
+    },
 }
 
 
