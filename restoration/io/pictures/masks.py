@@ -154,8 +154,8 @@ def grown(missing: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def looks_inverse(known: np.ndarray) -> bool:
-    """Whether a mask ``(H, W)`` may mean the opposite: less than half is known, and that in shapes as
-    people paint them, not in scattered pixels.
+    """Whether a mask ``(H, W)`` may mean the opposite: less than half is known, and that in shapes
+    as people paint them, not in scattered pixels.
     """
     from scipy.ndimage import binary_erosion
 
