@@ -151,3 +151,25 @@ def test_mosaics_are_refused(tmp_path):
     path = dicom(tmp_path / "a.dcm", BRIGHT.astype(np.uint16), 12, ImageType=kind)
     with pytest.raises(InputError, match="is a mosaic, whose tiles are slices"):
         read_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "depth"),
+    [({"GridFrameOffsetVector": [0, 3, 6]}, 3), ({"SpacingBetweenSlices": 2}, 2), ({}, None)],
+)
+def test_frames_of_plain_files_are_slices(tmp_path, tags, depth):
+    """Of files that aren't enhanced: with the places that they tell, or without any."""
+    place = {"ImagePositionPatient": [0, 0, 7], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    data = pydicom.dcmread(dicom(tmp_path / "a.dcm", BRIGHT.astype(np.uint16), 12, **place))
+    data.NumberOfFrames = 3
+    frames = np.stack([BRIGHT + k for k in range(3)]).astype(np.uint16)
+    data.PixelData = frames.tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(tmp_path / "b.dcm")
+    scan = read_scan(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(scan.magnitude, frames)
+    assert scan.volumes == 1
+    assert (scan.affine is None) == (depth is None)
+    if depth is not None:
+        assert scan.affine[2].tolist() == [0, 0, depth, 7]

@@ -14,7 +14,7 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import InpaintingJob
 from restoration.io.images import Photo, read_mask
-from restoration.io.pictures.masks import feathered, grown, traces
+from restoration.io.pictures.masks import feathered, grown, looks_inverse, traces
 from restoration.photo.defects import PREFIX, found_defects
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.masks import KINDS, MISSING, make_mask, parse_mask
@@ -63,6 +63,12 @@ class Inpaint(PictureTask):
                 f"{missing['missing']:.1%} of the pixels were taken for"
                 f" {options.mask.removeprefix(PREFIX)}; such detectors miss some and take others"
                 " for it: look at --sheet, and paint a mask where they are wrong"
+            )
+        plain = options.mask_is == "missing" and options.mask_colour is None
+        if plain and Path(options.mask).exists() and looks_inverse(known):
+            missing["note"] = (
+                f"{options.mask} marks {missing['missing']:.0%} of the pixels as missing; if it is"
+                " white where they are known, add --mask-is known"
             )
         if options.mask == "alpha" and photo.alpha is not None:  # what is filled can be seen
             photo = replace(photo, alpha=np.maximum(photo.alpha, 1 - known))

@@ -297,12 +297,27 @@ def _number(data: Any, name: str, default: float, k: int = 0, sequence: str = ""
 
 
 def where(data: Any, k: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """The first pixel's place in frame k, and the directions in which columns and rows go on."""
+    """The first pixel's place in frame k, and the directions in which columns and rows go on.
+
+    Files of several frames that are not enhanced name the first one's place, and the others'
+    distances from it, or the spacing; else only the first is known, and so none.
+    """
     position = _tag(data, "ImagePositionPatient", k, "PlanePositionSequence")
     axes = _tag(data, "ImageOrientationPatient", k, "PlaneOrientationSequence")
     if position is None or axes is None or len(position) != 3 or len(axes) != 6:
         return None, None
-    return np.array(position, float), np.array(axes, float).reshape(2, 3)
+    corner, directions = np.array(position, float), np.array(axes, float).reshape(2, 3)
+    if count_of(data) == 1 or "PerFrameFunctionalGroupsSequence" in data:
+        return corner, directions
+    offsets = np.ravel(data.get("GridFrameOffsetVector") or ()).astype(float)
+    between = _number(data, "SpacingBetweenSlices", 0)
+    if len(offsets) == count_of(data):
+        far = float(offsets[k] - offsets[0])
+    elif between:
+        far = k * between
+    else:
+        return None, None
+    return corner + far * np.cross(*directions), directions
 
 
 def _place(data: Any, k: int) -> float:
