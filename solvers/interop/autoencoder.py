@@ -16,7 +16,13 @@ from solvers.files import replace_file
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.strict_json import read_object
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
+CONFIG = "config.json"
+# what diffusers calls weights, the usual ones first; "fp16" is a variant to it
+WEIGHTS = tuple(
+    f"diffusion_pytorch_model{variant}.{kind}"
+    for variant in ("", ".fp16")
+    for kind in ("safetensors", "bin")
+)
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,22 @@ class Autoencoder:
     def write(self, folder: Path) -> None:
         """Its files into another folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        names = (CONFIG, f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin")
-        for source in (self.folder / name for name in names):
+        for source in (self.folder / name for name in (CONFIG, *WEIGHTS)):
             if source.is_file():
                 replace_file(folder / source.name, partial(shutil.copyfile, source))
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of weights in a network's folder."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def said_of(weights: Path) -> dict[str, Any]:
+    """What diffusers' ``from_pretrained`` must be told to read this file."""
+    return {
+        "use_safetensors": weights.suffix == ".safetensors",
+        "variant": "fp16" if ".fp16." in weights.name else None,
+    }
 
 
 def read_autoencoder(folder: Path) -> Autoencoder:
@@ -90,6 +108,8 @@ def read_autoencoder(folder: Path) -> Autoencoder:
 
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} is no folder of an autoencoder: it needs {CONFIG}")
+    if (weights := weights_in(folder)) is None:
+        raise ModelError(f"{folder} is no folder of an autoencoder: it needs {WEIGHTS[0]}")
     config = read_object(folder / CONFIG, ModelError)
     if (kind := config.get("_class_name")) != "AutoencoderKL":
         raise ModelError(f"{folder} holds a {kind}; of autoencoders AutoencoderKL is read")
@@ -100,7 +120,11 @@ def read_autoencoder(folder: Path) -> Autoencoder:
     with reading(folder, "an AutoencoderKL", ModelError):
         read: Any = AutoencoderKL.from_pretrained
         vae, report = read(
-            folder, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
+            folder,
+            torch_dtype=torch.float32,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+            **said_of(weights),
         )
         if missing := sorted(report["missing_keys"]):
             raise ModelError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")

@@ -16,7 +16,7 @@ from solvers.files import replace_file, room_for, together
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.memory import check_bytes
 from solvers.inputs.strict_json import read_object
-from solvers.interop.autoencoder import Autoencoder, read_autoencoder
+from solvers.interop.autoencoder import WEIGHTS, Autoencoder, read_autoencoder, said_of, weights_in
 from solvers.interop.checkpoints.container import HOW_TO_WRAP
 from solvers.interop.checkpoints.load import read_checkpoint
 from solvers.interop.checkpoints.options import flag
@@ -187,10 +187,7 @@ def _settings(extra: Mapping[str, Any]) -> dict[str, Any]:
 def _read_network(root: Path) -> Network:
     """The network of a folder, or of ``unet/`` in it."""
     unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
-    stem = "diffusion_pytorch_model"
-    weights = next(
-        (unet / f for f in (f"{stem}.safetensors", f"{stem}.bin") if (unet / f).is_file()), None
-    )
+    weights = weights_in(unet)
     if (root / "transformer" / "config.json").is_file() and unet is root:
         inner = read_object(root / "transformer" / "config.json", ModelError).get("_class_name")
         raise ModelError(
@@ -198,7 +195,7 @@ def _read_network(root: Path) -> Network:
         )
     if not (unet / "config.json").is_file() or weights is None:
         raise ModelError(
-            f"{root} is no model folder: it needs config.json and {stem}.safetensors (in it or in"
+            f"{root} is no model folder: it needs config.json and {WEIGHTS[0]} (in it or in"
             f" unet/); {HOW_TO_WRAP}"
         )
     config = read_object(unet / "config.json", ModelError)
@@ -215,10 +212,10 @@ def _read_network(root: Path) -> Network:
     with reading(unet, f"a {kind}", ModelError):
         network, report = network_class(kind).from_pretrained(
             unet,
-            use_safetensors=weights.suffix == ".safetensors",
             low_cpu_mem_usage=False,
             torch_dtype=torch.float32,
             output_loading_info=True,
+            **said_of(weights),
         )
     if config.get("time_embedding_type") == "learned":
         raise ModelError(

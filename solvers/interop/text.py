@@ -4,7 +4,8 @@ classifier-free guidance by them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,21 @@ def _embedded(root: Path, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
     return states | {GUIDANCE: torch.tensor(float(guidance))}, said
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """transformers shows no bar for what takes a moment."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 class _Encoder:
     """The text encoder of a pipeline's folder, ``encoder(prompt) -> (1, L, D)``.
 
@@ -170,12 +186,15 @@ class _Encoder:
                 f"{place} is a {kind}, and only CLIPTextModel is read: write the prompt's embedding"
                 f" (1, L, D) to {root / STORED} under the key {PROMPT}"
             )
-        with reading(place, "a text encoder", ModelError):
+        half = (place / "model.fp16.safetensors").is_file()
+        usual = any((place / n).is_file() for n in ("model.safetensors", "pytorch_model.bin"))
+        variant = "fp16" if half and not usual else None
+        with reading(place, "a text encoder", ModelError), _silent():
             self.tokenizer = CLIPTokenizer.from_pretrained(
                 root / "tokenizer", local_files_only=True
             )
             model: Any = CLIPTextModel.from_pretrained(
-                place, local_files_only=True, dtype=torch.float32
+                place, local_files_only=True, dtype=torch.float32, variant=variant
             )
         self.model = model.eval()
 

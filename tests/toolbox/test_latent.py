@@ -148,6 +148,25 @@ def test_folders_that_do_not_fit_are_refused(folders, tmp_path):
         load(folders / "4" / "vae", prompt="cat")
 
 
+def test_a_folder_in_half_precision_is_read(folders, tmp_path):
+    """As it lies on hubs, as a variant."""
+    place = write_latent(tmp_path / "m", 9)
+    names = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+    for part, stem in (names | {"text_encoder": "model"}).items():
+        file = place / part / f"{stem}.safetensors"
+        tensors = {k: v.half() for k, v in load_file(file).items()}
+        save_file(tensors, file.with_name(f"{stem}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+    x, t = torch.randn(1, 9, 16, 16), torch.tensor([500.0])
+    half, whole = (load(p, **GUIDED).network(x, t) for p in (place, folders / "9"))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, atol=1e-2, rtol=1e-2)
+    with reading_with(GUIDED):
+        run_convert(str(place), tmp_path / "c")
+    torch.testing.assert_close(load(tmp_path / "c").network(x, t), half)
+    assert load(tmp_path / "c").autoencoder is not None
+
+
 def test_a_network_without_a_mask_is_held_to_the_known_latents(folders):
     """Where all is known but a block, the latents around it stay those of the picture."""
     d = load(folders / "4", guidance=0.0)
