@@ -2,6 +2,7 @@
 calibration to a verified bundle for U-Net and decoder.
 """
 
+import json
 import re
 
 import pytest
@@ -225,6 +226,9 @@ def test_the_command_restores_and_a_converted_folder_says_all_by_itself(folders,
         run_convert(str(folders / "9"), tmp_path / "m")
     given, kept = load(folders / "9", **GUIDED | {"negative_prompt": ""}), load(tmp_path / "m")
     assert network_hash(given.network) == network_hash(kept.network)
+    by_default = restobox(*words[:-2], "--model", folders / "9", *said, "--json")
+    assert json.loads(by_default.stdout)["steps"] == 30
+    assert restobox(*words, "--model", folders / "9", *said).returncode == 0
     first = read_image(out).pixels
     assert restobox(*words, "--model", tmp_path / "m").returncode == 0
     assert abs(read_image(out).pixels - first).max() < 1e-6

@@ -17,6 +17,7 @@ from restoration.io.images import Photo, read_mask
 from restoration.io.pictures.masks import feathered, grown, looks_inverse, traces
 from restoration.photo.defects import PREFIX, found_defects
 from restoration.photo.inpainting import InpaintingTask
+from restoration.photo.latent import STEPS as LATENT_STEPS
 from restoration.photo.masks import KINDS, MISSING, make_mask, parse_mask
 from solvers.denoiser import Denoiser
 from toolbox.api import check_model, load
@@ -101,6 +102,10 @@ class Inpaint(PictureTask):
 
     def is_usual(self, options: Inpainting) -> bool:
         return options.sigma == 0
+
+    def recorded_steps(self, denoiser: Denoiser) -> tuple[int, ...]:
+        own = super().recorded_steps(denoiser)
+        return own if denoiser.autoencoder is None else (LATENT_STEPS,)
 
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
