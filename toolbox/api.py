@@ -286,7 +286,7 @@ def _from_hub(name: str) -> Path:
     Raises:
         ValueError: huggingface_hub is not installed, or the repository can't be had.
     """
-    from solvers.interop.autoencoder import WEIGHTS
+    from solvers.interop.folders import WEIGHTS
     from solvers.interop.text import STORED
 
     try:

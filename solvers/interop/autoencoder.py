@@ -15,14 +15,7 @@ from torch import Tensor
 from solvers.files import replace_file
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.strict_json import read_object
-
-CONFIG = "config.json"
-# what diffusers calls weights, the usual ones first; "fp16" is a variant to it
-WEIGHTS = tuple(
-    f"diffusion_pytorch_model{variant}.{kind}"
-    for variant in ("", ".fp16")
-    for kind in ("safetensors", "bin")
-)
+from solvers.interop.folders import CONFIG, WEIGHTS, check_network, said_of, weights_in
 
 
 @dataclass(frozen=True)
@@ -83,19 +76,6 @@ class Autoencoder:
                 replace_file(folder / source.name, partial(shutil.copyfile, source))
 
 
-def weights_in(folder: Path) -> Path | None:
-    """The file of weights in a network's folder."""
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-
-
-def said_of(weights: Path) -> dict[str, Any]:
-    """What diffusers' ``from_pretrained`` must be told to read this file."""
-    return {
-        "use_safetensors": weights.suffix == ".safetensors",
-        "variant": "fp16" if ".fp16." in weights.name else None,
-    }
-
-
 def read_autoencoder(folder: Path) -> Autoencoder:
     """That of a ``vae/`` folder, in single precision.
 
@@ -117,6 +97,7 @@ def read_autoencoder(folder: Path) -> Autoencoder:
         raise ModelError(
             f"{folder}: latents with a mean and standard deviation for each channel are not read"
         )
+    check_network(kind, AutoencoderKL.from_config, config, weights)
     with reading(folder, "an AutoencoderKL", ModelError):
         read: Any = AutoencoderKL.from_pretrained
         vae, report = read(

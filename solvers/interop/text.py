@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.memory import check_bytes
 from solvers.inputs.strict_json import read_object
 from solvers.interop.checkpoints.options import flag
+from solvers.interop.folders import check_network, said_of
 
 Network = Any
 
@@ -118,6 +120,7 @@ def _guided(network: Network, _: tuple[Any, ...], answer: Any) -> Tensor | None:
 def _stored(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
+    check_bytes(str(path), path.stat().st_size)
     found = load_file(path)
     if PROMPT not in found or set(found) - set(BUFFERS):
         raise ModelError(f"{path} holds {', '.join(found)}; it must hold a tensor {PROMPT}")
@@ -174,21 +177,25 @@ class _Encoder:
     def __init__(self, root: Path):
         self.root, place = root, root / "text_encoder"
         try:
-            from transformers import CLIPTextModel, CLIPTokenizer
+            from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
         except ImportError:
             raise ModelError(
                 f"{root}: prompts are embedded by the package transformers: pip install"
                 " 'restobox[text]'"
             ) from None
-        kind = (read_object(place / "config.json", ModelError).get("architectures") or ["?"])[0]
+        config = read_object(place / "config.json", ModelError)
+        kind = (config.get("architectures") or ["?"])[0]
         if kind != "CLIPTextModel":
             raise ModelError(
                 f"{place} is a {kind}, and only CLIPTextModel is read: write the prompt's embedding"
                 f" (1, L, D) to {root / STORED} under the key {PROMPT}"
             )
-        half = (place / "model.fp16.safetensors").is_file()
-        usual = any((place / n).is_file() for n in ("model.safetensors", "pytorch_model.bin"))
-        variant = "fp16" if half and not usual else None
+        names = ("model.safetensors", "pytorch_model.bin", "model.fp16.safetensors")
+        weights = next((place / n for n in names if (place / n).is_file()), None)
+        if weights is None:
+            raise ModelError(f"{place} is no text encoder's folder: it needs {names[0]}")
+        check_network(kind, lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c)), config, weights)
+        variant = said_of(weights)["variant"]
         with reading(place, "a text encoder", ModelError), _silent():
             self.tokenizer = CLIPTokenizer.from_pretrained(
                 root / "tokenizer", local_files_only=True
