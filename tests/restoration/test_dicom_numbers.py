@@ -119,6 +119,16 @@ def test_padding_is_no_part_of_the_picture(tmp_path, stored, tags, inverse):
         np.testing.assert_array_equal(after, np.where(HOLE, first, pixels))
 
 
+def test_padding_of_a_negative_slope(tmp_path):
+    pixels = np.where(HOLE, 0, 4095 - BRIGHT).astype(np.uint16)
+    tags = {"RescaleSlope": -1, "RescaleIntercept": 4095, "PixelPaddingValue": 0}
+    path = dicom(tmp_path / "a.dcm", pixels, 12, **tags)
+    least = BRIGHT[~HOLE].min()
+    np.testing.assert_array_equal(read_scan(path).magnitude[0], np.where(HOLE, least, BRIGHT))
+    write_image(tmp_path / "b.dcm", read_image(path))
+    np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "b.dcm").pixel_array, pixels)
+
+
 def test_what_is_no_magnitude_is_said(tmp_path):
     path = dicom(tmp_path / "a.dcm", (3000 - BRIGHT).astype(np.int16), 16)
     data = pydicom.dcmread(path)

@@ -135,6 +135,10 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
     elif wide is not None:
         array, top = wide
         image.load()
+        if array.shape[:2] != (image.height, image.width):
+            raise InputError(
+                f"{path} is damaged: its parts tell several sizes; copy or save it again"
+            )
     else:
         array = _pixels(path, image, head[24] if image.format == "PNG" else 8)
     # after loading: some decoders turn the picture themselves, and then say so

@@ -217,7 +217,8 @@ def frames_of(path: Path) -> Iterator[Frame]:
         low, high = float(pixels.min()), float(pixels.max())
     padding = None
     if samples == 1 and kind != "PALETTE COLOR" and (none := padding_of(data)) is not None:
-        pixels, padding = _without(pixels, none, kind == "MONOCHROME1")
+        falling = _number(data, "RescaleSlope", 1, 0, "PixelValueTransformationSequence") < 0
+        pixels, padding = _without(pixels, none, (kind == "MONOCHROME1") != falling)
         padding = None if padding is None else padding.reshape(count, *size)
     table = (data.get("ModalityLUTSequence") or [None])[0]
     if kind == "PALETTE COLOR":
