@@ -183,3 +183,23 @@ def test_frames_of_plain_files_are_slices(tmp_path, tags, depth):
     assert (scan.affine is None) == (depth is None)
     if depth is not None:
         assert scan.affine[2].tolist() == [0, 0, depth, 7]
+
+
+HOW_STORED = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
+
+
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("tag", [*HOW_STORED, "PhotometricInterpretation", "SOPClassUID"])
+def test_tags_that_can_be_meant_but_one_way(tmp_path, tag, empty):
+    data = pydicom.dcmread(dicom(tmp_path / "a.dcm", BRIGHT.astype(np.uint16), 16))
+    if empty:
+        data[tag].value = None
+    else:
+        del data[tag]
+    data.save_as(tmp_path / "b.dcm", enforce_file_format=False)
+    scan, photo = read_scan(tmp_path / "b.dcm"), read_image(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(scan.magnitude[0], BRIGHT)
+    write_image(tmp_path / "c.dcm", photo)
+    write_reconstruction(tmp_path / "d.dcm", scan.magnitude, scan)
+    for name in ("c.dcm", "d.dcm"):
+        np.testing.assert_array_equal(pydicom.dcmread(tmp_path / name).pixel_array, BRIGHT)

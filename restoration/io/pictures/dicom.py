@@ -191,6 +191,8 @@ def frames_of(path: Path) -> Iterator[Frame]:
     pydicom = need("pydicom", "DICOM files")
     data = _read(path)
     count, size = count_of(data), (int(data.Rows), int(data.Columns))
+    if "PixelData" in data:
+        _complete(data, count * size[0] * size[1])
     samples = int(_number(data, "SamplesPerPixel", 1))
     check_array(path, (count, *size, samples), 8)
     kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
@@ -203,7 +205,13 @@ def frames_of(path: Path) -> Iterator[Frame]:
     try:
         pixels = data.pixel_array
     except (RuntimeError, NotImplementedError, AttributeError) as error:
-        syntax = getattr(data.file_meta.get("TransferSyntaxUID", ""), "name", "unknown")
+        found = data.file_meta.get("TransferSyntaxUID", "")
+        syntax = getattr(found, "name", "unknown")
+        if not getattr(found, "is_compressed", True):
+            raise InputError(
+                f"{path} does not say how its pixels are stored ({str(error).splitlines()[0]});"
+                " write it again with another program"
+            ) from error
         raise InputError(
             f"{path} is compressed as {syntax}, which needs another decoder: pip install"
             f" 'pylibjpeg[all]' ({str(error).splitlines()[0]})"
@@ -250,6 +258,27 @@ def frames_of(path: Path) -> Iterator[Frame]:
         one = Frame(frame[..., 0] * slope + shift, black, white, *geometry)
         moment = tuple(_number(data, name, 0, k, group) for name, group in MOMENTS)
         yield replace(one, padding=hidden, moment=moment)
+
+
+def _complete(data: Any, pixels: int) -> None:
+    """Fill in what files leave out of how their numbers are stored, where it can be meant but one
+    way.
+
+    Args:
+        pixels: of all frames.
+    """
+    words: dict[str, Any] = {"SamplesPerPixel": 1}
+    samples = int(_number(data, "SamplesPerPixel", 1))
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and not syntax.is_compressed and pixels > 0:
+        words["BitsAllocated"] = len(data.PixelData) // (pixels * samples) * 8
+    words["BitsStored"] = data.get("BitsAllocated") or words.get("BitsAllocated")
+    words["HighBit"] = int(data.get("BitsStored") or words["BitsStored"] or 1) - 1
+    words["PixelRepresentation"] = 0
+    words["PhotometricInterpretation"] = "MONOCHROME2" if samples == 1 else "RGB"
+    for name, value in words.items():
+        if not _filled(data.get(name)) and value is not None:
+            setattr(data, name, value)
 
 
 def _without(
