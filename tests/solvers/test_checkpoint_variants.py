@@ -127,6 +127,8 @@ STORED = {
     "nested": lambda s, o: {"anything": {"model": s}, "epoch": 2},
     "ema": lambda s, o: {"model": o, "ema": s, "opt": {}},
     "model_ema": lambda s, o: {"model": o, "model_ema": s},
+    "a-decay": lambda s, o: {"model": s, "ema": 0.9999},
+    "averages-without-names": lambda s, o: {"model": s, "ema": {"shadow_params": [*o.values()]}},
     "ema-beside": lambda s, o: under("net.", o) | under("net_ema.", s),
     "ema-pytorch": lambda s, o: {
         "ema": under("ema_model.module.", s) | under("online_model.module.", o)

@@ -8,7 +8,6 @@ import re
 import pytest
 import torch
 from helpers.commands import restobox
-from helpers.covering import covering
 from helpers.data import smooth_picture
 from helpers.deploy import calibrate
 from helpers.latent import STABLE_DIFFUSION, autoencoder, conditional_unet, text_parts, write_latent
@@ -241,9 +240,8 @@ def test_the_command_restores_and_a_converted_folder_says_all_by_itself(folders,
     assert re.search("works on an autoencoder's latents, for inpaint", other.stderr)
 
 
-@pytest.mark.parametrize(
-    "preset", covering(["best-w4a8", "best-w8a8", "eda-dm-w8a8"], ["best-w4a8"])
-)
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["best-w4a8", "best-w8a8", "eda-dm-w8a8"])
 def test_guided_networks_are_quantized(folders, tmp_path, preset):
     """By methods that look at features and at whole blocks too; both prompts are in each call."""
     d = load(folders / "4", **GUIDED)

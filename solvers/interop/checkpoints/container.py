@@ -158,7 +158,8 @@ def _state(path: Path, content: Any) -> tuple[dict[str, Any], str]:
             state, taken = _state(path, inner)
             if key in AVERAGES:
                 return state, taken or f"the average ({key})"
-            nameless = any("shadow_params" in (content.get(k) or ()) for k in AVERAGES)
+            averages = [v for k in AVERAGES if isinstance(v := content.get(k), Mapping)]
+            nameless = any("shadow_params" in average for average in averages)
             return state, taken or "as trained: its averages have no names" * nameless
     tensors = {str(name): v for name, v in content.items() if isinstance(v, Tensor)}
     if not tensors:  # a name that nobody agreed on
