@@ -98,7 +98,13 @@ def read_ismrmrd(path: Path, file: Any, group: str = "dataset") -> Scan:
     depths, slices = (_of(heads["idx"], n)[lines] for n in ("kspace_encode_step_2", "slice"))
     if matrix.z > 1 and not depths.any() and slices.any():
         matrix = replace(matrix, z=1, centre_z=0)  # slices, whose number stands for z
-    coils = int(heads["active_channels"][lines].max())
+    channels = heads["active_channels"][lines]
+    coils = int(channels.max())
+    if (channels != coils).any():
+        raise InputError(
+            f"{path} has image lines of {int(channels.min())} and of {coils} channels; write those"
+            " of one set of coils into a file of its own"
+        )
     shape = (len(images), coils, matrix.x, matrix.y, matrix.z)
     check_array(path, shape, 8)
     kspace = np.zeros(shape, np.complex64)

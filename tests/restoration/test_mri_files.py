@@ -420,6 +420,12 @@ def test_ismrmrd_in_3d(tmp_path, kspace):
     np.testing.assert_array_equal(scan.kspace, kspace)
 
 
+def test_lines_of_fewer_channels_are_refused(tmp_path, kspace):
+    lines = [(kspace[0, : 2 if line == 7 else 3, :, line], line, 0, 20, ()) for line in range(36)]
+    with pytest.raises(InputError, match="image lines of 2 and of 3 channels"):
+        read_scan(ismrmrd_file(tmp_path / "scan.h5", lines))
+
+
 def test_other_encodings_are_refused(tmp_path, kspace):
     lines = [(kspace[0][:, :, k], k, 0, 20, (), {"encoding_space_ref": k % 2}) for k in range(36)]
     with pytest.raises(InputError, match="image lines of the encodings 0, 1; write those of one"):
