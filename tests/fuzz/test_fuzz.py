@@ -19,7 +19,7 @@ SEED = os.environ.get("RESTOBOX_FUZZ_SEED", "0")
 sys.path.insert(0, str(HERE))
 from readers import READERS  # noqa: E402
 
-HEAVY = ("model", "quantized", "bundle", "restorer", "calibration")
+HEAVY = ("latent", "model", "quantized", "bundle", "restorer", "calibration")
 LIGHT = [name for name in READERS if name not in HEAVY]
 
 
