@@ -52,8 +52,7 @@ def structure(image: np.ndarray, clean: np.ndarray, hazy: np.ndarray) -> Structu
     smooth = [
         ndimage.gaussian_filter(np.asarray(v, np.float64), GRAIN) for v in (image, clean, hazy)
     ]
-    slopes = [np.stack(np.gradient(v))[:, inner] for v in smooth]
-    found, true, given = slopes
+    found, true, given = (np.array(np.gradient(v))[:, inner] for v in smooth)
     steep = np.linalg.norm(true, axis=0)
     if not steep.sum() > 0:
         raise ValueError("the clean frame shows no edge to compare with")
