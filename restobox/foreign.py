@@ -29,6 +29,11 @@ def to_deepinv(model: Model, device: str = "cpu") -> nn.Module:
         raise ValueError(
             f"{model} is a whole restoration; deepinv's algorithms need a denoiser such as `photo`"
         )
+    if denoiser.autoencoder is not None:
+        raise ValueError(
+            f"{model} denoises an autoencoder's latents; deepinv's algorithms need a denoiser of"
+            " pictures"
+        )
     return _ToDeepinv(denoiser)
 
 

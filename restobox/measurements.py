@@ -80,9 +80,10 @@ def mri(
 ) -> Callable[..., RestoredScan]:
     """Reconstruct undersampled Cartesian MRI: ``mri()(kspace, mask=None, maps=None)`` with complex
     k-space ``(coils, H, W)`` or ``(slices, coils, H, W)``, zero frequency in the centre, or a file,
-    whose header says the image's matrix; the result has complex ``mean``, ``std``, ``sigma`` and
-    ``residual``. Of several samples ``std`` is as large as the errors are where the model's card
-    knows that of such runs, and ``level`` says so.
+    whose header says the image's matrix (of several volumes ``volume=0`` takes the first); the
+    result has complex ``mean``, ``std``, ``sigma`` and ``residual``. Of several samples ``std`` is
+    as large as the errors are where the model's card knows that of such runs, and ``level`` says
+    so.
     """
     from restoration.mri.task import MRITask
     from toolbox.tasks import task_by_name
@@ -100,13 +101,17 @@ def mri(
         kspace: np.ndarray | Tensor | str | os.PathLike[str],
         mask: np.ndarray | Tensor | None = None,
         maps: np.ndarray | Tensor | None = None,
+        volume: int | None = None,
         **options: Any,
     ) -> RestoredScan:
         scan = None
+        if volume is not None and not isinstance(kspace, (str, os.PathLike)):
+            raise ValueError("volume counts the volumes of a file; of an array give the one")
         if isinstance(kspace, (str, os.PathLike)):
             from restoration.io.mri import read_scan
 
             scan = read_scan(Path(kspace))
+            scan = scan if volume is None else scan.volume(volume, Path(kspace))
             if scan.kspace is None:
                 raise ValueError(f"{kspace} holds images, not k-space")
             kspace = scan.kspace

@@ -40,7 +40,8 @@ def inpaint(
     Args:
         model: a shipped model's name, a folder, an exported bundle or a ``solvers.Denoiser``.
         solver, steps, correction: as ``restobox restore inpaint``: None: what the model's card
-            advises, for inpainting one call, the mean, and five steps for several samples.
+            advises, for inpainting one call, the mean, and five steps for several samples (30
+            steps in latents).
         device: ``cpu``, ``cuda``, or for bundles ``openvino``.
         dtype: of a PyTorch model's weights, such as ``torch.float16``.
 
@@ -48,9 +49,12 @@ def inpaint(
         ValueError: an unknown model, solver or correction, or a model of another kind.
     """
     from restoration.photo.inpainting import InpaintingTask
+    from restoration.photo.latent import STEPS as LATENT_STEPS
     from toolbox.tasks.photo import cleaner_of
 
     denoiser = load_model(model, device, dtype)
+    if steps is None and getattr(denoiser, "autoencoder", None) is not None:
+        steps = LATENT_STEPS
     plan, task = _Plan("inpaint", model, solver, steps, correction), denoiser
     if getattr(denoiser, "run", None) is None:
         check_model(denoiser, "inpaint", named(model))

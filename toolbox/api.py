@@ -286,13 +286,14 @@ def _from_hub(name: str) -> Path:
     Raises:
         ValueError: huggingface_hub is not installed, or the repository can't be had.
     """
+    from solvers.interop.folders import WEIGHTS
     from solvers.interop.text import STORED
 
     try:
         from huggingface_hub import snapshot_download
 
         # a star also stands for folders: of those that hold weights only the network's are read
-        weights = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+        weights = WEIGHTS[:2]
         wanted = ["*.json", STORED, *weights, *(f"unet/{name}" for name in weights)]
         wanted += [*(f"vae/{name}" for name in weights), "tokenizer/*"]
         wanted += ["text_encoder/model.safetensors", "text_encoder/pytorch_model.bin"]

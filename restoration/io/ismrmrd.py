@@ -27,7 +27,27 @@ DISCARDED = ("discard_pre", "discard_post")
 IMAGES = ("contrast", "phase", "set", "repetition", "slice")  # indices that separate images
 
 
-def read_ismrmrd(path: Path, file: Any) -> Scan:
+def measurement_of(path: Path, file: Any) -> str | None:
+    """The group that holds a measurement: ``dataset``, or the only one; None: none does.
+
+    Raises:
+        InputError: several of other names.
+    """
+    import h5py
+
+    own = [n for n in file if isinstance(file.get(n, getlink=True), h5py.HardLink)]
+    found = [n for n in own if isinstance(file[n], h5py.Group) and {"data", "xml"} <= {*file[n]}]
+    if "dataset" in own:
+        return "dataset"
+    if len(found) > 1:
+        raise InputError(
+            f"{path} holds {len(found)} measurements ({', '.join(found)}); write the one to be"
+            " restored to a file of its own"
+        )
+    return found[0] if found else None
+
+
+def read_ismrmrd(path: Path, file: Any, group: str = "dataset") -> Scan:
     """Cartesian acquisitions: lines are put to their place on the encoded matrix.
 
     Averages and segments of an image are joined. Contrasts, phases, sets and repetitions are
@@ -41,13 +61,14 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
     Args:
         path: names the file in errors.
         file: open, of h5py.
+        group: in it, with ``data`` and ``xml``.
 
     Raises:
         InputError: another trajectory, several encodings, lines that don't fit, a second phase
             encoding that is not sampled in full.
     """
-    records = dataset(file, "dataset/data", path)
-    header = text_of(np.ravel(dataset(file, "dataset/xml", path)[()])[0])
+    records = dataset(file, f"{group}/data", path)
+    header = text_of(np.ravel(dataset(file, f"{group}/xml", path)[()])[0])
     header = re.sub(r"<!--.*?-->", "", header, flags=re.DOTALL)
     size = _numbers(header, "encodedSpace", "matrixSize")
     trajectory = re.search(rf"{_opening('trajectory')}\s*(\w+)\s*</", header)
@@ -77,7 +98,13 @@ def read_ismrmrd(path: Path, file: Any) -> Scan:
     depths, slices = (_of(heads["idx"], n)[lines] for n in ("kspace_encode_step_2", "slice"))
     if matrix.z > 1 and not depths.any() and slices.any():
         matrix = replace(matrix, z=1, centre_z=0)  # slices, whose number stands for z
-    coils = int(heads["active_channels"][lines].max())
+    channels = heads["active_channels"][lines]
+    coils = int(channels.max())
+    if (channels != coils).any():
+        raise InputError(
+            f"{path} has image lines of {int(channels.min())} and of {coils} channels; write those"
+            " of one set of coils into a file of its own"
+        )
     shape = (len(images), coils, matrix.x, matrix.y, matrix.z)
     check_array(path, shape, 8)
     kspace = np.zeros(shape, np.complex64)

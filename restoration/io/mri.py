@@ -18,7 +18,7 @@ from restoration.io.containers.arrays import arrays_of, read_array
 from restoration.io.containers.hdf5 import attributes, dataset, opened
 from restoration.io.containers.matlab import Matlab, is_hdf5
 from restoration.io.containers.packages import need
-from restoration.io.ismrmrd import HEADER, header_of, read_ismrmrd, recon_space
+from restoration.io.ismrmrd import HEADER, header_of, measurement_of, read_ismrmrd, recon_space
 from restoration.io.mri_scan import (
     Scan,
     Stored,
@@ -93,8 +93,8 @@ def read_scan(path: str | Path) -> Scan:
 
 def _read_hdf5(path: Path) -> Scan:
     with opened(path) as file:
-        if "kspace" not in file and "dataset" in file:
-            return read_ismrmrd(path, file)
+        if "kspace" not in file and (group := measurement_of(path, file)) is not None:
+            return read_ismrmrd(path, file, group)
         kspace = complex_array(dataset(file, "kspace", path), path, ranks=(3, 4, 5))
         kspace, volumes = flat(kspace[:, None] if kspace.ndim == 3 else kspace, path)
         header = header_of(path, file)

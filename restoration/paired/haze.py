@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restoration.io.containers.arrays import read_array
 from restoration.paired.dark_channel import LUMA, guided_filter
-from solvers.inputs.errors import reading
+from solvers.inputs.errors import InputError, reading
 
 # RESIDE's indoor training set (Li et al. 2019): scattering of depth that is 1 at its largest
 BETA = (0.6, 1.8)
@@ -121,12 +121,12 @@ def read_depth(path: str | Path, height: int, width: int) -> Tensor:
     with reading(path, "depth (.npy or .npz)"):
         depth = np.asarray(read_array(path, "depth"), dtype=np.float32)
     if depth.shape != (height, width):
-        raise ValueError(
+        raise InputError(
             f"depth {path} has shape {depth.shape} but the picture is {(height, width)} (H, W)"
         )
     unknown = ~np.isfinite(depth)
     if unknown.all() or (depth[~unknown] < 0).any():
-        raise ValueError(
+        raise InputError(
             f"depth {path} holds {'nothing known' if unknown.all() else 'negative values'}"
         )
     if unknown.any():

@@ -24,6 +24,7 @@ from solvers.methods.red_diff import REDDiff
 from solvers.solver import DenoiserLike, Solver
 
 SPREAD = 1.0  # standard deviation of latents, about
+STEPS = 30  # of a run, where nobody says: a mean of latents is no picture's
 
 
 class LatentTask(Protocol):

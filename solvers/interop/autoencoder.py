@@ -15,8 +15,7 @@ from torch import Tensor
 from solvers.files import replace_file
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.strict_json import read_object
-
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
+from solvers.interop.folders import CONFIG, WEIGHTS, check_network, said_of, weights_in
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ class Autoencoder:
     def write(self, folder: Path) -> None:
         """Its files into another folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        names = (CONFIG, f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin")
-        for source in (self.folder / name for name in names):
+        for source in (self.folder / name for name in (CONFIG, *WEIGHTS)):
             if source.is_file():
                 replace_file(folder / source.name, partial(shutil.copyfile, source))
 
@@ -90,6 +88,8 @@ def read_autoencoder(folder: Path) -> Autoencoder:
 
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} is no folder of an autoencoder: it needs {CONFIG}")
+    if (weights := weights_in(folder)) is None:
+        raise ModelError(f"{folder} is no folder of an autoencoder: it needs {WEIGHTS[0]}")
     config = read_object(folder / CONFIG, ModelError)
     if (kind := config.get("_class_name")) != "AutoencoderKL":
         raise ModelError(f"{folder} holds a {kind}; of autoencoders AutoencoderKL is read")
@@ -97,10 +97,15 @@ def read_autoencoder(folder: Path) -> Autoencoder:
         raise ModelError(
             f"{folder}: latents with a mean and standard deviation for each channel are not read"
         )
+    check_network(kind, AutoencoderKL.from_config, config, weights)
     with reading(folder, "an AutoencoderKL", ModelError):
         read: Any = AutoencoderKL.from_pretrained
         vae, report = read(
-            folder, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
+            folder,
+            torch_dtype=torch.float32,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+            **said_of(weights),
         )
         if missing := sorted(report["missing_keys"]):
             raise ModelError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")

@@ -14,13 +14,13 @@ import torch
 
 from solvers.files import replace_file, room_for, together
 from solvers.inputs.errors import ModelError, reading
-from solvers.inputs.memory import check_bytes
 from solvers.inputs.strict_json import read_object
 from solvers.interop.autoencoder import Autoencoder, read_autoencoder
 from solvers.interop.checkpoints.container import HOW_TO_WRAP
 from solvers.interop.checkpoints.load import read_checkpoint
 from solvers.interop.checkpoints.options import flag
 from solvers.interop.description import describe, from_description
+from solvers.interop.folders import WEIGHTS, check_network, said_of, weights_in
 from solvers.interop.networks import KNOWN, network_class
 from solvers.interop.networks.clock import NOTED, adapt
 from solvers.interop.schedules import schedule_of
@@ -30,8 +30,6 @@ from solvers.prediction import HEADS
 from solvers.processes.process import VP, Process
 
 Network = Any
-
-MOST_CHANNELS, MOST_LAYERS = 65_536, 64
 
 
 def read_model(root: Path, options: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -187,10 +185,7 @@ def _settings(extra: Mapping[str, Any]) -> dict[str, Any]:
 def _read_network(root: Path) -> Network:
     """The network of a folder, or of ``unet/`` in it."""
     unet = root / "unet" if (root / "unet" / "config.json").is_file() else root
-    stem = "diffusion_pytorch_model"
-    weights = next(
-        (unet / f for f in (f"{stem}.safetensors", f"{stem}.bin") if (unet / f).is_file()), None
-    )
+    weights = weights_in(unet)
     if (root / "transformer" / "config.json").is_file() and unet is root:
         inner = read_object(root / "transformer" / "config.json", ModelError).get("_class_name")
         raise ModelError(
@@ -198,7 +193,7 @@ def _read_network(root: Path) -> Network:
         )
     if not (unet / "config.json").is_file() or weights is None:
         raise ModelError(
-            f"{root} is no model folder: it needs config.json and {stem}.safetensors (in it or in"
+            f"{root} is no model folder: it needs config.json and {WEIGHTS[0]} (in it or in"
             f" unet/); {HOW_TO_WRAP}"
         )
     config = read_object(unet / "config.json", ModelError)
@@ -211,14 +206,14 @@ def _read_network(root: Path) -> Network:
     if kind == "SpandrelRestorer":
         with reading(unet, f"a {config.get('architecture')}", ModelError):
             return network_class(kind).read(weights)
-    _check_network(kind, config, unet / "config.json", weights)
+    check_network(kind, network_class(kind).from_config, config, weights)
     with reading(unet, f"a {kind}", ModelError):
         network, report = network_class(kind).from_pretrained(
             unet,
-            use_safetensors=weights.suffix == ".safetensors",
             low_cpu_mem_usage=False,
             torch_dtype=torch.float32,
             output_loading_info=True,
+            **said_of(weights),
         )
     if config.get("time_embedding_type") == "learned":
         raise ModelError(
@@ -363,34 +358,6 @@ def multiple_of(network: Network) -> int:
     if (own := getattr(network, "multiple", None)) is not None:
         return int(own)
     return 2 ** (len(network.config.block_out_channels) - 1)
-
-
-def _check_network(kind: str, config: dict[str, Any], path: Path, weights: Path) -> None:
-    """Refuse a description that has no end, or that the weights can't fill, before the network is
-    made.
-    """
-    numbers = [config]
-    while numbers:
-        value = numbers.pop()
-        if isinstance(value, (dict, list)):
-            numbers += value.values() if isinstance(value, dict) else value
-        elif isinstance(value, int) and abs(value) > MOST_CHANNELS:
-            raise ModelError(
-                f"{path} holds the number {str(value)[:40]}; at most {MOST_CHANNELS} are accepted"
-            )
-    depths = [config.get(name) for name in ("layers_per_block", "transformer_layers_per_block")]
-    for depth in [v for d in depths for v in (d if isinstance(d, list) else [d])]:
-        if depth is not None and not (isinstance(depth, int) and 1 <= depth <= MOST_LAYERS):
-            raise ModelError(f"{path}: blocks have 1 to {MOST_LAYERS} layers; got {depth!r}")
-    with reading(path, f"the description of a {kind}", ModelError), torch.device("meta"):
-        network = network_class(kind).from_config(config)
-    count, most = sum(p.numel() for p in network.parameters()), weights.stat().st_size
-    check_bytes(f"{path} describes a network that", 8 * count)
-    if count > most:
-        raise ModelError(
-            f"{path} describes a network of {count} numbers, but {weights.name} has {most} bytes;"
-            " it belongs to another network or was cut short"
-        )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ classifier-free guidance by them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from solvers.inputs.errors import ModelError, reading
+from solvers.inputs.memory import check_bytes
 from solvers.inputs.strict_json import read_object
 from solvers.interop.checkpoints.options import flag
+from solvers.interop.folders import check_network, said_of
 
 Network = Any
 
@@ -117,6 +120,7 @@ def _guided(network: Network, _: tuple[Any, ...], answer: Any) -> Tensor | None:
 def _stored(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
+    check_bytes(str(path), path.stat().st_size)
     found = load_file(path)
     if PROMPT not in found or set(found) - set(BUFFERS):
         raise ModelError(f"{path} holds {', '.join(found)}; it must hold a tensor {PROMPT}")
@@ -148,6 +152,21 @@ def _embedded(root: Path, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
     return states | {GUIDANCE: torch.tensor(float(guidance))}, said
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """transformers shows no bar for what takes a moment."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 class _Encoder:
     """The text encoder of a pipeline's folder, ``encoder(prompt) -> (1, L, D)``.
 
@@ -158,24 +177,31 @@ class _Encoder:
     def __init__(self, root: Path):
         self.root, place = root, root / "text_encoder"
         try:
-            from transformers import CLIPTextModel, CLIPTokenizer
+            from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
         except ImportError:
             raise ModelError(
                 f"{root}: prompts are embedded by the package transformers: pip install"
                 " 'restobox[text]'"
             ) from None
-        kind = (read_object(place / "config.json", ModelError).get("architectures") or ["?"])[0]
+        config = read_object(place / "config.json", ModelError)
+        kind = (config.get("architectures") or ["?"])[0]
         if kind != "CLIPTextModel":
             raise ModelError(
                 f"{place} is a {kind}, and only CLIPTextModel is read: write the prompt's embedding"
                 f" (1, L, D) to {root / STORED} under the key {PROMPT}"
             )
-        with reading(place, "a text encoder", ModelError):
+        names = ("model.safetensors", "pytorch_model.bin", "model.fp16.safetensors")
+        weights = next((place / n for n in names if (place / n).is_file()), None)
+        if weights is None:
+            raise ModelError(f"{place} is no text encoder's folder: it needs {names[0]}")
+        check_network(kind, lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c)), config, weights)
+        variant = said_of(weights)["variant"]
+        with reading(place, "a text encoder", ModelError), _silent():
             self.tokenizer = CLIPTokenizer.from_pretrained(
                 root / "tokenizer", local_files_only=True
             )
             model: Any = CLIPTextModel.from_pretrained(
-                place, local_files_only=True, dtype=torch.float32
+                place, local_files_only=True, dtype=torch.float32, variant=variant
             )
         self.model = model.eval()
 

@@ -135,3 +135,16 @@ def test_wavelengths_of_an_array_itself(tmp_path):
     cube = read_cube(tmp_path / "a.h5")
     np.testing.assert_allclose(cube.values, 0.02 * STORED.transpose(2, 0, 1), rtol=1e-6)
     np.testing.assert_array_equal(cube.wavelengths, WAVES)
+
+
+@pytest.mark.parametrize("place", ["file", "array", "center_wavelengths", "each column"])
+def test_places_where_files_tell_wavelengths(tmp_path, place):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["cube"] = STORED
+        if place in ("file", "array"):
+            (file if place == "file" else file["cube"]).attrs["wavelength"] = WAVES
+        elif place == "each column":  # of a detector, about the centre
+            file["wavelength"] = WAVES + np.linspace(-1, 1, 6)[:, None]
+        else:
+            file[place] = WAVES
+    np.testing.assert_allclose(read_cube(tmp_path / "a.h5").wavelengths, WAVES)

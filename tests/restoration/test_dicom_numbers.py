@@ -119,6 +119,16 @@ def test_padding_is_no_part_of_the_picture(tmp_path, stored, tags, inverse):
         np.testing.assert_array_equal(after, np.where(HOLE, first, pixels))
 
 
+def test_padding_of_a_negative_slope(tmp_path):
+    pixels = np.where(HOLE, 0, 4095 - BRIGHT).astype(np.uint16)
+    tags = {"RescaleSlope": -1, "RescaleIntercept": 4095, "PixelPaddingValue": 0}
+    path = dicom(tmp_path / "a.dcm", pixels, 12, **tags)
+    least = BRIGHT[~HOLE].min()
+    np.testing.assert_array_equal(read_scan(path).magnitude[0], np.where(HOLE, least, BRIGHT))
+    write_image(tmp_path / "b.dcm", read_image(path))
+    np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "b.dcm").pixel_array, pixels)
+
+
 def test_what_is_no_magnitude_is_said(tmp_path):
     path = dicom(tmp_path / "a.dcm", (3000 - BRIGHT).astype(np.int16), 16)
     data = pydicom.dcmread(path)
@@ -151,3 +161,45 @@ def test_mosaics_are_refused(tmp_path):
     path = dicom(tmp_path / "a.dcm", BRIGHT.astype(np.uint16), 12, ImageType=kind)
     with pytest.raises(InputError, match="is a mosaic, whose tiles are slices"):
         read_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "depth"),
+    [({"GridFrameOffsetVector": [0, 3, 6]}, 3), ({"SpacingBetweenSlices": 2}, 2), ({}, None)],
+)
+def test_frames_of_plain_files_are_slices(tmp_path, tags, depth):
+    """Of files that aren't enhanced: with the places that they tell, or without any."""
+    place = {"ImagePositionPatient": [0, 0, 7], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    data = pydicom.dcmread(dicom(tmp_path / "a.dcm", BRIGHT.astype(np.uint16), 12, **place))
+    data.NumberOfFrames = 3
+    frames = np.stack([BRIGHT + k for k in range(3)]).astype(np.uint16)
+    data.PixelData = frames.tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(tmp_path / "b.dcm")
+    scan = read_scan(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(scan.magnitude, frames)
+    assert scan.volumes == 1
+    assert (scan.affine is None) == (depth is None)
+    if depth is not None:
+        assert scan.affine[2].tolist() == [0, 0, depth, 7]
+
+
+HOW_STORED = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
+
+
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("tag", [*HOW_STORED, "PhotometricInterpretation", "SOPClassUID"])
+def test_tags_that_can_be_meant_but_one_way(tmp_path, tag, empty):
+    data = pydicom.dcmread(dicom(tmp_path / "a.dcm", BRIGHT.astype(np.uint16), 16))
+    if empty:
+        data[tag].value = None
+    else:
+        del data[tag]
+    data.save_as(tmp_path / "b.dcm", enforce_file_format=False)
+    scan, photo = read_scan(tmp_path / "b.dcm"), read_image(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(scan.magnitude[0], BRIGHT)
+    write_image(tmp_path / "c.dcm", photo)
+    write_reconstruction(tmp_path / "d.dcm", scan.magnitude, scan)
+    for name in ("c.dcm", "d.dcm"):
+        np.testing.assert_array_equal(pydicom.dcmread(tmp_path / name).pixel_array, BRIGHT)

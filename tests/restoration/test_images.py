@@ -1,7 +1,6 @@
 """Image files: depths, channels, orientation, limits, damage."""
 
 import io
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from restoration.io.containers.tiff import lacks_codec
 from restoration.io.images import Photo, read_image, read_mask, write_image
 
 RNG = np.random.default_rng(0)
@@ -111,14 +111,28 @@ def test_tiff_layouts(tmp_path, layout):
     elif layout == "lzw":
         Image.fromarray(codes[0]).save(tmp_path / "x.tif", compression="tiff_lzw")
         codes = codes[:1]
-        if find_spec("imagecodecs") is None:
-            with pytest.raises(ValueError, match="LZW needs the package imagecodecs"):
-                read_image(tmp_path / "x.tif")
-            return
     else:
         pixels = codes if layout == "separate" else codes.transpose(1, 2, 0)
         tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", planarconfig=layout)
     np.testing.assert_array_equal(np.rint(read_image(tmp_path / "x.tif").pixels * 65535), codes)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_deep_greys_in_lzw_are_pillows(tmp_path, dtype):
+    grey = (RNG.random((6, 5)) * (1 if dtype == np.float32 else 65535)).astype(dtype)
+    Image.fromarray(grey).save(tmp_path / "x.tif", compression="tiff_lzw")
+    white = 1 if dtype == np.float32 else 65535
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif").pixels[0], grey / white, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", [ValueError("requires the 'imagecodecs' package"), ImportError()])
+def test_codecs_that_are_missing_are_named(tmp_path, error):
+    """Also where tifffile looks for what only later versions of Python have."""
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((6, 5), np.uint16), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        said = lacks_codec("x.tif", file.pages.first, error)
+        assert said == "x.tif: compression ADOBE_DEFLATE needs the package imagecodecs"
+        assert lacks_codec("x.tif", file.pages.first, ValueError("corrupted")) == ""
 
 
 def _deep_png() -> bytes:

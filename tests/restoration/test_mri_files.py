@@ -284,6 +284,19 @@ def test_ismrmrd(tmp_path, kspace):
     assert (read.crop, read.spacing) == ((40, 36), (5.0, 10.0, 10.0))
 
 
+def test_ismrmrd_under_another_name(tmp_path, kspace):
+    """As converters of several measurements write them."""
+    lines = [(kspace[0, :, :, line], line, 0, 20, ()) for line in range(36)]
+    path = ismrmrd_file(tmp_path / "scan.h5", lines)
+    with h5py.File(path, "r+") as file:
+        file.move("dataset", "dataset_1")
+    np.testing.assert_array_equal(read_scan(path).kspace, kspace[:1])
+    with h5py.File(path, "r+") as file:
+        file.copy("dataset_1", "dataset_2")
+    with pytest.raises(InputError, match=r"holds 2 measurements \(dataset_1, dataset_2\)"):
+        read_scan(path)
+
+
 def test_ismrmrd_moments_may_be_sampled_differently(tmp_path, kspace):
     """As in dynamic imaging, where the sampled lines move on from moment to moment."""
     lines = [
@@ -405,6 +418,12 @@ def test_ismrmrd_in_3d(tmp_path, kspace):
     lines = [(kspace[part, :, :, k], k, part, 20, ()) for part in range(2) for k in range(36)]
     scan = read_scan(ismrmrd_file(tmp_path / "c.h5", lines, depth=2))
     np.testing.assert_array_equal(scan.kspace, kspace)
+
+
+def test_lines_of_fewer_channels_are_refused(tmp_path, kspace):
+    lines = [(kspace[0, : 2 if line == 7 else 3, :, line], line, 0, 20, ()) for line in range(36)]
+    with pytest.raises(InputError, match="image lines of 2 and of 3 channels"):
+        read_scan(ismrmrd_file(tmp_path / "scan.h5", lines))
 
 
 def test_other_encodings_are_refused(tmp_path, kspace):

@@ -10,6 +10,7 @@ import torch
 from helpers.commands import restobox
 from helpers.scans import disc, scan
 
+import restobox as restobox_api
 from restoration.io.mri import read_scan
 from restoration.io.mri_output import write_reconstruction
 from restoration.io.mri_scan import Scan
@@ -137,3 +138,14 @@ def test_scans_of_images_are_simulated_with_maps_that_explain_them_about(tmp_pat
     figures = json.loads(run.stdout)
     assert figures["sigma"] > 0
     assert figures["psnr"] > 25
+
+
+def test_python_takes_one_volume(tmp_path, kspace):
+    values, _ = kspace
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["kspace"] = values
+    run = restobox_api.mri()
+    one = run(tmp_path / "a.h5", volume=2, sigma=0.0).mean
+    torch.testing.assert_close(one, run(values[2], sigma=0.0).mean)
+    with pytest.raises(ValueError, match="of an array give the one"):
+        run(values[2], volume=0)

@@ -27,7 +27,7 @@ from PIL import (
 
 from restoration.io.images import Photo, read_image, read_mask, write_image
 from restoration.io.pictures.gamut import gamut_of
-from restoration.io.pictures.masks import feathered, grown
+from restoration.io.pictures.masks import feathered, grown, looks_inverse
 from restoration.io.pictures.notes import Notes
 from restoration.photo.defects import found_defects
 from solvers.inputs.errors import InputError
@@ -383,6 +383,15 @@ def test_masks_of_truth_values(tmp_path, dtype):
     missing[10:20, 15:30] = True
     Image.fromarray(missing.astype(dtype)).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png", 40, 50), ~missing)
+
+
+def test_masks_that_may_mean_the_opposite():
+    """Painted shapes on a wide ground; not scattered pixels, of which few are known."""
+    painted = np.zeros((60, 80), np.float32)
+    painted[10:30, 20:40] = 1
+    assert looks_inverse(painted)
+    assert not looks_inverse(1 - painted)
+    assert not looks_inverse((RNG.random((60, 80)) < 0.2).astype(np.float32))
 
 
 def test_shadows_are_not_painted_black(tmp_path):

@@ -1,8 +1,13 @@
-"""guided-diffusion's family in all its shapes, and in whatever training code stores it."""
+"""Families in all their shapes, and in whatever training code stores them."""
 
+import argparse
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from helpers.guided import Kind, answer_of, state_of
+from helpers.unets import drunet_answer, drunet_state, rddm_answer, rddm_state
 from safetensors.torch import load_file
 
 from solvers import VP, Denoiser
@@ -58,6 +63,41 @@ def test_every_shape_gives_its_equations_answers(tmp_path, name):
     close(network(asked(kind), T), answer_of(kind, state, asked(kind), T, labels))
 
 
+@pytest.mark.parametrize(
+    ("widths", "blocks", "channels"),
+    [([8, 16, 24, 32], 4, 3), ([8, 8], 1, 1), ([8, 16, 16, 16, 16], 2, 3)],
+)
+@torch.no_grad()
+def test_drunets_of_any_widths_give_their_equations_answers(tmp_path, widths, blocks, channels):
+    """Also pictures of sizes that they are continued from, by their last rows and columns."""
+    torch.manual_seed(0)
+    state = drunet_state(widths, blocks, channels)
+    torch.save({"params": state}, tmp_path / "m.pth")
+    denoiser = Denoiser.from_pretrained(tmp_path / "m.pth")
+    assert denoiser.multiple == 2 ** (len(widths) - 1)
+    for size in ((32, 48), (29, 41)):
+        x = torch.rand(2, channels, *size)
+        more = (0, -size[1] % denoiser.multiple, 0, -size[0] % denoiser.multiple)
+        shown = torch.nn.functional.pad(x, more, mode="replicate")
+        shown = torch.cat([shown, torch.full_like(shown[:, :1], 0.2)], 1)
+        wanted = drunet_answer(state, len(widths), blocks, shown)
+        close(denoiser(x, 0.2).x0, wanted[..., : size[0], : size[1]])
+
+
+@pytest.mark.parametrize("widths", [[16, 16, 32], [8, 8, 16, 32, 64], [16, 32]])
+@torch.no_grad()
+def test_rddms_and_resfusions_of_any_widths_give_their_equations_answers(tmp_path, widths):
+    torch.manual_seed(0)
+    one, other = (rddm_state(widths, 6, 3) for _ in range(2))
+    both = under("model.unet0.", one) | under("model.unet1.", other)
+    torch.save({"ema": under("ema_model.", both)}, tmp_path / "m.pt")
+    torch.save({"state_dict": under("denoising_module.", one)}, tmp_path / "m.ckpt")
+    x, t = torch.rand(2, 6, 16, 24), torch.tensor([30.0, 700.0])
+    answers = [rddm_answer(state, widths, 8, x, t) for state in (one, other)]
+    close(Denoiser.from_pretrained(tmp_path / "m.pt").network(x, t), torch.cat(answers, 1))
+    close(Denoiser.from_pretrained(tmp_path / "m.ckpt").network(x, t), answers[0])
+
+
 KIND = Kind(head_channels=32)
 
 
@@ -87,6 +127,8 @@ STORED = {
     "nested": lambda s, o: {"anything": {"model": s}, "epoch": 2},
     "ema": lambda s, o: {"model": o, "ema": s, "opt": {}},
     "model_ema": lambda s, o: {"model": o, "model_ema": s},
+    "a-decay": lambda s, o: {"model": s, "ema": 0.9999},
+    "averages-without-names": lambda s, o: {"model": s, "ema": {"shadow_params": [*o.values()]}},
     "ema-beside": lambda s, o: under("net.", o) | under("net_ema.", s),
     "ema-pytorch": lambda s, o: {
         "ema": under("ema_model.module.", s) | under("online_model.module.", o)
@@ -97,6 +139,11 @@ STORED = {
         "pytorch-lightning_version": "2.0",
     },
     "lightning-ema": lightning,
+    "options-beside": lambda s, o: {
+        "state_dict": s,
+        "hyper_parameters": argparse.Namespace(lr=1e-4, out=Path("/out")),
+        "psnr": np.float64(31.5),
+    },
 }
 
 

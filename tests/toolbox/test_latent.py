@@ -2,12 +2,12 @@
 calibration to a verified bundle for U-Net and decoder.
 """
 
+import json
 import re
 
 import pytest
 import torch
 from helpers.commands import restobox
-from helpers.covering import covering
 from helpers.data import smooth_picture
 from helpers.deploy import calibrate
 from helpers.latent import STABLE_DIFFUSION, autoencoder, conditional_unet, text_parts, write_latent
@@ -148,6 +148,25 @@ def test_folders_that_do_not_fit_are_refused(folders, tmp_path):
         load(folders / "4" / "vae", prompt="cat")
 
 
+def test_a_folder_in_half_precision_is_read(folders, tmp_path):
+    """As it lies on hubs, as a variant."""
+    place = write_latent(tmp_path / "m", 9)
+    names = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+    for part, stem in (names | {"text_encoder": "model"}).items():
+        file = place / part / f"{stem}.safetensors"
+        tensors = {k: v.half() for k, v in load_file(file).items()}
+        save_file(tensors, file.with_name(f"{stem}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+    x, t = torch.randn(1, 9, 16, 16), torch.tensor([500.0])
+    half, whole = (load(p, **GUIDED).network(x, t) for p in (place, folders / "9"))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, atol=1e-2, rtol=1e-2)
+    with reading_with(GUIDED):
+        run_convert(str(place), tmp_path / "c")
+    torch.testing.assert_close(load(tmp_path / "c").network(x, t), half)
+    assert load(tmp_path / "c").autoencoder is not None
+
+
 def test_a_network_without_a_mask_is_held_to_the_known_latents(folders):
     """Where all is known but a block, the latents around it stay those of the picture."""
     d = load(folders / "4", guidance=0.0)
@@ -206,6 +225,9 @@ def test_the_command_restores_and_a_converted_folder_says_all_by_itself(folders,
         run_convert(str(folders / "9"), tmp_path / "m")
     given, kept = load(folders / "9", **GUIDED | {"negative_prompt": ""}), load(tmp_path / "m")
     assert network_hash(given.network) == network_hash(kept.network)
+    by_default = restobox(*words[:-2], "--model", folders / "9", *said, "--json")
+    assert json.loads(by_default.stdout)["steps"] == 30
+    assert restobox(*words, "--model", folders / "9", *said).returncode == 0
     first = read_image(out).pixels
     assert restobox(*words, "--model", tmp_path / "m").returncode == 0
     assert abs(read_image(out).pixels - first).max() < 1e-6
@@ -218,9 +240,8 @@ def test_the_command_restores_and_a_converted_folder_says_all_by_itself(folders,
     assert re.search("works on an autoencoder's latents, for inpaint", other.stderr)
 
 
-@pytest.mark.parametrize(
-    "preset", covering(["best-w4a8", "best-w8a8", "eda-dm-w8a8"], ["best-w4a8"])
-)
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["best-w4a8", "best-w8a8", "eda-dm-w8a8"])
 def test_guided_networks_are_quantized(folders, tmp_path, preset):
     """By methods that look at features and at whole blocks too; both prompts are in each call."""
     d = load(folders / "4", **GUIDED)

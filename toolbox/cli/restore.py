@@ -328,6 +328,7 @@ def _restore_many(inputs: list[Path], many: Many, job: Job) -> None:
 FOUND = (
     *(
         "slices",
+        "volumes",
         "frames",
         "stills",
         "acceleration",

@@ -14,9 +14,10 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import InpaintingJob
 from restoration.io.images import Photo, read_mask
-from restoration.io.pictures.masks import feathered, grown, traces
+from restoration.io.pictures.masks import feathered, grown, looks_inverse, traces
 from restoration.photo.defects import PREFIX, found_defects
 from restoration.photo.inpainting import InpaintingTask
+from restoration.photo.latent import STEPS as LATENT_STEPS
 from restoration.photo.masks import KINDS, MISSING, make_mask, parse_mask
 from solvers.denoiser import Denoiser
 from toolbox.api import check_model, load
@@ -64,6 +65,12 @@ class Inpaint(PictureTask):
                 f" {options.mask.removeprefix(PREFIX)}; such detectors miss some and take others"
                 " for it: look at --sheet, and paint a mask where they are wrong"
             )
+        plain = options.mask_is == "missing" and options.mask_colour is None
+        if plain and Path(options.mask).exists() and looks_inverse(known):
+            missing["note"] = (
+                f"{options.mask} marks {missing['missing']:.0%} of the pixels as missing; if it is"
+                " white where they are known, add --mask-is known"
+            )
         if options.mask == "alpha" and photo.alpha is not None:  # what is filled can be seen
             photo = replace(photo, alpha=np.maximum(photo.alpha, 1 - known))
         share = known if kept is None else kept
@@ -95,6 +102,10 @@ class Inpaint(PictureTask):
 
     def is_usual(self, options: Inpainting) -> bool:
         return options.sigma == 0
+
+    def recorded_steps(self, denoiser: Denoiser) -> tuple[int, ...]:
+        own = super().recorded_steps(denoiser)
+        return own if denoiser.autoencoder is None else (LATENT_STEPS,)
 
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any

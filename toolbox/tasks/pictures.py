@@ -29,6 +29,7 @@ from restoration.io.pictures.gamut import view_of
 from restoration.io.scenes import is_scene
 from restoration.io.scenes.tiff import TIFF
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
+from restoration.photo.latent import STEPS as LATENT_STEPS
 from restoration.photo.lift import push_pull
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
@@ -134,7 +135,10 @@ class PictureTask(Task):
             check_writable(spread)
         denoiser = self.load(prior)
         run = getattr(denoiser, "run", None)  # a whole restoration, which has settings of its own
-        settings = replace(settings, steps=self.steps(settings, draws.samples))
+        steps = self.steps(settings, draws.samples)
+        if settings.steps is None and getattr(denoiser, "autoencoder", None) is not None:
+            steps = LATENT_STEPS
+        settings = replace(settings, steps=steps)
         ran = settings if run is None else run
         solver, steps = ran.solver, ran.steps
         done, total = itertools.count(1), (steps or 1) * draws.samples

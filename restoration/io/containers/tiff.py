@@ -44,6 +44,19 @@ def opened_tiff(path: str | Path) -> Iterator[Any]:
         yield file
 
 
+def lacks_codec(path: str | Path, page: Any, error: Exception) -> str:
+    """What to say where tifffile raised this because a page's compression needs imagecodecs (of
+    some it has a stand-in that only later versions of Python bring); nothing where it is another
+    error.
+    """
+    import tifffile
+
+    if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
+        return ""
+    name = tifffile.COMPRESSION(page.compression).name
+    return f"{path}: compression {name} needs the package imagecodecs"
+
+
 def check_last_page(path: str | Path, file: Any) -> None:
     """Refuse a file whose last page names another one, which isn't there: tifffile stops there as
     if it were the end.

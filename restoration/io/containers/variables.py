@@ -30,7 +30,7 @@ class Variables:
     Attributes:
         shapes: of each, by its name.
         read: one of them, its size checked before.
-        says: its attributes, and those of any other one.
+        says: its attributes, and those of any other one; of ``/`` the file's.
         names: of all of them, also those that hold no numbers.
         axes: the names of an array's axes; none where the file names none.
     """
@@ -58,6 +58,7 @@ def netcdf3(path: Path) -> Iterator[Variables]:
     from scipy.io import netcdf_file
 
     with reading(path, "NetCDF 3"), netcdf_file(path, "r", mmap=True) as file:
+        whole: Any = file
         found: dict[str, Any] = file.variables
         numeric = {k: v for k, v in found.items() if np.dtype(v.typecode()).kind in "iuf"}
 
@@ -72,7 +73,7 @@ def netcdf3(path: Path) -> Iterator[Variables]:
             yield Variables(
                 shapes,
                 read,
-                lambda name: found[name]._attributes,
+                lambda name: (whole if name == "/" else found[name])._attributes,
                 tuple(found),
                 lambda name: tuple(found[name].dimensions),
             )
@@ -105,7 +106,9 @@ def hdf4(path: Path) -> Iterator[Variables]:
                 return np.asarray(file.select(name).get(), dtype).reshape(shape)
 
             shapes = {name: shape for name, (shape, _) in found.items()}
-            yield Variables(shapes, read, lambda name: file.select(name).attributes())
+            yield Variables(
+                shapes, read, lambda name: (file if name == "/" else file.select(name)).attributes()
+            )
         finally:
             file.end()
 

@@ -42,6 +42,9 @@ _WAVELENGTHS = (
     "lambda",
     "wl",
     "wvl",
+    *(f"{c}_wavelength{s}" for c in ("center", "centre", "central") for s in ("", "s")),
+    "band_centers",
+    "band_centres",
 )
 
 
@@ -99,11 +102,13 @@ def _cube(path: Path, values: np.ndarray, key: str, file: Variables) -> tuple[Cu
     name = _named(_WAVELENGTHS, shapes)
     wavelengths = None
     if name is not None and math.prod(shapes[name]) <= 100_000:
-        wavelengths = np.asarray(read(name), np.float64).ravel()
+        wavelengths = _centres(np.asarray(read(name), np.float64))
         unit = text(file.says(name).get("units", ""))
         wavelengths = nanometres(path, wavelengths, unit) if wavelengths.size else wavelengths
-    elif (told := _told(file.says(key), shapes[key])) is not None:
-        wavelengths = nanometres(path, told, "")
+    else:
+        told = [_told(file.says(place), shapes[key]) for place in (key, "/")]
+        found = next((one for one in told if one is not None), None)
+        wavelengths = None if found is None else nanometres(path, found, "")
     no_data = (
         float(np.asarray(read("no_data")).ravel()[0])
         if math.prod(shapes.get("no_data", (0,))) == 1
@@ -117,8 +122,16 @@ def _cube(path: Path, values: np.ndarray, key: str, file: Variables) -> tuple[Cu
     return Cube(values, wavelengths, no_data, key, bad=bad, places=places, mask=mask), 2
 
 
+def _centres(wavelengths: np.ndarray) -> np.ndarray:
+    """One wavelength for each band, where a file tells them for each column of the detector too."""
+    if wavelengths.ndim != 2 or min(wavelengths.shape) == 1:
+        return wavelengths.ravel()
+    bands = int(np.argmax([np.ptp(wavelengths.mean(1 - axis)) for axis in (0, 1)]))
+    return np.asarray(wavelengths.mean(1 - bands))
+
+
 def _told(says: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Wavelengths that an array's own attribute tells (HICO)."""
+    """Wavelengths that an attribute of an array (HICO) or of its file tells."""
     found = next((np.asarray(says[w]) for w in _WAVELENGTHS if w in says), np.zeros(0))
     fits = found.dtype.kind in "iuf" and found.ndim == 1 and found.size in shape
     return found.astype(np.float64) if fits else None

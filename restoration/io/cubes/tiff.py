@@ -13,6 +13,7 @@ from restoration.io.containers.packages import need
 from restoration.io.containers.tiff import (
     check_last_page,
     check_one_axis,
+    lacks_codec,
     opened_tiff,
     place_of,
     planes_of,
@@ -23,7 +24,7 @@ from restoration.io.cubes.georeference import GDAL, has_place, tags_of
 from restoration.io.cubes.grids import tags_of_places
 from restoration.io.cubes.products import enmap_wavelengths, told_wavelengths
 from solvers.files import replace_file
-from solvers.inputs.errors import InputError, first_line
+from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 from solvers.inputs.strict_json import parse_object
 
@@ -134,10 +135,9 @@ def _values(path: Path, pages: list[Any]) -> np.ndarray:
             return np.stack([page.asarray() for page in pages])
         found: np.ndarray = pages[0].asarray()
         return found
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
+    except (ValueError, ImportError) as error:
+        if not (said := lacks_codec(path, pages[0], error)):
             raise
-        said = f"{path}: {first_line(error).removesuffix(' package')}"
     try:
         rasterio = need("rasterio", "", "geo")
     except ImportError as error:

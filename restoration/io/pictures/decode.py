@@ -135,6 +135,10 @@ def _pillow(path: Path, image: Image.Image, head: bytes, max_pixels: int) -> Dec
     elif wide is not None:
         array, top = wide
         image.load()
+        if array.shape[:2] != (image.height, image.width):
+            raise InputError(
+                f"{path} is damaged: its parts tell several sizes; copy or save it again"
+            )
     else:
         array = _pixels(path, image, head[24] if image.format == "PNG" else 8)
     # after loading: some decoders turn the picture themselves, and then say so
@@ -203,6 +207,9 @@ def _kind(path: Path, head: bytes) -> str | None:
         b"II\xbc": "JPEG XR",
         b"8BPS": "a PSD of more than 8 bits, or of a kind that Pillow does not know",
         b"gimp xcf": "a picture of GIMP's",
+        b"\x93NUMPY": "a NumPy array",
+        b"PK\x03\x04": "a ZIP archive",
+        b"MATLAB": "a file of MATLAB's",
         b"<svg": "a drawing (SVG)",
         b"<?xml": "XML, perhaps a drawing (SVG)",
         b"%PDF": "a PDF document",

@@ -96,7 +96,7 @@ def codes_like(
             colour=True,
         )
     bits = 8 if colour else bits_of(head)
-    if not colour and "BitsStored" not in head:
+    if not colour and not head.get("BitsStored") and int(head.get("BitsAllocated") or 0) > 16:
         low, high = float(values.min()), float(max(values.max(), np.nextafter(values.min(), 1e30)))
     signed = not colour and bool(head.get("PixelRepresentation", 0))
     room = 8 if bits <= 8 else 16 if bits <= 16 else 32
@@ -142,7 +142,7 @@ def derived(head: Any, codes: Codes, series: Series, number: int = 1, frame: int
     data = pydicom.Dataset() if head is None else _copy(head)
     uids, several = pydicom.uid, frames > 1
     enhanced = head is not None and "PerFrameFunctionalGroupsSequence" in head
-    if head is None or enhanced or "SOPClassUID" not in head:
+    if head is None or enhanced or not head.get("SOPClassUID"):
         for name in GROUPS:
             _drop(data, name)
         data.SOPClassUID = (
@@ -158,7 +158,7 @@ def derived(head: Any, codes: Codes, series: Series, number: int = 1, frame: int
     for name in EMPTY:
         if name not in data:
             setattr(data, name, "")
-    if "StudyInstanceUID" not in data:
+    if not data.get("StudyInstanceUID"):
         data.StudyInstanceUID = series.study
     if "Modality" not in data:
         data.Modality = "OT"
@@ -171,7 +171,7 @@ def derived(head: Any, codes: Codes, series: Series, number: int = 1, frame: int
     data.DerivationDescription = series.what
     now = datetime.datetime.now()
     data.InstanceCreationDate, data.InstanceCreationTime = f"{now:%Y%m%d}", f"{now:%H%M%S}"
-    if head is not None and "SOPInstanceUID" in head and "SOPClassUID" in head:
+    if head is not None and head.get("SOPInstanceUID") and head.get("SOPClassUID"):
         data.SourceImageSequence = [_reference(head, frame if not several else None)]
     _store(data, codes, frames)
     if head is not None and (int(head.Rows), int(head.Columns)) != (data.Rows, data.Columns):

@@ -191,6 +191,8 @@ def frames_of(path: Path) -> Iterator[Frame]:
     pydicom = need("pydicom", "DICOM files")
     data = _read(path)
     count, size = count_of(data), (int(data.Rows), int(data.Columns))
+    if "PixelData" in data:
+        _complete(data, count * size[0] * size[1])
     samples = int(_number(data, "SamplesPerPixel", 1))
     check_array(path, (count, *size, samples), 8)
     kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
@@ -203,7 +205,13 @@ def frames_of(path: Path) -> Iterator[Frame]:
     try:
         pixels = data.pixel_array
     except (RuntimeError, NotImplementedError, AttributeError) as error:
-        syntax = getattr(data.file_meta.get("TransferSyntaxUID", ""), "name", "unknown")
+        found = data.file_meta.get("TransferSyntaxUID", "")
+        syntax = getattr(found, "name", "unknown")
+        if not getattr(found, "is_compressed", True):
+            raise InputError(
+                f"{path} does not say how its pixels are stored ({str(error).splitlines()[0]});"
+                " write it again with another program"
+            ) from error
         raise InputError(
             f"{path} is compressed as {syntax}, which needs another decoder: pip install"
             f" 'pylibjpeg[all]' ({str(error).splitlines()[0]})"
@@ -217,7 +225,8 @@ def frames_of(path: Path) -> Iterator[Frame]:
         low, high = float(pixels.min()), float(pixels.max())
     padding = None
     if samples == 1 and kind != "PALETTE COLOR" and (none := padding_of(data)) is not None:
-        pixels, padding = _without(pixels, none, kind == "MONOCHROME1")
+        falling = _number(data, "RescaleSlope", 1, 0, "PixelValueTransformationSequence") < 0
+        pixels, padding = _without(pixels, none, (kind == "MONOCHROME1") != falling)
         padding = None if padding is None else padding.reshape(count, *size)
     table = (data.get("ModalityLUTSequence") or [None])[0]
     if kind == "PALETTE COLOR":
@@ -249,6 +258,27 @@ def frames_of(path: Path) -> Iterator[Frame]:
         one = Frame(frame[..., 0] * slope + shift, black, white, *geometry)
         moment = tuple(_number(data, name, 0, k, group) for name, group in MOMENTS)
         yield replace(one, padding=hidden, moment=moment)
+
+
+def _complete(data: Any, pixels: int) -> None:
+    """Fill in what files leave out of how their numbers are stored, where it can be meant but one
+    way.
+
+    Args:
+        pixels: of all frames.
+    """
+    words: dict[str, Any] = {"SamplesPerPixel": 1}
+    samples = int(_number(data, "SamplesPerPixel", 1))
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and not syntax.is_compressed and pixels > 0:
+        words["BitsAllocated"] = len(data.PixelData) // (pixels * samples) * 8
+    words["BitsStored"] = data.get("BitsAllocated") or words.get("BitsAllocated")
+    words["HighBit"] = int(data.get("BitsStored") or words["BitsStored"] or 1) - 1
+    words["PixelRepresentation"] = 0
+    words["PhotometricInterpretation"] = "MONOCHROME2" if samples == 1 else "RGB"
+    for name, value in words.items():
+        if not _filled(data.get(name)) and value is not None:
+            setattr(data, name, value)
 
 
 def _without(
@@ -297,12 +327,27 @@ def _number(data: Any, name: str, default: float, k: int = 0, sequence: str = ""
 
 
 def where(data: Any, k: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """The first pixel's place in frame k, and the directions in which columns and rows go on."""
+    """The first pixel's place in frame k, and the directions in which columns and rows go on.
+
+    Files of several frames that are not enhanced name the first one's place, and the others'
+    distances from it, or the spacing; else only the first is known, and so none.
+    """
     position = _tag(data, "ImagePositionPatient", k, "PlanePositionSequence")
     axes = _tag(data, "ImageOrientationPatient", k, "PlaneOrientationSequence")
     if position is None or axes is None or len(position) != 3 or len(axes) != 6:
         return None, None
-    return np.array(position, float), np.array(axes, float).reshape(2, 3)
+    corner, directions = np.array(position, float), np.array(axes, float).reshape(2, 3)
+    if count_of(data) == 1 or "PerFrameFunctionalGroupsSequence" in data:
+        return corner, directions
+    offsets = np.ravel(data.get("GridFrameOffsetVector") or ()).astype(float)
+    between = _number(data, "SpacingBetweenSlices", 0)
+    if len(offsets) == count_of(data):
+        far = float(offsets[k] - offsets[0])
+    elif between:
+        far = k * between
+    else:
+        return None, None
+    return corner + far * np.cross(*directions), directions
 
 
 def _place(data: Any, k: int) -> float:

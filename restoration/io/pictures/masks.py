@@ -153,6 +153,18 @@ def grown(missing: np.ndarray, pixels: int) -> np.ndarray:
     return near
 
 
+def looks_inverse(known: np.ndarray) -> bool:
+    """Whether a mask ``(H, W)`` may mean the opposite: less than half is known, and that in shapes
+    as people paint them, not in scattered pixels.
+    """
+    from scipy.ndimage import binary_erosion
+
+    if not 0 < known.mean() < 0.5:
+        return False
+    inside = binary_erosion(known > 0, np.ones((3, 3), bool))
+    return bool(np.count_nonzero(inside) > 0.2 * np.count_nonzero(known))
+
+
 def feathered(missing: np.ndarray, pixels: int) -> np.ndarray:
     """Float32 ``(H, W)``: how much of the given picture stays, from 0 at missing pixels evenly to 1
     beyond so many pixels around them.

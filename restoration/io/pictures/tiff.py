@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from restoration.io.containers.tiff import NO_DATA, Tags, opened_tiff, place_of, planes_of
+from restoration.io.containers.tiff import (
+    NO_DATA,
+    Tags,
+    lacks_codec,
+    opened_tiff,
+    place_of,
+    planes_of,
+)
 from restoration.io.containers.validity import of_all, parted, valid_of
 from restoration.io.pictures.notes import ORIENTATION, Notes, exif_of_tiff, notes_of, notes_of_tags
 from restoration.io.pictures.values import check_size, opened, unit, without_padding
@@ -20,6 +27,7 @@ from solvers.inputs.memory import check_array
 DNG = 50706  # the tag of its version
 MINISWHITE, PALETTE = 0, 3
 ASSOCIATED = 1  # an extra sample that the colours were multiplied by
+PLAIN = ("I;16", "I;16L", "I;16B")  # greys of 16 bits, as Pillow calls them
 UNKNOWN = (33003, 33005, 34712, 34887, 50001, 50002)  # JPEG 2000, LERC, WebP, JPEG XL
 DEPTHS = {2**n for n in range(9, 17)}
 
@@ -186,17 +194,19 @@ def _notes(path: Path, words: dict[int, Any]) -> Notes:
 
 
 def _page(path: Path, page: Any) -> np.ndarray:
-    import tifffile
-
     try:
         found: np.ndarray = page.asarray()
         return found
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
+    except (ValueError, ImportError) as error:
+        if not (said := lacks_codec(path, page, error)):
             raise
+        with contextlib.suppress(OSError, SyntaxError), opened(path) as image:
+            # Pillow knows LZW and others, but no colours of so many bits, and turns floats around
+            plain = image.mode in PLAIN or (image.mode == "F" and page.parent.byteorder == "<")
+            if plain and getattr(image, "n_frames", 1) == 1:
+                return np.asarray(image).astype(page.dtype)
         raise InputError(
-            f"{path}: compression {tifffile.COMPRESSION(page.compression).name} needs the package"
-            " imagecodecs (pip install 'restobox[tiff]'); or save it with ZIP or none, and without"
+            f"{said} (pip install 'restobox[tiff]'); or save it with ZIP or none, and without"
             " predictor"
         ) from error
 

@@ -4,6 +4,8 @@ file is run.
 
 from __future__ import annotations
 
+import argparse
+import pathlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,8 +95,11 @@ def read_weights(path: Path) -> Weights:
             return Weights(path, _checked(path, load_file(path)))
     content = _unpickled(path)
     notes = content.get("hyper_parameters") if isinstance(content, dict) else None
+    notes = vars(notes) if isinstance(notes, argparse.Namespace) else notes
     tensors, taken = _state(path, content)
-    return Weights(path, _checked(path, tensors), taken, dict(notes or {}))
+    return Weights(
+        path, _checked(path, tensors), taken, dict(notes) if isinstance(notes, Mapping) else {}
+    )
 
 
 def _unpickled(path: Path) -> Any:
@@ -105,14 +111,18 @@ def _unpickled(path: Path) -> Any:
         if any(member.filename.endswith("/constants.pkl") for member in members):
             raise ModelError(f"{path} is a TorchScript archive, which holds code: {HOW_TO_WRAP}")
     try:
-        with reading(path, "a file of torch.save", ModelError):
+        with (
+            reading(path, "a file of torch.save", ModelError),
+            torch.serialization.safe_globals(_plain()),
+        ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except ModelError as error:
         cause = str(error.__cause__)
         if found := re.search(r"GLOBAL (\S+)|class (\S+) was not", cause):
             raise ModelError(
                 f"{path} holds Python objects beside its numbers, which are not run here"
-                f" ({found[1] or found[2]}): {HOW_TO_WRAP}"
+                f" ({found[1] or found[2]}): load it where you trust it and save the weights alone,"
+                f" torch.save(network.state_dict(), FILE), or {HOW_TO_WRAP}"
             ) from None
         if "weights_only" in cause:  # PyTorch's advice is to run what the file holds
             raise ModelError(
@@ -120,6 +130,17 @@ def _unpickled(path: Path) -> Any:
                 " another kind: copy or make it again"
             ) from None
         raise
+
+
+def _plain() -> list[Any]:
+    """Classes of plain values that training code stores beside weights: options, figures, places;
+    also by the names of older versions.
+    """
+    kinds = (np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)
+    made = np.float64(0).__reduce__()[0]
+    numbers: list[Any] = [made, (made, "numpy.core.multiarray.scalar"), np.dtype]
+    numbers += [type(np.dtype(kind)) for kind in kinds]
+    return [*numbers, argparse.Namespace, pathlib.PosixPath]
 
 
 def _state(path: Path, content: Any) -> tuple[dict[str, Any], str]:
@@ -137,7 +158,8 @@ def _state(path: Path, content: Any) -> tuple[dict[str, Any], str]:
             state, taken = _state(path, inner)
             if key in AVERAGES:
                 return state, taken or f"the average ({key})"
-            nameless = any("shadow_params" in (content.get(k) or ()) for k in AVERAGES)
+            averages = [v for k in AVERAGES if isinstance(v := content.get(k), Mapping)]
+            nameless = any("shadow_params" in average for average in averages)
             return state, taken or "as trained: its averages have no names" * nameless
     tensors = {str(name): v for name, v in content.items() if isinstance(v, Tensor)}
     if not tensors:  # a name that nobody agreed on
