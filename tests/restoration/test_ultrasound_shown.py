@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from restoration.ultrasound.clip import restore_clip
+from restoration.ultrasound.measures import structure
 from restoration.ultrasound.shown import ShownFrameTask
-from restoration.ultrasound.structure import structure
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
 

@@ -14,12 +14,11 @@ from PIL import Image
 from restoration.io.ultrasound import read_clip
 from restoration.io.video import Frame, Video, open_video, write_video
 from restoration.metrics import psnr
-from restoration.ultrasound.contrast import anatomical_regions, gcnr
+from restoration.ultrasound.measures import anatomical_regions, gcnr, structure
 from restoration.ultrasound.phantom import simulate_tissue
 from restoration.ultrasound.power_split import power_split
 from restoration.ultrasound.shown import ShownFrameTask
 from restoration.ultrasound.simulation import simulate_haze
-from restoration.ultrasound.structure import structure
 from restoration.ultrasound.task import UltrasoundTask
 from solvers.denoiser import Denoiser
 from toolbox.api import load

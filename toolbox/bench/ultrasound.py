@@ -16,9 +16,8 @@ import torch
 from restoration.io.ultrasound import read_clip
 from restoration.io.ultrasound_signals import Clip
 from restoration.metrics import psnr
-from restoration.ultrasound.contrast import anatomical_regions, cnr, gcnr, ks
+from restoration.ultrasound.measures import anatomical_regions, cnr, gcnr, ks, structure
 from restoration.ultrasound.simulation import simulate_haze
-from restoration.ultrasound.structure import structure
 from toolbox.api import keeping_models, load_for, local
 from toolbox.bench.options import Extent, Methods
 from toolbox.bench.shares import shared

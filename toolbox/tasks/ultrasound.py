@@ -28,7 +28,7 @@ from restoration.io.video import KINDS as VIDEOS
 from restoration.metrics import psnr, ssim
 from restoration.task import Restored
 from restoration.ultrasound.clip import restore_clip
-from restoration.ultrasound.contrast import cnr, gcnr, ks, read_regions
+from restoration.ultrasound.measures import cnr, gcnr, ks, read_regions
 from restoration.ultrasound.shown import ShownFrameTask
 from restoration.ultrasound.simulation import simulate_haze
 from restoration.ultrasound.task import Dehazed, UltrasoundTask
