@@ -700,6 +700,7 @@ def read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as file:
             if file.size[0] * file.size[1] > MOST_PIXELS:
                 raise Refused(f"{path} has more than {MOST_PIXELS} pixels; cut it")
+            file.filename = ""  # a TIFF that Pillow maps into memory is not turned right
             picture = ImageOps.exif_transpose(file)
             mode = picture.mode
             if "A" in mode or "transparency" in picture.info:

@@ -112,4 +112,7 @@ def read_autoencoder(folder: Path) -> Autoencoder:
         encoder, decoder = LatentEncoder(vae), LatentDecoder(vae)
     for part in (encoder, decoder):
         part.eval().requires_grad_(False)
+        for name, value in part.named_parameters():
+            if not torch.isfinite(value).all():
+                raise ModelError(f"{weights}: {name} holds NaN or infinite values")
     return Autoencoder(folder, encoder, decoder, decoder.fold, decoder.config.in_channels)

@@ -196,13 +196,21 @@ class _Encoder:
             raise ModelError(f"{place} is no text encoder's folder: it needs {names[0]}")
         check_network(kind, lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c)), config, weights)
         variant = said_of(weights)["variant"]
-        with reading(place, "a text encoder", ModelError), _silent():
+        with reading(root / "tokenizer", "a tokenizer", ModelError):
             self.tokenizer = CLIPTokenizer.from_pretrained(
                 root / "tokenizer", local_files_only=True
             )
-            model: Any = CLIPTextModel.from_pretrained(
-                place, local_files_only=True, dtype=torch.float32, variant=variant
+        with reading(place, "a text encoder", ModelError), _silent():
+            read: Any = CLIPTextModel.from_pretrained
+            model, report = read(
+                place,
+                local_files_only=True,
+                dtype=torch.float32,
+                variant=variant,
+                output_loading_info=True,
             )
+        if missing := sorted(report["missing_keys"]):  # transformers would leave them random
+            raise ModelError(f"{weights} lacks {len(missing)} tensors, such as {missing[0]}")
         self.model = model.eval()
 
     def __call__(self, prompt: str) -> Tensor:

@@ -434,6 +434,22 @@ def model(folder: Path) -> Any:
     return [p.numpy() for p in Denoiser.from_pretrained(folder).network.parameters()]
 
 
+def latent_files() -> Files:
+    import tempfile
+
+    from helpers.latent import write_latent
+
+    with tempfile.TemporaryDirectory() as place:
+        return copied(write_latent(Path(place), 9))()
+
+
+def latent(folder: Path) -> Any:
+    from solvers.denoiser import Denoiser
+
+    made = Denoiser.from_pretrained(folder, prompt="red cat", guidance=3.0)
+    return [p.numpy() for p in made.autoencoder.decoder.parameters()]
+
+
 def quantized(folder: Path) -> Any:
     from quant.files import load_quantized
     from solvers.denoiser import Denoiser
@@ -638,6 +654,19 @@ READERS: dict[str, Reader] = {
         lambda: {"calibration.safetensors": (FORMER / "calibration.safetensors").read_bytes()},
         calibration,
         ("calibration.safetensors",),
+    ),
+    "latent": Reader(
+        latent_files,
+        latent,
+        (
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors",
+            "tokenizer/tokenizer.json",
+            "tokenizer/tokenizer_config.json",
+            "unet/config.json",
+        ),
     ),
     "model": Reader(
         copied(FORMER / "model"),

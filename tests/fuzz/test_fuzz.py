@@ -19,7 +19,7 @@ SEED = os.environ.get("RESTOBOX_FUZZ_SEED", "0")
 sys.path.insert(0, str(HERE))
 from readers import READERS  # noqa: E402
 
-HEAVY = ("model", "quantized", "bundle", "restorer", "calibration")
+HEAVY = ("latent", "model", "quantized", "bundle", "restorer", "calibration")
 LIGHT = [name for name in READERS if name not in HEAVY]
 
 
@@ -28,7 +28,8 @@ def wrong(count: int, names: list[str]) -> dict[str, list]:
     done = subprocess.run(
         [sys.executable, str(HERE / "drive.py"), str(count), SEED, *names],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

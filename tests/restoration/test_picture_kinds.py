@@ -70,6 +70,26 @@ def test_orientation_of_tiffs(tmp_path, dtype, orientation):
     np.testing.assert_allclose(got, right, atol=1e-6)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_orientation_of_plain_tiffs(tmp_path, mode, orientation):
+    """Which Pillow maps into memory: it took the sides of those that are turned by a quarter for
+    each other.
+    """
+    grey = CORNERS[..., 0].astype(np.uint16) * 257
+    image = Image.fromarray(grey) if mode == "I;16" else Image.fromarray(CORNERS).convert(mode)
+    image.save(tmp_path / "o.tif", tiffinfo={274: orientation})
+    image.save(tmp_path / "plain.tif")
+    plain = read_image(tmp_path / "plain.tif").pixels
+    plain = plain if len(plain) == 3 else np.repeat(plain, 3, 0)
+    upright = Image.fromarray(np.rint(255 * plain).astype(np.uint8).transpose(1, 2, 0))
+    upright.getexif()[0x0112] = orientation
+    right = np.asarray(ImageOps.exif_transpose(upright)) / 255
+    got = read_image(tmp_path / "o.tif").pixels.transpose(1, 2, 0)
+    assert got.shape[:2] == right.shape[:2]
+    np.testing.assert_allclose(np.broadcast_to(got, right.shape), right, atol=1e-6)
+
+
 def packed(array: np.ndarray, bits: int) -> bytes:
     """Rows of numbers bit by bit."""
     rows = array.reshape(len(array), -1)

@@ -203,7 +203,9 @@ def _page(path: Path, page: Any) -> np.ndarray:
         with contextlib.suppress(OSError, SyntaxError), opened(path) as image:
             # Pillow knows LZW and others, but no colours of so many bits, and turns floats around
             plain = image.mode in PLAIN or (image.mode == "F" and page.parent.byteorder == "<")
-            if plain and getattr(image, "n_frames", 1) == 1:
+            tag = page.tags.get(ORIENTATION)
+            turned = tag is not None and int(tag.value) != 1  # which Pillow does by itself
+            if plain and not turned and getattr(image, "n_frames", 1) == 1:
                 return np.asarray(image).astype(page.dtype)
         raise InputError(
             f"{said} (pip install 'restobox[tiff]'); or save it with ZIP or none, and without"

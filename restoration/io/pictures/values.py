@@ -32,7 +32,12 @@ def quietly() -> Iterator[None]:
 def opened(path: Path) -> Image.Image:
     """The header only. Pillow's warnings about it are no use: the size is checked here."""
     with quietly():
-        return Image.open(path)
+        image = Image.open(path)
+    if image.format == "TIFF":
+        # without the name Pillow doesn't map the file into memory, where it takes the sides of a
+        # picture that is to be turned by a quarter for each other
+        image.filename = ""
+    return image
 
 
 def check_size(path: Path, width: int, height: int, limit: int) -> None:
