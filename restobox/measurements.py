@@ -26,37 +26,46 @@ if TYPE_CHECKING:
 
 
 def ultrasound(
-    tissue: Model = "ultrasound-tissue",
-    haze: Model = "ultrasound-haze",
+    tissue: Model = "ultrasound",
+    haze: Model | None = None,
     *,
     strength: float = 1.0,
-    sigma: float = 0.02,
+    sigma: float | None = None,
     solver: str = "ddim",
-    steps: int = 4,
-    correction: str = "diffpir",
+    steps: int | None = None,
+    correction: str | None = None,
     device: str = "cpu",
 ) -> Callable[..., Dehazed]:
     """Take the haze out of B-mode frames: ``ultrasound()(frame)`` with a frame ``(H, W)`` in [0, 1]
     or a picture; the result has ``image``, ``haze`` and ``std``.
 
     Args:
+        tissue: a network that is shown the hazy frame, or a tissue prior.
+        haze: beside a tissue prior the haze prior, by default ``ultrasound-haze``.
         strength: above 1 more haze is taken away, below 1 less.
-        sigma: noise that is neither tissue nor haze, in units of [0, 1].
+        sigma: with priors, noise that is neither tissue nor haze, in units of [0, 1]; 0.02.
+        steps: by default one, of several samples and of priors four.
+        correction: with priors; ``diffpir`` by default.
+
+    Raises:
+        ValueError: a model of another kind, or options that this one has no use for.
     """
-    from restoration.ultrasound.task import UltrasoundTask
+    from toolbox.tasks.options import Frames
+    from toolbox.tasks.settings import Settings
+    from toolbox.tasks.ultrasound import HAZE_PRIOR, PRIORS_STEPS, Ultrasound
 
-    task = UltrasoundTask(
-        check_model(load_model(tissue, device, None), "ultrasound", named(tissue)),
-        check_model(load_model(haze, device, None), "ultrasound", named(haze)),
-        strength=strength,
-        sigma=sigma,
-        solver=solver_by_name(solver),
-        num_inference_steps=steps,
-        correction=correction,
-    )
+    first = check_model(load_model(tissue, device, None), "ultrasound", named(tissue))
+    second = None
+    if haze is not None or not first.condition_channels:
+        other = haze or HAZE_PRIOR
+        second = check_model(load_model(other, device, None), "ultrasound", named(other))
+    options = Frames(strength, haze=None if haze is None else named(haze), sigma=sigma)
 
-    def run(frame: Picture, **options: Any) -> Dehazed:
-        return task(read_picture(frame)[0].mean(0), **options)
+    def run(frame: Picture, num_samples: int = 1, **draws: Any) -> Dehazed:
+        several = PRIORS_STEPS if num_samples > 1 else None
+        settings = Settings(solver, several if steps is None else steps, correction=correction)
+        task = Ultrasound().task(first, second, options, settings)
+        return task(read_picture(frame)[0].mean(0), num_samples=num_samples, **draws)
 
     return run
 

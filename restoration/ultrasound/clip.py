@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from restoration.ultrasound.joint import JointDenoiser, stacked
+from restoration.ultrasound.shown import ShownFrameTask
 from restoration.ultrasound.task import Dehazed, UltrasoundTask, check_frame
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid
@@ -25,7 +26,7 @@ from solvers.solver import Problem, Query, keeps_history
 
 @torch.no_grad()
 def restore_clip(
-    task: UltrasoundTask,
+    task: UltrasoundTask | ShownFrameTask,
     frames: Iterable[Tensor],
     *,
     seed: int = 0,
@@ -52,6 +53,13 @@ def restore_clip(
             shared.
         TypeError: ``stream`` with a correction that differentiates the network.
     """
+    if isinstance(task, ShownFrameTask):
+        if warm_start is not None or stream:
+            raise ValueError(
+                "warm starts and stream batching are for two priors; a network that is shown the"
+                " frame takes one call: leave them out"
+            )
+        return _alone(task, _same_size(frames), seed)
     if warm_start is not None and stream:
         raise ValueError(
             "a warm start waits for the previous frame's result, which stream batching does not:"
@@ -79,6 +87,17 @@ def _same_size(frames: Iterable[Tensor]) -> Iterator[Tensor]:
                 f" {tuple(size)}"
             )
         yield frame
+
+
+def _alone(task: ShownFrameTask, frames: Iterator[Tensor], seed: int) -> Iterator[Dehazed]:
+    """Each frame by itself; one that equals the last one isn't asked for."""
+    before: Tensor | None = None
+    last: Dehazed | None = None
+    for frame in frames:
+        equal = last is not None and before is not None and torch.equal(before, frame)
+        last = replace(last, nfe=0, seconds=0.0) if last and equal else task(frame, seed=seed)
+        before = frame
+        yield last
 
 
 def _one_by_one(

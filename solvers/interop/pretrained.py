@@ -142,7 +142,16 @@ def _autoencoder_of(root: Path, options: Mapping[str, Any]) -> Autoencoder | Non
     """That which is named, else the one in the folder."""
     if options.get("vae") is not None:
         return read_autoencoder(Path(options["vae"]))
-    return read_autoencoder(root / "vae") if (root / "vae").is_dir() else None
+    if (root / "vae").is_dir():
+        return read_autoencoder(root / "vae")
+    for place in sorted(root.glob("*/config.json")):  # latent diffusion's older folders: vqvae/
+        kind = str(read_object(place, ModelError).get("_class_name"))
+        if "VQ" in kind or "Autoencoder" in kind:
+            raise ModelError(
+                f"{root} works on the latents of a {kind} ({place.parent.name}/); of autoencoders"
+                f" AutoencoderKL in vae/ is read: {HOW_TO_WRAP}"
+            )
+    return None
 
 
 def _read_decoder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:

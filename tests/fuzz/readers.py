@@ -399,7 +399,7 @@ def text(name: str, content: str, read: Callable[[Path], Any]) -> Reader:
 
 
 def regions(path: Path) -> Any:
-    from restoration.ultrasound.contrast import read_regions
+    from restoration.ultrasound.measures import read_regions
 
     return list(read_regions(path, (40, 36)).values())
 

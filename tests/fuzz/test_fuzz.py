@@ -28,7 +28,8 @@ def wrong(count: int, names: list[str]) -> dict[str, list]:
     done = subprocess.run(
         [sys.executable, str(HERE / "drive.py"), str(count), SEED, *names],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

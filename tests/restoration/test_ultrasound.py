@@ -19,7 +19,8 @@ from restoration.posterior import CORRECTIONS, MMPS, DiffPIR
 from restoration.ultrasound.bmode import Sector, amplitude_of, envelope, find_sector, log_compress
 from restoration.ultrasound.clip import ask_together, enter, restore_clip, similar
 from restoration.ultrasound.companding import a_law, a_law_inverse, mu_law, mu_law_inverse
-from restoration.ultrasound.contrast import (
+from restoration.ultrasound.joint import JointDenoiser, Superposition
+from restoration.ultrasound.measures import (
     anatomical_regions,
     boxes_mask,
     cnr,
@@ -28,7 +29,6 @@ from restoration.ultrasound.contrast import (
     ks,
     read_regions,
 )
-from restoration.ultrasound.joint import JointDenoiser, Superposition
 from restoration.ultrasound.patches import cut, stitch
 from restoration.ultrasound.phantom import simulate_tissue
 from restoration.ultrasound.power_split import power_split

@@ -9,7 +9,7 @@ import torch
 from helpers.data import golden
 
 from restoration.ultrasound.companding import a_law, a_law_inverse, mu_law, mu_law_inverse
-from restoration.ultrasound.contrast import gcnr, ks
+from restoration.ultrasound.measures import gcnr, ks
 from restoration.ultrasound.patches import cut, stitch
 from restoration.ultrasound.released import Predicted, ReleasedSampler, ReleasedVP, SimpleVE
 

@@ -27,6 +27,7 @@ EXPECTED = {
     "haze-int8": "haze",
     "mri": "mri",
     "mri-int8": "mri",
+    "ultrasound": "degraded",
     "ultrasound-haze": "none",
     "ultrasound-tissue": "none",
 }

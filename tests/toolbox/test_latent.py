@@ -11,6 +11,7 @@ from helpers.commands import restobox
 from helpers.data import smooth_picture
 from helpers.deploy import calibrate
 from helpers.latent import STABLE_DIFFUSION, autoencoder, conditional_unet, text_parts, write_latent
+from helpers.networks import tiny_unet
 from helpers.quantized import one_thread  # noqa: F401
 from safetensors.torch import load_file, save_file
 
@@ -146,6 +147,16 @@ def test_folders_that_do_not_fit_are_refused(folders, tmp_path):
         load(tmp_path / "m")
     with pytest.raises(ValueError, match="is an autoencoder: leave out --prompt"):
         load(folders / "4" / "vae", prompt="cat")
+
+
+def test_latents_of_another_autoencoder_are_not_taken_for_pictures(tmp_path):
+    """Latent diffusion's faces: three channels, as many as pictures have."""
+    from diffusers import VQModel
+
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    VQModel(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vqvae")
+    with pytest.raises(ValueError, match=r"latents of a VQModel \(vqvae/\)"):
+        load(tmp_path)
 
 
 def test_a_folder_in_half_precision_is_read(folders, tmp_path):

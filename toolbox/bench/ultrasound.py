@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +16,17 @@ import torch
 from restoration.io.ultrasound import read_clip
 from restoration.io.ultrasound_signals import Clip
 from restoration.metrics import psnr
-from restoration.ultrasound.contrast import anatomical_regions, cnr, gcnr, ks
+from restoration.ultrasound.measures import anatomical_regions, cnr, gcnr, ks, structure
 from restoration.ultrasound.simulation import simulate_haze
-from toolbox.api import keeping_models, load
+from toolbox.api import keeping_models, load_for, local
 from toolbox.bench.options import Extent, Methods
 from toolbox.bench.shares import shared
 from toolbox.tasks.classical import of_haze
 from toolbox.tasks.options import Frames
 from toolbox.tasks.settings import Settings
 from toolbox.tasks.ultrasound import STRENGTHS, Ultrasound
+
+SHIPPED = ("ultrasound", "ultrasound-tissue+ultrasound-haze")
 
 
 def run_bench_ultrasound(
@@ -32,23 +35,23 @@ def run_bench_ultrasound(
     methods: Methods = Methods(),
     extent: Extent = Extent(),
     *,
-    correction: str = "diffpir",
+    correction: str | None = None,
     grey: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """Means over frames, by method and strength.
 
-    A model is a classical method (:func:`toolbox.tasks.classical.of_haze`), or two networks
-    ``TISSUE+HAZE``. With more frames than the limit, frames are taken evenly. Frames that show too
-    little tissue or blood are left out and counted.
+    A model is a classical method (:func:`toolbox.tasks.classical.of_haze`), a network that is shown
+    the hazy frame, or two priors ``TISSUE+HAZE``. With more frames than the limit, frames are taken
+    evenly. Frames that show too little tissue or blood are left out and counted.
 
     Raises:
         ValueError: an unknown method, no usable frame, or a method's missing package.
     """
     clip = read_clip(data, grey=grey)
-    names = methods.model or [*of_haze(), "ultrasound-tissue+ultrasound-haze"]
-    steps, limit = methods.steps or 4, extent.limit
-    settings = Settings((methods.solver or ["ddim"])[0], steps, correction=correction)
+    names = methods.model or [*of_haze(), *SHIPPED]
+    limit = extent.limit
+    settings = Settings((methods.solver or ["ddim"])[0], methods.steps, correction=correction)
     chosen = (
         range(len(clip))
         if limit is None
@@ -78,7 +81,6 @@ def run_bench_ultrasound(
         "data": str(data),
         "frames": len(chosen) - skipped,
         "skipped": skipped,
-        "steps": steps,
         "samples": extent.samples,
         "rows": rows,
     }
@@ -119,21 +121,27 @@ def _figures(
         "gcnr": gcnr(image[tissue], image[blood]),
         "cnr": cnr(image[tissue], image[blood]),
         "psnr": psnr(image[None], clean[None]),
+        **asdict(structure(image, clean, hazy)),
         "ks_tissue": ks(image[tissue], clean[tissue])[0],  # low: tissue is as it was
         "ks_blood": ks(image[blood], hazy[blood])[0],  # high: haze is gone
     }
 
 
 def _method(name: str, settings: Settings, extent: Extent) -> Callable:
-    if "+" in name:
-        tissue, _, haze = name.partition("+")
-        kind = Ultrasound()
-        task = kind.task(load(tissue), load(haze), Frames(), settings)
-        return lambda hazy: task(
-            torch.from_numpy(hazy), num_samples=extent.samples, seed=extent.seed
-        ).image.numpy()
-    if name not in (known := of_haze()):
+    if name in (known := of_haze()):
+        return known[name]
+    tissue, plus, haze = name.partition("+")
+    if not plus and not local(name).exists():
         raise ValueError(
-            f"method {name!r} is unknown; known: {', '.join(known)}, or two models as TISSUE+HAZE"
+            f"method {name!r} is unknown; known: {', '.join(known)}, a model, or two priors as"
+            " TISSUE+HAZE"
         )
-    return known[name]
+    first = load_for("ultrasound", tissue)
+    if not plus and not first.condition_channels:
+        raise ValueError(f"{name} is a prior of tissue or haze: give both as TISSUE+HAZE")
+    second = load_for("ultrasound", haze) if plus else None
+    own = settings if plus else replace(settings, correction=None)
+    task = Ultrasound().task(first, second, Frames(haze=haze or None), own)
+    return lambda hazy: task(
+        torch.from_numpy(hazy), num_samples=extent.samples, seed=extent.seed
+    ).image.numpy()

@@ -322,8 +322,8 @@ def bench_ultrasound(
         list[float] | None, typer.Option(help="Strengths of the simulated haze. [default: 0.5 1 2]")
     ] = None,
     correction: Annotated[
-        str, typer.Option(help="As in `restobox restore ultrasound`.")
-    ] = "diffpir",
+        str | None, typer.Option(help="With priors, as in `restobox restore ultrasound`.")
+    ] = None,
     grey: Annotated[
         bool, typer.Option("--grey", help="Average the channels of coloured pictures.")
     ] = False,
@@ -346,10 +346,10 @@ def bench_ultrasound(
         return print_json(figures)
     title = (
         f"{figures['frames']} frames ({figures['skipped']} without enough tissue and blood),"
-        f" {figures['steps']} steps x {figures['samples']} samples"
+        f" {figures['samples']} samples"
     )
-    columns = ("strength", "method", "gcnr", "ks_tissue", "ks_blood", "psnr", "seconds")
-    _print_rows(title, figures["rows"], columns)
+    columns = ("strength", "method", "gcnr", "psnr", "ks_tissue", "edges_kept", "edges_invented")
+    _print_rows(title, figures["rows"], (*columns, "tissue_lost", "blood_filled", "seconds"))
 
 
 @app.command("runtime")

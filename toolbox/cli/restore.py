@@ -216,9 +216,7 @@ def ultrasound(
     output: Annotated[Output, Without("std", "quality")],
     options: Frames,
     prior: Annotated[Prior, Without("model")] = Prior(""),
-    settings: Annotated[Settings, Without("grid", "tile", "symmetries")] = Settings(
-        steps=4, correction="diffpir"
-    ),
+    settings: Annotated[Settings, Without("grid", "tile", "symmetries")] = Settings(),
     draws: Draws = Draws(),
     many: Many = Many(),
 ) -> None:

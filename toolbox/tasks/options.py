@@ -204,12 +204,25 @@ class Frames:
         float, Option("--haze-strength", help="Above 1 more haze is taken away, below 1 less.")
     ] = 1.0
     tissue: Annotated[
-        str, Option(help="Tissue prior: a shipped model, a diffusers folder or an exported bundle.")
-    ] = "ultrasound-tissue"
-    haze: Annotated[str, Option(help="Haze prior.")] = "ultrasound-haze"
+        str,
+        Option(
+            help=(
+                "A network that is shown the hazy frame, or a tissue prior: a shipped model, a"
+                " diffusers folder or an exported bundle."
+            )
+        ),
+    ] = "ultrasound"
+    haze: Annotated[
+        str | None,
+        Option(help="Haze prior, beside a tissue prior.", show_default="ultrasound-haze"),
+    ] = None
     sigma: Annotated[
-        float, Option(help="Noise that is neither tissue nor haze, in units of [0, 1].")
-    ] = 0.02
+        float | None,
+        Option(
+            help="With priors: noise that is neither tissue nor haze, in units of [0, 1].",
+            show_default="0.02",
+        ),
+    ] = None
     warm_start: Annotated[
         float | None,
         Option(help="Enter each frame at this noise level from the last one's result."),

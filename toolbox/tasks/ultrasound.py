@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,8 @@ from restoration.io.video import KINDS as VIDEOS
 from restoration.metrics import psnr, ssim
 from restoration.task import Restored
 from restoration.ultrasound.clip import restore_clip
-from restoration.ultrasound.contrast import cnr, gcnr, ks, read_regions
+from restoration.ultrasound.measures import cnr, gcnr, ks, read_regions
+from restoration.ultrasound.shown import ShownFrameTask
 from restoration.ultrasound.simulation import simulate_haze
 from restoration.ultrasound.task import Dehazed, UltrasoundTask
 from solvers import solver_by_name
@@ -41,6 +43,7 @@ from toolbox.tasks.options import Frames
 from toolbox.tasks.settings import Draws, Prior, Request, Settings
 
 STRENGTHS = (0.5, 1.0, 2.0)
+HAZE_PRIOR, SIGMA, PRIORS_STEPS = "ultrasound-haze", 0.02, 4  # beside a tissue prior
 
 
 class Ultrasound(Task):
@@ -50,7 +53,7 @@ class Ultrasound(Task):
     suffixes = (*PICTURES, *HDF5, ".mat", *DICOM, *VIDEOS)
     written = (".h5", ".hdf5", DICOM_OUT, *VIDEOS, *SUFFIXES)
     prior = Prior("")  # two, among the options
-    settings = Settings(steps=4, correction="diffpir")
+    settings = Settings(steps=None)
     unused = ("grid",)
     files = ("regions",)
     roles = ("tissue", "haze")
@@ -68,18 +71,46 @@ class Ultrasound(Task):
         return suffix if suffix in self.written else other
 
     def task(
-        self, tissue: Denoiser, haze: Denoiser, options: Frames, settings: Settings
-    ) -> UltrasoundTask:
-        """The algorithm."""
-        return UltrasoundTask(
-            tissue,
-            haze,
-            strength=options.strength,
-            sigma=options.sigma,
-            solver=solver_by_name(settings.solver),
-            num_inference_steps=4 if settings.steps is None else settings.steps,
-            correction=settings.correction or "diffpir",
-        )
+        self, tissue: Denoiser, haze: Denoiser | None, options: Frames, settings: Settings
+    ) -> UltrasoundTask | ShownFrameTask:
+        """The algorithm.
+
+        Raises:
+            ValueError: options that a network that is shown the frame has no use for.
+        """
+        solver = solver_by_name(settings.solver)
+        if tissue.condition_channels == 0:
+            assert haze is not None
+            return UltrasoundTask(
+                tissue,
+                haze,
+                strength=options.strength,
+                sigma=SIGMA if options.sigma is None else options.sigma,
+                solver=solver,
+                num_inference_steps=PRIORS_STEPS if settings.steps is None else settings.steps,
+                correction=settings.correction or "diffpir",
+            )
+        given = {
+            "a haze prior (--haze)": options.haze,
+            "--sigma": options.sigma,
+            "--correction": settings.correction,
+        }
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise ValueError(
+                "the tissue network is shown the hazy frame, so it needs no"
+                f" {' or '.join(unused).removeprefix('a ')}: leave it out, or take a tissue prior"
+                " (--tissue ultrasound-tissue)"
+            )
+        return ShownFrameTask(tissue, options.strength, solver, settings.steps or 1)
+
+    def partner(self, tissue: Denoiser, options: Frames, prior: Prior) -> Denoiser | None:
+        """The haze prior, beside a tissue prior."""
+        if options.haze is None and tissue.condition_channels:
+            return None
+        return load_for(self.name, options.haze or HAZE_PRIOR, **prior.place)
+
+    def recorded_steps(self, denoiser: Denoiser) -> tuple[int, ...]:
+        return (1, PRIORS_STEPS) if denoiser.condition_channels else (PRIORS_STEPS,)
 
     def restore(self, request: Request, progress: Progress = silent) -> dict[str, Any]:
         path, options, draws = request.path, request.options, request.draws
@@ -118,12 +149,13 @@ class Ultrasound(Task):
             raise ValueError(
                 f"regions {regions} must name tissue and blood; found {', '.join(masks)}"
             )
-        tissue, haze = (
-            load_for(self.name, name, **request.prior.place)
-            for name in (options.tissue, options.haze)
-        )
+        tissue = load_for(self.name, options.tissue, **request.prior.place)
+        haze = self.partner(tissue, options, request.prior)
+        settings = request.settings
+        if draws.samples > 1 and settings.steps is None:
+            settings = replace(settings, steps=PRIORS_STEPS)
         # checks its options before anything is written
-        results = restored(self.task(tissue, haze, options, request.settings), clip, options, draws)
+        results = restored(self.task(tissue, haze, options, settings), clip, options, draws)
         figures: dict[str, list[float]] = {}
         hazes: list[np.ndarray] = []
         samples: list[np.ndarray] = []  # of all frames, (n, H, W)
@@ -164,7 +196,8 @@ class Ultrasound(Task):
             "out": str(out),
         }
         done |= {"files": len(files), "frames": len(clip), "size": [clip.size[1], clip.size[0]]}
-        done |= {"tissue": options.tissue, "haze": options.haze, "strength": options.strength}
+        done |= {"tissue": options.tissue, "strength": options.strength}
+        done |= {} if haze is None else {"haze": options.haze or HAZE_PRIOR}
         done |= {"nfe": calls, "seconds": round(seconds, 2)}
         if clip.times is not None and not clip.times[0].silent:
             done["note"] = "the sound is left out"
@@ -177,7 +210,8 @@ class Ultrasound(Task):
         tissue, haze = (
             float_model(name) if name else denoiser for name in (options.tissue, options.haze)
         )
-        task = self.task(tissue, haze, options, settings)
+        shown = denoiser.condition_channels > 0
+        task = self.task(tissue, None if shown else haze, options, settings)
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
             return task(inputs["frame"], **draws)
@@ -185,8 +219,14 @@ class Ultrasound(Task):
         return run
 
     def simulated(self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any) -> Frames:
-        """``partner``: the other prior, ``tissue:MODEL`` or ``haze:MODEL``."""
+        """``partner``: of a prior the other one, ``tissue:MODEL`` or ``haze:MODEL``."""
         partner = numbers.pop("partner", None)
+        if denoiser.condition_channels:
+            if partner is not None:
+                raise ValueError(
+                    "this network is shown the hazy frame and has no partner: leave out --partner"
+                )
+            return with_numbers(Frames(tissue=""), self.name, sigma or None, numbers)
         role, _, name = (partner or "").partition(":")
         if role not in ("tissue", "haze") or not name:
             raise ValueError(
@@ -217,7 +257,9 @@ class Ultrasound(Task):
         return {name: plane(method) for name, method in of_haze().items()}
 
 
-def restored(task: UltrasoundTask, clip: Clip, options: Frames, draws: Draws) -> Iterator[Dehazed]:
+def restored(
+    task: UltrasoundTask | ShownFrameTask, clip: Clip, options: Frames, draws: Draws
+) -> Iterator[Dehazed]:
     """The results of a clip's frames, in order."""
     frames = (torch.from_numpy(np.ascontiguousarray(frame)) for frame in clip)
     if draws.samples > 1:

@@ -106,7 +106,7 @@ class Job:
             kept["options"][name] = kept["options"][name] is not None
         kept["prior"]["model"] = self.prior.model and digest_of_model(self.prior.model)
         for role in self.one.roles:
-            kept["options"][role] = digest_of_model(kept["options"][role])
+            kept["options"][role] = kept["options"][role] and digest_of_model(kept["options"][role])
         kept["asked"] = sorted(self.asked)
         return digest_of_settings(kept)
 
