@@ -18,6 +18,7 @@ from torch import Tensor
 from restoration.io.images import Photo, check_writable, read_image, write_image
 from restoration.io.pictures.masks import missing_of
 from restoration.io.pictures.notes import Notes, notes_of
+from restoration.io.pictures.values import unmapped
 from restoration.photo.lift import enlarge
 from restoration.task import Restored
 
@@ -214,7 +215,7 @@ def _inline(pixels: np.ndarray) -> str:
 
 
 def _read_pil(image: Image.Image) -> tuple[Tensor, Form]:
-    image.load()  # then it tells all that stands beside its pixels
+    unmapped(image).load()  # then it tells all that stands beside its pixels
     notes = notes_of(image, upright=False)
     if image.mode.startswith("I;16"):
         return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[None], Form(

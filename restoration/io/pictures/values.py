@@ -32,10 +32,14 @@ def quietly() -> Iterator[None]:
 def opened(path: Path) -> Image.Image:
     """The header only. Pillow's warnings about it are no use: the size is checked here."""
     with quietly():
-        image = Image.open(path)
-    if image.format == "TIFF":
-        # without the name Pillow doesn't map the file into memory, where it takes the sides of a
-        # picture that is to be turned by a quarter for each other
+        return unmapped(Image.open(path))
+
+
+def unmapped(image: Image.Image) -> Image.Image:
+    """An opened TIFF as a file that Pillow doesn't map into memory, for which it needs the name:
+    there it takes the sides of a picture that is to be turned by a quarter for each other.
+    """
+    if image.format == "TIFF" and hasattr(image, "filename"):
         image.filename = ""
     return image
 
