@@ -130,6 +130,7 @@ STORED = {
     "a-decay": lambda s, o: {"model": s, "ema": 0.9999},
     "averages-without-names": lambda s, o: {"model": s, "ema": {"shadow_params": [*o.values()]}},
     "ema-beside": lambda s, o: under("net.", o) | under("net_ema.", s),
+    "another-beside": lambda s, o: under("net.", s) | under("semantic_net.", o),
     "ema-pytorch": lambda s, o: {
         "ema": under("ema_model.module.", s) | under("online_model.module.", o)
     },

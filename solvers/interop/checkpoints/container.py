@@ -29,6 +29,7 @@ HOW_TO_WRAP = (
     " solvers.Denoiser.from_sigma(D) for a denoiser D(x, sigma); see docs/networks.md"
 )
 MOST_TENSORS = 100_000
+AVERAGED = re.compile(r"(^|[._])ema([._]|$)")  # in what stands before names
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Weights:
             for name in self.tensors
             if name == marker or name.endswith(f".{marker}")
         ]
-        return min(found, key=lambda p: ("ema" not in p, len(p))) if found else None
+        return min(found, key=lambda p: (not AVERAGED.search(p), len(p))) if found else None
 
     def noted(self, name: str) -> Tensor | None:
         """A table that training code keeps beside the networks' tensors, such as its ``betas``."""
