@@ -313,7 +313,7 @@ class Denoiser:
             ValueError: the network is of a class that :meth:`from_pretrained` doesn't know, or the
                 process is of a class of your own.
         """
-        from solvers.interop.pretrained import write_model
+        from solvers.interop.written import write_model
 
         write_model(
             Path(folder),

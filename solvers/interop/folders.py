@@ -70,3 +70,12 @@ def check_network(
             f"{path} describes a network of {count} numbers, but {weights.name} has {most} bytes;"
             " it belongs to another network or was cut short"
         )
+
+
+def multiple_of(network: Any) -> int:
+    """What height and width of the network's input must be multiples of: it halves them between
+    two levels.
+    """
+    if (own := getattr(network, "multiple", None)) is not None:
+        return int(own)
+    return 2 ** (len(network.config.block_out_channels) - 1)

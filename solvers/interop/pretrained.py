@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from solvers.files import replace_file, room_for, together
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.strict_json import read_object
 from solvers.interop.autoencoder import Autoencoder, read_autoencoder
 from solvers.interop.checkpoints.container import HOW_TO_WRAP
 from solvers.interop.checkpoints.load import read_checkpoint
 from solvers.interop.checkpoints.options import flag
-from solvers.interop.description import describe, from_description
-from solvers.interop.folders import WEIGHTS, check_network, said_of, weights_in
+from solvers.interop.description import from_description
+from solvers.interop.folders import WEIGHTS, check_network, multiple_of, said_of, weights_in
 from solvers.interop.networks import KNOWN, network_class
 from solvers.interop.networks.clock import NOTED, adapt
 from solvers.interop.schedules import schedule_of
 from solvers.interop.text import OPTIONS as TEXT_OPTIONS
-from solvers.interop.text import STORED, show_text, tensors_of
+from solvers.interop.text import show_text
 from solvers.prediction import HEADS
-from solvers.processes.process import VP, Process
+from solvers.processes.process import VP
 
 Network = Any
 
@@ -292,86 +288,3 @@ def choose_class(network: Network, label: int | None, root: Path) -> Network:
     network.class_embedding = None
     network.register_to_config(num_class_embeds=None)
     return network
-
-
-def write_model(
-    root: Path,
-    network: Network,
-    process: Process,
-    *,
-    prediction_type: str,
-    multiple: int,
-    settings: dict[str, Any],
-    autoencoder: Autoencoder | None = None,
-) -> None:
-    """Write what :func:`read_model` reads, all of it or nothing; ``settings`` are
-    :attr:`solvers.Denoiser.settings`. See :meth:`solvers.Denoiser.save_pretrained`, also for its
-    errors.
-    """
-    if not hasattr(network, "save_pretrained") or type(network).__name__ not in KNOWN:
-        raise ValueError(
-            f"model folders hold one of {', '.join(KNOWN)}; this network is a"
-            f" {type(network).__name__}"
-        )
-    if multiple != multiple_of(network):
-        raise ValueError(
-            f"a model folder's multiple follows from its network's depth; {multiple} can't be kept"
-        )
-    content = settings | {"prediction_type": prediction_type, "process": describe(process)}
-    if (adapted := getattr(network, "adapted", None)) is not None:
-        content["network"] = adapted
-    text = tensors_of(network)  # have a file of their own
-    for name in text:
-        del network._buffers[name]
-    (root / "unet").mkdir(parents=True, exist_ok=True)
-    with together():
-        try:
-            with (
-                room_for(root),
-                tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=root) as temporary,
-            ):
-                network.save_pretrained(temporary, safe_serialization=True)
-                for path in Path(temporary).iterdir():
-                    replace_file(root / "unet" / path.name, path.replace)
-        finally:
-            for name, value in text.items():
-                network.register_buffer(name, value)
-        if text:
-            from safetensors.torch import save_file
-
-            tensors = {name: value.contiguous() for name, value in text.items()}
-            replace_file(root / STORED, lambda part: save_file(tensors, part))
-        if autoencoder is not None:
-            autoencoder.write(root / "vae")
-        if type(process) is VP:
-            abar = process.alphas_cumprod
-            betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
-            schedule = {
-                "_class_name": "DDIMScheduler",
-                "num_train_timesteps": len(abar),
-                "trained_betas": betas.tolist(),
-            }
-            spacing = {
-                "prediction_type": prediction_type,
-                "timestep_spacing": "trailing",
-                "clip_sample": False,
-            }
-            write_json(root / "scheduler" / "scheduler_config.json", schedule | spacing)
-        write_json(root / "denoiser.json", content)
-
-
-def multiple_of(network: Network) -> int:
-    """What height and width of the network's input must be multiples of: it halves them between
-    two levels.
-    """
-    if (own := getattr(network, "multiple", None)) is not None:
-        return int(own)
-    return 2 ** (len(network.config.block_out_channels) - 1)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A file of a model folder, with the folder that it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(
-        path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    )
