@@ -12,12 +12,17 @@ import numpy as np
 from restoration.io.containers.packages import need
 from restoration.io.containers.tiff import NO_DATA, check_last_page, opened_tiff, place_of
 from restoration.io.containers.validity import parted, refuse
+from restoration.io.pictures.notes import ORIENTATION
+from restoration.io.pictures.tiff import DEPTHS
 from restoration.io.scenes.scene import Scene
 from solvers.files import reserve
 from solvers.inputs.errors import InputError
 from solvers.inputs.memory import check_array
 
 TIFF = (".tif", ".tiff")
+MINISBLACK, RGB = 1, 2  # what the numbers of a page mean
+MOST = 281  # MaxSampleValue
+KEPT = (ORIENTATION, 34675, 700, MOST)  # pixels stay as they are stored; profile, XMP
 WHITE = {"u1": 255.0, "u2": 65535.0, "f4": 1.0, "f8": 1.0}
 
 
@@ -89,8 +94,15 @@ def open_tiff(path: Path) -> Scene:
             )
         page: Any = file.pages.first
         axes, shape = file.series[0].axes.upper(), parts.shape
-        missing = page.tags.get(NO_DATA)
-        geo = place_of(page)
+        if page.photometric not in (MINISBLACK, RGB):
+            raise InputError(
+                f"{path} has pixels of the kind {page.photometric.name}; grey whose 0 is black and"
+                " RGB are accepted: save it as one of these"
+            )
+        missing, bits, most = page.tags.get(NO_DATA), page.bitspersample, page.tags.get(MOST)
+        head = place_of(page) + tuple(
+            (t.code, int(t.dtype), t.count, t.value) for t in page.tags if t.code in KEPT
+        )
     names = {"Y": "y", "X": "x", "S": "c", "Q": "p", "I": "p", "Z": "z", "C": "k", "T": "t"}
     known = "".join(names.get(a, "?") for a in axes)
     if "?" in known or ("c" in known and shape[known.index("c")] != 3):
@@ -104,13 +116,17 @@ def open_tiff(path: Path) -> Scene:
             f"{path} holds values of type {parts.dtype}; 8 and 16 bits without sign, and floats in"
             " [0, 1], are accepted"
         )
+    if parts.dtype == np.uint16 and bits < 16:
+        white = 2.0**bits - 1
+    elif parts.dtype == np.uint16 and most is not None and int(np.max(most.value)) + 1 in DEPTHS:
+        white = float(np.max(most.value))
     no_data = None if missing is None else float(str(missing.value).strip("\0 "))
-    return Scene(path, parts, known, 0.0, white, no_data, "tiff", geo)
+    return Scene(path, parts, known, 0.0, white, no_data, "tiff", head)
 
 
 def write_tiff(place: Path, scene: Scene, fill: Callable[[Any], object]) -> None:
     """In strips, uncompressed, so that parts can be written in any order; as BigTIFF from 2 GB on.
-    The place on the ground is kept.
+    The place on the ground, the colour profile, XMP and how the picture is to be turned are kept.
     """
     import tifffile
 

@@ -272,6 +272,27 @@ def test_a_contact_sheet_leaves_scenes_out(planes, tmp_path):
     assert read_image(tmp_path / "look.png").pixels.shape[2] < 3 * 192  # one panel
 
 
+def test_tiff_scenes_keep_what_their_pixels_mean(tmp_path):
+    """How they are turned, their profile and white; inverse greys and palettes are refused."""
+    from restoration.io.scenes.tiff import write_tiff
+
+    values = np.random.default_rng(0).integers(0, 4096, (40, 50)).astype(np.uint16)
+    tags = [(274, "H", 1, 6, True), (34675, "B", 4, b"icc!", True), (281, "H", 1, 4095, True)]
+    tifffile.imwrite(tmp_path / "in.tif", values, photometric="minisblack", extratags=tags)
+    scene = open_scene(tmp_path / "in.tif")
+    assert scene.high == 4095
+    write_tiff(tmp_path / "out.tif", scene, lambda target: target.__setitem__(..., values))
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        kept = file.pages.first.tags
+        assert (kept[274].value, kept[281].value, bytes(kept[34675].value)) == (6, 4095, b"icc!")
+    for photometric in ("miniswhite", "palette"):
+        more = {"colormap": np.zeros((3, 256), np.uint16)} if photometric == "palette" else {}
+        pixels = values.astype(np.uint8)
+        tifffile.imwrite(tmp_path / "x.tif", pixels, photometric=photometric, **more)
+        with pytest.raises(InputError, match=rf"pixels of the kind {photometric.upper()}"):
+            open_scene(tmp_path / "x.tif")
+
+
 def test_files_that_are_no_scenes_are_refused(scenes, planes, tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "in.tif", noisy(1)[0])
     own = ("--model", planes, "--sigma", "0.1")
