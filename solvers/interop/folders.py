@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def check_network(
             f"{path} describes a network of {count} numbers, but {weights.name} has {most} bytes;"
             " it belongs to another network or was cut short"
         )
+
+
+def left_out_of(made: type, config: dict[str, Any]) -> str:
+    """The entries of a description that the class doesn't know, in words; empty: none."""
+    known = signature(made.__init__).parameters  # type: ignore[misc]
+    unknown = [name for name in config if name not in known and not name.startswith("_")]
+    return ", ".join(f"{name!r}"[:60] for name in unknown)
 
 
 def multiple_of(network: Any) -> int:

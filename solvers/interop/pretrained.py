@@ -16,7 +16,14 @@ from solvers.interop.checkpoints.container import HOW_TO_WRAP
 from solvers.interop.checkpoints.load import read_checkpoint
 from solvers.interop.checkpoints.options import flag
 from solvers.interop.description import from_description
-from solvers.interop.folders import WEIGHTS, check_network, multiple_of, said_of, weights_in
+from solvers.interop.folders import (
+    WEIGHTS,
+    check_network,
+    left_out_of,
+    multiple_of,
+    said_of,
+    weights_in,
+)
 from solvers.interop.networks import KNOWN, network_class
 from solvers.interop.networks.clock import NOTED, adapt
 from solvers.interop.schedules import schedule_of
@@ -79,6 +86,11 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     place = next((p for p in places if p.is_file()), places[0])
     described = root / "denoiser.json"
     extra = read_object(described, ModelError) if described.is_file() else {}
+    if unknown := [name for name in extra if name not in DESCRIBED]:
+        raise ModelError(
+            f"{described} holds {', '.join(repr(name)[:60] for name in unknown)}, which says"
+            f" nothing here; known: {', '.join(DESCRIBED)}"
+        )
     schedule = None
     with reading(described, "the description of a denoiser", ModelError):
         process = from_description(extra["process"]) if "process" in extra else None
@@ -164,6 +176,24 @@ def _read_decoder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# what ``denoiser.json`` may hold
+DESCRIBED = (
+    "value_range",
+    "fold",
+    "condition_channels",
+    "residual",
+    "data_std",
+    "unrolled_steps",
+    "shown",
+    "scaled",
+    "padding",
+    "least",
+    "prediction_type",
+    "process",
+    "network",
+)
+
+
 def _kind_of(folder: Path) -> object:
     """The class that a network's description names; None where there is none."""
     path = folder / "config.json"
@@ -212,6 +242,9 @@ def _read_network(root: Path) -> Network:
         with reading(unet, f"a {config.get('architecture')}", ModelError):
             return network_class(kind).read(weights)
     check_network(kind, network_class(kind).from_config, config, weights)
+    if unknown := left_out_of(network_class(kind), config):
+        # older and newer releases of diffusers know others; that leaves them out too
+        print(f"restobox: {unet / 'config.json'}: left out {unknown}", file=sys.stderr)
     with reading(unet, f"a {kind}", ModelError):
         network, report = network_class(kind).from_pretrained(
             unet,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from solvers import RDDM, VE, VP, ContinuousVP, Denoiser, Process, Resfusion, StepIndexed
+from solvers.inputs.errors import ModelError
 from solvers.prediction import HEADS
 
 PROCESS = VP.linear()
@@ -273,6 +274,26 @@ def test_schedules_may_be_named(folder, data, process):
     extra = {"condition_channels": 1, "process": data, "prediction_type": "sample"}
     (folder / "denoiser.json").write_text(json.dumps(extra))
     assert Denoiser.from_pretrained(folder).process == process
+
+
+def test_words_that_say_nothing_are_not_passed_over(folder, capsys):
+    """Of our own description they are refused; of diffusers' they are told, since its releases know
+    different ones.
+    """
+    own = folder / "denoiser.json"
+    said = json.loads(own.read_text()) if own.exists() else {}
+    own.write_text(json.dumps(said | {"value_rang": [0, 1]}))
+    with pytest.raises(ModelError, match=r"holds 'value_rang', which says nothing here; known:"):
+        Denoiser.from_pretrained(folder)
+    own.write_text(json.dumps(said))
+    config = next(folder.rglob("config.json"))
+    told = json.loads(config.read_text())
+    capsys.readouterr()
+    Denoiser.from_pretrained(folder)
+    assert "left out" not in capsys.readouterr().err
+    config.write_text(json.dumps(told | {"flip_sin_to_cosine": True}))
+    Denoiser.from_pretrained(folder)
+    assert "left out 'flip_sin_to_cosine'" in capsys.readouterr().err
 
 
 def test_what_cannot_be_saved_says_so(tmp_path):
