@@ -136,6 +136,7 @@ def test_from_diffusers_gives_its_tables():
         {},
         {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
         {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_schedule": "sigmoid"},
         {"rescale_betas_zero_snr": True},
         {"num_train_timesteps": 3, "trained_betas": [0.1, 0.2, 0.5]},
     ):
@@ -143,8 +144,10 @@ def test_from_diffusers_gives_its_tables():
         ours = VP.from_diffusers(scheduler.config).alphas_cumprod
         # theirs are float32 products; their zero-SNR rescaling is followed by 2^-24 in place of 0
         assert ours == pytest.approx(scheduler.alphas_cumprod.double().numpy(), rel=2e-4, abs=1e-7)
-    with pytest.raises(ValueError, match="known: linear, scaled_linear, squaredcos_cap_v2"):
-        VP.from_diffusers({"beta_schedule": "sigmoid"})
+    with pytest.raises(
+        ValueError, match="known: linear, scaled_linear, squaredcos_cap_v2, sigmoid"
+    ):
+        VP.from_diffusers({"beta_schedule": "laplace"})
 
 
 @pytest.mark.parametrize(

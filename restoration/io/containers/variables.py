@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from restoration.io.containers.hdf4 import check_hdf4
 from restoration.io.containers.packages import need
 from solvers.inputs.errors import InputError, reading
 from solvers.inputs.memory import check_array
@@ -87,10 +88,11 @@ def hdf4(path: Path) -> Iterator[Variables]:
     """The scientific data sets of a file of HDF 4.
 
     Raises:
-        InputError: damaged.
+        InputError: damaged, or data in another file.
         ImportError: pyhdf is missing.
     """
     sd = need("pyhdf.SD", "HDF 4 files", "hdf4")
+    check_hdf4(path)
     with reading(path, "HDF 4"):
         file = sd.SD(str(path), sd.SDC.READ)
         try:
