@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from restoration.hyperspectral.task import RestoredCube
     from restoration.io.mri_scan import Scan
     from restoration.mri.task import RestoredScan
-    from restoration.ultrasound.task import Dehazed
+    from restoration.ultrasound.shown import ShownFrameTask
+    from restoration.ultrasound.task import Dehazed, UltrasoundTask
 
 
 def ultrasound(
@@ -61,11 +62,16 @@ def ultrasound(
         second = check_model(load_model(other, device, None), "ultrasound", named(other))
     options = Frames(strength, haze=None if haze is None else named(haze), sigma=sigma)
 
-    def run(frame: Picture, num_samples: int = 1, **draws: Any) -> Dehazed:
-        several = PRIORS_STEPS if num_samples > 1 else None
+    def task(samples: int) -> UltrasoundTask | ShownFrameTask:
+        several = PRIORS_STEPS if samples > 1 else None
         settings = Settings(solver, several if steps is None else steps, correction=correction)
-        task = Ultrasound().task(first, second, options, settings)
-        return task(read_picture(frame)[0].mean(0), num_samples=num_samples, **draws)
+        return Ultrasound().task(first, second, options, settings)
+
+    task(1)  # options that don't fit are refused before the first frame
+
+    def run(frame: Picture, num_samples: int = 1, **draws: Any) -> Dehazed:
+        picture = read_picture(frame)[0].mean(0)
+        return task(num_samples)(picture, num_samples=num_samples, **draws)
 
     return run
 

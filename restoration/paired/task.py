@@ -13,7 +13,7 @@ from torch import Tensor
 
 from restoration.paired.dark_channel import DarkChannelPrior, box_mean
 from restoration.task import Restored, Run, Watch, sample
-from restoration.wrappers.tiling import set_tile, tiled
+from restoration.wrappers.tiling import in_tiles, set_tile
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, check_steps, lay
 from solvers.methods.rddm import RDDM, RDDMSampler
@@ -242,10 +242,7 @@ class PairedTask:
         condition = paired_condition(d, coloured, mask)
         haze = d.condition_channels == HAZE
         d = d.conditioned(condition)
-        if max(small.shape[-2:]) > self.tile:
-            unit = d.fold * d.multiple
-            tile = max(self.tile // unit, 1) * unit
-            d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
+        d = in_tiles(d, small.shape, self.tile, self.overlap)
 
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0).clamp(0, 1)

@@ -19,7 +19,7 @@ from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample, summary
 from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric
-from restoration.wrappers.tiling import set_tile, tiled
+from restoration.wrappers.tiling import in_tiles, set_tile
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid, lay
 from solvers.methods.ddim import DDIM
@@ -147,10 +147,7 @@ class InpaintingTask:
                     f" it {x.shape[1] + 1}"
                 )
             d = d.conditioned(torch.cat([thin_plate(measurement.y, known), known], dim=1))
-        if max(x.shape[-2:]) > self.tile:
-            unit = d.fold * d.multiple
-            tile = max(self.tile // unit, 1) * unit
-            d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
+        d = in_tiles(d, x.shape, self.tile, self.overlap)
         asked: DenoiserLike = Symmetric(d, self.symmetries) if self.symmetries > 1 else d
         solver = self.solver
         if isinstance(solver, REDDiff):

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.photo.lift import thin_plate
 from restoration.posterior import correction_by_name
-from restoration.task import Run
+from restoration.task import PictureTask, Run
 from restoration.wrappers.tiling import TiledNetwork, tiled
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid
@@ -27,7 +26,7 @@ SPREAD = 1.0  # standard deviation of latents, about
 STEPS = 30  # of a run, where nobody says: a mean of latents is no picture's
 
 
-class LatentTask(Protocol):
+class LatentTask(PictureTask, Protocol):
     """The settings of a picture task that a run in latents follows."""
 
     @property
@@ -38,21 +37,6 @@ class LatentTask(Protocol):
 
     @property
     def num_inference_steps(self) -> int: ...
-
-    @property
-    def correction(self) -> str | None: ...
-
-    @property
-    def correction_options(self) -> Mapping[str, Any]: ...
-
-    @property
-    def tile(self) -> int: ...
-
-    @property
-    def overlap(self) -> int: ...
-
-    @property
-    def symmetries(self) -> int: ...
 
     def nodes(self) -> Grid: ...
 

@@ -17,7 +17,7 @@ from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric
-from restoration.wrappers.tiling import set_tile, tiled
+from restoration.wrappers.tiling import in_tiles, set_tile
 from solvers.denoiser import Denoiser, timesteps_of
 from solvers.grid import Grid, check_steps, lay
 from solvers.inputs.errors import UncalibratedError
@@ -180,10 +180,7 @@ class LinearTask:
         m = measurement.in_range(*d.value_range, like=like)
         condition = condition_of(m, like.shape) if d.condition_channels else None
         d = d if condition is None else d.conditioned(condition)
-        if max(like.shape[-2:]) > self.tile:
-            unit = d.fold * d.multiple
-            tile = max(self.tile // unit, 1) * unit
-            d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
+        d = in_tiles(d, like.shape, self.tile, self.overlap)
 
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0)

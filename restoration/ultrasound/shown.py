@@ -11,7 +11,7 @@ from torch import Tensor
 
 from restoration.task import Restored, Run, Watch, sample
 from restoration.ultrasound.task import Dehazed, check_frame
-from restoration.wrappers.tiling import set_tile, tiled
+from restoration.wrappers.tiling import in_tiles, set_tile
 from solvers.denoiser import Denoiser
 from solvers.grid import check_steps, lay
 from solvers.methods.ddim import DDIM
@@ -74,10 +74,7 @@ class ShownFrameTask:
         traced.
         """
         d = self.denoiser.conditioned(self.denoiser.from_unit(frame))
-        if max(frame.shape[-2:]) > self.tile:
-            unit = d.fold * d.multiple
-            tile = max(self.tile // unit, 1) * unit
-            d = tiled(d, tile, min(self.overlap, tile // 8) // d.fold * d.fold)
+        d = in_tiles(d, frame.shape, self.tile, self.overlap)
 
         def finish(x0: Tensor) -> Tensor:
             tissue = d.to_unit(x0).clamp(0, 1)

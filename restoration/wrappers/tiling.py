@@ -116,6 +116,21 @@ class TiledNetwork(nn.Module):
         return total / weights
 
 
+def in_tiles(denoiser: Denoiser, size: Sequence[int], tile: int, overlap: int) -> Denoiser:
+    """``denoiser`` itself, or :func:`tiled` where pictures of ``size (..., H, W)`` are larger than
+    a tile.
+
+    Args:
+        tile: side in image pixels, rounded down to what the network takes.
+        overlap: image pixels that neighbours share; at most an eighth of a tile.
+    """
+    if max(size[-2:]) <= tile:
+        return denoiser
+    unit = denoiser.fold * denoiser.multiple
+    side = max(tile // unit, 1) * unit
+    return tiled(denoiser, side, min(overlap, side // 8) // denoiser.fold * denoiser.fold)
+
+
 def tiled(denoiser: Denoiser, tile: int = 512, overlap: int = 64) -> Denoiser:
     """A copy of ``denoiser`` that calls its network on tiles of ``tile`` x ``tile`` image pixels.
 
