@@ -32,7 +32,8 @@ from solvers.denoiser import Denoiser
 from toolbox.deploy.calibrate import run_calibrate
 from toolbox.deploy.options import Recording, Trajectories
 from toolbox.training.loop import train
-from toolbox.training.recipe import Noise, TrainingRecipe
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import Noise
 
 RECIPES = Path(__file__).parents[1] / "toolbox" / "recipes"
 VARIANTS = {

@@ -44,7 +44,8 @@ from toolbox.cli import main
 from toolbox.training.examples.paired import HazeExamples, PairExamples
 from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
-from toolbox.training.recipe import Loss, TrainingRecipe
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import Loss
 
 SOLVERS = [
     DDIM(),

@@ -14,7 +14,8 @@ from restoration.mri.simulation import ring_maps, smooth_phase
 from solvers.denoiser import Denoiser
 from toolbox.training.examples.fastmri import MeasuredScans, rephased
 from toolbox.training.loop import train
-from toolbox.training.recipe import FastMRI, TrainingRecipe
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import FastMRI
 
 SIZE, UNIT, SIGMA, PADDING = (64, 72), 2e-5, 0.01, 4
 RECIPE = """

@@ -6,7 +6,8 @@ import torch
 from toolbox.training.loop import build
 from toolbox.training.losses import cut_off, plain_loss
 from toolbox.training.model_folder import load_weights
-from toolbox.training.recipe import Loss, TrainingRecipe
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import Loss
 from toolbox.training.widening import PLANES, doubled, is_doubled
 
 

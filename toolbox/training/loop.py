@@ -37,7 +37,8 @@ from toolbox.training.losses import (
     residual_loss,
 )
 from toolbox.training.model_folder import load_weights, save_model
-from toolbox.training.recipe import SHOWN, TrainingRecipe
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import SHOWN
 from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
 
 CHECKPOINT_EVERY = 500  # steps

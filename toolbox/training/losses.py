@@ -13,7 +13,7 @@ from torch import Tensor
 
 from solvers.denoiser import Denoiser
 from solvers.prediction import HEADS
-from toolbox.training.recipe import Loss
+from toolbox.training.sections import Loss
 
 # mean squared error that good denoisers leave of photos in [-1, 1] at noise kappa, over kappa^1.2
 LEFT = 0.03

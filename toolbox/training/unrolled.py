@@ -17,7 +17,7 @@ from solvers.grid import trailing
 from solvers.loop import drive
 from solvers.methods.ddim import DDIM
 from solvers.solver import DenoiserLike, Problem, bound, device_of
-from toolbox.training.recipe import Loss
+from toolbox.training.sections import Loss
 
 
 @dataclass(frozen=True)

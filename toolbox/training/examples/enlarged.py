@@ -14,7 +14,8 @@ from restoration.photo.lift import enlarge
 from solvers.denoiser import Denoiser
 from toolbox.training.examples.colour import SIDES
 from toolbox.training.patches import Patches
-from toolbox.training.recipe import Reduction, TrainingRecipe, needed
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import Reduction, needed
 
 KERNELS = {
     "block": Image.Resampling.BOX,

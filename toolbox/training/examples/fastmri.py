@@ -20,7 +20,7 @@ from restoration.mri.sense import Sense, to_channels
 from restoration.operators.measurement import Measurement
 from solvers.files import replace_file
 from toolbox.training.examples.scans import SOLVE, KeptScans
-from toolbox.training.recipe import FastMRI
+from toolbox.training.sections import FastMRI
 
 CALIBRATION = 24  # columns that sensitivities are estimated from: a wider centre tells no more
 HOLES = 0.05  # share of zeros inside the sampled region from which a volume counts as undersampled

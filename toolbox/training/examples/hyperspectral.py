@@ -28,7 +28,7 @@ from restoration.hyperspectral.subspace import data_mask, fit_subspace, weighted
 from restoration.io.pictures.folders import random_window
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
-from toolbox.training.recipe import Scenes, needed
+from toolbox.training.sections import Scenes, needed
 
 
 class Latents:

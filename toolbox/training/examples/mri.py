@@ -15,7 +15,8 @@ from restoration.mri.estimate import CONDITION_CHANNELS
 from solvers.denoiser import Denoiser
 from toolbox.training.examples.fastmri import MeasuredScans
 from toolbox.training.examples.scans import KeptScans, Scans
-from toolbox.training.recipe import TrainingRecipe, needed
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import needed
 from toolbox.training.unrolled import Measured
 
 

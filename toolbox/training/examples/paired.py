@@ -15,7 +15,8 @@ from restoration.paired.simulation import make_hazy
 from restoration.paired.task import HAZE, PLAIN, haze_condition
 from solvers.denoiser import Denoiser
 from toolbox.training.patches import Patches
-from toolbox.training.recipe import TrainingRecipe, needed
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import needed
 
 
 class PairExamples:

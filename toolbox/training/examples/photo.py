@@ -18,7 +18,8 @@ from restoration.photo.masks import make_mask
 from restoration.posterior.ddnm import DDNM
 from solvers.denoiser import Denoiser
 from toolbox.training.patches import Patches
-from toolbox.training.recipe import TrainingRecipe, needed
+from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import needed
 from toolbox.training.unrolled import Measured
 
 BLOCKS = (2, 3, 4)

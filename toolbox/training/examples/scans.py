@@ -18,7 +18,7 @@ from restoration.mri.sampling import column_mask, poisson_mask
 from restoration.mri.sense import Sense
 from restoration.mri.simulation import resize_maps, ring_maps, simulate_kspace, smooth_phase
 from restoration.operators.measurement import Measurement
-from toolbox.training.recipe import Simulation
+from toolbox.training.sections import Simulation
 
 MINIMUM_SLICE = 32
 SOLVE = 1e-3  # relative residual of conjugate gradients while training through them
