@@ -15,6 +15,9 @@ from helpers.networks import tiny_unet
 from helpers.quantized import one_thread  # noqa: F401
 from safetensors.torch import load_file, save_file
 
+from export.edge import restobox_edge as edge
+from export.graphs.restorer import RestorerNetwork
+from export.jobs.photo import InpaintingJob
 from quant.calibration.trajectory import network_hash
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
@@ -27,7 +30,7 @@ from toolbox.deploy.convert import run_convert
 from toolbox.deploy.export import run_export, run_export_restorer
 from toolbox.deploy.options import Checks, Graph, Origin, Trials, Whole
 from toolbox.deploy.quantize import run_quantize
-from toolbox.deploy.verify import run_verify
+from toolbox.deploy.verify import run_verify, run_verify_restorer
 from toolbox.tasks.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -301,8 +304,63 @@ def test_unet_and_decoder_go_through_the_whole_line(folders, tmp_path, channels)
     assert "needs its autoencoder's folder, --vae" in lacking.stderr
     done = restobox(*words, "--vae", f"{model}/vae", "--decoder", tmp_path / "vb")
     assert done.returncode == 0, done.stderr
-    with (
-        reading_with(GUIDED),
-        pytest.raises(ValueError, match="export the network alone, without --restorer"),
-    ):
-        run_export_restorer(model, tmp_path / "w", Graph(target="float"), Whole(), Settings())
+
+
+@pytest.mark.parametrize(("channels", "said"), [(9, "none"), (4, "ddnm")])
+def test_what_a_graph_is_traced_from_is_the_hosts_run(folders, channels, said):
+    d = load(folders / str(channels), guidance=0.0)
+    task = InpaintingTask(d, DDIM(), STEPS)
+    image, known = torch.from_numpy(smooth_picture(SIDE, SIDE)), torch.ones(SIDE, SIDE)
+    known[8:20, 4:18] = 0
+    job = InpaintingJob(task, (SIDE, SIDE))
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = RestorerNetwork(job)(image[None] * known, known[None, None], noise[None])
+    assert (job.correction, job.state) == (said, (4, 16, 16))
+    torch.testing.assert_close(found[0], task(image, known, seed=0).mean, atol=1e-6, rtol=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("channels", "correction"), [(9, None), (4, "ddrm"), (9, "ddrm")])
+def test_a_whole_restoration_is_one_graph(folders, tmp_path, channels, correction):
+    """Encoder, guided steps and decoder: as the host's, also on larger and smaller pictures, and
+    without restobox.
+    """
+    model, run = str(folders / str(channels)), Settings("ddim", STEPS, "trailing", correction)
+    with reading_with(GUIDED):
+        whole = Whole("inpaint", size=f"{SIDE}x{SIDE}")
+        run_export_restorer(model, tmp_path / "w", Graph(target="float"), whole, run)
+        trials = Trials(folders / "pictures", 2)
+        found = run_verify_restorer(tmp_path / "w", Origin(model), trials)
+    assert not found["failures"]
+    assert min(row["psnr_between"] for row in found["images"]) > 90
+    graph, device = load(tmp_path / "w"), edge.Restorer(tmp_path / "w")
+    assert graph.run.state == (4, 16, 16)
+    assert graph.run.correction == (correction or "none")
+    for height, width in ((20, 27), (50, 37)):
+        image = torch.from_numpy(smooth_picture(height, width))
+        known = torch.ones(height, width)
+        known[4:9, 3:11] = 0
+        canvas = (1, 4, max(height, SIDE) // 2, max(width, SIDE) // 2)
+        draws = torch.Generator().manual_seed(3)
+        noise = torch.cat([torch.randn(canvas, generator=draws) for _ in range(graph.run.draws)])
+        host = graph(image, known, seed=3).mean
+        alone = device.picture(image.numpy(), known.numpy(), noise=noise.numpy())
+        assert abs(host.numpy() - alone).max() < 1e-5
+        assert torch.equal(host[:, known > 0], image[:, known > 0])
+
+
+def test_what_a_graph_of_latents_can_not_hold_is_refused(folders, tmp_path):
+    said = {
+        (True, "32x32"): "estimates of a network of latents",
+        (False, "36x30"): "multiples of 8",
+    }
+    for (estimates, size), says in said.items():
+        with reading_with(GUIDED), pytest.raises(ValueError, match=says):
+            run_export_restorer(
+                str(folders / "9"),
+                tmp_path / "w",
+                Graph(target="float"),
+                Whole("inpaint", size=size, estimates=estimates),
+                Settings(steps=STEPS),
+            )
+        assert not (tmp_path / "w").exists()

@@ -28,6 +28,12 @@ HOW_TO_WRAP = (
     "build it with its own code in Python and wrap it: solvers.Denoiser(network, process), or"
     " solvers.Denoiser.from_sigma(D) for a denoiser D(x, sigma); see docs/networks.md"
 )
+LORA = re.compile(r"(^|[._])lora([._]|$)", re.IGNORECASE)
+HOW_TO_FUSE = (
+    "a LoRA changes another network's weights: put it into them with diffusers"
+    " (pipeline.load_lora_weights(FILE), fuse_lora(), unload_lora_weights(),"
+    " save_pretrained(FOLDER)) and give that folder"
+)
 MOST_TENSORS = 100_000
 AVERAGED = re.compile(r"(^|[._])ema([._]|$)")  # in what stands before names
 

@@ -76,17 +76,17 @@ def read(weights: Weights, said: Said) -> Checkpoint:
     """
     path, prefix = weights.path, weights.prefix(MARKER)
     tensors, betas = weights.under(prefix or ""), weights.noted("betas")
+    if any("transformer_blocks" in name for name in tensors):
+        raise ModelError(
+            f"{path} is a latent diffusion network with text (Stable Diffusion): make a folder of"
+            " it with diffusers (StableDiffusionPipeline.from_single_file(...).save_pretrained)"
+        )
     if any(name.startswith("first_stage_model.") for name in weights.tensors):
         raise ModelError(
             f"{path} is a latent diffusion network, which works on an autoencoder's latents"
             f" (first_stage_model): only diffusers' folders of such are read; {HOW_TO_WRAP}"
         )
     weights.tensors.clear()
-    if any("transformer_blocks" in name for name in tensors):
-        raise ModelError(
-            f"{path} is a latent diffusion network with text (Stable Diffusion): make a folder of"
-            " it with diffusers (StableDiffusionPipeline.from_single_file(...).save_pretrained)"
-        )
     if "out.2.weight" not in tensors or "output_blocks.0.0.in_layers.0.weight" not in tensors:
         raise ModelError(
             f"{path} is a classifier or an encoder of guided-diffusion, which denoises nothing:"
