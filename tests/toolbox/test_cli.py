@@ -23,7 +23,7 @@ from quant.files import load_quantized
 from quant.sensitivity import layer_costs, trajectory_errors
 from restoration.io.images import Photo, read_image, write_image
 from solvers.denoiser import Denoiser
-from toolbox.bench.runtime import _compiled, verdict
+from toolbox.bench.runtime import FLOAT, _compiled, verdict
 from toolbox.cli import main
 from toolbox.support.doctor import mend, needed
 from toolbox.support.sheets import chart
@@ -506,6 +506,25 @@ def test_verdict_says_when_8_bits_do_not_pay(monkeypatch):
     assert verdict(rows) == "1 thread: take int8: b (cpu) is 2.00 times as fast as ONNX fp32"
     rows[2]["ms"] = 1.9
     assert verdict(rows).startswith("1 thread: stay with float16: b (cpu) is 0.95 times as fast")
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("ONNX fp32", "float32"),
+        ("ONNX fp16", "float16"),
+        ("OpenVINO fp32", "float32"),
+        ("OpenVINO bf16", "bfloat16"),
+    ],
+)
+def test_verdict_names_the_numbers_of_each_float_candidate(name, numbers):
+    assert set(FLOAT) == {"ONNX fp32", "ONNX fp16", "OpenVINO fp32", "OpenVINO bf16"}
+    rows = [
+        {"name": n, "threads": 2, "ms": ms, "device": "cpu"} for n, ms in ((name, 2.0), ("b", 3.0))
+    ]
+    assert verdict(rows).startswith(
+        f"2 threads: stay with {numbers}: b is 0.67 times as fast as {name}, since "
+    )
 
 
 def test_doctor(cli):
