@@ -365,9 +365,8 @@ class Restorer:
         drawn = self.noise(canvas, seed) if noise is None else noise
 
         def restore(at: Any) -> np.ndarray:
-            starts = [part.start // fold for part in at[-2:]]
-            spots = zip(starts, self.state[1:], strict=True)
-            cut = drawn[(..., *(slice(start, start + n) for start, n in spots))]
+            top, left = (part.start // fold for part in at[-2:])
+            cut = drawn[..., top : top + self.state[1], left : left + self.state[2]]
             return self.restore({name: value[at] for name, value in padded.items()}, cut)
 
         whole = blended(restore, size, self.size, min(self.size) // 8)
