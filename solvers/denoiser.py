@@ -91,7 +91,8 @@ class Denoiser:
         if config is not None:
             return int(config.in_channels) // self.fold**2 - self.condition_channels
         out = getattr(self.network, "out_channels", None)
-        return None if out is None else int(out) // self.fold**2
+        heads = HEADS.get(self.prediction_type, 1)
+        return None if out is None else int(out) // heads // self.fold**2
 
     def around(self, network: Network) -> Self:
         """A copy that asks another network, ``network(input, t)``, which takes and gives the same
