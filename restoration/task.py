@@ -133,8 +133,9 @@ def check_kind(denoiser: Denoiser, task: str) -> None:
     latent = denoiser.autoencoder is not None
     if latent and task not in LATENT:
         raise ValueError(
-            f"{task} takes a network of pictures, and this one works on an autoencoder's latents,"
-            f" for {', '.join(name for name in LATENT if name in KINDS)}"
+            f"{task} takes a network of pictures, and this one works on an autoencoder's latents:"
+            " where pixels are missing latents are too, and inpaint fills them, but noise, blur and"
+            " reductions of a picture are none of its latents"
         )
     kinds, channels = (LATENT[task], (own,)) if latent else KINDS.get(task, ((), ()))
     if set(found) & set(kinds) and (own is None or own in channels):

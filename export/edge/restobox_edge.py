@@ -317,7 +317,7 @@ class Restorer:
 
         Args:
             known: ``(H, W)``; inpainting: 1 where a pixel is known; pairs: 1 where it is degraded.
-            noise: ``(draws, 3, H, W)``, of at least the graph's size.
+            noise: ``(draws, 3, H, W)``, of at least the graph's size; of latents in theirs.
         """
         if ("mask" in self.shapes) != (known is not None):
             raise Refused(
@@ -360,10 +360,14 @@ class Restorer:
         else:
             padded = {name: np.pad(value, corner, "edge") for name, value in inputs.items()}
         size = padded["image"].shape[1:]
-        drawn = self.noise((self.state[0], *size), seed) if noise is None else noise
+        fold = self.size[0] // self.state[1]  # of latents the noise is so many times smaller
+        canvas = (self.state[0], *(n // fold for n in size))
+        drawn = self.noise(canvas, seed) if noise is None else noise
 
         def restore(at: Any) -> np.ndarray:
-            return self.restore({name: value[at] for name, value in padded.items()}, drawn[at])
+            top, left = (part.start // fold for part in at[-2:])
+            cut = drawn[..., top : top + self.state[1], left : left + self.state[2]]
+            return self.restore({name: value[at] for name, value in padded.items()}, cut)
 
         whole = blended(restore, size, self.size, min(self.size) // 8)
         return whole[:, :height, :width]

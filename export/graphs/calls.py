@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from export.graphs.network import MOST_BATCH, trace
+from export.graphs.network import most_batch, trace
 from quant.temporal.features import split, tell
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class CalledNetwork(nn.Module):
         Raises:
             ValueError: torch.export can't trace the network.
         """
-        batch = torch.export.Dim("batch", min=2, max=MOST_BATCH)
+        batch = torch.export.Dim("batch", min=2, max=most_batch(self.network))
         graphs = {}
         for part in parts:
             sizes = [part.size]

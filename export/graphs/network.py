@@ -68,7 +68,7 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     second = torch.zeros(2) if kind == "timestep" else torch.zeros(2, dtype=torch.int64)
     dim = torch.export.Dim
     batch, height, width = (
-        dim("batch", min=2, max=MOST_BATCH // (2 if hasattr(network, "guidance") else 1)),
+        dim("batch", min=2, max=most_batch(network)),
         dim("height", min=2, max=4096),
         dim("width", min=2, max=4096),
     )
@@ -76,6 +76,11 @@ def export_graph(network: nn.Module, channels: int, *, kind: str = "timestep", m
     model = trace(wrapper, (x, second), shapes, type(network).__name__)
     model.graph.outputs[0].name = "output"
     return model
+
+
+def most_batch(network: Any) -> int:
+    """The largest batch that a graph takes: under guidance each call is one of twice the size."""
+    return MOST_BATCH // (2 if hasattr(network, "guidance") else 1)
 
 
 def trace(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.calls import CalledNetwork, Part, insert_parts
-from export.graphs.network import MOST_BATCH, trace
+from export.graphs.network import most_batch, trace
 from export.jobs.base import Job
 from quant.temporal.features import FullSteps, cached
 from quant.temporal.table import TemporalTable, row_of, step_network, temporal_table
@@ -60,11 +60,17 @@ class RestorerNetwork(nn.Module):
     ):
         super().__init__()
         job.check()
+        if estimates and job.denoiser.autoencoder is not None:
+            raise ValueError(
+                "the estimates of a network of latents are no pictures: leave them out"
+            )
         self.estimates = estimates
         asked, self.draws, self.parts = _dry_run(job, cache)
         self.calls, self.timesteps = len(asked), tuple(dict.fromkeys(asked))
         traced = _Traced(job.denoiser, self.timesteps, tabulate)
         self.network = traced.network
+        if (autoencoder := job.denoiser.autoencoder) is not None:  # its weights are the graph's
+            self.encoder, self.decoder = autoencoder.encoder, autoencoder.decoder
         self.job = job.around(traced if cache is None else cached(traced, cache))
         self.names = (*job.inputs, *(("noise",) if self.draws else ()))
 
@@ -133,8 +139,8 @@ def export_restorer(
     """The float ONNX graph of a whole run.
 
     Inputs are the job's and ``noise``; outputs ``restored`` and, if asked, ``estimates``; batch up
-    to 63 (21 where a network of single planes restores colours). Sizes are fixed, as engines want
-    them and lifts need them; larger pictures go through in tiles.
+    to 63 (21 where a network of single planes restores colours, 31 under guidance). Sizes are
+    fixed, as engines want them and lifts need them; larger pictures go through in tiles.
 
     Args:
         job: task, solver, steps, grid, correction and size to bake in.
@@ -148,7 +154,10 @@ def export_restorer(
     Raises:
         ValueError: a size that doesn't fit, or a run that can't be traced.
     """
+    autoencoder = job.denoiser.autoencoder
     size, unit = job.state[1:], job.denoiser.fold * job.denoiser.multiple
+    if autoencoder is not None:
+        size, unit = job.size, unit * autoencoder.fold
     if min(size) < unit or size[0] % unit or size[1] % unit or size[0] * size[1] > MOST_PIXELS:
         raise ValueError(
             f"size must be multiples of {unit} pixels, at most {MOST_PIXELS} pixels in all; got"
@@ -161,7 +170,7 @@ def export_restorer(
     tensors = [value.expand(2, *value.shape[1:]).clone() for value in job.example().values()]
     # a network of single planes sees those of all pictures as one batch
     planes = job.state[0] // (job.denoiser.image_channels or job.state[0])
-    batch = torch.export.Dim("batch", min=2, max=MOST_BATCH // planes)
+    batch = torch.export.Dim("batch", min=2, max=most_batch(job.denoiser.network) // planes)
     shapes = [{0: batch} for _ in tensors]
     if module.draws:
         tensors.append(torch.zeros(module.draws, 2, *job.state))

@@ -18,7 +18,9 @@ from restoration.task import Run
 
 @dataclass(frozen=True)
 class InpaintingJob(Job):
-    """``image (B, 3, H, W)`` in [0, 1] and ``mask (B, 1, H, W)``, 1 = known."""
+    """``image (B, 3, H, W)`` in [0, 1] and ``mask (B, 1, H, W)``, 1 = known. Of a network of
+    latents encoder and decoder are in the graph, and the noise is of latents.
+    """
 
     task: InpaintingTask
     size: tuple[int, int] = (256, 256)
@@ -30,6 +32,9 @@ class InpaintingJob(Job):
 
     @property
     def correction(self) -> str:
+        d = self.denoiser
+        if self.task.correction is None and d.autoencoder is not None and d.condition_channels:
+            return "none"  # shown the mask, it goes by that alone
         return self.task.correction_for(self.sigma)
 
     @property
@@ -38,7 +43,10 @@ class InpaintingJob(Job):
 
     @property
     def state(self) -> Shape:
-        return (3, *self.size)
+        if (autoencoder := self.denoiser.autoencoder) is None:
+            return (3, *self.size)
+        height, width = (n // autoencoder.fold for n in self.size)
+        return (autoencoder.channels, height, width)
 
     def example(self) -> dict[str, Tensor]:
         return super().example() | {"mask": torch.ones(1, 1, *self.size)}
@@ -47,9 +55,9 @@ class InpaintingJob(Job):
         super().check()
         _check_correction(self.task)
         _check_cleaner(self.task, self.sigma)
-        if self.denoiser.image_channels != 3:
+        if self.denoiser.image_channels not in (1, 3) and self.denoiser.autoencoder is None:
             raise ValueError(
-                "inpainting graphs hold networks of 3-channel images; this one works on"
+                "inpainting graphs hold networks of 1- or 3-channel images; this one works on"
                 f" {self.denoiser.image_channels} channels"
             )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ def mirrored(length: int, least: int) -> Tensor:
     """Positions along an axis of ``length`` that is continued to ``least`` by its mirror images."""
     k = torch.arange(max(length, least)) % (2 * length)
     return torch.minimum(k, 2 * length - 1 - k)
+
+
+def _window(top: int, left: int, size: Sequence[int]) -> tuple[Any, slice, slice]:
+    return (..., slice(top, top + size[0]), slice(left, left + size[1]))
 
 
 class Restorer:
@@ -124,6 +129,10 @@ class Restorer:
         rows, columns = mirrored(height, tile[0])[:, None], mirrored(width, tile[1])
         x, known = image.expand(3, -1, -1)[:, rows, columns], mask[None][:, rows, columns]
         size = x.shape[1:]
+        # of latents the noise is as much smaller as they are
+        channels, rows_of_tile, _ = self.run.state or (3, *tile)
+        fold = tile[0] // rows_of_tile
+        canvas = (1, channels, *(n // fold for n in size))
         spots = [
             (top, left)
             for top in tile_starts(size[0], tile[0], overlap)
@@ -132,11 +141,12 @@ class Restorer:
         samples = []
         for k in range(num_samples):
             generator = torch.Generator().manual_seed(seed + k)
-            noise = torch.stack([randn((1, 3, *size), generator) for _ in range(self.run.draws)])
+            noise = torch.stack([randn(canvas, generator) for _ in range(self.run.draws)])
             total, weights = torch.zeros(3, *size), torch.zeros(size)
             for top, left in spots:
-                window = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
-                out = self.run_tile(x[window][None], known[window][None], noise[window])
+                window = _window(top, left, tile)
+                cut = noise[_window(top // fold, left // fold, [n // fold for n in tile])]
+                out = self.run_tile(x[window][None], known[window][None], cut)
                 weight = tile_weight(top, tile[0], size[0], overlap)[:, None] * tile_weight(
                     left, tile[1], size[1], overlap
                 )

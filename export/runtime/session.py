@@ -94,6 +94,10 @@ class Session(Denoiser):
             least=s.least,
         )
 
+    @property
+    def image_channels(self) -> int:
+        return self.bundle.channels // self.fold**2 - self.condition_channels
+
     def placement(self, height: int | None = None, width: int | None = None) -> list[Placement]:
         """Which operators ran where, counted in one profiled call of the network (default: a small
         input).

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from solvers.denoiser import Network
 from solvers.inputs.errors import UncalibratedError
+from solvers.interop.networks.clock import scale_by_row, scale_of
 
 # of networks that embed no time: their layer that passes on the noise's level, which is shown to
 # them as a plane of the image
@@ -135,11 +136,6 @@ def temporal_block(unet: Network) -> TemporalBlock:
             on what.
     """
     name, config = type(unet).__name__, getattr(unet, "config", {})
-    if getattr(unet, "adapted", {}).get("score"):
-        raise ValueError(
-            "the network's noise is its output times the timestep (it gives the score); use"
-            " temporal='float'"
-        )
     if not hasattr(unet, "time_embedding") or not hasattr(unet, "time_proj"):
         raise ValueError(
             f"{name} has no time_proj/time_embedding; the temporal table is made for diffusers'"
@@ -165,11 +161,6 @@ def temporal_block(unet: Network) -> TemporalBlock:
         raise ValueError(
             "the network's time embedding takes a condition (time_cond_proj_dim: a guidance scale);"
             " use temporal='float'"
-        )
-    if name == "UNet2DModel" and config.get("time_embedding_type") == "fourier":
-        raise ValueError(
-            "the network divides its output by the timestep (time_embedding_type='fourier'); use"
-            " temporal='float'"
         )
     mlp = unet.time_embedding
     if getattr(mlp, "post_act", None) is not None or not isinstance(
@@ -270,6 +261,8 @@ def step_network(unet: Network, table: TemporalTable) -> nn.Module:
         block = step.get_submodule(name.rpartition(".")[0])
         block.time_emb_proj = _Slice(start, stop)
         block.skip_time_act = True  # the rows already hold the projected activation
+    if (scale := scale_of(unet)) is not None:
+        scale_by_row(step, torch.tensor([scale(t) for t in table.timesteps]))
     step.time_proj, step.time_embedding = table, _Pass()
     if getattr(step, "time_embed_act", None) is not None:
         step.time_embed_act = None

@@ -63,26 +63,26 @@ def latent_inpainting(task: LatentTask, image: Tensor, known: Tensor, sigma: flo
     autoencoder = _tiled_halves(d.autoencoder, image, task.tile, task.overlap)
     x, mask = (_padded(v, autoencoder.fold) for v in (image.expand(-1, 3, -1, -1), known))
     cells = 1 - F.max_pool2d(1 - mask, autoencoder.fold)
-    lifted = 2 * thin_plate(x * mask, mask) - 1
-    latents = autoencoder.encode(lifted)
-    shown, d = d.condition_channels > 0, _tiled(d, latents, task)
-    if shown:
-        masked = autoencoder.encode((2 * x - 1) * mask)
-        d = d.conditioned(torch.cat([1 - cells, masked], dim=1))
-    measurement = Measurement(Inpainting(cells), latents * cells, 0.0)
-    asked: DenoiserLike = d
-    solver = task.solver
-    if not (shown and task.correction is None) and not cells.any():
+    solver, shown = task.solver, d.condition_channels > 0
+    held = not shown or task.correction is not None or isinstance(solver, REDDiff)
+    if held and not torch.compiler.is_exporting() and not cells.any():
         side = autoencoder.fold
         raise ValueError(
             f"no block of {side} x {side} pixels is known as a whole, so that there are no latents"
             " to hold a run to: take a network of pictures"
         )
+    latents = autoencoder.encode(2 * thin_plate(x * mask, mask) - 1) if held else cells
+    d = _tiled(d, cells, task)
+    if shown:
+        masked = autoencoder.encode((2 * x - 1) * mask)
+        d = d.conditioned(torch.cat([1 - cells, masked], dim=1))
+    measurement = Measurement(Inpainting(cells), latents * cells, 0.0)
+    asked: DenoiserLike = d
     if isinstance(solver, REDDiff):
         if task.correction is not None:
             raise ValueError("red-diff holds a run to the data by itself: leave out the correction")
         solver = solver.on(measurement, latents)
-    elif not (shown and task.correction is None):
+    elif held:
         asked = correction_by_name(
             task.correction or "ddnm",
             d,
@@ -98,7 +98,7 @@ def latent_inpainting(task: LatentTask, image: Tensor, known: Tensor, sigma: flo
         unit = unit.mean(1, keepdim=True) if image.shape[1] == 1 else unit
         return torch.where(known > 0, image, unit).clamp(0, 1)
 
-    shape = (int(latents.shape[1]), int(latents.shape[2]), int(latents.shape[3]))
+    shape = (autoencoder.channels, int(cells.shape[-2]), int(cells.shape[-1]))
     evidence = Measurement(Inpainting(known), image * known, sigma)
     return Run(asked, solver, task.nodes(), shape, finish, evidence=evidence)
 

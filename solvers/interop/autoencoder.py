@@ -61,12 +61,13 @@ class Autoencoder:
     def encode(self, pictures: Tensor) -> Tensor:
         """The means of the pictures' latents; sides are multiples of :attr:`fold`."""
         folded = F.pixel_unshuffle(pictures, self.fold)
-        latents: Tensor = self.encoder(folded, folded.new_zeros(len(folded)))
+        latents: Tensor = self.encoder(folded, folded.new_zeros(folded.shape[0]))
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """The pictures of latents."""
-        return F.pixel_shuffle(self.decoder(latents, latents.new_zeros(len(latents))), self.fold)
+        folded = self.decoder(latents, latents.new_zeros(latents.shape[0]))
+        return F.pixel_shuffle(folded, self.fold)
 
     def write(self, folder: Path) -> None:
         """Its files into another folder."""
@@ -96,6 +97,12 @@ def read_autoencoder(folder: Path) -> Autoencoder:
     if config.get("latents_mean") or config.get("latents_std"):
         raise ModelError(
             f"{folder}: latents with a mean and standard deviation for each channel are not read"
+        )
+    sides = config.get("in_channels", 3), config.get("out_channels", 3)
+    if sides != (3, 3):
+        raise ModelError(
+            f"{folder} takes {sides[0]} channels and gives {sides[1]}; autoencoders of pictures, 3"
+            " and 3, are read"
         )
     check_network(kind, AutoencoderKL.from_config, config, weights)
     with reading(folder, "an AutoencoderKL", ModelError):

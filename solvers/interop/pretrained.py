@@ -12,7 +12,7 @@ import torch
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.strict_json import read_object
 from solvers.interop.autoencoder import Autoencoder, read_autoencoder
-from solvers.interop.checkpoints.container import HOW_TO_WRAP
+from solvers.interop.checkpoints.container import HOW_TO_FUSE, HOW_TO_WRAP
 from solvers.interop.checkpoints.load import read_checkpoint
 from solvers.interop.checkpoints.options import flag
 from solvers.interop.description import from_description
@@ -25,6 +25,7 @@ from solvers.interop.folders import (
     weights_in,
 )
 from solvers.interop.networks import KNOWN, network_class
+from solvers.interop.networks.altered import choose_class, negate, without_variance
 from solvers.interop.networks.clock import NOTED, adapt
 from solvers.interop.schedules import schedule_of
 from solvers.interop.text import OPTIONS as TEXT_OPTIONS
@@ -77,6 +78,7 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     if _kind_of(root) == "AutoencoderKL":
         return _read_decoder(root, options)
     network = _read_network(root)
+    _tell_left_out(root)
     if type(network).__name__ == "UNet2DConditionModel":
         if said := show_text(network, root, options):
             print(f"restobox: {root.name}: assumed {said}", file=sys.stderr)
@@ -100,11 +102,11 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             schedule = schedule_of(place, config)
             process = schedule.process
             if config.get("variance_type") == "learned":
-                _without_variance(network, root)  # not said as a share of a range
+                without_variance(network, root)  # not said as a share of a range
             if schedule.adapted:
                 adapt(network, **schedule.adapted)
         if schedule.negated:
-            _negate(network, root)
+            negate(network, root)
     elif "network" in extra:
         with reading(described, "the description of a denoiser", ModelError):
             noted = {name: kind(extra["network"][name]) for name, kind in NOTED.items()}
@@ -127,6 +129,7 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         if (ins, outs) == (2 * latents + 1, latents) and not condition_channels:
             condition_channels = latents + 1
             settings |= {"condition_channels": condition_channels, "shown": "masked-latents"}
+        _check_beside(root, ins - condition_channels, latents)
         autoencoder.fitting(ins - condition_channels, f"the network at {root}")
     # half: a second head, or a learned variance after the prediction
     if ins - fold**2 * condition_channels not in (
@@ -144,6 +147,31 @@ def _read_folder(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         "multiple": multiple_of(network),
         "autoencoder": autoencoder,
     }
+
+
+def _check_beside(root: Path, channels: int, latents: int) -> None:
+    """Refuse a network that is shown more beside its latents than a mask and masked latents."""
+    if channels > latents:
+        named = {3: "a small picture", latents: "latents of a picture or a map", 1: "a map"}
+        what = named.get(channels - latents, "something")
+        raise ModelError(
+            f"{root} is shown {what} beside its latents ({channels} input channels: upscalers,"
+            " InstructPix2Pix, depth and others); of networks of latents those of"
+            f" {latents} and, for inpainting, {2 * latents + 1} channels are read: {HOW_TO_WRAP}"
+        )
+
+
+# what steers a pipeline's network from outside, or would be its average
+STEERING = ("controlnet", "adapter", "image_encoder", "unet_ema")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def _tell_left_out(root: Path) -> None:
+    """One line on stderr, where a pipeline's folder holds more that its network goes by."""
+    found = [f"{name}/" for name in STEERING if (root / name).is_dir()]
+    found += [LORA_FILE] * (root / LORA_FILE).is_file()
+    if found:
+        print(f"restobox: {root.name}: left out {', '.join(found)}", file=sys.stderr)
 
 
 def _autoencoder_of(root: Path, options: Mapping[str, Any]) -> Autoencoder | None:
@@ -226,10 +254,25 @@ def _read_network(root: Path) -> Network:
         raise ModelError(
             f"{root} holds a transformer ({inner}), and only U-Nets are read: {HOW_TO_WRAP}"
         )
+    if (root / LORA_FILE).is_file() and weights is None:
+        raise ModelError(f"{root / LORA_FILE} is a LoRA: {HOW_TO_FUSE}")
+    index = root / "model_index.json"
+    if index.is_file() and unet is root and not (root / "config.json").is_file():
+        kind = read_object(index, ModelError).get("_class_name")
+        raise ModelError(
+            f"{root} is a {kind} without a network in unet/, which alone is read: {HOW_TO_WRAP}"
+        )
     if not (unet / "config.json").is_file() or weights is None:
+        others = sorted(p.name for p in unet.glob("diffusion_*"))[:3]
+        held = f"; it holds {', '.join(others)}" if others and weights is None else ""
+        whole = (
+            "; write several parts as one: save_pretrained(FOLDER, max_shard_size='100GB')"
+            if any("-of-" in name for name in others)
+            else ""
+        )
         raise ModelError(
             f"{root} is no model folder: it needs config.json and {WEIGHTS[0]} (in it or in"
-            f" unet/); {HOW_TO_WRAP}"
+            f" unet/){held}{whole}; {HOW_TO_WRAP}"
         )
     config = read_object(unet / "config.json", ModelError)
     kind = config.get("_class_name")
@@ -266,58 +309,4 @@ def _read_network(root: Path) -> Network:
         network.parameters()
     ):  # those of a mapped file lie at its odd addresses, where some processors round otherwise
         weight.data = weight.data.clone()
-    return network
-
-
-@torch.no_grad()
-def _negate(network: Network, root: Path) -> None:
-    """Turn the sign of the output."""
-    if any("Skip" in block for block in network.config.get("up_block_types", ())):
-        raise ModelError(
-            f"{root}: a network with skip blocks gives a sum, whose sign can't be turned;"
-            f" {HOW_TO_WRAP}"
-        )
-    network.conv_out.weight.neg_()
-    network.conv_out.bias.neg_()
-
-
-@torch.no_grad()
-def _without_variance(network: Network, root: Path) -> None:
-    """Leave out the second half of the output, where there is one."""
-    outs = network.config.out_channels // 2
-    if 2 * outs != network.config.out_channels or outs != network.config.in_channels:
-        return
-    old = network.conv_out
-    old.weight = torch.nn.Parameter(old.weight[:outs].clone())
-    old.bias = torch.nn.Parameter(old.bias[:outs].clone())
-    old.out_channels = outs
-    network.register_to_config(out_channels=outs)
-
-
-@torch.no_grad()
-def choose_class(network: Network, label: int | None, root: Path) -> Network:
-    """A class-conditional network asked for one class: what the class adds to the embedding of time
-    becomes a part of it, and the network one without classes. Others stay as they are.
-
-    Raises:
-        ModelError: no class for a network that needs one, one that it doesn't have, or one for a
-            network without classes.
-    """
-    config: Any = getattr(network, "config", {})
-    if config.get("class_embed_type") is not None:
-        raise ModelError(f"{root}: class_embed_type {config['class_embed_type']!r} is not read")
-    classes = config.get("num_class_embeds")
-    if not classes:
-        if label is not None:
-            raise ModelError(f"{root} is a network without classes; leave out --class")
-        return network
-    if label is None or not 0 <= label < classes:
-        got = "" if label is None else f"; got {label}"
-        raise ModelError(
-            f"{root} is a class-conditional network: say which class it shall make, --class (in"
-            f" Python class_label=) 0 to {classes - 1}{got}"
-        )
-    network.time_embedding.linear_2.bias += network.class_embedding.weight[label]
-    network.class_embedding = None
-    network.register_to_config(num_class_embeds=None)
     return network

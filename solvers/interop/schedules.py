@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from solvers.inputs.errors import ModelError
+from solvers.interop.checkpoints.container import HOW_TO_WRAP
 from solvers.processes.continuous import VE, Flow
 from solvers.processes.process import VP, Process
 
@@ -62,7 +63,7 @@ def schedule_of(path: Path, config: Mapping[str, Any]) -> Schedule:
     if name is not None and name not in KNOWN:
         raise ModelError(
             f"{path}: the scheduler is a {name}, whose process is not known here; known:"
-            f" {', '.join(known.removesuffix('Scheduler') for known in KNOWN)}"
+            f" {', '.join(known.removesuffix('Scheduler') for known in KNOWN)}; {HOW_TO_WRAP}"
         )
     config = _defaults(name) | dict(config)
     if name == "ScoreSdeVeScheduler":

@@ -15,6 +15,7 @@ from torch import Tensor
 from solvers.inputs.errors import ModelError, reading
 from solvers.inputs.memory import check_bytes
 from solvers.inputs.strict_json import read_object
+from solvers.interop.checkpoints.container import HOW_TO_WRAP
 from solvers.interop.checkpoints.options import flag
 from solvers.interop.folders import check_network, said_of
 
@@ -26,6 +27,29 @@ BUFFERS = (PROMPT, FREE, GUIDANCE)
 # of the released pipelines
 USUAL_GUIDANCE = 7.5
 OPTIONS = ("prompt", "negative_prompt", "guidance")
+
+# what UNet2DConditionModels can be told beside text, by the entries of their descriptions
+TOLD: dict[str, str | dict[str, str]] = {
+    "addition_embed_type": {
+        "text_time": "image sizes and pooled text (Stable Diffusion XL)",
+        "text": "pooled text (DeepFloyd)",
+        "image": "embeddings of pictures (Kandinsky)",
+        "image_hint": "embeddings and hints of pictures (Kandinsky)",
+        "text_image": "embeddings of text and pictures (Kandinsky)",
+    },
+    "encoder_hid_dim_type": {
+        "text_proj": "another encoder's text (DeepFloyd)",
+        "image_proj": "embeddings of pictures (Kandinsky)",
+        "text_image_proj": "embeddings of text and pictures (Kandinsky)",
+        "ip_image_proj": "embeddings of pictures (IP-Adapter)",
+    },
+    "class_embed_type": {
+        "timestep": "the noise of a small picture (upscalers)",
+        "projection": "embeddings of pictures (unCLIP)",
+    },
+    "num_class_embeds": "a class, or the noise of a small picture (Stable Diffusion's upscaler)",
+    "time_cond_proj_dim": "its guidance, as a number (latent consistency models)",
+}
 
 
 def show_text(network: Network, root: Path, options: Mapping[str, Any]) -> str:
@@ -46,15 +70,13 @@ def show_text(network: Network, root: Path, options: Mapping[str, Any]) -> str:
         ModelError: no text, or a network that takes more than text.
     """
     config = network.config
-    if (
-        config.class_embed_type
-        or config.num_class_embeds
-        or config.addition_embed_type
-        or config.encoder_hid_dim_type
-    ):
+    if more := next((name for name in TOLD if config.get(name)), None):
+        kinds = TOLD[more]
+        what = kinds if isinstance(kinds, str) else kinds.get(config[more], str(config[more]))
         raise ModelError(
-            "this UNet2DConditionModel takes class labels, image sizes or pooled embeddings with"
-            " every call; only one that takes a text embedding alone is accepted"
+            f"{root} is told {what} with every call ({more}); of networks that are shown text,"
+            " those that take a prompt alone are read, as Stable Diffusion 1 and 2:"
+            f" {HOW_TO_WRAP}"
         )
     given = {name: options[name] for name in OPTIONS if options.get(name) is not None}
     stored, encoder = root / STORED, root / "text_encoder"

@@ -133,12 +133,13 @@ def through(name: str, data: Path, place: Path) -> Figures:
         solver, pictures = task.settings.solver, data if kind == "paired" else data / "clean"
         grid = "karras" if continuous else "trailing"
         run = Settings(solver, STEPS, grid)
-        calls = _restored(data, place, model, family, label)
+        calls = _restored(data, place, model, family, label, grid)
         calibration, codes, bundle = (place / part for part in ("c.safetensors", "q", "b"))
         runs = {"solver": solver, "steps": [STEPS], "grid": grid, "count": 2, "side": SIDE}
         calibrate(model, pictures, calibration, task=kind, **runs)
         run_quantize(model, calibration, codes)
         run_export(model, bundle, Graph(codes, "cpu"))
+        assert calls == _restored(data, place, str(bundle), family, {}, grid)
         origin, trials = Origin(model, codes, calibration), Trials(pictures, 1, SIDE)
         found = run_verify(bundle, origin, trials, run, Checks(psnr_drop=100.0))
         failures = list(found["failures"])
@@ -174,14 +175,19 @@ def _whole(model: str, pictures: Path, place: Path, kind: str, run: Settings) ->
     return float(run_verify_restorer(place / "w", Origin(model), trials, checks)["psnr_between"])
 
 
-def _restored(data: Path, place: Path, model: str, family: Family, label: dict[str, int]) -> int:
-    """Network calls of the command's run on a picture."""
+def _restored(
+    data: Path, place: Path, model: str, family: Family, label: dict[str, int], grid: str
+) -> int:
+    """Network calls of the command's run on a picture, with a model or its bundle."""
     kind = family.task
     words = ["restore", kind, data / "degraded" / "0.png", "-o", place / "o.png", "--json"]
     words += ["--model", model, "--steps", "1" if kind == "denoise" else STEPS]
     words += {"inpaint": ["-m", "random:0.05"], "denoise": ["--sigma", "0.1"]}.get(kind, [])
     words += ["-m", data / "mask" / "0.png"] if "mask" in family.source else []
     words += ["--class", label["class_label"]] if label else []
+    words += ["--grid", grid] if kind == "inpaint" else []
+    if family.source == "latent" and not (Path(model) / "vae").exists():
+        words += ["--vae", place / "model" / "vae"]
     done = restobox(*words)
     assert done.returncode == 0, done.stderr
     assert (place / "o.png").stat().st_size > 0

@@ -27,6 +27,8 @@ from quant.temporal.tfmq import (
     tiar_loss,
 )
 from quant.temporal.tiar import TIAR, temperature
+from solvers.denoiser import output_of
+from solvers.interop.networks.clock import adapt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -221,7 +223,6 @@ def test_the_table_replaces_the_block_exactly(make):
         ),
         (lambda: conditional(time_cond_proj_dim=4), "guidance scale"),
         (lambda: conditional(timestep_post_act="silu"), "two linear layers"),
-        (lambda: unconditional(time_embedding_type="fourier"), "divides its output"),
         (
             lambda: conditional(
                 down_block_types=("KDownBlock2D",) * 2,
@@ -243,6 +244,29 @@ def test_networks_whose_embedding_depends_on_more_are_refused(make, why):
 
 
 # -- the methods -----------------------------------------------------------------------------------
+
+
+NCSNPP = {
+    "block_out_channels": (32, 64),
+    "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+    "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    "time_embedding_type": "fourier",
+}
+
+
+@pytest.mark.parametrize("score", [False, True])
+@pytest.mark.parametrize("options", [{}, {"time_embedding_type": "fourier"}, NCSNPP])
+def test_outputs_are_scaled_by_the_rows_time(options, score):
+    """A score becomes the noise, and Fourier's networks divide by the time: rows tell neither."""
+    unet = unconditional(**options)
+    adapt(unet, score=score)
+    times = (300.0, 2.0, 0.5)
+    step = step_network(unet, temporal_table(unet, times))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for row, t in enumerate(times):
+        wanted = output_of(unet(x, torch.full((2,), t)))
+        found = output_of(step(x, torch.tensor([row, row])))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from quant.files import load_quantized
 from quant.sensitivity import layer_costs, trajectory_errors
 from restoration.io.images import Photo, read_image, write_image
 from solvers.denoiser import Denoiser
-from toolbox.bench.runtime import _compiled, verdict
+from toolbox.bench.runtime import FLOAT, _compiled, verdict
 from toolbox.cli import main
 from toolbox.support.doctor import mend, needed
 from toolbox.support.sheets import chart
@@ -61,7 +61,7 @@ def test_quantize_minds_solver_and_selection(cli, road, tiny_model, tmp_path):
     code, _, err = cli(
         "quantize", tiny_model, *calibration, "--solver", "ddim", "--preset", "ptq4dm-w8a8"
     )
-    assert code == 0
+    assert code == 0, err
     assert "--select ptq4dm" in err
 
 
@@ -73,7 +73,7 @@ def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp
     runs = {}
     for share in ("0", "0.3"):
         out = tmp_path / share
-        code, text, _ = cli(
+        code, text, err = cli(
             "quantize",
             tiny_model,
             "--calibration",
@@ -84,7 +84,7 @@ def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp
             share,
             "--json",
         )
-        assert code == 0
+        assert code == 0, err
         runs[share] = json.loads(text)["recipe"]["skip"]
     chosen = set(runs["0.3"]) - set(runs["0"])
     network = Denoiser.from_pretrained(tiny_model).network
@@ -292,10 +292,10 @@ def test_report(cli, road, tiny_model, pictures, tmp_path):
         "-o",
         tmp_path / "report",
     )
-    code, out, _ = cli(
+    code, out, err = cli(
         *common, "--data", pictures, "--count", 2, "--side", 48, "--steps", 3, "--json"
     )
-    assert code == 0
+    assert code == 0, err
     figures = json.loads(out)
     assert {row["t"] for row in figures["timesteps"]} == {999, 666, 499, 332}
     assert figures["error"] == pytest.approx(
@@ -344,7 +344,7 @@ def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
     )
     assert cli(*made)[0] == 0
     # a picture larger than the graph goes through in tiles
-    code, out, _ = cli(
+    code, out, err = cli(
         "restore",
         "inpaint",
         photo / "photo.png",
@@ -356,7 +356,7 @@ def test_restorer_bundle(cli, photo, road, tiny_model, pictures, tmp_path):
         bundle,
         "--json",
     )
-    assert code == 0
+    assert code == 0, err
     figures = json.loads(out)
     assert (figures["solver"], figures["steps"], figures["nfe"]) == ("ddim", 2, 2 * 2 * 2)
     assert read_image(photo / "o.png").pixels.shape == (3, 40, 52)
@@ -437,15 +437,15 @@ def test_dehazing_restorer(cli, pictures, tmp_path):
 
 @pytest.mark.long
 def test_inspect_prints_tables(cli, road):
-    code, out, _ = cli("inspect", road / "bundle")
-    assert code == 0
+    code, out, err = cli("inspect", road / "bundle")
+    assert code == 0, err
     for word in ("QuantizeLinear", "network.onnx", "step graph for cpu", "weight_bits"):
         assert word in out
 
 
 @pytest.mark.long
 def test_bench_runtime(cli, road, tiny_model):
-    code, out, _ = cli(
+    code, out, err = cli(
         "bench",
         "runtime",
         road / "bundle",
@@ -457,7 +457,7 @@ def test_bench_runtime(cli, road, tiny_model):
         2,
         "--json",
     )
-    assert code == 0
+    assert code == 0, err
     figures = json.loads(out)
     rows = {row["name"]: row for row in figures["rows"]}
     named = ["PyTorch eager", "ONNX fp32", "ONNX fp16", "bundle (cpu)"]
@@ -508,9 +508,28 @@ def test_verdict_says_when_8_bits_do_not_pay(monkeypatch):
     assert verdict(rows).startswith("1 thread: stay with float16: b (cpu) is 0.95 times as fast")
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("ONNX fp32", "float32"),
+        ("ONNX fp16", "float16"),
+        ("OpenVINO fp32", "float32"),
+        ("OpenVINO bf16", "bfloat16"),
+    ],
+)
+def test_verdict_names_the_numbers_of_each_float_candidate(name, numbers):
+    assert set(FLOAT) == {"ONNX fp32", "ONNX fp16", "OpenVINO fp32", "OpenVINO bf16"}
+    rows = [
+        {"name": n, "threads": 2, "ms": ms, "device": "cpu"} for n, ms in ((name, 2.0), ("b", 3.0))
+    ]
+    assert verdict(rows).startswith(
+        f"2 threads: stay with {numbers}: b is 0.67 times as fast as {name}, since "
+    )
+
+
 def test_doctor(cli):
-    code, out, _ = cli("doctor", "--json")
-    assert code == 0
+    code, out, err = cli("doctor", "--json")
+    assert code == 0, err
     report = json.loads(out)
     assert report["usable"]["cpu"]
     assert report["packages"]["torch"]
@@ -534,8 +553,8 @@ def test_doctor_names_the_matching_packages():
 
 
 def test_models_lists_what_load_takes(cli):
-    code, out, _ = cli("models", "--json")
-    assert code == 0
+    code, out, err = cli("models", "--json")
+    assert code == 0, err
     found = json.loads(out)
     assert found
     for model in found:

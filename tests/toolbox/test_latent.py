@@ -4,30 +4,39 @@ calibration to a verified bundle for U-Net and decoder.
 
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.commands import restobox
+from helpers.covering import crossed
 from helpers.data import smooth_picture
 from helpers.deploy import calibrate
 from helpers.latent import STABLE_DIFFUSION, autoencoder, conditional_unet, text_parts, write_latent
 from helpers.networks import tiny_unet
 from helpers.quantized import one_thread  # noqa: F401
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import pixel_unshuffle
 
+from export.edge import restobox_edge as edge
+from export.graphs.restorer import RestorerNetwork
+from export.jobs.photo import InpaintingJob
 from quant.calibration.trajectory import network_hash
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
 from restoration.io.images import Photo, read_image, write_image
 from restoration.photo.inpainting import InpaintingTask
-from solvers import DDIM, Denoiser, as_scheduler
+from restoration.posterior import CORRECTIONS
+from solvers import DDIM, SOLVERS, VP, Denoiser, as_scheduler, solver_by_name
+from solvers.interop.autoencoder import Autoencoder
 from solvers.interop.text import STORED
 from toolbox.api import load, reading_with
 from toolbox.deploy.convert import run_convert
 from toolbox.deploy.export import run_export, run_export_restorer
 from toolbox.deploy.options import Checks, Graph, Origin, Trials, Whole
 from toolbox.deploy.quantize import run_quantize
-from toolbox.deploy.verify import run_verify
+from toolbox.deploy.verify import run_verify, run_verify_restorer
 from toolbox.tasks.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -199,6 +208,66 @@ def test_a_network_without_a_mask_is_held_to_the_known_latents(folders):
     assert grey.shape == (1, 21, 30)
 
 
+class Two(torch.nn.Module):
+    """A small network that depends on all it is shown: of pictures in blocks of 2 x 2 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.config = SimpleNamespace(in_channels=12, get=lambda *_: None)
+        self.layer = torch.nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x, t):
+        return 0.5 * torch.tanh(self.layer(x) * (1 + t.reshape(-1, 1, 1, 1) / 1000))
+
+
+def latent_and_pictures():
+    """One network twice: of the latents of an autoencoder that folds pictures and loses nothing,
+    and of the pictures themselves.
+    """
+    network, process = Two().eval(), VP.linear()
+    latent = Denoiser(network, process, "v_prediction")
+    halves = (lambda x, t: x, lambda z, t: z)
+    latent.autoencoder = Autoencoder(Path("none"), *halves, fold=2, channels=12)
+    return latent, Denoiser(network, process, "v_prediction", fold=2)
+
+
+def answer_or_refusal(d, solver, correction, noise):
+    """The hole of one picture; the noise of latents is that of pictures, folded."""
+    image, known = torch.from_numpy(smooth_picture(12, 16))[None], torch.ones(1, 1, 12, 16)
+    known[..., 4:8, 6:12] = 0
+    drawn = iter(noise)
+
+    def draw(shape):
+        picture = next(drawn)
+        return picture if shape[1] == 3 else pixel_unshuffle(picture, 2)
+
+    try:
+        steps = 50 if correction == "dps" else 4
+        task = InpaintingTask(d, solver_by_name(solver), steps, correction=correction)
+        run = task.prepare(image * known, known)
+        with torch.no_grad():
+            return run.finish(run.solve(run.first_state(draw), draw).x0)
+    except (ValueError, TypeError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("solver", "correction"), crossed([*SOLVERS], [None, *CORRECTIONS], ("ddim", "ddpm", "pndm"))
+)
+def test_solvers_and_corrections_do_in_latents_what_they_do_in_pictures(solver, correction):
+    """Where nothing is lost between the two: the same filling, or the same refusal."""
+    noise = torch.randn(60, 1, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    latent, pictures = (
+        answer_or_refusal(d, solver, correction, noise) for d in latent_and_pictures()
+    )
+    if isinstance(pictures, str):
+        assert latent == pictures
+        assert re.search("take |needs|for noisy data|use ", pictures)
+    else:
+        torch.testing.assert_close(latent, pictures, atol=1e-4, rtol=0)
+
+
 def test_large_pictures_go_through_in_tiles(folders):
     """U-Net and autoencoder see no more than a tile."""
     d = load(folders / "9", guidance=0.0)
@@ -248,7 +317,9 @@ def test_the_command_restores_and_a_converted_folder_says_all_by_itself(folders,
         load(tmp_path / "m")
     other = restobox("restore", "denoise", picture, "-o", out, "--model", folders / "9", *said)
     assert other.returncode == 2
-    assert re.search("works on an autoencoder's latents, for inpaint", other.stderr)
+    assert re.search(
+        "latents: where pixels are missing .* inpaint fills them, but noise", other.stderr
+    )
 
 
 @pytest.mark.long
@@ -301,8 +372,63 @@ def test_unet_and_decoder_go_through_the_whole_line(folders, tmp_path, channels)
     assert "needs its autoencoder's folder, --vae" in lacking.stderr
     done = restobox(*words, "--vae", f"{model}/vae", "--decoder", tmp_path / "vb")
     assert done.returncode == 0, done.stderr
-    with (
-        reading_with(GUIDED),
-        pytest.raises(ValueError, match="export the network alone, without --restorer"),
-    ):
-        run_export_restorer(model, tmp_path / "w", Graph(target="float"), Whole(), Settings())
+
+
+@pytest.mark.parametrize(("channels", "said"), [(9, "none"), (4, "ddnm")])
+def test_what_a_graph_is_traced_from_is_the_hosts_run(folders, channels, said):
+    d = load(folders / str(channels), guidance=0.0)
+    task = InpaintingTask(d, DDIM(), STEPS)
+    image, known = torch.from_numpy(smooth_picture(SIDE, SIDE)), torch.ones(SIDE, SIDE)
+    known[8:20, 4:18] = 0
+    job = InpaintingJob(task, (SIDE, SIDE))
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = RestorerNetwork(job)(image[None] * known, known[None, None], noise[None])
+    assert (job.correction, job.state) == (said, (4, 16, 16))
+    torch.testing.assert_close(found[0], task(image, known, seed=0).mean, atol=1e-6, rtol=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("channels", "correction"), [(9, None), (4, "ddrm"), (9, "ddrm")])
+def test_a_whole_restoration_is_one_graph(folders, tmp_path, channels, correction):
+    """Encoder, guided steps and decoder: as the host's, also on larger and smaller pictures, and
+    without restobox.
+    """
+    model, run = str(folders / str(channels)), Settings("ddim", STEPS, "trailing", correction)
+    with reading_with(GUIDED):
+        whole = Whole("inpaint", size=f"{SIDE}x{SIDE}")
+        run_export_restorer(model, tmp_path / "w", Graph(target="float"), whole, run)
+        trials = Trials(folders / "pictures", 2)
+        found = run_verify_restorer(tmp_path / "w", Origin(model), trials)
+    assert not found["failures"]
+    assert min(row["psnr_between"] for row in found["images"]) > 90
+    graph, device = load(tmp_path / "w"), edge.Restorer(tmp_path / "w")
+    assert graph.run.state == (4, 16, 16)
+    assert graph.run.correction == (correction or "none")
+    for height, width in ((20, 27), (50, 37)):
+        image = torch.from_numpy(smooth_picture(height, width))
+        known = torch.ones(height, width)
+        known[4:9, 3:11] = 0
+        canvas = (1, 4, max(height, SIDE) // 2, max(width, SIDE) // 2)
+        draws = torch.Generator().manual_seed(3)
+        noise = torch.cat([torch.randn(canvas, generator=draws) for _ in range(graph.run.draws)])
+        host = graph(image, known, seed=3).mean
+        alone = device.picture(image.numpy(), known.numpy(), noise=noise.numpy())
+        assert abs(host.numpy() - alone).max() < 1e-5
+        assert torch.equal(host[:, known > 0], image[:, known > 0])
+
+
+def test_what_a_graph_of_latents_can_not_hold_is_refused(folders, tmp_path):
+    said = {
+        (True, "32x32"): "estimates of a network of latents",
+        (False, "36x30"): "multiples of 8",
+    }
+    for (estimates, size), says in said.items():
+        with reading_with(GUIDED), pytest.raises(ValueError, match=says):
+            run_export_restorer(
+                str(folders / "9"),
+                tmp_path / "w",
+                Graph(target="float"),
+                Whole("inpaint", size=size, estimates=estimates),
+                Settings(steps=STEPS),
+            )
+        assert not (tmp_path / "w").exists()

@@ -24,7 +24,13 @@ from toolbox.bench.options import Timing
 from toolbox.deploy.export import parse_size
 from toolbox.support.cost import Cost
 
-FLOAT = ("ONNX fp32", "ONNX fp16", "OpenVINO fp32", "OpenVINO bf16")
+# of what is not quantized: the names of candidates, and what the verdict calls their numbers
+FLOAT = {
+    "ONNX fp32": "float32",
+    "ONNX fp16": "float16",
+    "OpenVINO fp32": "float32",
+    "OpenVINO bf16": "bfloat16",
+}
 
 
 @dataclass(frozen=True)
@@ -145,13 +151,12 @@ def run_bench_runtime(
     return found | ({"skipped": {"PyTorch compiled": reason}} if reason else {})
 
 
-PRECISIONS = {"ONNX fp32": "float32", "ONNX fp16": "float16", "OpenVINO fp32": "float32"}
 # of Linux's /proc/cpuinfo: instructions that multiply numbers of 8 bits and add four products
 DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 
 
 def verdict(rows: Sequence[dict]) -> str:
-    """What to take here, float32, float16 or int8, and by how much: 8 bits against the faster of
+    """What to take here, int8 or which float numbers, and by how much: 8 bits against the faster of
     the float graphs at the same thread count; where they don't pay, why.
     """
     said = []
@@ -172,7 +177,7 @@ def verdict(rows: Sequence[dict]) -> str:
 
 
 def _stay(plain: dict, words: str) -> str:
-    return f"stay with {PRECISIONS[plain['name']]}: {words}, since {_reason(plain['device'])}"
+    return f"stay with {FLOAT[plain['name']]}: {words}, since {_reason(plain['device'])}"
 
 
 def _reason(device: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from solvers.denoiser import Denoiser
 from solvers.files import check_free, check_outputs, replace_folder
 from solvers.inputs.errors import ModelError, reading
-from solvers.interop.pretrained import choose_class, read_parts
+from solvers.interop.networks.altered import choose_class
+from solvers.interop.pretrained import read_parts
 from toolbox.api import checkpoint_options, place_of
 
 KIND = "model folder"

@@ -96,10 +96,10 @@ def make_job(denoiser: Denoiser, whole: Whole, settings: Settings = Settings()) 
         task.job(denoiser, None, settings, parse_size(whole.size))
     channels = denoiser.image_channels
     known = channels is None or channels in {n for _, held in KINDS.values() for n in held}
-    if denoiser.autoencoder is not None or not known:
+    if denoiser.autoencoder is None and not known:
         raise ValueError(
-            f"this network works on {channels} channels, the latents of an autoencoder, which is no"
-            " part of a graph here: export the network alone, without --restorer"
+            f"this network works on {channels} channels, the latents of an autoencoder: give its"
+            " folder, --vae (in Python vae=)"
         )
     if whole.task in KINDS:
         check_kind(denoiser, whole.task)

@@ -28,6 +28,12 @@ HOW_TO_WRAP = (
     "build it with its own code in Python and wrap it: solvers.Denoiser(network, process), or"
     " solvers.Denoiser.from_sigma(D) for a denoiser D(x, sigma); see docs/networks.md"
 )
+LORA = re.compile(r"(^|[._])lora([._]|$)", re.IGNORECASE)
+HOW_TO_FUSE = (
+    "a LoRA changes another network's weights: put it into them with diffusers"
+    " (pipeline.load_lora_weights(FILE), fuse_lora(), unload_lora_weights(),"
+    " save_pretrained(FOLDER)) and give that folder"
+)
 MOST_TENSORS = 100_000
 AVERAGED = re.compile(r"(^|[._])ema([._]|$)")  # in what stands before names
 
@@ -207,6 +213,11 @@ def _checked(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if value.layout != torch.strided or value.is_quantized:
             raise ModelError(
                 f"{path}: tensor {name} is sparse or quantized; give the float weights"
+            )
+        if value.itemsize == 1 and value.dtype != torch.bool and value.ndim > 1:
+            raise ModelError(
+                f"{path}: tensor {name} is of 8 bits ({value.dtype}), whose scale nothing tells;"
+                " give the float weights"
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ModelError(f"{path}: tensor {name} is larger than what is stored of it")

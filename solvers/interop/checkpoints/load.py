@@ -10,7 +10,7 @@ from typing import Any
 from solvers.inputs.errors import ModelError, reading
 from solvers.interop.checkpoints import dncnn, drunet, guided, residual, restorer
 from solvers.interop.checkpoints.build import Checkpoint
-from solvers.interop.checkpoints.container import HOW_TO_WRAP, read_weights
+from solvers.interop.checkpoints.container import HOW_TO_FUSE, HOW_TO_WRAP, LORA, read_weights
 from solvers.interop.checkpoints.options import Said, flag
 
 FAMILIES = (guided, drunet, residual, dncnn)
@@ -31,6 +31,18 @@ def read_checkpoint(path: Path, options: Mapping[str, Any] = {}) -> tuple[Checkp
     """
     said = Said(path, {k: v for k, v in options.items() if k != "class_label"})
     weights = read_weights(path)
+    if any(LORA.search(name) for name in weights.tensors):
+        raise ModelError(f"{path} holds a LoRA: {HOW_TO_FUSE}")
+    if any(name.startswith("control_model.") for name in weights.tensors):
+        raise ModelError(
+            f"{path} is a ControlNet, which steers another network and denoises nothing by itself:"
+            " give that network"
+        )
+    if {"conv_in.weight", "time_embedding.linear_1.weight"} <= weights.tensors.keys():
+        raise ModelError(
+            f"{path} holds a diffusers network's weights, whose description is the config.json"
+            " beside them: give the folder of both"
+        )
     family = next((family for family in FAMILIES if family.recognises(weights)), None)
     found = None
     if family is None and (found := restorer.read(weights)) is None:
