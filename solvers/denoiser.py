@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solvers.inputs.errors import ModelError, reading
-from solvers.inputs.settings import DEFAULTS, Settings, completed
+from solvers.inputs.padding import continued
+from solvers.inputs.settings import Settings, completed, stated
 from solvers.prediction import HEADS, Prediction
 from solvers.processes.continuous import VE
 from solvers.processes.process import Process
@@ -217,13 +218,7 @@ class Denoiser:
                     f" {tuple(condition.shape[-2:])} pixels"
                 )
             z = torch.cat([z, condition.to(z).expand(z.shape[0], -1, -1, -1)], dim=1)
-        unit = self.fold * self.multiple
-        height, width = z.shape[-2:]
-        pad = (-width % unit, -height % unit)
-        if self.least > 1:  # a multiple of the unit, too
-            pad = (max(pad[0], self.least - width), max(pad[1], self.least - height))
-        if any(pad):
-            z = _continued(z, pad, self.padding)
+        z = continued(z, self.fold * self.multiple, self.least, self.padding)
         return F.pixel_unshuffle(z, self.fold) if self.fold > 1 else z
 
     # -- value range -------------------------------------------------------------------------------
@@ -331,33 +326,7 @@ class Denoiser:
         """The part of the description that diffusers has no place for (the content of
         ``denoiser.json``).
         """
-        found = {
-            "value_range": list(self.value_range),
-            "fold": self.fold,
-            "condition_channels": self.condition_channels,
-            "residual": self.residual,
-            "data_std": self.data_std,
-        }
-        said: dict[str, Any] = {"unrolled_steps": self.unrolled_steps, "shown": self.shown}
-        if self.process.raw_types or not self.scaled:
-            said["scaled"] = self.scaled
-        if self.padding != DEFAULTS["padding"]:
-            said["padding"] = self.padding
-        if self.least > 1:
-            said["least"] = self.least
-        return found | {name: value for name, value in said.items() if value is not None}
-
-
-def _continued(z: Tensor, pad: tuple[int, int], how: str) -> Tensor:
-    """``z`` with so many columns and rows more, in one of the ways in ``PADDINGS``."""
-    if how == "zeros":
-        return F.pad(z, (0, pad[0], 0, pad[1]))
-    if how == "reflect":  # as far as there is something to reflect
-        columns, rows = (
-            min(p, n - 1) for p, n in zip(pad, (z.shape[-1], z.shape[-2]), strict=True)
-        )
-        z, pad = F.pad(z, (0, columns, 0, rows), mode="reflect"), (pad[0] - columns, pad[1] - rows)
-    return F.pad(z, (0, pad[0], 0, pad[1]), mode="replicate")
+        return stated(self)
 
 
 def output_of(answer: Any) -> Tensor:

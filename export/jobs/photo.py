@@ -55,9 +55,9 @@ class InpaintingJob(Job):
         super().check()
         _check_correction(self.task)
         _check_cleaner(self.task, self.sigma)
-        if self.denoiser.image_channels != 3 and self.denoiser.autoencoder is None:
+        if self.denoiser.image_channels not in (1, 3) and self.denoiser.autoencoder is None:
             raise ValueError(
-                "inpainting graphs hold networks of 3-channel images; this one works on"
+                "inpainting graphs hold networks of 1- or 3-channel images; this one works on"
                 f" {self.denoiser.image_channels} channels"
             )
 

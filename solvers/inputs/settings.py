@@ -5,8 +5,9 @@ type.
 from __future__ import annotations
 
 import math
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from solvers.inputs.padding import PADDINGS
 from solvers.processes.process import Process
 
 
@@ -56,7 +57,6 @@ class Settings(TypedDict, total=False):
     least: int
 
 
-PADDINGS = ("replicate", "reflect", "zeros")
 DEFAULTS = Settings(
     value_range=(-1.0, 1.0),
     fold=1,
@@ -124,3 +124,24 @@ def completed(settings: Settings, process: Process, prediction_type: str) -> Set
     s["value_range"], s["data_std"] = (float(low), float(high)), float(data_std)
     s["scaled"] = bool(scaled)
     return s
+
+
+def stated(denoiser: Any) -> dict[str, Any]:
+    """The settings of a :class:`solvers.Denoiser` as ``denoiser.json`` holds them: the common ones,
+    and those that differ from what a description that is silent means.
+    """
+    found = {
+        "value_range": list(denoiser.value_range),
+        "fold": denoiser.fold,
+        "condition_channels": denoiser.condition_channels,
+        "residual": denoiser.residual,
+        "data_std": denoiser.data_std,
+    }
+    said: dict[str, Any] = {"unrolled_steps": denoiser.unrolled_steps, "shown": denoiser.shown}
+    if denoiser.process.raw_types or not denoiser.scaled:
+        said["scaled"] = denoiser.scaled
+    if denoiser.padding != DEFAULTS["padding"]:
+        said["padding"] = denoiser.padding
+    if denoiser.least > 1:
+        said["least"] = denoiser.least
+    return found | {name: value for name, value in said.items() if value is not None}

@@ -161,8 +161,8 @@ def _check_beside(root: Path, channels: int, latents: int) -> None:
         )
 
 
-# what steers a pipeline's network from outside
-STEERING = ("controlnet", "adapter", "image_encoder")
+# what steers a pipeline's network from outside, or would be its average
+STEERING = ("controlnet", "adapter", "image_encoder", "unet_ema")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -263,9 +263,16 @@ def _read_network(root: Path) -> Network:
             f"{root} is a {kind} without a network in unet/, which alone is read: {HOW_TO_WRAP}"
         )
     if not (unet / "config.json").is_file() or weights is None:
+        others = sorted(p.name for p in unet.glob("diffusion_*"))[:3]
+        held = f"; it holds {', '.join(others)}" if others and weights is None else ""
+        whole = (
+            "; write several parts as one: save_pretrained(FOLDER, max_shard_size='100GB')"
+            if any("-of-" in name for name in others)
+            else ""
+        )
         raise ModelError(
             f"{root} is no model folder: it needs config.json and {WEIGHTS[0]} (in it or in"
-            f" unet/); {HOW_TO_WRAP}"
+            f" unet/){held}{whole}; {HOW_TO_WRAP}"
         )
     config = read_object(unet / "config.json", ModelError)
     kind = config.get("_class_name")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.guided import Kind, answer_of, state_of
+from helpers.networks import tiny_unet
 from helpers.unets import drunet_answer, drunet_state, rddm_answer, rddm_state
 from safetensors.torch import load_file
 
@@ -99,6 +100,7 @@ def test_rddms_and_resfusions_of_any_widths_give_their_equations_answers(tmp_pat
 
 
 KIND = Kind(head_channels=32)
+HEADS = {"cd": {"num_heads": 4}, "ed": {"num_heads": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +203,58 @@ def test_a_schedule_in_the_file_is_the_process(tmp_path, states, capsys):
             lambda s, o: {"model": {"module.all_modules.0.W": torch.zeros(8)}},
             "no network that is known here.*from_sigma",  # score_sde's
         ),
+        (
+            lambda s, o: (
+                under("model.unet.", s | {"a.transformer_blocks.0": torch.zeros(2)})
+                | {"first_stage_model.a": torch.zeros(2)}
+            ),
+            "with text .*from_single_file",
+        ),
+        (lambda s, o: under("control_model.", s), "is a ControlNet"),
+        (
+            lambda s, o: {n: (100 * v).to(torch.int8) for n, v in s.items()},
+            "of 8 bits .torch.int8., whose scale nothing tells",
+        ),
+        (
+            lambda s, o: dict.fromkeys(
+                ("conv_in.weight", "time_embedding.linear_1.weight"), torch.zeros(2, 2)
+            ),
+            "config.json beside them: give the folder",
+        ),
+        (
+            lambda s, o: {"state_dict": under("student_grad.model.", drunet_state([8, 8], 1, 3))},
+            "gradient-step denoiser",
+        ),
     ],
 )
 def test_what_is_another_network_is_refused(tmp_path, states, made, said):
     torch.save(made(*states), tmp_path / "m.pt")
     with pytest.raises(ModelError, match=said):
         Denoiser.from_pretrained(tmp_path / "m.pt", num_head_channels=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "said"),
+    [
+        ("drunet_deblocking_color.pth", lambda: drunet_state([8, 8], 1, 3), "a JPEG's quality"),
+        ("cd_imagenet64_l2.pt", lambda: state_of(Kind(outputs=3)), "name of consistency_models"),
+        ("edm_cat256_ema.pt", lambda: state_of(Kind(outputs=3)), r"shown .* log\(sigma\)/4"),
+    ],
+)
+def test_released_files_of_the_same_shapes_are_told_by_their_names(tmp_path, name, state, said):
+    """They are shown something else, which no tensor tells."""
+    torch.save(state(), tmp_path / name)
+    with pytest.raises(ModelError, match=said):
+        Denoiser.from_pretrained(tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "other.pt")
+    assert Denoiser.from_pretrained(tmp_path / "other.pt", **HEADS.get(name[:2], {})).network
+
+
+def test_what_a_folder_holds_in_place_of_its_weights_is_named(tmp_path):
+    network = tiny_unet()
+    network.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    with pytest.raises(ModelError, match=r"-of-.*as one: save_pretrained\(FOLDER, max_shard_size"):
+        Denoiser.from_pretrained(tmp_path / "shards")
+    network.save_pretrained(tmp_path / "variant", variant="non_ema")
+    with pytest.raises(ModelError, match=r"holds diffusion_pytorch_model.non_ema.safetensors;"):
+        Denoiser.from_pretrained(tmp_path / "variant")

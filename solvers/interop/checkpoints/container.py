@@ -214,6 +214,11 @@ def _checked(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ModelError(
                 f"{path}: tensor {name} is sparse or quantized; give the float weights"
             )
+        if value.itemsize == 1 and value.dtype != torch.bool and value.ndim > 1:
+            raise ModelError(
+                f"{path}: tensor {name} is of 8 bits ({value.dtype}), whose scale nothing tells;"
+                " give the float weights"
+            )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ModelError(f"{path}: tensor {name} is larger than what is stored of it")
     check_bytes(str(path), 4 * sum(v.numel() for v in tensors.values()))

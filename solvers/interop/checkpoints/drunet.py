@@ -8,7 +8,7 @@ from torch import Tensor
 
 from solvers.inputs.errors import ModelError
 from solvers.interop.checkpoints.build import Checkpoint, build
-from solvers.interop.checkpoints.container import Weights
+from solvers.interop.checkpoints.container import HOW_TO_WRAP, Weights
 from solvers.interop.checkpoints.options import Said
 from solvers.processes.continuous import VE
 
@@ -29,8 +29,18 @@ def read(weights: Weights, said: Said) -> Checkpoint:
     Raises:
         ModelError: another network with such a head.
     """
-    path = weights.path
-    tensors = weights.under(weights.prefix(MARKER) or "")
+    path, prefix = weights.path, weights.prefix(MARKER) or ""
+    if "student_grad" in prefix:
+        raise ModelError(
+            f"{path} is a gradient-step denoiser (GSDRUNet), which goes by the gradient of what"
+            f" this network says: {HOW_TO_WRAP}"
+        )
+    if "deblocking" in path.name.lower():
+        raise ModelError(
+            f"{path} is by its name a DRUNet that is told a JPEG's quality in place of the noise:"
+            f" {HOW_TO_WRAP}"
+        )
+    tensors = weights.under(prefix)
     head, tail = tensors["m_head.weight"], tensors.get("m_tail.weight")
     levels = [n for n in range(1, 64) if any(k.startswith(f"m_down{n}.") for k in tensors)]
     blocks = {int(k.split(".")[1]) for k in tensors if k.startswith("m_body.")}

@@ -5,6 +5,7 @@ the same.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from solvers.processes.process import VP
 
 MARKER = "input_blocks.0.0.weight"
 GROUPS = 32
+OTHER_SCALING = re.compile(r"(cd|ct|edm)_")  # OpenAI's released consistency and EDM models
 # what the released files with these widths and blocks were trained with, where it is not the rule
 RELEASED: dict[tuple[tuple[float, ...], int], dict[str, Any]] = {
     # 64x64_diffusion.pt
@@ -93,6 +95,12 @@ def read(weights: Weights, said: Said) -> Checkpoint:
             " give the diffusion model"
         )
     shape = shape_of(path, tensors)
+    if OTHER_SCALING.match(path.name) and shape.out_channels == shape.in_channels:
+        raise ModelError(
+            f"{path} is by its name of consistency_models (cd_, ct_, edm_), whose networks are of"
+            " guided-diffusion's shape, but shown a scaled state and log(sigma)/4: rename it if it"
+            f" is none, or {HOW_TO_WRAP}"
+        )
     # improved-diffusion's networks resample by convolutions, scale and shift, and know one order
     improved = shape.resample != "residual" and shape.scale_shift
     improved = improved and not said.given.get("use_new_attention_order", False)

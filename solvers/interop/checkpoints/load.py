@@ -33,6 +33,16 @@ def read_checkpoint(path: Path, options: Mapping[str, Any] = {}) -> tuple[Checkp
     weights = read_weights(path)
     if any(LORA.search(name) for name in weights.tensors):
         raise ModelError(f"{path} holds a LoRA: {HOW_TO_FUSE}")
+    if any(name.startswith("control_model.") for name in weights.tensors):
+        raise ModelError(
+            f"{path} is a ControlNet, which steers another network and denoises nothing by itself:"
+            " give that network"
+        )
+    if {"conv_in.weight", "time_embedding.linear_1.weight"} <= weights.tensors.keys():
+        raise ModelError(
+            f"{path} holds a diffusers network's weights, whose description is the config.json"
+            " beside them: give the folder of both"
+        )
     family = next((family for family in FAMILIES if family.recognises(weights)), None)
     found = None
     if family is None and (found := restorer.read(weights)) is None:
