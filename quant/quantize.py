@@ -22,6 +22,7 @@ from quant.layer import (
     grid_between,
     has_output_scale,
     least_scales,
+    output_grids,
     set_grid,
     set_weight_scales,
     weight_scales,
@@ -39,6 +40,8 @@ from quant.temporal.table import temporal_block
 from quant.temporal.tiar import quantized_table
 
 EVEN = 0.5  # SmoothQuant's alpha
+# the range of least squared error clips what was seen; other pictures' values lie further out
+FURTHER = 1.15
 
 
 def quantize(
@@ -105,10 +108,12 @@ def quantize(
         calibration.hash,
         calibration.provenance.model,
     )
+    reach = FURTHER if recipe.range == "mse" else 1.0
     for name in names:
         layer = quantized.network.get_submodule(name)
-        step, zero = grid_between(*inputs.interval(name, recipe.range, recipe.percentile))
-        symmetric = inputs.threshold(name, recipe.range, recipe.percentile) / 127
+        low, high = inputs.interval(name, recipe.range, recipe.percentile)
+        step, zero = grid_between(reach * low, reach * high)
+        symmetric = reach * inputs.threshold(name, recipe.range, recipe.percentile) / 127
         weight = structure.get_submodule(name).weight
         scales = weight_scales(weight, recipe.weight_bits)
         if recipe.range == "p2.4":
@@ -116,7 +121,7 @@ def quantize(
         set_grid(layer.input_quant, float(step), int(zero))
         output = torch.zeros(len(scales))
         if has_output_scale(layer):
-            output, zeros = (torch.from_numpy(v) for v in grid_between(*outputs[name].T))
+            output, zeros = (torch.from_numpy(v) for v in output_grids(outputs[name]))
             set_grid(layer.output_quant, output, zeros)
         bias = structure.get_submodule(name).bias
         least = least_scales(bias, output, min(float(step), symmetric))

@@ -5,7 +5,8 @@ convolution also has its output quantized, and its bias is int32: only DQ -> Con
 ``QLinearConv``. The output's quantizer has to be per tensor; dividing the weights' scales by
 per-channel output steps, and a bias that shifts each channel, makes it per channel all the same:
 the convolution's result is already in codes (``Q`` has scale 1 and zero point 128) and the DQ after
-it gives each channel its own step and zero point.
+it gives each channel its own step and zero point. Where all channels share a grid, weights, bias
+and quantizer are plain.
 
 ``openvino``: uint8 with a zero point at the inputs of planned layers only, float bias.
 
@@ -127,7 +128,7 @@ class _Editor:
         steps: np.ndarray = layer.weight_scale.astype(np.float32)
         if self.symmetric:
             codes, steps = _within_half(codes, steps)
-        elif self.cpu and node.op_type == "Conv":
+        elif self.cpu and node.op_type == "Conv" and not _shared(layer):
             steps = steps / layer.output_scale.astype(np.float32)
         if node.op_type == "MatMul":
             codes, axis = codes.T, 1
@@ -142,9 +143,11 @@ class _Editor:
         quantizer's.
         """
         input_scale, weights = np.float32(layer.input_scale), layer.weight_scale.astype(np.float32)
-        outputs = layer.output_scale.astype(np.float32)
         bias = np.zeros(len(weights)) if layer.bias is None else layer.bias.astype(np.float64)
-        shift = (layer.output_zero.astype(np.float64) - ZERO) * outputs
+        outputs, shift = np.ones_like(weights), np.zeros(len(weights))
+        if not _shared(layer):
+            outputs = layer.output_scale.astype(np.float32)
+            shift = (layer.output_zero.astype(np.float64) - ZERO) * outputs
         codes = np.rint((bias + shift) / (input_scale * weights))
         codes = codes.clip(-(2**31) + 1, 2**31 - 1).astype(np.int32)
         inputs = [
@@ -156,13 +159,19 @@ class _Editor:
     def _quantize_output(self, name: str, call: str, node: ir.Node, layer: QuantLayer) -> None:
         out = node.outputs[0]
         users = list(out.uses())
-        q = ir.node("QuantizeLinear", [out, self.one, self.middle], name=f"{call}.output_q")
-        zeros = self._constant(f"{name}.output_zero", layer.output_zero)
-        scale = self._constant(f"{name}.output_scale", layer.output_scale.astype(np.float32))
+        scale, zeros = layer.output_scale.astype(np.float32), layer.output_zero
+        if shared := _shared(layer):
+            scale, zeros = scale[0], zeros[0]
+        grid = (
+            self._constant(f"{name}.output_scale", scale),
+            self._constant(f"{name}.output_zero", zeros),
+        )
+        codes = grid if shared else (self.one, self.middle)
+        q = ir.node("QuantizeLinear", [out, *codes], name=f"{call}.output_q")
         dq = ir.node(
             "DequantizeLinear",
-            [q.outputs[0], scale, zeros],
-            attributes={"axis": 1},
+            [q.outputs[0], *grid],
+            attributes=None if shared else {"axis": 1},
             name=f"{call}.output_dq",
         )
         q.outputs[0].name, dq.outputs[0].name = q.name, dq.name
@@ -265,6 +274,12 @@ class _Editor:
         node.outputs[0].name = name
         self.graph.insert_before(before, node)
         return node.outputs[0]
+
+
+def _shared(layer: QuantLayer) -> bool:
+    """Whether all channels of the output have one grid."""
+    grids = np.stack([layer.output_scale, layer.output_zero.astype(np.float32)])
+    return bool((grids == grids[:, :1]).all())
 
 
 def _within_half(codes: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 Inputs are counted per timestep in histograms of log2 |x|, negative and positive values apart (32
 bins per octave: ends are good to 2 %), which need no range in advance, add up over batches and
 timesteps, and answer all estimators afterwards. Of outputs the ends of every channel are kept:
-clipping them was measured to lose more than finer steps gain (``haze``: 0.025 instead of 0.013).
+clipping them loses more than finer steps gain.
 """
 
 from __future__ import annotations

@@ -241,6 +241,7 @@ def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
         for name in node.input:
             consumers.setdefault(name, []).append(node.op_type)
     users = {name: node for node in model.graph.node for name in node.input}
+    makers = {name: node for node in model.graph.node for name in node.output}
     planned = quantized.layers()
     convs = sum(layer.codes.ndim == 4 for layer in planned.values())
     assert model.opset_import[0].version == (18 if target == "cpu" else 19)
@@ -252,7 +253,12 @@ def test_quantized_graph_structure(bundles, quantized, target, zero, kind):
         assert node.input[0] not in tensors  # no weight is quantized at run time
         point = onnx.numpy_helper.to_array(tensors[node.input[2]])
         layer = users[users[node.output[0]].output[0]].name  # after the DQ
-        inner = planned[layer].input_zero if layer in planned else 128
+        if layer in planned:
+            inner = planned[layer].input_zero
+        else:  # an output: its channels share a grid, or are in codes
+            made = planned[makers[node.input[0]].name]
+            own = set(made.output_zero) if len(set(made.output_scale)) == 1 else {128}
+            (inner,) = own
         assert point == (inner if zero is None else zero)
         assert tensors[node.input[2]].data_type == kind
     for name, layer in planned.items():
@@ -382,10 +388,12 @@ def test_float_bundles_are_verified_too(bundles, denoiser, calibration, monkeypa
         assert "relative error" in " ".join(parity.failures)
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
-def test_grids_with_a_zero_point_compute_what_they_say(biased):
+def test_grids_with_a_zero_point_compute_what_they_say(biased, shared):
     """One convolution: uint8 with zero point 128 and int8 with zero point 0 are one grid, bit for
     bit; with other zero points, the inputs' and each output channel's grid as they are defined.
+    Where channels share a grid, the bias of the graph is the layer's.
     """
     rng = np.random.default_rng(0)
     weight, bias = (
@@ -396,6 +404,8 @@ def test_grids_with_a_zero_point_compute_what_they_say(biased):
     codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
     x = rng.standard_normal((1, 4, 9, 9)).astype(np.float32)
     steps, zeros = np.full(8, 0.1, np.float32), np.arange(100, 180, 10).astype(np.uint8)
+    if shared:
+        zeros[:] = 100
     models = {}
     for target, zero in (("tensorrt", 128), ("openvino", 128), ("openvino", 40), ("cpu", 40)):
         conv = onnx.helper.make_node(
@@ -434,6 +444,10 @@ def test_grids_with_a_zero_point_compute_what_they_say(biased):
     cut = wanted.clip(low, high)
     assert 0 < np.mean(cut != wanted) < 0.5
     np.testing.assert_allclose(found["cpu", 40], cut, atol=0.0501)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in models["cpu", 40].graph.initializer}
+    decoded = tensors["c.bias_codes"] * tensors["c.bias_scale"]
+    assert np.allclose(decoded, bias * biased, atol=1e-3) == shared
+    assert tensors["c.output_zero"].ndim == (0 if shared else 1)
 
 
 def test_channels_that_are_almost_zero_are_decoded_in_half_precision():

@@ -12,7 +12,7 @@ from torch import nn
 
 from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 from quant.files import load_quantized, save_quantized
-from quant.layer import grid_of, set_grid, weight_scales
+from quant.layer import grid_of, output_grids, set_grid, weight_scales
 from quant.network import quantizable_layers
 from quant.quantize import quantize
 from quant.recipe import QuantRecipe
@@ -285,6 +285,19 @@ def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
     x, t = next(calibration.batches())
     # switched back, and only in a copy
     torch.testing.assert_close(quantized(x, t), quantized.simulating("openvino")(x, t))
+
+
+def test_outputs_reach_further_than_they_were_seen_to():
+    """By half; channels share a grid where they are alike."""
+    ends = np.array([[-1, 1], [-1.1, 0.9]], np.float32)
+    steps, zeros = output_grids(ends)
+    low, high = (steps * (end - zeros.astype(float)) for end in (0, 255))
+    np.testing.assert_allclose(low, -1.65, atol=steps[0])
+    np.testing.assert_allclose(high, 1.5, atol=steps[0])
+    ends[1] = [-0.01, 0.02]
+    steps, zeros = output_grids(ends)
+    np.testing.assert_allclose(steps, [3 / 255, 0.045 / 255], rtol=1e-6)
+    np.testing.assert_array_equal(zeros, [128, 85])
 
 
 def test_biases_of_almost_dead_channels_fit_32_bits():
