@@ -13,6 +13,7 @@ from restoration import posterior
 from solvers import (
     DDCM,
     DDIM,
+    EABM,
     PNDM,
     SOLVERS,
     Auto,
@@ -41,7 +42,8 @@ TABLE = {
         "noise",
         "Liu et al. 2022",
     ),
-    "auto": (Auto, "3 or 4", "N", "no", "noise", "this library's"),
+    "eabm": (EABM, "5 (to `order` + 1)", "N", "no", "noise", "this library's"),
+    "auto": (Auto, "4 or 5", "N", "no", "noise", "this library's"),
     "evodiff": (EVODiff, "2 (`paper` mode 1)", "N", "no", "noise", "Li et al. 2025"),
     "probability-flow": (
         ProbabilityFlow,

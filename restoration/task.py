@@ -4,6 +4,7 @@ bounded memory.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -304,10 +305,11 @@ def sample(
 
 def summary(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Samples ``(C, H, W)`` as one tensor, their mean and their standard deviation."""
+    if len(samples) == 1:  # without a copy: pictures may be large
+        return samples[0][None], samples[0], torch.zeros_like(samples[0])
     stack = torch.stack(list(samples))
-    std = stack.std(0) if len(stack) > 1 else torch.zeros_like(stack[0])
     mean = stack.double().mean(0).to(stack.dtype)  # of equal values: that value, to the bit
-    return stack, mean, std
+    return stack, mean, stack.std(0)
 
 
 def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:
@@ -320,7 +322,8 @@ def explained(run: Run, picture: Tensor) -> tuple[float, str | None]:
     picture = picture.to(m.y.device)
 
     def misfit(x: Tensor) -> float:
-        return float(m.residual(x).abs().square().mean().sqrt())
+        residual = m.residual(x)
+        return float(torch.linalg.vector_norm(residual)) / math.sqrt(residual.numel())
 
     begun = torch.full_like(picture, 0.5)
     if run.start is not None:

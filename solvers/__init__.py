@@ -34,6 +34,7 @@ from solvers.methods import SOLVERS, solver_by_name
 from solvers.methods.auto import Auto
 from solvers.methods.ddcm import DDCM, Branches, edit
 from solvers.methods.ddim import DDIM
+from solvers.methods.eabm import EABM
 from solvers.methods.evodiff import EVODiff
 from solvers.methods.pndm import PNDM
 from solvers.methods.probability_flow import ProbabilityFlow
@@ -63,6 +64,7 @@ __all__ = [
     "CLEAN",
     "DDCM",
     "DDIM",
+    "EABM",
     "GRIDS",
     "PNDM",
     "PREDICTION_TYPES",

@@ -143,7 +143,7 @@ class Denoiser:
         lift = self.lift(x)
         z = x if lift is None else x - a * lift
         scale, a, b = self.unit_levels(a, b)
-        z = z / scale
+        z = z / scale if self.scaled else z
         answer = self.answer(a * z if self.residual else z, t)
         channels = z.shape[1]
         p = Prediction.from_output(answer[:, :channels], z, a, b, self.prediction_type)

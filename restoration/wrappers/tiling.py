@@ -113,7 +113,7 @@ class TiledNetwork(nn.Module):
                     weights = out.new_zeros(height, width)
                 total[..., top : top + h, left : left + w] += weight * out
                 weights[top : top + h, left : left + w] += weight
-        return total / weights
+        return total.div_(weights)
 
 
 def in_tiles(denoiser: Denoiser, size: Sequence[int], tile: int, overlap: int) -> Denoiser:

@@ -10,6 +10,7 @@ from solvers.interop.diffusers_solver import DiffusersSolver
 from solvers.methods.auto import Auto
 from solvers.methods.ddcm import DDCM
 from solvers.methods.ddim import DDIM
+from solvers.methods.eabm import EABM
 from solvers.methods.evodiff import EVODiff
 from solvers.methods.pndm import PNDM
 from solvers.methods.rddm import RDDMSampler
@@ -28,6 +29,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "plms": partial(PNDM, "plms"),
     "ipndm": partial(PNDM, "ipndm", "fixed"),
     "eab": partial(PNDM, "ipndm", "exponential"),
+    "eabm": EABM,
     "fon": partial(PNDM, "fon"),
     "evodiff": EVODiff,
     "resfusion": ResfusionSampler,

@@ -180,11 +180,11 @@ class PNDM:
     50 calls (at 10: 1.1e-2 against 3.0e-2).
 
     `ipndm` with exponential weights (the name ``eab``) integrates the noise estimates as
-    polynomials in ``log kappa`` instead of ``kappa``: exponential Adams-Bashforth. On log-SNR grids
-    nothing measured better at 5 to 50 calls: 6.1e-2, 6.1e-3, 6.0e-4, 1.9e-5 at 5, 10, 20, 50 calls
-    on three mixtures, where the best of diffusers' has 1.0e-1, 1.1e-2, 9.3e-4, 2.8e-4; on karras
-    grids order 3 is better than 4 below 25 calls. The step to the clean level is the variable one's
-    with half as many estimates: polynomials in ``log kappa`` have no value there.
+    polynomials in ``log kappa`` instead of ``kappa``: exponential Adams-Bashforth. On log-SNR
+    grids: 6.1e-2, 6.1e-3, 6.0e-4, 1.9e-5 at 5, 10, 20, 50 calls on three mixtures, where the best
+    of diffusers' has 1.0e-1, 1.1e-2, 9.3e-4, 2.8e-4; on karras grids order 3 is better than 4 below
+    25 calls. :class:`EABM` corrects it, which is better still. The step to the clean level is the
+    variable one's with half as many estimates: polynomials in ``log kappa`` have no value there.
 
     Partial runs (image-to-image) begin where noise estimates already bend, with no history to
     follow the bend by. Without warm-up calls, weights that are not fixed therefore correct a short

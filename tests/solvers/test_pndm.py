@@ -10,6 +10,7 @@ from helpers.covering import covering
 from helpers.data import golden
 from helpers.exact_flow import exact_flow
 from helpers.mixtures import median_rmse, noise, small_mixture
+from helpers.partial_runs import partial_runs
 from scipy.integrate import quad
 
 from solvers import (
@@ -17,9 +18,7 @@ from solvers import (
     DDIM,
     GRIDS,
     PNDM,
-    VE,
     VP,
-    Auto,
     Denoiser,
     GaussianMixture,
     Grid,
@@ -27,11 +26,9 @@ from solvers import (
     StepIndexed,
     explicit,
     karras,
-    leading,
     log_snr,
     pndm_nodes,
     solve,
-    solver_by_name,
     trailing,
 )
 from solvers.methods.pndm import ADAMS_BASHFORTH, VARIANTS, exponential_weights, lagrange_weights
@@ -295,22 +292,6 @@ def test_partial_runs_of_published_variants(variant, strengths):
     assert max(errors[1:]) <= 1.2 * errors[0], errors
 
 
-def partial_runs(solver, name, n, strengths):
-    """Median errors and calls of a full run and of runs from noised images, each against the exact
-    flow from its own start.
-    """
-    process, mixture = VP.linear(), small_mixture(components=5)
-    grid = GRIDS[name](process, n)
-    clean, eps = mixture.sample(32, torch.Generator().manual_seed(3)), noise(32, 4)
-    errors, calls = [], []
-    for part in (grid, *(grid.start_at(grid.times[round(n * (1 - s))]) for s in strengths)):
-        x = process.add_noise(clean, eps, part.times[0])
-        run = solve(solver, mixture.denoiser(process), x, part)
-        errors.append(median_rmse(run.x0, exact_flow(mixture, process, x, part.times[0], CLEAN)))
-        calls.append(run.nfe)
-    return errors, calls
-
-
 def test_a_short_first_step_is_corrected_without_a_call():
     """Two short steps: the state after the first is pseudo Heun's once the second call has been
     made.
@@ -491,42 +472,6 @@ def test_exponential_weights_have_their_order():
             for n in (40, 80)
         ]
         assert math.log2(errors[0] / errors[1]) > least, (order, errors)
-
-
-@pytest.mark.parametrize("process", [VP.linear(), VP.cosine(), VE()], ids=["ddpm", "cosine", "edm"])
-def test_auto_picks_by_the_grid(process):
-    even = [log_snr, karras] if process.levels is None else [log_snr, karras, trailing, leading]
-    for n in (3, 5, 10, 30):
-        for lay in even:
-            chosen = Auto().choose(process, lay(process, n))
-            order = 4 if lay is log_snr else {3: 2, 5: 2, 10: 3, 30: 4}[n]
-            want = PNDM("ipndm", "exponential", order)
-            assert chosen == (want if lay in (log_snr, karras) else PNDM()), (lay, n)
-    for lay in even:
-        whole = lay(process, 12)
-        assert Auto().choose(process, whole.start_at(whole.times[4] - 1e-3 * whole.times[4])) == (
-            Auto().choose(process, whole)
-        )
-    for n in (1, 2):
-        x, d = process.b(process.end) * noise(1), small_mixture().denoiser(process)
-        assert torch.isfinite(solve(Auto(), d, x, log_snr(process, n)).x0).all()
-
-
-@pytest.mark.parametrize("lay", [log_snr, karras, trailing])
-@pytest.mark.parametrize("n", covering((6, 8, 10, 15, 20, 30, 50), (10, 30)))
-def test_auto_is_as_accurate_as_any_solver_here(lay, n):
-    """Of ours and diffusers', on a mixture that the choice was not made on."""
-    process, mixture, x = VP.linear(), small_mixture(7, 4), noise(32)
-    exact = mixture.flow(process, x, process.end, CLEAN)
-
-    def error(solver):
-        return median_rmse(solve(solver, mixture.denoiser(process), x, lay(process, n)).x0, exact)
-
-    others = {name: error(solver_by_name(name)) for name in PEERS}
-    assert error(Auto()) <= 1.25 * min(others.values()), others
-
-
-PEERS = ("ddim", "evodiff", "ipndm", "unipc", "deis", "dpm-solver++-2m", "dpm-solver++-3m")
 
 
 @pytest.mark.parametrize("variant", ["s-pndm", "plms", "f-pndm", "fon"])

@@ -1,5 +1,6 @@
 """Networks that people bring: each family's small checkpoint through the whole line."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -99,6 +100,21 @@ def test_a_folder_of_ones_own_is_not_replaced(tmp_path):
     done = restobox("convert", PLACE / "drunet-gray-like.pth", "-o", tmp_path / "o")
     assert done.returncode == 2
     assert [p.name for p in (tmp_path / "o").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["resfusion-restore-mask.ckpt", "rddm-one-unet.pt"])
+def test_networks_of_pairs_are_measured(data, name):
+    """Beside the degraded pictures themselves; with masks where a network is shown them."""
+    words = ("--model", "input", "--model", PLACE / name, "--steps", "1", "--limit", "1", "--json")
+    done = restobox("bench", "paired", data, *words, "--groups", "4")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["calls"] for row in rows] == [0, 1]
+    assert rows[0]["psnr"] is None  # the degraded ones are the clean ones here, without an error
+    assert rows[1]["psnr"] > 0
+    refused = restobox("bench", "paired", data / "clean", *words, "--groups", "4")
+    assert refused.returncode == 2
+    assert "holds no folder 'degraded'" in refused.stderr
 
 
 class Outputs(torch.nn.Module):

@@ -224,10 +224,10 @@ def _write(
     out: Path, spread: Path | None, photo: Photo, pixels: np.ndarray, std: Tensor, quality: int
 ) -> dict[str, Any]:
     """Write the pictures; what there is to say of them."""
-    coloured, top = heat(std.mean(0).numpy())
     with together():
         write_image(out, replace(photo, pixels=pixels), quality)
         if spread is not None:
+            coloured, top = heat(std.mean(0).numpy())
             write_image(spread, Photo(coloured))
     notes, suffix = [photo.notes.lost] if photo.notes.lost else [], out.suffix.lower()
     if suffix in LOSSY:

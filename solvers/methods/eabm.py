@@ -1,0 +1,135 @@
+"""Adams-Bashforth-Moulton on noise estimates: past ones predict a step, the new one corrects it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from solvers.grid import Grid
+from solvers.methods.pndm import lagrange_weights
+from solvers.prediction import Prediction
+from solvers.solver import Problem, Queries, Query, weighted_sum
+
+RHO = 7  # noise estimates are polynomials in kappa^(1/RHO), as karras grids are even in it
+PURE = 10.0  # kappa above which a state is noise: images have a standard deviation below 1
+
+
+@dataclass(frozen=True)
+class EABM:
+    """Each call is used twice: to correct the step that led to it, and to predict the next.
+
+    In ``u = (x - c y)/a`` the probability flow is ``du/d kappa = eps``, ``kappa = b/a``. From node
+    k' to k the prediction integrates the polynomial through the last ``order`` noise estimates; the
+    network is asked there; the correction integrates the polynomial that goes through the new
+    estimate too::
+
+        u = u' + sum_j w_j e_j                            Adams-Bashforth, order p
+        e = eps(u, k)                                     the step's only network call
+        d = (sum_j v_j e_j - sum_j w_j e_j)/(1 - v_0 J)   Adams-Moulton, order p + 1
+        u <- u + d,  e <- e + J d
+
+    The correction is implicit: it moves the state that the estimate was asked at. ``J = d e/d u``
+    says how the estimate would follow, and one Newton step with it needs no further call. J is 0
+    where the image estimate follows the state and ``1/kappa`` where it stands still. The estimate
+    tells which: ``J_pixel = (1 - Cov(x0 | u)/kappa^2)/kappa`` by Tweedie's formula, and the noise's
+    variance of 1 is that of its estimate plus ``Cov(x0 | u)/kappa^2``, so the mean of J over the
+    pixels is ``mean(e^2)/kappa``. In a run that starts in pure noise, the mean square of that noise
+    stands for the 1, from which it differs in small images.
+
+    Polynomials in ``kappa^(1/7)`` lie between those in ``kappa`` (Adams-Bashforth) and in ``log
+    kappa`` (exponential integrators); they measured best over all grids. Next to clean, estimates
+    bend least in ``kappa``: the last step integrates polynomials in that.
+
+    When to use it: deterministic sampling on any grid, above all from 20 calls up. Errors against
+    the best of PNDM, DPM-Solver++, UniPC, DEIS and EVODiff: ``restobox bench solvers``.
+
+    From a level without signal (zero terminal SNR) the first step is first order and history begins
+    after it. Corrections of the image estimate, or of the state, change the run.
+
+    NFE: N.
+
+    Reference: this library's. Predictor and corrector without a second call: Hairer, Norsett &
+    Wanner, Solving Ordinary Differential Equations I, III.1; Zhao et al. 2023 (UniPC, arXiv
+    2302.04867) for diffusion.
+
+    Args:
+        order: of the prediction, 1 to 4; the correction's is one higher.
+
+    Raises:
+        ValueError: another order.
+    """
+
+    order: int = 4
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"order must be 1, 2, 3 or 4; got {self.order!r}")
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether a step also uses earlier answers."""
+        return True
+
+    @property
+    def combines_noise(self) -> bool:
+        """Whether these are noise estimates."""
+        return True
+
+    def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
+        process, y = problem.process, problem.y
+        kappas: list[float] = []  # newest first, as is the history
+        history: list[Tensor] = []
+        unit: Tensor | float = 1.0  # mean square of the run's noise
+        moved: Tensor | None = None  # by the last prediction, in u
+        for t, s in grid.pairs():
+            p = yield Query(x, t, editable=True)
+            if process.a(t) <= 0:
+                x = process.add_noise(p.x0, p.eps, s, y)
+                continue
+            kappa, target = process.kappa(t), process.kappa(s)
+            # 1. Correct the step that led here by what the network says now.
+            if moved is None:
+                unit = mean_square(p.eps) if kappa > PURE else 1.0
+            else:
+                share = (mean_square(p.eps) / unit).clamp(max=1)  # kappa J
+                weights = power_weights([kappa, *kappas], kappas[0], kappa)
+                d = weighted_sum(weights, [p.eps, *history]) - moved
+                d = d / (1 - weights[0] / kappa * share)
+                p = Prediction(p.x0 + (1 - share) * d, p.eps + share / kappa * d)
+            kappas = [kappa, *kappas][: self.order]
+            history = [p.eps, *history][: self.order]
+            # 2. Predict the next state; the clean one by polynomials in kappa.
+            if target > 0:
+                weights = power_weights(kappas, kappa, target)
+            else:
+                weights = [(target - kappa) * w for w in lagrange_weights(kappas, target)]
+            moved = weighted_sum(weights, history)
+            # along the newest estimate, plus what the others change: one alone is not rounded
+            bent = moved - (target - kappa) * p.eps
+            x = process.add_noise(p.x0, p.eps, s, y) + process.a(s) * bent
+        return x
+
+
+def power_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """``int L_j(kappa^(1/7)) d kappa`` from ``start`` to ``end`` for the Lagrange polynomials on
+    ``nodes``: what each node's noise estimate adds to u on the way.
+
+    With ``v = kappa^(1/7)`` the integrand is a polynomial in v, so Gauss points integrate it
+    exactly.
+    """
+    if len(nodes) == 1:
+        return [end - start]
+    points, shares = np.polynomial.legendre.leggauss((len(nodes) + RHO) // 2)
+    at = [kappa ** (1 / RHO) for kappa in nodes]
+    low, high = start ** (1 / RHO), end ** (1 / RHO)
+    v = (low + high) / 2 + (high - low) / 2 * points
+    d_kappa = (high - low) / 2 * shares * RHO * v ** (RHO - 1)
+    return [float(d_kappa @ np.prod([(v - b) / (a - b) for b in at if b != a], 0)) for a in at]
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Of each sample: ``(B, 1, 1, 1)``."""
+    return x.square().mean(dim=(1, 2, 3), keepdim=True)
