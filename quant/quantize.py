@@ -42,6 +42,9 @@ from quant.temporal.tiar import quantized_table
 EVEN = 0.5  # SmoothQuant's alpha
 # the range of least squared error clips what was seen; other pictures' values lie further out
 FURTHER = 1.15
+# Outputs' grids reach beyond what this many inputs showed: by 20 over their number, half at most.
+# Coarser steps of a channel lose little, values that are cut off much (docs/quantization.md).
+BEYOND, MOST_BEYOND = 20, 0.5
 
 
 def quantize(
@@ -109,6 +112,7 @@ def quantize(
         calibration.provenance.model,
     )
     reach = FURTHER if recipe.range == "mse" else 1.0
+    beyond = 1 + min(MOST_BEYOND, BEYOND / len(calibration))
     for name in names:
         layer = quantized.network.get_submodule(name)
         low, high = inputs.interval(name, recipe.range, recipe.percentile)
@@ -121,7 +125,7 @@ def quantize(
         set_grid(layer.input_quant, float(step), int(zero))
         output = torch.zeros(len(scales))
         if has_output_scale(layer):
-            output, zeros = (torch.from_numpy(v) for v in output_grids(outputs[name]))
+            output, zeros = (torch.from_numpy(v) for v in output_grids(beyond * outputs[name]))
             set_grid(layer.output_quant, output, zeros)
         bias = structure.get_submodule(name).bias
         least = least_scales(bias, output, min(float(step), symmetric))
