@@ -14,6 +14,7 @@ from helpers.deploy import calibrate
 from helpers.line import FAMILIES, PLACE, SIDE, furnish, through
 from helpers.quantized import one_thread  # noqa: F401
 
+from export import exporter
 from export.edge import restobox_edge as edge
 from export.exporter import export_bundle
 from quant.files import load_quantized
@@ -129,6 +130,14 @@ class Outputs(torch.nn.Module):
 
     def forward(self, x, t):
         return self.layer(x) * (1 + t.reshape(-1, 1, 1, 1) / 1000)
+
+
+def test_graphs_that_no_file_holds_are_refused_before_they_are_written(tmp_path, monkeypatch):
+    """guided-diffusion's largest and Stable Diffusion, in float."""
+    monkeypatch.setattr(exporter, "MOST_BYTES", 50)
+    with pytest.raises(ValueError, match=r"GB of weights, .*--quantized.*--target cuda"):
+        export_bundle(Denoiser(Outputs(3), VP.linear()), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("task", ["inpaint", "paired"])
