@@ -10,9 +10,6 @@ import torch
 from torch import Tensor, nn
 
 ZERO, LEVELS, LEAST_STEP = 128, 255, 1e-12  # of 8-bit grids of activations
-# Grids of outputs reach this much further than what calibration showed: coarser steps of a channel
-# lose little, and values of another picture that are cut off much (docs/quantization.md).
-BEYOND = 1.5
 # Channels share a grid where that no more than doubles the power of rounding errors and takes no
 # channel more than two bits.
 ALIKE, LEAST_ALIKE = 2.0, 4.0
@@ -123,10 +120,10 @@ def grid_between(low: Any, high: Any) -> tuple[Any, Any]:
 
 
 def output_grids(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and zero points ``(C_out,)`` of a layer's outputs, of which calibration showed the ends
-    ``(C_out, 2)`` of each channel: a grid for each channel, or one that all of them share.
+    """Steps and zero points ``(C_out,)`` of a layer's outputs by the ends ``(C_out, 2)`` of each
+    channel: a grid for each channel, or one that all of them share.
     """
-    low, high = BEYOND * ends.T
+    low, high = ends.T
     steps, zeros = grid_between(low, high)
     step, zero = grid_between(low.min(), high.max())
     if step**2 <= ALIKE * np.square(steps).mean() and step <= LEAST_ALIKE * steps.min():

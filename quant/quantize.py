@@ -40,8 +40,13 @@ from quant.temporal.table import temporal_block
 from quant.temporal.tiar import quantized_table
 
 EVEN = 0.5  # SmoothQuant's alpha
+# a smaller gain on the inputs held back was none on other pictures (docs/quantization.md)
+CLEARLY = 0.8
 # the range of least squared error clips what was seen; other pictures' values lie further out
 FURTHER = 1.15
+# Outputs' grids reach beyond what this many inputs showed: by 20 over their number, half at most.
+# Coarser steps of a channel lose little, values that are cut off much (docs/quantization.md).
+BEYOND, MOST_BEYOND = 20, 0.5
 
 
 def quantize(
@@ -109,6 +114,7 @@ def quantize(
         calibration.provenance.model,
     )
     reach = FURTHER if recipe.range == "mse" else 1.0
+    beyond = 1 + min(MOST_BEYOND, BEYOND / len(calibration))
     for name in names:
         layer = quantized.network.get_submodule(name)
         low, high = inputs.interval(name, recipe.range, recipe.percentile)
@@ -121,7 +127,7 @@ def quantize(
         set_grid(layer.input_quant, float(step), int(zero))
         output = torch.zeros(len(scales))
         if has_output_scale(layer):
-            output, zeros = (torch.from_numpy(v) for v in output_grids(outputs[name]))
+            output, zeros = (torch.from_numpy(v) for v in output_grids(beyond * outputs[name]))
             set_grid(layer.output_quant, output, zeros)
         bias = structure.get_submodule(name).bias
         least = least_scales(bias, output, min(float(step), symmetric))
@@ -143,8 +149,8 @@ def quantize(
 def better_alpha(
     network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe, *, batch_size: int = 8
 ) -> float | None:
-    """Whether equalisation pays: the error of both, with nearest rounding, on every fourth input of
-    each timestep, when the others give the ranges.
+    """Whether equalisation pays clearly: the error of both, with nearest rounding, on every fourth
+    input of each timestep, when the others give the ranges.
     """
     plain = replace(recipe, equalize=None, float_macs=0.0, rounding="nearest", temporal="table")
     even = structured(network, replace(plain, equalize=EVEN))
@@ -158,7 +164,7 @@ def better_alpha(
     for alpha in (None, EVEN):
         trial = quantize(network, seen, replace(plain, equalize=alpha), batch_size=batch_size)
         errors[alpha] = sum(trajectory_errors(trial, network, unseen).values())
-    return min(errors, key=lambda alpha: errors[alpha])
+    return EVEN if errors[EVEN] < CLEARLY * errors[None] else None
 
 
 def with_float_layers(

@@ -117,8 +117,8 @@ class QuantRecipe:
         split_shortcut: quantize the two halves of a skip concatenation separately (Q-Diffusion): a
             convolution each, then a sum.
         equalize: SmoothQuant's alpha in [0, 1]: move the spread between input channels into the
-            weights; None: don't; ``auto``: 0.5, unless it errs more on a part of the calibration
-            inputs that the ranges then don't see.
+            weights; None: don't; ``auto``: 0.5 where it errs less by a fifth at least on a part
+            of the calibration inputs that the ranges then don't see.
         selection: how the calibration samples are chosen when they are recorded.
         reconstruction: settings of gptq, adaround and fbr.
 

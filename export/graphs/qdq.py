@@ -103,7 +103,9 @@ class _Editor:
         self.middle = self._constant("qdq.middle", np.uint8(ZERO)) if self.cpu else None
 
     def quantize(self, name: str, nodes: list[ir.Node], layer: QuantLayer) -> None:
-        scale = layer.symmetric_scale if self.symmetric else layer.input_scale
+        scale = layer.input_scale
+        if self.symmetric:  # decoded in float16, as weights are (_within_half)
+            scale = max(layer.symmetric_scale, float(LEAST_HALF))
         zero = np.int8(0) if self.symmetric else np.uint8(layer.input_zero)
         grid = (
             self._constant(f"{name}.input_scale", np.float32(scale)),

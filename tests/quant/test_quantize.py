@@ -14,7 +14,8 @@ from quant.calibration.trajectory import CalibrationSet, Provenance, network_has
 from quant.files import load_quantized, save_quantized
 from quant.layer import grid_of, output_grids, set_grid, weight_scales
 from quant.network import quantizable_layers
-from quant.quantize import quantize
+from quant.quantize import better_alpha, quantize
+from quant.ranges.measure import measure_ranges
 from quant.recipe import QuantRecipe
 from quant.sensitivity import sensitivity
 from quant.temporal.table import sinusoids, step_network, temporal_block, temporal_table
@@ -287,17 +288,43 @@ def test_sensitivity_names_the_layer_with_a_coarse_grid(denoiser, calibration):
     torch.testing.assert_close(quantized(x, t), quantized.simulating("openvino")(x, t))
 
 
-def test_outputs_reach_further_than_they_were_seen_to():
-    """By half; channels share a grid where they are alike."""
-    ends = np.array([[-1, 1], [-1.1, 0.9]], np.float32)
-    steps, zeros = output_grids(ends)
-    low, high = (steps * (end - zeros.astype(float)) for end in (0, 255))
-    np.testing.assert_allclose(low, -1.65, atol=steps[0])
-    np.testing.assert_allclose(high, 1.5, atol=steps[0])
-    ends[1] = [-0.01, 0.02]
-    steps, zeros = output_grids(ends)
-    np.testing.assert_allclose(steps, [3 / 255, 0.045 / 255], rtol=1e-6)
-    np.testing.assert_array_equal(zeros, [128, 85])
+def test_channels_that_are_alike_share_a_grid():
+    steps, zeros = output_grids(np.array([[-1, 1], [-1.1, 0.9]], np.float32))
+    np.testing.assert_allclose(steps, 2.1 / 255, rtol=1e-6)
+    np.testing.assert_array_equal(zeros, 134)  # 255 * 1.1 / 2.1
+    steps, zeros = output_grids(np.array([[-1, 1.5], [-0.01, 0.02]], np.float32))
+    np.testing.assert_allclose(steps, [2.5 / 255, 0.03 / 255], rtol=1e-6)
+    np.testing.assert_array_equal(zeros, [102, 85])
+
+
+@pytest.mark.parametrize(("count", "beyond"), [(3, 1.5), (50, 1.4)])
+def test_outputs_reach_beyond_what_was_seen(denoiser, calibration, count, beyond):
+    """Half again as far by few inputs, less by many."""
+    taken = [k % len(calibration) for k in range(count)]
+    seen = calibration.subset(taken, calibration.provenance.selection)
+    made = quantize(denoiser.network, seen).layers()
+    _, ends = measure_ranges(denoiser.network, list(made), seen.batches())
+    for name, layer in made.items():
+        if layer.codes.ndim == 4:
+            low, high = beyond * ends[name].T
+            reach = 255 * layer.output_scale
+            assert (reach >= 0.999 * (high - low)).all()
+            assert reach.max() <= 1.001 * (high.max() - low.min())
+
+
+@pytest.mark.long
+def test_equalisation_is_chosen_where_it_clearly_pays(denoiser, calibration):
+    """One channel of each block a hundred times as loud, and read a hundredth as loud."""
+    loud = tiny_denoiser()
+    with torch.no_grad():
+        for module in loud.network.modules():
+            if type(module).__name__ == "ResnetBlock2D":
+                module.norm1.weight[0] *= 100
+                module.conv1.weight[:, 0] /= 100
+    found = [
+        better_alpha(each.network, recording(each)[0], QuantRecipe()) for each in (denoiser, loud)
+    ]
+    assert found == [None, 0.5]
 
 
 def test_biases_of_almost_dead_channels_fit_32_bits():

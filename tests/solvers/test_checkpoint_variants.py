@@ -97,6 +97,13 @@ def test_rddms_and_resfusions_of_any_widths_give_their_equations_answers(tmp_pat
     answers = [rddm_answer(state, widths, 8, x, t) for state in (one, other)]
     assert close(Denoiser.from_pretrained(tmp_path / "m.pt").network(x, t), torch.cat(answers, 1))
     assert close(Denoiser.from_pretrained(tmp_path / "m.ckpt").network(x, t), answers[0])
+    for wrapper in ("module.", "_orig_mod.", "_orig_mod.module."):  # of a part alone
+        part = under(f"denoising_module.{wrapper}", one)
+        both = under(f"model.unet0.{wrapper}", one) | under(f"model.unet1.{wrapper}", other)
+        for state, wanted in ((part, answers[0]), (both, torch.cat(answers, 1))):
+            torch.save({"state_dict": state}, tmp_path / "wrapped.ckpt")
+            found = Denoiser.from_pretrained(tmp_path / "wrapped.ckpt").network
+            assert close(found(x, t), wanted)
 
 
 KIND = Kind(head_channels=32)

@@ -268,6 +268,14 @@ def test_solvers_and_corrections_do_in_latents_what_they_do_in_pictures(solver, 
         torch.testing.assert_close(latent, pictures, atol=1e-4, rtol=0)
 
 
+@pytest.mark.long
+def test_a_benchmark_takes_as_many_steps_as_a_run(folders):
+    words = ("--model", folders / "4", "--guidance", "0", "-m", "random:0.02", "--limit", "1")
+    done = restobox("bench", "pictures", folders / "pictures", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["calls"] == 30
+
+
 def test_large_pictures_go_through_in_tiles(folders):
     """U-Net and autoencoder see no more than a tile."""
     d = load(folders / "9", guidance=0.0)

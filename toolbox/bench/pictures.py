@@ -20,15 +20,17 @@ from restoration.io.containers.arrays import arrays_of
 from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pairs, find_pictures, read_pair
 from restoration.metrics import LPIPSUnavailable
+from restoration.photo.latent import STEPS as LATENT_STEPS
 from restoration.photo.masks import make_mask, parse_mask
-from restoration.task import Restored
+from restoration.task import Restored, shown_to
 from toolbox.api import keeping_models, load_for
 from toolbox.bench.options import Extent, Methods
 from toolbox.bench.shares import shared
 from toolbox.deploy.compare import compare
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Restorer, Source, Task, Trial
-from toolbox.tasks.options import Deblurring, Dehazing, Denoising, Enlarging, Inpainting
+from toolbox.tasks.options import Deblurring, Dehazing, Denoising, Enlarging, Inpainting, Pairs
+from toolbox.tasks.paired import binary
 from toolbox.tasks.pictures import perceived
 from toolbox.tasks.settings import Draws, Settings
 
@@ -126,8 +128,9 @@ def _ways(case: Case, methods: Methods) -> dict[tuple[str, str], Restorer]:
             continue
         denoiser = load_for(case.task.name, model)
         own = case.task.settings
+        usual = own.steps if denoiser.autoencoder is None else LATENT_STEPS
         for solver in methods.solver or [own.solver]:
-            steps = methods.steps or own.steps
+            steps = methods.steps or usual
             settings = Settings(solver, steps, symmetries=methods.symmetries)
             found[model, solver] = case.task.restorer(denoiser, case.options, settings)
     return found
@@ -244,7 +247,30 @@ def _linear_case(name: str, files: Sequence[Path], grey: bool, seed: int) -> Cas
     return Case(name, task, options, trials, len(files))
 
 
-# -- haze ------------------------------------------------------------------------------------------
+# -- pairs -----------------------------------------------------------------------------------------
+
+
+def paired_cases(
+    data: Path, degraded: str, clean: str, mask: str, methods: Methods, extent: Extent
+) -> list[Case]:
+    """One case of the pairs in two subfolders, with the masks in a third where one of the models is
+    shown such.
+
+    Raises:
+        FileNotFoundError, ValueError: bad folders or pairs.
+    """
+    task, baselines = task_by_name("paired"), task_by_name("paired").baselines(None)
+    models = [load_for(task.name, name) for name in methods.model or () if name not in baselines]
+    masked = any("degraded+mask" in shown_to(model) for model in models)
+    pairs = find_pairs(data, degraded, clean, mask if masked else None)[: extent.limit]
+
+    def trials() -> Iterator[Trial]:
+        for pair in pairs:
+            image, truth = (torch.from_numpy(v) for v in read_pair(*pair[:2]))
+            marks = [binary(torch.from_numpy(read_image(file).pixels)) for file in pair[2:]]
+            yield Trial({"image": image} | ({"mask": marks[0]} if marks else {}), truth, "degraded")
+
+    return [Case("degraded", task, Pairs(), trials, len(pairs))]
 
 
 def dehazing_cases(data: Path, hazy: str, clear: str, extent: Extent) -> list[Case]:

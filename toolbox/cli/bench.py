@@ -132,6 +132,30 @@ def bench_dehaze(
     _pictures_table(rows, methods, extent, as_json)
 
 
+@app.command("paired")
+def bench_paired(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder of pairs: its subfolders hold pictures of the same names."),
+    ],
+    methods: Annotated[Methods, Without("symmetries")],
+    extent: Extent,
+    degraded: Annotated[str, typer.Option(help="Subfolder of degraded pictures.")] = "degraded",
+    clean: Annotated[str, typer.Option(help="Subfolder of clean pictures.")] = "clean",
+    mask: Annotated[
+        str, typer.Option(help="Subfolder of masks, for models that are shown one.")
+    ] = "mask",
+    as_json: Json = False,
+) -> None:
+    """Measure models of the task paired on pairs of degraded and clean pictures."""
+    from toolbox.bench.pictures import measure, paired_cases
+
+    cases = paired_cases(data, degraded, clean, mask, methods, extent)
+    with ProgressBar("measuring", 1) as bar:
+        rows = measure(cases, methods, extent, progress=bar.update_of)
+    _pictures_table(rows, methods, extent, as_json)
+
+
 def _pictures_table(
     rows: list[dict[str, Any]], methods: Methods, extent: Extent, as_json: bool
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class Paired(PictureTask):
     """
 
     name = "paired"
+    benched: ClassVar[tuple[str, ...]] = ("input",)
     settings = Settings(solver="rddm", steps=5)
     unused = ("correction", "sigma")
     several_solvers = True
@@ -49,7 +50,7 @@ class Paired(PictureTask):
                     f"mask {file} is {pixels.shape[2]} x {pixels.shape[1]} pixels but the image is"
                     f" {width} x {height}"
                 )
-            inputs["mask"] = _binary(torch.from_numpy(pixels))
+            inputs["mask"] = binary(torch.from_numpy(pixels))
         return Reading(inputs, photo, options, (height, width), {}, kept)
 
     def task(self, denoiser: Denoiser, options: Any, settings: Settings) -> PairedTask:
@@ -114,8 +115,11 @@ class Paired(PictureTask):
 
     def trial(self, source: Source, k: int, options: Any) -> Trial:
         image, clean, mask = window(source, k)
-        inputs = {"image": image} if mask is None else {"image": image, "mask": _binary(mask)}
+        inputs = {"image": image} if mask is None else {"image": image, "mask": binary(mask)}
         return Trial(inputs, clean, "degraded")
+
+    def baselines(self, options: Any) -> dict[str, Callable[[Trial], Tensor]]:
+        return {"input": lambda trial: trial.inputs["image"]}
 
 
 class Dehaze(Paired):
@@ -149,7 +153,7 @@ class Dehaze(Paired):
             image = trial.inputs["image"]
             return DarkChannelPrior()(image.expand(3, -1, -1)[None]).image[0, : len(image)]
 
-        return {"input": lambda trial: trial.inputs["image"], "dark-channel": dark_channel}
+        return super().baselines(options) | {"dark-channel": dark_channel}
 
 
 def window(source: Source, k: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -183,6 +187,6 @@ def _scaled(picture: Tensor, scale: float, least: tuple[int, int]) -> Tensor:
     return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
-def _binary(mask: Tensor) -> Tensor:
+def binary(mask: Tensor) -> Tensor:
     """``(1, H, W)`` of 0 and 1."""
     return (mask.mean(0, keepdim=True) >= 0.5).float()

@@ -34,6 +34,11 @@ HOW_TO_FUSE = (
     " (pipeline.load_lora_weights(FILE), fuse_lora(), unload_lora_weights(),"
     " save_pretrained(FOLDER)) and give that folder"
 )
+# what torch.compile, FSDP and DataParallel put between the names of modules
+WRAPPED = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module)\.(?:module\.)?|(?<=unet[01]\.)module\."
+    r"|(?<=denoising_module\.)module\."
+)
 MOST_TENSORS = 100_000
 AVERAGED = re.compile(r"(^|[._])ema([._]|$)")  # in what stands before names
 
@@ -222,4 +227,5 @@ def _checked(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ModelError(f"{path}: tensor {name} is larger than what is stored of it")
     check_bytes(str(path), 4 * sum(v.numel() for v in tensors.values()))
-    return dict(tensors)
+    plain = {WRAPPED.sub("", name): value for name, value in tensors.items()}
+    return plain if len(plain) == len(tensors) else dict(tensors)
