@@ -14,7 +14,7 @@ from export.graphs.qdq import insert_qdq
 from export.graphs.restorer import export_restorer
 from export.graphs.tensorrt import check_tensorrt
 from export.jobs.base import Job
-from export.records import RunRecord
+from export.records import MOST_BYTES, RunRecord
 from export.tables import tables_of
 from quant.calibration.trajectory import network_hash
 from quant.network import QuantizedNetwork
@@ -108,6 +108,14 @@ def finish(model, target: str, quantized: QuantizedNetwork | None):
         insert_qdq(model, quantized.layers(), target)
     if target in HALF:
         model = to_half(model)
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    if weights > MOST_BYTES:
+        raise ValueError(
+            f"the graph has {weights / 1e9:.1f} GB of weights, and one ONNX file holds at most"
+            f" {MOST_BYTES / 1e9:.1f}: export a quantized network (--quantized), or in 16 bits"
+            " (--target cuda)"
+        )
     proto = compact(model, layers)
     onnx.checker.check_model(proto, full_check=True)
     if target == "tensorrt":

@@ -493,7 +493,9 @@ class Network:
         contrast = level["kappa"] / (sigma * (self.high - self.low))
         y = planes * (self.high - self.low) + self.low
         x = level["a"] * (middle + contrast * (y - middle))
-        x0 = level["state"] * x + level["answer"] * self._ask(level["shown"] * x, None, level["t"])
+        # of a learned variance the first channels
+        out = self._ask(level["shown"] * x, None, level["t"])[: len(x)]
+        x0 = level["state"] * x + level["answer"] * out
         return middle + (x0 - middle) / contrast
 
     def _followed(
@@ -515,7 +517,7 @@ class Network:
         for k, t in enumerate(run["times"]):
             z = _mixed([kind[k] for kind in run["asked"]], parts, known)
             out = self._ask(z, condition, t)
-            parts[1 + k * heads : 1 + (k + 1) * heads] = np.split(out, heads)
+            parts[1 + k * heads : 1 + (k + 1) * heads] = np.split(out[: heads * len(z)], heads)
         return _mixed(run["end"], parts, known)
 
     def _ask(self, z: np.ndarray, condition: np.ndarray | None, t: float) -> np.ndarray:

@@ -14,9 +14,12 @@ from helpers.deploy import calibrate
 from helpers.line import FAMILIES, PLACE, SIDE, furnish, through
 from helpers.quantized import one_thread  # noqa: F401
 
+from export import exporter
+from export.edge import restobox_edge as edge
 from export.exporter import export_bundle
 from quant.files import load_quantized
 from quant.temporal.table import step_network, temporal_table
+from restoration.photo.linear import denoised
 from solvers import VP, Denoiser
 from solvers.methods.rddm import RDDM
 from toolbox.api import check_model, load
@@ -129,6 +132,14 @@ class Outputs(torch.nn.Module):
         return self.layer(x) * (1 + t.reshape(-1, 1, 1, 1) / 1000)
 
 
+def test_graphs_that_no_file_holds_are_refused_before_they_are_written(tmp_path, monkeypatch):
+    """guided-diffusion's largest and Stable Diffusion, in float."""
+    monkeypatch.setattr(exporter, "MOST_BYTES", 50)
+    with pytest.raises(ValueError, match=r"GB of weights, .*--quantized.*--target cuda"):
+        export_bundle(Denoiser(Outputs(3), VP.linear()), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("task", ["inpaint", "paired"])
 def test_bundles_of_networks_with_more_outputs_are_for_the_same_pictures(tmp_path, task):
     denoiser = Denoiser(Outputs(3), VP.linear())
@@ -141,6 +152,11 @@ def test_bundles_of_networks_with_more_outputs_are_for_the_same_pictures(tmp_pat
     assert session.image_channels == denoiser.image_channels == 3
     x = torch.rand(1, 3, 8, 8)
     torch.testing.assert_close(session(x, 500.0).x0, denoiser(x, 500.0).x0)
+    if task == "inpaint":  # without restobox, too
+        sigma = edge.Network(tmp_path / "b").levels[0]["kappa"] / 2
+        host = denoised(session, x[0], sigma)
+        alone = edge.Network(tmp_path / "b").picture(x[0].numpy(), sigma=sigma)
+        assert abs(host.numpy() - alone).max() < 1e-5
 
 
 @pytest.mark.parametrize(
