@@ -37,6 +37,7 @@ from solvers.methods.ddim import DDIM
 from solvers.processes.process import VP
 
 CPU = ["CPUExecutionProvider"]
+NNCF_CAREFUL = "OpenVINO NNCF int8, careful"
 ARCHITECTURES = {
     "large": {
         "block_out_channels": (128, 256, 256, 256),
@@ -244,7 +245,7 @@ def openvino_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
     """OpenVINO in float32 and bfloat16, and quantized by NNCF on ``inputs``; compiled for each
     input size, as our sessions do.
     """
-    if wanted not in "OpenVINO NNCF int8":
+    if not any(wanted in name for name in ("OpenVINO NNCF int8", NNCF_CAREFUL)):
         return
     try:
         import nncf
@@ -255,8 +256,29 @@ def openvino_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
     core = openvino.Core()
     model = core.read_model(plain)
     data = nncf.Dataset(inputs, lambda pair: {"x": pair[0], "t": pair[1]})
-    small = nncf.quantize(model, data, subset_size=len(inputs))
-    for name, one in (("OpenVINO", model), ("OpenVINO NNCF int8", small)):
+    kinds = {
+        "OpenVINO": lambda: model,
+        "OpenVINO NNCF int8": lambda: nncf.quantize(model, data, subset_size=len(inputs)),
+        # what a careful user asks for: asymmetric activations, SmoothQuant, slow bias correction,
+        # first, last and shortcut layers in float
+        NNCF_CAREFUL: lambda: nncf.quantize(
+            model,
+            data,
+            subset_size=len(inputs),
+            preset=nncf.QuantizationPreset.MIXED,
+            fast_bias_correction=False,
+            ignored_scope=nncf.IgnoredScope(
+                patterns=[".*conv_in.*", ".*conv_out.*", ".*conv_shortcut.*"], validate=False
+            ),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5)
+            ),
+        ),
+    }
+    for name, make in kinds.items():
+        if wanted not in name:
+            continue
+        one = make()
         path = place / f"{name}.xml"
         openvino.save_model(one, path, compress_to_fp16=False)
         for hint in ("f32", "bf16"):

@@ -149,7 +149,17 @@ WRITING = {
         "ultrasound", "{i}/clips --haze-out {o}/haze --tissue {i}/grey --haze {i}/grey"
     ),
 }
-MEASURED = ("pictures", "linear", "dehaze", "solvers", "mri", "hsi", "ultrasound", "runtime")
+MEASURED = (
+    "pictures",
+    "linear",
+    "dehaze",
+    "paired",
+    "solvers",
+    "mri",
+    "hsi",
+    "ultrasound",
+    "runtime",
+)
 READING = ("models", "doctor", "inspect", *(f"bench {name}" for name in MEASURED))
 
 

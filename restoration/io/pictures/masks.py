@@ -133,7 +133,7 @@ def traces(pixels: np.ndarray, missing: np.ndarray) -> int:
         known = ring & (near > 0.1)  # three pixels of 25
         if np.count_nonzero(known) < LEAST_RING:
             return float("nan")
-        means = [uniform_filter(p * outer, 5)[known] / near[known] for p in pixels.astype(float)]
+        means = [uniform_filter(p.astype(float) * outer, 5)[known] / near[known] for p in pixels]
         return float(np.abs(pixels[:, known] - np.stack(means)).mean())
 
     found = [misfit(*pair) for pair in itertools.pairwise(rings)]
