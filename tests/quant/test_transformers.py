@@ -82,17 +82,44 @@ def test_linear_layers_are_quantized(name):
     assert not has_table(network)
 
 
+class Plain(nn.Module):
+    """No network of diffusers: how it embeds the time is its own affair."""
+
+    in_channels = 3
+
+    def __init__(self):
+        super().__init__()
+        self.conv_in, self.conv_mid, self.conv_out = (
+            nn.Conv2d(*sides, 3, padding=1) for sides in ((3, 8), (8, 8), (8, 3))
+        )
+
+    def forward(self, x, t):
+        level = (t / 1000).view(-1, 1, 1, 1)
+        return self.conv_out(self.conv_mid((self.conv_in(x) + level).sigmoid()).sigmoid())
+
+
 @pytest.mark.long
-def test_a_network_whose_time_can_not_be_tabulated_keeps_it_in_the_graph(tmp_path):
-    """ScoreSdeVe's, whose score is multiplied by the noise: verified at the calibrated times."""
-    tiny_unet().save_pretrained(tmp_path / "m" / "unet")
-    diffusers.ScoreSdeVeScheduler().save_pretrained(tmp_path / "m" / "scheduler")
-    d = Denoiser.from_pretrained(tmp_path / "m")
+@pytest.mark.parametrize("kind", ["scores", "plain"])
+def test_quantized_networks_of_every_clock_are_verified_at_their_times(kind, tmp_path):
+    """ScoreSdeVe's scores are scaled by the rows of the table; a network whose time can't be
+    tabulated keeps it in the graph.
+    """
+    torch.manual_seed(0)
+    if kind == "scores":
+        tiny_unet().save_pretrained(tmp_path / "m" / "unet")
+        diffusers.ScoreSdeVeScheduler().save_pretrained(tmp_path / "m" / "scheduler")
+        d = Denoiser.from_pretrained(tmp_path / "m")
+    else:
+        d = Denoiser(Plain().eval(), VP.linear(), "epsilon")
+    assert has_table(d.network) == (kind == "scores")
     grid = karras(d.process, 2)
     with record(d) as recorder:
         solve(DDIM(), d, d.process.b(grid.times[0]) * torch.randn(2, 3, 16, 16), grid)
     found = recorder.result()
     quantized = quantize(d.network, found)
     bundle = export_bundle(d, tmp_path / "b", target="cpu", quantized=quantized)
-    assert (bundle.graph, bundle.timesteps) == ("timestep", [])
+    if kind == "scores":
+        assert (bundle.graph, len(bundle.timesteps)) == ("step", 2)
+    else:
+        assert (bundle.graph, bundle.timesteps) == ("timestep", [])
     assert not verify(d, tmp_path / "b", quantized, found).failures
