@@ -21,6 +21,7 @@ EVEN = 0.035  # deviation of the colours of ink
 MOST = 300  # pieces of one colour that may still be letters
 AROUND = np.ones((3, 3), bool)
 CONTRAST = 0.2  # of white, that a defect has at least
+WIDEST = 6  # pixels from the middle of a scratch, or of a crossing, to its edge
 
 
 def found_defects(pixels: np.ndarray, kind: str) -> np.ndarray:
@@ -63,7 +64,7 @@ def scratches(pixels: np.ndarray) -> np.ndarray:
         around = uniform_filter(along, 6 * length)
         along = np.where(detail > CONTRAST / 2, along, 0)
         found |= _above(along, np.maximum(3.5 * around, CONTRAST), detail)
-    return _grown(found, 1)
+    return _thin(_grown(found, 1))
 
 
 def dust(pixels: np.ndarray) -> np.ndarray:
@@ -188,6 +189,16 @@ def _above(strength: np.ndarray, limit: np.ndarray, detail: np.ndarray) -> np.nd
     sure = strength > limit
     found: np.ndarray = sure | (binary_dilation(sure, AROUND, 2) & (detail > limit / 2))
     return found
+
+
+def _thin(found: np.ndarray) -> np.ndarray:
+    """Without pieces that are wide somewhere: fur and grass are lines beside lines."""
+    from scipy.ndimage import distance_transform_edt, label, maximum
+
+    pieces, count = label(found, AROUND)
+    inside = maximum(distance_transform_edt(found), pieces, np.arange(count + 1))
+    thin: np.ndarray = found & (np.asarray(inside) <= WIDEST)[pieces]
+    return thin
 
 
 def _grown(found: np.ndarray, pixels: int) -> np.ndarray:

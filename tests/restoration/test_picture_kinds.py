@@ -24,6 +24,7 @@ from PIL import (
     ImageOps,
     PngImagePlugin,
 )
+from scipy.ndimage import gaussian_filter
 
 from restoration.io.images import Photo, read_image, read_mask, write_image
 from restoration.io.pictures.gamut import gamut_of
@@ -630,6 +631,21 @@ def test_defects_are_found(tmp_path, kind):
         assert "such detectors miss some" in done.stderr
         error = read_image(tmp_path / "b.png").pixels - (0.2 + 0.5 * smooth_picture(160, 200))
         assert np.abs(error)[:, marked].mean() < 0.05
+
+
+@pytest.mark.long
+def test_fur_is_no_scratch():
+    """Lines beside lines; a line away from them is found all the same."""
+    rng = np.random.default_rng(0)
+    plane = 0.5 + 0.5 * gaussian_filter(rng.normal(size=(400, 500)), 20)
+    plane[340:, 60:180:3] += rng.uniform(0.25, 0.4, 40)
+    photo = np.repeat(plane[None], 3, 0).clip(0, 1).astype(np.float32)
+    with pytest.raises(InputError, match="finds no scratches"):
+        found_defects(photo, "scratches")
+    photo[:, 50:250, 400] = 1
+    found = found_defects(photo, "scratches")
+    assert found[50:250, 400].mean() > 0.95
+    assert not found[330:].any()
 
 
 def test_unknown_defects_are_named():
