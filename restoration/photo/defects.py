@@ -21,7 +21,7 @@ EVEN = 0.035  # deviation of the colours of ink
 MOST = 300  # pieces of one colour that may still be letters
 AROUND = np.ones((3, 3), bool)
 CONTRAST = 0.2  # of white, that a defect has at least
-WIDEST = 6  # pixels from the middle of a scratch, or of a crossing, to its edge
+WIDEST = 6  # pixels from the middle of scratches, or of a crossing, to their edge
 
 
 def found_defects(pixels: np.ndarray, kind: str) -> np.ndarray:
@@ -192,12 +192,13 @@ def _above(strength: np.ndarray, limit: np.ndarray, detail: np.ndarray) -> np.nd
 
 
 def _thin(found: np.ndarray) -> np.ndarray:
-    """Without pieces that are wide somewhere: fur and grass are lines beside lines."""
-    from scipy.ndimage import distance_transform_edt, label, maximum
+    """Without what is wide: fur and grass are lines beside lines."""
+    from scipy.ndimage import distance_transform_edt
 
-    pieces, count = label(found, AROUND)
-    inside = maximum(distance_transform_edt(found), pieces, np.arange(count + 1))
-    thin: np.ndarray = found & (np.asarray(inside) <= WIDEST)[pieces]
+    wide = distance_transform_edt(found) > WIDEST
+    if not wide.any():
+        return found
+    thin: np.ndarray = found & (distance_transform_edt(~wide) > WIDEST + 1)
     return thin
 
 
