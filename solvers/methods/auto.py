@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -41,15 +42,8 @@ class Auto:
     Reference: this library's; see :class:`solvers.EABM` and :class:`solvers.PNDM`.
     """
 
-    @property
-    def keeps_history(self) -> bool:
-        """Whether a step also uses earlier answers."""
-        return True
-
-    @property
-    def combines_noise(self) -> bool:
-        """Whether these are noise estimates."""
-        return True
+    keeps_history: ClassVar[bool] = True  # a step also uses earlier answers, noise estimates
+    combines_noise: ClassVar[bool] = True
 
     def choose(self, process: Process, grid: Grid) -> Solver:
         """The solver for this grid."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -66,19 +67,12 @@ class EABM:
 
     order: int = 4
 
+    keeps_history: ClassVar[bool] = True  # a step also uses earlier answers, noise estimates
+    combines_noise: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order must be 1, 2, 3 or 4; got {self.order!r}")
-
-    @property
-    def keeps_history(self) -> bool:
-        """Whether a step also uses earlier answers."""
-        return True
-
-    @property
-    def combines_noise(self) -> bool:
-        """Whether these are noise estimates."""
-        return True
 
     def run(self, problem: Problem, grid: Grid, x: Tensor) -> Queries:
         process, y = problem.process, problem.y
