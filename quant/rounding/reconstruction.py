@@ -152,8 +152,9 @@ def reconstruct(
         if found is None:
             cache = UnitInputs(network, quantized, name, samples)
             unit = network.get_submodule(name)
-            learned = _learnable(unit, quantized.get_submodule(name), name, members, layers, bits)
-            found = _train(unit, name, *learned, cache, settings, settings.seed + k)
+            twin = quantized.get_submodule(name)
+            soft, learned = _learnable(unit, twin, name, members, layers, bits)
+            found = _train(unit, name, soft, learned, cache, settings, settings.seed + k)
             if path is not None:
                 _save(path, fingerprint, name, *found)
         results, losses[name] = found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import check_quantized_free, save_quantized
@@ -67,7 +68,7 @@ def run_quantize(
 
 def _learning(recipe: QuantRecipe, how: Quantizing) -> QuantRecipe:
     """The recipe with the call's own settings of learned rounding."""
-    given = {"iterations": how.iterations, "lambda_round": how.lambda_round}
+    given: dict[str, Any] = {"iterations": how.iterations, "lambda_round": how.lambda_round}
     own = {name: value for name, value in given.items() if value is not None}
     if own and recipe.rounding not in ("adaround", "fbr"):
         flags = " and ".join(FLAGS[name] for name in own)
