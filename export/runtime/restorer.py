@@ -23,7 +23,7 @@ from export.runtime.providers import (
     runtime_of,
     wanted_providers,
 )
-from restoration.photo.inpainting import check_inpainting
+from restoration.photo.inpainting import check_inpainting, known_of
 from restoration.task import ALIKE, Restored, Watch, check_samples
 from restoration.wrappers.tiling import tile_starts, tile_weight
 from solvers.solver import randn
@@ -113,6 +113,7 @@ class Restorer:
                 f" {', '.join(self.run.inputs)}"
             )
         image, mask = check_inpainting(image, mask)
+        image = known_of(image, mask)
         check_samples(num_samples)
         if num_samples > 1 and not self.run.draws:
             raise ValueError(ALIKE)

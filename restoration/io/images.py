@@ -168,9 +168,10 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
     path = Path(path)
     check_writable(path)
     suffix, notes = path.suffix.lower(), sized(photo.notes, photo.pixels.shape[1:])
-    parts = [photo.pixels] if photo.alpha is None else [photo.pixels, photo.alpha[None]]
-    values = np.clip(np.concatenate(parts).transpose(1, 2, 0), 0, 1)
-    values = values[..., 0] if values.shape[2] == 1 else values
+    pixels = photo.pixels
+    if photo.alpha is not None:
+        pixels = np.concatenate([pixels, photo.alpha[None]])
+    values = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
     if suffix in (".jpg", ".jpeg") and photo.alpha is not None:
         raise InputError("JPEG holds no alpha channel; write PNG, WebP or TIFF")
     if suffix == DICOM:
@@ -181,8 +182,9 @@ def write_image(path: str | Path, photo: Photo, quality: int = 95) -> None:
     elif suffix in (".tif", ".tiff"):
         import tifffile
 
-        array = values.astype(np.float32)
-        if photo.bits < 32:
+        if photo.bits == 32:
+            array = np.clip(values, 0, 1).astype(np.float32)
+        else:
             array = _codes(values, np.uint8 if photo.bits == 8 else np.uint16)
         options = tiff_options(notes, values.shape[:2]) | {"compression": "zlib"}
         options |= {"photometric": "rgb" if photo.pixels.shape[0] == 3 else "minisblack"}
@@ -221,14 +223,17 @@ def _derived(values: np.ndarray, photo: Photo) -> Any:
         if colour and photo.notes.icc is not None:
             data.ICCProfile = photo.notes.icc
         return data
-    units = values.astype(np.float64) * (origin.one - origin.zero) + origin.zero
+    units = np.clip(values, 0, 1).astype(np.float64) * (origin.one - origin.zero) + origin.zero
     codes = codes_like(origin.head, units, origin.low, origin.high, origin.padding)
     return derived(origin.head, codes, Series(), frame=origin.frame)
 
 
 def _codes(values: np.ndarray, dtype: Any) -> np.ndarray:
-    """Integers of values in [0, 1]."""
-    return np.rint(values * np.iinfo(dtype).max).astype(dtype)
+    """Integers of values, cut to [0, 1]."""
+    codes = np.empty(values.shape, dtype)
+    for row, numbers in zip(codes, values, strict=True):  # a copy in floats would be as large
+        row[...] = np.rint(np.clip(numbers, 0, 1) * np.iinfo(dtype).max)
+    return codes
 
 
 def check_writable(path: str | Path) -> None:

@@ -20,16 +20,14 @@ from restoration.task import Restored, Run, Watch, check_noise, check_settings, 
 from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import in_tiles, set_tile
-from restoration.wrappers.windows import all_near, filled_by_windows, windows
+from restoration.wrappers.windows import Window, all_near, are_smaller, by_windows
 from solvers.denoiser import Denoiser
 from solvers.grid import Grid, lay
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
 from solvers.solver import DenoiserLike, Solver
 
-# pictures of more pixels are filled by windows of at most so many tiles along a side, where every
-# missing pixel has a known one within REACH
-LARGE, REACH, WINDOW = 4_000_000, 16, 2
+REACH = 16  # pictures are filled by windows where every missing pixel has a known one so near
 
 
 @dataclass(frozen=True)
@@ -106,13 +104,8 @@ class InpaintingTask:
         image, mask = (v.to(self.denoiser.device) for v in check_inpainting(image, mask))
         check_noise(sigma)
         if num_samples == 1 and sigma == 0 and self._is_local(mask):
-
-            def fill(part: Tensor, known: Tensor, last: bool) -> Restored:
-                return self(part, known, seed=seed, callback=callback if last else None)
-
-            overlap = min(self.overlap, self.tile // 8)
-            parts = windows(mask.shape, self.tile, overlap, WINDOW)
-            return filled_by_windows(fill, image, mask, parts, overlap)
+            return self._by_windows(image, mask, seed, callback)
+        image = known_of(image, mask)
         if self.cleaner is None or not cleans(self, sigma):
             run = self.prepare(image[None], mask[None, None], sigma)
             found = sample(run, num_samples=num_samples, seed=seed, callback=callback)
@@ -130,12 +123,29 @@ class InpaintingTask:
         gaps, windows smaller than the limit.
         """
         return (
-            (WINDOW * self.tile) ** 2 < LARGE < mask.numel()
+            are_smaller(mask.shape, self.tile)
             and self.num_inference_steps == 1
             and type(self.solver) is DDIM
             and self.denoiser.autoencoder is None
             and all_near(mask, REACH)
         )
+
+    def _by_windows(
+        self, image: Tensor, mask: Tensor, seed: int, callback: Watch | None
+    ) -> Restored:
+        """The windows that miss something; what is known stays to the bit."""
+        overlap = min(self.overlap, self.tile // 8)
+
+        def fill(window: Window) -> Restored | None:
+            known = mask[window]
+            return None if known.all() else self(image[:, *window], known, seed=seed)
+
+        found = by_windows(fill, image, self.tile, overlap)
+        for result, given in zip(found.mean, image.cpu(), strict=True):
+            torch.where(mask.cpu() > 0, given, result, out=result)
+        if callback is not None:
+            callback(0, None)
+        return found
 
     def nodes(self) -> Grid:
         """The times of a run."""
@@ -207,7 +217,7 @@ class InpaintingTask:
 
 
 def check_inpainting(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``image (1 or 3, H, W)`` with zeros where the ``mask (H, W)`` is, both float32.
+    """``image (1 or 3, H, W)`` and ``mask (H, W)`` in float32; missing pixels may hold anything.
 
     Raises:
         ValueError: shapes that don't fit, values that are not finite or leave [0, 1], or a mask
@@ -224,11 +234,17 @@ def check_inpainting(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("mask must hold only 0 (missing) and 1 (known)")
     if not mask.any():
         raise ValueError("the mask marks every pixel as missing; nothing is known to start from")
-    image = torch.where(mask > 0, image, torch.zeros_like(image))
-    if not torch.isfinite(image).all():
-        raise ValueError("known pixels hold NaN or infinite values")
-    if image.min() < 0 or image.max() > 1:
-        raise ValueError(
-            f"pixels must lie in [0, 1]; got {float(image.min()):.3g} to {float(image.max()):.3g}"
-        )
+    for channel in image:  # one after the other: pictures may be large
+        low, high = torch.aminmax(known_of(channel, mask))
+        if not torch.isfinite(high - low):
+            raise ValueError("known pixels hold NaN or infinite values")
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"pixels must lie in [0, 1]; got {float(low):.3g} to {float(high):.3g}"
+            )
     return image, mask
+
+
+def known_of(image: Tensor, mask: Tensor) -> Tensor:
+    """The image with zeros where the mask has them."""
+    return torch.where(mask > 0, image, torch.zeros((), dtype=image.dtype, device=image.device))

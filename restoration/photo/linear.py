@@ -18,6 +18,7 @@ from restoration.task import Restored, Run, Watch, check_noise, check_settings, 
 from restoration.wrappers.planes import planewise
 from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import in_tiles, set_tile
+from restoration.wrappers.windows import Window, are_smaller, by_windows
 from solvers.denoiser import Denoiser, timesteps_of
 from solvers.grid import Grid, check_steps, lay
 from solvers.inputs.errors import UncalibratedError
@@ -139,6 +140,15 @@ class LinearTask:
                 far from every time that the network knows, or an impossible step count.
         """
         check_noise(sigma)
+        if num_samples == 1 and self._is_local(y, operator):
+
+            def part(window: Window) -> Restored:
+                return self(y[:, *window], operator, sigma=sigma, seed=seed)
+
+            found = by_windows(part, y.float(), self.tile, min(self.overlap, self.tile // 8))
+            if callback is not None:
+                callback(0, None)
+            return found
         measurement = Measurement(operator, y[None].float().to(self.denoiser.device), sigma)
         shape = measurement.operator.A_adjoint(measurement.y).shape
         if len(shape) != 4 or shape[1] not in (1, 3):
@@ -156,6 +166,20 @@ class LinearTask:
         run = self.prepare(measurement, shape)
         found = sample(run, num_samples=num_samples, seed=seed, callback=callback)
         return warned(found, self, sigma)
+
+    def _is_local(self, y: Tensor, operator: Operator) -> bool:
+        """Whether a picture is large and its pixels depend on those nearby alone: denoising in one
+        step.
+        """
+        return (
+            isinstance(operator, Denoising)
+            and y.ndim == 3
+            and y.shape[0] in (1, 3)
+            and are_smaller(y.shape, self.tile)
+            and self.num_inference_steps == 1
+            and type(self.solver) is DDIM
+            and self.correction is None
+        )
 
     def prepare(self, measurement: Measurement, shape: Sequence[int]) -> Run:
         """The run on this measurement. Tensor operations only: it can be traced.

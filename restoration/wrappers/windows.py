@@ -4,6 +4,8 @@ one part at a time, so that only one part's arrays are held.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,64 +17,58 @@ from restoration.task import Restored
 from restoration.wrappers.tiling import tile_starts, tile_weight
 
 Window = tuple[slice, slice]  # rows and columns
+LARGE = 4_000_000  # pixels of a picture; below, its arrays take less room than the network's
 
 
-def windows(size: Sequence[int], tile: int, overlap: int, most: int) -> list[Window]:
-    """Windows that cover a picture ``(H, W)``: ``most`` by ``most`` neighbouring tiles of it, so
-    that they hold no more tiles in all than the picture.
+def windows(size: Sequence[int], tile: int, overlap: int) -> list[Window]:
+    """Windows that cover a picture ``(H, W)``: the tiles that its network is asked for.
 
     Args:
         tile, overlap: of the tiles, in pixels.
     """
-    axes = []
-    for length in size:
-        starts = tile_starts(length, tile, overlap)
-        axes.append(
-            [
-                slice(starts[k], min(starts[min(k + most, len(starts)) - 1] + tile, length))
-                for k in range(0, len(starts), most)
-            ]
-        )
-    return [(rows, columns) for rows in axes[0] for columns in axes[1]]
+    rows, columns = (
+        [slice(start, min(start + tile, length)) for start in tile_starts(length, tile, overlap)]
+        for length in size
+    )
+    return list(itertools.product(rows, columns))
 
 
-def filled_by_windows(
-    fill: Callable[[Tensor, Tensor, bool], Restored],
-    image: Tensor,
-    known: Tensor,
-    parts: Sequence[Window],
-    overlap: int,
+def are_smaller(size: Sequence[int], tile: int) -> bool:
+    """Whether a picture ``(..., H, W)`` is large and its windows of such tiles are not."""
+    return tile**2 < LARGE < math.prod(size[-2:])
+
+
+def by_windows(
+    restore: Callable[[Window], Restored | None], image: Tensor, tile: int, overlap: int
 ) -> Restored:
-    """A picture whose missing pixels are filled in windows, blended where those overlap. Windows
-    that miss nothing are left as they are; known pixels stay to the bit.
+    """A picture restored in windows, blended where those overlap.
 
     Args:
-        fill: of a window's image and mask; whether it is the last one.
+        restore: gives a window's result; None: the window stays as it is.
         image: ``(C, H, W)``.
-        known: ``(H, W)``; 1 = known, 0 = missing.
-        parts: the windows, of :func:`windows`.
-        overlap: over which they are blended, in pixels.
+        tile, overlap: of the tiles, in pixels.
     """
-    began, nfe, misfit = time.perf_counter(), 0, 0.0
-    total, weights = torch.zeros_like(image), torch.zeros_like(known)
-    height, width = known.shape
-    last = max((k for k, part in enumerate(parts) if not known[part].all()), default=-1)
-    for k, (rows, columns) in enumerate(parts):
-        part, mask = image[:, rows, columns], known[rows, columns]
-        if not mask.all():
-            found = fill(part, mask, k == last)
+    began, nfe, squares, pixels, warning = time.perf_counter(), 0, 0.0, 0, None
+    total, weights = torch.zeros_like(image), image.new_zeros(image.shape[1:])
+    height, width = weights.shape
+    for rows, columns in windows((height, width), tile, overlap):
+        part, found = image[:, rows, columns], restore((rows, columns))
+        if found is not None:
             part, nfe = found.mean.to(part), max(nfe, found.nfe)
-            misfit = max(misfit, found.misfit or 0.0)
+            squares += part.numel() * (found.misfit or 0.0) ** 2
+            pixels += part.numel()
+            warning = warning or found.warning
         weight = (
             tile_weight(rows.start, rows.stop - rows.start, height, overlap)[:, None]
             * tile_weight(columns.start, columns.stop - columns.start, width, overlap)
         ).to(image)
-        total[:, rows, columns] += weight * part
+        for channel, values in zip(total, part, strict=True):
+            channel[rows, columns] += weight * values
         weights[rows, columns] += weight
-    mean = torch.where(known > 0, image, total.div_(weights)).cpu()
-    seconds = time.perf_counter() - began
-    std = mean.new_zeros(()).expand(mean.shape)
-    return Restored(mean[None], mean, std, nfe, seconds, misfit=misfit)
+    mean = total.div_(weights).cpu()
+    std, seconds = mean.new_zeros(()).expand(mean.shape), time.perf_counter() - began
+    misfit = math.sqrt(squares / max(pixels, 1))
+    return Restored(mean[None], mean, std, nfe, seconds, misfit=misfit, warning=warning)
 
 
 def all_near(known: Tensor, reach: int) -> bool:

@@ -16,10 +16,12 @@ from solvers.files.checks import (
 )
 from solvers.files.replace import (
     alone_in,
+    clear_parts,
     replace_file,
     replace_folder,
     replace_marked_folder,
     reserve,
+    room_beside,
     room_for,
     together,
 )
@@ -33,10 +35,12 @@ __all__ = [
     "check_marked",
     "check_outputs",
     "check_replaceable",
+    "clear_parts",
     "replace_file",
     "replace_folder",
     "replace_marked_folder",
     "reserve",
+    "room_beside",
     "room_for",
     "together",
 ]

@@ -11,7 +11,7 @@ from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
 from solvers.files.checks import MARK, check_free, check_replaceable, marked
-from solvers.files.swaps import Swap, beside, remove, swap_all, sync
+from solvers.files.swaps import Swap, beside, parts_of, remove, swap_all, sync
 from solvers.inputs.errors import FullDiskError, InputError
 
 # how safetensors, NumPy and torch say that a disk is full
@@ -102,6 +102,28 @@ def replace_marked_folder(folder: str | Path, write: Callable[[Path], object], k
         (place / MARK).write_text(json.dumps({"kind": kind, "files": files}), encoding="utf-8")
 
     replace_folder(folder, write_marked, kind, marked(kind))
+
+
+@contextlib.contextmanager
+def room_beside(target: Path) -> Iterator[Path]:
+    """A folder for what leads to a result, on the disk that it goes to; removed at the end."""
+    room = beside(target)
+    room.mkdir(mode=0o700)
+    try:
+        yield room
+    finally:
+        remove(room)
+
+
+def clear_parts(places: Iterable[Path]) -> None:
+    """Remove what killed processes left half written beside these places; nobody may be writing to
+    them. A folder is left where its place is empty: it may hold what was to be replaced.
+    """
+    for part, place in parts_of(Path(os.path.realpath(path)) for path in places):
+        if not part.is_dir():
+            part.unlink(missing_ok=True)
+        elif place.exists():
+            remove(part)
 
 
 @contextlib.contextmanager

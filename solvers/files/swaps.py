@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +138,19 @@ def remove(folder: Path) -> None:
 def beside(target: Path) -> Path:
     """A hidden name that no other call takes."""
     return target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+
+
+def parts_of(targets: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+    """The files and folders with a name by :func:`beside` that are there, each with its target."""
+    hidden = re.compile(r"\.(.*)\.[0-9a-f]{12}\.part", re.DOTALL)
+    places: dict[Path, dict[str, Path]] = {}
+    for target in targets:
+        places.setdefault(target.parent, {})[target.name[:100]] = target
+    for folder, known in places.items():
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            found = hidden.fullmatch(name)
+            if found is not None and found[1] in known:
+                yield folder / name, known[found[1]]
 
 
 def sync(path: Path) -> None:

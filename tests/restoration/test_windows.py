@@ -1,60 +1,64 @@
 """Large pictures are filled window by window."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from helpers.data import ROOT, smooth_picture
+from helpers.networks import shallow_unet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_cdt
 
 from restoration.io.images import read_image
 from restoration.metrics import psnr
-from restoration.photo import inpainting
+from restoration.operators.linear import Denoising, Inpainting
+from restoration.photo import inpainting, linear
 from restoration.photo.inpainting import InpaintingTask
+from restoration.photo.linear import LinearTask
 from restoration.photo.masks import make_mask
 from restoration.task import Restored
+from restoration.wrappers import windows as wrappers_windows
 from restoration.wrappers.tiling import tile_starts
-from restoration.wrappers.windows import all_near, filled_by_windows, windows
+from restoration.wrappers.windows import all_near, by_windows, windows
+from solvers.denoiser import Denoiser
+from solvers.processes.process import VP
 from toolbox import load
 
 
-@given(st.integers(1, 400), st.integers(2, 30), st.integers(1, 4), st.data())
-def test_windows_hold_the_tiles_of_the_picture(length, half, most, data):
+@given(st.integers(1, 400), st.integers(1, 50), st.integers(2, 30), st.data())
+def test_windows_cover_the_picture_with_its_tiles(height, width, half, data):
     tile, overlap = 2 * half, data.draw(st.integers(0, half - 1))
-    whole, held = tile_starts(length, tile, overlap), []
-    for rows, columns in windows((length, 1), tile, overlap, most):
-        assert columns == slice(0, 1)
-        inside = tile_starts(rows.stop - rows.start, tile, overlap)
-        assert len(inside) <= most
-        held += [rows.start + start for start in inside]
-    assert len(held) <= len(whole)
-    assert max(abs(a - b) for a, b in zip(held, whole, strict=False)) <= overlap + tile // 2
-    assert held[0] == 0
-    assert held[-1] + min(tile, length) == length
+    covered = np.zeros((height, width), int)
+    for rows, columns in windows((height, width), tile, overlap):
+        assert max(rows.stop - rows.start, columns.stop - columns.start) <= tile
+        covered[rows, columns] += 1
+    assert covered.all()
+    count = len(tile_starts(height, tile, overlap)) * len(tile_starts(width, tile, overlap))
+    assert len(windows((height, width), tile, overlap)) == count
 
 
 def test_what_depends_on_pixels_alone_is_the_same_in_windows():
     g = torch.Generator().manual_seed(0)
-    image, known = torch.rand(3, 50, 70, generator=g), torch.ones(50, 70)
-    known[3:9, 5:30] = 0
-    image *= known
+    image = torch.rand(3, 50, 70, generator=g)
     asked = []
 
-    def fill(part, mask, last):
-        asked.append((tuple(part.shape), last))
-        mean = torch.where(mask > 0, part, torch.full_like(part, 0.3))
-        return Restored(mean[None], mean, 0 * mean, 2, 0.0, misfit=0.1)
+    def halved(window):
+        if window[0].start == 0:
+            return None  # stays as it is
+        asked.append(window)
+        mean = image[:, *window] / 2
+        return Restored(mean[None], mean, 0 * mean, 2, 0.0, misfit=0.1, warning="so")
 
-    parts = windows((50, 70), 16, 2, 2)
-    found = filled_by_windows(fill, image, known, parts, 2)
-    hole = known == 0
-    torch.testing.assert_close(found.mean[:, hole], torch.full_like(image[:, hole], 0.3))
-    assert torch.equal(found.mean[:, ~hole], image[:, ~hole])
-    touched = sum(not known[part].all() for part in parts)
-    assert 0 < len(asked) == touched < len(parts)  # those that miss nothing are not asked for
-    assert [last for _, last in asked] == [False] * (touched - 1) + [True]
-    assert (found.nfe, found.misfit, found.samples.shape[0]) == (2, 0.1, 1)
+    found = by_windows(halved, image, 16, 2)
+    assert 0 < len(asked) < len(windows((50, 70), 16, 2))
+    first = min(rows.start for rows, _ in asked)
+    assert 0 < first <= 14
+    torch.testing.assert_close(found.mean[:, :first], image[:, :first])
+    torch.testing.assert_close(found.mean[:, 16:], image[:, 16:] / 2)
+    assert (found.nfe, found.misfit, found.warning) == (2, pytest.approx(0.1), "so")
+    assert found.samples.shape == (1, 3, 50, 70)
     assert not found.std.any()
 
 
@@ -68,15 +72,21 @@ def test_gaps_are_thin_where_something_known_is_near(seed, reach, share):
 
 
 @pytest.fixture
-def small_limit(monkeypatch):
-    monkeypatch.setattr(inpainting, "LARGE", 20_000)
+def in_windows(monkeypatch):
+    """Pictures of more than 20,000 pixels are large; and how often one was done by windows."""
+    asked = []
+
+    def noted(restore, image, tile, overlap):
+        asked.append(tuple(image.shape))
+        return by_windows(restore, image, tile, overlap)
+
+    monkeypatch.setattr(wrappers_windows, "LARGE", 20_000)
+    for module in (inpainting, linear):
+        monkeypatch.setattr(module, "by_windows", noted)
+    return asked
 
 
-def test_wide_holes_steps_and_samples_take_the_whole_picture(small_limit, monkeypatch, tiny_model):
-    def refuse(*_):
-        raise AssertionError("in windows")
-
-    monkeypatch.setattr(inpainting, "filled_by_windows", refuse)
+def test_wide_holes_steps_and_samples_take_the_whole_picture(in_windows, tiny_model):
     image = torch.from_numpy(smooth_picture(160, 160))
     thin, wide = torch.ones(160, 160), torch.ones(160, 160)
     thin[:, 80:84], wide[40:90, 40:90] = 0, 0
@@ -85,8 +95,34 @@ def test_wide_holes_steps_and_samples_take_the_whole_picture(small_limit, monkey
     two(image, thin)
     one(image, thin, num_samples=2)
     one(image[:, :100], thin[:100])  # not large
-    with pytest.raises(AssertionError, match="in windows"):
+    assert in_windows == []
+    unknown = torch.where(thin > 0, image, torch.nan)  # missing pixels may hold anything
+    seen = []
+    found = one(unknown, thin, callback=lambda *step: seen.append(step))
+    assert (in_windows, seen) == ([(3, 160, 160)], [(0, None)])
+    assert torch.equal(found.mean[:, thin > 0], image[:, thin > 0])
+    assert torch.isfinite(found.mean).all()
+    image[0, 0, 0] = torch.inf  # far from what is missing
+    with pytest.raises(ValueError, match="known pixels hold NaN or infinite values"):
         one(image, thin)
+
+
+def test_noise_is_taken_off_in_windows(in_windows):
+    g = torch.Generator().manual_seed(0)
+    image = torch.from_numpy(smooth_picture(150, 170))
+    noisy = image + 0.1 * torch.randn(image.shape, generator=g)
+    one = LinearTask(Denoiser(shallow_unet(1, 1), VP.cosine(), "v_prediction"), tile=64)
+    one = replace(one, num_inference_steps=1)
+    found = one(noisy, Denoising(), sigma=0.1)
+    assert in_windows == [(3, 150, 170)]
+    assert found.misfit == pytest.approx(float((noisy - found.mean).square().mean().sqrt()), 0.05)
+    for other in (replace(one, num_inference_steps=2), replace(one, symmetries=2)):
+        other(noisy[:, :130, :130], Denoising(), sigma=0.1)
+    assert len(in_windows) == 1
+    one(noisy, Inpainting(torch.ones(1, 1, 150, 170)), sigma=0.1)
+    assert len(in_windows) == 1
+    with pytest.raises(ValueError, match="denoising needs the noise level"):
+        one(noisy, Denoising())
 
 
 @pytest.mark.long
@@ -95,10 +131,15 @@ def test_a_large_picture_is_as_good_in_windows(share, monkeypatch):
     image = torch.from_numpy(read_image(ROOT / "toolbox/zoo/demo/chelsea.png").pixels)
     height, width = image.shape[1:]
     mask = torch.from_numpy(make_mask("random", height, width, share, 0))
-    task = InpaintingTask(load("photo-int8"), num_inference_steps=1, tile=64)
-    whole = task(image, mask)
-    monkeypatch.setattr(inpainting, "LARGE", 17_000)
-    parts = task(image, mask)
-    assert not torch.equal(whole.mean, parts.mean)
-    a, b = (psnr(r.mean.numpy(), image.numpy()) for r in (whole, parts))
-    assert b >= a - 0.05, (a, b)
+    noisy = image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    fill = InpaintingTask(load("photo-int8"), num_inference_steps=1, tile=64)
+    clean = LinearTask(load("colour-int8"), num_inference_steps=1, tile=64)
+
+    def results():
+        return fill(image, mask).mean, clean(noisy, Denoising(), sigma=0.1).mean
+
+    whole = results()
+    monkeypatch.setattr(wrappers_windows, "LARGE", 17_000)
+    for a, b in zip(whole, results(), strict=True):
+        assert not torch.equal(a, b)
+        assert psnr(b.numpy(), image.numpy()) >= psnr(a.numpy(), image.numpy()) - 0.05

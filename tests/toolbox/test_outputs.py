@@ -22,6 +22,7 @@ from solvers.files import (
     alone_in,
     check_file,
     check_outputs,
+    clear_parts,
     replace_file,
     replace_folder,
     replace_marked_folder,
@@ -460,6 +461,20 @@ for k in range(8):
     assert len(list(tmp_path.iterdir())) == 8
     for place in tmp_path.iterdir():
         assert any(path.name == "x" and path.read_text().isdigit() for path in place.rglob("*"))
+
+
+def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
+    left, long = ".a.png.0123456789ab.part", "n" * 120 + ".png"
+    kept = (".a.png.part", ".a.png.0123456789AB.part", ".b.png.0123456789ab.part", "a.png.part")
+    for name in (left, f".{long[:100]}.00ff00ff00ff.part", *kept):
+        (tmp_path / name).write_text("half")
+    for name in (".there.0123456789ab.part", ".gone.0123456789ab.part", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text("half")
+    places = [tmp_path / name for name in ("a.png", long, "there", "gone", "none/c.png")]
+    clear_parts(places)
+    folders = {".gone.0123456789ab.part/content": b"half", "there/content": b"half"}
+    assert everything(tmp_path) == folders | dict.fromkeys(kept, b"half")
 
 
 def test_one_process_at_a_time_in_a_folder(tmp_path):

@@ -82,7 +82,9 @@ def unit(path: Path, array: np.ndarray, top: float | np.ndarray | None = None) -
             " are accepted"
         )
     white = np.asarray(np.iinfo(array.dtype).max if top is None else top, np.float32)
-    return np.minimum(array.astype(np.float32) / white, 1)
+    values = array.astype(np.float32)
+    np.divide(values, white, out=values)
+    return np.minimum(values, 1, out=values)
 
 
 def without_padding(array: np.ndarray, colours: int) -> np.ndarray:

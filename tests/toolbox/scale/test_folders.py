@@ -143,6 +143,21 @@ def test_neither_order_nor_company_matters(scans, tmp_path, planes, everything):
     assert run("other", scans / "a.png", scans / "sub/c.png", seed=2)["a.png"] != both["a.png"]
 
 
+def test_what_a_killed_run_left_half_written_goes(scans, tmp_path, denoise, everything):
+    out = tmp_path / "out"
+    assert denoise(scans, "-o", out).returncode == 0
+    whole = everything(out)
+    for name in (".a.png.0123456789ab.part", ".a.part", "a.png"):
+        (out / name).write_text("half")
+    lines = (out / NAME).read_text().splitlines(keepends=True)
+    ended = [{"item": "a.png", "status": "done"}.items() <= json.loads(n).items() for n in lines]
+    assert sum(ended) == 1
+    begun = [line for line, end in zip(lines, ended, strict=True) if not end]
+    (out / NAME).write_text("".join(begun))
+    assert denoise(scans, "-o", out, "--resume").returncode == 0
+    assert everything(out) == whole | {".a.part": b"half"}
+
+
 def test_lists_give_items_their_own_options(scans, tmp_path, planes, records):
     mask = np.zeros((1, 24, 20), np.float32)
     mask[:, 4:9, 5:9] = 1

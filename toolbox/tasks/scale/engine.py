@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from restoration.io.scenes import is_scene
+from solvers.files import clear_parts
 from solvers.inputs.errors import InputError
 from toolbox.tasks.scale.items import Found, Item
 from toolbox.tasks.scale.job import Job
@@ -108,6 +109,7 @@ def restore_all(
     job, ready, manifest = prepared(job, inputs, many, found)
     tally = Tally(len(ready.todo) + len(ready.refused), len(ready.kept))
     claimed: dict[str, list[str]] = {}
+    written: list[Path] = []
     with _restoring(job, many, ready) as (restored, tally.dashboard), manifest:
 
         def end(record: dict[str, Any]) -> None:
@@ -133,6 +135,7 @@ def restore_all(
                 out = [manifest.place(place) for place in places]
                 manifest.write({"item": item.name, "status": "begun", "out": out})
                 claimed[item.name] = out
+                written.extend(places)
                 yield item
 
         told(tally)
@@ -142,6 +145,8 @@ def restore_all(
             end(record)
             if tally.stopped:
                 break
+        else:  # all workers are done
+            clear_parts(written)
         if many.sheet is not None:
             write_sheet(many.sheet, [*ready.kept, *(item.name for item in ready.todo)], manifest)
     return tally

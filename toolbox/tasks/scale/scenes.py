@@ -9,7 +9,6 @@ of their answers are held at a time.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from restoration.operators.linear import Denoising
 from restoration.operators.measurement import Measurement
 from restoration.photo.linear import LinearTask
 from restoration.wrappers.sweep import Sweep, noise_at, parts
-from solvers.files import check_outputs, reserve
+from solvers.files import check_outputs, reserve, room_beside
 from solvers.grid import Grid
 from solvers.inputs.errors import InputError
 from solvers.loop import solve
@@ -72,7 +71,7 @@ def denoise_scene(
 
     def fill(target: Any) -> None:
         for run in runs:
-            run.into(target, out.absolute().parent, count)
+            run.into(target, out.absolute(), count)
 
     write_scene(out, scene, fill)
     height, width = scene.size
@@ -168,19 +167,19 @@ class _LayerRun:
         y = torch.from_numpy(pixels)[None].to(self.task.denoiser.device)
         return self.task.prepare(Measurement(Denoising(), y, self.sigma), y.shape)
 
-    def into(self, target: Any, folder: Path, count: Callable[[], None]) -> None:
+    def into(self, target: Any, out: Path, count: Callable[[], None]) -> None:
         """All steps, the last of which is written to the target; states in between to files in a
-        folder that is removed.
+        folder beside ``out`` that is removed.
         """
         pairs = list(self.grid.pairs())
-        with tempfile.TemporaryDirectory(prefix=".restobox-", suffix=".part", dir=folder) as room:
+        with room_beside(out) as room:
             state: np.ndarray | None = None
             for k, (t, s) in enumerate(pairs):
                 last = k == len(pairs) - 1
-                following = None if last else self._file(Path(room) / f"{k}")
+                following = None if last else self._file(room / f"{k}")
                 self._step(k, (t, s), state, target if last else following, count)
                 if k > 0:
-                    (Path(room) / f"{k - 1}").unlink()
+                    (room / f"{k - 1}").unlink()
                 state = following
 
     def _file(self, path: Path) -> np.ndarray:

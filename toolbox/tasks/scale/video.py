@@ -7,7 +7,6 @@ read and write files, and a clip may be longer than the memory.
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.video import Frame, check_video_writable, open_video, write_video
-from solvers.files import check_outputs
+from solvers.files import check_outputs, room_beside
 from solvers.inputs.errors import InputError
 from toolbox.tasks.base import Progress, silent
 from toolbox.tasks.scale.frames import restored_frames
@@ -52,13 +51,8 @@ def restore_video(job: Job, path: Path, many: Many, progress: Progress = silent)
     check_outputs([out], [path, job.prior.model or None, *own])
     records: list[dict[str, Any]] = []
     began = time.monotonic()
-    with (
-        open_video(path) as video,
-        tempfile.TemporaryDirectory(
-            prefix=f".{out.name[:100]}.", suffix=".part", dir=out.absolute().parent
-        ) as room,
-    ):
-        place, times = Path(room), list[int | None]()
+    with open_video(path) as video, room_beside(out.absolute()) as place:
+        times = list[int | None]()
         inner = replace(job, output=replace(output, out=place))
 
         def items() -> Iterator[Item]:
