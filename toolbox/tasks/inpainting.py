@@ -30,8 +30,10 @@ from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, pic
 from toolbox.tasks.settings import DEFAULT_MODEL, Prior, Settings
 
 # masks that intervals are fitted on: two for each range of difficulties
-HOLES = ("text:0.1", "random:0.8", "strokes:0.25", "box:0.1", "box:0.22", "box:0.5")
-HOLES += ("random:0.5", "random:0.85", "random:0.92", "box:0.06", "box:0.28", "box:0.6")
+HOLES: tuple[str, ...] = (
+    *("text:0.1", "random:0.8", "strokes:0.25", "box:0.1", "box:0.22", "box:0.5"),
+    *("random:0.5", "random:0.85", "random:0.92", "box:0.06", "box:0.28", "box:0.6"),
+)
 
 
 class Inpaint(PictureTask):

@@ -40,9 +40,11 @@ CALIBRATION = 24
 TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
 KINDS = ("equispaced-fraction", "poisson", "random")
 # kinds and accelerations that intervals are fitted on
-SCANS = (("poisson", 4), ("equispaced-fraction", 4), ("equispaced-fraction", 6), ("random", 8))
-SCANS += (("random", 3), ("random", 5), ("equispaced-fraction", 8), ("poisson", 8))
-SCANS += (("random", 4), ("random", 6))
+SCANS: tuple[tuple[str, float], ...] = (
+    *(("poisson", 4), ("equispaced-fraction", 4), ("equispaced-fraction", 6), ("random", 8)),
+    *(("random", 3), ("random", 5), ("equispaced-fraction", 8), ("poisson", 8)),
+    *(("random", 4), ("random", 6)),
+)
 
 
 def make_sampling(
@@ -256,7 +258,7 @@ class MRI(Task):
     def mixed(self, denoiser: Denoiser, k: int) -> Scanning:
         """Kinds and accelerations, in turn."""
         kind, acceleration = SCANS[k % len(SCANS)]
-        return self.simulated(denoiser, mask=kind, acceleration=float(acceleration))
+        return self.simulated(denoiser, mask=kind, acceleration=acceleration)
 
     def source(
         self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
