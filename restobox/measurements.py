@@ -132,7 +132,8 @@ def mri(
             found = _on_matrix(found, scan)
         count = found.samples.shape[-3]
         ran = Settings(solver, task.plan(count)[0], correction=correction)
-        known = None if card is None else task_by_name("mri").spread(card, ran, None, count)
+        own = task_by_name("mri")
+        known = None if card is None else own.spread(card, ran, None, count, found.left_open)
         if known is None:
             return found
         slices = found.std if data.ndim == 4 else found.std[None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -69,7 +69,9 @@ def inpaint(
             return task(pixels, known(pixels, mask), num_samples=num_samples, **options)
         drawn = replace(task, **plan(num_samples))
         found = drawn(pixels, known(pixels, mask), num_samples=num_samples, **options)
-        return found if options.get("sigma") else plan.judged(found)
+        if options.get("sigma"):
+            return found
+        return plan.judged(found, {"mask": known(pixels, mask)})
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     made = Restoration("inpaint", denoiser, settings, run, ("a mask",), known=known)
@@ -276,15 +278,16 @@ class _Plan:
         found = self.settings(samples)
         return {"solver": solver_by_name(found.solver), "num_inference_steps": found.steps}
 
-    def judged(self, found: Restored) -> Restored:
+    def judged(self, found: Restored, inputs: Mapping[str, Tensor] | None = None) -> Restored:
         """With a standard deviation as large as the errors of such runs are, where the model's card
-        knows.
+        knows it for such measurements.
         """
         samples = len(found.samples)
         if self.named is None or samples < 2 or not self.usual:
             return found
         run, task = self.settings(samples), task_by_name(self.task)
-        known = task.spread(Prior(self.named), run, None, samples)
+        hard = task.difficulty(inputs or {})
+        known = task.spread(Prior(self.named), run, None, samples, hard)
         return found if known is None else known.applied(found)
 
 

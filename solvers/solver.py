@@ -164,7 +164,7 @@ def randn(
     return torch.stack(draws)
 
 
-def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+def weighted_sum(weights: Sequence[float | Tensor], tensors: Sequence[Tensor]) -> Tensor:
     """``sum_j w_j x_j``, of as many weights as tensors."""
     return reduce(add, (w * x for w, x in zip(weights, tensors, strict=True)))
 

@@ -86,6 +86,25 @@ def conformal_factor(
     return float(score[order][min(index, len(order) - 1)])
 
 
+def gap(mask: Tensor | np.ndarray) -> float:
+    """How far the missing pixels of a mask lie from known ones: the harmonic mean of the distances
+    in pixels, to which the edges of holes count most. At least 1; 0 where nothing is missing.
+
+    Args:
+        mask: ``(H, W)``, 0 = missing.
+
+    Raises:
+        ValueError: a mask that knows nothing.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    missing = np.asarray(mask) == 0
+    if missing.all():
+        raise ValueError("the mask knows nothing: no distance to it is defined")
+    distances = distance_transform_edt(missing)[missing]
+    return float(1 / np.mean(1 / distances)) if distances.size else 0.0
+
+
 def shrunk(std: Tensor) -> Tensor:
     """``sqrt(std^2 + mean(std)^2)`` where the samples differ at all, else 0: few samples may agree
     on a pixel by chance, but none is known so much better than the others of its picture.

@@ -13,6 +13,7 @@ from torch import Tensor
 from restoration.mri.consistency import Alternation, Consistency, ScanData, Slice
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, features, image_scale, noise_level
+from restoration.mri.openness import left_open
 from restoration.mri.partial_fourier import completed
 from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
 from restoration.posterior import CORRECTIONS, correction_by_name
@@ -39,10 +40,13 @@ class RestoredScan(Restored):
             real part.
         sigma: the noise level that the reconstruction assumed, per real part: ``residual`` should
             not exceed it.
+        left_open: of several samples, the share of an image that such a scan leaves open
+            (:func:`restoration.mri.openness.left_open`), the largest of a volume's slices.
     """
 
     residual: float = field(kw_only=True)
     sigma: float = field(kw_only=True)
+    left_open: float | None = field(kw_only=True, default=None)
 
     @property
     def magnitude(self) -> Tensor:
@@ -173,7 +177,10 @@ class MRITask:
         error = y - operator.A(result.mean[None].to(y.device))
         residual = float((error.square().sum() / (2 * operator.coils * mask.sum())).sqrt())
         seconds = time.perf_counter() - began
-        return RestoredScan(samples, mean, std, result.nfe, seconds, residual=residual, sigma=sigma)
+        found = RestoredScan(
+            samples, mean, std, result.nfe, seconds, residual=residual, sigma=sigma
+        )
+        return replace(found, left_open=left_open(operator)) if num_samples > 1 else found
 
     def volume(
         self,
@@ -220,6 +227,7 @@ class MRITask:
             sum(s.seconds for s in slices),
             residual=worst.residual,
             sigma=worst.sigma,
+            left_open=max((s.left_open for s in slices if s.left_open is not None), default=None),
         )
 
     def plan(self, num_samples: int = 1) -> tuple[int, str]:

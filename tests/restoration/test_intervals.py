@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restoration.metrics.intervals import conformal_factor, interval_std, least_slices, shrunk
+from restoration.metrics.intervals import conformal_factor, gap, interval_std, least_slices, shrunk
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
@@ -127,3 +127,17 @@ ten = np.ones((10, 4))
 def test_bad_calibrations(error, std, level, says):
     with pytest.raises(ValueError, match=says):
         conformal_factor(error, std, level)
+
+
+def test_gaps_are_harmonic_means_of_distances():
+    mask = np.ones((20, 30), np.float32)
+    assert gap(mask) == 0
+    mask[:, 10:15] = 0  # columns that lie 1, 2, 3, 2 and 1 pixels from known ones
+    assert gap(torch.from_numpy(mask)) == pytest.approx(5 / (1 + 1 / 2 + 1 / 3 + 1 / 2 + 1))
+    scattered = np.indices((20, 30)).sum(0) % 2
+    assert gap(scattered) == 1
+    wide = np.ones((64, 64))
+    wide[16:48, 16:48] = 0
+    assert gap(wide) > 2 * gap(mask)
+    with pytest.raises(ValueError, match="knows nothing"):
+        gap(np.zeros((4, 4)))

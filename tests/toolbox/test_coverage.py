@@ -45,27 +45,35 @@ def cli(capsys, *arguments):
 
 def test_factors_are_fitted_written_and_used(capsys, tmp_path, model, photo, pictures):
     """What the bench prints is what the card holds; the command and Python scale by it, runs of
-    that solver and so many steps alone.
+    that solver, so many steps and masks as wide as those that it was fitted on alone.
     """
     bench = ("bench", "coverage", "inpaint", pictures, pictures, "--model", model, "--steps", 2)
-    few = ("--calibration-limit", 10, "--limit", 3, "--side", 32, "--level", 0.8)
+    few = ("--calibration-limit", 24, "--limit", 2, "--side", 32, "--level", 0.8)
     code, rows = cli(capsys, *bench, *few, "-n", 3, "--write", "--json")
     assert code == 0
-    together = [row for row in rows if row["case"] == "all"]
-    assert [row["samples"] for row in together] == [2, 3]
-    for row in together:
-        assert 0 <= row["coverage_worst"] <= row["coverage"] <= 1
-        known = spread_of(model, "inpaint", RUN, row["samples"])
-        assert known.factor == pytest.approx(row["factor"], abs=1e-3)
-        assert (known.coverage, known.pictures, known.level) == (row["coverage"], 10, 0.8)
-    assert spread_of(model, "inpaint", RUN, 9) == known  # the nearest smaller number
-    assert spread_of(model, "inpaint", RUN | {"steps": 3}, 3) is None
+    assert [row["samples"] for row in rows if row["case"] == "all"] == [2, 3]
+    factors = {row["case"]: row["factor"] for row in rows if row["samples"] == 3}
+    thin, wider = (spread_of(model, "inpaint", RUN, 3, gap) for gap in (1.02, 1.2))
+    for known in (thin, wider):
+        assert 0 <= known.coverage <= 1
+        assert known.factor == pytest.approx(factors[f"difficulty up to {known.up_to:g}"], abs=1e-3)
+        assert (known.pictures >= 4, known.level) == (True, 0.8)
+    assert thin.factor != wider.factor
+    assert factors["all"] == pytest.approx((thin.factor + wider.factor) / 2, abs=1e-3)
+    assert spread_of(model, "inpaint", RUN, 9, 1.02) == thin  # the nearest smaller number
+    assert spread_of(model, "inpaint", RUN | {"steps": 3}, 3, 1.02) is None
+    assert spread_of(model, "inpaint", RUN, 3, 4.0) is None  # no test told of such holes
+    assert spread_of(model, "inpaint", RUN, 3) is None
 
-    ask = ("restore", "inpaint", photo, "--mask", "random:0.5", "--model", model, "--json", "--std")
-    _, found = cli(capsys, *ask, "-o", tmp_path / "a.png", "-n", 3, "--steps", 2)
-    assert found["std_means"].startswith(f"of what is guessed {known.coverage:.0%} lay within 1.28")
-    _, other = cli(capsys, *ask, "-o", tmp_path / "b.png", "-n", 3, "--steps", 3)
-    assert "nobody compared" in other["std_means"]
+    ask = ("restore", "inpaint", photo, "--model", model, "--json", "--std", "-n", 3)
+    said = []
+    for mask, steps in (("random:0.5", 2), ("random:0.8", 2), ("box:0.2", 2), ("random:0.5", 3)):
+        run = ("--mask", mask, "--steps", steps, "-o", tmp_path / f"{len(said)}.png")
+        said.append(cli(capsys, *ask, *run)[1]["std_means"])
+    assert said[0].startswith(f"of what is guessed {thin.coverage:.0%} lay within 1.28")
+    assert said[1].startswith(f"of what is guessed {wider.coverage:.0%} lay within 1.28")
+    assert all("nobody compared" in words for words in said[2:])
+    known = thin
     missing = np.random.default_rng(0).random((40, 48)) < 0.5
     drawn = restobox.inpaint(model, steps=2)(str(photo), missing, num_samples=3)
     wanted = interval_std(drawn.samples.std(0), known.factor, 0.8)
@@ -82,10 +90,11 @@ def test_scans_count_where_there_is_tissue(capsys, tmp_path):
     np.savez(tmp_path / "known.npz", image=heads[:3])
     np.savez(tmp_path / "new.npz", image=heads[3:])
     bench = ("bench", "coverage", "mri", tmp_path / "new.npz", tmp_path / "known.npz")
-    few = ("--calibration-limit", 3, "--limit", 1, "--level", 0.7, "-n", 3, "--steps", 2, "--json")
+    few = ("--calibration-limit", 10, "--limit", 1, "--level", 0.5, "-n", 3, "--steps", 2, "--json")
     code, rows = cli(capsys, *bench, "--model", "mri-int8", *few)
     assert code == 0
-    assert spread_of("mri-int8", "mri", {"solver": "ddim", "steps": 4, "correction": None}, 4)
+    run = {"solver": "ddim", "steps": 4, "correction": None}
+    assert spread_of("mri-int8", "mri", run, 4, 0.03)
     (tmp_path / "scan.npz").write_bytes((tmp_path / "new.npz").read_bytes())
     ask = (
         "restore",
@@ -130,6 +139,20 @@ def test_cards_keep_the_rest_and_one_entry_a_run(model):
     assert card["runs"] == {"inpaint": {"steps": 2}}
     assert len(card["intervals"]["inpaint"]) == 1
     assert spread_of(model, "inpaint", RUN, 2).factor == 3
+    known = ((n, f, end) for n in (2, 4) for f, end in ((3.0, 2.0), (5.0, 6.0)))
+    ranges = [Spread(n, 0.9, factor, 0.9, 40, end) for n, factor, end in known]
+    keep_spread(model, "denoise", RUN, ranges)
+    for difficulty, factor in ((0.5, 3), (2.0, 3), (2.01, 5), (6.0, 5)):
+        for samples in (2, 3, 4, 9):
+            known = spread_of(model, "denoise", RUN, samples, difficulty)
+            assert (known.factor, known.samples) == (factor, min(samples, 4) // 2 * 2)
+    assert spread_of(model, "denoise", RUN, 2, 6.01) is None
+    whole = {"samples": 2, "level": 0.9, "factor": 2.0, "coverage": 0.9, "pictures": 40}
+    for wrong in ({"up_to": "1"}, {"up_to": 0}, {"end": 1}, {"factor": "2"}, {"pictures": 0}):
+        runs = [{"solver": "ddim", "steps": 2, "spread": [whole | wrong]}]
+        (model / "model.json").write_text(json.dumps({"intervals": {"inpaint": runs}}))
+        with pytest.raises(ModelError, match="bench coverage --write"):
+            spread_of(model, "inpaint", RUN, 2, 0.5)
     entry = '[{"solver": "ddim", "steps": 2%s}]'
     for wrong in ("1", "[1]", entry % "", entry % ', "spread": 1'):
         (model / "model.json").write_text(f'{{"intervals": {{"inpaint": {wrong}}}}}')

@@ -4,6 +4,7 @@ other pictures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from restoration.metrics.intervals import conformal_factor, least_slices, shrunk
+from solvers.denoiser import Denoiser
 from toolbox.api import keeping_models, load_for
 from toolbox.bench.options import Extent, Intervals
 from toolbox.bench.shares import shared
@@ -26,11 +28,27 @@ from toolbox.tasks.settings import Settings
 
 @dataclass(frozen=True)
 class Drawn:
-    """The samples ``(n, C, H, W)`` of one trial, its truth, and of what kind it is."""
+    """The samples ``(n, C, H, W)`` of one trial, its truth, of what kind it is, and the end of the
+    range that its difficulty lies in (None: the task tells none).
+    """
 
     samples: Tensor
     truth: Tensor
     kind: str
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Errors, shrunk spreads and plain ones of what is guessed in a trial, and the factor that its
+    interval takes.
+    """
+
+    error: np.ndarray
+    spread: np.ndarray
+    std: np.ndarray
+    drawn: Drawn
+    factor: float = 0.0
 
 
 def run_coverage(
@@ -46,7 +64,8 @@ def run_coverage(
 ) -> list[dict[str, Any]]:
     """One row for each number of samples: the factor, and how much of what is guessed in the
     pictures of ``data`` lies in ``mean +- q shrunk(std)``; with the most samples also one for each
-    kind of measurement.
+    kind of measurement. Where the task tells how difficult measurements are, each range of that has
+    a factor of its own; rows show their mean.
 
     ``coverage_gaussian`` reads the samples' spread as it is, with q from the normal distribution
     (1.645 for 90 %); ``coverage`` has the factor fitted on ``calibration``; both are means over
@@ -61,14 +80,15 @@ def run_coverage(
 
     Raises:
         ValueError, OSError: files that don't fit, fewer calibration trials than the level needs,
-            fewer than 2 samples, or runs whose samples are all the same.
+            or a range of difficulties of it, fewer than 2 samples, or runs whose samples are all
+            the same.
     """
     task, level = task_by_name(name), intervals.level
     if not task.spreads:
         raise ValueError(f"the samples of {name} have no truth to compare their spread with")
     if extent.samples < 2:
         raise ValueError(f"a spread needs at least 2 samples; got {extent.samples}")
-    count = (intervals.calibration_limit or 40, extent.limit or 20)
+    count = (intervals.calibration_limit or 40 * max(len(task.difficulties), 1), extent.limit or 20)
     if count[0] < least_slices(level):
         raise ValueError(
             f"intervals of {level:.0%} need at least {least_slices(level)} pictures to calibrate"
@@ -82,30 +102,34 @@ def run_coverage(
         for number, place in enumerate(places)
     ]
     turns = [(number, k) for number in (0, 1) for k in range(count[number])]
+    lie = [_range(task, denoiser, sources[number], k) for number, k in turns]
+    _check_ranges(lie[: count[0]], lie[count[0] :], level)
     drawn: tuple[list[Drawn], list[Drawn]] = ([], [])
     with keeping_models({}):
         draw = partial(_drawn, name, model, settings, extent, sources)
-        for (number, _), one in zip(turns, shared(draw, turns, extent.workers), strict=True):
-            drawn[number].append(one)
+        found = shared(draw, turns, extent.workers)
+        for (number, _), one, end in zip(turns, found, lie, strict=True):
+            drawn[number].append(replace(one, end=end))
             progress(sum(map(len, drawn)), len(turns))
     rows, spreads = [], []
     numbers = sorted({n for n in (2, 4, 8, 16) if n < extent.samples} | {extent.samples})
     for n in numbers:
-        known, unknown = ([_guess(task, one, n) for one in part] for part in drawn)
-        fitted = [(e, s) for e, s, _ in known if e.size]
-        factor = conformal_factor([e for e, _ in fitted], [s for _, s in fitted], level)
-        row = _row(unknown, factor, level)
-        rows.append({"case": "all", "samples": n} | row)
-        spreads.append(Spread(n, level, round(factor, 4), row["coverage"], len(fitted)))
-    kinds = sorted({one.kind for one in drawn[1]})
-    for kind in kinds if len(kinds) > 1 else ():
-        part = [g for g, one in zip(unknown, drawn[1], strict=True) if one.kind == kind]
-        rows.append({"case": kind, "samples": numbers[-1]} | _row(part, factor, level))
+        known, unknown = ([g for one in part if (g := _guess(task, one, n))] for part in drawn)
+        held, fitted = _held(known, unknown, n, level)
+        spreads += fitted
+        rows.append({"case": "all", "samples": n} | _row(held, level))
+    cases: dict[str, list[Guess]] = {}
+    for g in held:
+        cases.setdefault(g.drawn.kind, []).append(g)
+        if g.drawn.end is not None:
+            cases.setdefault(f"difficulty up to {g.drawn.end:g}", []).append(g)
+    for case, part in sorted(cases.items()) if len(cases) > 1 else ():
+        rows.append({"case": case, "samples": numbers[-1]} | _row(part, level))
     run = {"solver": settings.solver, "steps": settings.steps, "correction": settings.correction}
     if intervals.write:
         keep_spread(model, name, run, spreads)
     head = {"task": name, "model": model} | run
-    return [head | row | {"level": level, "calibrated_on": len(fitted)} for row in rows]
+    return [head | row | {"level": level, "calibrated_on": len(known)} for row in rows]
 
 
 def _drawn(
@@ -127,30 +151,78 @@ def _drawn(
         yield Drawn(result.samples, trial.known, trial.name)
 
 
-def _guess(task: Task, one: Drawn, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Errors, shrunk spreads and plain ones of what is guessed, with so many samples."""
+def _range(task: Task, denoiser: Denoiser, source: Source, k: int) -> float | None:
+    """The end of the range that the difficulty of trial k lies in; infinite: beyond all. None: the
+    task tells none.
+    """
+    if not task.difficulties:
+        return None
+    hard = task.difficulty(task.trial(source, k, task.mixed(denoiser, k)).inputs)
+    return None if hard is None else next((e for e in task.difficulties if hard <= e), math.inf)
+
+
+def _check_ranges(
+    calibration: Sequence[float | None], test: Sequence[float | None], level: float
+) -> None:
+    """Refuse too few trials of a range that is tested, before any is restored.
+
+    Raises:
+        ValueError: says that.
+    """
+    least = least_slices(level)
+    for end in {end for end in test if end not in (None, math.inf)}:
+        if calibration.count(end) < least:
+            raise ValueError(
+                f"intervals of {level:.0%} need at least {least} pictures to calibrate on with a"
+                f" difficulty up to {end:g}; got {calibration.count(end)}: raise"
+                " --calibration-limit"
+            )
+
+
+def _held(
+    known: Sequence[Guess], unknown: Sequence[Guess], count: int, level: float
+) -> tuple[list[Guess], list[Spread]]:
+    """Guesses of other pictures with the factors that are fitted on known ones, in each range that
+    both are of; and these factors.
+    """
+    held: list[Guess] = []
+    spreads: list[Spread] = []
+    for end in sorted({g.drawn.end for g in unknown}, key=lambda end: end or 0):
+        fitted = [g for g in known if g.drawn.end == end]
+        if end == math.inf:  # nothing is fitted beyond the last range, and nothing told
+            continue
+        factor = conformal_factor([g.error for g in fitted], [g.spread for g in fitted], level)
+        tested = [replace(g, factor=factor) for g in unknown if g.drawn.end == end]
+        coverage = _row(tested, level)["coverage"]
+        spreads.append(Spread(count, level, round(factor, 4), coverage, len(fitted), end))
+        held += tested
+    if not held:
+        raise ValueError("nothing is guessed in these trials: there is no spread to compare")
+    return held, spreads
+
+
+def _guess(task: Task, one: Drawn, count: int) -> Guess | None:
+    """That with so many samples; None where nothing was to be guessed."""
     samples, truth, counts = task.guessed(one.samples[:count], one.truth)
     std, error = samples.std(0), samples.double().mean(0).to(samples) - truth
     counts = counts & ((std > 0) | (error != 0))
     # where samples agree and are wrong no factor helps
     spread = shrunk(std).clamp(min=1e-9)
-    return error[counts].abs().numpy(), spread[counts].numpy(), std[counts].numpy()
+    parts = (error[counts].abs().numpy(), spread[counts].numpy(), std[counts].numpy())
+    return Guess(*parts, one) if parts[0].size else None
 
 
-def _row(
-    guesses: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], factor: float, level: float
-) -> dict[str, Any]:
+def _row(guesses: Sequence[Guess], level: float) -> dict[str, Any]:
     gaussian = NormalDist().inv_cdf(0.5 + level / 2)
-    guesses = [g for g in guesses if g[0].size]
-    raw = [float(np.mean(e <= gaussian * s)) for e, _, s in guesses]
-    held = [float(np.mean(e <= factor * s)) for e, s, _ in guesses]
-    widths = [(gaussian * float(s.mean()), factor * float(w.mean())) for _, w, s in guesses]
+    raw = [float(np.mean(g.error <= gaussian * g.std)) for g in guesses]
+    held = [float(np.mean(g.error <= g.factor * g.spread)) for g in guesses]
+    width = [g.factor * float(g.spread.mean()) for g in guesses]
     return {
         "pictures": len(guesses),
-        "factor": round(factor, 3),
+        "factor": round(float(np.mean([g.factor for g in guesses])), 3),
         "coverage_gaussian": round(float(np.mean(raw)), 4),
         "coverage": round(float(np.mean(held)), 4),
         "coverage_worst": round(min(held), 4),
-        "width_gaussian": round(float(np.mean([w for w, _ in widths])), 5),
-        "width": round(float(np.mean([w for _, w in widths])), 5),
+        "width_gaussian": round(gaussian * float(np.mean([g.std.mean() for g in guesses])), 5),
+        "width": round(float(np.mean(width)), 5),
     }

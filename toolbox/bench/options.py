@@ -70,7 +70,8 @@ class Intervals:
 
     level: Annotated[float, Option(help="Probability that the intervals are to hold.")] = 0.9
     calibration_limit: Annotated[
-        int | None, Option(help="Measurements to calibrate on. [default: 40]", min=1)
+        int | None,
+        Option(help="Measurements to calibrate on. [default: 40 for each factor]", min=1),
     ] = None
     side: Annotated[int, Option(help="Of the crops that measurements are made of.", min=16)] = 128
     write: Annotated[

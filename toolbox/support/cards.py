@@ -5,11 +5,14 @@ be trusted.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from restoration.metrics import interval_std
@@ -41,7 +44,7 @@ def advice(model: str | Path, task: str, samples: int = 1) -> dict[str, Any]:
     return told
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Spread:
     """How the spread of samples relates to their errors, as ``restobox bench coverage`` measured.
 
@@ -51,13 +54,16 @@ class Spread:
         factor: ``mean +- factor shrunk(std)`` holds the truth of that share of what is guessed.
         coverage: the share that it held in other pictures.
         pictures: that the factor was fitted on.
+        up_to: the difficulty of measurements (of the task's) that this was fitted on, from that of
+            the next smaller entry on; None: any.
     """
 
-    samples: int
-    level: float
-    factor: float
-    coverage: float
-    pictures: int
+    samples: int = Field(ge=2)
+    level: float = Field(gt=0, lt=1)
+    factor: float = Field(gt=0, lt=1e6)
+    coverage: float = Field(ge=0, le=1)
+    pictures: int = Field(ge=1)
+    up_to: float | None = Field(default=None, gt=0)
 
     def std(self, spread: Tensor) -> Tensor:
         """As large as the errors of such runs are, from the spread of one picture's samples."""
@@ -68,12 +74,19 @@ class Spread:
         return replace(found, std=self.std(found.std), level=self.level)
 
 
-def spread_of(model: str | Path, task: str, run: Mapping[str, Any], samples: int) -> Spread | None:
+def spread_of(
+    model: str | Path,
+    task: str,
+    run: Mapping[str, Any],
+    samples: int,
+    difficulty: float | None = None,
+) -> Spread | None:
     """What the card of a model (``intervals`` in its ``model.json``) knows of a run's spread: with
     as many samples, or the nearest smaller number; None: nothing was measured.
 
     Args:
         run: ``solver``, ``steps`` and ``correction`` (None: the task's own).
+        difficulty: of the measurement, where the task tells it.
 
     Raises:
         ModelError: a card that says something else.
@@ -83,11 +96,11 @@ def spread_of(model: str | Path, task: str, run: Mapping[str, Any], samples: int
         for entry in card.get("intervals", {}).get(task, []):
             if {key: entry.get(key) for key in run} != dict(run):
                 continue
-            known = [Spread(**one) for one in entry["spread"]]
-            fit = max((s for s in known if s.samples <= samples), key=lambda s: s.samples)
-            if not (0 < fit.factor < 1e6 and 0 < fit.level < 1):
-                raise ValueError
-            return fit
+            known = [s for one in entry["spread"] if (s := Spread(**one)).samples <= samples]
+            most = max(s.samples for s in known)
+            ends = {math.inf if s.up_to is None else s.up_to: s for s in known if s.samples == most}
+            fit = [end for end in ends if end == math.inf or (difficulty or math.inf) <= end]
+            return ends[min(fit)] if fit else None
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ModelError(
             f"{place}: intervals.{task} doesn't hold spreads as `restobox bench coverage --write`"
@@ -111,11 +124,14 @@ def keep_spread(
         )
     intervals = dict(card.get("intervals", {}))
     others = [e for e in intervals.get(task, []) if {key: e.get(key) for key in run} != dict(run)]
-    told = {key: value for key, value in run.items() if value is not None}
-    entry = told | {"spread": [asdict(one) for one in spreads]}
+    entry = _told(run) | {"spread": [_told(asdict(one)) for one in spreads]}
     card = dict(card) | {"intervals": intervals | {task: [*others, entry]}}
     text = json.dumps(card, indent=2) + "\n"
     replace_file(place, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _told(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _card(model: str | Path) -> tuple[Path, dict[str, Any]]:

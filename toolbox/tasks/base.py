@@ -133,6 +133,8 @@ class Task(ABC):
         sampling_steps: of a run that draws several samples, where one call gives the mean.
         sampling_solver: of such a run, where the usual one would draw the same for every seed.
         spreads: whether the spread of its samples can be compared with a truth.
+        difficulties: ends of the ranges of :meth:`difficulty` that intervals are fitted for; none:
+            one factor serves all measurements.
         benched: models and classical methods that a benchmark measures by default.
         unused: options of a calibration that the task has no use for.
         recorded_grid: of the runs that a calibration follows by default.
@@ -154,6 +156,7 @@ class Task(ABC):
     calibration_sigma: ClassVar[float] = 0.0
     exported_sigma: ClassVar[float] = 0.0
     spreads: ClassVar[bool] = False
+    difficulties: ClassVar[tuple[float, ...]] = ()
     benched: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[tuple[str, ...]] = ()
     several_solvers: ClassVar[bool] = False
@@ -230,9 +233,25 @@ class Task(ABC):
         own = {"solver": self.sampling_solver} if samples > 1 and self.sampling_solver else {}
         return own if model is None else own | advice(model, self.name, samples)
 
-    def spread(self, prior: Prior, settings: Settings, options: Any, samples: int) -> Spread | None:
+    def difficulty(self, inputs: Mapping[str, Tensor]) -> float | None:
+        """A number of a measurement, of its operator alone, on which it depends how much of the
+        errors the spread of samples shows; None: nothing is known to tell that.
+        """
+        return None
+
+    def spread(
+        self,
+        prior: Prior,
+        settings: Settings,
+        options: Any,
+        samples: int,
+        difficulty: float | None = None,
+    ) -> Spread | None:
         """What the model's card knows of the spread of a run's samples; None: nothing, or the run
         is another than what intervals are calibrated for.
+
+        Args:
+            difficulty: of the measurement.
 
         Raises:
             ModelError: a card that can't be read.
@@ -241,7 +260,8 @@ class Task(ABC):
         if samples < 2 or not usual or (options is not None and not self.is_usual(options)):
             return None
         run = {"solver": settings.solver, "steps": self.steps(settings, samples)}
-        return spread_of(prior.model, self.name, run | {"correction": settings.correction}, samples)
+        run |= {"correction": settings.correction}
+        return spread_of(prior.model, self.name, run, samples, difficulty)
 
     def is_usual(self, options: Any) -> bool:
         """Whether the options tell of the measurement only, and leave the algorithm as it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from export.jobs.base import Job
 from export.jobs.photo import InpaintingJob
 from restoration.io.images import Photo, read_mask
 from restoration.io.pictures.masks import feathered, grown, looks_inverse, traces
+from restoration.metrics import gap
 from restoration.photo.defects import PREFIX, found_defects
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.latent import STEPS as LATENT_STEPS
@@ -28,6 +29,12 @@ from toolbox.tasks.photo import cleaner_of
 from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
 from toolbox.tasks.settings import DEFAULT_MODEL, Prior, Settings
 
+# masks that intervals are fitted on: two for each range of difficulties
+HOLES: tuple[str, ...] = (
+    *("text:0.1", "random:0.8", "strokes:0.25", "box:0.1", "box:0.22", "box:0.5"),
+    *("random:0.5", "random:0.85", "random:0.92", "box:0.06", "box:0.28", "box:0.6"),
+)
+
 
 class Inpaint(PictureTask):
     """Fill missing pixels; ``image (C, H, W)`` and ``mask (H, W)``, 1 = known."""
@@ -37,6 +44,7 @@ class Inpaint(PictureTask):
     settings = Settings(steps=1)
     sampling_steps = 5
     files = ("mask",)
+    difficulties = (1.17, 1.5, 2.2, 3.5, 5.0, 8.0)
 
     def load(self, prior: Prior) -> Any:
         found = load(prior.model, **prior.place)
@@ -113,6 +121,16 @@ class Inpaint(PictureTask):
         # latents are known where whole blocks of pixels are
         mask = "" if denoiser.autoencoder is None else f"strokes:{MISSING['strokes']}"
         return with_numbers(Inpainting(mask=mask), self.name, sigma, numbers)
+
+    def mixed(self, denoiser: Denoiser, k: int) -> Inpainting:
+        """Holes from single pixels to half of the picture, in turn."""
+        if denoiser.autoencoder is not None:
+            return self.simulated(denoiser)
+        return self.simulated(denoiser, mask=HOLES[k % len(HOLES)])
+
+    def difficulty(self, inputs: Mapping[str, Tensor]) -> float:
+        """How far missing pixels lie from known ones."""
+        return gap(_flat(inputs["mask"]))
 
     def trial(self, source: Source, k: int, options: Inpainting) -> Trial:
         """Without a mask in the options its kinds take turns."""

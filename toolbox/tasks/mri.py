@@ -21,8 +21,9 @@ from restoration.io.pictures.folders import visible_files
 from restoration.mri.espirit import MINIMUM_REGION, mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.geometry import regrid
+from restoration.mri.openness import left_open
 from restoration.mri.sampling import MASKS, Seed, column_mask, poisson_mask, volume_seed
-from restoration.mri.sense import fft2c, ifft2c, normalise_maps, to_channels, to_complex
+from restoration.mri.sense import cartesian, fft2c, ifft2c, normalise_maps, to_channels, to_complex
 from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
 from restoration.mri.task import SAMPLING_STEPS, MRITask, sampled
 from restoration.task import Restored
@@ -38,6 +39,12 @@ from toolbox.tasks.settings import Output, Prior, Request, Settings
 CALIBRATION = 24
 TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
 KINDS = ("equispaced-fraction", "poisson", "random")
+# kinds and accelerations that intervals are fitted on
+SCANS: tuple[tuple[str, float], ...] = (
+    *(("poisson", 4), ("equispaced-fraction", 4), ("equispaced-fraction", 6), ("random", 8)),
+    *(("random", 3), ("random", 5), ("equispaced-fraction", 8), ("poisson", 8)),
+    *(("random", 4), ("random", 6)),
+)
 
 
 def make_sampling(
@@ -115,6 +122,7 @@ class MRI(Task):
     settings = Settings()  # as many steps as the model says
     sampling_steps = SAMPLING_STEPS
     spreads = True
+    difficulties = (0.06, 0.155, 0.22, 0.3)
     calibration_sigma = 0.01
     files = ("mask",)
 
@@ -176,7 +184,7 @@ class MRI(Task):
                 seed=draws.seed,
                 progress=progress,
             )
-        known = self.spread(prior, ran, options, draws.samples)
+        known = self.spread(prior, ran, options, draws.samples, result.left_open)
         image, spread, truth = result.mean.numpy(), result.std.numpy(), data.truth
         drawn_images = [result.samples[:, k].numpy() for k in range(draws.samples)]
         if scan.crop is not None:
@@ -247,6 +255,11 @@ class MRI(Task):
         noise = self.calibration_sigma if sigma is None else sigma
         return with_numbers(Scanning(coils="8"), self.name, noise, numbers)
 
+    def mixed(self, denoiser: Denoiser, k: int) -> Scanning:
+        """Kinds and accelerations, in turn."""
+        kind, acceleration = SCANS[k % len(SCANS)]
+        return self.simulated(denoiser, mask=kind, acceleration=acceleration)
+
     def source(
         self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
     ) -> Source:
@@ -299,6 +312,12 @@ class MRI(Task):
         """Magnitudes, where there is tissue."""
         found, true = (v.square().sum(-3).sqrt() for v in (samples, truth))
         return found, true, true > TISSUE * true.max()
+
+    def difficulty(self, inputs: Mapping[str, Tensor]) -> float:
+        """The share of an image that the scan leaves open."""
+        maps, mask = inputs.get("maps"), inputs["mask"][0]
+        sensed = None if maps is None else normalise_maps(to_complex(maps[None])[0])
+        return left_open(cartesian(mask, sensed, tuple(mask.shape)))
 
     def seen(self, trial: Trial) -> np.ndarray:
         """The zero-filled image."""

@@ -150,7 +150,8 @@ class PictureTask(Task):
                 callback=lambda *_: progress(next(done), total),
             )
 
-        known = None if run is not None else self.spread(prior, settings, options, draws.samples)
+        hard, count = self.difficulty(reading.inputs) if output.std else None, draws.samples
+        known = None if run is not None else self.spread(prior, settings, options, count, hard)
         result = result if known is None else known.applied(result)
 
         def finished(picture: Tensor) -> np.ndarray:
