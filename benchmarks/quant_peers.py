@@ -1,7 +1,7 @@
-"""Error of a diffusion U-Net in 8 bits along its trajectory: ours, ONNX Runtime's quantize_static
-and OpenVINO's NNCF in one table.
+"""Error of a diffusion U-Net in 8 bits along its trajectory: ours, ONNX Runtime's quantize_static,
+OpenVINO's NNCF, brevitas by its own calibration and NVIDIA's Model Optimizer in one table.
 
-    pip install nncf openvino
+    pip install nncf openvino 'nvidia-modelopt[onnx]'
     python benchmarks/quant_peers.py photo --calibration c.safetensors --test t.safetensors
 
 Every tool gets the same calibration inputs; the error ``|y_q - y| / |y|`` is measured on
@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from runtime_peers import openvino_graphs, static_graphs
+from more_peers import brevitas_networks, modelopt_graphs
+from runtime_peers import onnx_call, openvino_graphs, static_graphs
 
 from export.exporter import export_model
 from quant.calibration.trajectory import CalibrationSet
@@ -58,12 +59,16 @@ def main() -> None:
                 network,
                 test,
             )
+    for name, made in brevitas_networks(network, list(calibration.batches()), options.peer):
+        _row(name, lambda x, t, q=made: _numpy(q, x, t), network, test)
     with tempfile.TemporaryDirectory() as place:
         plain = Path(place) / "plain.onnx"
         onnx.save(export_model(denoiser), plain)
         for graphs in (static_graphs, openvino_graphs):
             for name, (run, _) in graphs(plain, inputs, Path(place), options.peer):
                 _row(name, run, network, test)
+        for name, made in modelopt_graphs(plain, inputs, Path(place), options.peer):
+            _row(name, onnx_call(made, ("x", "t"))[0], network, test)
 
 
 def _numpy(network, x, t):

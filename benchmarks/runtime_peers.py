@@ -124,7 +124,7 @@ def _runs(denoiser, calibration, inputs, place: Path):
     """Name -> (a call of one input, bytes of the file)."""
     plain = place / "plain.onnx"
     onnx.save(export_model(denoiser), plain)
-    yield "ONNX Runtime fp32", _session(plain, ("x", "t"))
+    yield "ONNX Runtime fp32", onnx_call(plain, ("x", "t"))
     quantized = quantize(denoiser.network, calibration)
     ours = place / "ours.onnx"
     onnx.save(
@@ -133,7 +133,7 @@ def _runs(denoiser, calibration, inputs, place: Path):
     )
     yield (
         "ours, target cpu, ONNX Runtime",
-        _session(ours, ("x", "index"), quantized.timesteps, integer=True),
+        onnx_call(ours, ("x", "index"), quantized.timesteps, integer=True),
     )
 
     yield from static_graphs(plain, inputs, place)
@@ -191,7 +191,7 @@ def static_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
             if name.endswith("W4A8"):
                 given = _four_bits(prepared, set(options["nodes_to_exclude"]), place)
             quantize_static(str(given), str(made), Reader(), **common, **options)
-            yield name, _session(made, ("x", "t"))
+            yield name, onnx_call(made, ("x", "t"))
         except Exception as error:
             print(f"{name}: {(str(error).splitlines() or [''])[0][:110]}")
 
@@ -226,7 +226,8 @@ def _four_bits(path: Path, excluded: set[str], place: Path) -> Path:
     return made
 
 
-def _session(path: Path, names, timesteps=(), integer: bool = False):
+def onnx_call(path: Path, names, timesteps=(), integer: bool = False):
+    """A call of an ONNX file on one thread, and the file's bytes."""
     if integer:
         session = open_session(path, CPU, threads=1, integer=True)
     else:

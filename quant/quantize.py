@@ -134,15 +134,22 @@ def quantize(
         set_weight_scales(layer, scales.maximum(least))
         quantized.symmetric[name] = symmetric
     quantized.ranges, quantized.factors = inputs, factors
-    if recipe.rounding != "nearest":
-        _round(quantized, calibration, recipe, state, progress)
-    if quantizes_time(recipe):
+    if quantizes_time(recipe):  # before weights, which are rounded against it (TFMQ's order)
         options = {"act_bits": recipe.act_bits, "seed": recipe.reconstruction.seed}
         quantized.use_table(
             quantized_table(
                 network, calibration.grid, recipe.temporal, recipe.weight_bits, **options
             )
         )
+    if recipe.rounding != "nearest":
+        # which asks by times, where a network with a table is asked by rows
+        clock = quantized.network.register_forward_pre_hook(
+            lambda _, told: (told[0], quantized.rows(told[1]))
+        )
+        try:
+            _round(quantized, calibration, recipe, state, progress)
+        finally:
+            clock.remove()
     return quantized
 
 

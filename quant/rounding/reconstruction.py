@@ -151,16 +151,10 @@ def reconstruct(
         found = None if path is None else _load(path, fingerprint, name, members)
         if found is None:
             cache = UnitInputs(network, quantized, name, samples)
-            found = _train(
-                network.get_submodule(name),
-                name,
-                members,
-                layers,
-                cache,
-                settings,
-                bits,
-                settings.seed + k,
-            )
+            unit = network.get_submodule(name)
+            twin = quantized.get_submodule(name)
+            soft, learned = _learnable(unit, twin, name, members, layers, bits)
+            found = _train(unit, name, soft, learned, cache, settings, settings.seed + k)
             if path is not None:
                 _save(path, fingerprint, name, *found)
         results, losses[name] = found
@@ -170,11 +164,8 @@ def reconstruct(
     return losses
 
 
-def _train(
-    float_unit, name, members, layers, cache: UnitInputs, s: Reconstruction, bits: int, seed: int
-):
+def _train(float_unit, name, unit, learned, cache: UnitInputs, s: Reconstruction, seed: int):
     generator = torch.Generator().manual_seed(seed)
-    unit, learned = _learnable(float_unit, name, members, layers, bits)
     for layer in learned.values():
         layer.generator = generator
     parameters = [{"params": [m.logits for m in learned.values()], "lr": s.lr_weight}]
@@ -185,19 +176,20 @@ def _train(
     regulariser = RoundingLoss(s.iterations, s.lambda_round)
     for layer in learned.values():
         layer.step.requires_grad_(bool(s.lr_step))
-    inner = members[:-1] if s.layer_weight else []
+    inner = list(learned)[:-1] if s.layer_weight else []
     start = best = _hard_loss(float_unit, unit, learned, cache, s.batch_size)
     kept = _result(learned)
     for count in range(1, s.iterations + 1):
-        x, x_q, rest, keywords = cache.batch(cache.draw(s.batch_size, generator))
+        (told, words), (told_q, words_q) = cache.batch(cache.draw(s.batch_size, generator))
         if s.drop:
-            x_q = torch.where(torch.rand(x.shape, generator=generator) < s.drop, x, x_q)
+            x, x_q = told[0], told_q[0]
+            told_q[0] = torch.where(torch.rand(x.shape, generator=generator) < s.drop, x, x_q)
         with torch.no_grad(), _watch({n: _member(float_unit, name, n) for n in inner}) as targets:
-            target = _tensor(float_unit(x, *rest, **keywords))
+            target = _tensor(float_unit(*told, **words))
         for layer in learned.values():
             layer.hard, layer.drop = False, s.drop
         with torch.enable_grad(), _watch({n: learned[n] for n in inner}) as outputs:
-            loss = squared_error(*_channels(_tensor(unit(x_q, *rest, **keywords)), target))
+            loss = squared_error(*_channels(_tensor(unit(*told_q, **words_q)), target))
             for n in inner:
                 loss = loss + s.layer_weight * squared_error(*_channels(outputs[n], targets[n]))
             loss = loss + regulariser((m.logits for m in learned.values()), count)
@@ -215,8 +207,13 @@ def _train(
     return kept, (start, best)
 
 
-def _learnable(float_unit, name, members, layers, bits):
+def _learnable(float_unit, quantized_unit, name, members, layers, bits):
     unit = copy.deepcopy(float_unit).eval().requires_grad_(False)
+    if hasattr(
+        unit, "time_emb_proj"
+    ):  # it is told what the quantized one is: time, or a table's row
+        unit.time_emb_proj = quantized_unit.time_emb_proj
+        unit.skip_time_act = quantized_unit.skip_time_act
     learned = {}
     for member in members:
         step, grid = layers[member]
@@ -238,10 +235,8 @@ def _hard_loss(float_unit, unit, learned, cache: UnitInputs, size: int) -> float
     for group in cache.groups:
         for k in range(0, len(group), size):
             indices = group[k : k + size]
-            x, x_q, rest, keywords = cache.batch(indices)
-            pair = _channels(
-                _tensor(unit(x_q, *rest, **keywords)), _tensor(float_unit(x, *rest, **keywords))
-            )
+            (told, words), (told_q, words_q) = cache.batch(indices)
+            pair = _channels(_tensor(unit(*told_q, **words_q)), _tensor(float_unit(*told, **words)))
             total += float(squared_error(*pair)) * len(indices)
             count += len(indices)
     return total / count

@@ -15,6 +15,8 @@ BLOCKS = (
     *("ResnetBlock2D", "ResnetBlockCondNorm2D", "Attention", "BasicTransformerBlock"),
     *("ResidualBlock", "LinearAttention", "FullAttention", "PlainBlock"),
 )
+Others = tuple[list[Any], dict[str, Any]]  # positional and keyword arguments after the input
+Call = tuple[list[Any], dict[str, Any]]
 # bytes of cached unit inputs; fewer samples are used where a unit's are larger
 MEMORY = 256 * 2**20
 
@@ -77,27 +79,28 @@ class UnitInputs:
     ):
         self.float: list[Tensor] = []
         self.quantized: list[Tensor] = []
-        self.others: list[tuple[list[Any], dict[str, Any]]] = []
+        # what a unit is told besides in both networks, which differs where time is quantized
+        self.others: list[tuple[Others, Others]] = []
         self.bytes = 0
         for x, t in _chunks(samples):
             (a, *rest), keywords = _inputs_of(network, name, x, t)
-            (b, *_), _ = _inputs_of(quantized, name, x, t)
+            (b, *rest_q), keywords_q = _inputs_of(quantized, name, x, t)
             for k in range(len(a)):  # guided networks ask their layers twice for each sample
-                others = (
-                    [_row(v, k, len(a)) for v in rest],
-                    {key: _row(v, k, len(a)) for key, v in keywords.items()},
-                )
+                told = _rows(rest, keywords, k, len(a))
+                told_q = _rows(rest_q, keywords_q, k, len(a))
+                if _equal(told, told_q):  # kept once
+                    told_q = told
                 row = a[k : k + 1].clone(), b[k : k + 1].clone()
                 size = sum(
                     v.numel() * v.element_size()
-                    for v in (*row, *others[0], *others[1].values())
+                    for v in (*row, *_values(told), *(() if told_q is told else _values(told_q)))
                     if isinstance(v, Tensor)
                 )
                 if self.float and self.bytes + size > MEMORY:
                     break
                 self.float.append(row[0])
                 self.quantized.append(row[1])
-                self.others.append(others)
+                self.others.append((told, told_q))
                 self.bytes += size
             else:
                 continue
@@ -107,27 +110,24 @@ class UnitInputs:
             groups.setdefault(tuple(a.shape[1:]), []).append(k)
         self.groups = list(groups.values())
 
-    def batch(self, indices: list[int]):
-        """Float input, quantized input, other arguments, keyword arguments."""
-        rest, keywords = self.others[indices[0]]
-        rest = [self._stack(indices, lambda k, j=j: self.others[k][0][j]) for j in range(len(rest))]
-        keywords = {
-            key: self._stack(indices, lambda k, key=key: self.others[k][1][key]) for key in keywords
-        }
-        return (
-            torch.cat([self.float[k] for k in indices]),
-            torch.cat([self.quantized[k] for k in indices]),
-            rest,
-            keywords,
-        )
-
-    def _stack(self, indices, get):
-        first = get(indices[0])
-        return (
-            torch.cat([get(k) for k in indices])
-            if isinstance(first, Tensor) and first.ndim
-            else first
-        )
+    def batch(self, indices: list[int]) -> tuple[Call, Call]:
+        """What the unit is called with in the float and in the quantized network: positional and
+        keyword arguments.
+        """
+        calls = []
+        for side, inputs in enumerate((self.float, self.quantized)):
+            rest, keywords = self.others[indices[0]][side]
+            told = [self.others[k][side] for k in indices]
+            calls.append(
+                (
+                    [
+                        torch.cat([inputs[k] for k in indices]),
+                        *(_stack([row[0][j] for row in told]) for j in range(len(rest))),
+                    ],
+                    {key: _stack([row[1][key] for row in told]) for key in keywords},
+                )
+            )
+        return calls[0], calls[1]
 
     def draw(self, count: int, generator: torch.Generator) -> list[int]:
         """``count`` samples of one size (all of them where there are fewer), without repetition."""
@@ -144,6 +144,27 @@ def _chunks(samples: list[tuple[Tensor, Tensor]], size: int = 8):
             xs, ts = zip(*samples[start:k], strict=True)
             yield torch.cat(xs), torch.cat(ts)
             start = k
+
+
+def _stack(values: list[Any]) -> Any:
+    first = values[0]
+    return torch.cat(values) if isinstance(first, Tensor) and first.ndim else first
+
+
+def _rows(rest: list[Any], keywords: dict[str, Any], k: int, count: int) -> Others:
+    return (
+        [_row(v, k, count) for v in rest],
+        {key: _row(v, k, count) for key, v in keywords.items()},
+    )
+
+
+def _values(others: Others) -> list[Any]:
+    return [*others[0], *others[1].values()]
+
+
+def _equal(a: Others, b: Others) -> bool:
+    pairs = zip(_values(a), _values(b), strict=True)
+    return all(torch.equal(u, v) if isinstance(u, Tensor) else u is v for u, v in pairs)
 
 
 def _row(value, k: int, count: int):

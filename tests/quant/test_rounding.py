@@ -3,6 +3,7 @@ tiny network.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ from quant.packing import network_bytes, pack_nibbles, unpack_nibbles
 from quant.quantize import quantize
 from quant.ranges.measure import measure_ranges
 from quant.recipe import PRESETS, QuantRecipe, Reconstruction
+from quant.rounding.learned import squared_error
 from quant.rounding.reconstruction import LearnedLayer, fake_quantize
 from quant.rounding.units import UnitInputs, find_units, spread_samples
 from quant.sensitivity import (
@@ -235,6 +237,31 @@ def test_cached_unit_inputs_stay_within_their_memory(monkeypatch, denoiser, cali
         assert (
             sum(v.numel() * 4 for v in cache.float + cache.quantized) == kept * 4 * 2 * 16 * 4 * 4
         )
+
+
+def test_blocks_are_rounded_against_quantized_time(denoiser, calibration):
+    """TFMQ's order: the first block's loss begins with the error that rounded features of time
+    make besides the weights'.
+    """
+    unit, others = "down_blocks.0.resnets.0", ("conv_*", "down_blocks.1.*", "mid*", "up_blocks.*")
+    nearest = QuantRecipe(4, temporal="fsc", skip=others)
+    plan = recipe("fbr", iterations=1, drop=0.0).reconstruction
+    begun = quantize(denoiser.network, calibration, nearest)
+    plan = replace(nearest, rounding="fbr", reconstruction=plan)
+    made = quantize(denoiser.network, calibration, plan)
+    outputs = []
+    for network, name in ((denoiser.network, unit), (begun, f"network.{unit}")):
+        outputs.append([])
+        handle = network.get_submodule(name).register_forward_hook(
+            lambda _, told, out: outputs[-1].append(out)
+        )
+        with torch.no_grad():
+            for x, t in spread_samples(calibration, QUICK.samples, None, 0):
+                network(x, t)
+        handle.remove()
+    want = np.mean([float(squared_error(b, a)) for a, b in zip(*outputs, strict=True)])
+    assert made.losses[unit][0] == pytest.approx(want, rel=1e-4)
+    made(x, t)  # asked by times as before
 
 
 def test_samples_are_spread_over_the_timesteps(calibration):

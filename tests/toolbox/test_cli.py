@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 from export.runtime.auto import has_bfloat16
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
+from quant.recipe import QuantRecipe
 from quant.sensitivity import layer_costs, trajectory_errors
 from restoration.io.images import Photo, read_image, write_image
 from solvers.denoiser import Denoiser
@@ -107,6 +109,28 @@ def test_quantize_leaves_a_share_of_the_work_in_float(cli, road, tiny_model, tmp
     )
     assert code == 2
     assert "[0, 1); got 1.5" in err
+
+
+def test_quantize_takes_iterations_and_lambda_where_rounding_is_learned(
+    cli, road, tiny_model, tmp_path
+):
+    given = (tiny_model, "--calibration", road / "c.safetensors", "-o", tmp_path / "q")
+    code, _, err = cli("quantize", *given, "--iterations", 5, "--lambda", 0)
+    assert code == 2
+    assert "--iterations and --lambda: the recipe's rounding is nearest" in err
+    code, _, err = cli("quantize", *given, "--preset", "eda-dm-w8a8", "--iterations", 0)
+    assert code == 2
+    assert "reconstruction.iterations must be a whole number" in err
+    assert not (tmp_path / "q").exists()
+    recipe = QuantRecipe.preset("eda-dm-w8a8")
+    skip = ("conv_*", "mid_block.*", "up_blocks.*", "*conv_shortcut")
+    (tmp_path / "r.json").write_text(replace(recipe, skip=skip, split_shortcut=False).to_json())
+    more = ("--recipe", tmp_path / "r.json", "--iterations", 1, "--lambda", 0.5, "--json")
+    code, text, err = cli("quantize", *given, *more)
+    assert code == 0, err
+    found = json.loads(text)["recipe"]["reconstruction"]
+    assert (found["iterations"], found["lambda_round"]) == (1, 0.5)
+    assert found["lr_step"] == recipe.reconstruction.lr_step
 
 
 @pytest.fixture(scope="module")

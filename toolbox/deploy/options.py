@@ -236,6 +236,21 @@ class Quantizing:
             )
         ),
     ] = None
+    iterations: Annotated[
+        int | None,
+        Option(
+            help="Steps for each unit of learned rounding. [default: the recipe's, 300; the papers:"
+            " 5000 to 20 000]"
+        ),
+    ] = None
+    lambda_round: Annotated[
+        float | None,
+        Option(
+            "--lambda",
+            help="Weight of learned rounding's regulariser; 0: EDA-DM's release. [default: the"
+            " recipe's, 0.01]",
+        ),
+    ] = None
     state: Annotated[
         Path | None,
         Option(help="Folder for finished blocks of learned rounding; a rerun goes on from it."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import check_quantized_free, save_quantized
@@ -15,6 +16,8 @@ from solvers.inputs.strict_json import read_object
 from toolbox.api import float_model
 from toolbox.deploy.options import Quantizing
 from toolbox.support.cost import Cost
+
+FLAGS = {"iterations": "--iterations", "lambda_round": "--lambda"}
 
 
 def run_quantize(
@@ -29,7 +32,8 @@ def run_quantize(
 
     Raises:
         ValueError: a calibration of another model or solver, both a recipe file and a preset, one
-            that isn't accepted, or a share outside [0, 1).
+            that isn't accepted, a share outside [0, 1), or options of learned rounding where
+            nothing is learned.
     """
     recipe, preset, state = how.recipe, how.preset, how.state
     check_quantized_free(out)
@@ -41,6 +45,7 @@ def run_quantize(
         settings = QuantRecipe.from_dict(read_object(recipe))
     if how.float_macs is not None:
         settings = replace(settings, float_macs=how.float_macs)
+    settings = _learning(settings, how)
     denoiser = float_model(model)
     with Cost() as cost:
         calibrated = CalibrationSet.load(calibration, denoiser.network)
@@ -59,3 +64,16 @@ def run_quantize(
         "selection": chosen.selection,
         "cost": cost.to_dict(),
     }
+
+
+def _learning(recipe: QuantRecipe, how: Quantizing) -> QuantRecipe:
+    """The recipe with the call's own settings of learned rounding."""
+    given: dict[str, Any] = {"iterations": how.iterations, "lambda_round": how.lambda_round}
+    own = {name: value for name, value in given.items() if value is not None}
+    if own and recipe.rounding not in ("adaround", "fbr"):
+        flags = " and ".join(FLAGS[name] for name in own)
+        raise ValueError(
+            f"{flags}: the recipe's rounding is {recipe.rounding}, which learns nothing; take a"
+            " preset of EDA-DM or TFMQ, or a recipe with adaround or fbr"
+        )
+    return replace(recipe, reconstruction=replace(recipe.reconstruction, **own))
