@@ -11,6 +11,7 @@ from torch import Tensor
 
 from restoration.operators.linear import Denoising, Operator
 from restoration.operators.measurement import Measurement
+from restoration.operators.separable import UnknownReduction
 from restoration.photo.noise import Cleaner, cleaned, cleans, warned
 from restoration.photo.shown import condition_of, is_denoising, reduction
 from restoration.posterior import correction_by_name
@@ -141,14 +142,7 @@ class LinearTask:
         """
         check_noise(sigma)
         if num_samples == 1 and self._is_local(y, operator):
-
-            def part(window: Window) -> Restored:
-                return self(y[:, *window], operator, sigma=sigma, seed=seed)
-
-            found = by_windows(part, y.float(), self.tile, min(self.overlap, self.tile // 8))
-            if callback is not None:
-                callback(0, None)
-            return found
+            return self._by_windows(y.float(), operator, sigma, callback)
         measurement = Measurement(operator, y[None].float().to(self.denoiser.device), sigma)
         shape = measurement.operator.A_adjoint(measurement.y).shape
         if len(shape) != 4 or shape[1] not in (1, 3):
@@ -168,18 +162,42 @@ class LinearTask:
         return warned(found, self, sigma)
 
     def _is_local(self, y: Tensor, operator: Operator) -> bool:
-        """Whether a picture is large and its pixels depend on those nearby alone: denoising in one
-        step.
+        """Whether a picture is large and its pixels depend on those nearby alone: one step of
+        denoising, or of a network that enlarges by itself.
         """
+        shown = self.denoiser.condition_channels > 0
+        if not isinstance(operator, Denoising) and not (
+            shown and isinstance(operator, UnknownReduction)
+        ):
+            return False
+        size = getattr(operator, "size", tuple(y.shape[1:]))
         return (
-            isinstance(operator, Denoising)
-            and y.ndim == 3
+            y.ndim == 3
             and y.shape[0] in (1, 3)
-            and are_smaller(y.shape, self.tile)
+            and size == _enlarged(y, operator)
+            and are_smaller(size, self.tile)
             and self.num_inference_steps == 1
             and type(self.solver) is DDIM
             and self.correction is None
         )
+
+    def _by_windows(
+        self, y: Tensor, operator: Operator, sigma: float, callback: Watch | None
+    ) -> Restored:
+        factor = getattr(operator, "factor", 1)
+        tile = self.tile // factor
+        overlap = min(self.overlap // factor, tile // 8)
+
+        def restored(window: Window) -> Restored:
+            part, own = y[:, *window], operator
+            if isinstance(operator, UnknownReduction):
+                own = UnknownReduction(_enlarged(part, operator), factor)
+            return self(part, own, sigma=sigma)
+
+        found = by_windows(restored, y, tile, overlap, factor)
+        if callback is not None:
+            callback(0, None)
+        return found
 
     def prepare(self, measurement: Measurement, shape: Sequence[int]) -> Run:
         """The run on this measurement. Tensor operations only: it can be traced.
@@ -315,6 +333,12 @@ class LinearTask:
         middle = sum(self.denoiser.value_range) / 2
         start = process.a(t) * (middle + contrast * (m.y - middle))
         return start, _grid_from(process, t, self.num_inference_steps, known), contrast
+
+
+def _enlarged(y: Tensor, operator: Operator) -> tuple[int, int]:
+    """The size of the picture that a reduction made ``y (C, h, w)`` of."""
+    factor = getattr(operator, "factor", 1)
+    return factor * int(y.shape[1]), factor * int(y.shape[2])
 
 
 def denoised(denoiser: Denoiser, picture: Tensor, sigma: float) -> Tensor:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,35 +38,41 @@ def are_smaller(size: Sequence[int], tile: int) -> bool:
 
 
 def by_windows(
-    restore: Callable[[Window], Restored | None], image: Tensor, tile: int, overlap: int
+    restore: Callable[[Window], Restored | None],
+    image: Tensor,
+    tile: int,
+    overlap: int,
+    factor: int = 1,
 ) -> Restored:
     """A picture restored in windows, blended where those overlap.
 
     Args:
         restore: gives a window's result; None: the window stays as it is.
         image: ``(C, H, W)``.
-        tile, overlap: of the tiles, in pixels.
+        tile, overlap: of the tiles, in pixels of the image.
+        factor: how many times larger results are.
     """
     began, nfe, squares, pixels, warning = time.perf_counter(), 0, 0.0, 0, None
-    total, weights = torch.zeros_like(image), image.new_zeros(image.shape[1:])
-    height, width = weights.shape
-    for rows, columns in windows((height, width), tile, overlap):
-        part, found = image[:, rows, columns], restore((rows, columns))
+    height, width = (factor * n for n in image.shape[1:])
+    total, weights = image.new_zeros(len(image), height, width), image.new_zeros(height, width)
+    for window in windows(image.shape[1:], tile, overlap):
+        part, found = image[:, *window], restore(window)
         if found is not None:
             part, nfe = found.mean.to(part), max(nfe, found.nfe)
-            squares += part.numel() * (found.misfit or 0.0) ** 2
-            pixels += part.numel()
+            if found.misfit is not None:
+                squares, pixels = squares + part.numel() * found.misfit**2, pixels + part.numel()
             warning = warning or found.warning
+        rows, columns = (slice(factor * axis.start, factor * axis.stop) for axis in window)
         weight = (
-            tile_weight(rows.start, rows.stop - rows.start, height, overlap)[:, None]
-            * tile_weight(columns.start, columns.stop - columns.start, width, overlap)
+            tile_weight(rows.start, part.shape[1], height, factor * overlap)[:, None]
+            * tile_weight(columns.start, part.shape[2], width, factor * overlap)
         ).to(image)
         for channel, values in zip(total, part, strict=True):
             channel[rows, columns] += weight * values
         weights[rows, columns] += weight
     mean = total.div_(weights).cpu()
     std, seconds = mean.new_zeros(()).expand(mean.shape), time.perf_counter() - began
-    misfit = math.sqrt(squares / max(pixels, 1))
+    misfit = math.sqrt(squares / pixels) if pixels else None
     return Restored(mean[None], mean, std, nfe, seconds, misfit=misfit, warning=warning)
 
 

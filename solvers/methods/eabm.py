@@ -97,7 +97,7 @@ class EABM:
             kappa, target = process.kappa(t), process.kappa(s)
             # 1. Correct the step that led here by what the network says now.
             if moved is None:
-                unit = mean_square(p.eps) if kappa > PURE else 1.0
+                unit = mean_square(p.eps).clamp(min=LEAST) if kappa > PURE else 1.0
                 share = (mean_square(p.eps) / unit).clamp(max=1)
             else:
                 d, share = torch.zeros_like(p.eps), torch.zeros_like(p.eps[:, :1, :1, :1])

@@ -14,6 +14,7 @@ from scipy.ndimage import distance_transform_cdt
 from restoration.io.images import read_image
 from restoration.metrics import psnr
 from restoration.operators.linear import Denoising, Inpainting
+from restoration.operators.separable import BlockMean, UnknownReduction
 from restoration.photo import inpainting, linear
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
@@ -76,9 +77,9 @@ def in_windows(monkeypatch):
     """Pictures of more than 20,000 pixels are large; and how often one was done by windows."""
     asked = []
 
-    def noted(restore, image, tile, overlap):
+    def noted(restore, image, *where):
         asked.append(tuple(image.shape))
-        return by_windows(restore, image, tile, overlap)
+        return by_windows(restore, image, *where)
 
     monkeypatch.setattr(wrappers_windows, "LARGE", 20_000)
     for module in (inpainting, linear):
@@ -123,6 +124,24 @@ def test_noise_is_taken_off_in_windows(in_windows):
     assert len(in_windows) == 1
     with pytest.raises(ValueError, match="denoising needs the noise level"):
         one(noisy, Denoising())
+
+
+def test_pictures_are_enlarged_in_windows(in_windows, tiny_model):
+    image = torch.from_numpy(smooth_picture(50, 70))
+    one = LinearTask(load(tiny_model), num_inference_steps=1, tile=64)
+    operator = UnknownReduction((150, 210), 3)
+    found = one(image, operator)
+    assert in_windows == [(3, 50, 70)]
+    assert found.mean.shape == (3, 150, 210)
+    assert found.misfit is None  # nobody knows the operator
+    whole = replace(one, overlap=0, tile=256)(image, operator)
+    assert in_windows == [(3, 50, 70)]  # its windows would be no smaller
+    assert float((whole.mean - found.mean).abs().mean()) < 0.02
+    one(image, BlockMean((150, 210), 3))
+    replace(one, correction="ddnm")(image, operator)
+    assert len(in_windows) == 1
+    with pytest.raises(ValueError, match=r"makes \(153, 210\) pixels \(H, W\) 3 times smaller"):
+        one(image, UnknownReduction((153, 210), 3))
 
 
 @pytest.mark.long

@@ -19,6 +19,7 @@ from solvers import (
     Auto,
     GaussianMixture,
     Grid,
+    Prediction,
     karras,
     leading,
     log_snr,
@@ -117,6 +118,22 @@ def test_samples_do_not_touch_each_other():
     d, grid = mixture.denoiser(process), log_snr(process, 6)
     alone = [solve(EABM(), d, x[k : k + 1], grid).x0 for k in range(3)]
     assert (solve(EABM(), d, x, grid).x0 - torch.cat(alone)).abs().max() < 1e-12
+
+
+def test_a_network_that_sees_no_noise_ends_in_numbers():
+    """Its estimate's mean square is 0, of which no image's width is told."""
+    process, x = VP.linear(), noise(1)
+
+    class Blind:
+        def __init__(self):
+            self.process = process
+
+        def __call__(self, x, t):
+            return Prediction(x / process.a(t), torch.zeros_like(x))
+
+    for n in (1, 3, 10):
+        end = solve(EABM(), Blind(), x, trailing(process, n)).x0
+        assert end == pytest.approx(x / process.a(process.end), rel=1e-6)
 
 
 @pytest.mark.parametrize("order", [0, 5, 2.5])

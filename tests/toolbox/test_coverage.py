@@ -90,11 +90,13 @@ def test_scans_count_where_there_is_tissue(capsys, tmp_path):
     np.savez(tmp_path / "known.npz", image=heads[:3])
     np.savez(tmp_path / "new.npz", image=heads[3:])
     bench = ("bench", "coverage", "mri", tmp_path / "new.npz", tmp_path / "known.npz")
-    few = ("--calibration-limit", 10, "--limit", 1, "--level", 0.5, "-n", 3, "--steps", 2, "--json")
+    few = ("--calibration-limit", 2, "--limit", 1, "--level", 0.5, "-n", 3, "--steps", 2, "--json")
     code, rows = cli(capsys, *bench, "--model", "mri-int8", *few)
     assert code == 0
     run = {"solver": "ddim", "steps": 4, "correction": None}
-    assert spread_of("mri-int8", "mri", run, 4, 0.03)
+    easy, hard = (spread_of("mri-int8", "mri", run, 4, left_open) for left_open in (0.03, 0.25))
+    assert hard.factor > 2 * easy.factor  # columns at 8 and Poisson discs
+    assert spread_of("mri-int8", "mri", run, 4, 0.9) is None
     (tmp_path / "scan.npz").write_bytes((tmp_path / "new.npz").read_bytes())
     ask = (
         "restore",

@@ -41,9 +41,9 @@ TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
 KINDS = ("equispaced-fraction", "poisson", "random")
 # kinds and accelerations that intervals are fitted on
 SCANS: tuple[tuple[str, float], ...] = (
-    *(("poisson", 4), ("equispaced-fraction", 4), ("equispaced-fraction", 6), ("random", 8)),
-    *(("random", 3), ("random", 5), ("equispaced-fraction", 8), ("poisson", 8)),
-    *(("random", 4), ("random", 6)),
+    *(("poisson", 4), ("poisson", 8), ("equispaced-fraction", 3), ("poisson", 12)),
+    *(("equispaced-fraction", 4), ("random", 4), ("random", 3), ("equispaced-fraction", 6)),
+    *(("random", 5), ("random", 6), ("equispaced-fraction", 8), ("random", 8)),
 )
 
 
@@ -122,7 +122,7 @@ class MRI(Task):
     settings = Settings()  # as many steps as the model says
     sampling_steps = SAMPLING_STEPS
     spreads = True
-    difficulties = (0.06, 0.155, 0.22, 0.3)
+    difficulties = (0.06, 0.1, 0.155, 0.22, 0.3)
     calibration_sigma = 0.01
     files = ("mask",)
 
