@@ -39,6 +39,10 @@ ROWS = {
     "- EDA-DM's selection": ("eda-dm", FOUR),
     "- features of time rounded jointly (TFMQ's)": ("uniform", replace(FOUR, temporal="tiar")),
     "- rounding by blocks (TFMQ's)": ("uniform", replace(FOUR, rounding="fbr")),
+    "- - against features of time rounded first (TFMQ's order)": (
+        "uniform",
+        replace(FOUR, rounding="fbr", temporal="tiar"),
+    ),
     "- rounding by blocks and their layers (EDA-DM's)": ("uniform", replace(FOUR, rounding="fbr")),
     "- GPTQ": ("uniform", replace(FOUR, rounding="gptq")),
 }
