@@ -44,9 +44,10 @@ EVEN = 0.5  # SmoothQuant's alpha
 CLEARLY = 0.8
 # the range of least squared error clips what was seen; other pictures' values lie further out
 FURTHER = 1.15
-# Outputs' grids reach beyond what this many inputs showed: by 20 over their number, half at most.
-# Coarser steps of a channel lose little, values that are cut off much (docs/quantization.md).
-BEYOND, MOST_BEYOND = 20, 0.5
+# Outputs' grids reach beyond what calibration showed, by standard deviations of the inputs' own
+# ends: 100 over their number, two and a half at most. Coarser steps of a channel lose little,
+# values that are cut off much (docs/quantization.md).
+SPREADS, MOST_SPREADS = 100, 2.5
 
 
 def quantize(
@@ -113,8 +114,8 @@ def quantize(
         calibration.hash,
         calibration.provenance.model,
     )
+    spreads = min(MOST_SPREADS, SPREADS / len(calibration))
     reach = FURTHER if recipe.range == "mse" else 1.0
-    beyond = 1 + min(MOST_BEYOND, BEYOND / len(calibration))
     for name in names:
         layer = quantized.network.get_submodule(name)
         low, high = inputs.interval(name, recipe.range, recipe.percentile)
@@ -127,7 +128,8 @@ def quantize(
         set_grid(layer.input_quant, float(step), int(zero))
         output = torch.zeros(len(scales))
         if has_output_scale(layer):
-            output, zeros = (torch.from_numpy(v) for v in output_grids(beyond * outputs[name]))
+            ends = outputs[name].reaching(spreads)
+            output, zeros = (torch.from_numpy(v) for v in output_grids(ends))
             set_grid(layer.output_quant, output, zeros)
         bias = structure.get_submodule(name).bias
         least = least_scales(bias, output, min(float(step), symmetric))

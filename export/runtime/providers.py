@@ -18,7 +18,7 @@ import torch
 from export.bundle import Bundle
 from export.runtime.amx import has_amx, shift_codes
 from quant.temporal.table import row_of
-from solvers.inputs.errors import FullDiskError, ModelError, reading
+from solvers.inputs.errors import FullDiskError, InputError, ModelError, reading
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -137,6 +137,26 @@ def integer_convs(rows: list[Placement]) -> int:
         for row in rows
         if row.op in INTEGER_CONVS or (row.op == "Convolution" and row.dtype in ("u8", "i8"))
     )
+
+
+def check_state(x: torch.Tensor, channels: int, multiple: int) -> None:
+    """Refuse what a network's graph can't be shown, in place of a runtime's own words.
+
+    Raises:
+        InputError: ``x`` isn't ``(B, channels, h, w)`` with a sample at least and sides that are
+            multiples of ``multiple``.
+    """
+    if (
+        x.ndim != 4
+        or x.shape[1] != channels
+        or 0 in x.shape
+        or any(v % multiple for v in x.shape[2:])
+    ):
+        sides = f", h and w multiples of {multiple}" if multiple > 1 else ""
+        raise InputError(
+            f"the bundle's network takes (B, {channels}, h, w), B at least 1{sides}; got"
+            f" {tuple(x.shape)}"
+        )
 
 
 def second_input(timesteps: Sequence[float], t: torch.Tensor) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from export.runtime.providers import (
     PROVIDERS,
     Placement,
     check_found,
+    check_state,
     count_kernels,
     integer_convs,
     open_session,
@@ -164,8 +165,11 @@ class OnnxNetwork:
         self.providers: list[str] = self.session.get_providers()
         self.cuda = self.providers[0] != PROVIDERS["cpu"]
         self.out_channels = self.session.get_outputs()[0].shape[1]
+        self.channels = self.session.get_inputs()[0].shape[1]
+        self.multiple = 1 if bundle is None else bundle.settings.multiple
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        check_state(x, self.channels, self.multiple)
         place = torch.device("cuda" if self.cuda else "cpu")
         feed, second = (
             x.detach().to(place, torch.float32).contiguous(),
@@ -197,9 +201,8 @@ class OnnxNetwork:
         return SplitGraph(self.model, opened, self.timesteps, self.out_channels)
 
     def placement(self, height: int, width: int) -> list[Placement]:
-        channels = self.session.get_inputs()[0].shape[1]
         t = torch.tensor([self.timesteps[0] if self.timesteps else 0.0])
-        feed = {"x": np.zeros((1, channels, height, width), np.float32)} | second_input(
+        feed = {"x": np.zeros((1, self.channels, height, width), np.float32)} | second_input(
             self.timesteps, t
         )
         return count_kernels(
@@ -216,7 +219,7 @@ class OpenVinoNetwork:
         self, path: str | Path, bundle: Bundle, threads: int | None, precision: str | None = None
     ):
         self.timesteps, self.channels = tuple(bundle.timesteps), bundle.channels
-        self.model = path
+        self.multiple, self.model = bundle.settings.multiple, path
         self.open = partial(
             OpenVinoGraph, target=bundle.target, threads=threads, precision=precision
         )
@@ -227,6 +230,7 @@ class OpenVinoNetwork:
         )
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        check_state(x, self.channels, self.multiple)
         feed = {"x": x.detach().to("cpu", torch.float32).contiguous().numpy()} | second_input(
             self.timesteps, t
         )

@@ -111,12 +111,50 @@ def _power(method: str) -> float:
     return POWERS[method]
 
 
+@dataclass
+class OutputEnds:
+    """The ends of a layer's outputs, channel by channel.
+
+    Attributes:
+        ends: smallest and largest value, 0 among them, ``(C, 2)``.
+        count: inputs that were seen.
+        total, squares: sums over them of each one's own ends and of their squares, ``(C, 2)``.
+    """
+
+    ends: np.ndarray
+    count: int
+    total: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def nothing(cls) -> OutputEnds:
+        zeros = np.zeros((1, 2))
+        return cls(zeros.astype(np.float32), 0, zeros, zeros)
+
+    def see(self, ends: np.ndarray) -> None:
+        """Take in ``(inputs, C, 2)``."""
+        self.ends = _wider(self.ends, np.stack([ends[..., 0].min(0), ends[..., 1].max(0)], -1))
+        self.count += len(ends)
+        self.total = self.total + ends.sum(0, dtype=float)
+        self.squares = self.squares + np.square(ends, dtype=float).sum(0)
+
+    def reaching(self, spreads: float) -> np.ndarray:
+        """Ends ``(C, 2)`` further out by so many standard deviations of the inputs' own ends; one
+        input shows none, and half of its ends stands for it.
+        """
+        if self.count < 2:
+            return 1.5 * self.ends
+        power = self.squares - np.square(self.total) / self.count
+        spread = np.sqrt(np.maximum(power, 0) / (self.count - 1)).astype(np.float32)
+        return self.ends + spreads * spread * np.array([-1, 1], np.float32)
+
+
 @torch.no_grad()
 def measure_ranges(
     network: nn.Module, layers: Iterable[str], batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[Ranges, dict[str, np.ndarray]]:
+) -> tuple[Ranges, dict[str, OutputEnds]]:
     """Run ``network`` over ``(x (B, C, h, w), t (B,))`` batches and return the ranges of the
-    layers' inputs, and by layer the ends ``(C, 2)`` of each channel of its outputs, 0 among them.
+    layers' inputs, and by layer the ends of each channel of its outputs.
 
     Each batch holds one timestep.
     """
@@ -125,7 +163,7 @@ def measure_ranges(
     tables: dict[float, tuple[np.ndarray, np.ndarray]] = {}
     current = [0.0]
     channels: list[np.ndarray | None] = [None] * len(layers)
-    outputs = {name: np.zeros((1, 2), np.float32) for name in layers}
+    outputs = {name: OutputEnds.nothing() for name in layers}
 
     def hook(row: int):
         def see(_, inputs, output):
@@ -136,7 +174,7 @@ def measure_ranges(
             top = np.abs(found).max(1)
             channels[row] = top if channels[row] is None else np.maximum(channels[row], top)
             histogram[row] += _histogram(value)
-            outputs[layers[row]] = _wider(outputs[layers[row]], _ends(_by_channel(output)))
+            outputs[layers[row]].see(np.stack([_ends(_by_channel(one[None])) for one in output]))
 
         return see
 

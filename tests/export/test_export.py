@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from quant.recipe import QuantRecipe
 from quant.temporal.features import SplitUNet, cached
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
-from solvers.inputs.errors import ModelError
+from solvers.inputs.errors import InputError, ModelError
 from solvers.interop.description import describe
 from solvers.loop import solve
 from solvers.methods.ddim import DDIM
@@ -89,6 +90,19 @@ def test_float_session_is_the_denoiser(bundles, denoiser):
             torch.testing.assert_close(ours.x0, theirs.x0, atol=2e-5, rtol=0)
     x = torch.randn(3, 3, 24, 24)
     torch.testing.assert_close(session(x, 40.0).eps, denoiser(x, 40.0).eps, atol=2e-5, rtol=0)
+
+
+def test_inputs_that_a_graph_cannot_take_are_refused_in_our_words(bundles):
+    session = Session(bundles / "cpu", threads=1)
+    t, unit = torch.tensor([session.network.timesteps[0]]), session.multiple
+    good = torch.zeros(1, session.bundle.channels, 8 * unit, 8 * unit)
+    assert session.network(good, t).shape[-2:] == good.shape[-2:]
+    wrong = [good[:, 1:], good[:0], good[0], good[..., :0]]
+    if unit > 1:
+        wrong.append(good[..., 1:])
+    for x in wrong:
+        with pytest.raises(InputError, match=re.escape(f"got {tuple(x.shape)}")):
+            session.network(x, t.expand(len(x)))
 
 
 def test_step_session_restores_on_its_grid_only(bundles, denoiser):

@@ -456,7 +456,8 @@ def test_ranges_lose_least_of_what_was_seen():
     assert loss(*inputs.interval("body.0", "mse"), x) < 1.1 * best
     y = network(x).detach()[0].flatten(1)
     ends = torch.stack([y.amin(1).clamp(max=0), y.amax(1).clamp(min=0)], 1)
-    np.testing.assert_array_equal(outputs["body.0"], ends.numpy())
+    np.testing.assert_array_equal(outputs["body.0"].ends, ends.numpy())
+    np.testing.assert_array_equal(outputs["body.0"].reaching(2.5), 1.5 * ends.numpy())
 
 
 @pytest.mark.long
