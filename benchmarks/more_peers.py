@@ -7,6 +7,7 @@ they do in the other careful rows.
 
 import copy
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,8 @@ def modelopt_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
     settings = {name: options for name, options in settings.items() if wanted in name}
     if not settings:
         return
+    # it imports TensorRT, and the script of that name here comes first
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     try:
         from modelopt.onnx.quantization import quantize
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Bundles on an NVIDIA GPU: engines by TensorRT 10 or 11, their error, their speed.
 
     pip install tensorrt                     (10.x or 11.x; run once with each)
-    python benchmarks/engines.py int8=BUNDLE fp16=BUNDLE ... --size 256x256 -o table.md
+    python benchmarks/tensorrt.py int8=BUNDLE fp16=BUNDLE ... --size 256x256 -o table.md
 
 Give bundles of one model in both precisions: targets ``tensorrt`` (8 bits) and ``cuda`` (half).
 Of each an engine is built, run on one input, compared with ONNX Runtime's CPU on the same graph,
