@@ -95,7 +95,8 @@ def modelopt_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
     if not settings:
         return
     # it imports TensorRT, and the script of that name here comes first
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != here]
     try:
         from modelopt.onnx.quantization import quantize
     except ImportError as error:
