@@ -127,7 +127,7 @@ def image_std(kappa: float, share: Tensor) -> Tensor:
     """Standard deviation of the images that noise estimates with a mean square of ``share`` tell
     of, ``(B, 1, 1, 1)`` like that.
     """
-    return kappa * (1 / share.clamp(LEAST, 1) - 1).sqrt()
+    return kappa * (1 / share.clamp(min=LEAST) - 1).sqrt()
 
 
 def flow_weights(nodes: Sequence[float], start: float, end: float, std: Tensor) -> list[Tensor]:
@@ -143,14 +143,16 @@ def flow_weights(nodes: Sequence[float], start: float, end: float, std: Tensor) 
     Returns:
         ``(B, 1, 1, 1)`` for each node, like ``std``.
     """
-    s = std.detach().cpu().double()  # in small steps of tau; and not every device has doubles
+    # steps of tau may be small, but neither every device nor TensorRT has doubles
+    s = std if torch.compiler.is_exporting() else std.detach().cpu().double()
 
     def tau(kappa: float) -> Tensor:
         return (kappa**2 + s**2).sqrt()
 
     at = [tau(kappa) ** (1 / RHO) for kappa in nodes]
     low, high = tau(start) ** (1 / RHO), tau(end) ** (1 / RHO)
-    points, shares = map(torch.from_numpy, np.polynomial.legendre.leggauss((len(nodes) + RHO) // 2))
+    gauss = np.polynomial.legendre.leggauss((len(nodes) + RHO) // 2)
+    points, shares = (torch.from_numpy(values).to(s) for values in gauss)
     v = (low + high) / 2 + (high - low) / 2 * points  # (B, 1, 1, points)
     d_tau = (high - low) / 2 * shares * RHO * v ** (RHO - 1)
     found = []

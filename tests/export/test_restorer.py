@@ -16,6 +16,7 @@ from helpers.quantized import one_thread, tiny_denoiser  # noqa: F401
 from export.bundle import MANIFEST, RESTORER, RUNNER, RUNNER_SOURCE, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
 from export.graphs.restorer import RestorerNetwork, export_restorer
+from export.graphs.tensorrt import faults
 from export.jobs.photo import InpaintingJob
 from export.runtime.providers import open_session, tensorrt_options
 from export.runtime.restorer import mirrored
@@ -26,6 +27,7 @@ from quant.temporal.features import cached
 from restoration.metrics import psnr
 from restoration.photo.inpainting import InpaintingTask
 from solvers.methods.ddim import DDIM
+from solvers.methods.eabm import EABM
 from solvers.methods.evodiff import EVODiff
 from solvers.methods.pndm import PNDM
 
@@ -106,6 +108,7 @@ def test_graph_takes_batches(bundles):
             0.0,
             marks=pytest.mark.long,
         ),
+        pytest.param({"solver": EABM(), "num_inference_steps": 4}, 0.0, marks=pytest.mark.long),
         pytest.param({"correction": "diffpir"}, 0.1, marks=pytest.mark.long),
         pytest.param({"correction": "repaint"}, 0.0, marks=pytest.mark.slow),
     ],
@@ -113,7 +116,9 @@ def test_graph_takes_batches(bundles):
 def test_solvers_and_corrections_trace(task, changes, sigma):
     other = replace(task, **changes)
     model, module = export_restorer(InpaintingJob(other, SIZE, sigma), estimates=True)
-    session = open_session(ir.to_proto(model).SerializeToString(), CPU, threads=1)
+    proto = ir.to_proto(model)
+    assert not any("DOUBLE" in fault for fault in faults(proto))
+    session = open_session(proto.SerializeToString(), CPU, threads=1)
     image, mask = photo(*SIZE)
     generator = torch.Generator().manual_seed(7)
     noise = torch.stack(
