@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from restoration.metrics import shrunk
+from restoration.mri.sampling import make_sampling
 from toolbox.api import load_for
 from toolbox.support.cards import spread_of
 from toolbox.tasks import task_by_name
-from toolbox.tasks.mri import make_sampling
 from toolbox.tasks.settings import Settings
 
 Draw = Callable[[tuple[int, ...], np.random.Generator], np.ndarray]

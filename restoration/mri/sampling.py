@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from restoration.mri.espirit import MINIMUM_REGION
+
 # of ``numpy.random.RandomState``
 Seed = int | Sequence[int] | None
 
 MASKS = ("random", "equispaced", "equispaced-fraction", "poisson", "partial")
+CALIBRATION = 24  # largest side of a drawn centre
 COLUMNS = ("random", "equispaced", "equispaced-fraction", "partial")
 
 
@@ -163,3 +166,25 @@ def _discs(order: np.ndarray, radius: np.ndarray, height: int, width: int) -> np
         block = free[top : top + rows.shape[0], left : left + cols.shape[1]]
         block &= (rows - i) ** 2 + (cols - j) ** 2 >= reach**2
     return kept
+
+
+def make_sampling(
+    kind: str, size: tuple[int, ...], acceleration: float, center_fraction: float | None, seed: Seed
+) -> Tensor:
+    """A mask ``(W,)``, or ``(H, W)`` for ``poisson``; the centre is fastMRI's share for the
+    acceleration unless given (0.32/R).
+
+    Raises:
+        ValueError: an unknown kind, or a centre that doesn't fit.
+    """
+    if kind not in MASKS:
+        raise ValueError(f"mask {kind!r} is neither a file nor a kind; kinds: {', '.join(MASKS)}")
+    if kind == "poisson":
+        # at most half of the points lie in the centre
+        half = int((size[0] * size[1] / (2 * acceleration)) ** 0.5)
+        return poisson_mask(size[0], size[1], acceleration, min(CALIBRATION, half, *size), seed)
+    # in small images no fewer columns than sensitivities are estimated from
+    least = MINIMUM_REGION / size[1]
+    share = max(0.32 / acceleration, least if least < 1 / acceleration else 0.0)
+    share = share if center_fraction is None else center_fraction
+    return column_mask(kind, size[1], acceleration, share, seed)

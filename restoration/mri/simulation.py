@@ -1,15 +1,17 @@
-"""What is needed to simulate multi-coil k-space from magnitude images: coil maps, smooth phase,
-noise.
-"""
+"""Multi-coil k-space simulated of magnitude images: coil maps, smooth phase, noise."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.mri.sense import Sense, SingleCoil, cartesian, normalise_maps
+from restoration.io.mri_scan import Scan
+from restoration.mri.sense import Sense, SingleCoil, cartesian, fft2c, normalise_maps
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -79,3 +81,44 @@ def simulate_kspace(
     clean = operator.A(x)
     noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
     return operator, clean + sigma * operator.mask.to(clean) * noise
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Fully sampled k-space ``(slices, coils, H, W)`` with noise and without, the coil maps
+    ``(coils, H, W)``, and the noise of a real part in the data's units.
+    """
+
+    kspace: Tensor
+    clean: Tensor
+    maps: Tensor
+    sigma: float
+
+
+def simulate(scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed: int) -> Simulated:
+    """A scan of magnitudes.
+
+    The phase is the file's where it has one, else smooth and random, one for all slices; maps are a
+    ring of coils unless given.
+
+    Args:
+        sigma: noise of real and imaginary part as a share of the volume's 0.99 quantile.
+    """
+    magnitude: Any = scan.magnitude
+    size, rng = magnitude.shape[1:], np.random.default_rng(seed)
+    if maps is None:
+        sens = (
+            ring_maps(coils, size, rng)
+            if coils > 1
+            else torch.ones(1, *size, dtype=torch.complex64)
+        )
+    else:
+        sens = resize_maps(torch.from_numpy(maps), size)
+    phase = smooth_phase(size, rng) if scan.phase is None else torch.from_numpy(scan.phase)
+    images = torch.polar(torch.from_numpy(magnitude), phase.expand(magnitude.shape))
+    noise = sigma * float(np.quantile(magnitude, 0.99))
+    clean = fft2c(images[:, None] * sens)
+    # its own stream: a sampler's starts from the seed alone
+    g = torch.Generator().manual_seed(seed + 2**32)
+    white = torch.randn(clean.shape, generator=g, dtype=clean.dtype)
+    return Simulated(clean + noise * 2**0.5 * white, clean, sens, noise)

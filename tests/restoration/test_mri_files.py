@@ -448,7 +448,7 @@ def test_headers_with_attributes_and_comments(tmp_path, kspace):
 
 def test_complex_nifti_keeps_its_phase(tmp_path):
     nibabel = pytest.importorskip("nibabel")
-    from toolbox.tasks.mri import simulate
+    from restoration.mri.simulation import simulate
 
     rng = np.random.default_rng(0)
     image = rng.standard_normal((2, 12, 10)) + 1j * rng.standard_normal((2, 12, 10))

@@ -23,14 +23,14 @@ from restoration.mri.espirit import espirit, mvue
 from restoration.mri.estimate import lift
 from restoration.mri.evaluation import coverage, slice_quality, volume_quality
 from restoration.mri.partial_fourier import missing_side, smooth_phase
-from restoration.mri.sampling import volume_seed
+from restoration.mri.sampling import make_sampling, volume_seed
 from restoration.mri.sense import cartesian, to_channels, to_complex
+from restoration.mri.simulation import simulate
 from restoration.mri.task import MRITask
 from solvers import solver_by_name
 from toolbox.api import keeping_models, load
 from toolbox.bench.options import Extent, Methods, Scans
 from toolbox.bench.shares import shared
-from toolbox.tasks.mri import make_sampling, simulate
 
 SENSE_WEIGHTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WAVELET_WEIGHTS = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)

@@ -18,13 +18,13 @@ from restoration.io.mri_output import check_output, std_file, write_reconstructi
 from restoration.io.mri_scan import Scan
 from restoration.io.pictures.dicom import ENDINGS, is_dicom
 from restoration.io.pictures.folders import visible_files
-from restoration.mri.espirit import MINIMUM_REGION, mvue, rss
+from restoration.mri.espirit import mvue, rss
 from restoration.mri.evaluation import volume_quality
 from restoration.mri.geometry import regrid
 from restoration.mri.openness import left_open
-from restoration.mri.sampling import MASKS, Seed, column_mask, poisson_mask, volume_seed
-from restoration.mri.sense import cartesian, fft2c, ifft2c, normalise_maps, to_channels, to_complex
-from restoration.mri.simulation import resize_maps, ring_maps, smooth_phase
+from restoration.mri.sampling import make_sampling, volume_seed
+from restoration.mri.sense import cartesian, ifft2c, normalise_maps, to_channels, to_complex
+from restoration.mri.simulation import simulate
 from restoration.mri.task import SAMPLING_STEPS, MRITask, sampled
 from restoration.task import Restored
 from solvers import solver_by_name
@@ -36,7 +36,6 @@ from toolbox.tasks.options import Scanning
 from toolbox.tasks.pictures import said_of
 from toolbox.tasks.settings import Output, Prior, Request, Settings
 
-CALIBRATION = 24
 TISSUE = 0.05  # share of a slice's maximum above which a pixel counts
 KINDS = ("equispaced-fraction", "poisson", "random")
 # kinds and accelerations that intervals are fitted on
@@ -45,69 +44,6 @@ SCANS: tuple[tuple[str, float], ...] = (
     *(("equispaced-fraction", 4), ("random", 4), ("random", 3), ("equispaced-fraction", 6)),
     *(("random", 5), ("random", 6), ("equispaced-fraction", 8), ("random", 8)),
 )
-
-
-def make_sampling(
-    kind: str, size: tuple[int, ...], acceleration: float, center_fraction: float | None, seed: Seed
-) -> Tensor:
-    """A mask ``(W,)``, or ``(H, W)`` for ``poisson``; the centre is fastMRI's share for the
-    acceleration unless given (0.32/R).
-
-    Raises:
-        ValueError: an unknown kind, or a centre that doesn't fit.
-    """
-    if kind not in MASKS:
-        raise ValueError(f"mask {kind!r} is neither a file nor a kind; kinds: {', '.join(MASKS)}")
-    if kind == "poisson":
-        # at most half of the points lie in the centre
-        half = int((size[0] * size[1] / (2 * acceleration)) ** 0.5)
-        return poisson_mask(size[0], size[1], acceleration, min(CALIBRATION, half, *size), seed)
-    # in small images no fewer columns than sensitivities are estimated from
-    least = MINIMUM_REGION / size[1]
-    share = max(0.32 / acceleration, least if least < 1 / acceleration else 0.0)
-    share = share if center_fraction is None else center_fraction
-    return column_mask(kind, size[1], acceleration, share, seed)
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """Fully sampled k-space ``(slices, coils, H, W)`` with noise and without, the coil maps
-    ``(coils, H, W)``, and the noise of a real part in the data's units.
-    """
-
-    kspace: Tensor
-    clean: Tensor
-    maps: Tensor
-    sigma: float
-
-
-def simulate(scan: Scan, maps: np.ndarray | None, coils: int, sigma: float, seed: int) -> Simulated:
-    """A scan of magnitudes.
-
-    The phase is the file's where it has one, else smooth and random, one for all slices; maps are a
-    ring of coils unless given.
-
-    Args:
-        sigma: noise of real and imaginary part as a share of the volume's 0.99 quantile.
-    """
-    magnitude: Any = scan.magnitude
-    size, rng = magnitude.shape[1:], np.random.default_rng(seed)
-    if maps is None:
-        sens = (
-            ring_maps(coils, size, rng)
-            if coils > 1
-            else torch.ones(1, *size, dtype=torch.complex64)
-        )
-    else:
-        sens = resize_maps(torch.from_numpy(maps), size)
-    phase = smooth_phase(size, rng) if scan.phase is None else torch.from_numpy(scan.phase)
-    images = torch.polar(torch.from_numpy(magnitude), phase.expand(magnitude.shape))
-    noise = sigma * float(np.quantile(magnitude, 0.99))
-    clean = fft2c(images[:, None] * sens)
-    # its own stream: a sampler's starts from the seed alone
-    g = torch.Generator().manual_seed(seed + 2**32)
-    white = torch.randn(clean.shape, generator=g, dtype=clean.dtype)
-    return Simulated(clean + noise * 2**0.5 * white, clean, sens, noise)
 
 
 class MRI(Task):
