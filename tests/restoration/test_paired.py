@@ -12,6 +12,7 @@ import torch
 from helpers.data import TINY_RECIPE, smooth_picture
 from helpers.deploy import calibrate as run_calibrate
 
+import toolbox
 from quant.calibration.trajectory import CalibrationSet
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.pictures.folders import find_pairs
@@ -41,7 +42,7 @@ from solvers import (
     ResfusionSampler,
 )
 from toolbox.cli import main
-from toolbox.training.examples.paired import HazeExamples, PairExamples
+from toolbox.training.examples.paired import HazeExamples, MadeExamples, PairExamples
 from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
 from toolbox.training.recipe import TrainingRecipe
@@ -454,6 +455,32 @@ def test_pairs_are_cut_alike_and_dropped_as_asked(tmp_path, pairs):
     _, condition, _ = examples.show(d, clean, shown, keep)
     for one, flag, degraded in zip(condition, keep.flatten(), shown, strict=True):
         torch.testing.assert_close(one, flag * (2 * degraded - 1))
+
+
+@pytest.mark.parametrize(("made", "shown"), [("rain", "degraded"), ("shadow", "mask")])
+def test_made_pairs(tmp_path, pictures, made, shown):
+    """Pairs of clean pictures alone: their patches, what is made of them in 8 bits, and its mask
+    where the network is shown one.
+    """
+    settings = f'[pairs]\nmade = "{made}"\nshown = "{shown}"'
+    recipe = recipe_of(tmp_path, PAIRS.replace("[pairs]", settings), patch_size=16)
+    examples = MadeExamples(recipe, pictures)
+    clean, degraded, keep = examples.draw(6, np.random.default_rng(0))
+    assert clean.shape == (6, 3, 16, 16)
+    assert degraded.shape == (6, 3 + (shown == "mask"), 16, 16)
+    assert (keep == 1).all()
+    torch.testing.assert_close(255 * degraded, (255 * degraded).round())
+    assert (clean - degraded[:, :3]).abs().max() > 0.05
+    assert torch.equal(degraded, examples.draw(6, np.random.default_rng(0))[1])
+    train(recipe.model_copy(update={"steps": 1}), pictures, tmp_path / "out")
+    hold = build(recipe)
+    assert hold.condition_channels == degraded.shape[1]
+
+
+@pytest.mark.parametrize("name", ["low-light", "shadow", "rain"])
+def test_recipes_of_made_pairs(name):
+    recipe = TrainingRecipe.read(Path(toolbox.__file__).parent / "recipes" / f"{name}.toml")
+    assert recipe.pairs.made == name == recipe.name
 
 
 def test_haze_examples_hold_the_model(tmp_path, pictures):

@@ -22,8 +22,8 @@ class Patches:
         exclude: names of files to leave out.
         swap: whether the channels of patches are swapped.
         turn: whether patches are turned by quarters.
-        sides: short sides that pictures are reduced to; by default they are scaled by ``SCALES``:
-            large photos are soft at full size.
+        sides: short sides that pictures are reduced to; where there are none they are scaled.
+        scales: large photos are soft at full size.
 
     Raises:
         ValueError: no picture of at least ``size`` pixels in the folder.
@@ -39,13 +39,14 @@ class Patches:
         sides: tuple[int, ...] = (),
         swap: bool = True,
         turn: bool = True,
+        scales: tuple[float, ...] = SCALES,
     ):
         self.size, self.swap, self.turn = size, swap, turn
         self.images: list[np.ndarray] = []
         for path in find_pictures(folder, exclude):
             pixels = np.broadcast_to((photo := read_image(path).pixels), (3, *photo.shape[1:]))
             image = Image.fromarray(np.rint(255 * pixels.transpose(1, 2, 0)).astype(np.uint8))
-            for scale in [side / min(image.size) for side in sides] or self.SCALES:
+            for scale in [side / min(image.size) for side in sides] or scales:
                 width, height = (round(s * scale) for s in image.size)
                 if min(width, height) >= size:
                     self.images.append(
