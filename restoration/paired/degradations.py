@@ -68,9 +68,10 @@ def rain_drops(clear: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]
         bumps = 1 + 0.15 * rng.random() * np.sin(2 * np.arctan2(down, right) + rng.uniform(0, 6))
         distance = np.hypot(down, right) / (radius * bumps)
         wide = rng.uniform(3, 8)  # how much more of the scene it shows than it hides
-        at = np.stack([column - wide * right, row - wide * down], -1)
-        at = torch.from_numpy(2 * (at + 0.5) / np.array([width, height]) - 1).to(clear)
-        seen = F.grid_sample(soft, at[None], padding_mode="reflection", align_corners=False)[0]
+        points = np.stack([column - wide * right, row - wide * down], -1)
+        points = 2 * (points + 0.5) / np.array([width, height]) - 1  # as grid_sample counts
+        at = torch.from_numpy(points).to(clear)[None]
+        seen = F.grid_sample(soft, at, padding_mode="reflection", align_corners=False)[0]
         rim = torch.from_numpy(1 - rng.uniform(0.1, 0.5) * distance.clip(0, 1) ** 6).to(clear)
         inside = torch.from_numpy(((1.1 - distance) * radius / 2).clip(0, 1)).to(clear)
         behind = through[:, rows, columns]

@@ -222,7 +222,7 @@ def train(
     check_folder(out)
     check_outputs([out], [data, start_from])
     made = recipe.pairs is not None and recipe.pairs.made is not None
-    examples = (MadeExamples if made else EXAMPLES[recipe.task])(recipe, data, exclude)
+    examples: Any = (MadeExamples if made else EXAMPLES[recipe.task])(recipe, data, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
     checkpoint = out / "checkpoint" / "state.pt"
