@@ -159,12 +159,10 @@ class PictureTask(Task):
         def finished(picture: Tensor) -> np.ndarray:
             """As it is written: in the file's own colours, with what is known as it was."""
             found = view.back(picture.numpy(), reading.known)
-            if (kept := reading.kept) is None:
-                return found
-            mixed = np.empty_like(found)
-            for new, own, made in zip(mixed, photo.pixels, found, strict=True):
-                new[...] = kept * own + (1 - kept) * made
-            return mixed
+            if (kept := reading.kept) is not None:  # in place: pictures may be large
+                for new, own in zip(found, photo.pixels, strict=True):
+                    new[...] = kept * own + (1 - kept) * new
+            return found
 
         figures: dict[str, Any] = {"task": self.name, "image": str(path), "out": str(out)}
         figures |= {"size": [shape[2], shape[1]], **reading.found, "model": prior.model}
