@@ -479,6 +479,46 @@ def test_haze_examples_hold_the_model(tmp_path, pictures):
     assert len(next(source)) == 5
 
 
+def test_haze_of_other_kinds():
+    """Denser haze, uneven haze and JPEG change the hazy picture alone; all are seeded."""
+    clear = torch.from_numpy(smooth_picture(48, 48)) * 0.8
+    own = {"beta": (1.0, 1.0), "airlight": (1.0, 1.0), "tint": 0, "paste": 0, "rooms": 0}
+    own |= {"levels": 0, "jitter": 0}
+
+    def depth_of(**kind):
+        """Optical depth where it can be told."""
+        same, hazy = make_hazy(clear, clear[None], Haze(**own, **kind), np.random.default_rng(2))
+        torch.testing.assert_close(same, clear)
+        again = make_hazy(clear, clear[None], Haze(**own, **kind), np.random.default_rng(2))
+        assert torch.equal(hazy, again[1])
+        return -torch.log(((1 - hazy) / (1 - clear)).clamp(min=1e-3))
+
+    plain = depth_of()
+    ratio = depth_of(dense=1.0) / plain
+    assert 1 < ratio.min() <= ratio.max() <= 3.01
+    assert ratio.max() - ratio.min() < 1e-2
+    ratio = depth_of(uneven=1.0) / plain
+    assert ratio.max() / ratio.min() > 1.1
+    assert (ratio[0] - ratio[2]).abs().max() < 1e-2  # the same in all colours
+    ratio = depth_of(exponent=2.0) / plain
+    assert ratio[0].max() < ratio[1].min() < ratio[2].min()
+    change = (depth_of(jpeg=1.0) - plain).abs()
+    assert 1e-3 < change.mean() < 0.1
+    assert (depth_of(cues=1.0) - plain).abs().mean() > 0.05
+
+
+def test_haze_networks_see_upright_pictures(tmp_path):
+    """A picture that is bright above and blue all over stays so."""
+    picture = np.zeros((60, 60, 3), np.uint8)
+    picture[..., 2] = np.linspace(250, 60, 60)[:, None]
+    write_image(tmp_path / "sky.png", Photo(picture.transpose(2, 0, 1) / np.float32(255)))
+    settings = "[haze]\njitter = 0.0\nlevels = 0.0\npaste = 0.0\nrooms = 0.0"
+    recipe = recipe_of(tmp_path, HAZE.replace("[haze]", settings), patch_size=32)
+    clear, _, _ = HazeExamples(recipe, tmp_path).draw(16, np.random.default_rng(0))
+    assert (clear[:, 2, 0] > clear[:, 2, -1]).all()
+    assert (clear[:, :2] == 0).all()
+
+
 def test_min_snr_weighs_the_image_error(tmp_path):
     """The loss in v, weighted, equals ``min(SNR, gamma)`` times the error of the image."""
     text = TINY_RECIPE.replace("inpaint", "denoise").replace(

@@ -108,7 +108,8 @@ class HazeExamples:
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         sides = tuple(round(share * recipe.patch_size) for share in self.SIDES)
         self.haze = needed(recipe.haze)
-        self.patches = Patches(folder, recipe.patch_size, exclude, sides)
+        # upright and in their own colours: the sky is above, and haze is told by colours
+        self.patches = Patches(folder, recipe.patch_size, exclude, sides, swap=False, turn=False)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clear and hazy pictures in [0, 1], and 0 where the condition is dropped."""
