@@ -34,6 +34,8 @@ class Haze(BaseModel):
     dense: float = Field(0.0, ge=0, le=1)
     # share of samples whose haze drifts: denser here than there at the same distance
     uneven: float = Field(0.0, ge=0, le=1)
+    # share of samples in which nothing is near: depth begins at up to half of its largest
+    distant: float = Field(0.0, ge=0, le=1)
     exponent: float = Field(0.0, ge=0, le=4)  # largest exponent of scattering, see Scattering
     # share of samples whose depth is told by the clear picture, in place of a made-up room
     cues: float = Field(0.0, ge=0, le=1)
@@ -115,6 +117,9 @@ def make_hazy(
         depth = depth_of_cues(clear, rng)
     elif rng.random() < 0.5:
         depth = follow_edges(depth, clear, int(rng.integers(3, 17)))
+    if chance(settings.distant):
+        nearest = float(rng.uniform(0, 0.5))
+        depth = nearest + (1 - nearest) * depth
     scattering = Scattering.draw(
         rng, settings.beta, settings.airlight, settings.tint * rng.random()
     )

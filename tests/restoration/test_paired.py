@@ -527,6 +527,7 @@ def test_haze_of_other_kinds():
     ratio = depth_of(uneven=1.0) / plain
     assert ratio.max() / ratio.min() > 1.1
     assert (ratio[0] - ratio[2]).abs().max() < 1e-2  # the same in all colours
+    assert depth_of(distant=1.0).min() > plain.min() + 0.05
     ratio = depth_of(exponent=2.0) / plain
     assert ratio[0].max() < ratio[1].min() < ratio[2].min()
     change = (depth_of(jpeg=1.0) - plain).abs()
