@@ -187,9 +187,17 @@ class Restored:
     warning: str | None = field(default=None, kw_only=True)
 
 
+@dataclass(frozen=True)
+class Part:
+    """How far one network call is that is made part by part: ``done`` of ``total``."""
+
+    done: int
+    total: int
+
+
 # what a restoration calls after each network call: the sample's number, and the step where the call
-# is one
-Watch = Callable[[int, Step | None], None]
+# is one; a call that is made part by part is told after each of them
+Watch = Callable[[int, Step | Part | None], None]
 
 
 @dataclass(frozen=True)

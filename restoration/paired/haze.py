@@ -19,6 +19,7 @@ from solvers.inputs.errors import InputError, reading
 # RESIDE's indoor training set (Li et al. 2019): scattering of depth that is 1 at its largest
 BETA = (0.6, 1.8)
 AIRLIGHT = (0.7, 1.0)
+WAVELENGTHS = (0.61, 0.55, 0.465)  # micrometres, where sRGB's red, green and blue lie
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,25 @@ class Scattering:
         linear_light: False: the model acts on the picture's values as they are (gamma-coded), as
             RESIDE and most data sets make their haze. True: on light, decoded by sRGB's curve and
             coded again, which is the physics; ``airlight`` is gamma-coded in both cases.
+        exponent: Angstrom's: ``beta`` is green's, and a colour of wavelength ``l`` has
+            ``beta (l / 0.55 um) ** -exponent``. 0 in fog, 1 to 2 in thin haze, whose distance is
+            blue.
 
     Raises:
-        ValueError: ``beta`` negative, or an airlight outside [0, 1].
+        ValueError: ``beta`` or the exponent negative, or an airlight outside [0, 1].
     """
 
     beta: float
     airlight: float | tuple[float, float, float] = 1.0
     linear_light: bool = False
+    exponent: float = 0.0
 
     def __post_init__(self) -> None:
         light = np.atleast_1d(self.airlight)
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta must be a finite number >= 0; got {self.beta}")
+        if not 0 <= self.exponent <= 4:
+            raise ValueError(f"the exponent must lie in [0, 4]; got {self.exponent}")
         if light.shape not in ((1,), (3,)) or not ((light >= 0) & (light <= 1)).all():
             raise ValueError(
                 f"airlight must be one value or three (R, G, B) in [0, 1]; got {self.airlight}"
@@ -65,7 +72,7 @@ class Scattering:
         return cls(float(rng.uniform(*beta)), (red, green, blue))
 
     def transmission(self, depth: Tensor) -> Tensor:
-        """``exp(-beta d)`` in (0, 1], of ``depth``'s shape."""
+        """Green's ``exp(-beta d)`` in (0, 1], of ``depth``'s shape."""
         return torch.exp(-self.beta * depth)
 
     def __call__(self, image: Tensor, depth: Tensor) -> Tensor:
@@ -90,6 +97,9 @@ class Scattering:
             device=image.device,
         )
         t = self.transmission(depth).to(image)
+        if self.exponent:  # (..., 3, H, W), or (3, H, W) for one depth of all
+            of_green = (np.array(WAVELENGTHS) / WAVELENGTHS[1]) ** -self.exponent
+            t = t ** torch.from_numpy(of_green[:, None, None]).to(image)
         if not self.linear_light:
             return image * t + light * (1 - t)
         return srgb_encode(srgb_decode(image) * t + srgb_decode(light) * (1 - t))
@@ -193,6 +203,25 @@ def procedural_depth(
         depth[front], labels[front] = distance, k + 1
     depth = depth / depth.max()
     return torch.from_numpy(depth.clip(0.02, 1).astype(np.float32)), labels
+
+
+def depth_of_cues(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Made-up depth ``(H, W)`` of a clear picture ``(3, H, W)`` in [0, 1], 1 at its largest and at
+    least 0.02, by what tells distance outdoors: high in the picture, bright and pale (after the
+    colour attenuation prior, Zhu, Mai & Shao 2015), without detail. The cues' weights are random.
+    """
+    height, width = image.shape[1:]
+    bright = image.amax(0)
+    pale = bright - (bright - image.amin(0)) / bright.clamp(min=0.05)  # value less saturation
+    smooth = -F.avg_pool2d((bright - F.avg_pool2d(bright[None], 5, 1, 2)).abs(), 5, 1, 2)[0]
+    high = torch.linspace(1, 0, height)[:, None].expand(-1, width)
+    total = torch.zeros(height, width)
+    for cue, largest in ((high, 1.5), (pale, 0.7), (smooth, 0.4)):
+        total += float(rng.uniform(0, largest)) * (cue - cue.mean()) / (cue.std() + 1e-3)
+    total = follow_edges(total, image, int(rng.integers(3, 13)))
+    total = (total - total.min()) / (total.max() - total.min() + 1e-3)
+    depth = torch.exp(float(rng.uniform(0.3, 2)) * total)  # distance grows fast towards the horizon
+    return (depth / depth.max()).clamp(0.02, 1)
 
 
 def smooth_field(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -9,7 +10,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from restoration.paired.haze import AIRLIGHT, BETA, Scattering, follow_edges, procedural_depth
+from restoration.io.pictures.values import after_jpeg
+from restoration.paired.haze import (
+    AIRLIGHT,
+    BETA,
+    Scattering,
+    depth_of_cues,
+    follow_edges,
+    procedural_depth,
+    smooth_field,
+)
 
 
 class Haze(BaseModel):
@@ -20,6 +30,14 @@ class Haze(BaseModel):
     beta: tuple[float, float] = BETA
     airlight: tuple[float, float] = AIRLIGHT
     tint: float = Field(0.05, ge=0, le=1)
+    # share of samples with haze up to three times as dense
+    dense: float = Field(0.0, ge=0, le=1)
+    # share of samples whose haze drifts: denser here than there at the same distance
+    uneven: float = Field(0.0, ge=0, le=1)
+    exponent: float = Field(0.0, ge=0, le=4)  # largest exponent of scattering, see Scattering
+    # share of samples whose depth is told by the clear picture, in place of a made-up room
+    cues: float = Field(0.0, ge=0, le=1)
+    jpeg: float = Field(0.0, ge=0, le=1)  # share of hazy pictures that are kept as JPEG
     # share of samples whose haze is made in linear light
     linear_light: float = Field(0.0, ge=0, le=1)
     # share of things in front that are filled from other pictures or painted plain
@@ -74,12 +92,17 @@ def make_hazy(
     """One pair ``(3, H, W)``, clear and hazy, from a picture and others to fill things in front
     with, all in [0, 1].
     """
+
+    def chance(share: float) -> bool:
+        return share > 0 and rng.random() < share
+
     clear = vary(clear, settings.jitter, rng)
+    outdoors = chance(settings.cues)
     depth, labels = procedural_depth(clear.shape[1], clear.shape[2], rng)
-    if rng.random() < settings.rooms:
+    if not outdoors and rng.random() < settings.rooms:
         for k in range(labels.min(), 0):
             clear = torch.where(torch.from_numpy(labels == k), plain(clear, rng), clear)
-    for k in range(1, labels.max() + 1):
+    for k in range(1, 1 if outdoors else labels.max() + 1):
         inside = torch.from_numpy(labels == k)
         if rng.random() < settings.paste and inside.any():
             filling = vary(others[rng.integers(len(others))], settings.jitter, rng)
@@ -88,11 +111,25 @@ def make_hazy(
     if rng.random() < settings.levels:
         low, high = np.quantile(clear.numpy(), (rng.uniform(0.01, 0.08), rng.uniform(0.94, 0.995)))
         clear = ((clear - float(low)) / max(float(high - low), 0.1)).clamp(0, 1)
-    if rng.random() < 0.5:
+    if outdoors:
+        depth = depth_of_cues(clear, rng)
+    elif rng.random() < 0.5:
         depth = follow_edges(depth, clear, int(rng.integers(3, 17)))
     scattering = Scattering.draw(
         rng, settings.beta, settings.airlight, settings.tint * rng.random()
     )
     if rng.random() < settings.linear_light:
-        scattering = Scattering(scattering.beta, scattering.airlight, linear_light=True)
-    return clear, scattering(clear, depth)
+        scattering = replace(scattering, linear_light=True)
+    if chance(settings.dense):
+        scattering = replace(scattering, beta=scattering.beta * float(rng.uniform(1, 3)))
+    if settings.exponent:
+        scattering = replace(scattering, exponent=float(rng.uniform(0, settings.exponent)))
+    if chance(settings.uneven):
+        field = torch.from_numpy(smooth_field(clear.shape[1], clear.shape[2], rng))
+        depth = depth * torch.exp(float(rng.uniform(0, 0.6)) * field)
+    hazy = scattering(clear, depth)
+    if chance(settings.jpeg):
+        levels = (hazy * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        kept = torch.from_numpy(after_jpeg(levels, int(rng.integers(50, 96))))
+        hazy = kept.permute(2, 0, 1).to(hazy) / 255
+    return clear, hazy

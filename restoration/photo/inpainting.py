@@ -95,7 +95,8 @@ class InpaintingTask:
             sigma: standard deviation of the noise on the known pixels, in units of [0, 1].
             num_samples: posterior samples; their mean and standard deviation are returned too.
             seed: sample k uses ``seed + k``.
-            callback: called after each network call with the sample's number and the step.
+            callback: called after each network call with the sample's number and the step; window
+                by window after each of them, with a :class:`restoration.task.Part`.
 
         Raises:
             ValueError: shapes that don't fit, values that are not finite, a mask that knows
@@ -140,11 +141,9 @@ class InpaintingTask:
             known = mask[window]
             return None if known.all() else self(image[:, *window], known, seed=seed)
 
-        found = by_windows(fill, image, self.tile, overlap)
+        found = by_windows(fill, image, self.tile, overlap, callback=callback)
         for result, given in zip(found.mean, image.cpu(), strict=True):
             torch.where(mask.cpu() > 0, given, result, out=result)
-        if callback is not None:
-            callback(0, None)
         return found
 
     def nodes(self) -> Grid:

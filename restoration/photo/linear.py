@@ -133,7 +133,8 @@ class LinearTask:
             sigma: standard deviation of the noise on ``y``, in units of [0, 1].
             num_samples: posterior samples; their mean and standard deviation are returned too.
             seed: sample k uses ``seed + k``.
-            callback: called after each network call with the sample's number and the step.
+            callback: called after each network call with the sample's number and the step; window
+                by window after each of them, with a :class:`restoration.task.Part`.
 
         Raises:
             ValueError: data that is not finite or does not fit the operator, pictures of other than
@@ -194,10 +195,7 @@ class LinearTask:
                 own = UnknownReduction(_enlarged(part, operator), factor)
             return self(part, own, sigma=sigma)
 
-        found = by_windows(restored, y, tile, overlap, factor)
-        if callback is not None:
-            callback(0, None)
-        return found
+        return by_windows(restored, y, tile, overlap, factor, callback)
 
     def prepare(self, measurement: Measurement, shape: Sequence[int]) -> Run:
         """The run on this measurement. Tensor operations only: it can be traced.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.task import Restored
+from restoration.task import Part, Restored, Watch
 from restoration.wrappers.tiling import tile_starts, tile_weight
 
 Window = tuple[slice, slice]  # rows and columns
@@ -43,6 +43,7 @@ def by_windows(
     tile: int,
     overlap: int,
     factor: int = 1,
+    callback: Watch | None = None,
 ) -> Restored:
     """A picture restored in windows, blended where those overlap.
 
@@ -51,11 +52,13 @@ def by_windows(
         image: ``(C, H, W)``.
         tile, overlap: of the tiles, in pixels of the image.
         factor: how many times larger results are.
+        callback: called after each window with 0 and how far the work is.
     """
     began, nfe, squares, pixels, warning = time.perf_counter(), 0, 0.0, 0, None
     height, width = (factor * n for n in image.shape[1:])
     total, weights = image.new_zeros(len(image), height, width), image.new_zeros(height, width)
-    for window in windows(image.shape[1:], tile, overlap):
+    chosen = windows(image.shape[1:], tile, overlap)
+    for k, window in enumerate(chosen):
         part, found = image[:, *window], restore(window)
         if found is not None:
             part, nfe = found.mean.to(part), max(nfe, found.nfe)
@@ -70,6 +73,8 @@ def by_windows(
         for channel, values in zip(total, part, strict=True):
             channel[rows, columns] += weight * values
         weights[rows, columns] += weight
+        if callback is not None:
+            callback(0, Part(k + 1, len(chosen)))
     mean = total.div_(weights).cpu()
     std, seconds = mean.new_zeros(()).expand(mean.shape), time.perf_counter() - began
     misfit = math.sqrt(squares / pixels) if pixels else None

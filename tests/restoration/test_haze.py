@@ -20,7 +20,9 @@ from restoration.paired.dark_channel import (
 )
 from restoration.paired.haze import (
     BETA,
+    WAVELENGTHS,
     Scattering,
+    depth_of_cues,
     follow_edges,
     procedural_depth,
     read_depth,
@@ -73,6 +75,21 @@ def test_linear_light_mixes_light():
     assert want > float(Scattering(0.7, 0.9)(image, depth)[0, 0, 0])  # bright haze wins in light
 
 
+def test_the_exponent_is_angstroms():
+    """Blue scatters more: the optical depths of two colours are as the power of their wavelengths;
+    green's is beta's. In fog, exponent 0, all are alike.
+    """
+    image, depth = torch.full((3, 2, 2), 0.2), torch.full((2, 2), 0.8)
+    hazy = Scattering(0.7, 1.0, exponent=1.3)(image, depth)
+    depths = -torch.log((1 - hazy) / (1 - image))[:, 0, 0]
+    assert float(depths[1]) == pytest.approx(0.7 * 0.8, rel=1e-4)
+    red, green, blue = WAVELENGTHS
+    assert float(depths[2] / depths[1]) == pytest.approx((green / blue) ** 1.3, rel=1e-4)
+    assert float(depths[0] / depths[1]) == pytest.approx((green / red) ** 1.3, rel=1e-4)
+    batch = Scattering(0.7, 1.0, exponent=1.3)(image[None], depth[None, None])
+    torch.testing.assert_close(batch[0], hazy)
+
+
 @given(st.floats(0, 1))
 def test_srgb_round_trip(value):
     v = torch.tensor([value], dtype=torch.float64)
@@ -84,6 +101,8 @@ def test_srgb_round_trip(value):
     [
         (lambda: Scattering(-1.0), "beta"),
         (lambda: Scattering(float("nan")), "beta"),
+        (lambda: Scattering(1.0, exponent=-0.1), "exponent"),
+        (lambda: Scattering(1.0, exponent=float("nan")), "exponent"),
         (lambda: Scattering(1.0, 1.2), "airlight"),
         (lambda: Scattering(1.0, (0.5, 0.5)), "airlight"),
         (lambda: Scattering(1.0)(noise(3, 4, 4), noise(4, 5)), "depth is"),
@@ -103,6 +122,21 @@ def test_draws_stay_in_their_ranges_and_repeat():
         assert BETA[0] <= s.beta <= BETA[1]
         assert 0.6 <= min(s.airlight) <= max(s.airlight) <= 1
         assert s == Scattering.draw(again, tint=0.1)
+
+
+@given(st.integers(8, 40), st.integers(8, 40), st.integers(0, 100))
+def test_depth_of_cues(height, width, seed):
+    """In its range for any picture; a bright pale sky lies behind the dark ground below it."""
+    rng = np.random.default_rng(seed)
+    for image in (noise(3, height, width, seed=seed), torch.full((3, height, width), 0.3)):
+        depth = depth_of_cues(image, rng)
+        assert depth.shape == (height, width)
+        assert torch.isfinite(depth).all()
+        assert 0.02 <= depth.min() <= depth.max() <= 1
+    image[:, : height // 2] = 0.9
+    image[0, height // 2 :] = 0.1
+    depth = depth_of_cues(image, rng)
+    assert depth[: height // 2].mean() >= depth[height // 2 :].mean()
 
 
 @given(st.integers(8, 40), st.integers(8, 40), st.integers(0, 100))

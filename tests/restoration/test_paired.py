@@ -12,6 +12,7 @@ import torch
 from helpers.data import TINY_RECIPE, smooth_picture
 from helpers.deploy import calibrate as run_calibrate
 
+import toolbox
 from quant.calibration.trajectory import CalibrationSet
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.pictures.folders import find_pairs
@@ -41,7 +42,7 @@ from solvers import (
     ResfusionSampler,
 )
 from toolbox.cli import main
-from toolbox.training.examples.paired import HazeExamples, PairExamples
+from toolbox.training.examples.paired import HazeExamples, MadeExamples, PairExamples
 from toolbox.training.loop import batches, build, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
 from toolbox.training.recipe import TrainingRecipe
@@ -456,6 +457,32 @@ def test_pairs_are_cut_alike_and_dropped_as_asked(tmp_path, pairs):
         torch.testing.assert_close(one, flag * (2 * degraded - 1))
 
 
+@pytest.mark.parametrize(("made", "shown"), [("rain", "degraded"), ("shadow", "mask")])
+def test_made_pairs(tmp_path, pictures, made, shown):
+    """Pairs of clean pictures alone: their patches, what is made of them in 8 bits, and its mask
+    where the network is shown one.
+    """
+    settings = f'[pairs]\nmade = "{made}"\nshown = "{shown}"'
+    recipe = recipe_of(tmp_path, PAIRS.replace("[pairs]", settings), patch_size=16)
+    examples = MadeExamples(recipe, pictures)
+    clean, degraded, keep = examples.draw(6, np.random.default_rng(0))
+    assert clean.shape == (6, 3, 16, 16)
+    assert degraded.shape == (6, 3 + (shown == "mask"), 16, 16)
+    assert (keep == 1).all()
+    torch.testing.assert_close(255 * degraded, (255 * degraded).round())
+    assert (clean - degraded[:, :3]).abs().max() > 0.05
+    assert torch.equal(degraded, examples.draw(6, np.random.default_rng(0))[1])
+    train(recipe.model_copy(update={"steps": 1}), pictures, tmp_path / "out")
+    hold = build(recipe)
+    assert hold.condition_channels == degraded.shape[1]
+
+
+@pytest.mark.parametrize("name", ["low-light", "shadow", "rain"])
+def test_recipes_of_made_pairs(name):
+    recipe = TrainingRecipe.read(Path(toolbox.__file__).parent / "recipes" / f"{name}.toml")
+    assert recipe.pairs.made == name == recipe.name
+
+
 def test_haze_examples_hold_the_model(tmp_path, pictures):
     recipe = recipe_of(tmp_path, HAZE, patch_size=16)
     examples = HazeExamples(recipe, pictures)
@@ -477,6 +504,46 @@ def test_haze_examples_hold_the_model(tmp_path, pictures):
     assert np.exp(-1) - 1e-4 <= ratio.min() <= ratio.max() <= 1
     source = batches(recipe, examples, 0, 0, "cpu")
     assert len(next(source)) == 5
+
+
+def test_haze_of_other_kinds():
+    """Denser haze, uneven haze and JPEG change the hazy picture alone; all are seeded."""
+    clear = torch.from_numpy(smooth_picture(48, 48)) * 0.8
+    own = {"beta": (1.0, 1.0), "airlight": (1.0, 1.0), "tint": 0, "paste": 0, "rooms": 0}
+    own |= {"levels": 0, "jitter": 0}
+
+    def depth_of(**kind):
+        """Optical depth where it can be told."""
+        same, hazy = make_hazy(clear, clear[None], Haze(**own, **kind), np.random.default_rng(2))
+        torch.testing.assert_close(same, clear)
+        again = make_hazy(clear, clear[None], Haze(**own, **kind), np.random.default_rng(2))
+        assert torch.equal(hazy, again[1])
+        return -torch.log(((1 - hazy) / (1 - clear)).clamp(min=1e-3))
+
+    plain = depth_of()
+    ratio = depth_of(dense=1.0) / plain
+    assert 1 < ratio.min() <= ratio.max() <= 3.01
+    assert ratio.max() - ratio.min() < 1e-2
+    ratio = depth_of(uneven=1.0) / plain
+    assert ratio.max() / ratio.min() > 1.1
+    assert (ratio[0] - ratio[2]).abs().max() < 1e-2  # the same in all colours
+    ratio = depth_of(exponent=2.0) / plain
+    assert ratio[0].max() < ratio[1].min() < ratio[2].min()
+    change = (depth_of(jpeg=1.0) - plain).abs()
+    assert 1e-3 < change.mean() < 0.1
+    assert (depth_of(cues=1.0) - plain).abs().mean() > 0.05
+
+
+def test_haze_networks_see_upright_pictures(tmp_path):
+    """A picture that is bright above and blue all over stays so."""
+    picture = np.zeros((60, 60, 3), np.uint8)
+    picture[..., 2] = np.linspace(250, 60, 60)[:, None]
+    write_image(tmp_path / "sky.png", Photo(picture.transpose(2, 0, 1) / np.float32(255)))
+    settings = "[haze]\njitter = 0.0\nlevels = 0.0\npaste = 0.0\nrooms = 0.0"
+    recipe = recipe_of(tmp_path, HAZE.replace("[haze]", settings), patch_size=32)
+    clear, _, _ = HazeExamples(recipe, tmp_path).draw(16, np.random.default_rng(0))
+    assert (clear[:, 2, 0] > clear[:, 2, -1]).all()
+    assert (clear[:, :2] == 0).all()
 
 
 def test_min_snr_weighs_the_image_error(tmp_path):

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.commands import restobox
 from helpers.data import ROOT, smooth_picture
 from helpers.networks import shallow_unet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_cdt
 
-from restoration.io.images import read_image
+from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import psnr
 from restoration.operators.linear import Denoising, Inpainting
 from restoration.operators.separable import BlockMean, UnknownReduction
@@ -19,13 +20,14 @@ from restoration.photo import inpainting, linear
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
 from restoration.photo.masks import make_mask
-from restoration.task import Restored
+from restoration.task import Part, Restored
 from restoration.wrappers import windows as wrappers_windows
 from restoration.wrappers.tiling import tile_starts
 from restoration.wrappers.windows import all_near, by_windows, windows
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
 from toolbox import load
+from toolbox.cli.output import ProgressBar
 
 
 @given(st.integers(1, 400), st.integers(1, 50), st.integers(2, 30), st.data())
@@ -77,9 +79,9 @@ def in_windows(monkeypatch):
     """Pictures of more than 20,000 pixels are large; and how often one was done by windows."""
     asked = []
 
-    def noted(restore, image, *where):
+    def noted(restore, image, *where, **how):
         asked.append(tuple(image.shape))
-        return by_windows(restore, image, *where)
+        return by_windows(restore, image, *where, **how)
 
     monkeypatch.setattr(wrappers_windows, "LARGE", 20_000)
     for module in (inpainting, linear):
@@ -100,7 +102,8 @@ def test_wide_holes_steps_and_samples_take_the_whole_picture(in_windows, tiny_mo
     unknown = torch.where(thin > 0, image, torch.nan)  # missing pixels may hold anything
     seen = []
     found = one(unknown, thin, callback=lambda *step: seen.append(step))
-    assert (in_windows, seen) == ([(3, 160, 160)], [(0, None)])
+    assert in_windows == [(3, 160, 160)]
+    assert seen == [(0, Part(k + 1, 9)) for k in range(9)]  # those without a gap too
     assert torch.equal(found.mean[:, thin > 0], image[:, thin > 0])
     assert torch.isfinite(found.mean).all()
     image[0, 0, 0] = torch.inf  # far from what is missing
@@ -114,8 +117,10 @@ def test_noise_is_taken_off_in_windows(in_windows):
     noisy = image + 0.1 * torch.randn(image.shape, generator=g)
     one = LinearTask(Denoiser(shallow_unet(1, 1), VP.cosine(), "v_prediction"), tile=64)
     one = replace(one, num_inference_steps=1)
-    found = one(noisy, Denoising(), sigma=0.1)
+    seen = []
+    found = one(noisy, Denoising(), sigma=0.1, callback=lambda *step: seen.append(step))
     assert in_windows == [(3, 150, 170)]
+    assert seen == [(0, Part(k + 1, 9)) for k in range(9)]
     assert found.misfit == pytest.approx(float((noisy - found.mean).square().mean().sqrt()), 0.05)
     for other in (replace(one, num_inference_steps=2), replace(one, symmetries=2)):
         other(noisy[:, :130, :130], Denoising(), sigma=0.1)
@@ -142,6 +147,21 @@ def test_pictures_are_enlarged_in_windows(in_windows, tiny_model):
     assert len(in_windows) == 1
     with pytest.raises(ValueError, match=r"makes \(153, 210\) pixels \(H, W\) 3 times smaller"):
         one(image, UnknownReduction((153, 210), 3))
+
+
+def test_the_bar_of_a_command_moves_with_the_windows(in_windows, tiny_model, tmp_path, monkeypatch):
+    image = smooth_picture(160, 160)
+    mask = np.zeros((1, 160, 160), np.float32)
+    mask[:, :, 80:84] = 1
+    write_image(tmp_path / "a.png", Photo(image))
+    write_image(tmp_path / "mask.png", Photo(mask))
+    seen = []
+    monkeypatch.setattr(ProgressBar, "update_of", lambda bar, *at: seen.append(at))
+    shared = ("--model", tiny_model, "--tile", 64, "--mask", "mask.png")
+    for steps in (1, 2):
+        args = ("restore", "inpaint", "a.png", *shared, "--steps", steps, "-o", f"{steps}.png")
+        assert restobox(*args, cwd=tmp_path).returncode == 0
+    assert seen == [(k + 1, 9) for k in range(9)] + [(1, 2), (2, 2)]
 
 
 @pytest.mark.long

@@ -152,15 +152,34 @@ def test_auto_picks_by_the_grid(process):
         for lay in even:
             between = lay is karras and 14 <= n <= 17
             want = PNDM("ipndm", "exponential", 3) if between else EABM()
-            assert Auto().choose(process, lay(process, n)) == want, (lay, n)
+            assert Auto().choose(process, lay(process, n), 768) == want, (lay, n)
     for lay in even:
         whole = lay(process, 16)
-        assert Auto().choose(process, whole.start_at(whole.times[1] * (1 - 1e-6))) == (
-            Auto().choose(process, whole)
+        assert Auto().choose(process, whole.start_at(whole.times[1] * (1 - 1e-6)), 768) == (
+            Auto().choose(process, whole, 768)
         )
     for n in (1, 2):
         x, d = process.b(process.end) * noise(1), small_mixture().denoiser(process)
         assert torch.isfinite(solve(Auto(), d, x, log_snr(process, n)).x0).all()
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_five_calls_on_edms_own_levels(side):
+    """There `eab` of order 3, which is azula's zEAB3, is better on small images and worse on larger
+    ones, and `auto` takes the better.
+    """
+    process = VE()
+    prior = small_mixture(15, 5, (3, side, side))
+    x = process.b(process.end) * noise(32, shape=(3, side, side))
+    exact = prior.flow(process, x, process.end, CLEAN)
+
+    def error(solver):
+        run = solve(solver, prior.denoiser(process), x, karras(process, 5))
+        return median_rmse(run.x0, exact)
+
+    each = error(PNDM("ipndm", "exponential", 3)), error(EABM())
+    assert (each[0] < each[1]) == (side == 4)
+    assert error(Auto()) == min(each)
 
 
 @pytest.mark.parametrize("lay", [log_snr, karras, trailing])

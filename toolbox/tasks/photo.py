@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,6 +17,7 @@ from export.jobs.base import Job
 from export.jobs.photo import LinearJob
 from restoration.io.images import MAX_PIXELS, Photo, read_image
 from restoration.io.mri import suffix
+from restoration.io.pictures.values import after_jpeg
 from restoration.io.scenes import is_scene, open_scene
 from restoration.metrics import noise_level
 from restoration.operators import linear
@@ -365,10 +365,8 @@ def files_reduction(image: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     pixels = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)
     small = picture.resize((width // factor, height // factor), Image.Resampling.LANCZOS)
-    with io.BytesIO() as file:
-        small.save(file, "JPEG", quality=75)
-        found = np.asarray(Image.open(file)).reshape(height // factor, width // factor, -1)
-    return torch.from_numpy(found.copy()).permute(2, 0, 1).float() / 255, image
+    found = after_jpeg(np.asarray(small), 75).reshape(height // factor, width // factor, -1)
+    return torch.from_numpy(found).permute(2, 0, 1).float() / 255, image
 
 
 def enlargement(size: Size, factor: float, kernel: str) -> Reduction:

@@ -31,6 +31,7 @@ from restoration.io.scenes.tiff import TIFF
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from restoration.photo.latent import STEPS as LATENT_STEPS
 from restoration.photo.lift import push_pull
+from restoration.task import Part
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
 from solvers.inputs.errors import InputError
@@ -141,28 +142,27 @@ class PictureTask(Task):
         settings = replace(settings, steps=steps)
         ran = settings if run is None else run
         solver, steps = ran.solver, ran.steps
-        done, total = itertools.count(1), (steps or 1) * draws.samples
+        calls, total = itertools.count(1), (steps or 1) * draws.samples
+
+        def watch(_: int, call: Any) -> None:
+            progress(*((call.done, call.total) if isinstance(call, Part) else (next(calls), total)))
+
         with self.calibrated(settings):
             result = self.restorer(denoiser, reading.options, settings)(
-                reading.inputs,
-                num_samples=draws.samples,
-                seed=draws.seed,
-                callback=lambda *_: progress(next(done), total),
+                reading.inputs, num_samples=draws.samples, seed=draws.seed, callback=watch
             )
 
         hard, count = self.difficulty(reading.inputs) if output.std else None, draws.samples
-        known = None if run is not None else self.spread(prior, settings, options, count, hard)
-        result = result if known is None else known.applied(result)
+        factors = None if run is not None else self.spread(prior, settings, options, count, hard)
+        result = result if factors is None else factors.applied(result)
 
         def finished(picture: Tensor) -> np.ndarray:
             """As it is written: in the file's own colours, with what is known as it was."""
             found = view.back(picture.numpy(), reading.known)
-            if (kept := reading.kept) is None:
-                return found
-            mixed = np.empty_like(found)
-            for new, own, made in zip(mixed, photo.pixels, found, strict=True):
-                new[...] = kept * own + (1 - kept) * made
-            return mixed
+            if (kept := reading.kept) is not None:  # in place: pictures may be large
+                for new, own in zip(found, photo.pixels, strict=True):
+                    new[...] = kept * own + (1 - kept) * new
+            return found
 
         figures: dict[str, Any] = {"task": self.name, "image": str(path), "out": str(out)}
         figures |= {"size": [shape[2], shape[1]], **reading.found, "model": prior.model}
@@ -178,7 +178,7 @@ class PictureTask(Task):
         with together():
             mean = finished(result.mean)
             said = _write(out, spread, reading.photo, mean, result.std, output.quality)
-            said |= {} if spread is None else said_of(known)
+            said |= {} if spread is None else said_of(factors)
             notes = [v["note"] for v in (reading.found, said) if "note" in v]
             figures |= said | ({"note": "; ".join(notes)} if notes else {})
             if beside is not None:
@@ -189,15 +189,15 @@ class PictureTask(Task):
         return figures | ({} if truth is None else compared(mean, truth, photo.pixels))
 
 
-def said_of(known: Spread | None) -> dict[str, Any]:
+def said_of(factors: Spread | None) -> dict[str, Any]:
     """What an uncertainty map means, for the figures."""
-    if known is None:
+    if factors is None:
         return {"std_means": "the samples' own spread, which nobody compared with errors"}
-    z = NormalDist().inv_cdf(0.5 + known.level / 2)
+    z = NormalDist().inv_cdf(0.5 + factors.level / 2)
     return {
         "std_means": (
-            f"of what is guessed {known.coverage:.0%} lay within {z:.3g} std in other pictures,"
-            f" made for {known.level:.0%}"
+            f"of what is guessed {factors.coverage:.0%} lay within {z:.3g} std in other pictures,"
+            f" made for {factors.level:.0%}"
         )
     }
 

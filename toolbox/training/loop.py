@@ -24,7 +24,7 @@ from toolbox.training.examples.enlarged import EnlargedExamples
 from toolbox.training.examples.grey import GreyExamples
 from toolbox.training.examples.hyperspectral import LatentExamples, latent_loss
 from toolbox.training.examples.mri import MRIExamples
-from toolbox.training.examples.paired import HazeExamples, PairExamples
+from toolbox.training.examples.paired import HazeExamples, MadeExamples, PairExamples
 from toolbox.training.examples.photo import PhotoExamples
 from toolbox.training.examples.ultrasound import UltrasoundExamples
 from toolbox.training.log import Log
@@ -221,7 +221,8 @@ def train(
         )
     check_folder(out)
     check_outputs([out], [data, start_from])
-    examples = EXAMPLES[recipe.task](recipe, data, exclude)
+    made = recipe.pairs is not None and recipe.pairs.made is not None
+    examples: Any = (MadeExamples if made else EXAMPLES[recipe.task])(recipe, data, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
     checkpoint = out / "checkpoint" / "state.pt"

@@ -14,16 +14,16 @@ from restoration.io.pictures.folders import find_pictures, random_window
 
 
 class Patches:
-    """Random square patches of a folder's pictures at several scales, with flips, turns and channel
-    swaps.
+    """Random square patches of a folder's pictures at several scales, mirrored at random.
 
     Args:
         folder: searched recursively for pictures.
         size: side of a patch in pixels.
         exclude: names of files to leave out.
         swap: whether the channels of patches are swapped.
-        sides: short sides that pictures are reduced to; by default they are scaled by ``SCALES``:
-            large photos are soft at full size.
+        turn: whether patches are turned by quarters.
+        sides: short sides that pictures are reduced to; where there are none they are scaled.
+        scales: large photos are soft at full size.
 
     Raises:
         ValueError: no picture of at least ``size`` pixels in the folder.
@@ -38,13 +38,15 @@ class Patches:
         exclude: tuple[str, ...] = (),
         sides: tuple[int, ...] = (),
         swap: bool = True,
+        turn: bool = True,
+        scales: tuple[float, ...] = SCALES,
     ):
-        self.size, self.swap = size, swap
+        self.size, self.swap, self.turn = size, swap, turn
         self.images: list[np.ndarray] = []
         for path in find_pictures(folder, exclude):
             pixels = np.broadcast_to((photo := read_image(path).pixels), (3, *photo.shape[1:]))
             image = Image.fromarray(np.rint(255 * pixels.transpose(1, 2, 0)).astype(np.uint8))
-            for scale in [side / min(image.size) for side in sides] or self.SCALES:
+            for scale in [side / min(image.size) for side in sides] or scales:
                 width, height = (round(s * scale) for s in image.size)
                 if min(width, height) >= size:
                     self.images.append(
@@ -59,7 +61,8 @@ class Patches:
         for k, index in enumerate(rng.integers(len(self.images), size=count)):
             image = self.images[index]
             rows, columns = random_window(image.shape[:2], self.size, rng)
-            patch = np.rot90(image[rows, columns], int(rng.integers(4)))
+            patch = image[rows, columns]
+            patch = np.rot90(patch, int(rng.integers(4))) if self.turn else patch
             patch = patch if rng.random() < 0.5 else patch[:, ::-1]
             out[k] = patch[..., rng.permutation(3)] if self.swap else patch
         return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255

@@ -267,7 +267,8 @@ class Echoes(Section):
 
 
 class Pairs(Section):
-    """Where pairs lie: section ``[pairs]`` of a recipe.
+    """Where pairs lie, or how they are ``made`` of a folder of clean pictures: section ``[pairs]``
+    of a recipe.
 
     ``shown``: what the network is shown: the degraded picture, that and a mask, or what
     :func:`restoration.paired.task.haze_condition` makes of it.
@@ -276,6 +277,8 @@ class Pairs(Section):
     degraded: str = "degraded"
     clean: str = "clean"
     mask: str = "mask"
+    # of clean pictures (restoration.paired.degradations), in place of the three folders
+    made: Literal["low-light", "shadow", "rain"] | None = None
     shown: Literal["degraded", "mask", "haze"] = "degraded"
     scales: list[float] = Field([1.0], min_length=1)
     drop: float = Field(0.0, ge=0, le=1)  # share of samples that are shown nothing

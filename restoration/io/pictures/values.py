@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections.abc import Iterator
@@ -93,3 +94,12 @@ def without_padding(array: np.ndarray, colours: int) -> np.ndarray:
     """
     extra = array[..., colours]
     return array[..., :colours] if (extra == extra.flat[0]).all() else array
+
+
+def after_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """8-bit values ``(H, W)`` or ``(H, W, 3)`` as they come back from a JPEG file of that quality,
+    1 to 95.
+    """
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        return np.array(Image.open(file))

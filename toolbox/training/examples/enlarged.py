@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from restoration.io.pictures.values import after_jpeg
 from restoration.photo.lift import enlarge
 from solvers.denoiser import Denoiser
 from toolbox.training.examples.colour import SIDES
@@ -66,7 +66,5 @@ def reduced(pixels: np.ndarray, how: Reduction, rng: np.random.Generator) -> np.
         values = np.rint(np.asarray(picture) + noise).clip(0, 255)
         picture = Image.fromarray(values.astype(np.uint8))
     if rng.random() < how.jpeg:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=int(rng.integers(how.quality, 96)))
-        picture = Image.open(file)
+        return after_jpeg(np.asarray(picture), int(rng.integers(how.quality, 96)))
     return np.asarray(picture)

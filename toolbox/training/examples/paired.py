@@ -11,6 +11,7 @@ from torch import Tensor
 
 from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pairs, random_window, read_pair
+from restoration.paired.degradations import MADE
 from restoration.paired.simulation import make_hazy
 from restoration.paired.task import HAZE, PLAIN, haze_condition
 from solvers.denoiser import Denoiser
@@ -93,6 +94,32 @@ class PairExamples:
         )
 
 
+class MadeExamples:
+    """Clean pictures and what light, shadows or drops make of them; upright, in their own
+    colours.
+    """
+
+    channels, condition_channels = 3, PLAIN
+    show = staticmethod(PairExamples.show)
+
+    def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
+        self.settings = needed(recipe.pairs)
+        self.degrade = MADE[str(self.settings.made)]
+        scales = tuple(self.settings.scales)
+        self.patches = Patches(
+            folder, recipe.patch_size, exclude, swap=False, turn=False, scales=scales
+        )
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`PairExamples.draw`; degraded pictures have 8 bits, as files do."""
+        clean = self.patches.draw(count, rng)
+        made = [self.degrade(picture, rng) for picture in clean]
+        degraded, mask = (torch.stack(part) for part in zip(*made, strict=True))
+        degraded = (degraded * 255).round() / 255
+        shown = torch.cat([degraded, mask], dim=1) if self.settings.shown == "mask" else degraded
+        return clean, shown, kept(count, self.settings.drop, rng)
+
+
 def kept(count: int, drop: float, rng: np.random.Generator) -> Tensor:
     """``(count, 1, 1, 1)``: 0 for a random share ``drop`` of samples, else 1."""
     return torch.from_numpy((rng.random(count) >= drop).astype(np.float32))[:, None, None, None]
@@ -108,7 +135,8 @@ class HazeExamples:
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         sides = tuple(round(share * recipe.patch_size) for share in self.SIDES)
         self.haze = needed(recipe.haze)
-        self.patches = Patches(folder, recipe.patch_size, exclude, sides)
+        # upright and in their own colours: the sky is above, and haze is told by colours
+        self.patches = Patches(folder, recipe.patch_size, exclude, sides, swap=False, turn=False)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clear and hazy pictures in [0, 1], and 0 where the condition is dropped."""
