@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.bundle import Bundle, write_bundle
+from export.graphs.columns import products
 from export.graphs.compact import compact, name_layers
 from export.graphs.kernels import fuse_attention
 from export.graphs.network import export_graph
@@ -105,7 +106,8 @@ def finish(model, target: str, quantized: QuantizedNetwork | None):
         fuse_attention(model)
     layers = name_layers(model)
     if quantized is not None:
-        insert_qdq(model, quantized.layers(), target)
+        outputs = quantized.recipe.outputs == "int8"
+        insert_qdq(model, quantized.layers(), target, outputs=outputs)
     if target in HALF:
         model = to_half(model)
     tensors = (value.const_value for value in model.graph.initializers.values())
@@ -251,7 +253,7 @@ def _write(denoiser, folder, proto, target, quantized, seed, card, graph: dict) 
 def _planned(proto) -> int:
     """Convolutions whose inputs are codes."""
     decoded = {node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
-    return sum(
+    return products(proto) + sum(
         node.op_type == "Conv" and decoded.issuperset(node.input[:2]) for node in proto.graph.node
     )
 

@@ -151,7 +151,7 @@ class QuantizedNetwork(nn.Module):
                 for p in self.network.get_submodule(name).input_quant.parameters():
                     del shared[id(p)]
         twin = copy.deepcopy(self, memo=shared)
-        twin.outputs = target == "cpu"
+        twin.outputs = target == "cpu" and self.recipe.outputs == "int8"
         if target == "tensorrt":
             for name, step in self.symmetric.items():
                 set_grid(twin.network.get_submodule(name).input_quant, step, ZERO)

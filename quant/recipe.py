@@ -13,6 +13,7 @@ RANGES = ("percentile", "max", "mean", "min", "mse", "p2.4")
 ROUNDING = ("nearest", "gptq", "adaround", "fbr")
 SELECTION = ("uniform", "ptq4dm", "eda-dm")
 TEMPORAL = ("table", "cache", "tiar", "fsc", "float")
+OUTPUTS = ("int8", "float")
 FLOAT_LAYERS = ("conv_in", "conv_out", "*conv_shortcut")
 # patterns that need not match: not every network has such layers
 OPTIONAL_LAYERS = (*FLOAT_LAYERS, "*downsamplers*")
@@ -120,6 +121,8 @@ class QuantRecipe:
             weights; None: don't; ``auto``: 0.5 where it errs less by a fifth at least on a part
             of the calibration inputs that the ranges then don't see.
         selection: how the calibration samples are chosen when they are recorded.
+        outputs: what convolutions give on ONNX Runtime's CPU kernels, to which all its other
+            targets are indifferent: ``int8`` is the fastest, ``float`` rounds nothing there.
         reconstruction: settings of gptq, adaround and fbr.
 
     Raises:
@@ -137,6 +140,7 @@ class QuantRecipe:
     split_shortcut: bool = False
     equalize: float | str | None = None
     selection: str = "uniform"
+    outputs: str = "int8"
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
 
     def __post_init__(self) -> None:
@@ -152,6 +156,7 @@ class QuantRecipe:
             ("temporal", TEMPORAL),
             ("rounding", ROUNDING),
             ("selection", SELECTION),
+            ("outputs", OUTPUTS),
         ):
             if getattr(self, name) not in known:
                 raise InputError(

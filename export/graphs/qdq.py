@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from export.graphs.columns import DOMAIN, PRODUCT, columns, flat, foldable
 from quant.layer import ZERO, QuantLayer
 
 FACTOR = ".factor"  # of quant.structure.equalize.ChannelScale
@@ -38,7 +39,9 @@ TARGETS = ("cpu", "openvino", "tensorrt")
 FUSED = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 
 
-def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -> ir.Model:
+def insert_qdq(
+    model: ir.Model, layers: Mapping[str, QuantLayer], target: str, *, outputs: bool = True
+) -> ir.Model:
     """Quantize the Conv, Gemm and MatMul nodes of ``layers`` (by module name: their weight
     initializer is ``<name>.weight``).
 
@@ -46,6 +49,8 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
         model: float graph, changed in place.
         layers: module name -> scales and codes.
         target: ``cpu``, ``openvino`` or ``tensorrt``.
+        outputs: ``cpu``: quantize the outputs of convolutions; False: they are products of matrices
+            with outputs in float (:mod:`export.graphs.columns`).
 
     Returns:
         ``model``.
@@ -64,7 +69,7 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantLayer], target: str) -
             f"the graph has no Conv/Gemm/MatMul node for {', '.join(missing)}; was it exported from"
             " another network?"
         )
-    editor = _Editor(model, target)
+    editor = _Editor(model, target, outputs)
     for name, layer in layers.items():
         editor.quantize(name, nodes[name], layer)
     if target == "cpu":
@@ -96,8 +101,9 @@ def weighted_nodes(model: ir.Model) -> dict[str, list[ir.Node]]:
 
 
 class _Editor:
-    def __init__(self, model: ir.Model, target: str):
+    def __init__(self, model: ir.Model, target: str, outputs: bool):
         self.graph = model.graph
+        self.opsets, self.outputs = model.opset_imports, outputs
         self.cpu, self.symmetric = target == "cpu", target == "tensorrt"
         self.one = self._constant("qdq.one", np.float32(1)) if self.cpu else None
         self.middle = self._constant("qdq.middle", np.uint8(ZERO)) if self.cpu else None
@@ -111,6 +117,10 @@ class _Editor:
             self._constant(f"{name}.input_scale", np.float32(scale)),
             self._constant(f"qdq.zero.{int(zero)}", zero),
         )
+        if self.cpu and not self.outputs and foldable(nodes[0]):
+            for k, node in enumerate(nodes):
+                self._multiply(name, name if len(nodes) == 1 else f"{name}.{k}", node, layer, grid)
+            return
         weight = self._weight(name, nodes[0], layer)
         # a MatMul fuses to MatMulIntegerToFloat without an output quantizer
         conv = self.cpu and nodes[0].op_type == "Conv"
@@ -178,16 +188,51 @@ class _Editor:
         )
         q.outputs[0].name, dq.outputs[0].name = q.name, dq.name
         self.graph.insert_after(node, [q, dq])
+        self._take_over(out, users, dq.outputs[0], f"{call}.output_codes")
+
+    def _take_over(self, out: ir.Value, users: list, steady: ir.Value, name: str) -> None:
+        """Give ``users`` of ``out``, and the graph where it is a result, ``steady`` instead;
+        ``name``: what ``out`` is called then.
+        """
         for user, index in users:
-            user.replace_input_with(index, dq.outputs[0])
+            user.replace_input_with(index, steady)
         for k, value in enumerate(self.graph.outputs):
-            if value is out:  # the last convolution: its own result is in codes
-                steady = dq.outputs[0]
+            if value is out:
                 steady.name, steady.shape = out.name, out.shape
                 if out.dtype is not None:
                     steady.dtype = out.dtype
-                out.name = f"{call}.output_codes"
+                out.name = name
                 self.graph.outputs[k] = steady
+
+    def _multiply(
+        self,
+        name: str,
+        call: str,
+        node: ir.Node,
+        layer: QuantLayer,
+        grid: tuple[ir.Value, ir.Value],
+    ) -> None:
+        """A product of matrices in the place of a convolution."""
+        self.opsets[DOMAIN] = 1
+        codes = self._codes(node.inputs[0], f"{call}.input", grid, before=node)
+        made = columns(node, codes, grid[1], layer.codes.shape[2:])
+        factors: list[ir.Value | None] = [
+            self._constant(f"{name}.weight_codes", flat(layer.codes)),
+            grid[0],
+            self._constant(f"{name}.weight_scale", layer.weight_scale.astype(np.float32)),
+            grid[1],
+            None,
+        ]
+        if layer.bias is not None:
+            factors.append(self._constant(f"{name}.bias", layer.bias.astype(np.float32)))
+        product = ir.node(PRODUCT, [made[-1].outputs[0], *factors], name=node.name, domain=DOMAIN)
+        back = ir.node("Transpose", [product.outputs[0]], {"perm": [0, 3, 1, 2]})
+        for k, one in enumerate((*made, product, back)):
+            one.outputs[0].name = f"{call}.columns.{k}"
+        out = node.outputs[0]
+        self.graph.insert_after(node, [*made, product, back])
+        self._take_over(out, list(out.uses()), back.outputs[0], f"{call}.convolved")
+        node.name = f"{call}.convolution"
 
     def keep_sums_apart(self) -> None:
         """Decode by plain arithmetic where a sum of convolutions' outputs, which have a grid for
@@ -228,18 +273,22 @@ class _Editor:
     def _round_trip(
         self, value: ir.Value | None, name: str, grid: tuple[ir.Value, ir.Value], before: ir.Node
     ) -> ir.Value:
+        q = self._codes(value, name, grid, before)
+        return self._insert("DequantizeLinear", [q, *grid], f"{name}_dq", before=before)
+
+    def _codes(
+        self, value: ir.Value | None, name: str, grid: tuple[ir.Value, ir.Value], before: ir.Node
+    ) -> ir.Value:
         scaled = None if self.symmetric else self._channel_factors(value)
         if scaled is None:
-            q = self._insert("QuantizeLinear", [value, *grid], f"{name}_q", before=before)
-        else:
-            value, factors = scaled
-            step, zero = (_numbers(v) for v in grid)
-            steps = self._constant(f"{name}_steps", step / factors)
-            zeros = self._constant(f"qdq.zeros.{len(factors)}.{zero}", np.full(len(factors), zero))
-            q = self._insert(
-                "QuantizeLinear", [value, steps, zeros], f"{name}_q", before=before, axis=1
-            )
-        return self._insert("DequantizeLinear", [q, *grid], f"{name}_dq", before=before)
+            return self._insert("QuantizeLinear", [value, *grid], f"{name}_q", before=before)
+        value, factors = scaled
+        step, zero = (_numbers(v) for v in grid)
+        steps = self._constant(f"{name}_steps", step / factors)
+        zeros = self._constant(f"qdq.zeros.{len(factors)}.{zero}", np.full(len(factors), zero))
+        return self._insert(
+            "QuantizeLinear", [value, steps, zeros], f"{name}_q", before=before, axis=1
+        )
 
     def _channel_factors(self, value: ir.Value | None) -> tuple[ir.Value, np.ndarray] | None:
         """Of equalisation's product with one factor for each channel, which a quantizer's steps

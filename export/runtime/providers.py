@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from export.bundle import Bundle
+from export.graphs.columns import PRODUCT, products
 from export.runtime.amx import has_amx, shift_codes
 from quant.temporal.table import row_of
 from solvers.inputs.errors import FullDiskError, InputError, ModelError, reading
@@ -38,7 +39,7 @@ WEIGHTED = {
     "MatMul",
     "FusedMatMul",
     "Gemm",
-    "MatMulIntegerToFloat",
+    PRODUCT,
     "MultiHeadAttention",
 }
 
@@ -130,9 +131,13 @@ def count_kernels(
     return rows
 
 
-def integer_convs(rows: list[Placement]) -> int:
-    """Number of convolutions that run on integers."""
-    return sum(
+def integer_convs(rows: list[Placement], model: str | Path | bytes) -> int:
+    """Number of convolutions that run on integers; ``model``: the graph that was run."""
+    import onnx
+
+    proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load_model(model)
+    multiplied = sum(row.count for row in rows if row.op == PRODUCT)
+    return min(multiplied, products(proto)) + sum(
         row.count
         for row in rows
         if row.op in INTEGER_CONVS or (row.op == "Convolution" and row.dtype in ("u8", "i8"))

@@ -265,4 +265,4 @@ class Restorer:
 
     def integer_convs(self) -> int:
         """Number of convolutions that really run on integers (CPU kernels)."""
-        return integer_convs(self.placement())
+        return integer_convs(self.placement(), self.model)

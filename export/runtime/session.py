@@ -110,7 +110,7 @@ class Session(Denoiser):
 
     def integer_convs(self) -> int:
         """Number of convolutions that really run on integers (CPU kernels)."""
-        return integer_convs(self.placement())
+        return integer_convs(self.placement(), self.network.model)
 
 
 def _one_call(

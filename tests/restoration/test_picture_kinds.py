@@ -584,15 +584,18 @@ def test_feathered_edges_are_blends(tmp_path):
     share = feathered(mask > 0, 3)
     assert share[25, 25] == 0
     np.testing.assert_allclose(share[25, 29:34], [0, 0.25, 0.5, 0.75, 1])
-    done = restobox(
-        *("restore", "inpaint", tmp_path / "a.png", "-m", tmp_path / "m.png", "--feather", "3"),
-        *("-o", tmp_path / "b.png", "--steps", "1"),
-    )
-    assert done.returncode == 0, done.stderr
-    given, back = (read_image(tmp_path / f"{n}.png").pixels for n in "ab")
-    np.testing.assert_array_equal(back[:, share == 1], given[:, share == 1])
+    shared = ("restore", "inpaint", tmp_path / "a.png", "-m", tmp_path / "m.png", "--feather", "3")
+    for more in (("b.png", "--steps", "1"), ("c.png", "--steps", "2", "-n", 2, "--write-samples")):
+        done = restobox(*shared, "-o", tmp_path / more[0], *more[1:])
+        assert done.returncode == 0, done.stderr
+    names = ("a.png", "b.png", "c.png", *sorted(p.name for p in tmp_path.glob("c-*")))
+    given, back, mean, *samples = (read_image(tmp_path / n).pixels for n in names)
     between = (share > 0) & (share < 1)
-    assert np.abs(back - given)[:, between].max() > 0
+    for found in (back, mean, *samples):
+        np.testing.assert_array_equal(found[:, share == 1], given[:, share == 1])
+        assert np.abs(found - given)[:, between].max() > 0
+    assert len(samples) == 2  # each is blended once
+    np.testing.assert_allclose(np.mean(samples, axis=0), mean, rtol=0, atol=2 / 65535)
 
 
 def defective(kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from quant.packing import network_bytes
 from quant.sensitivity import layer_sqnr, sensitivity, trajectory_errors
 from solvers.denoiser import Denoiser
 from solvers.files import check_outputs
+from solvers.solver import Step
 from toolbox.api import float_model
 from toolbox.deploy.compare import Row, compare, means, shown
 from toolbox.deploy.options import Origin, Trials
@@ -124,7 +125,8 @@ def _restored(
     seen: dict[str, list[torch.Tensor]] = {}
 
     def watch(name: str, _: int, step: Any) -> None:
-        seen.setdefault(name, []).append(step.prediction.x0)
+        if isinstance(step, Step):  # large pictures are done window by window, without one
+            seen.setdefault(name, []).append(step.prediction.x0)
 
     made = (task.trial(source, k, options) for k in range(trials.count))
     for row in compare(task, made, methods, Draws(trials.seed), callback=watch):
