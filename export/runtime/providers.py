@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from export.bundle import Bundle
-from export.graphs.columns import PRODUCT, products
 from export.runtime.amx import has_amx, shift_codes
 from quant.temporal.table import row_of
 from solvers.inputs.errors import FullDiskError, InputError, ModelError, reading
@@ -39,7 +38,7 @@ WEIGHTED = {
     "MatMul",
     "FusedMatMul",
     "Gemm",
-    PRODUCT,
+    "MatMulIntegerToFloat",
     "MultiHeadAttention",
 }
 
@@ -134,6 +133,8 @@ def count_kernels(
 def integer_convs(rows: list[Placement], model: str | Path | bytes) -> int:
     """Number of convolutions that run on integers; ``model``: the graph that was run."""
     import onnx
+
+    from export.graphs.columns import PRODUCT, products  # imports the exporter, half a second
 
     proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load_model(model)
     multiplied = sum(row.count for row in rows if row.op == PRODUCT)

@@ -33,7 +33,7 @@ SOFT = DarkChannelPrior(window=5, omega=0.8, radius=10)
 FLOOR = DarkChannelPrior(window=7, radius=10)
 # by the mean transmission: from where, over how much and how far the network is believed. Chosen on
 # simulated haze of three kinds, RESIDE's indoor haze and real pairs: docs/dehazing.md
-DENSE, THINNING, MOST = 0.15, 0.25, 0.9
+DENSE, THINNING, MOST = 0.15, 0.15, 0.8
 # and by how much more colour the prior's picture has: from where it is not believed, over how much
 TINTED, TINTING = 1.5, 0.3
 
