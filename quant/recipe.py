@@ -121,8 +121,8 @@ class QuantRecipe:
             weights; None: don't; ``auto``: 0.5 where it errs less by a fifth at least on a part
             of the calibration inputs that the ranges then don't see.
         selection: how the calibration samples are chosen when they are recorded.
-        outputs: what convolutions give on ONNX Runtime's CPU kernels, to which all its other
-            targets are indifferent: ``int8`` is the fastest, ``float`` rounds nothing there.
+        outputs: what convolutions give on ONNX Runtime's CPU kernels: ``int8`` is the fastest,
+            ``float`` rounds nothing there. Other targets don't look at it.
         reconstruction: settings of gptq, adaround and fbr.
 
     Raises:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from restoration.paired.haze import smooth_field, srgb_decode, srgb_encode
@@ -82,12 +83,7 @@ def rain_drops(clear: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]
 
 def blurred(image: Tensor, sigma: float) -> Tensor:
     """``(C, H, W)`` convolved with a Gaussian of ``sigma`` pixels, edges repeated."""
-    radius = max(1, round(3 * sigma))
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(image)
-    padded = F.pad(image[None], (radius,) * 4, mode="replicate")[0][:, None]
-    rows = F.conv2d(padded, kernel[None, None, :, None])
-    return F.conv2d(rows, kernel[None, None, None, :])[:, 0]
+    return torch.from_numpy(gaussian_filter(image.numpy(), (0, sigma, sigma), mode="nearest"))
 
 
 MADE: dict[str, Callable[[Tensor, np.random.Generator], tuple[Tensor, Tensor]]] = {

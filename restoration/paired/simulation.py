@@ -88,6 +88,24 @@ def plain(texture: Tensor, rng: np.random.Generator) -> Tensor:
     return colour * (1 - trace + trace * texture)
 
 
+def furnished(
+    clear: Tensor, labels: np.ndarray, others: Tensor, settings: Haze, rng: np.random.Generator
+) -> Tensor:
+    """A picture ``(3, H, W)`` whose surfaces and things in front, by the ``labels (H, W)`` of
+    :func:`procedural_depth`, are painted plain or filled from ``others (N, 3, H, W)``.
+    """
+    if rng.random() < settings.rooms:
+        for k in range(labels.min(), 0):
+            clear = torch.where(torch.from_numpy(labels == k), plain(clear, rng), clear)
+    for k in range(1, labels.max() + 1):
+        inside = torch.from_numpy(labels == k)
+        if rng.random() < settings.paste and inside.any():
+            filling = vary(others[rng.integers(len(others))], settings.jitter, rng)
+            filling = plain(filling, rng) if rng.random() < 0.4 else filling
+            clear = torch.where(inside, filling, clear)
+    return clear
+
+
 def make_hazy(
     clear: Tensor, others: Tensor, settings: Haze, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -101,15 +119,8 @@ def make_hazy(
     clear = vary(clear, settings.jitter, rng)
     outdoors = chance(settings.cues)
     depth, labels = procedural_depth(clear.shape[1], clear.shape[2], rng)
-    if not outdoors and rng.random() < settings.rooms:
-        for k in range(labels.min(), 0):
-            clear = torch.where(torch.from_numpy(labels == k), plain(clear, rng), clear)
-    for k in range(1, 1 if outdoors else labels.max() + 1):
-        inside = torch.from_numpy(labels == k)
-        if rng.random() < settings.paste and inside.any():
-            filling = vary(others[rng.integers(len(others))], settings.jitter, rng)
-            filling = plain(filling, rng) if rng.random() < 0.4 else filling
-            clear = torch.where(inside, filling, clear)
+    if not outdoors:
+        clear = furnished(clear, labels, others, settings, rng)
     if rng.random() < settings.levels:
         low, high = np.quantile(clear.numpy(), (rng.uniform(0.01, 0.08), rng.uniform(0.94, 0.995)))
         clear = ((clear - float(low)) / max(float(high - low), 0.1)).clamp(0, 1)

@@ -34,9 +34,8 @@ class Auto:
     That is at 14 to 17 calls; and at 5 where noise falls by more than 30 000 times, as on EDM's own
     levels, and images have at most 250 values (0.7 to 0.8 of `eabm`'s error at 48, four times as
     much at 768). A `karras` grid is one that is even in ``kappa^(1/7)`` and goes to the process's
-    least noisy time.
-    A step is even to half of itself; the first, which a partial run may have cut, does not count
-    where there are others.
+    least noisy time. A step is even to half of itself; the first, which a partial run may have cut,
+    does not count where there are others.
 
     When to use it: wherever no other reason picks a solver. ``restobox bench solvers --peers``
     shows the errors that the table comes from, beside those of other libraries' samplers.

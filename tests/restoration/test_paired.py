@@ -44,8 +44,9 @@ from solvers import (
 )
 from toolbox.cli import main
 from toolbox.training.examples.paired import HazeExamples, MadeExamples, PairExamples
-from toolbox.training.loop import batches, build, train
+from toolbox.training.loop import batches, train
 from toolbox.training.losses import denoising_loss, plain_loss, residual_loss
+from toolbox.training.network import build
 from toolbox.training.recipe import TrainingRecipe
 from toolbox.training.sections import Loss
 

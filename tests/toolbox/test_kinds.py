@@ -12,7 +12,7 @@ from restoration.task import KINDS, SHOWN, check_kind, shown_to
 from solvers import VP, Denoiser
 from toolbox.api import load_for, models
 from toolbox.cli import main
-from toolbox.training.loop import build
+from toolbox.training.network import build
 from toolbox.training.recipe import TrainingRecipe
 
 SHIPPED = {info.name: info for info in models()}

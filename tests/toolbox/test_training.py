@@ -17,8 +17,9 @@ from toolbox.training.examples.enlarged import EnlargedExamples
 from toolbox.training.examples.grey import GreyExamples
 from toolbox.training.examples.photo import BLOCKS, PhotoExamples, draw_known
 from toolbox.training.log import Log
-from toolbox.training.loop import batches, build, train
+from toolbox.training.loop import batches, train
 from toolbox.training.losses import denoising_loss, immiscible_noise
+from toolbox.training.network import build
 from toolbox.training.recipe import TrainingRecipe
 
 

@@ -20,7 +20,8 @@ from solvers.loop import solve
 from solvers.methods.ddim import DDIM
 from toolbox.training.examples.mri import MRIExamples
 from toolbox.training.examples.photo import PhotoExamples
-from toolbox.training.loop import build, measured_batches, train
+from toolbox.training.loop import measured_batches, train
+from toolbox.training.network import build
 from toolbox.training.recipe import TrainingRecipe
 from toolbox.training.unrolled import unroll, unrolled_gain, unrolled_loss
 

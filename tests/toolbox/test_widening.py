@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from toolbox.training.loop import build
 from toolbox.training.losses import cut_off, plain_loss
 from toolbox.training.model_folder import load_weights
+from toolbox.training.network import build
 from toolbox.training.recipe import TrainingRecipe
 from toolbox.training.sections import Loss
 from toolbox.training.widening import PLANES, doubled, is_doubled

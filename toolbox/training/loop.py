@@ -18,15 +18,7 @@ from torch import Tensor, nn
 from solvers.denoiser import Denoiser
 from solvers.files import alone_in, check_folder, check_outputs, replace_file, together
 from solvers.inputs.errors import InputError, ModelError, reading
-from solvers.prediction import HEADS
-from toolbox.training.examples.colour import ColourExamples
-from toolbox.training.examples.enlarged import EnlargedExamples
-from toolbox.training.examples.grey import GreyExamples
 from toolbox.training.examples.hyperspectral import LatentExamples, latent_loss
-from toolbox.training.examples.mri import MRIExamples
-from toolbox.training.examples.paired import HazeExamples, MadeExamples, PairExamples
-from toolbox.training.examples.photo import PhotoExamples
-from toolbox.training.examples.ultrasound import UltrasoundExamples
 from toolbox.training.log import Log
 from toolbox.training.losses import (
     cut_off,
@@ -37,87 +29,13 @@ from toolbox.training.losses import (
     residual_loss,
 )
 from toolbox.training.model_folder import load_weights, save_model
+from toolbox.training.network import build, examples_of, shown_channels
 from toolbox.training.recipe import TrainingRecipe
-from toolbox.training.sections import SHOWN
 from toolbox.training.unrolled import Measured, unrolled_gain, unrolled_loss
 
 CHECKPOINT_EVERY = 500  # steps
 LOG = "train.csv"
 PRECISIONS = ("no", "bf16", "fp16")
-
-EXAMPLES: dict[str, Any] = {
-    "inpaint": PhotoExamples,
-    "superresolve": EnlargedExamples,
-    "mri": MRIExamples,
-    "denoise": GreyExamples,
-    "denoise-colour": ColourExamples,
-    "dehaze": HazeExamples,
-    "paired": PairExamples,
-    "hsi": LatentExamples,
-    "ultrasound": UltrasoundExamples,
-}
-
-
-def build(recipe: TrainingRecipe) -> Denoiser:
-    """The untrained denoiser of a recipe."""
-    from diffusers import UNet2DModel
-
-    net, fold2, schedule = recipe.network, recipe.network.fold**2, recipe.process
-    channels, condition_channels = EXAMPLES[recipe.task].channels, shown_channels(recipe)
-    depth = len(net.block_out_channels)
-    torch.manual_seed(recipe.seed)
-    network = UNet2DModel(
-        in_channels=(channels + condition_channels) * fold2,
-        out_channels=channels * HEADS.get(schedule.prediction_type, 1) * fold2,
-        block_out_channels=tuple(net.block_out_channels),
-        layers_per_block=net.layers_per_block,
-        down_block_types=("DownBlock2D",) * depth,
-        up_block_types=("UpBlock2D",) * depth,
-        norm_num_groups=net.norm_num_groups,
-        add_attention=net.attention,
-        time_embedding_dim=net.time_embedding_dim,
-    )
-    native = schedule.kind == "vp"  # the others diffuse the residual by themselves
-    return Denoiser(
-        network,
-        schedule.process(),
-        schedule.prediction_type,
-        value_range=recipe.value_range,
-        fold=net.fold,
-        multiple=2 ** (depth - 1),
-        condition_channels=condition_channels,
-        residual=native
-        and condition_channels > 0
-        and recipe.task != "hsi",  # whose condition holds no lift
-        data_std=recipe.loss.data_std if native else 1.0,
-        unrolled_steps=None if recipe.unrolled is None else recipe.unrolled.steps,
-        shown=shown_kind(recipe),
-    )
-
-
-def shown_kind(recipe: TrainingRecipe) -> str:
-    """What a recipe's network is shown, a word of :data:`restoration.task.SHOWN`."""
-    if recipe.pairs is not None:
-        return {"degraded": "degraded", "mask": "degraded+mask", "haze": "haze"}[recipe.pairs.shown]
-    if shown_channels(recipe) and recipe.echoes is not None:
-        return "degraded"
-    kinds = {
-        "inpaint": "lift+known",
-        "superresolve": "lift+known",
-        "mri": "mri",
-        "dehaze": "haze",
-        "hsi": "joint",
-    }
-    return kinds.get(recipe.task, "none")
-
-
-def shown_channels(recipe: TrainingRecipe) -> int:
-    """Channels of the condition that a recipe's network is shown."""
-    if recipe.pairs is not None:
-        return SHOWN[recipe.pairs.shown]
-    if recipe.echoes is not None:
-        return int(recipe.echoes.kind == "dehazed")
-    return int(EXAMPLES[recipe.task].condition_channels)
 
 
 def batches(
@@ -221,8 +139,7 @@ def train(
         )
     check_folder(out)
     check_outputs([out], [data, start_from])
-    made = recipe.pairs is not None and recipe.pairs.made is not None
-    examples: Any = (MadeExamples if made else EXAMPLES[recipe.task])(recipe, data, exclude)
+    examples: Any = examples_of(recipe)(recipe, data, exclude)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     denoiser = build(recipe)
     checkpoint = out / "checkpoint" / "state.pt"
