@@ -5,6 +5,7 @@ Narasimhan & Nayar 2002.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,8 @@ def depth_of_cues(image: Tensor, rng: np.random.Generator) -> Tensor:
     height, width = image.shape[1:]
     bright = image.amax(0)
     pale = bright - (bright - image.amin(0)) / bright.clamp(min=0.05)  # value less saturation
-    smooth = -F.avg_pool2d((bright - F.avg_pool2d(bright[None], 5, 1, 2)).abs(), 5, 1, 2)[0]
+    mean = partial(F.avg_pool2d, kernel_size=5, stride=1, padding=2, count_include_pad=False)
+    smooth = -mean((bright - mean(bright[None])).abs())[0]
     high = torch.linspace(1, 0, height)[:, None].expand(-1, width)
     total = torch.zeros(height, width)
     for cue, largest in ((high, 1.5), (pale, 0.7), (smooth, 0.4)):
