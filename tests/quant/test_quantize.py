@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 from quant.files import load_quantized, save_quantized
 from quant.layer import grid_between, grid_of, output_grids, set_grid, weight_scales
-from quant.network import TARGETS, quantizable_layers
+from quant.network import TARGETS, quantizable_layers, structured
 from quant.quantize import better_grids, quantize
 from quant.ranges.channels import ALPHAS, REACH, channel_grids
 from quant.ranges.measure import measure_ranges
@@ -418,6 +419,18 @@ def test_grids_by_channel_hold_all_that_was_shown():
     torch.testing.assert_close(
         made.structure(x, t).sample, denoiser.network(x, t).sample, atol=1e-4, rtol=1e-4
     )
+
+
+def test_layers_are_skipped_by_what_reports_call_them(denoiser):
+    """Behind the factors of grids by channel, too."""
+    recipe = QuantRecipe(equalize="channels")
+    names = quantizable_layers(structured(denoiser.network, recipe))
+    worst = next(n for n in names if n.endswith("conv1.1"))
+    again = replace(recipe, skip=(*recipe.skip, worst))
+    left = quantizable_layers(structured(denoiser.network, again), again.skip)
+    assert left == [n for n in names if n != worst]
+    with pytest.raises(ValueError, match="matches no layer"):
+        quantizable_layers(denoiser.network, (f"{worst}.1",))
 
 
 @pytest.mark.parametrize("spread", [1, 8, 100])
