@@ -10,6 +10,7 @@ from :mod:`quant.ranges.measure`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -182,10 +183,10 @@ def _equalized(
 def better_grids(
     network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe, *, batch_size: int = 8
 ) -> str | None:
-    """``channels`` where grids by channel err less on every target than one grid for all channels,
-    otherwise None. What a target rounds is simulated, with nearest rounding, on every fourth input
-    of a few timesteps, where the others give the ranges; with fewer inputs than that nobody can
-    tell, and it is None.
+    """``channels`` where grids by channel err less than one grid for all channels, otherwise None:
+    by the geometric mean over the targets. What each rounds is simulated, with nearest rounding, on
+    every fourth input of a few timesteps, where the others give the ranges; with fewer inputs than
+    that nobody can tell, and it is None.
     """
     plain = replace(recipe, float_macs=0.0, rounding="nearest", temporal="table")
     structure = structured(network, replace(plain, equalize="channels"))
@@ -197,8 +198,7 @@ def better_grids(
     for kind in (None, "channels"):
         trial = quantize(network, seen, replace(plain, equalize=kind), batch_size=batch_size)
         errors[kind] = _errors(trial, network, unseen)
-    pairs = zip(errors["channels"], errors[None], strict=True)
-    return "channels" if all(new < old for new, old in pairs) else None
+    return "channels" if math.prod(errors["channels"]) < math.prod(errors[None]) else None
 
 
 def with_float_layers(
