@@ -120,8 +120,8 @@ class QuantRecipe:
             convolution each, then a sum.
         equalize: SmoothQuant's alpha in [0, 1]: move the spread between input channels into the
             weights; None: don't; ``channels``: as much of it as each layer's expected error asks
-            for (:mod:`quant.ranges.channels`); ``auto``: that, where it errs less, over all
-            targets, on a part of the calibration inputs that the ranges then don't see.
+            for (:mod:`quant.ranges.channels`); ``auto``: that, unless None errs less by a
+            fifth on a part of the calibration inputs that the ranges then don't see.
         selection: how the calibration samples are chosen when they are recorded.
         outputs: what convolutions give on ONNX Runtime's CPU kernels: ``int8`` is the fastest,
             ``float`` rounds nothing there. Other targets don't look at it.
