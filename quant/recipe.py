@@ -269,7 +269,7 @@ PRESETS = {
         temporal="tiar",
         reconstruction=Reconstruction(lr_weight=1e-2, layer_weight=0.0, drop=0.0),
     ),
-    "best-w8a8": replace(DEFAULT, outputs="float"),
+    "best-w8a8": replace(DEFAULT, outputs="float", rounding="gptq"),
     "best-w4a8": QuantRecipe(
         4, range="p2.4", rounding="gptq"
     ),  # equalisation spreads the weights, which 4 bits can't hold
