@@ -187,12 +187,13 @@ def better_grids(
 ) -> str | None:
     """``channels``, or None where one grid for all channels errs clearly less: by a fifth, in the
     geometric mean over the targets, on every fourth input of a few timesteps, where the others give
-    the ranges. What each target rounds is simulated, with nearest rounding. Inputs held back are of
-    the same pictures, whose values one grid may clip at little cost; others' lie further out.
+    the ranges. What each target rounds is simulated, with nearest rounding and outputs in 8 bits:
+    recipes that differ by those answer alike. Inputs held back are of the same pictures, whose
+    values one grid may clip at little cost; others' lie further out.
 
     None too where there are fewer inputs than that, which don't show how far channels reach.
     """
-    plain = replace(recipe, float_macs=0.0, rounding="nearest", temporal="table")
+    plain = replace(recipe, float_macs=0.0, rounding="nearest", temporal="table", outputs="int8")
     structure = structured(network, replace(plain, equalize="channels"))
     parts = calibration.held_back(TRIAL)
     if parts is None or not groups(structure, quantizable_layers(structure, recipe.skip)):
