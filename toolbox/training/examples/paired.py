@@ -13,7 +13,7 @@ from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pairs, random_window, read_pair
 from restoration.paired.degradations import MADE
 from restoration.paired.simulation import make_hazy
-from restoration.paired.task import HAZE, PLAIN, haze_condition
+from restoration.paired.task import FINER, HAZE, PLAIN, haze_condition, reduced
 from solvers.denoiser import Denoiser
 from toolbox.training.patches import Patches
 from toolbox.training.recipe import TrainingRecipe
@@ -34,6 +34,7 @@ class PairExamples:
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         self.recipe, self.settings = recipe, needed(recipe.pairs)
         settings = self.settings
+        self.size = recipe.patch_size * (FINER if settings.shown == "haze" else 1)
         self.stacks: list[np.ndarray] = []  # degraded, clean and mask on channels
         for paths in find_pairs(
             folder,
@@ -52,24 +53,21 @@ class PairExamples:
             stack = torch.from_numpy(np.concatenate(parts))[None]
             for scale in settings.scales:
                 size = [round(scale * n) for n in stack.shape[-2:]]
-                if min(size) >= recipe.patch_size:
-                    reduced = (
+                if min(size) >= self.size:
+                    scaled = (
                         stack
                         if scale == 1
                         else F.interpolate(stack, size, mode="bilinear", antialias=True)
                     )
-                    self.stacks.append((reduced[0] * 255).round().to(torch.uint8).numpy())
+                    self.stacks.append((scaled[0] * 255).round().to(torch.uint8).numpy())
         if not self.stacks:
-            raise ValueError(
-                f"{folder} holds no pair of at least {recipe.patch_size} x {recipe.patch_size}"
-                " pixels"
-            )
+            raise ValueError(f"{folder} holds no pair of at least {self.size} x {self.size} pixels")
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clean pictures in [0, 1]; degraded ones, with their mask as a fourth channel where there
         is one; 0 where nothing is shown.
         """
-        size, out = self.recipe.patch_size, []
+        size, out = self.size, []
         for index in rng.integers(len(self.stacks), size=count):
             stack = self.stacks[index]
             part = stack[(slice(None), *random_window(stack.shape, size, rng))]
@@ -86,7 +84,10 @@ class PairExamples:
         """Image in the network's range, what the network is shown, and 1 where something is to be
         found out (everywhere).
         """
-        condition = haze_condition(shown) if denoiser.condition_channels == HAZE else shown
+        condition = shown
+        if denoiser.condition_channels == HAZE:  # drawn finer than the network's pictures
+            side = shown.shape[-1] // FINER
+            clean, condition = reduced(clean, side), reduced(haze_condition(shown), side)
         return (
             denoiser.from_unit(clean),
             keep * denoiser.from_unit(condition),
@@ -129,14 +130,16 @@ class HazeExamples:
     """Clear pictures and the same ones in made-up haze."""
 
     channels, condition_channels = 3, HAZE
+    show = staticmethod(PairExamples.show)
     # of a patch: nearly whole pictures, as haze is told from the look of a scene
     SIDES = (1.0, 1.2, 1.45, 1.8)
 
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
-        sides = tuple(round(share * recipe.patch_size) for share in self.SIDES)
+        size = FINER * recipe.patch_size
+        sides = tuple(round(share * size) for share in self.SIDES)
         self.haze = needed(recipe.haze)
         # upright and in their own colours: the sky is above, and haze is told by colours
-        self.patches = Patches(folder, recipe.patch_size, exclude, sides, swap=False, turn=False)
+        self.patches = Patches(folder, size, exclude, sides, swap=False, turn=False)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clear and hazy pictures in [0, 1], and 0 where the condition is dropped."""
@@ -144,13 +147,3 @@ class HazeExamples:
         pairs = [make_hazy(picture, drawn[count:], self.haze, rng) for picture in drawn[:count]]
         clear, hazy = (torch.stack(part) for part in zip(*pairs, strict=True))
         return clear, (hazy * 255).round() / 255, kept(count, self.haze.drop, rng)
-
-    @staticmethod
-    def show(
-        denoiser: Denoiser, clear: Tensor, hazy: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            denoiser.from_unit(clear),
-            keep * denoiser.from_unit(haze_condition(hazy)),
-            torch.ones_like(clear[:, :1]),
-        )
