@@ -65,7 +65,7 @@ class PairExamples:
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clean pictures in [0, 1]; degraded ones, with their mask as a fourth channel where there
-        is one; 0 where nothing is shown.
+        is one, and of twice the size for haze networks; 0 where nothing is shown.
         """
         size, out = self.size, []
         for index in rng.integers(len(self.stacks), size=count):
@@ -75,6 +75,7 @@ class PairExamples:
             out.append(np.ascontiguousarray(patch if rng.random() < 0.5 else patch[..., ::-1]))
         drawn = torch.from_numpy(np.stack(out)).float() / 255
         clean, degraded, mask = drawn[:, 3:6], drawn[:, :3], (drawn[:, 6:] >= 0.5).float()
+        clean = reduced(clean, self.recipe.patch_size)
         return clean, torch.cat([degraded, mask], dim=1), kept(count, self.settings.drop, rng)
 
     @staticmethod
@@ -86,8 +87,7 @@ class PairExamples:
         """
         condition = shown
         if denoiser.condition_channels == HAZE:  # drawn finer than the network's pictures
-            side = shown.shape[-1] // FINER
-            clean, condition = reduced(clean, side), reduced(haze_condition(shown), side)
+            condition = reduced(haze_condition(shown), clean.shape[-1])
         return (
             denoiser.from_unit(clean),
             keep * denoiser.from_unit(condition),
@@ -137,13 +137,16 @@ class HazeExamples:
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
         size = FINER * recipe.patch_size
         sides = tuple(round(share * size) for share in self.SIDES)
-        self.haze = needed(recipe.haze)
+        self.haze, self.size = needed(recipe.haze), recipe.patch_size
         # upright and in their own colours: the sky is above, and haze is told by colours
         self.patches = Patches(folder, size, exclude, sides, swap=False, turn=False)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Clear and hazy pictures in [0, 1], and 0 where the condition is dropped."""
+        """Clear pictures in [0, 1], hazy ones of twice the size, and 0 where the condition is
+        dropped.
+        """
         drawn = self.patches.draw(2 * count, rng)
         pairs = [make_hazy(picture, drawn[count:], self.haze, rng) for picture in drawn[:count]]
         clear, hazy = (torch.stack(part) for part in zip(*pairs, strict=True))
-        return clear, (hazy * 255).round() / 255, kept(count, self.haze.drop, rng)
+        hazy = (hazy * 255).round() / 255
+        return reduced(clear, self.size), hazy, kept(count, self.haze.drop, rng)
