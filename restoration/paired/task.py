@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.paired.dark_channel import DarkChannelEstimate, DarkChannelPrior, box_mean
+from restoration.paired.lifts import LIFTS
 from restoration.task import Restored, Run, Watch, sample
 from restoration.wrappers.tiling import in_tiles, set_tile
 from solvers.denoiser import Denoiser
@@ -241,6 +242,8 @@ class PairedTask:
         if mask is not None:
             mask = (reduce(mask, side) >= 0.5).to(mask)
         coloured = fine.expand(-1, 3, -1, -1) if haze else small.expand(-1, 3, -1, -1)
+        if d.shown in LIFTS:
+            coloured = LIFTS[d.shown](coloured, coloured[:, :1] if mask is None else mask)
         shown = coloured if mask is None else torch.cat([coloured, mask], dim=1)
         condition = d.from_unit(reduce(haze_condition(coloured), side) if haze else shown)
         d = d.conditioned(condition)

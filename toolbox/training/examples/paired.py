@@ -12,12 +12,15 @@ from torch import Tensor
 from restoration.io.images import read_image
 from restoration.io.pictures.folders import find_pairs, random_window, read_pair
 from restoration.paired.degradations import MADE
+from restoration.paired.lifts import LIFTS
 from restoration.paired.simulation import make_hazy
-from restoration.paired.task import FINER, HAZE, PLAIN, haze_condition, reduced
+from restoration.paired.task import FINER, HAZE, MASKED, PLAIN, haze_condition, reduced
 from solvers.denoiser import Denoiser
 from toolbox.training.patches import Patches
 from toolbox.training.recipe import TrainingRecipe
-from toolbox.training.sections import needed
+from toolbox.training.sections import SHOWN, needed
+
+WIDER = 2  # sides of what a lift is taken from, in patches
 
 
 class PairExamples:
@@ -35,12 +38,10 @@ class PairExamples:
         self.recipe, self.settings = recipe, needed(recipe.pairs)
         settings = self.settings
         self.size = recipe.patch_size * (FINER if settings.shown == "haze" else 1)
+        channels, word = SHOWN[settings.shown]
         self.stacks: list[np.ndarray] = []  # degraded, clean and mask on channels
         for paths in find_pairs(
-            folder,
-            settings.degraded,
-            settings.clean,
-            settings.mask if settings.shown == "mask" else None,
+            folder, settings.degraded, settings.clean, settings.mask if channels == MASKED else None
         ):
             if paths[0].name in exclude:
                 continue
@@ -51,6 +52,8 @@ class PairExamples:
                     raise ValueError(f"mask {paths[2]} has another size than {paths[0]}")
                 parts.append((mask.mean(0, keepdims=True) >= 0.5).astype(np.float32))
             stack = torch.from_numpy(np.concatenate(parts))[None]
+            if word in LIFTS:
+                stack[:, :3] = LIFTS[word](stack[:, :3], stack[:, 6:])
             for scale in settings.scales:
                 size = [round(scale * n) for n in stack.shape[-2:]]
                 if min(size) >= self.size:
@@ -97,19 +100,20 @@ class PairExamples:
 
 class MadeExamples:
     """Clean pictures and what light, shadows or drops make of them; upright, in their own
-    colours.
+    colours. What is lifted is lifted by more of the picture than a patch, as whole pictures are.
     """
 
     channels, condition_channels = 3, PLAIN
     show = staticmethod(PairExamples.show)
 
     def __init__(self, recipe: TrainingRecipe, folder: str | Path, exclude: tuple[str, ...] = ()):
-        self.settings = needed(recipe.pairs)
+        self.settings, self.size = needed(recipe.pairs), recipe.patch_size
         self.degrade = MADE[str(self.settings.made)]
+        channels, word = SHOWN[self.settings.shown]
+        self.masked, self.lift = channels == MASKED, LIFTS.get(word)
+        size = self.size if self.lift is None else WIDER * self.size
         scales = tuple(self.settings.scales)
-        self.patches = Patches(
-            folder, recipe.patch_size, exclude, swap=False, turn=False, scales=scales
-        )
+        self.patches = Patches(folder, size, exclude, swap=False, turn=False, scales=scales)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`PairExamples.draw`; degraded pictures have 8 bits, as files do."""
@@ -117,7 +121,11 @@ class MadeExamples:
         made = [self.degrade(picture, rng) for picture in clean]
         degraded, mask = (torch.stack(part) for part in zip(*made, strict=True))
         degraded = (degraded * 255).round() / 255
-        shown = torch.cat([degraded, mask], dim=1) if self.settings.shown == "mask" else degraded
+        lifted = degraded if self.lift is None else self.lift(degraded, mask)
+        shown = torch.cat([lifted, mask], dim=1) if self.masked else lifted
+        if clean.shape[-1] > self.size:
+            rows, columns = random_window(clean.shape, self.size, rng)
+            clean, shown = clean[..., rows, columns], shown[..., rows, columns]
         return clean, shown, kept(count, self.settings.drop, rng)
 
 
