@@ -36,9 +36,10 @@ SOFT = DarkChannelPrior(omega=0.8)
 FLOOR = DarkChannelPrior()
 # by the mean transmission: from where, over how much and how far the network is believed. Chosen on
 # simulated haze of three kinds, RESIDE's indoor haze and real pairs: docs/dehazing.md
-DENSE, THINNING, MOST = 0.15, 0.15, 0.8
-# and by how much more colour the prior's picture has: from where it is not believed, over how much
-TINTED, TINTING = 1.5, 0.3
+DENSE, THINNING, MOST = 0.3, 0.15, 0.65
+# and by the colour of the prior's picture, of the answer's: from where on it is not believed, and
+# over how much it is believed less
+TINTED, TINTING = 1.2, 0.3
 
 
 def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:
@@ -56,8 +57,8 @@ def prior_share(found: DarkChannelEstimate, answer: Tensor) -> Tensor:
 
     The denser the haze, the less is left of the scene for a network to know it by, while the prior
     inverts the physics at any density; how dense it is its transmission tells. It also multiplies
-    whatever tint the airlight has beyond the estimated one: where its picture is much more coloured
-    than the answer, it is not believed.
+    whatever tint the airlight has beyond the estimated one: the more coloured its picture is than
+    the answer, the less it is believed.
     """
     density = found.transmission.mean((1, 2, 3), keepdim=True)
     share = 1 - MOST * ((density - DENSE) / THINNING).clamp(0, 1)
