@@ -22,7 +22,7 @@ from runtime_peers import onnx_call, openvino_graphs, static_graphs
 from export.exporter import export_model
 from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
-from quant.recipe import QuantRecipe
+from quant.recipe import DEFAULT, QuantRecipe
 from toolbox.api import load
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     )
     for name in options.preset or ["best-w8a8", "default"]:
         quantized = quantize(
-            network, calibration, QuantRecipe() if name == "default" else QuantRecipe.preset(name)
+            network, calibration, DEFAULT if name == "default" else QuantRecipe.preset(name)
         )
         for target in ("openvino", "cpu", "tensorrt"):
             simulated = quantized.simulating(target)

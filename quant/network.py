@@ -29,6 +29,7 @@ from quant.temporal.table import TemporalTable, step_network, temporal_block, te
 from quant.temporal.tfmq import table_of
 from solvers.denoiser import Network, output_of
 
+TARGETS = ("cpu", "openvino", "tensorrt")  # whose graphs round differently
 TEMPORAL_PARTS = (
     "time_proj",
     "time_embedding",

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,21 +28,28 @@ from quant.layer import (
     set_weight_scales,
     weight_scales,
 )
-from quant.network import QuantizedNetwork, build, quantizable_layers, quantizes_time, structured
-from quant.ranges.measure import measure_ranges
+from quant.network import (
+    TARGETS,
+    QuantizedNetwork,
+    build,
+    quantizable_layers,
+    quantizes_time,
+    structured,
+)
+from quant.ranges.channels import channel_grids
+from quant.ranges.measure import Ranges, measure_ranges
 from quant.ranges.search import search_symmetric_steps
-from quant.recipe import QuantRecipe
+from quant.recipe import DEFAULT, QuantRecipe
 from quant.rounding.learned import gptq
 from quant.rounding.reconstruction import Kept, Plan, fingerprint_of, reconstruct
 from quant.rounding.units import spread_samples, stacked
-from quant.sensitivity import choose_float_layers, layer_costs, sensitivity, trajectory_errors
+from quant.sensitivity import choose_float_layers, layer_costs, mean_error, sensitivity
 from quant.structure.equalize import apply_factors, groups, smooth_factors
 from quant.temporal.table import temporal_block
 from quant.temporal.tiar import quantized_table
+from solvers.denoiser import Network
 
-EVEN = 0.5  # SmoothQuant's alpha
-# a smaller gain on the inputs held back was none on other pictures (docs/quantization.md)
-CLEARLY = 0.8
+TRIAL = 48  # inputs of a trial
 # the range of least squared error clips what was seen; other pictures' values lie further out
 FURTHER = 1.15
 # Outputs' grids reach beyond what calibration showed, by standard deviations of the inputs' own
@@ -65,7 +73,7 @@ def quantize(
     Args:
         network: the float network that ``calibration`` was recorded with, in eval mode.
         calibration: from :func:`quant.calibration.trajectory.record`.
-        recipe: W8A8 with the first and last convolution in float by default.
+        recipe: :data:`quant.recipe.DEFAULT` where none is given.
         state: folder in which learned rounding keeps its finished units, to go on after an
             interruption.
         progress: called with finished and total layers (gptq) or units (adaround, fbr).
@@ -74,10 +82,10 @@ def quantize(
         ValueError: another model's calibration set, a network without quantizable layers, or an
             option that it has no place for.
     """
-    recipe = recipe or QuantRecipe()
+    recipe = recipe or DEFAULT
     if recipe.equalize == "auto":
-        alpha = better_alpha(network, calibration, recipe, batch_size=batch_size)
-        recipe = replace(recipe, equalize=alpha)
+        kind = better_grids(network, calibration, recipe, batch_size=batch_size)
+        recipe = replace(recipe, equalize=kind)
     if recipe.float_macs:
         recipe = with_float_layers(network, calibration, recipe, batch_size=batch_size)
     if quantizes_time(recipe):
@@ -86,18 +94,8 @@ def quantize(
     names = quantizable_layers(structure, recipe.skip)
     calibration.check(network)
     inputs, outputs = measure_ranges(structure, names, calibration.batches(batch_size))
-    factors: dict[str, Tensor] = {}
-    if isinstance(recipe.equalize, (int, float)):
-        channels = {
-            name: torch.from_numpy(seen) for name, seen in zip(names, inputs.channels, strict=True)
-        }
-        factors = smooth_factors(structure, names, channels, recipe.equalize)
-        if not factors:
-            raise ValueError(
-                f"{type(network).__name__} has nothing to equalize: no quantized layer reads a"
-                " normalisation or residuals"
-            )
-        apply_factors(structure, factors, names)
+    factors, own = _equalized(structure, names, inputs, recipe)
+    if factors and not own:
         inputs, outputs = measure_ranges(structure, names, calibration.batches(batch_size))
     silent = [name for k, name in enumerate(names) if inputs.amax[k].max() == 0]
     if silent:
@@ -121,6 +119,9 @@ def quantize(
         low, high = inputs.interval(name, recipe.range, recipe.percentile)
         step, zero = grid_between(reach * low, reach * high)
         symmetric = reach * inputs.threshold(name, recipe.range, recipe.percentile) / 127
+        if name in own:
+            step, zero = grid_between(*own[name])
+            symmetric = float(np.abs(own[name]).max()) / 127
         weight = structure.get_submodule(name).weight
         scales = weight_scales(weight, recipe.weight_bits)
         if recipe.range == "p2.4":
@@ -155,25 +156,51 @@ def quantize(
     return quantized
 
 
-def better_alpha(
-    network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe, *, batch_size: int = 8
-) -> float | None:
-    """Whether equalisation pays clearly: the error of both, with nearest rounding, on every fourth
-    input of each timestep, when the others give the ranges.
+def _equalized(
+    structure: Network, names: list[str], inputs: Ranges, recipe: QuantRecipe
+) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
+    """Divide inputs and multiply weights of ``structure`` in place, as the recipe asks; the factors
+    ``(C,)`` by place, and the ends of layers whose grids are found with them.
     """
-    plain = replace(recipe, equalize=None, float_macs=0.0, rounding="nearest", temporal="table")
-    even = structured(network, replace(plain, equalize=EVEN))
-    if not groups(even, quantizable_layers(even, recipe.skip)):
+    readers, ends = groups(structure, names), {}
+    if recipe.equalize is None:
+        return {}, {}
+    if recipe.equalize == "channels":
+        grids = channel_grids(structure, names, inputs, recipe.weight_bits)
+        factors = {place: grid.factors for place, grid in grids.items()}
+        ends = {name: grid.ends for place, grid in grids.items() for name in readers[place]}
+    elif readers:
+        tops = zip(names, (torch.from_numpy(seen.tops) for seen in inputs.channels), strict=True)
+        factors = smooth_factors(structure, names, dict(tops), float(recipe.equalize))
+    else:
+        raise ValueError(
+            f"{type(structure).__name__} has nothing to equalize: no quantized layer reads a"
+            " normalisation or residuals"
+        )
+    apply_factors(structure, factors, names)
+    return factors, ends
+
+
+def better_grids(
+    network: nn.Module, calibration: CalibrationSet, recipe: QuantRecipe, *, batch_size: int = 8
+) -> str | None:
+    """``channels`` where grids by channel err less on every target than one grid for all channels,
+    otherwise None. What a target rounds is simulated, with nearest rounding, on every fourth input
+    of a few timesteps, where the others give the ranges; with fewer inputs than that nobody can
+    tell, and it is None.
+    """
+    plain = replace(recipe, float_macs=0.0, rounding="nearest", temporal="table")
+    structure = structured(network, replace(plain, equalize="channels"))
+    parts = calibration.held_back(TRIAL)
+    if parts is None or not groups(structure, quantizable_layers(structure, recipe.skip)):
         return None
-    held = [k for places in calibration.positions().values() for k in places[3::4]]
-    rest = sorted(set(range(len(calibration))) - set(held))
-    seen = calibration.subset(rest, calibration.provenance.selection)
-    unseen = calibration.subset(held or rest, calibration.provenance.selection)
+    seen, unseen = parts
     errors = {}
-    for alpha in (None, EVEN):
-        trial = quantize(network, seen, replace(plain, equalize=alpha), batch_size=batch_size)
-        errors[alpha] = sum(trajectory_errors(trial, network, unseen).values())
-    return EVEN if errors[EVEN] < CLEARLY * errors[None] else None
+    for kind in (None, "channels"):
+        trial = quantize(network, seen, replace(plain, equalize=kind), batch_size=batch_size)
+        errors[kind] = [mean_error(trial.simulating(t), network, unseen) for t in TARGETS]
+    pairs = zip(errors["channels"], errors[None], strict=True)
+    return "channels" if all(new < old for new, old in pairs) else None
 
 
 def with_float_layers(

@@ -34,6 +34,12 @@ def trajectory_errors(
     return {t: (error / power) ** 0.5 for t, (error, power) in sorted(sums.items(), reverse=True)}
 
 
+def mean_error(quantized: nn.Module, network: nn.Module, calibration: CalibrationSet) -> float:
+    """The mean of :func:`trajectory_errors` over the timesteps."""
+    errors = trajectory_errors(quantized, network, calibration).values()
+    return sum(errors) / len(errors)
+
+
 @torch.no_grad()
 def sensitivity(
     quantized: QuantizedNetwork,

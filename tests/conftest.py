@@ -75,7 +75,8 @@ def calibration(denoiser):
 
 @pytest.fixture(scope="module")
 def quantized(denoiser, calibration):
-    """The module's ``denoiser`` at 8 bits, by the default recipe."""
+    """The module's ``denoiser`` at 8 bits."""
     from quant.quantize import quantize
+    from quant.recipe import QuantRecipe
 
-    return quantize(denoiser.network, calibration)
+    return quantize(denoiser.network, calibration, QuantRecipe())

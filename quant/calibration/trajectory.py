@@ -136,6 +136,20 @@ class CalibrationSet:
             found[t].append(position)
         return found
 
+    def held_back(self, count: int) -> tuple[CalibrationSet, CalibrationSet] | None:
+        """About ``count`` inputs, four and more of each of evenly spread timesteps, in two sets:
+        most of them, and every fourth of each timestep, on which to compare what was made from the
+        first. None where no timestep has four.
+        """
+        times = list(self.positions().values())
+        some = times[:: -(-4 * len(times) // count)]
+        taken = [places[: max(4, count // len(some))] for places in some]
+        held = {k for places in taken for k in places[3::4]}
+        every = [k for places in taken for k in places]
+        seen = [k for k in every if k not in held]
+        chosen = self.provenance.selection
+        return (self.subset(seen, chosen), self.subset(sorted(held), chosen)) if held else None
+
     def check(self, network: nn.Module, solver: str | None = None) -> None:
         """Raises ValueError where this set was recorded with another network, or (if named) another
         solver.

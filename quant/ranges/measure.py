@@ -2,8 +2,9 @@
 
 Inputs are counted per timestep in histograms of log2 |x|, negative and positive values apart (32
 bins per octave: ends are good to 2 %), which need no range in advance, add up over batches and
-timesteps, and answer all estimators afterwards. Of outputs the ends of every channel are kept:
-clipping them loses more than finer steps gain.
+timesteps, and answer all estimators afterwards. The ends of every channel of inputs and outputs
+are kept too: clipping outputs loses more than finer steps gain, and inputs may have a grid for each
+channel (:mod:`quant.ranges.channels`).
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ class Ranges:
         ends: smallest and largest value, 0 among them, ``(layers, timesteps, 2)``.
         histogram: counts of log2 |x| of negative and of positive values, ``(layers, timesteps, 2,
             BINS)``.
-        channels: largest |x| of each channel over all timesteps, one array ``(C,)`` per layer.
+        channels: the ends of each channel over all timesteps, by layer.
+        powers: the mean square of each channel, one array ``(C,)`` per layer.
     """
 
     layers: tuple[str, ...]
     timesteps: tuple[float, ...]
     ends: np.ndarray
     histogram: np.ndarray
-    channels: tuple[np.ndarray, ...]
+    channels: tuple[ChannelEnds, ...]
+    powers: tuple[np.ndarray, ...]
 
     @property
     def amax(self) -> np.ndarray:
@@ -112,8 +115,8 @@ def _power(method: str) -> float:
 
 
 @dataclass
-class OutputEnds:
-    """The ends of a layer's outputs, channel by channel.
+class ChannelEnds:
+    """The ends of a layer's inputs or outputs, channel by channel.
 
     Attributes:
         ends: smallest and largest value, 0 among them, ``(C, 2)``.
@@ -127,9 +130,14 @@ class OutputEnds:
     squares: np.ndarray
 
     @classmethod
-    def nothing(cls) -> OutputEnds:
+    def nothing(cls) -> ChannelEnds:
         zeros = np.zeros((1, 2))
         return cls(zeros.astype(np.float32), 0, zeros, zeros)
+
+    @property
+    def tops(self) -> np.ndarray:
+        """Largest magnitudes ``(C,)``."""
+        return np.abs(self.ends).max(1)
 
     def see(self, ends: np.ndarray) -> None:
         """Take in ``(inputs, C, 2)``."""
@@ -152,7 +160,7 @@ class OutputEnds:
 @torch.no_grad()
 def measure_ranges(
     network: nn.Module, layers: Iterable[str], batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[Ranges, dict[str, OutputEnds]]:
+) -> tuple[Ranges, dict[str, ChannelEnds]]:
     """Run ``network`` over ``(x (B, C, h, w), t (B,))`` batches and return the ranges of the
     layers' inputs, and by layer the ends of each channel of its outputs.
 
@@ -162,19 +170,21 @@ def measure_ranges(
     device = next(network.parameters()).device
     tables: dict[float, tuple[np.ndarray, np.ndarray]] = {}
     current = [0.0]
-    channels: list[np.ndarray | None] = [None] * len(layers)
-    outputs = {name: OutputEnds.nothing() for name in layers}
+    channels, outputs = ([ChannelEnds.nothing() for _ in layers] for _ in range(2))
+    squares: list[np.ndarray] = [np.zeros(1)] * len(layers)
+    places = np.zeros(len(layers))
 
     def hook(row: int):
         def see(_, inputs, output):
             ends, histogram = tables[current[0]]
             value = _by_channel(inputs[0])
-            found = _ends(value)
-            ends[row] = _wider(ends[row], np.array([found[:, 0].min(), found[:, 1].max()]))
-            top = np.abs(found).max(1)
-            channels[row] = top if channels[row] is None else np.maximum(channels[row], top)
+            found = _each(inputs[0])
+            ends[row] = _wider(ends[row], np.array([found[..., 0].min(), found[..., 1].max()]))
+            channels[row].see(found)
+            squares[row] = squares[row] + value.square().sum(1).double().cpu().numpy()
+            places[row] += value.shape[1]
             histogram[row] += _histogram(value)
-            outputs[layers[row]].see(np.stack([_ends(_by_channel(one[None])) for one in output]))
+            outputs[row].see(_each(output))
 
         return see
 
@@ -196,8 +206,9 @@ def measure_ranges(
             handle.remove()
     times = tuple(sorted(tables, reverse=True))
     ends, histogram = (np.stack([tables[t][k] for t in times], axis=1) for k in (0, 1))
-    tops = tuple(np.zeros(0) if top is None else top for top in channels)
-    return Ranges(layers, times, ends, histogram, tops), outputs
+    powers = tuple(total / max(count, 1) for total, count in zip(squares, places, strict=True))
+    found = Ranges(layers, times, ends, histogram, tuple(channels), powers)
+    return found, dict(zip(layers, outputs, strict=True))
 
 
 def _by_channel(value: Tensor) -> Tensor:
@@ -205,10 +216,10 @@ def _by_channel(value: Tensor) -> Tensor:
     return value.detach().float().movedim(1 if value.ndim == 4 else -1, 0).flatten(1)
 
 
-def _ends(value: Tensor) -> np.ndarray:
-    """Smallest and largest, and 0, ``(C, 2)``."""
-    low, high = value.aminmax(dim=1)
-    return torch.stack([low.clamp(max=0), high.clamp(min=0)], 1).cpu().numpy()
+def _each(value: Tensor) -> np.ndarray:
+    """Smallest and largest, and 0, of each input's channels, ``(B, C, 2)``."""
+    low, high = torch.stack([_by_channel(one[None]) for one in value]).aminmax(dim=2)
+    return torch.stack([low.clamp(max=0), high.clamp(min=0)], 2).cpu().numpy()
 
 
 def _wider(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -516,7 +516,7 @@ def _run(data, feed, **settings):
 def test_attention_layers_are_found_and_quantized():
     denoiser = tiny_denoiser(attention=True)
     calibration, _ = recording(denoiser)
-    quantized = quantize(denoiser.network, calibration)
+    quantized = quantize(denoiser.network, calibration, QuantRecipe())
     assert any("to_q" in name for name in quantized.names)
     model = export_model(denoiser, target="cpu", quantized=quantized, timesteps=quantized.timesteps)
     network = OnnxNetwork(model.SerializeToString(), None, CPU, 1, timesteps=quantized.timesteps)
@@ -546,7 +546,7 @@ def test_the_last_convolution_may_be_quantized_too(denoiser, calibration):
 @pytest.mark.long
 def test_attention_becomes_one_operator_on_cpus_only():
     denoiser = tiny_denoiser(attention=True)
-    quantized = quantize(denoiser.network, recording(denoiser, steps=2)[0])
+    quantized = quantize(denoiser.network, recording(denoiser, steps=2)[0], QuantRecipe())
     layers = sum(name.endswith("to_q") for name, _ in denoiser.network.named_modules())
     assert layers > 0
     models = {
@@ -855,7 +855,7 @@ def test_a_sum_of_convolutions_that_one_reads_at_once_is_decoded_before(tmp_path
     with record(d) as recorder:
         solve(DDIM(), d, torch.randn(2, 3, 16, 16), trailing(d.process, 2))
     found = recorder.result()
-    made = quantize(d.network, found)
+    made = quantize(d.network, found, QuantRecipe())
     export_bundle(d, tmp_path / "b", target="cpu", quantized=made)
     parity = verify(d, tmp_path / "b", made, found)
     assert not parity.failures

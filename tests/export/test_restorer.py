@@ -23,6 +23,7 @@ from export.runtime.restorer import mirrored
 from export.runtime.session import Restorer, Session
 from quant.calibration.trajectory import record
 from quant.quantize import quantize
+from quant.recipe import QuantRecipe
 from quant.temporal.features import cached
 from restoration.metrics import psnr
 from restoration.photo.inpainting import InpaintingTask
@@ -57,7 +58,7 @@ def quantized(task):
     with record(task.denoiser, seed=0, solver="ddim", task="inpaint") as recorder:
         for k in range(3):
             task(*photo(*SIZE, seed=k), seed=k)
-    return quantize(task.denoiser.network, recorder.result())
+    return quantize(task.denoiser.network, recorder.result(), QuantRecipe())
 
 
 @pytest.fixture(scope="module")

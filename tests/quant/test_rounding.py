@@ -350,8 +350,8 @@ def test_equalisation_evens_the_channels_out(restructured, denoiser, calibration
     for place, f in quantized.factors.items():
         assert float(f.log().mean()) == pytest.approx(0, abs=1e-4)
         for name in readers[place]:
-            seen = quantized.ranges.channels[quantized.names.index(name)]
-            before = plain.ranges.channels[plain.names.index(name.removesuffix(".1"))]
+            seen = quantized.ranges.channels[quantized.names.index(name)].tops
+            before = plain.ranges.channels[plain.names.index(name.removesuffix(".1"))].tops
             assert np.std(np.log(seen)) < np.std(
                 np.log(before)
             )  # alpha 0.5: geometric middle of x and W
@@ -530,7 +530,7 @@ def test_wrong_recipes_are_refused(wrong):
 
 @pytest.mark.long
 def test_sensitivities_name_a_spoiled_layer(denoiser, calibration):
-    quantized = quantize(denoiser.network, calibration)
+    quantized = quantize(denoiser.network, calibration, QuantRecipe())
     bad = quantized.names[2]
     quantized.network.get_submodule(
         bad

@@ -70,7 +70,7 @@ def test_linear_layers_are_quantized(name):
     with record(d) as recorder:
         solve(DDIM(), d, d.process.b(grid.times[0]) * x, grid)
     found = recorder.result()
-    quantized = quantize(network, found)
+    quantized = quantize(network, found, QuantRecipe())
     inside = {n.partition("transformer_blocks.")[2].partition(".")[2] for n in quantized.names}
     assert {"ff.net.2", "ff.net.0.proj"} <= inside
     assert not [n for n in quantized.names if "pos_embed" in n or "norm1" in n or "time" in n]
@@ -116,7 +116,7 @@ def test_quantized_networks_of_every_clock_are_verified_at_their_times(kind, tmp
     with record(d) as recorder:
         solve(DDIM(), d, d.process.b(grid.times[0]) * torch.randn(2, 3, 16, 16), grid)
     found = recorder.result()
-    quantized = quantize(d.network, found)
+    quantized = quantize(d.network, found, QuantRecipe())
     bundle = export_bundle(d, tmp_path / "b", target="cpu", quantized=quantized)
     if kind == "scores":
         assert (bundle.graph, len(bundle.timesteps)) == ("step", 2)

@@ -20,6 +20,7 @@ from safetensors.torch import save, save_file
 from export.graphs.network import trace
 from quant.calibration.trajectory import CalibrationSet
 from quant.quantize import quantize
+from quant.recipe import QuantRecipe
 from quant.temporal.table import step_network, temporal_table
 from restoration.io.images import Photo, write_image
 from restoration.operators.linear import Denoising
@@ -110,7 +111,7 @@ def test_restoring_tasks_record_and_quantize(colour, pictures, tmp_path, task):
     assert len(found.provenance.data) == 2
     assert list(tmp_path.iterdir()) == [out]
     x, t = next(found.batches())
-    quantized = quantize(network, found)
+    quantized = quantize(network, found, QuantRecipe())
     assert quantized(x, t).shape == x.shape
 
 
@@ -223,7 +224,7 @@ def test_text_conditional_networks_run_on_the_stored_embedding(latent, tmp_path)
     assert not torch.equal(
         network(x, t, encoder_hidden_states=torch.zeros(len(x), 5, 8)).sample, expected
     )
-    quantized = quantize(network, found)
+    quantized = quantize(network, found, QuantRecipe())
     assert 0 < float((quantized(x, t) - expected).norm() / expected.norm()) < 0.2
     step = step_network(network, temporal_table(network, found.grid))
     torch.testing.assert_close(

@@ -22,6 +22,7 @@ from export.runtime.providers import open_session
 from export.runtime.session import Restorer
 from quant.calibration.trajectory import record
 from quant.quantize import quantize
+from quant.recipe import QuantRecipe
 from restoration.hyperspectral.task import HyperspectralTask
 from restoration.io.images import Photo, write_image
 from restoration.metrics import psnr
@@ -427,7 +428,7 @@ def test_integer_mri_bundle_errs_as_the_simulation_says(tmp_path):
     with record(task.denoiser, seed=0, solver="ddim", task="mri") as recorder:
         for k in range(3):
             task(*scan(1, seed=k), sigma=0.01, seed=k)
-    quantized = quantize(task.denoiser.network, recorder.result())
+    quantized = quantize(task.denoiser.network, recorder.result(), QuantRecipe())
     simulated = copy.copy(task.denoiser)
     simulated.network = quantized.simulating("cpu")
     host = replace(task, denoiser=simulated)(kspace, mask, maps, sigma=0.01, seed=4).magnitude

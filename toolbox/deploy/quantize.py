@@ -10,7 +10,7 @@ from typing import Any
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import check_quantized_free, save_quantized
 from quant.quantize import quantize
-from quant.recipe import QuantRecipe
+from quant.recipe import DEFAULT, QuantRecipe
 from solvers.files import check_outputs
 from solvers.inputs.strict_json import read_object
 from toolbox.api import float_model
@@ -40,7 +40,7 @@ def run_quantize(
     check_outputs([out], [model, calibration, recipe, state])
     if recipe is not None and preset is not None:
         raise ValueError("give a recipe file or a preset, not both")
-    settings = QuantRecipe() if preset is None else QuantRecipe.preset(preset)
+    settings = DEFAULT if preset is None else QuantRecipe.preset(preset)
     if recipe is not None:
         settings = QuantRecipe.from_dict(read_object(recipe))
     if how.float_macs is not None:
