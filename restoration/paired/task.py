@@ -34,9 +34,10 @@ FINER = 2
 SOFT = DarkChannelPrior(omega=0.8)
 # what stands in for the network where haze is denser than it can tell
 FLOOR = DarkChannelPrior()
-# by the mean transmission: from where, over how much and how far the network is believed. Chosen on
-# simulated haze of three kinds, RESIDE's indoor haze and real pairs: docs/dehazing.md
-DENSE, THINNING, MOST = 0.3, 0.15, 0.65
+# its share in thin haze and in dense, and by the mean transmission what is dense and over how much
+# haze thins. Never all: what samples disagree about must show. Chosen on made haze and RESIDE's
+# indoor haze: docs/dehazing.md
+LEAST, MOST, DENSE, THINNING = 0.35, 0.75, 0.3, 0.15
 # and by the colour of the prior's picture, of the answer's: from where on it is not believed, and
 # over how much it is believed less
 TINTED, TINTING = 1.2, 0.3
@@ -61,7 +62,7 @@ def prior_share(found: DarkChannelEstimate, answer: Tensor) -> Tensor:
     the answer, the less it is believed.
     """
     density = found.transmission.mean((1, 2, 3), keepdim=True)
-    share = 1 - MOST * ((density - DENSE) / THINNING).clamp(0, 1)
+    share = MOST - (MOST - LEAST) * ((density - DENSE) / THINNING).clamp(0, 1)
     tinted = _colour(found.image) / _colour(answer).clamp(min=1e-3)
     return share * ((TINTED - tinted) / TINTING).clamp(0, 1)
 

@@ -22,6 +22,7 @@ from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import (
     FINER,
     FLOOR,
+    LEAST,
     LITTLE,
     MOST,
     SOFT,
@@ -216,8 +217,8 @@ def test_networks_are_believed_in_thin_haze_and_the_prior_in_dense():
     red = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 80, 120)
     shares = [share(beta, red) for beta in (0.2, 1, 2, 4)]
     assert shares == sorted(shares)
-    assert shares[0] == pytest.approx(1 - MOST, abs=1e-3)
-    assert shares[-1] == pytest.approx(1, abs=1e-3)
+    assert shares[0] == pytest.approx(LEAST, abs=1e-3)
+    assert shares[-1] == pytest.approx(MOST, abs=1e-3)
     # a prior that is much more coloured than the answer has multiplied a tint
     grey = clear.mean(0, keepdim=True).expand(3, -1, -1)
     assert share(4, grey) == 0
