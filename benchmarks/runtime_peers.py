@@ -28,7 +28,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.exporter import export_model
 from export.runtime.providers import open_session
-from quant.calibration.trajectory import record
+from quant.calibration.trajectory import CalibrationSet, record
 from quant.quantize import quantize
 from solvers.denoiser import Denoiser
 from solvers.grid import trailing
@@ -62,21 +62,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    network = (
-        UNet2DModel(sample_size=32, **ARCHITECTURES[arguments.size]).eval().requires_grad_(False)
-    )
-    denoiser = Denoiser(
-        network,
-        VP.linear(1000),
-        "epsilon",
-        multiple=2 ** (len(network.config.block_out_channels) - 1),
-    )
-    with record(denoiser, seed=0, solver="ddim", task="generate") as recorder:
-        for k in range(2):
-            x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(k))
-            solve(DDIM(), denoiser, x, trailing(denoiser.process, 3))
-    calibration = recorder.result()
+    denoiser = random_denoiser(arguments.size)
+    network, calibration = denoiser.network, generated(denoiser, 2)
     inputs = [(x.numpy(), t.numpy()) for x, t in calibration.batches(1)]
     references = [
         network(torch.from_numpy(x), torch.from_numpy(t)).sample.numpy() for x, t in inputs
@@ -118,6 +105,23 @@ def main() -> None:
             f"{row['name']:44} {row['ms']:8.2f} ms {row['speedup']:6.2f} x  size"
             f" {row['size_ratio']:.3f}  error {row['error']:.4f}"
         )
+
+
+def random_denoiser(size: str) -> Denoiser:
+    """A network of :data:`ARCHITECTURES` with random weights, always the same."""
+    torch.manual_seed(0)
+    network = UNet2DModel(sample_size=32, **ARCHITECTURES[size]).eval().requires_grad_(False)
+    multiple = 2 ** (len(network.config.block_out_channels) - 1)
+    return Denoiser(network, VP.linear(1000), "epsilon", multiple=multiple)
+
+
+def generated(denoiser: Denoiser, count: int, seed: int = 0) -> CalibrationSet:
+    """What it is shown in ``count`` runs of three steps from noise."""
+    with record(denoiser, seed=0, solver="ddim", task="generate") as recorder:
+        for k in range(seed, seed + count):
+            x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(k))
+            solve(DDIM(), denoiser, x, trailing(denoiser.process, 3))
+    return recorder.result()
 
 
 def _runs(denoiser, calibration, inputs, place: Path):

@@ -23,7 +23,7 @@ from quant.layer import (
 )
 from quant.ranges.measure import Ranges
 from quant.recipe import FLOAT_LAYERS, OPTIONAL_LAYERS, QuantRecipe
-from quant.structure.equalize import apply_factors, groups, insert_scales
+from quant.structure.equalize import apply_factors, behind_scale, groups, insert_scales
 from quant.structure.split import split_shortcuts
 from quant.temporal.table import TemporalTable, step_network, temporal_block, temporal_table
 from quant.temporal.tfmq import table_of
@@ -187,7 +187,7 @@ def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -
     """
     every = [name for name, m in network.named_modules() if type(m) in (nn.Conv2d, nn.Linear)]
     for pattern in skip:
-        if pattern not in OPTIONAL_LAYERS and not any(fnmatchcase(name, pattern) for name in every):
+        if pattern not in OPTIONAL_LAYERS and not any(_means(pattern, name) for name in every):
             raise ValueError(
                 f"skip names {pattern!r}, which matches no layer; layers: {', '.join(every)}"
             )
@@ -200,7 +200,7 @@ def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -
         if not set(name.split(".")) & set(TEMPORAL_PARTS)
         and not name.startswith(tuple(f"{n}." for n in kept))
     ]
-    chosen = [name for name in spatial if not any(fnmatchcase(name, pattern) for pattern in skip)]
+    chosen = [name for name in spatial if not any(_means(pattern, name) for pattern in skip)]
     if not chosen:
         raise ValueError(
             f"{type(network).__name__} has nothing to quantize: {len(every)} Conv2d/Linear layers,"
@@ -208,6 +208,13 @@ def quantizable_layers(network: nn.Module, skip: Iterable[str] = FLOAT_LAYERS) -
             f" skipped ({', '.join(skip) or 'nothing'})"
         )
     return chosen
+
+
+def _means(pattern: str, name: str) -> bool:
+    """Whether an entry of ``skip`` names a layer: by its own name, or by the one that it has behind
+    factors of equalisation, which is what reports of such networks call it.
+    """
+    return fnmatchcase(name, pattern) or pattern == behind_scale(name)
 
 
 def structured(

@@ -10,7 +10,8 @@ from :mod:`quant.ranges.measure`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,12 +117,13 @@ def quantize(
     reach = FURTHER if recipe.range == "mse" else 1.0
     for name in names:
         layer = quantized.network.get_submodule(name)
-        low, high = inputs.interval(name, recipe.range, recipe.percentile)
-        step, zero = grid_between(reach * low, reach * high)
-        symmetric = reach * inputs.threshold(name, recipe.range, recipe.percentile) / 127
         if name in own:
             step, zero = grid_between(*own[name])
             symmetric = float(np.abs(own[name]).max()) / 127
+        else:
+            low, high = inputs.interval(name, recipe.range, recipe.percentile)
+            step, zero = grid_between(reach * low, reach * high)
+            symmetric = reach * inputs.threshold(name, recipe.range, recipe.percentile) / 127
         weight = structure.get_submodule(name).weight
         scales = weight_scales(weight, recipe.weight_bits)
         if recipe.range == "p2.4":
@@ -144,15 +146,11 @@ def quantize(
                 network, calibration.grid, recipe.temporal, recipe.weight_bits, **options
             )
         )
-    if recipe.rounding != "nearest":
-        # which asks by times, where a network with a table is asked by rows
-        clock = quantized.network.register_forward_pre_hook(
-            lambda _, told: (told[0], quantized.rows(told[1]))
-        )
-        try:
+    if recipe.rounding == "gptq":
+        _gptq_where_it_helps(quantized, calibration, recipe, progress)
+    elif recipe.rounding != "nearest":
+        with _asked_by_times(quantized):
             _round(quantized, calibration, recipe, state, progress)
-        finally:
-            clock.remove()
     return quantized
 
 
@@ -198,7 +196,7 @@ def better_grids(
     errors = {}
     for kind in (None, "channels"):
         trial = quantize(network, seen, replace(plain, equalize=kind), batch_size=batch_size)
-        errors[kind] = [mean_error(trial.simulating(t), network, unseen) for t in TARGETS]
+        errors[kind] = _errors(trial, network, unseen)
     pairs = zip(errors["channels"], errors[None], strict=True)
     return "channels" if all(new < old for new, old in pairs) else None
 
@@ -220,16 +218,55 @@ def with_float_layers(
     return replace(recipe, float_macs=0.0, skip=(*recipe.skip, *chosen))
 
 
+@torch.no_grad()
+def _gptq_where_it_helps(
+    quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: QuantRecipe, progress
+) -> None:
+    """Round by GPTQ, and take it back where nearest rounding errs less on some target, on inputs
+    held back; where there are too few to hold any back, it stays.
+    """
+    settings, network = recipe.reconstruction, quantized.float_network
+    seen, unseen = calibration.held_back(settings.samples) or (calibration, None)
+    samples = spread_samples(seen, settings.samples, settings.crop, settings.seed)
+    before = _errors(quantized, network, unseen)
+    layers = [quantized.network.get_submodule(name) for name in quantized.names]
+    nearest = [layer.weight.clone() for layer in layers]
+    with _asked_by_times(quantized):
+        # sums over samples, whatever the batch; a convolution's unfolded inputs take nine times the
+        # memory of its inputs
+        gptq(quantized.network, stacked(samples, min(4, settings.batch_size)), progress)
+    after = _errors(quantized, network, unseen)
+    if any(new > old for new, old in zip(after, before, strict=True)):
+        for layer, weight in zip(layers, nearest, strict=True):
+            layer.weight.copy_(weight)
+
+
+def _errors(
+    quantized: QuantizedNetwork, network: nn.Module, unseen: CalibrationSet | None
+) -> list[float]:
+    """The mean error on each target."""
+    if unseen is None:
+        return []
+    return [mean_error(quantized.simulating(target), network, unseen) for target in TARGETS]
+
+
+@contextmanager
+def _asked_by_times(quantized: QuantizedNetwork) -> Iterator[None]:
+    """Its network is asked by times, where one with a table is asked by rows."""
+    clock = quantized.network.register_forward_pre_hook(
+        lambda _, told: (told[0], quantized.rows(told[1]))
+    )
+    try:
+        yield
+    finally:
+        clock.remove()
+
+
 def _round(
     quantized: QuantizedNetwork, calibration: CalibrationSet, recipe: QuantRecipe, state, progress
 ) -> None:
     settings = recipe.reconstruction
     samples = spread_samples(calibration, settings.samples, settings.crop, settings.seed)
-    if recipe.rounding == "gptq":
-        # sums over samples, whatever the batch; a convolution's unfolded inputs take nine times the
-        # memory of its inputs
-        gptq(quantized.network, stacked(samples, min(4, settings.batch_size)), progress)
-        return
     layers = {
         n: (torch.from_numpy(layer.weight_scale), (layer.input_scale, layer.input_zero))
         for n, layer in quantized.layers().items()

@@ -32,6 +32,11 @@ class ChannelScale(nn.Module):
         return x * self.factor
 
 
+def behind_scale(name: str) -> str:
+    """What a layer is called behind a :class:`ChannelScale`."""
+    return f"{name}.1"
+
+
 def insert_scales(network: nn.Module, names: Iterable[str]) -> None:
     """Put a :class:`ChannelScale` (of ones) in front of every convolution of ``names``.
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from torch import nn
 from quant.calibration.trajectory import CalibrationSet, Provenance, network_hash
 from quant.files import load_quantized, save_quantized
 from quant.layer import grid_between, grid_of, output_grids, set_grid, weight_scales
-from quant.network import TARGETS, quantizable_layers
+from quant.network import TARGETS, quantizable_layers, structured
 from quant.quantize import better_grids, quantize
 from quant.ranges.channels import ALPHAS, REACH, channel_grids
 from quant.ranges.measure import measure_ranges
 from quant.recipe import DEFAULT, PRESETS, QuantRecipe
+from quant.rounding.learned import gptq
 from quant.sensitivity import mean_error, sensitivity
 from quant.structure.equalize import ChannelScale
 from quant.temporal.table import sinusoids, step_network, temporal_block, temporal_table
@@ -418,6 +420,39 @@ def test_grids_by_channel_hold_all_that_was_shown():
     torch.testing.assert_close(
         made.structure(x, t).sample, denoiser.network(x, t).sample, atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("harm", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_gptq_stays_where_it_errs_less_on_every_target(denoiser, monkeypatch, harm):
+    """Harm: weights that GPTQ leaves are halved, so nearest rounding is better."""
+    calibration, network = recording(denoiser, steps=2, count=4)[0], denoiser.network
+    recipe = QuantRecipe(4)
+    plain = quantize(network, calibration, recipe)
+
+    def halved(rounded, batches, progress):
+        gptq(rounded, batches, progress)
+        for name in plain.names:
+            rounded.get_submodule(name).weight.mul_(0.5)
+
+    if harm:
+        monkeypatch.setattr("quant.quantize.gptq", halved)
+    made = quantize(network, calibration, replace(recipe, rounding="gptq"))
+    _, unseen = calibration.held_back(recipe.reconstruction.samples)
+    for target in TARGETS:
+        new, old = (mean_error(q.simulating(target), network, unseen) for q in (made, plain))
+        assert new == old if harm else new < old
+
+
+def test_layers_are_skipped_by_what_reports_call_them(denoiser):
+    """Behind the factors of grids by channel, too."""
+    recipe = QuantRecipe(equalize="channels")
+    names = quantizable_layers(structured(denoiser.network, recipe))
+    worst = next(n for n in names if n.endswith("conv1.1"))
+    again = replace(recipe, skip=(*recipe.skip, worst))
+    left = quantizable_layers(structured(denoiser.network, again), again.skip)
+    assert left == [n for n in names if n != worst]
+    with pytest.raises(ValueError, match="matches no layer"):
+        quantizable_layers(denoiser.network, (f"{worst}.1",))
 
 
 @pytest.mark.parametrize("spread", [1, 8, 100])
