@@ -285,7 +285,7 @@ class LinearTask:
         if self.start_level is None:
             return run(asked, lay(self.grid, d.process, self.num_inference_steps))
         known = [
-            s for s in self.timesteps or timesteps_of(d.network) if d.process.a(s) > 0
+            s for s in self.timesteps or timesteps_of(self.denoiser.network) if d.process.a(s) > 0
         ]  # start levels are a choice: one that the network knows will do
         t = d.process.time_at(-2 * math.log(self.start_level))
         t = _nearest(d.process, known, d.process.log_snr(t)) if known else t
