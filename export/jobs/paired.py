@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from export.jobs.base import Job, Shape
-from restoration.paired.task import HAZE, MASKED, PairedTask, reduced_size
+from restoration.paired.task import FINER, HAZE, MASKED, PairedTask, reduced_size
 from restoration.task import Run
 
 
@@ -27,12 +28,13 @@ class PairedJob(Job):
 
     task: PairedTask
     size: tuple[int, int] = (256, 256)
-    products: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
+    products: dict[tuple[int, int], Tensor] = field(init=False, repr=False, compare=False)
     correction = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", replace(self.task, tile=2**31))
-        products = tuple(_reduction(n, m) for n, m in zip(self.size, self.state[1:], strict=True))
+        steps = [pair for a, b in pairwise(self.sizes) for pair in zip(a, b, strict=True)]
+        products = {pair: _reduction(*pair) for pair in steps}
         object.__setattr__(self, "products", products)
 
     @property
@@ -45,22 +47,30 @@ class PairedJob(Job):
         return {"image": (3, *self.size)} | ({"mask": (1, *self.size)} if masked else {})
 
     @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The picture's size and those it is reduced to, one after the other."""
+        sizes, side = [self.size], self.task.side
+        if side is not None:
+            for finer in (FINER, 1) if self.name == "dehaze" else (1,):
+                sizes.append(reduced_size(sizes[-1], finer * side))
+        return sizes
+
+    @property
     def state(self) -> Shape:
-        return (
-            3,
-            *(self.size if self.task.side is None else reduced_size(self.size, self.task.side)),
-        )
+        return (3, *self.sizes[-1])
 
     def prepare(self, image: Tensor, mask: Tensor | None = None) -> Run:
         return self.task.prepare(image, mask, self._reduced)
 
-    def _reduced(self, image: Tensor, _: int) -> Tensor:
+    def _reduced(self, image: Tensor, side: int) -> Tensor:
         """What ``restoration.paired.task.reduced`` does, as two matrix products: TensorRT resizes
         with aliasing only.
         """
-        if self.state[1:] == self.size:
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        smaller = reduced_size(size, side)
+        if smaller == size:
             return image
-        rows, columns = self.products
+        rows, columns = (self.products[pair] for pair in zip(size, smaller, strict=True))
         return (rows @ image @ columns.T).clamp(0, 1)
 
 

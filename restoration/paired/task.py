@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.paired.dark_channel import DarkChannelPrior, box_mean
+from restoration.paired.dark_channel import DarkChannelEstimate, DarkChannelPrior, box_mean
+from restoration.paired.lifts import LIFTS
 from restoration.task import Restored, Run, Watch, sample
 from restoration.wrappers.tiling import in_tiles, set_tile
 from solvers.denoiser import Denoiser
@@ -27,15 +28,19 @@ PLAIN, MASKED, HAZE = (3, 4, 7)
 # noise would leave blotches where it is unsure.
 LITTLE = 0.01
 VIEW = 128  # short side at which haze is judged: the whole scene, whatever the picture's size
-# for that size; all of the haze would leave dark, coloured skies to be mended
-SOFT = DarkChannelPrior(window=5, omega=0.8, radius=10)
+# The dark channel is taken at twice that side: details hold the dark pixels that it looks for.
+FINER = 2
+# all of the haze would leave dark, coloured skies to be mended
+SOFT = DarkChannelPrior(omega=0.8)
 # what stands in for the network where haze is denser than it can tell
-FLOOR = DarkChannelPrior(window=7, radius=10)
-# by the mean transmission: from where, over how much and how far the network is believed. Chosen on
-# simulated haze of three kinds, RESIDE's indoor haze and real pairs: docs/dehazing.md
-DENSE, THINNING, MOST = 0.15, 0.15, 0.8
-# and by how much more colour the prior's picture has: from where it is not believed, over how much
-TINTED, TINTING = 1.5, 0.3
+FLOOR = DarkChannelPrior()
+# its share in thin haze and in dense, and by the mean transmission what is dense and over how much
+# haze thins. Never all: what samples disagree about must show. Chosen on made haze and RESIDE's
+# indoor haze: docs/dehazing.md
+LEAST, MOST, DENSE, THINNING = 0.35, 0.75, 0.3, 0.15
+# and by the colour of the prior's picture, of the answer's: from where on it is not believed, and
+# over how much it is believed less
+TINTED, TINTING = 1.2, 0.3
 
 
 def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:
@@ -47,21 +52,19 @@ def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:
     return torch.cat([found.image, hazy, found.transmission], dim=1)
 
 
-def floored(hazy: Tensor, answer: Tensor) -> Tensor:
-    """A haze network's answer, blended with the dark channel prior's where that knows more; all
-    ``(B, 3, H, W)`` in [0, 1].
+def prior_share(found: DarkChannelEstimate, answer: Tensor) -> Tensor:
+    """How much of the result the dark channel prior's picture makes up, ``(B, 1, 1, 1)`` in [0, 1];
+    a haze network's answer ``(B, 3, H, W)`` in [0, 1] the rest.
 
     The denser the haze, the less is left of the scene for a network to know it by, while the prior
     inverts the physics at any density; how dense it is its transmission tells. It also multiplies
-    whatever tint the airlight has beyond the estimated one: where its picture is much more coloured
-    than the answer, it is not believed.
+    whatever tint the airlight has beyond the estimated one: the more coloured its picture is than
+    the answer, the less it is believed.
     """
-    found = FLOOR(hazy)
     density = found.transmission.mean((1, 2, 3), keepdim=True)
-    share = 1 - MOST * ((density - DENSE) / THINNING).clamp(0, 1)
+    share = MOST - (MOST - LEAST) * ((density - DENSE) / THINNING).clamp(0, 1)
     tinted = _colour(found.image) / _colour(answer).clamp(min=1e-3)
-    share = share * ((TINTED - tinted) / TINTING).clamp(0, 1)
-    return answer + share * (found.image - answer)
+    return share * ((TINTED - tinted) / TINTING).clamp(0, 1)
 
 
 def _colour(image: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ def reduced(image: Tensor, side: int) -> Tensor:
 
 
 def carry(
-    image: Tensor, small: Tensor, restored: Tensor, radius: int = 2, eps: float = 1e-4
+    image: Tensor, small: Tensor, restored: Tensor, radius: int = 2, eps: float = 5e-6
 ) -> Tensor:
     """Apply to a picture ``(B, C, H, W)`` what a restoration did to its reduced copy: ``small`` to
     ``restored``, both ``(B, C, h, w)``.
@@ -137,7 +140,8 @@ class PairedTask:
 
     Networks trained under Resfusion's or RDDM's process run on their own levels. A
     variance-preserving one answers any of these processes at the level with the same log-SNR, under
-    any solver. A haze network's answer is blended with the dark channel prior's (:func:`floored`).
+    any solver. A haze network's answer is blended with the dark channel prior's
+    (:func:`prior_share`).
 
     Args:
         denoiser: PyTorch, fake-quantized or ONNX, of 3-channel pictures.
@@ -234,21 +238,30 @@ class PairedTask:
         d, reduce = self.denoiser, reduce or reduced
         process = self.process or default_process(d, self.solver, self.num_inference_steps)
         grid = lay(self.grid, process, self.num_inference_steps)
-        side = self.side
-        small = image if side is None else reduce(image, side)
-        if mask is not None and side is not None:
+        side, haze = self.side or min(image.shape[-2:]), d.condition_channels == HAZE
+        fine = reduce(image, FINER * side) if haze else image
+        small = reduce(fine, side)
+        if mask is not None:
             mask = (reduce(mask, side) >= 0.5).to(mask)
-        coloured = small.expand(-1, 3, -1, -1)
-        condition = paired_condition(d, coloured, mask)
-        haze = d.condition_channels == HAZE
+        coloured = fine.expand(-1, 3, -1, -1) if haze else small.expand(-1, 3, -1, -1)
+        if d.shown in LIFTS:
+            coloured = LIFTS[d.shown](coloured, coloured[:, :1] if mask is None else mask)
+        shown = coloured if mask is None else torch.cat([coloured, mask], dim=1)
+        condition = d.from_unit(reduce(haze_condition(coloured), side) if haze else shown)
         d = d.conditioned(condition)
         d = in_tiles(d, small.shape, self.tile, self.overlap)
 
+        def whole(view: Tensor, restored: Tensor) -> Tensor:
+            restored = restored.mean(1, keepdim=True) if image.shape[1] == 1 else restored
+            return restored if view is image else carry(image, view, restored)
+
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0).clamp(0, 1)
-            unit = floored(coloured, unit) if haze else unit
-            unit = unit.mean(1, keepdim=True) if image.shape[1] == 1 else unit
-            return unit if small is image else carry(image, small, unit).clamp(0, 1)
+            answer = whole(small, unit)
+            if haze:
+                found = FLOOR(coloured)
+                answer = answer.lerp(whole(fine, found.image), prior_share(found, unit))
+            return answer.clamp(0, 1)
 
         y = condition[:, :3] if process.holds_image else None
         shape = (3, int(small.shape[-2]), int(small.shape[-1]))
@@ -260,16 +273,6 @@ class PairedTask:
         one.
         """
         return self.view or (VIEW if self.denoiser.condition_channels == HAZE else None)
-
-
-def paired_condition(denoiser: Denoiser, image: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What the network is shown of degraded pictures ``(B, 3, H, W)`` in [0, 1] and masks ``(B, 1,
-    H, W)``, in its value range.
-    """
-    shown = image if mask is None else torch.cat([image, mask], dim=1)
-    if denoiser.condition_channels == HAZE:
-        shown = haze_condition(image)
-    return denoiser.from_unit(shown)
 
 
 def check_pair_input(

@@ -78,8 +78,8 @@ class LinearTask:
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
         symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a
             call more.
-        start_level: noise-to-signal ratio ``b/a`` in the denoiser's value range, or None. About 0.4
-            suits deblurring in five steps.
+        start_level: noise-to-signal ratio ``b/a`` in the denoiser's value range, or None. About 0.6
+            suits deblurring in eight steps.
         timesteps: for denoising without a correction: the times that the network may be asked at,
             such as those that its scales were calibrated at; a run takes the nearest. Empty: all of
             them, or those that an exported network holds.
@@ -285,7 +285,7 @@ class LinearTask:
         if self.start_level is None:
             return run(asked, lay(self.grid, d.process, self.num_inference_steps))
         known = [
-            s for s in self.timesteps or timesteps_of(d.network) if d.process.a(s) > 0
+            s for s in self.timesteps or timesteps_of(self.denoiser.network) if d.process.a(s) > 0
         ]  # start levels are a choice: one that the network knows will do
         t = d.process.time_at(-2 * math.log(self.start_level))
         t = _nearest(d.process, known, d.process.log_snr(t)) if known else t

@@ -73,3 +73,29 @@ def test_a_run_that_begins_with_signal_begins_with_the_picture():
     zero = run.first_state(lambda shape: torch.zeros(tuple(shape)))
     expected = (process.a(t) + process.c(t)) * run.y
     torch.testing.assert_close(zero, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("size", "view"), [((70, 91), 16), ((33, 50), 20), ((40, 24), 30)])
+def test_views_of_large_pictures_are_those_of_the_host(size, view):
+    """Haze is looked for at twice the side that the network works on, where there is as much."""
+    image = torch.from_numpy(smooth_picture(*size))
+    task = PairedTask(denoiser(HAZE), num_inference_steps=1, view=view)
+    found = of_the_graph(PairedJob(task, size), {"image": image[None]}, 3)
+    torch.testing.assert_close(found, task(image, seed=3).mean, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shown", ["brightened", "relit+mask"])
+def test_lifts_are_in_the_graph(shown):
+    masked = "+mask" in shown
+    d = denoiser(3 + masked)
+    d.shown = shown
+    mask = torch.zeros(SIDE, SIDE)
+    mask[4:10, 2:9] = 1
+    dark = IMAGE * (1 - 0.7 * mask) if masked else 0.3 * IMAGE
+    task, kept = PairedTask(d, num_inference_steps=2), mask if masked else None
+    inputs = {"image": dark[None]} | ({"mask": mask[None, None]} if masked else {})
+    found = of_the_graph(PairedJob(task, (SIDE, SIDE)), inputs, 3)
+    host = task(dark, kept, seed=3).mean
+    torch.testing.assert_close(found, host, rtol=0, atol=1e-5)
+    plain = PairedTask(denoiser(3 + masked), num_inference_steps=2)(dark, kept, seed=3)
+    assert (plain.mean - host).abs().max() > 0.05

@@ -154,6 +154,27 @@ def test_deblurring_noisy_data_improves_them_and_stays_finite(start_level):
         torch.testing.assert_close(again.mean, result.mean, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:the result explains the data worse")
+@pytest.mark.parametrize("tile", [64, 32])
+def test_deblurring_asks_a_network_only_at_the_times_that_it_knows(tile):
+    """In tiles too."""
+    asked = []
+
+    class Table:
+        timesteps = tuple(float(t) for t in range(0, 1000, 2))
+
+        def __call__(self, z, t):
+            asked.append(float(t))
+            return torch.zeros_like(z)
+
+    operator = Blur((48, 40), gaussian_kernel(1.0))
+    denoiser = Denoiser(Table(), VP.linear(), "sample")
+    task = LinearTask(denoiser, start_level=0.4, tile=tile, overlap=4)
+    task(operator.A(picture(48, 40)[None])[0], operator, sigma=0.01)
+    assert len(set(asked)) == 5
+    assert set(asked) <= set(Table.timesteps)
+
+
 def test_grey_pictures_and_grey_networks(tiny_model):
     y = picture(channels=1)
     grey = LinearTask(gaussian(), num_inference_steps=1)(y, Denoising(), sigma=0.1)

@@ -20,15 +20,17 @@ from restoration.metrics import psnr
 from restoration.paired.haze import Scattering, procedural_depth
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import (
+    FINER,
     FLOOR,
+    LEAST,
     LITTLE,
     MOST,
     SOFT,
     PairedTask,
     carry,
     default_process,
-    floored,
     haze_condition,
+    prior_share,
     reduced,
 )
 from solvers import (
@@ -175,29 +177,51 @@ def test_haze_networks_are_shown_the_prior_the_picture_and_its_transmission():
     shown = torch.cat([prior.image, image[None], prior.transmission], 1)
     torch.testing.assert_close(haze_condition(image[None]), shown)
     torch.testing.assert_close(seen[0][:, 3:], 2 * shown - 1)
-    # a network that adds nothing leaves the prior's picture, as far as it is believed
-    blend = floored(image[None], prior.image)[0]
+    # a network that adds nothing leaves the lift, blended with all that the prior takes away
+    found = FLOOR(image[None])
+    blend = prior.image.lerp(found.image, prior_share(found, prior.image))[0]
     torch.testing.assert_close(result.mean, blend, atol=1e-5, rtol=0)
+
+
+def test_the_dark_channel_is_taken_finer_than_the_network_sees():
+    """Dark pixels apart from one another tell that there is no haze; means of 2 x 2 pixels hide
+    them.
+    """
+    image = torch.full((3, 64, 96), 0.8)
+    image[:, ::2, ::2] = 0.0
+    seen = []
+
+    class Spy:
+        def __call__(self, z, t):
+            seen.append(z)
+            return torch.zeros_like(z[:, :3])
+
+    d = Denoiser(Spy(), VP.cosine(zero_terminal_snr=True), "v_prediction", condition_channels=7)
+    assert FINER == 2
+    PairedTask(d, num_inference_steps=1, view=32)(image)
+    shown = (seen[0][0, 3:] + 1) / 2
+    assert shown.shape[1:] == (32, 48)
+    torch.testing.assert_close(shown[3:6], reduced(image[None], 32)[0])
+    assert shown[6].min() > 0.99
+    assert haze_condition(reduced(image[None], 32))[0, 6].max() < 0.9
 
 
 def test_networks_are_believed_in_thin_haze_and_the_prior_in_dense():
     clear = torch.from_numpy(smooth_picture(80, 120)) * (0.6 + 0.4 * noise(3, 80, 120).sign())
     clear, depth = clear.clamp(0, 1), torch.ones(80, 120)
 
-    def share(beta, light, answer):
+    def share(beta, answer):
         """Of the prior in the result."""
-        hazy = Scattering(beta, light)(clear, depth)[None]
-        prior = FLOOR(hazy).image
-        moved = (floored(hazy, answer[None]) - answer) / (prior - answer)
-        return float(moved.median())
+        return float(prior_share(FLOOR(Scattering(beta, 0.9)(clear, depth)[None]), answer[None]))
 
-    shares = [share(beta, 0.9, clear) for beta in (0.2, 1, 2, 4)]
+    red = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 80, 120)
+    shares = [share(beta, red) for beta in (0.2, 1, 2, 4)]
     assert shares == sorted(shares)
-    assert shares[0] == pytest.approx(1 - MOST, abs=1e-3)
-    assert shares[-1] == pytest.approx(1, abs=1e-3)
+    assert shares[0] == pytest.approx(LEAST, abs=1e-3)
+    assert shares[-1] == pytest.approx(MOST, abs=1e-3)
     # a prior that is much more coloured than the answer has multiplied a tint
     grey = clear.mean(0, keepdim=True).expand(3, -1, -1)
-    assert share(4, 0.9, grey) == 0
+    assert share(4, grey) == 0
 
 
 def test_large_pictures_are_judged_by_a_view():
@@ -489,7 +513,8 @@ def test_haze_examples_hold_the_model(tmp_path, pictures):
     recipe = recipe_of(tmp_path, HAZE, patch_size=16)
     examples = HazeExamples(recipe, pictures)
     clear, hazy, keep = examples.draw(6, np.random.default_rng(0))
-    assert clear.shape == hazy.shape == (6, 3, 16, 16)
+    assert clear.shape == (6, 3, 16, 16)
+    assert hazy.shape == (6, 3, 32, 32)
     assert (keep == 1).all()
     assert 0 <= min(clear.min(), hazy.min()) <= max(clear.max(), hazy.max()) <= 1
     again = examples.draw(6, np.random.default_rng(0))

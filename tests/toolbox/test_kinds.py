@@ -25,6 +25,8 @@ EXPECTED = {
     "grey-int8": "none",
     "haze": "haze",
     "haze-int8": "haze",
+    "low-light": "brightened",
+    "shadow": "relit+mask",
     "mri": "mri",
     "mri-int8": "mri",
     "ultrasound": "degraded",

@@ -147,7 +147,11 @@ def paired(
     output: Output,
     options: Pairs,
     model: Annotated[
-        str, typer.Option(help="A model folder trained by the recipe `paired`, or its bundle.")
+        str,
+        typer.Option(
+            help="low-light, shadow (with --mask), or a model folder trained on pairs, or its"
+            " bundle."
+        ),
     ],
     prior: Annotated[Prior, Without("model")] = Prior(),
     settings: Annotated[Settings, Without("correction", "symmetries")] = RDDM,

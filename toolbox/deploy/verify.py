@@ -27,6 +27,7 @@ from toolbox.tasks.settings import Draws, Settings
 
 ERROR = 0.05  # most relative error of a call, where no pictures are restored
 USUAL = {"lift+known": "inpaint", "degraded": "paired", "degraded+mask": "paired"}
+USUAL |= {"brightened": "paired", "relit+mask": "paired"}
 USUAL |= {"haze": "dehaze", "mri": "mri", "joint": "hsi"}
 
 

@@ -106,7 +106,7 @@ class Deblurring:
             min=0,
             max=100,
         ),
-    ] = 0.4
+    ] = 0.6
 
 
 @dataclass(frozen=True)

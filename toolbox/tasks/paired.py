@@ -97,7 +97,7 @@ class Paired(PictureTask):
         self, data: Path | None, denoiser: Denoiser, side: int | tuple[int, int], seed: int
     ) -> Source:
         """Pairs (and masks) where the folder holds them, else degraded pictures without a truth."""
-        masked = "degraded+mask" in shown_to(denoiser)
+        masked = any("+mask" in word for word in shown_to(denoiser))
         if data is None or not (data / "degraded").is_dir():
             if masked:
                 raise ValueError(

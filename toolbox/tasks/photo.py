@@ -292,6 +292,7 @@ class Deblur(LinearPictureTask):
     name = "deblur"
     benched = ("plain", "wiener", GREY, COLOUR)
     prior = Prior(GREY)
+    settings = Settings(steps=8)
     sampling_solver = "ddpm"
     calibration_sigma = exported_sigma = Deblurring.sigma
 

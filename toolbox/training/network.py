@@ -78,7 +78,7 @@ def build(recipe: TrainingRecipe) -> Denoiser:
 def shown_kind(recipe: TrainingRecipe) -> str:
     """What a recipe's network is shown, a word of :data:`restoration.task.SHOWN`."""
     if recipe.pairs is not None:
-        return {"degraded": "degraded", "mask": "degraded+mask", "haze": "haze"}[recipe.pairs.shown]
+        return SHOWN[recipe.pairs.shown][1]
     if shown_channels(recipe) and recipe.echoes is not None:
         return "degraded"
     kinds = {
@@ -94,7 +94,7 @@ def shown_kind(recipe: TrainingRecipe) -> str:
 def shown_channels(recipe: TrainingRecipe) -> int:
     """Channels of the condition that a recipe's network is shown."""
     if recipe.pairs is not None:
-        return SHOWN[recipe.pairs.shown]
+        return SHOWN[recipe.pairs.shown][0]
     if recipe.echoes is not None:
         return int(recipe.echoes.kind == "dehazed")
     return int(EXAMPLES[recipe.task].condition_channels)

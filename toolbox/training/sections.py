@@ -270,8 +270,9 @@ class Pairs(Section):
     """Where pairs lie, or how they are ``made`` of a folder of clean pictures: section ``[pairs]``
     of a recipe.
 
-    ``shown``: what the network is shown: the degraded picture, that and a mask, or what
-    :func:`restoration.paired.task.haze_condition` makes of it.
+    ``shown``: what the network is shown: the degraded picture, that and a mask, what
+    :mod:`restoration.paired.lifts` makes of it (of shadows with their mask), or what
+    :func:`restoration.paired.task.haze_condition` does.
     """
 
     degraded: str = "degraded"
@@ -279,12 +280,19 @@ class Pairs(Section):
     mask: str = "mask"
     # of clean pictures (restoration.paired.degradations), in place of the three folders
     made: Literal["low-light", "shadow", "rain"] | None = None
-    shown: Literal["degraded", "mask", "haze"] = "degraded"
+    shown: Literal["degraded", "mask", "brightened", "relit", "haze"] = "degraded"
     scales: list[float] = Field([1.0], min_length=1)
     drop: float = Field(0.0, ge=0, le=1)  # share of samples that are shown nothing
 
 
-SHOWN = {"degraded": PLAIN, "mask": MASKED, "haze": HAZE}  # condition channels
+# condition channels of what a network is shown, and the models' word for it
+SHOWN = {
+    "degraded": (PLAIN, "degraded"),
+    "mask": (MASKED, "degraded+mask"),
+    "brightened": (PLAIN, "brightened"),
+    "relit": (MASKED, "relit+mask"),
+    "haze": (HAZE, "haze"),
+}
 
 
 def needed(section: T | None) -> T:
