@@ -15,20 +15,25 @@ MEAN = 0.17  # light of a picture as cameras expose it, of 1 where it saturates:
 BRIGHTEST = 10.0  # what a shadow may have left at the least is a tenth of the light
 
 
-def brightened(image: Tensor, mask: Tensor) -> Tensor:
+def brightened(image: Tensor, mask: Tensor | None = None) -> Tensor:
     """Dark pictures ``(B, 3, H, W)`` in [0, 1] as if exposed longer: their light times what brings
-    its mean to that of a well exposed picture. The mask has no part in it.
+    its mean to that of a well exposed picture. A mask has no part in it.
     """
     light = srgb_decode(image)
     gain = MEAN / light.mean((1, 2, 3), keepdim=True).clamp(min=1e-5)
     return srgb_encode((light * gain.clamp(min=1)).clamp(0, 1))
 
 
-def relit(image: Tensor, mask: Tensor) -> Tensor:
+def relit(image: Tensor, mask: Tensor | None) -> Tensor:
     """Pictures ``(B, 3, H, W)`` in [0, 1] whose shadows, where the mask ``(B, 1, H, W)`` is 1, are
     brightened to the light around them: colour by colour, by one factor for all of a picture's
     shadow (Finlayson et al. 2006).
+
+    Raises:
+        ValueError: no mask.
     """
+    if mask is None:
+        raise ValueError("a shadow is told by its mask: give one")
     light, side = srgb_decode(image), min(int(mask.shape[-2]), int(mask.shape[-1]))
     around = (box_mean(mask, max(1, side // 20)) > 0.01).to(mask) * (1 - mask)
 
@@ -42,7 +47,7 @@ def relit(image: Tensor, mask: Tensor) -> Tensor:
 
 
 # by the word for what a network is shown
-LIFTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LIFTS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "brightened": brightened,
     "relit+mask": relit,
 }

@@ -245,11 +245,13 @@ class PairedTask:
             mask = (reduce(mask, side) >= 0.5).to(mask)
         coloured = fine.expand(-1, 3, -1, -1) if haze else small.expand(-1, 3, -1, -1)
         if d.shown in LIFTS:
-            coloured = LIFTS[d.shown](coloured, coloured[:, :1] if mask is None else mask)
+            coloured = LIFTS[d.shown](coloured, mask)
         shown = coloured if mask is None else torch.cat([coloured, mask], dim=1)
         condition = d.from_unit(reduce(haze_condition(coloured), side) if haze else shown)
         d = d.conditioned(condition)
         d = in_tiles(d, small.shape, self.tile, self.overlap)
+
+        found = FLOOR(coloured) if haze else None
 
         def whole(view: Tensor, restored: Tensor) -> Tensor:
             restored = restored.mean(1, keepdim=True) if image.shape[1] == 1 else restored
@@ -258,8 +260,7 @@ class PairedTask:
         def finish(x0: Tensor) -> Tensor:
             unit = d.to_unit(x0).clamp(0, 1)
             answer = whole(small, unit)
-            if haze:
-                found = FLOOR(coloured)
+            if found is not None:
                 answer = answer.lerp(whole(fine, found.image), prior_share(found, unit))
             return answer.clamp(0, 1)
 

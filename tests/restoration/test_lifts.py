@@ -22,14 +22,14 @@ def exposed(height=48, width=64):
 def test_short_exposures_are_undone(times):
     picture = exposed()
     dark = srgb_encode(srgb_decode(picture) / times)
-    torch.testing.assert_close(brightened(dark, dark[:, :1]), picture, atol=1e-4, rtol=0)
+    torch.testing.assert_close(brightened(dark), picture, atol=1e-4, rtol=0)
 
 
 def test_bright_pictures_are_not_made_darker_and_black_ones_stay_finite():
     bright = srgb_encode((2 * srgb_decode(exposed())).clamp(0, 1))
-    torch.testing.assert_close(brightened(bright, bright[:, :1]), bright, atol=1e-5, rtol=0)
+    torch.testing.assert_close(brightened(bright), bright, atol=1e-5, rtol=0)
     black = torch.zeros(1, 3, 8, 8)
-    assert torch.equal(brightened(black, black[:, :1]), black)
+    assert torch.equal(brightened(black), black)
 
 
 def test_shadows_on_an_even_wall_are_undone():
@@ -49,6 +49,11 @@ def test_shadows_on_an_even_wall_are_undone():
     )
     found = srgb_decode(relit(shadowed, mask))
     torch.testing.assert_close(found * inner, light * inner, atol=1e-4, rtol=0)
+
+
+def test_a_shadow_without_a_mask_is_refused():
+    with pytest.raises(ValueError, match="give one"):
+        relit(exposed(), None)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

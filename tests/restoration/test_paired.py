@@ -17,7 +17,8 @@ from quant.calibration.trajectory import CalibrationSet
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.pictures.folders import find_pairs
 from restoration.metrics import psnr
-from restoration.paired.haze import Scattering, procedural_depth
+from restoration.paired.haze import Scattering, procedural_depth, srgb_decode
+from restoration.paired.lifts import MEAN, brightened, relit
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import (
     FINER,
@@ -501,6 +502,49 @@ def test_made_pairs(tmp_path, pictures, made, shown):
     train(recipe.model_copy(update={"steps": 1}), pictures, tmp_path / "out")
     hold = build(recipe)
     assert hold.condition_channels == degraded.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("shown", "lift"), [("brightened", brightened), ("relit", relit), ("haze", None)]
+)
+def test_what_is_shown_of_pairs_is_made_of_whole_pictures(tmp_path, pairs, shown, lift):
+    """Lifts of the picture that a patch is cut from; of haze, patches of twice the size."""
+    settings = f'[pairs]\nshown = "{shown}"'
+    recipe = recipe_of(tmp_path, PAIRS.replace("[pairs]", settings), patch_size=16)
+    examples = PairExamples(recipe, pairs)
+    clean, given, keep = examples.draw(4, np.random.default_rng(0))
+    assert clean.shape == (4, 3, 16, 16)
+    side = 32 if lift is None else 16
+    assert given.shape == (4, 4 if shown == "relit" else 3, side, side)
+    x0, condition, _ = examples.show(build(recipe), clean, given, keep)
+    assert condition.shape[2:] == x0.shape[2:] == (16, 16)
+    if lift is None:
+        assert condition.shape[1] == 7
+        return
+    folder = Path(pairs)
+    wholes = []
+    for files in find_pairs(folder, mask="mask"):
+        degraded, mask = (torch.from_numpy(read_image(f).pixels)[None] for f in files[::2])
+        wholes.append(lift(degraded, (mask.mean(1, keepdim=True) >= 0.5).float())[0])
+    for patch in given[:, :3]:
+        assert min(_farthest(patch, whole) for whole in wholes) < 2 / 255
+
+
+def _farthest(patch, whole):
+    """Of a patch, turned and mirrored at random, from the part of a picture that it is."""
+    turned = [torch.rot90(v, k, (1, 2)) for v in (patch, patch.flip(2)) for k in range(4)]
+    parts = whole.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    return min(float((parts - one).abs().amax((1, 2, 3)).min()) for one in turned)
+
+
+def test_made_pairs_are_lifted_by_more_than_a_patch(tmp_path, pictures):
+    """The mean light of a patch varies as in whole pictures: no patch is lifted by itself."""
+    settings = '[pairs]\nmade = "low-light"\nshown = "brightened"'
+    recipe = recipe_of(tmp_path, PAIRS.replace("[pairs]", settings), patch_size=16)
+    clean, lifted, _ = MadeExamples(recipe, pictures).draw(6, np.random.default_rng(0))
+    assert clean.shape == lifted.shape == (6, 3, 16, 16)
+    light = srgb_decode(lifted).mean((1, 2, 3))
+    assert (light - MEAN).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["low-light", "shadow", "rain"])
