@@ -192,7 +192,7 @@ class PictureTask(Task):
 def said_of(factors: Spread | None) -> dict[str, Any]:
     """What an uncertainty map means, for the figures."""
     if factors is None:
-        return {"std_means": "the samples' own spread, which nobody compared with errors"}
+        return {"std_means": "the run's own spread, which nobody compared with errors"}
     z = NormalDist().inv_cdf(0.5 + factors.level / 2)
     return {
         "std_means": (
