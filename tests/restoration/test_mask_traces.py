@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
 from restoration.io.pictures.masks import traces
+from restoration.photo.masks import make_mask
 
 
 @pytest.fixture(params=["astronaut", "coffee", "chelsea"])
@@ -40,6 +41,16 @@ def test_traces(overlaid, colour):
     assert found(soft, missing) >= 1
     assert found(soft, missing, quality=80) >= 1
     assert found(soft, share > 0) == 0  # a mask that covers the edges
+
+
+@pytest.mark.parametrize("name", ["moon", "brick", "grass", "coins"])
+@pytest.mark.parametrize("kind", ["text", "strokes"])
+def test_exact_holes_are_not_grown(name, kind):
+    """Whatever chance makes of the rings of a picture."""
+    picture = getattr(data, name)()[20:212, 20:276, None]
+    for seed in range(3):
+        missing = make_mask(kind, 192, 256, 0.1, seed) == 0
+        assert found(np.where(missing[..., None], 0, picture), missing) == 0
 
 
 def test_few_pixels_tell_nothing():
