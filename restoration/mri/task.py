@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from restoration.posterior import CORRECTIONS, correction_by_name
 from restoration.task import Restored, Run, Watch, sample
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid, lay
+from solvers.inputs.errors import UncalibratedError
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
 from solvers.solver import DenoiserLike, Solver
@@ -181,8 +183,9 @@ class MRITask:
         nfe = result.nfe
         std = torch.zeros_like(mean.real) if num_samples == 1 else samples.abs().std(0)
         if num_samples > 1 and self.denoiser.condition_channels:
-            std = moved(self._estimate(kspace, maps, sigma), mask, seed)
-            nfe += 3  # all points and both halves
+            with suppress(UncalibratedError):  # a bundle for another grid of times
+                std = moved(self._estimate(kspace, maps, sigma), mask, seed)
+                nfe += 3  # all points and both halves
         seconds = time.perf_counter() - began
         found = RestoredScan(samples, mean, std, nfe, seconds, residual=residual, sigma=sigma)
         return replace(found, left_open=left_open(operator)) if num_samples > 1 else found
