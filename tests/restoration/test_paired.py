@@ -17,8 +17,7 @@ from quant.calibration.trajectory import CalibrationSet
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.pictures.folders import find_pairs
 from restoration.metrics import psnr
-from restoration.paired.haze import Scattering, procedural_depth, srgb_decode
-from restoration.paired.haze import srgb_encode
+from restoration.paired.haze import Scattering, procedural_depth, srgb_decode, srgb_encode
 from restoration.paired.lifts import MEAN, brightened, relit
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import (
