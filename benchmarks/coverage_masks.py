@@ -27,7 +27,7 @@ from toolbox.tasks import task_by_name
 from toolbox.tasks.settings import Settings
 
 Draw = Callable[[tuple[int, ...], np.random.Generator], np.ndarray]
-SINGLE = {"inpaint": 3.18, "mri": 5.11}  # factors of four samples that were fitted on all masks
+SINGLE = {"inpaint": 3.18}  # the factor of four samples that was fitted on all masks
 
 
 def drawn(size: tuple[int, ...], shapes: Callable[[ImageDraw.ImageDraw], None]) -> np.ndarray:
@@ -99,7 +99,7 @@ def masks_of(path: Path | None, size: tuple[int, ...]) -> dict[str, Draw]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=tuple(SINGLE))
+    parser.add_argument("task", choices=("inpaint", "mri"))
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--masks", type=Path)
@@ -125,19 +125,22 @@ def main() -> None:
             inputs |= {"kspace": inputs["kspace"] * mask} if "kspace" in inputs else {}
             found = task.restorer(denoiser, measured, settings)(inputs, num_samples=4, seed=4 * k)
             samples, truth, counts = task.guessed(found.samples, trial.known)
-            std, error = samples.std(0), (samples.mean(0) - truth).abs()
+            own = task.own_spread(denoiser)
+            std = found.std.reshape(truth.shape) if own else samples.std(0)
+            error = (samples.mean(0) - truth).abs()
             counts = counts & ((std > 0) | (error > 0))
             hard = task.difficulty(inputs)
             known = spread_of(options.model, task.name, run, 4, hard)
             if known is None:
                 continue
             score = (error / shrunk(std).clamp(min=1e-9))[counts]
-            held = [float((score <= f).double().mean()) for f in (SINGLE[task.name], known.factor)]
+            factors = (SINGLE.get(task.name, np.nan), known.factor)
+            held = [float((score <= f).double().mean()) for f in factors]
             rows.append((hard, known.factor, *held))
-        hard, factor, single, own = np.mean(rows, 0) if rows else [np.nan] * 4
+        hard, factor, single, fitted = np.mean(rows, 0) if rows else [np.nan] * 4
         print(
             f"{kind}: {len(rows)} trials, difficulty {hard:.3g}, one factor {single:.3f},"
-            f" the card's ({factor:.3g}) {own:.3f}",
+            f" the card's ({factor:.3g}) {fitted:.3f}",
             flush=True,
         )
 

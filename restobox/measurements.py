@@ -148,13 +148,11 @@ def _on_matrix(found: RestoredScan, scan: Scan) -> RestoredScan:
     from restoration.mri.geometry import regrid
 
     assert scan.crop is not None
-    mean, samples = (
+    mean, samples, std = (
         torch.from_numpy(regrid(v.numpy(), scan.crop, scan.extent))
-        for v in (found.mean, found.samples)
+        for v in (found.mean, found.samples, found.std)
     )
-    drawn = samples.shape[-3]
-    std = samples.abs().std(-3) if drawn > 1 else torch.zeros(mean.shape)
-    return replace(found, mean=mean, samples=samples, std=std)
+    return replace(found, mean=mean, samples=samples, std=std.clamp(min=0))
 
 
 def hsi(

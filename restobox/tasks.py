@@ -96,12 +96,15 @@ def denoise(
     The others, and Raises: as :func:`inpaint`.
     """
     from restoration.operators.linear import Denoising
+    from restoration.photo.level import likely_level
 
-    def measured(pixels: Tensor, sigma: float | None) -> tuple[Any, float]:
-        found = noise_level(pixels.numpy()) if sigma is None else sigma
-        if sigma is None and not found > 1e-4:
+    def measured(pixels: Tensor, sigma: float | None, denoiser: Denoiser) -> tuple[Any, float]:
+        if sigma is not None:
+            return Denoising(), sigma
+        found = noise_level(pixels.numpy())
+        if not found > 1e-4:
             raise ValueError("the picture shows no noise to estimate; give sigma")
-        return Denoising(), found
+        return Denoising(), likely_level(denoiser, pixels, found)
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     made = _by_colour("denoise", model, (device, dtype), settings, measured)
@@ -133,7 +136,7 @@ def superresolve(
 
     chosen = model or enlarger(factor)
 
-    def measured(pixels: Tensor, sigma: float | None) -> tuple[Any, float]:
+    def measured(pixels: Tensor, sigma: float | None, _: Denoiser) -> tuple[Any, float]:
         return enlargement(_size(pixels), factor, kernel), sigma or 0.0
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
@@ -166,7 +169,7 @@ def deblur(
 
     kernel = gaussian_kernel(blur)
 
-    def measured(pixels: Tensor, sigma: float | None) -> tuple[Any, float]:
+    def measured(pixels: Tensor, sigma: float | None, _: Denoiser) -> tuple[Any, float]:
         return Blur(_size(pixels), kernel), 0.01 if sigma is None else sigma
 
     settings: dict[str, Any] = {"solver": solver, "steps": steps, "correction": correction}
@@ -296,7 +299,7 @@ def _by_colour(
     model: Model | None,
     place: tuple[str, torch.dtype | None],
     settings: dict[str, Any],
-    measured: Callable[[Tensor, float | None], tuple[Any, float]],
+    measured: Callable[[Tensor, float | None, Denoiser], tuple[Any, float]],
 ) -> Restoration:
     """With the model that is named; with none, the shipped one for each picture: ``colour``, and
     ``grey`` once a grey picture comes.
@@ -322,7 +325,7 @@ def _linear(
     model: Model,
     loaded: Denoiser,
     settings: dict[str, Any],
-    measured: Callable[[Tensor, float | None], tuple[Any, float]],
+    measured: Callable[[Tensor, float | None, Denoiser], tuple[Any, float]],
     **further: Any,
 ) -> Restoration:
     from restoration.photo.linear import LinearTask
@@ -336,7 +339,7 @@ def _linear(
     def run(
         pixels: Tensor, sigma: float | None = None, num_samples: int = 1, **given: Any
     ) -> Restored:
-        operator, noise = measured(pixels, sigma)
+        operator, noise = measured(pixels, sigma, denoiser)
         drawn = replace(task, **plan(num_samples))
         found = drawn(pixels, operator, sigma=noise, num_samples=num_samples, **given)
         cleaned = noise > 0 and bool(further)  # a run that nobody measured the spread of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from restoration.mri.consistency import Alternation, Consistency, ScanData, Slice
 from restoration.mri.espirit import espirit
 from restoration.mri.estimate import CONDITION_CHANNELS, features, image_scale, noise_level
+from restoration.mri.halves import moved
 from restoration.mri.openness import left_open
 from restoration.mri.partial_fourier import completed
 from restoration.mri.sense import cartesian, normalise_maps, sampling_mask, to_channels, to_complex
@@ -20,6 +22,7 @@ from restoration.posterior import CORRECTIONS, correction_by_name
 from restoration.task import Restored, Run, Watch, sample
 from solvers.denoiser import Denoiser
 from solvers.grid import GRIDS, Grid, lay
+from solvers.inputs.errors import UncalibratedError
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
 from solvers.solver import DenoiserLike, Solver
@@ -33,7 +36,9 @@ BY_CHANCE = 0.02  # share of the sampled points at which a slice may be zero tho
 class RestoredScan(Restored):
     """A reconstructed slice or volume, in the units of the measured data: ``samples`` are complex
     ``(n, H, W)``, of a volume ``(slices, n, H, W)``, ``mean`` ``(H, W)`` or ``(slices, H, W)``, and
-    ``std`` is that of the samples' magnitudes.
+    ``std`` tells where it may be wrong: of a network that is shown the scan, how far its estimates
+    from halves of the scan lie apart (:mod:`restoration.mri.halves`); of any other, of the samples'
+    magnitudes; zero for one sample.
 
     Attributes:
         residual: root mean square of ``y - A x`` over the measured points of the mean image, per
@@ -173,14 +178,26 @@ class MRITask:
         result = sample(run, num_samples=num_samples, seed=seed, callback=callback)
         samples = to_complex(result.samples)[:, 0]
         mean = to_complex(result.mean[None])[0, 0]
-        std = samples.abs().std(0) if num_samples > 1 else torch.zeros_like(mean.real)
         error = y - operator.A(result.mean[None].to(y.device))
         residual = float((error.square().sum() / (2 * operator.coils * mask.sum())).sqrt())
+        nfe = result.nfe
+        std = torch.zeros_like(mean.real) if num_samples == 1 else samples.abs().std(0)
+        if num_samples > 1 and self.denoiser.condition_channels:
+            with suppress(UncalibratedError):  # a bundle for another grid of times
+                std = moved(self._estimate(kspace, maps, sigma), mask, seed)
+                nfe += 3  # all points and both halves
         seconds = time.perf_counter() - began
-        found = RestoredScan(
-            samples, mean, std, result.nfe, seconds, residual=residual, sigma=sigma
-        )
+        found = RestoredScan(samples, mean, std, nfe, seconds, residual=residual, sigma=sigma)
         return replace(found, left_open=left_open(operator)) if num_samples > 1 else found
+
+    def _estimate(
+        self, kspace: Tensor, maps: Tensor | None, sigma: float
+    ) -> Callable[[Tensor], Tensor]:
+        """The network's estimate of what a mask leaves of the scan. In one step: its first time is
+        that of every run, so an exported network has it.
+        """
+        task = MRITask(self.denoiser, num_inference_steps=1)
+        return lambda mask: task(kspace * mask, mask, maps, sigma=sigma).mean
 
     def volume(
         self,

@@ -19,9 +19,19 @@ def brightened(image: Tensor, mask: Tensor | None = None) -> Tensor:
     """Dark pictures ``(B, 3, H, W)`` in [0, 1] as if exposed longer: their light times what brings
     its mean to that of a well exposed picture. A mask has no part in it.
     """
-    light = srgb_decode(image)
-    gain = MEAN / light.mean((1, 2, 3), keepdim=True).clamp(min=1e-5)
-    return srgb_encode((light * gain.clamp(min=1)).clamp(0, 1))
+    return srgb_encode((srgb_decode(image) * _gain(image).clamp(min=1)).clamp(0, 1))
+
+
+def underexposed(image: Tensor) -> Tensor:
+    """How far pictures ``(B, C, H, W)`` in [0, 1] are from a good exposure, ``(B, 1, 1, 1)``: 1
+    where they have half of its light or less, 0 where they have all of it.
+    """
+    return _gain(image).log2().clamp(0, 1)
+
+
+def _gain(image: Tensor) -> Tensor:
+    """Times that the light of pictures fits into a good exposure's, ``(B, 1, 1, 1)``."""
+    return MEAN / srgb_decode(image).mean((1, 2, 3), keepdim=True).clamp(min=1e-5)
 
 
 def relit(image: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.paired.dark_channel import DarkChannelEstimate, DarkChannelPrior, box_mean
-from restoration.paired.lifts import LIFTS
+from restoration.paired.lifts import LIFTS, underexposed
 from restoration.task import Restored, Run, Watch, sample
 from restoration.wrappers.tiling import in_tiles, set_tile
 from solvers.denoiser import Denoiser
@@ -41,6 +41,10 @@ LEAST, MOST, DENSE, THINNING = 0.35, 0.75, 0.3, 0.15
 # and by the colour of the prior's picture, of the answer's: from where on it is not believed, and
 # over how much it is believed less
 TINTED, TINTING = 1.2, 0.3
+# mean transmission from where on the prior is believed alone: it finds next to no haze, which a
+# network takes bright things for; and airlight at which there can be none, to which there can
+CLEAR, CLEARING = 0.98, 0.08
+NIGHT, DUSK = 0.1, 0.2
 
 
 def haze_condition(hazy: Tensor, prior: DarkChannelPrior = SOFT) -> Tensor:
@@ -59,12 +63,21 @@ def prior_share(found: DarkChannelEstimate, answer: Tensor) -> Tensor:
     The denser the haze, the less is left of the scene for a network to know it by, while the prior
     inverts the physics at any density; how dense it is its transmission tells. It also multiplies
     whatever tint the airlight has beyond the estimated one: the more coloured its picture is than
-    the answer, the less it is believed.
+    the answer, the less it is believed. Where it finds no haze it is believed alone.
     """
     density = found.transmission.mean((1, 2, 3), keepdim=True)
     share = MOST - (MOST - LEAST) * ((density - DENSE) / THINNING).clamp(0, 1)
     tinted = _colour(found.image) / _colour(answer).clamp(min=1e-3)
-    return share * ((TINTED - tinted) / TINTING).clamp(0, 1)
+    share = share * ((TINTED - tinted) / TINTING).clamp(0, 1)
+    return torch.maximum(share, ((density - CLEAR) / CLEARING + 1).clamp(0, 1))
+
+
+def hazy_share(found: DarkChannelEstimate) -> Tensor:
+    """How much of what dehazing does is done, ``(B, 1, 1, 1)`` in [0, 1]: nothing in pictures as
+    dark as haze, which scatters light, never is.
+    """
+    light = found.airlight.mean((1, 2, 3), keepdim=True)
+    return ((light - NIGHT) / (DUSK - NIGHT)).clamp(0, 1)
 
 
 def _colour(image: Tensor) -> Tensor:
@@ -262,6 +275,9 @@ class PairedTask:
             answer = whole(small, unit)
             if found is not None:
                 answer = answer.lerp(whole(fine, found.image), prior_share(found, unit))
+                answer = image.lerp(answer, hazy_share(found))
+            if d.shown == "brightened":
+                answer = image.lerp(answer, underexposed(small))
             return answer.clamp(0, 1)
 
         y = condition[:, :3] if process.holds_image else None

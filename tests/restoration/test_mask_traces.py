@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
 from restoration.io.pictures.masks import traces
+from restoration.photo.masks import make_mask
 
 
 @pytest.fixture(params=["astronaut", "coffee", "chelsea"])
@@ -40,6 +41,17 @@ def test_traces(overlaid, colour):
     assert found(soft, missing) >= 1
     assert found(soft, missing, quality=80) >= 1
     assert found(soft, share > 0) == 0  # a mask that covers the edges
+
+
+@pytest.mark.parametrize("name", ["moon", "brick", "coins"])
+def test_exact_holes_are_not_grown(name):
+    """Whatever chance makes of the rings of a picture."""
+    picture = getattr(data, name)()
+    top, left = ((n - m) // 2 for n, m in zip(picture.shape, (192, 256), strict=True))
+    picture = picture[top : top + 192, left : left + 256, None]
+    for seed in (1, 3, 5, 9, 15, 20):
+        missing = make_mask("text", 192, 256, 0.1, seed) == 0
+        assert found(np.where(missing[..., None], 0, picture), missing) == 0
 
 
 def test_few_pixels_tell_nothing():

@@ -17,7 +17,7 @@ from quant.calibration.trajectory import CalibrationSet
 from restoration.io.images import Photo, read_image, write_image
 from restoration.io.pictures.folders import find_pairs
 from restoration.metrics import psnr
-from restoration.paired.haze import Scattering, procedural_depth, srgb_decode
+from restoration.paired.haze import Scattering, procedural_depth, srgb_decode, srgb_encode
 from restoration.paired.lifts import MEAN, brightened, relit
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import (
@@ -223,6 +223,38 @@ def test_networks_are_believed_in_thin_haze_and_the_prior_in_dense():
     # a prior that is much more coloured than the answer has multiplied a tint
     grey = clear.mean(0, keepdim=True).expand(3, -1, -1)
     assert share(4, grey) == 0
+
+
+def whitening(condition, **options):
+    """A network that makes everything white."""
+    return Denoiser(
+        lambda z, t: torch.ones_like(z[:, :3]),
+        VP.cosine(zero_terminal_snr=True),
+        "sample",
+        condition_channels=condition,
+        **options,
+    )
+
+
+def test_clear_and_dark_pictures_are_left_alone():
+    """Whatever a network makes of them: where the prior finds no haze, or no light for it."""
+    dotted = torch.from_numpy(smooth_picture(80, 120)) * (noise(3, 80, 120) > 0)
+    task = PairedTask(whitening(7), num_inference_steps=1)
+    torch.testing.assert_close(task(dotted).mean, dotted, atol=0.01, rtol=0)
+    dark = 0.02 + 0.05 * torch.from_numpy(smooth_picture(80, 120))
+    torch.testing.assert_close(task(dark).mean, dark, atol=1e-6, rtol=0)
+    hazy = Scattering(1.5, 0.9)(dotted, torch.ones(80, 120))
+    assert (task(hazy).mean - hazy).abs().mean() > 0.1
+
+
+def test_well_exposed_pictures_are_not_brightened():
+    task = PairedTask(whitening(3, shown="brightened"), num_inference_steps=1)
+    light = torch.from_numpy(smooth_picture(48, 64))
+    light = light / light.mean()  # sRGB's light
+    for times, moved in ((1.05, 0), (0.5, 1), (0.1, 1)):
+        picture = srgb_encode((light * MEAN * times).clamp(0, 1))
+        found = task(picture).mean
+        torch.testing.assert_close(found, torch.ones_like(found) if moved else picture)
 
 
 def test_large_pictures_are_judged_by_a_view():

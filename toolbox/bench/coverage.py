@@ -28,13 +28,15 @@ from toolbox.tasks.settings import Settings
 
 @dataclass(frozen=True)
 class Drawn:
-    """The samples ``(n, C, H, W)`` of one trial, its truth, of what kind it is, and the end of the
-    range that its difficulty lies in (None: the task tells none).
+    """The samples ``(n, C, H, W)`` of one trial, its truth, of what kind it is, the run's standard
+    deviation (None: that of the samples), and the end of the range that its difficulty lies in
+    (None: the task tells none).
     """
 
     samples: Tensor
     truth: Tensor
     kind: str
+    std: Tensor | None = None
     end: float | None = None
 
 
@@ -69,7 +71,8 @@ def run_coverage(
 
     ``coverage_gaussian`` reads the samples' spread as it is, with q from the normal distribution
     (1.645 for 90 %); ``coverage`` has the factor fitted on ``calibration``; both are means over
-    pictures. Widths are half of an interval's.
+    pictures. Widths are half of an interval's. ``correlation`` is that of a pixel's error with its
+    std: how well the map tells where in a picture errors are large.
 
     Args:
         data, calibration: what the task's trials are made of, other pictures in each.
@@ -148,7 +151,8 @@ def _drawn(
         restore = task.restorer(denoiser, options, settings)
         seed = extent.seed + k * extent.samples
         result = restore(trial.inputs, num_samples=extent.samples, seed=seed)
-        yield Drawn(result.samples, trial.known, trial.name)
+        std = result.std if task.own_spread(denoiser) else None
+        yield Drawn(result.samples, trial.known, trial.name, std)
 
 
 def _range(task: Task, denoiser: Denoiser, source: Source, k: int) -> float | None:
@@ -204,7 +208,8 @@ def _held(
 def _guess(task: Task, one: Drawn, count: int) -> Guess | None:
     """That with so many samples; None where nothing was to be guessed."""
     samples, truth, counts = task.guessed(one.samples[:count], one.truth)
-    std, error = samples.std(0), samples.double().mean(0).to(samples) - truth
+    std = samples.std(0) if one.std is None else one.std.reshape(truth.shape)
+    error = samples.double().mean(0).to(samples) - truth
     counts = counts & ((std > 0) | (error != 0))
     # where samples agree and are wrong no factor helps
     spread = shrunk(std).clamp(min=1e-9)
@@ -217,6 +222,8 @@ def _row(guesses: Sequence[Guess], level: float) -> dict[str, Any]:
     raw = [float(np.mean(g.error <= gaussian * g.std)) for g in guesses]
     held = [float(np.mean(g.error <= g.factor * g.spread)) for g in guesses]
     width = [g.factor * float(g.spread.mean()) for g in guesses]
+    varied = [g for g in guesses if g.std.std() > 0 and g.error.std() > 0]
+    where = [float(np.corrcoef(g.error, g.std)[0, 1]) for g in varied]
     return {
         "pictures": len(guesses),
         "factor": round(float(np.mean([g.factor for g in guesses])), 3),
@@ -225,4 +232,5 @@ def _row(guesses: Sequence[Guess], level: float) -> dict[str, Any]:
         "coverage_worst": round(min(held), 4),
         "width_gaussian": round(gaussian * float(np.mean([g.std.mean() for g in guesses])), 5),
         "width": round(float(np.mean(width)), 5),
+        "correlation": round(float(np.mean(where)), 3) if where else None,
     }

@@ -238,7 +238,8 @@ def bench_coverage(
         f" {first['solver']}, {first['steps']} steps"
     )
     columns = ("case", "samples", "pictures", "coverage_gaussian", "coverage", "coverage_worst")
-    _print_rows(title, rows, (*columns, "factor", "width_gaussian", "width"))
+    widths = ("factor", "width_gaussian", "width", "correlation")
+    _print_rows(title, rows, (*columns, *widths))
 
 
 @app.command("hsi")

@@ -233,6 +233,12 @@ class Task(ABC):
         own = {"solver": self.sampling_solver} if samples > 1 and self.sampling_solver else {}
         return own if model is None else own | advice(model, self.name, samples)
 
+    def own_spread(self, denoiser: Denoiser) -> bool:
+        """Whether the standard deviation of a run with this network is another than that of its
+        samples.
+        """
+        return False
+
     def difficulty(self, inputs: Mapping[str, Tensor]) -> float | None:
         """A number of a measurement, of its operator alone, on which it depends how much of the
         errors the spread of samples shows; None: nothing is known to tell that.

@@ -124,10 +124,10 @@ class MRI(Task):
         image, spread, truth = result.mean.numpy(), result.std.numpy(), data.truth
         drawn_images = [result.samples[:, k].numpy() for k in range(draws.samples)]
         if scan.crop is not None:
-            image, *drawn_images = (
-                regrid(v, scan.crop, scan.extent) for v in (image, *drawn_images)
+            image, spread, *drawn_images = (
+                regrid(v, scan.crop, scan.extent) for v in (image, spread, *drawn_images)
             )
-            spread = np.abs(drawn_images).std(0, ddof=1) if std else spread
+            spread = spread.clip(min=0)
             truth = None if truth is None else np.abs(regrid(truth, scan.crop, scan.extent))
         if known is not None and std:
             spread = torch.stack([known.std(torch.from_numpy(s)) for s in spread]).numpy()
@@ -176,8 +176,7 @@ class MRI(Task):
                 **draws,
             )
             samples = torch.stack([found.samples.real, found.samples.imag], 1)
-            std = samples.std(0) if len(samples) > 1 else torch.zeros_like(samples[0])
-            return Restored(samples, samples.mean(0), std, found.nfe, found.seconds)
+            return Restored(samples, samples.mean(0), found.std[None], found.nfe, found.seconds)
 
         return run
 
@@ -248,6 +247,9 @@ class MRI(Task):
         """Magnitudes, where there is tissue."""
         found, true = (v.square().sum(-3).sqrt() for v in (samples, truth))
         return found, true, true > TISSUE * true.max()
+
+    def own_spread(self, denoiser: Denoiser) -> bool:
+        return denoiser.condition_channels > 0
 
     def difficulty(self, inputs: Mapping[str, Tensor]) -> float:
         """The share of an image that the scan leaves open."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from export.jobs.paired import PairedJob
 from restoration.io.images import Photo, read_image
 from restoration.io.pictures.folders import find_pairs, find_pictures, random_window
 from restoration.paired.dark_channel import DarkChannelPrior
+from restoration.paired.lifts import underexposed
 from restoration.paired.simulation import Haze, make_hazy
 from restoration.paired.task import PairedTask
 from restoration.task import Restored, shown_to
@@ -52,6 +54,13 @@ class Paired(PictureTask):
                 )
             inputs["mask"] = binary(torch.from_numpy(pixels))
         return Reading(inputs, photo, options, (height, width), {}, kept)
+
+    def refined(self, reading: Reading, options: Any, denoiser: Any) -> Reading:
+        image = reading.inputs["image"][None]
+        if getattr(denoiser, "shown", None) != "brightened" or underexposed(image) > 0:
+            return reading
+        note = "the picture has as much light as well exposed ones and was left as it is"
+        return replace(reading, found=reading.found | {"note": note})
 
     def task(self, denoiser: Denoiser, options: Any, settings: Settings) -> PairedTask:
         """The algorithm.

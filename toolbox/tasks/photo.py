@@ -29,6 +29,7 @@ from restoration.operators.separable import (
     UnknownReduction,
     gaussian_kernel,
 )
+from restoration.photo.level import likely_level
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
 from restoration.photo.noise import Cleaner
@@ -205,6 +206,13 @@ class Denoise(LinearPictureTask):
         if not found > 1e-4:
             raise ValueError("the picture shows no noise to estimate; give --sigma")
         return found
+
+    def refined(self, reading: Reading, options: Denoising, denoiser: Any) -> Reading:
+        if options.sigma != "auto" or not isinstance(denoiser, Denoiser):
+            return reading
+        sigma = likely_level(denoiser, reading.inputs["image"], float(reading.options.sigma))
+        known = replace(reading.options, sigma=sigma)
+        return replace(reading, options=known, found={"sigma": sigma})
 
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any

@@ -101,6 +101,10 @@ class PictureTask(Task):
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:
         """The measurement that a picture file holds."""
 
+    def refined(self, reading: Reading, options: Any, denoiser: Any) -> Reading:
+        """With what a network tells of the picture better than the file did."""
+        return reading
+
     def outputs(self, output: Output, options: Any, samples: int) -> list[Path]:
         spread = [spread_file(output.out)] if output.std else []
         return super().outputs(output, options, samples) + spread
@@ -135,6 +139,7 @@ class PictureTask(Task):
         if spread is not None:
             check_writable(spread)
         denoiser = self.load(prior)
+        reading = self.refined(reading, options, denoiser)
         run = getattr(denoiser, "run", None)  # a whole restoration, which has settings of its own
         steps = self.steps(settings, draws.samples)
         if settings.steps is None and getattr(denoiser, "autoencoder", None) is not None:
@@ -192,7 +197,7 @@ class PictureTask(Task):
 def said_of(factors: Spread | None) -> dict[str, Any]:
     """What an uncertainty map means, for the figures."""
     if factors is None:
-        return {"std_means": "the samples' own spread, which nobody compared with errors"}
+        return {"std_means": "the run's own spread, which nobody compared with errors"}
     z = NormalDist().inv_cdf(0.5 + factors.level / 2)
     return {
         "std_means": (

@@ -13,9 +13,10 @@ from PIL import ImageColor
 from solvers.inputs.errors import InputError
 
 UNDECIDED = 0.25  # share of pixels that are neither black nor white, from which a mask is a photo
-# how much worse than farther ones a ring of pixels around the missing ones fits its outer
-# neighbours, where it holds traces of what was painted: 0.94 to 1.04 in pictures that hold none
-TRACES = 1.1
+# the least share of an overlay that a ring of pixels shows where there are traces, and how many
+# times its own uncertainty that is: below 0.02 in photographs where masks are exact, 0.05 to 0.3
+# where edges were soft or in JPEG
+TRACES, CERTAIN = 0.04, 5.0
 MOST_TRACES, LEAST_RING = 2, 100  # rings; pixels that tell
 VIVID = 0.5  # difference of a colour's channels, from which it is none of a grey mask
 PLAIN = 0.98  # share of pixels of a background that is one
@@ -119,26 +120,38 @@ def traces(pixels: np.ndarray, missing: np.ndarray) -> int:
     what was painted over it: none where the mask is exact; where edges were soft, or a JPEG spread
     them, one or two.
 
-    Pixels of a ring are compared with the mean of the next ring's near them. In a picture that is
-    as far off in every ring; where the first one is farther off than the second, it disagrees with
-    the picture.
+    A ring is compared with the next one near it: where it differs from that towards what is marked
+    as missing, colour and all, it holds a share of the overlay. The picture's own edges differ in
+    all directions, and alike in every ring.
     """
     from scipy.ndimage import distance_transform_edt, uniform_filter
 
     far = distance_transform_edt(~missing)
     rings = [(far > k) & (far <= k + 1) for k in range(MOST_TRACES + 2)]
 
-    def misfit(ring: np.ndarray, outer: np.ndarray) -> float:
-        near = uniform_filter(outer.astype(float), 5)
-        known = ring & (near > 0.1)  # three pixels of 25
-        if np.count_nonzero(known) < LEAST_RING:
-            return float("nan")
-        means = [uniform_filter(p.astype(float) * outer, 5)[known] / near[known] for p in pixels]
-        return float(np.abs(pixels[:, known] - np.stack(means)).mean())
+    def mean(plane: np.ndarray, of: np.ndarray, side: int) -> np.ndarray:
+        count = uniform_filter(of.astype(float), side)
+        found: np.ndarray = uniform_filter(plane.astype(float) * of, side) / count.clip(1e-9)
+        return found
 
-    found = [misfit(*pair) for pair in itertools.pairwise(rings)]
+    def share(ring: np.ndarray, outer: np.ndarray) -> tuple[float, float]:
+        """Of the overlay in a ring, and how many times its own uncertainty it is."""
+        known = ring & (uniform_filter(outer.astype(float), 5) > 0.1)  # three pixels of 25
+        if np.count_nonzero(known) < LEAST_RING:
+            return 0.0, 0.0
+        means = np.stack([mean(p, outer, 5)[known] for p in pixels])
+        overlay = np.stack([mean(p, missing, 7)[known] for p in pixels]) - means
+        product = (pixels[:, known] - means) * overlay
+        spread = max(float(np.sum(product**2)), 1e-12) ** 0.5
+        return float(product.sum() / max(np.sum(overlay**2), 1e-12)), float(product.sum()) / spread
+
+    found = [share(*pair) for pair in itertools.pairwise(rings)]
     count = 0
-    while count < MOST_TRACES and found[count] > TRACES * found[count + 1]:
+    while (
+        count < MOST_TRACES
+        and found[count][0] > max(TRACES, 2 * abs(found[count + 1][0]))
+        and found[count][1] > CERTAIN
+    ):
         count += 1
     return count
 

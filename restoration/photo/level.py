@@ -1,0 +1,90 @@
+"""How noisy a picture is by the network that denoises it: texture that looks like noise to a filter
+it knows from noise.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from restoration.operators.linear import Denoising
+from restoration.photo.linear import LinearTask
+from solvers.denoiser import Denoiser
+from solvers.inputs.errors import UncalibratedError
+
+SIDE, WINDOWS = 96, 2  # of the windows that are looked at, and how many along each side
+MOST = 0.5  # noise that denoisers of photographs know
+CLEARLY, SETTLED = 0.95, 0.95  # what an estimate falls to where it was wrong, and where it is found
+CALLS = 8
+ROOM = 2.0  # standard deviations from black and white within which noise was cut off
+ENOUGH = 0.25  # share of pixels that keep that room, from which on the others don't count
+PROBE = 0.1  # step of the derivative, of the noise
+LEAST = 0.02  # share that is noise where one probe can tell it
+
+
+@torch.no_grad()
+def likely_level(denoiser: Denoiser, picture: Tensor, sigma: float) -> float:
+    """The standard deviation of the white noise on a picture ``(C, H, W)`` in [0, 1] that the
+    network finds likeliest, at most ``sigma``, an estimate that may have counted texture.
+
+    The likelihood of a noisy picture ``y`` of N values has its maximum over the level where
+    ``|y - D(y)|^2 = sigma^2 (N - div D(y))``: its derivative is the score's square and divergence,
+    which Tweedie's formula gives by the denoiser D (after Stein 1981; the divergence by one random
+    probe, Ramani et al. 2008). From ``sigma`` down by fixed-point steps, on a few windows. An
+    estimate that is a twentieth too high or less stays as it is.
+    """
+    windows, found = _windows(picture.float()), sigma
+    try:
+        for step in range(CALLS):
+            level = _explained(denoiser, windows, min(found, MOST))
+            if level > found * (CLEARLY if step == 0 else 1):
+                return found
+            settled, found = level > SETTLED * found, level
+            if settled:
+                break
+    except UncalibratedError:  # a network that knows few levels
+        return sigma
+    return found
+
+
+def _explained(denoiser: Denoiser, windows: list[Tensor], sigma: float) -> float:
+    """The noise that explains what the network takes off at a level."""
+    task = LinearTask(denoiser, num_inference_steps=1)
+    parts = []
+    for k, y in enumerate(windows):
+        probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(k))
+        clean, moved = (
+            task(v, Denoising(), sigma=sigma).mean for v in (y, y + PROBE * sigma * probe)
+        )
+        slope = probe * (moved - clean) / (PROBE * sigma)
+        parts.append(torch.stack([y, clean, slope]).double().flatten(1))
+    y, clean, slope = torch.cat(parts, dim=1)
+    below = clean if y.min() <= 0 else torch.full_like(clean, torch.inf)
+    above = 1 - clean if y.max() >= 1 else torch.full_like(clean, torch.inf)
+    within = torch.minimum(below, above) > ROOM * sigma
+    if within.double().mean() < ENOUGH:
+        within = torch.ones_like(within)
+    left = _left(below / sigma) + _left(above / sigma) - 1
+    share = (left * (1 - slope))[within].mean()
+    if share < LEAST:
+        return sigma
+    return float((((y - clean) ** 2)[within].mean() / share).sqrt())
+
+
+def _left(room: Tensor) -> Tensor:
+    """What cutting off leaves of the mean square of unit noise, ``room`` away from a limit."""
+    near = room.clamp(0, 8)
+    inside, density = torch.special.ndtr(near), (-(near**2) / 2).exp() / (2 * torch.pi) ** 0.5
+    return inside - near * density + near**2 * (1 - inside)
+
+
+def _windows(picture: Tensor) -> list[Tensor]:
+    """The whole of a small picture; of a large one windows spread over it."""
+    spans = []
+    for n in picture.shape[1:]:
+        free = n - SIDE
+        starts = [round(free * (2 * k + 1) / (2 * WINDOWS)) for k in range(WINDOWS)]
+        spans.append([slice(s, s + SIDE) for s in starts] if free > SIDE else [slice(None)])
+    return [picture[:, rows, columns] for rows, columns in product(*spans)]
