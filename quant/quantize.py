@@ -191,9 +191,15 @@ def better_grids(
     recipes that differ by those answer alike. Inputs held back are of the same pictures, whose
     values one grid may clip at little cost; others' lie further out.
 
+    Weights in 4 bits hold most of the error and little of the spread: they are rounded as the
+    recipe asks, and what errs less is taken.
+
     None too where there are fewer inputs than that, which don't show how far channels reach.
     """
-    plain = replace(recipe, float_macs=0.0, rounding="nearest", temporal="table", outputs="int8")
+    plain = replace(recipe, float_macs=0.0, temporal="table", outputs="int8")
+    coarse = recipe.weight_bits == 4
+    if not (coarse and recipe.rounding == "gptq"):
+        plain = replace(plain, rounding="nearest")
     structure = structured(network, replace(plain, equalize="channels"))
     parts = calibration.held_back(TRIAL)
     if parts is None or not groups(structure, quantizable_layers(structure, recipe.skip)):
@@ -204,7 +210,7 @@ def better_grids(
         trial = quantize(network, seen, replace(plain, equalize=kind), batch_size=batch_size)
         errors[kind] = _errors(trial, network, unseen)
     gain = math.prod(errors[None]) / math.prod(errors["channels"])
-    return None if gain < CLEARLY ** len(TARGETS) else "channels"
+    return None if gain < (1.0 if coarse else CLEARLY ** len(TARGETS)) else "channels"
 
 
 def with_float_layers(

@@ -120,8 +120,8 @@ class QuantRecipe:
             convolution each, then a sum.
         equalize: SmoothQuant's alpha in [0, 1]: move the spread between input channels into the
             weights; None: don't; ``channels``: as much of it as each layer's expected error asks
-            for (:mod:`quant.ranges.channels`); ``auto``: that, unless None errs less by a
-            fifth on a part of the calibration inputs that the ranges then don't see.
+            for (:mod:`quant.ranges.channels`); ``auto``: that, unless None errs less (8 bits: by a
+            fifth) on a part of the calibration inputs that the ranges then don't see.
         selection: how the calibration samples are chosen when they are recorded.
         outputs: what convolutions give on ONNX Runtime's CPU kernels: ``int8`` is the fastest,
             ``float`` rounds nothing there. Other targets don't look at it.
@@ -270,7 +270,6 @@ PRESETS = {
         reconstruction=Reconstruction(lr_weight=1e-2, layer_weight=0.0, drop=0.0),
     ),
     "best-w8a8": replace(DEFAULT, outputs="float", rounding="gptq"),
-    "best-w4a8": QuantRecipe(
-        4, range="p2.4", rounding="gptq"
-    ),  # equalisation spreads the weights, which 4 bits can't hold
+    # equalisation spreads the weights, which 4 bits hardly hold: kept only where that errs less
+    "best-w4a8": QuantRecipe(4, range="p2.4", rounding="gptq", equalize="auto"),
 }

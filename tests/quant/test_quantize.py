@@ -349,22 +349,40 @@ NETWORKS = {
 }
 
 
+def trial(name: str, recipe: QuantRecipe):
+    """What is chosen, and the errors of both on inputs held back, by target."""
+    denoiser = NETWORKS[name][0]()
+    network, calibration = denoiser.network, recording(denoiser, count=4)[0]
+    seen, unseen = calibration.held_back(48)
+    errors = {}
+    for kind in (None, "channels"):
+        made = quantize(network, seen, replace(recipe, equalize=kind))
+        errors[kind] = [mean_error(made.simulating(t), network, unseen) for t in TARGETS]
+    return better_grids(network, calibration, recipe), errors
+
+
 @pytest.mark.parametrize("name", covering(NETWORKS, ["even", "loud"]))
 def test_what_is_chosen_errs_less_on_inputs_held_back(name):
     """By what each target rounds. Grids by channel fit three pictures of noise too closely, and pay
     where a channel is loud: both answers are given.
     """
-    make, expected = NETWORKS[name]
-    network, calibration = make().network, recording(make(), count=4)[0]
-    seen, unseen = calibration.held_back(48)
-    errors = {}
-    for kind in (None, "channels"):
-        made = quantize(network, seen, QuantRecipe(equalize=kind))
-        errors[kind] = [mean_error(made.simulating(t), network, unseen) for t in TARGETS]
-    chosen = better_grids(network, calibration, QuantRecipe())
-    assert chosen == expected
+    chosen, errors = trial(name, QuantRecipe())
+    assert chosen == NETWORKS[name][1]
     (other,) = {None, "channels"} - {chosen}
     assert np.prod(errors[chosen]) < np.prod(errors[other])
+
+
+GPTQ = pytest.param("gptq", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", GPTQ])
+@pytest.mark.parametrize(("name", "expected"), [("even", None), ("loud", "channels")])
+def test_weights_in_four_bits_take_what_errs_less_by_however_little(name, expected, rounding):
+    """Rounded as the recipe asks. In 8 bits so small a difference leaves grids by channel."""
+    chosen, errors = trial(name, QuantRecipe(4, range="p2.4", rounding=rounding))
+    assert chosen == expected
+    gain = np.prod(errors[None]) / np.prod(errors["channels"])
+    assert 0.8**3 < gain < 1 if name == "even" else gain > 1
 
 
 @pytest.mark.parametrize("name", covering(NETWORKS, ["even"]))
