@@ -372,10 +372,8 @@ def test_what_is_chosen_errs_less_on_inputs_held_back(name):
     assert np.prod(errors[chosen]) < np.prod(errors[other])
 
 
-GPTQ = pytest.param("gptq", marks=pytest.mark.long)
-
-
-@pytest.mark.parametrize("rounding", ["nearest", GPTQ])
+@pytest.mark.long
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 @pytest.mark.parametrize(("name", "expected"), [("even", None), ("loud", "channels")])
 def test_weights_in_four_bits_take_what_errs_less_by_however_little(name, expected, rounding):
     """Rounded as the recipe asks. In 8 bits so small a difference leaves grids by channel."""
@@ -385,7 +383,8 @@ def test_weights_in_four_bits_take_what_errs_less_by_however_little(name, expect
     assert 0.8**3 < gain < 1 if name == "even" else gain > 1
 
 
-@pytest.mark.parametrize("name", covering(NETWORKS, ["even"]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_the_best_preset_is_worse_than_the_default_on_no_target(name):
     """The same grids; GPTQ where it errs less, on inputs held back; on CPUs exact outputs."""
     denoiser = NETWORKS[name][0]()
