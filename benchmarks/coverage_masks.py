@@ -138,8 +138,9 @@ def main() -> None:
             held = [float((score <= f).double().mean()) for f in factors]
             rows.append((hard, known.factor, *held))
         hard, factor, single, fitted = np.mean(rows, 0) if rows else [np.nan] * 4
+        alike = f" one factor {single:.3f}," if task.name in SINGLE else ""
         print(
-            f"{kind}: {len(rows)} trials, difficulty {hard:.3g}, one factor {single:.3f},"
+            f"{kind}: {len(rows)} trials, difficulty {hard:.3g},{alike}"
             f" the card's ({factor:.3g}) {fitted:.3f}",
             flush=True,
         )
