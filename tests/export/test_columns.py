@@ -59,7 +59,7 @@ def test_products_are_the_convolution_of_the_codes(kernel, options):
     np.testing.assert_allclose(found, expected, atol=atol)
 
 
-@pytest.mark.parametrize("equalize", [None, "channels"])
+@pytest.mark.parametrize("equalize", [pytest.param(None, marks=pytest.mark.long), "channels"])
 def test_outputs_in_float_are_what_is_simulated(one_thread, tmp_path, equalize):  # noqa: F811
     """A network errs as on OpenVINO then, and every planned convolution runs on integers."""
     denoiser = tiny_denoiser(attention=True)
