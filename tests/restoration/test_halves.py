@@ -8,7 +8,7 @@ import torch
 
 from restoration.mri.halves import CENTRE, halves, moved
 from restoration.mri.sampling import column_mask, poisson_mask
-from restoration.mri.sense import cartesian, fft2c, ifft2c, normalise_maps, to_channels, to_complex
+from restoration.mri.sense import cartesian, ifft2c, normalise_maps, to_channels, to_complex
 from restoration.mri.simulation import ring_maps
 from restoration.mri.task import MRITask
 from solvers import VP
@@ -92,12 +92,3 @@ def test_the_map_lies_where_errors_are_and_grows_with_the_data(every):
     larger = task(50 * kspace, mask, maps, sigma=50e-4, num_samples=2)
     torch.testing.assert_close(larger.std, 50 * found.std, rtol=1e-3, atol=1e-3)
     assert not task(kspace, mask, maps, sigma=1e-4).std.any()  # one sample tells none
-
-
-def test_full_data_without_noise_leave_nothing_open():
-    image = torch.randn(SIZE, generator=torch.Generator().manual_seed(0)) + 3
-    whole = fft2c(image + 0j)[None]
-    maps = torch.ones(1, *SIZE, dtype=torch.complex64)
-    task = MRITask(Shown(), num_inference_steps=2)
-    found = task(whole, None, maps, sigma=0.0, num_samples=2)
-    torch.testing.assert_close(found.mean.real, image, rtol=0, atol=1e-4)
