@@ -50,7 +50,7 @@ def inpaint(
     """
     from restoration.photo.inpainting import InpaintingTask
     from restoration.photo.latent import STEPS as LATENT_STEPS
-    from toolbox.tasks.photo import cleaner_of
+    from toolbox.tasks.photo.denoisers import cleaner_of
 
     denoiser = load_model(model, device, dtype)
     if steps is None and getattr(denoiser, "autoencoder", None) is not None:
@@ -132,7 +132,8 @@ def superresolve(
 
     The others, and Raises: as :func:`inpaint`.
     """
-    from toolbox.tasks.photo import cleaner_of, enlargement, enlarger
+    from toolbox.tasks.photo.denoisers import cleaner_of
+    from toolbox.tasks.photo.superresolve import enlargement, enlarger
 
     chosen = model or enlarger(factor)
 
@@ -304,7 +305,7 @@ def _by_colour(
     """With the model that is named; with none, the shipped one for each picture: ``colour``, and
     ``grey`` once a grey picture comes.
     """
-    from toolbox.tasks.photo import denoiser_of
+    from toolbox.tasks.photo.denoisers import denoiser_of
     from toolbox.tasks.settings import COLOUR
 
     if model is not None:

@@ -19,7 +19,7 @@ from toolbox.api import float_model
 from toolbox.deploy.options import Graph, Whole
 from toolbox.tasks import task_by_name
 from toolbox.tasks.base import Task
-from toolbox.tasks.photo import REDUCTIONS
+from toolbox.tasks.photo.superresolve import REDUCTIONS
 from toolbox.tasks.settings import Settings, full_steps
 
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 # imported when asked for: the command line opens at once
 TASKS = {
     "inpaint": "inpainting.Inpaint",
-    "denoise": "photo.Denoise",
-    "superresolve": "photo.Superresolve",
-    "deblur": "photo.Deblur",
+    "denoise": "photo.denoise.Denoise",
+    "superresolve": "photo.superresolve.Superresolve",
+    "deblur": "photo.deblur.Deblur",
     "dehaze": "paired.Dehaze",
     "paired": "paired.Paired",
     "ultrasound": "ultrasound.Ultrasound",
-    "mri": "mri.MRI",
+    "mri": "mri.task.MRI",
     "hsi": "hyperspectral.Hyperspectral",
     "generate": "generate.Generate",
     "decode": "generate.Decode",
@@ -34,5 +34,5 @@ def task_by_name(name: str) -> Task:
     """
     if name not in TASKS:
         raise ValueError(f"task {name!r} is unknown; known: {', '.join(TASKS)}")
-    module, _, kind = TASKS[name].partition(".")
+    module, _, kind = TASKS[name].rpartition(".")
     return getattr(import_module(f"toolbox.tasks.{module}"), kind)()

@@ -25,7 +25,7 @@ from toolbox.api import check_model, load
 from toolbox.tasks.base import Restorer, Size, Source, Trial, with_numbers
 from toolbox.tasks.classical import biharmonic, push_pull_fill, telea
 from toolbox.tasks.options import Inpainting
-from toolbox.tasks.photo import cleaner_of
+from toolbox.tasks.photo.denoisers import cleaner_of
 from toolbox.tasks.pictures import PictureTask, Reading, algorithm_settings, picture_of
 from toolbox.tasks.settings import DEFAULT_MODEL, Prior, Settings
 

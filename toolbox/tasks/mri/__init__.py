@@ -1,0 +1,1 @@
+"""Accelerated MRI: a scan's file in, images out."""

@@ -1,0 +1,1 @@
+"""Photographs: denoise, enlarge, sharpen."""
