@@ -166,12 +166,12 @@ def deblur(
 
     The others, and Raises: as :func:`inpaint`.
     """
-    from restoration.operators.separable import Blur, gaussian_kernel
+    from restoration.operators.separable import SceneBlur, gaussian_kernel
 
     kernel = gaussian_kernel(blur)
 
     def measured(pixels: Tensor, sigma: float | None, _: Denoiser) -> tuple[Any, float]:
-        return Blur(_size(pixels), kernel), 0.01 if sigma is None else sigma
+        return SceneBlur(_size(pixels), kernel), 0.01 if sigma is None else sigma
 
     settings: dict[str, Any] = {"solver": solver, "steps": steps, "correction": correction}
     settings |= {"start_level": start_level}

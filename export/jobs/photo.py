@@ -10,6 +10,7 @@ from torch import Tensor
 from export.jobs.base import Job, Shape
 from restoration.operators.linear import LinearOperator
 from restoration.operators.measurement import Measurement
+from restoration.operators.separable import SceneBlur
 from restoration.photo.inpainting import InpaintingTask
 from restoration.photo.linear import LinearTask
 from restoration.photo.noise import cleans
@@ -97,12 +98,13 @@ class LinearJob(Job):
 
     @property
     def inputs(self) -> dict[str, Shape]:
-        channels, height, width = self.operator.A(torch.zeros(1, 3, *self.size)).shape[1:]
+        channels, height, width = self.operator.A(torch.zeros(1, *self.state)).shape[1:]
         return {"image": (channels, height, width)}
 
     @property
     def state(self) -> Shape:
-        return (3, *self.size)
+        scene = self.operator.size if isinstance(self.operator, SceneBlur) else self.size
+        return (3, *scene)
 
     def check(self) -> None:
         super().check()

@@ -194,11 +194,7 @@ class Blur(Separable):
         padding: str = "reflect",
         rcond: float = 1e-6,
     ):
-        taps = torch.as_tensor(kernel, dtype=torch.float64)
-        if taps.ndim != 1 or len(taps) % 2 == 0:
-            raise ValueError(
-                f"kernel must have an odd number of taps; got shape {tuple(taps.shape)}"
-            )
+        taps = _odd(kernel)
         if padding not in PADDINGS:
             raise ValueError(f"padding {padding!r} is unknown; known: {', '.join(PADDINGS)}")
         if padding != "zero" and len(taps) // 2 >= min(size):
@@ -209,6 +205,68 @@ class Blur(Separable):
         _check_sides(size)
         rows, columns = (_convolution(length, taps, padding) for length in size)
         super().__init__(rows, columns, rcond)
+
+
+class SceneBlur(Separable):
+    """Blur of a scene that goes on beyond the picture, as cameras see it: of ``(H + 2 m, W + 2 m)``
+    to ``(H, W)``. Nothing is assumed of what lies beyond the edges, so it also holds for pictures
+    that were blurred with any of :data:`PADDINGS`.
+
+    Attributes:
+        margin: m, the kernel's reach rounded up to a multiple of 8, which networks like.
+
+    Args:
+        frame: ``(H, W)`` of the pictures.
+        kernel: as :class:`Blur`'s.
+        rcond: as :class:`Blur`'s.
+
+    Raises:
+        ValueError: an even number of taps, or more of them than the picture has rows or columns.
+    """
+
+    STEP = 8
+
+    def __init__(self, frame: Sequence[int], kernel: Sequence[float] | Tensor, rcond: float = 1e-6):
+        taps = _odd(kernel)
+        self.frame = (int(frame[0]), int(frame[1]))
+        if len(taps) > min(self.frame):
+            raise ValueError(
+                f"a blur that spreads over {len(taps)} pixels is too wide for a picture of"
+                f" {tuple(frame)} pixels (H, W)"
+            )
+        self.margin = math.ceil((len(taps) // 2) / self.STEP) * self.STEP
+        sides = [n + 2 * self.margin for n in self.frame]
+        _check_sides(sides)
+        inner = slice(self.margin, -self.margin or None)
+        rows, columns = (_convolution(n, taps, "zero")[inner] for n in sides)
+        super().__init__(rows, columns, rcond)
+
+    def cut(self, scene: Tensor) -> Tensor:
+        """The picture's part ``(..., H, W)`` of a scene."""
+        height, width = self.frame
+        return scene[..., self.margin : self.margin + height, self.margin : self.margin + width]
+
+    def mirrored(self, picture: Tensor) -> Tensor:
+        """A scene ``(..., H + 2 m, W + 2 m)``: the picture, mirrored about its edge pixels (as
+        often as a margin beyond the kernel's reach needs it).
+        """
+        for axis, n in ((-2, self.frame[0]), (-1, self.frame[1])):
+            k = torch.arange(-self.margin, n + self.margin) % max(1, 2 * (n - 1))
+            where = torch.minimum(k, 2 * (n - 1) - k).to(picture.device)
+            picture = picture.index_select(axis, where)
+        return picture
+
+    def inside(self, y: Tensor) -> tuple[Tensor, Separable] | None:
+        """What of a measurement ``(..., H, W)`` no pixel beyond the picture has a part in, and the
+        operator that measures it of the picture; None: there is no such pixel.
+        """
+        m, (height, width) = self.margin, self.frame
+        if min(self.frame) <= 2 * m:
+            return None
+        inner = slice(m, -m or None)
+        rows = self.rows[inner, m : m + height]
+        columns = self.columns[inner, m : m + width]
+        return y[..., inner, inner], Separable(rows, columns)
 
 
 def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
@@ -223,6 +281,13 @@ def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
     radius = max(1, math.ceil(3 * std)) if radius is None else radius
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / std) ** 2)
     return taps / taps.sum()
+
+
+def _odd(kernel: Sequence[float] | Tensor) -> Tensor:
+    taps = torch.as_tensor(kernel, dtype=torch.float64)
+    if taps.ndim != 1 or len(taps) % 2 == 0:
+        raise ValueError(f"kernel must have an odd number of taps; got shape {tuple(taps.shape)}")
+    return taps
 
 
 def _check_size(x: Tensor, size: tuple[int, int]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from restoration.operators.linear import Denoising, Operator
 from restoration.operators.measurement import Measurement
-from restoration.operators.separable import UnknownReduction
+from restoration.operators.separable import SceneBlur, UnknownReduction
 from restoration.photo.noise import Cleaner, cleaned, cleans, warned
 from restoration.photo.shown import condition_of, is_denoising, reduction
 from restoration.posterior import correction_by_name
@@ -55,6 +55,9 @@ class LinearTask:
       shown a lifted picture and what is known of each pixel (the model ``photo``) is shown the
       filled measurement of an operator with a ``mask``, and the enlarged one of an operator with a
       ``factor``; for others nothing, and the correction alone steers it.
+
+    A :class:`restoration.operators.separable.SceneBlur` sees more than the picture: the run goes
+    over the whole scene, and the result is the picture's part.
 
     An operator may be of any class, deepinv's too. By ``mask``, a tensor ``(B or 1, 1 or C, H, W)``
     of zeros and ones, it says that it measures the pixels marked 1 and nothing else (which is
@@ -203,8 +206,8 @@ class LinearTask:
         Args:
             measurement: of pictures of ``shape (B, C, H, W)`` in [0, 1].
         """
-        d, exact = self.denoiser, getattr(measurement.operator, "exact", True)
-        evidence = measurement if exact else None
+        d, evidence = self.denoiser, _evidence(measurement)
+        cut = _cut(measurement.operator)
         grey = shape[1] == 1
         if (
             _network_channels(d, shape[1]) != shape[1]
@@ -223,7 +226,7 @@ class LinearTask:
         d = in_tiles(d, like.shape, self.tile, self.overlap)
 
         def finish(x0: Tensor) -> Tensor:
-            unit = d.to_unit(x0)
+            unit = cut(d.to_unit(x0))
             return (unit.mean(1, keepdim=True) if grey else unit).clamp(0, 1)
 
         def run(
@@ -233,7 +236,7 @@ class LinearTask:
             finish: Callable[[Tensor], Tensor] = finish,
             solver: Solver = self.solver,
         ) -> Run:
-            state = (int(like.shape[1]), int(shape[2]), int(shape[3]))
+            state = (int(like.shape[1]), int(like.shape[2]), int(like.shape[3]))
             return Run(
                 asked, solver, grid, state, finish, start, calls=self.symmetries, evidence=evidence
             )
@@ -344,13 +347,32 @@ def denoised(denoiser: Denoiser, picture: Tensor, sigma: float) -> Tensor:
     return LinearTask(denoiser, num_inference_steps=1)(picture, Denoising(), sigma=sigma).mean
 
 
+def _cut(operator: Operator) -> Callable[[Tensor], Tensor]:
+    """From the scene that an operator measures to the picture that is asked for."""
+    return operator.cut if isinstance(operator, SceneBlur) else lambda scene: scene
+
+
+def _evidence(m: Measurement) -> Measurement | None:
+    """What a result is judged by: the data, but for those that an operator only stands in for or
+    that hang on what lies beyond the picture.
+    """
+    if not getattr(m.operator, "exact", True):
+        return None
+    if not isinstance(m.operator, SceneBlur):
+        return m
+    found = m.operator.inside(m.y)
+    return None if found is None else Measurement(found[1], found[0], m.sigma)
+
+
 def _regularized(m: Measurement) -> Tensor:
     """``argmin |A x - y|^2 / sigma^2 + |x - A^H y|^2 / s^2`` with s = PRIOR_STD / 2; the
     pseudo-inverse of noiseless data.
     """
     if m.sigma == 0:
         return m.operator.A_dagger(m.y)
-    return m.operator.prox_l2(m.operator.A_adjoint(m.y), m.y, (PRIOR_STD / 2 / m.sigma) ** 2)
+    scene = isinstance(m.operator, SceneBlur)
+    guess = m.operator.mirrored(m.y) if scene else m.operator.A_adjoint(m.y)
+    return m.operator.prox_l2(guess, m.y, (PRIOR_STD / 2 / m.sigma) ** 2)
 
 
 def _grid_from(process: Process, t: float, steps: int, known: Sequence[float] = ()) -> Grid:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.data import smooth_picture
+from skimage import data
 
 from restoration.io.images import Photo, read_image, write_image
 from restoration.metrics import noise_level, psnr
@@ -18,6 +19,7 @@ from restoration.operators.separable import (
     Bicubic,
     BlockMean,
     Blur,
+    SceneBlur,
     UnknownReduction,
     gaussian_kernel,
 )
@@ -29,6 +31,7 @@ from restoration.wrappers.symmetry import Symmetric, turn, turn_back
 from solvers.denoiser import Denoiser
 from solvers.processes.process import VP
 from solvers.solver import Query
+from toolbox.api import load
 from toolbox.cli import main
 from toolbox.tasks import task_by_name
 from toolbox.tasks.options import Enlarging
@@ -152,6 +155,28 @@ def test_deblurring_noisy_data_improves_them_and_stays_finite(start_level):
             y, operator, sigma=0.01, seed=9
         )
         torch.testing.assert_close(again.mean, result.mean, rtol=0, atol=0)
+
+
+def test_a_picture_cut_out_of_a_blurred_scene_is_sharp_up_to_its_edges():
+    """As cameras see it. Told that the scene is mirrored at the edges, the same run is worse there
+    than the blurred picture.
+    """
+    scene = torch.from_numpy(data.camera()[60:140, 180:252]).float()[None] / 255
+    operator = SceneBlur((64, 56), gaussian_kernel(1.6))
+    x, y = operator.cut(scene), operator.A(scene[None])[0]
+    y = y + 0.01 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    task = LinearTask(load("grey"), num_inference_steps=8, start_level=0.6)
+    edge = torch.ones(64, 56, dtype=torch.bool)
+    edge[2:-2, 2:-2] = False
+
+    def error(picture):
+        return float((picture - x)[:, edge].square().mean() ** 0.5)
+
+    result = task(y, operator, sigma=0.01)
+    mirrored = task(y, Blur((64, 56), gaussian_kernel(1.6)), sigma=0.01)
+    assert result.mean.shape == x.shape
+    assert result.misfit == pytest.approx(0.01, rel=0.5)
+    assert error(result.mean) < error(y) < error(mirrored.mean)
 
 
 @pytest.mark.filterwarnings("ignore:the result explains the data worse")

@@ -21,6 +21,7 @@ from restoration.operators.separable import (
     Bicubic,
     BlockMean,
     Blur,
+    SceneBlur,
     Separable,
     UnknownReduction,
     gaussian_kernel,
@@ -65,6 +66,7 @@ def operators(channels, height, width):
     }
     for padding in PADDINGS:
         found[f"blur-{padding}"] = Blur(size, gaussian_kernel(0.6, 1), padding)
+    found["blur-scene"] = SceneBlur(size, gaussian_kernel(0.6, 1))
     if height % 2 == width % 2 == 0:
         found["unknown-reduction"] = UnknownReduction(size, 2)
     if channels == 2:  # real and imaginary part
@@ -84,6 +86,8 @@ CASES = [(name, shape) for shape in SHAPES for name in operators(*shape[1:])]
 def test_operator_contract(name, shape, dtype, tolerance):
     g = torch.Generator().manual_seed(0)
     op = operators(*shape[1:])[name]
+    if isinstance(op, SceneBlur):  # its images are larger than what it makes of them
+        shape = (*shape[:2], *op.size)
     x = torch.randn(shape, generator=g, dtype=dtype)
     y = op.A(x)
     v = torch.randn(y.shape, generator=g, dtype=dtype)
@@ -118,9 +122,10 @@ def test_measurement_changes_range_in_one_place():
     g = torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, 6, 5, generator=g)
     for op in operators(3, 6, 5).values():
-        m = Measurement(op, op.A(image), 0.05).in_range(-1.0, 1.0, like=image)
+        x = op.mirrored(image) if isinstance(op, SceneBlur) else image
+        m = Measurement(op, op.A(x), 0.05).in_range(-1.0, 1.0, like=x)
         assert m.sigma == pytest.approx(0.1)
-        assert m.residual(2 * image - 1).abs().max() < 1e-5
+        assert m.residual(2 * x - 1).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -140,6 +145,8 @@ def test_measurement_changes_range_in_one_place():
         (lambda: Blur((4, 4), [1, 1]), ValueError, "odd"),
         (lambda: Blur((4, 4), [1.0], "same"), ValueError, "zero, circular, reflect"),
         (lambda: Blur((4, 4), torch.ones(9)), ValueError, "too long"),
+        (lambda: SceneBlur((9, 4), torch.ones(5)), ValueError, "too wide for a picture"),
+        (lambda: SceneBlur((9, 4), torch.ones(2)), ValueError, "odd"),
         (lambda: gaussian_kernel(0), ValueError, "std"),
         (lambda: Separable(torch.ones(3), torch.eye(2)), ValueError, "matrix"),
         (lambda: Separable(torch.eye(2), torch.eye(2), rcond=1), ValueError, "rcond"),
@@ -178,6 +185,7 @@ SPECTRAL = [
 def test_spectral_filters_are_functions_of_the_normal_operator(name, shape):
     g = torch.Generator().manual_seed(0)
     op = operators(*shape[1:])[name]
+    shape = (*shape[:2], *op.size) if isinstance(op, SceneBlur) else shape
     x = torch.randn(shape, generator=g, dtype=torch.float64)
     torch.testing.assert_close(spectral_filter(op, x, torch.ones_like), x)
     torch.testing.assert_close(
@@ -219,6 +227,32 @@ def test_blur_equals_a_convolution(padding):
     torch.testing.assert_close(
         Blur((9, 12), taps, padding).A(x), torch.nn.functional.conv2d(padded, kernel, groups=3)
     )
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_scene_blur_holds_whatever_lies_beyond_the_picture(padding):
+    """A picture that was blurred with any padding is a scene of the padded one."""
+    taps = torch.tensor([0.1, 0.5, 0.2, 0.15, 0.05], dtype=torch.float64)
+    size = (20, 31)
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    op = SceneBlur(size, taps)
+    mode = {"zero": "constant"}.get(padding, padding)
+    scene = torch.nn.functional.pad(x, (op.margin,) * 4, mode=mode)
+    y = Blur(size, taps, padding).A(x)
+    torch.testing.assert_close(op.A(scene), y)
+    torch.testing.assert_close(op.cut(scene), x)
+    data, inside = op.inside(y)  # what hangs on nothing beyond
+    torch.testing.assert_close(inside.A(x), data)
+    if padding == "reflect":
+        torch.testing.assert_close(op.mirrored(x), scene)
+
+
+def test_a_scene_wider_than_its_picture_is_mirrored_again_and_again():
+    op = SceneBlur((3, 4), [0.2, 0.6, 0.2])
+    assert op.margin == 8
+    assert op.inside(torch.zeros(1, 1, 3, 4)) is None
+    column = op.mirrored(torch.arange(3.0)[:, None].expand(3, 4))[:, 0]
+    assert column.tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]
 
 
 def test_nonlinear_operators_give_their_own_gradient():

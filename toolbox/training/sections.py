@@ -195,6 +195,9 @@ class Simulation(Section):
     sigmas: tuple[float, float] = (0.001, 0.08)
     texture: float = Field(0.06, ge=0)
     map_error: float = Field(0.03, ge=0)
+    # share of objects that are photographs of the data folder, cut along smooth outlines: one brain
+    # holds few shapes
+    photographs: float = Field(0.0, ge=0, le=1)
     kinds: list[Literal["random", "equispaced", "equispaced-fraction", "poisson"]] = Field(
         min_length=1
     )

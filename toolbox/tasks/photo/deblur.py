@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from restoration.io.images import read_image
-from restoration.operators.separable import Blur, gaussian_kernel
+from restoration.operators.separable import SceneBlur, gaussian_kernel
 from restoration.photo.linear import LinearTask
 from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Size, Trial, with_numbers
@@ -37,8 +37,8 @@ class Deblur(LinearPictureTask):
         check_no_scene(self, path)
         return denoiser_of(read_image(path).pixels)
 
-    def operator(self, size: Size, options: Deblurring) -> Blur:
-        return Blur(size, gaussian_kernel(options.blur).tolist())
+    def operator(self, size: Size, options: Deblurring) -> SceneBlur:
+        return SceneBlur(size, gaussian_kernel(options.blur).tolist())
 
     def task(self, denoiser: Denoiser, options: Deblurring, settings: Settings) -> LinearTask:
         made = super().task(denoiser, options, settings)

@@ -14,6 +14,7 @@ from export.jobs.base import Job
 from export.jobs.photo import LinearJob
 from restoration.io.images import Photo
 from restoration.operators.linear import LinearOperator
+from restoration.operators.separable import SceneBlur
 from restoration.photo.lift import enlarge
 from restoration.photo.linear import LinearTask
 from restoration.task import Restored
@@ -69,7 +70,9 @@ class LinearPictureTask(PictureTask):
         operator = self.measuring(_size(image), options)
         height, width = _result_size(operator, image)
         image = image[:, :height, :width]
-        y = operator.A(image[None])[0]
+        # what was beyond a picture nobody knows: it is mirrored
+        scene = operator.mirrored(image) if isinstance(operator, SceneBlur) else image
+        y = operator.A(scene[None])[0]
         sigma = self.sigma(options, y)
         return Trial({"image": y + sigma * source.noise(k, y)}, image, self.name)
 
@@ -98,5 +101,5 @@ def _size(image: Tensor) -> Size:
 
 
 def _result_size(operator: LinearOperator, image: Tensor) -> Size:
-    size: Size = getattr(operator, "size", _size(image))
+    size: Size = getattr(operator, "frame", None) or getattr(operator, "size", _size(image))
     return size

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
 from restoration.io.containers.arrays import arrays_of
-from restoration.io.pictures.folders import random_window
+from restoration.io.images import read_image
+from restoration.io.pictures.folders import find_pictures, random_window
 from restoration.mri.estimate import CONDITION_CHANNELS, condition
 from restoration.mri.sampling import column_mask, poisson_mask
 from restoration.mri.sense import Sense
@@ -59,6 +61,16 @@ def read_slices(
             " accepted"
         )
     return slices, maps
+
+
+def read_planes(folder: str | Path, exclude: tuple[str, ...] = ()) -> list[np.ndarray]:
+    """The photographs of a folder as single planes ``(H, W)`` of bytes."""
+    planes = []
+    for path in find_pictures(folder, exclude):
+        plane = read_image(path).pixels.mean(0)
+        if min(plane.shape) >= MINIMUM_SLICE:
+            planes.append(np.rint(255 * plane).astype(np.uint8))
+    return planes
 
 
 class KeptScans:
@@ -117,6 +129,7 @@ class Scans(KeptScans):
         super().__init__(simulation.scans, size, seed)
         self.slices, self.maps = read_slices(folder, exclude)
         self.simulation = simulation
+        self.planes = read_planes(folder, exclude) if simulation.photographs else []
 
     def simulate(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Measurement]:
         """Image ``(1, 2, H, W)``, condition ``(1, 7, H, W)`` and measurement, all in units of the
@@ -189,6 +202,8 @@ class Scans(KeptScans):
         return resize_maps(maps[:, rows, columns].contiguous(), size)
 
     def _object(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        if self.planes and rng.random() < self.simulation.photographs:
+            return _body(self.planes[rng.integers(len(self.planes))], size, rng)
         if rng.random() < 0.15:
             return _shapes(np.zeros(size, np.float32), rng, int(rng.integers(3, 12)))
         source = self.slices[rng.integers(len(self.slices))]
@@ -200,6 +215,37 @@ class Scans(KeptScans):
         if rng.random() < 0.25:
             brain = _shapes(brain, rng, int(rng.integers(1, 4)))
         return np.clip(brain, 0, None).astype(np.float32)
+
+
+def _body(plane: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A part of a photograph, inside a smooth outline that is 0.3 to 0.8 of the field away from its
+    middle, in a random contrast; dark parts are as empty as air in a third of them.
+    """
+    ratios = [n / m for n, m in zip(plane.shape, size, strict=True)]
+    reduced = min(rng.uniform(1, 3), *ratios)
+    part = [
+        max(MINIMUM_SLICE, min(n, int(reduced * m))) for n, m in zip(plane.shape, size, strict=True)
+    ]
+    rows, columns = random_window(plane.shape, part, rng)
+    picture = Image.fromarray(plane[rows, columns])
+    image = np.asarray(picture.resize(size[::-1], Image.Resampling.LANCZOS), np.float32) / 255
+    image = np.rot90(image, 2) if rng.random() < 0.5 else image
+    image = 1 - image if rng.random() < 0.5 else image
+    y, x = (
+        (np.arange(n) - (n - 1) / 2) / n - rng.normal(0, 0.04) for n in size
+    )  # fields of view are one wide
+    angle = np.arctan2(y[:, None], x)
+    radius = rng.uniform(0.3, 0.8) * np.exp(
+        sum(
+            rng.normal(0, 0.12 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+            for k in range(1, 5)
+        )
+    )
+    inside = np.hypot(y[:, None], x) < radius
+    if rng.random() < 1 / 3:
+        inside = inside & (image > np.quantile(image, rng.uniform(0.05, 0.4)))
+    soft = ndimage.gaussian_filter(inside.astype(np.float32), rng.uniform(0.3, 0.8))
+    return np.clip(_contrast(image, rng) * soft, 0, None).astype(np.float32)
 
 
 def _mask(
