@@ -88,15 +88,17 @@ def denoise(
     dtype: torch.dtype | None = None,
 ) -> Restoration:
     """Remove white noise: ``denoise(...)(picture, sigma=0.1)``; ``sigma`` is in units of [0, 1] and
-    is estimated where it isn't given.
+    is estimated where it isn't given, and how it grows with brightness too.
 
     Args:
         model: by default ``colour``, for grey pictures ``grey``.
 
     The others, and Raises: as :func:`inpaint`.
     """
+    from restoration.operators.counting import Counting
     from restoration.operators.linear import Denoising
     from restoration.photo.level import likely_level
+    from restoration.photo.photons import noise_law
 
     def measured(pixels: Tensor, sigma: float | None, denoiser: Denoiser) -> tuple[Any, float]:
         if sigma is not None:
@@ -104,7 +106,8 @@ def denoise(
         found = noise_level(pixels.numpy())
         if not found > 1e-4:
             raise ValueError("the picture shows no noise to estimate; give sigma")
-        return Denoising(), likely_level(denoiser, pixels, found)
+        gain, level = noise_law(denoiser, pixels, likely_level(denoiser, pixels, found))
+        return Counting(gain) if gain else Denoising(), level
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     made = _by_colour("denoise", model, (device, dtype), settings, measured)
@@ -329,6 +332,7 @@ def _linear(
     measured: Callable[[Tensor, float | None, Denoiser], tuple[Any, float]],
     **further: Any,
 ) -> Restoration:
+    from restoration.operators.counting import Counting
     from restoration.photo.linear import LinearTask
 
     denoiser = check_model(loaded, name, "the model")
@@ -343,8 +347,9 @@ def _linear(
         operator, noise = measured(pixels, sigma, denoiser)
         drawn = replace(task, **plan(num_samples))
         found = drawn(pixels, operator, sigma=noise, num_samples=num_samples, **given)
-        cleaned = noise > 0 and bool(further)  # a run that nobody measured the spread of
-        return found if cleaned else plan.judged(found)
+        # runs that nobody measured the spread of
+        other = (noise > 0 and bool(further)) or isinstance(operator, Counting)
+        return found if other else plan.judged(found)
 
     return Restoration(name, denoiser, settings, run)
 

@@ -35,10 +35,10 @@ def likely_level(denoiser: Denoiser, picture: Tensor, sigma: float) -> float:
     probe, Ramani et al. 2008). From ``sigma`` down by fixed-point steps, on a few windows. An
     estimate that is a twentieth too high or less stays as it is.
     """
-    windows, found = _windows(picture.float()), sigma
+    parts, found = windows(picture.float()), sigma
     try:
         for step in range(CALLS):
-            level = _explained(denoiser, windows, min(found, MOST))
+            level = _explained(denoiser, parts, min(found, MOST))
             if level > found * (CLEARLY if step == 0 else 1):
                 return found
             settled, found = level > SETTLED * found, level
@@ -49,38 +49,44 @@ def likely_level(denoiser: Denoiser, picture: Tensor, sigma: float) -> float:
     return found
 
 
-def _explained(denoiser: Denoiser, windows: list[Tensor], sigma: float) -> float:
-    """The noise that explains what the network takes off at a level."""
-    task = LinearTask(denoiser, num_inference_steps=1)
-    parts = []
-    for k, y in enumerate(windows):
+def probed(denoiser: Denoiser, parts: list[Tensor], sigma: float) -> Tensor:
+    """``(3, N)``: all values of pictures with white noise, what the network makes of them at a
+    level, and one probe of each value's share in the divergence.
+    """
+    task, found = LinearTask(denoiser, num_inference_steps=1), []
+    for k, y in enumerate(parts):
         probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(k))
         clean, moved = (
             task(v, Denoising(), sigma=sigma).mean for v in (y, y + PROBE * sigma * probe)
         )
         slope = probe * (moved - clean) / (PROBE * sigma)
-        parts.append(torch.stack([y, clean, slope]).double().flatten(1))
-    y, clean, slope = torch.cat(parts, dim=1)
+        found.append(torch.stack([y, clean, slope]).double().flatten(1))
+    return torch.cat(found, dim=1)
+
+
+def _explained(denoiser: Denoiser, parts: list[Tensor], sigma: float) -> float:
+    """The noise that explains what the network takes off at a level."""
+    y, clean, slope = probed(denoiser, parts, sigma)
     below = clean if y.min() <= 0 else torch.full_like(clean, torch.inf)
     above = 1 - clean if y.max() >= 1 else torch.full_like(clean, torch.inf)
     within = torch.minimum(below, above) > ROOM * sigma
     if within.double().mean() < ENOUGH:
         within = torch.ones_like(within)
-    left = _left(below / sigma) + _left(above / sigma) - 1
+    left = left_over(below / sigma) + left_over(above / sigma) - 1
     share = (left * (1 - slope))[within].mean()
     if share < LEAST:
         return sigma
     return float((((y - clean) ** 2)[within].mean() / share).sqrt())
 
 
-def _left(room: Tensor) -> Tensor:
+def left_over(room: Tensor) -> Tensor:
     """What cutting off leaves of the mean square of unit noise, ``room`` away from a limit."""
     near = room.clamp(0, 8)
     inside, density = torch.special.ndtr(near), (-(near**2) / 2).exp() / (2 * torch.pi) ** 0.5
     return inside - near * density + near**2 * (1 - inside)
 
 
-def _windows(picture: Tensor) -> list[Tensor]:
+def windows(picture: Tensor) -> list[Tensor]:
     """The whole of a small picture; of a large one windows spread over it."""
     spans = []
     for n in picture.shape[1:]:

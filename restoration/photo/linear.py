@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from restoration.operators.counting import Counting
 from restoration.operators.linear import Denoising, Operator
 from restoration.operators.measurement import Measurement
 from restoration.operators.separable import SceneBlur, UnknownReduction
@@ -47,6 +48,8 @@ class LinearTask:
     - ``Denoising`` without a correction starts where the process is as noisy as the picture: one
       step gives the posterior mean (Tweedie's formula), more steps of a solver that draws noise
       (``ddpm``) posterior samples.
+    - Noise that grows with brightness (``restoration.operators.counting.Counting``) is made white
+      by Anscombe's transform first.
     - With ``start_level`` the run starts from the regularized inverse of the data at that noise
       level, without fresh noise: the path of plug-and-play restoration (Zhang et al. 2021), closer
       to the mean than a sample is, and the same for every seed. Several samples do start with fresh
@@ -206,6 +209,8 @@ class LinearTask:
         Args:
             measurement: of pictures of ``shape (B, C, H, W)`` in [0, 1].
         """
+        if isinstance(measurement.operator, Counting):
+            return self._counted(measurement.operator, measurement, shape)
         d, evidence = self.denoiser, _evidence(measurement)
         cut = _cut(measurement.operator)
         grey = shape[1] == 1
@@ -294,6 +299,17 @@ class LinearTask:
         t = _nearest(d.process, known, d.process.log_snr(t)) if known else t
         grid = _grid_from(d.process, t, self.num_inference_steps, known)
         return replace(run(asked, grid, d.process.a(t) * _regularized(m)), stirred=True)
+
+    def _counted(self, photons: Counting, m: Measurement, shape: Sequence[int]) -> Run:
+        """The run on the picture that Anscombe's transform makes of counted photons."""
+        stabilized, level = photons.stabilized(m.y, m.sigma)
+        run = self.prepare(Measurement(Denoising(), stabilized, level), shape)
+
+        def finish(x0: Tensor) -> Tensor:
+            return photons.restored(run.finish(x0), m.sigma)
+
+        evidence = Measurement(Denoising(), m.y, photons.deviation(m.sigma))
+        return replace(run, finish=finish, evidence=evidence)
 
     def correction_for(self, operator: Operator, sigma: float) -> str | None:
         """The correction that a run on such data has; None: none."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from restoration.mri.sense import Sense, SingleCoil
+from restoration.operators.counting import Counting
 from restoration.operators.linear import (
     Denoising,
     Inpainting,
@@ -66,6 +67,7 @@ def operators(channels, height, width):
     }
     for padding in PADDINGS:
         found[f"blur-{padding}"] = Blur(size, gaussian_kernel(0.6, 1), padding)
+    found["counting"] = Counting(0.1)
     found["blur-scene"] = SceneBlur(size, gaussian_kernel(0.6, 1))
     if height % 2 == width % 2 == 0:
         found["unknown-reduction"] = UnknownReduction(size, 2)

@@ -71,6 +71,7 @@ class Denoising:
         str, Option(help="White noise in units of [0, 1] (25 of 255: 0.098), or auto: estimated.")
     ] = "auto"
     whole: bool = False  # from pure noise, for calibration
+    gain: float = 0.0  # variance of noise that grows with brightness, at white; found with sigma
 
 
 @dataclass(frozen=True)

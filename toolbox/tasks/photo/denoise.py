@@ -15,9 +15,11 @@ from restoration.io.mri import suffix
 from restoration.io.scenes import is_scene, open_scene
 from restoration.metrics import noise_level
 from restoration.operators import linear
+from restoration.operators.counting import Counting
 from restoration.operators.linear import LinearOperator
 from restoration.photo.level import likely_level
 from restoration.photo.linear import LinearTask
+from restoration.photo.photons import noise_law
 from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Progress, Size, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, non_local_means, plain
@@ -73,7 +75,7 @@ class Denoise(LinearPictureTask):
         return denoise_scene(task, request, sigma, progress)
 
     def operator(self, size: Size, options: Denoising) -> LinearOperator:
-        return linear.Denoising()
+        return Counting(options.gain) if options.gain else linear.Denoising()
 
     def task(self, denoiser: Denoiser, options: Denoising, settings: Settings) -> LinearTask:
         return replace(super().task(denoiser, options, settings), whole_grid=options.whole)
@@ -104,9 +106,15 @@ class Denoise(LinearPictureTask):
     def refined(self, reading: Reading, options: Denoising, denoiser: Any) -> Reading:
         if options.sigma != "auto" or not isinstance(denoiser, Denoiser):
             return reading
-        sigma = likely_level(denoiser, reading.inputs["image"], float(reading.options.sigma))
-        known = replace(reading.options, sigma=sigma)
-        return replace(reading, options=known, found={"sigma": sigma})
+        image = reading.inputs["image"]
+        sigma = likely_level(denoiser, image, float(reading.options.sigma))
+        gain, sigma = noise_law(denoiser, image, sigma)
+        known = replace(reading.options, sigma=sigma, gain=gain)
+        found = {"sigma": sigma} | ({"gain": gain} if gain else {})
+        return replace(reading, options=known, found=found)
+
+    def is_usual(self, options: Denoising) -> bool:
+        return options.gain == 0
 
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
