@@ -88,7 +88,8 @@ def denoise(
     dtype: torch.dtype | None = None,
 ) -> Restoration:
     """Remove white noise: ``denoise(...)(picture, sigma=0.1)``; ``sigma`` is in units of [0, 1] and
-    is estimated where it isn't given, and how it grows with brightness too.
+    is estimated where it isn't given, and how it grows with brightness too. Patterns that the
+    network takes for noise are given back.
 
     Args:
         model: by default ``colour``, for grey pictures ``grey``.
@@ -98,6 +99,7 @@ def denoise(
     from restoration.operators.counting import Counting
     from restoration.operators.linear import Denoising
     from restoration.photo.level import likely_level
+    from restoration.photo.patterns import given_back
     from restoration.photo.photons import noise_law
 
     def measured(pixels: Tensor, sigma: float | None, denoiser: Denoiser) -> tuple[Any, float]:
@@ -111,7 +113,11 @@ def denoise(
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     made = _by_colour("denoise", model, (device, dtype), settings, measured)
-    return _mappable(made, model, device, dtype)
+
+    def run(pixels: Tensor, **options: Any) -> Restored:
+        return given_back(made.run(pixels, **options), pixels)
+
+    return _mappable(replace(made, run=run), model, device, dtype)
 
 
 def superresolve(

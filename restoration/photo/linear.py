@@ -386,8 +386,9 @@ def _regularized(m: Measurement) -> Tensor:
     """
     if m.sigma == 0:
         return m.operator.A_dagger(m.y)
-    scene = isinstance(m.operator, SceneBlur)
-    guess = m.operator.mirrored(m.y) if scene else m.operator.A_adjoint(m.y)
+    guess = (
+        m.operator.mirrored(m.y) if isinstance(m.operator, SceneBlur) else m.operator.A_adjoint(m.y)
+    )
     return m.operator.prox_l2(guess, m.y, (PRIOR_STD / 2 / m.sigma) ** 2)
 
 

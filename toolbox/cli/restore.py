@@ -338,6 +338,7 @@ FOUND = (
         "acceleration",
         "rank",
         "sigma",
+        "gain",
         "sigma_median",
         "dead",
         "missing",

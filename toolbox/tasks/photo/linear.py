@@ -101,5 +101,7 @@ def _size(image: Tensor) -> Size:
 
 
 def _result_size(operator: LinearOperator, image: Tensor) -> Size:
-    size: Size = getattr(operator, "frame", None) or getattr(operator, "size", _size(image))
+    if isinstance(operator, SceneBlur):
+        return operator.frame
+    size: Size = getattr(operator, "size", _size(image))
     return size
