@@ -57,6 +57,8 @@ def _outstanding(frames: Tensor) -> Tensor:
     power = waves.abs().square()
     found = torch.zeros_like(frames)
     some = (power > CLEARLY * _noise(power)).flatten(-2).any(-1)
+    if not some.any():
+        return found
     waves, power = waves[some], power[some]
     around = _noise(power)
     # the largest of four cells that a wave lies in, since the noise's power may rise towards it
