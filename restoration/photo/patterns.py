@@ -13,15 +13,15 @@ from restoration.task import Restored
 
 SIDE = 32  # of the frames that waves are looked for in, which overlap by half
 CELL = 8  # sides of the parts of a frame's spectrum that noise is taken to be alike in
-CLEARLY = 16.0  # power over that of the noise around it: one of ten million waves of noise has more
+CLEARLY = 12.0  # power over that of the noise around it, where waves begin to stand out
 
 
 def patterns(residual: Tensor) -> Tensor:
     """The waves in a residual ``(C, H, W)`` that stand out of the noise, as large as it holds them.
 
     A wave's power is compared with the medians of those of nearly its frequency, in each frame by
-    itself, so that noise may have any level and colour. What stands out sixteen times is a
-    sixteenth noise at most: giving it back to the picture lowers the squared error.
+    itself, so that noise may have any level and colour. What stands out twelve times is a twelfth
+    noise: giving it back to the picture lowers the squared error.
     """
     height, width = residual.shape[1:]
     step = SIDE // 2
@@ -65,7 +65,10 @@ def _outstanding(frames: Tensor) -> Tensor:
     for shift in ((0, CELL // 2), (CELL // 2, 0), (CELL // 2, CELL // 2)):
         moved = _noise(power.roll(shift, (-2, -1)))
         around = torch.maximum(around, moved.roll([-n for n in shift], (-2, -1)))
-    found[some] = torch.fft.ifft2(torch.where(power > CLEARLY * around, waves, 0)).real
+    share = (power / (CLEARLY * around) - 1).clamp(
+        0, 1
+    )  # without a step: nothing hangs on rounding
+    found[some] = torch.fft.ifft2(share.nan_to_num(1) * waves).real
     return found
 
 

@@ -31,7 +31,7 @@ from restoration.io.scenes.tiff import TIFF
 from restoration.metrics import LPIPSUnavailable, lpips, psnr, ssim
 from restoration.photo.latent import STEPS as LATENT_STEPS
 from restoration.photo.lift import push_pull
-from restoration.task import Part
+from restoration.task import Part, Restored
 from solvers import solver_by_name
 from solvers.files import check_outputs, together
 from solvers.inputs.errors import InputError
@@ -105,6 +105,10 @@ class PictureTask(Task):
         """With what a network tells of the picture better than the file did."""
         return reading
 
+    def completed(self, result: Restored, reading: Reading) -> Restored:
+        """With what no network finds, and no exported graph holds."""
+        return result
+
     def outputs(self, output: Output, options: Any, samples: int) -> list[Path]:
         spread = [spread_file(output.out)] if output.std else []
         return super().outputs(output, options, samples) + spread
@@ -156,9 +160,12 @@ class PictureTask(Task):
             result = self.restorer(denoiser, reading.options, settings)(
                 reading.inputs, num_samples=draws.samples, seed=draws.seed, callback=watch
             )
+        result = self.completed(result, reading)
 
         hard, count = self.difficulty(reading.inputs) if output.std else None, draws.samples
-        factors = None if run is not None else self.spread(prior, settings, options, count, hard)
+        factors = (
+            None if run is not None else self.spread(prior, settings, reading.options, count, hard)
+        )
         result = result if factors is None else factors.applied(result)
 
         def finished(picture: Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from restoration.photo.patterns import given_back
 from restoration.photo.photons import noise_law
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
-from toolbox.tasks.base import Progress, Restorer, Size, Trial, silent, with_numbers
+from toolbox.tasks.base import Progress, Size, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, non_local_means, plain
 from toolbox.tasks.options import Denoising
 from toolbox.tasks.photo.denoisers import denoiser_of
@@ -82,15 +82,6 @@ class Denoise(LinearPictureTask):
     def task(self, denoiser: Denoiser, options: Denoising, settings: Settings) -> LinearTask:
         return replace(super().task(denoiser, options, settings), whole_grid=options.whole)
 
-    def restorer(self, denoiser: Denoiser, options: Denoising, settings: Settings) -> Restorer:
-        """With the patterns that were taken for noise."""
-        run = super().restorer(denoiser, options, settings)
-
-        def kept(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
-            return given_back(run(inputs, **draws), inputs["image"])
-
-        return run if options.whole else kept
-
     def recorded_steps(self, denoiser: Denoiser) -> tuple[int, ...]:
         """So many levels that the noise of any picture is near one, and a run of several steps
         finds as many.
@@ -123,6 +114,10 @@ class Denoise(LinearPictureTask):
         known = replace(reading.options, sigma=sigma, gain=gain)
         found = {"sigma": sigma} | ({"gain": gain} if gain else {})
         return replace(reading, options=known, found=found)
+
+    def completed(self, result: Restored, reading: Reading) -> Restored:
+        """With the patterns that were taken for noise."""
+        return given_back(result, reading.inputs["image"])
 
     def is_usual(self, options: Denoising) -> bool:
         return options.gain == 0
