@@ -98,9 +98,8 @@ def denoise(
     """
     from restoration.operators.counting import Counting
     from restoration.operators.linear import Denoising
-    from restoration.photo.level import likely_level
     from restoration.photo.patterns import given_back
-    from restoration.photo.photons import noise_law
+    from toolbox.tasks.photo.denoisers import noise_of
 
     def measured(pixels: Tensor, sigma: float | None, denoiser: Denoiser) -> tuple[Any, float]:
         if sigma is not None:
@@ -108,8 +107,8 @@ def denoise(
         found = noise_level(pixels.numpy())
         if not found > 1e-4:
             raise ValueError("the picture shows no noise to estimate; give sigma")
-        gain, level = noise_law(denoiser, pixels, likely_level(denoiser, pixels, found))
-        return Counting(gain) if gain else Denoising(), level
+        noise = noise_of(denoiser, pixels, found)
+        return Counting(noise.gain) if noise.gain else Denoising(), noise.sigma
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     made = _by_colour("denoise", model, (device, dtype), settings, measured)

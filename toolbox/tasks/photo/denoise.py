@@ -17,16 +17,14 @@ from restoration.metrics import noise_level
 from restoration.operators import linear
 from restoration.operators.counting import Counting
 from restoration.operators.linear import LinearOperator
-from restoration.photo.level import likely_level
 from restoration.photo.linear import LinearTask
 from restoration.photo.patterns import given_back
-from restoration.photo.photons import noise_law
 from restoration.task import Restored
 from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Progress, Size, Trial, silent, with_numbers
 from toolbox.tasks.classical import bm3d, by_planes, cbm3d, non_local_means, plain
 from toolbox.tasks.options import Denoising
-from toolbox.tasks.photo.denoisers import denoiser_of
+from toolbox.tasks.photo.denoisers import denoiser_of, noise_of
 from toolbox.tasks.photo.linear import LinearPictureTask
 from toolbox.tasks.pictures import PictureTask, Reading
 from toolbox.tasks.scale.scenes import denoise_scene
@@ -109,10 +107,11 @@ class Denoise(LinearPictureTask):
         if options.sigma != "auto" or not isinstance(denoiser, Denoiser):
             return reading
         image = reading.inputs["image"]
-        sigma = likely_level(denoiser, image, float(reading.options.sigma))
-        gain, sigma = noise_law(denoiser, image, sigma)
-        known = replace(reading.options, sigma=sigma, gain=gain)
-        found = {"sigma": sigma} | ({"gain": gain} if gain else {})
+        law = noise_of(denoiser, image, float(reading.options.sigma))
+        known = replace(reading.options, sigma=law.sigma, gain=law.gain)
+        found: dict[str, Any] = {"sigma": law.sigma} | ({"gain": law.gain} if law.gain else {})
+        if law.coloured:
+            found["note"] = "the noise is not white: taken off as if it were, of this sigma"
         return replace(reading, options=known, found=found)
 
     def completed(self, result: Restored, reading: Reading) -> Restored:
