@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.data import TINY_RECIPE
+from PIL import Image
 
 from restoration.mri.consistency import Alternation, Slice
 from restoration.mri.sampling import column_mask
@@ -20,9 +21,11 @@ from solvers.loop import solve
 from solvers.methods.ddim import DDIM
 from toolbox.training.examples.mri import MRIExamples
 from toolbox.training.examples.photo import PhotoExamples
+from toolbox.training.examples.scans import Scans
 from toolbox.training.loop import measured_batches, train
 from toolbox.training.network import build
 from toolbox.training.recipe import TrainingRecipe
+from toolbox.training.sections import Simulation
 from toolbox.training.unrolled import unroll, unrolled_gain, unrolled_loss
 
 UNROLLED = "[unrolled]\nsteps = 3\n"
@@ -186,6 +189,23 @@ def test_folders_keep_the_steps(mri_recipe, tmp_path):
     assert Denoiser.from_pretrained(tmp_path / "saved").unrolled_steps == 3
     with pytest.raises(ValueError, match="unrolled_steps must be at least 1"):
         Denoiser(d.network, d.process, "v_prediction", unrolled_steps=0)
+
+
+def test_photographs_are_anatomy_inside_outlines(slices, tmp_path):
+    """Within smooth outlines, in other contrasts; without any the recipe is refused in words."""
+    settings = {"sides": (40, 48), "photographs": 1.0, "kinds": ["random"]}
+    simulation = Simulation(**settings)
+    with pytest.raises(ValueError, match="photographs = 0"):
+        Scans(slices, simulation, 32, 0)
+    pixels = np.random.default_rng(0).integers(60, 256, (60, 90), dtype=np.uint8)
+    Image.fromarray(pixels).save(slices / "photo.png")
+    scans = Scans(slices, simulation, 32, 0)
+    objects = [scans._object((40, 48), np.random.default_rng(k)) for k in range(20)]
+    assert all(found.shape == (40, 48) and found.min() >= 0 for found in objects)
+    empty = [float((found == 0).mean()) for found in objects]
+    assert max(empty) > 0.4 > min(empty)
+    again = scans._object((40, 48), np.random.default_rng(3))
+    np.testing.assert_array_equal(again, objects[3])
 
 
 def test_turns_are_proximal_steps_but_the_last(mri_recipe, slices):

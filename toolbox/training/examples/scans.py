@@ -20,6 +20,7 @@ from restoration.mri.sampling import column_mask, poisson_mask
 from restoration.mri.sense import Sense
 from restoration.mri.simulation import resize_maps, ring_maps, simulate_kspace, smooth_phase
 from restoration.operators.measurement import Measurement
+from solvers.inputs.errors import InputError
 from toolbox.training.sections import Simulation
 
 MINIMUM_SLICE = 32
@@ -64,13 +65,20 @@ def read_slices(
 
 
 def read_planes(folder: str | Path, exclude: tuple[str, ...] = ()) -> list[np.ndarray]:
-    """The photographs of a folder as single planes ``(H, W)`` of bytes."""
-    planes = []
-    for path in find_pictures(folder, exclude):
-        plane = read_image(path).pixels.mean(0)
-        if min(plane.shape) >= MINIMUM_SLICE:
-            planes.append(np.rint(255 * plane).astype(np.uint8))
-    return planes
+    """The photographs of a folder as single planes ``(H, W)`` of bytes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        paths = find_pictures(folder, exclude)
+    except InputError as error:
+        raise InputError(
+            f"{folder} holds no photographs to take anatomy from; a recipe with photographs = 0 in"
+            " its section [simulation] is trained on slices alone"
+        ) from error
+    planes = (np.rint(255 * read_image(path).pixels.mean(0)).astype(np.uint8) for path in paths)
+    return [plane for plane in planes if min(plane.shape) >= MINIMUM_SLICE]
 
 
 class KeptScans:
