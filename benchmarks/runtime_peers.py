@@ -262,8 +262,11 @@ def openvino_graphs(plain: Path, inputs, place: Path, wanted: Sequence[str] = ("
     """OpenVINO in float32 and bfloat16, and quantized by NNCF on ``inputs``; compiled for each
     input size, as our sessions do.
     """
-    kinds = ("OpenVINO", "OpenVINO NNCF int8", NNCF_CAREFUL)
-    if not any(asked(f"{kind}, {hint}", wanted) for kind in kinds for hint in ("f32", "bf16")):
+    rows = {
+        kind: [hint for hint in ("f32", "bf16") if asked(f"{kind}, {hint}", wanted)]
+        for kind in ("OpenVINO", "OpenVINO NNCF int8", NNCF_CAREFUL)
+    }
+    if not any(rows.values()):
         return
     try:
         import nncf
@@ -294,12 +297,12 @@ def openvino_graphs(plain: Path, inputs, place: Path, wanted: Sequence[str] = ("
         ),
     }
     for name, make in kinds.items():
-        if not asked(name, wanted):
+        if not rows[name]:
             continue
         one = make()
         path = place / f"{name}.xml"
         openvino.save_model(one, path, compress_to_fp16=False)
-        for hint in ("f32", "bf16"):
+        for hint in rows[name]:
 
             @cache
             def compiled(shape, one=one, hint=hint):
