@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--calibration")
     parser.add_argument("--test")
     parser.add_argument(
-        "--preset", action="append", help="ours, or default; without: best-w8a8 and default"
+        "--preset", action="append", help="ours, default, or none; without: best-w8a8 and default"
     )
     parser.add_argument(
         "--peer", action="append", help="only the other tools' rows that hold this text"
@@ -65,6 +65,8 @@ def main() -> None:
         " | CPU s | peak MB |\n|---|---|---|---|---|---|"
     )
     for name in options.preset or ["best-w8a8", "default"]:
+        if name == "none":
+            continue
         with Cost() as cost:
             quantized = quantize(
                 network, calibration, DEFAULT if name == "default" else QuantRecipe.preset(name)
