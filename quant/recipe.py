@@ -247,7 +247,7 @@ def _check_keys(kind: type, content: Any, what: str) -> None:
 
 # The papers' methods on this library's deployable grid (symmetric, activations at the layers'
 # inputs, constant scales). Iterations are hundreds, not the papers' thousands: see
-# docs/quantization.md for what that costs.
+# docs/quantization-studies.md for what that costs.
 _EDADM = QuantRecipe(
     range="p2.4",
     skip=("conv_in", "conv_out"),
