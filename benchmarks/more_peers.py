@@ -8,17 +8,19 @@ they do in the other careful rows.
 import copy
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from runtime_peers import asked
 from torch import nn
 
 FLOAT = re.compile("conv_in|conv_out|conv_shortcut")
 TIME = re.compile("time_emb")  # a table in our graphs
 
 
-def brevitas_networks(network: nn.Module, batches, wanted: str = ""):
+def brevitas_networks(network: nn.Module, batches, wanted: Sequence[str] = ("",)):
     """Names and networks: brevitas's flow for diffusion models. Quantizers collect percentiles of
     their inputs (careful: weights by channel, activations with a zero point between the extremes,
     channels equalised before that), then the means of the layers' errors go into their biases.
@@ -27,7 +29,7 @@ def brevitas_networks(network: nn.Module, batches, wanted: str = ""):
         batches: pairs ``(x, t)`` of tensors.
     """
     for name in ("brevitas", "brevitas, careful"):
-        if wanted in name:
+        if asked(name, wanted):
             yield name, _brevitas(network, batches, name.endswith("careful"))
 
 
@@ -79,7 +81,7 @@ def _layers(network: nn.Module, names: re.Pattern) -> list[str]:
     return [n for n, m in network.named_modules() if isinstance(m, kinds) and names.search(n)]
 
 
-def modelopt_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
+def modelopt_graphs(plain: Path, inputs, place: Path, wanted: Sequence[str] = ("",)):
     """Names and ONNX files of Model Optimizer's ``quantize``, which places Q and DQ as TensorRT
     wants them; ``inputs``: pairs of arrays x, t.
     """
@@ -91,7 +93,7 @@ def modelopt_graphs(plain: Path, inputs, place: Path, wanted: str = ""):
             "nodes_to_exclude": [f".*({FLOAT.pattern}).*"],
         },
     }
-    settings = {name: options for name, options in settings.items() if wanted in name}
+    settings = {name: options for name, options in settings.items() if asked(name, wanted)}
     if not settings:
         return
     # it imports TensorRT, and the script of that name here comes first

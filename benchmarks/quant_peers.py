@@ -41,10 +41,13 @@ def main() -> None:
     parser.add_argument("--calibration")
     parser.add_argument("--test")
     parser.add_argument(
-        "--preset", action="append", help="ours, or default; without: best-w8a8 and default"
+        "--preset", action="append", help="ours, default, or none; without: best-w8a8 and default"
     )
-    parser.add_argument("--peer", default="", help="only the other tools' rows that hold this text")
+    parser.add_argument(
+        "--peer", action="append", help="only the other tools' rows that hold this text"
+    )
     options = parser.parse_args()
+    peers = options.peer or [""]
     torch.set_num_threads(1)
     if options.model in ARCHITECTURES:
         denoiser = random_denoiser(options.model)
@@ -62,6 +65,8 @@ def main() -> None:
         " | CPU s | peak MB |\n|---|---|---|---|---|---|"
     )
     for name in options.preset or ["best-w8a8", "default"]:
+        if name == "none":
+            continue
         with Cost() as cost:
             quantized = quantize(
                 network, calibration, DEFAULT if name == "default" else QuantRecipe.preset(name)
@@ -75,18 +80,17 @@ def main() -> None:
                 test,
                 cost,
             )
-    peers = brevitas_networks(network, list(calibration.batches()), options.peer)
-    for (name, made), cost in _costed(peers):
+    for (name, made), cost in _costed(
+        brevitas_networks(network, list(calibration.batches()), peers)
+    ):
         _row(name, lambda x, t, q=made: _numpy(q, x, t), network, test, cost)
     with tempfile.TemporaryDirectory() as place:
         plain = Path(place) / "plain.onnx"
         onnx.save(export_model(denoiser), plain)
         for graphs in (static_graphs, openvino_graphs):
-            for (name, (run, _)), cost in _costed(graphs(plain, inputs, Path(place), options.peer)):
+            for (name, (run, _)), cost in _costed(graphs(plain, inputs, Path(place), peers)):
                 _row(name, run, network, test, cost)
-        for (name, made), cost in _costed(
-            modelopt_graphs(plain, inputs, Path(place), options.peer)
-        ):
+        for (name, made), cost in _costed(modelopt_graphs(plain, inputs, Path(place), peers)):
             _row(name, onnx_call(made, ("x", "t"))[0], network, test, cost)
 
 

@@ -1,4 +1,4 @@
-"""The table of docs/quantization.md: what each part of a recipe gains on inputs that were not
+"""A table of docs/quantization-studies.md: what each part of a recipe gains on inputs that were not
 calibrated on.
 
 python benchmarks/quant_study.py MODEL --calibration c.safetensors --test t.safetensors [--data

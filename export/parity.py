@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from export.exporter import HALF, INTEGER, export_model
+from export.runtime.outputs import rounded_as
 from export.runtime.providers import PROVIDERS
 from export.runtime.session import OnnxNetwork, Session
 from quant.calibration.trajectory import CalibrationSet, network_hash
@@ -157,7 +158,8 @@ def verify(
     if not same:
         raise ValueError(f"{folder} was not exported from this network; export it again")
     calibration.check(denoiser.network)
-    simulated = denoiser.network if quantized is None else quantized.simulating(bundle.target)
+    target = rounded_as(bundle.target, device)
+    simulated = denoiser.network if quantized is None else quantized.simulating(target)
     sums: dict[float, np.ndarray] = {}
     for x, t in calibration.batches():
         reference, planned, found = (

@@ -52,13 +52,14 @@ from quant.temporal.tiar import quantized_table
 from solvers.denoiser import Network
 
 TRIAL = 48  # inputs of a trial
-# of the error: what gained less on inputs held back lost on other pictures (docs/quantization.md)
+# of the error: what gained less on inputs held back lost on other pictures
+# (docs/quantization-studies.md)
 CLEARLY = 0.8
 # the range of least squared error clips what was seen; other pictures' values lie further out
 FURTHER = 1.15
 # Outputs' grids reach beyond what calibration showed, by standard deviations of the inputs' own
 # ends: 100 over their number, two and a half at most. Coarser steps of a channel lose little,
-# values that are cut off much (docs/quantization.md).
+# values that are cut off much (docs/quantization-studies.md).
 SPREADS, MOST_SPREADS = 100, 2.5
 
 

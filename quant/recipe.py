@@ -101,7 +101,8 @@ class QuantRecipe:
         range: how a range is read from the tables of amax and |x| per layer and timestep
             (:meth:`quant.ranges.measure.Ranges.interval`): ``percentile``, ``max``, ``mean`` or
             ``min`` over the timesteps' maxima, that of least |error|^2.4 (``p2.4``, PTQ4DM and
-            EDA-DM), or 1.15 times that of least squared error (``mse``).
+            EDA-DM), or 1.15 times that of least squared error, each timestep's relative to its own
+            power (``mse``).
         percentile: in (50, 100], for ``range="percentile"``.
         skip: names of layers kept in float; ``*`` matches any characters. By default the first and
             last convolution and the 1x1 convolutions around residual blocks: they hold most of the
@@ -246,7 +247,7 @@ def _check_keys(kind: type, content: Any, what: str) -> None:
 
 # The papers' methods on this library's deployable grid (symmetric, activations at the layers'
 # inputs, constant scales). Iterations are hundreds, not the papers' thousands: see
-# docs/quantization.md for what that costs.
+# docs/quantization-studies.md for what that costs.
 _EDADM = QuantRecipe(
     range="p2.4",
     skip=("conv_in", "conv_out"),

@@ -7,9 +7,10 @@ sizes stay. Each keeps as many requests as threads have run it at once: a reques
 and outputs of one call.
 
 It runs a convolution or a matrix product on integers where Q/DQ stand at its inputs, and keeps
-everything between in the layout of its kernels. What isn't quantized runs in float32, but in
-bfloat16 for graphs of the targets ``openvino`` and ``tensorrt`` on processors that multiply
-bfloat16: the codes' own error is several times larger.
+everything between in the layout of its kernels. Graphs of the target ``cpu`` round outputs too,
+which only ONNX Runtime needs: that is taken out (:mod:`export.runtime.outputs`). What isn't
+quantized runs in float32, but in bfloat16 for graphs of the targets ``openvino`` and ``tensorrt``
+on processors that multiply bfloat16: the codes' own error is several times larger.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from export.runtime.outputs import keep_outputs
 from export.runtime.providers import PROVIDERS, Placement
 from solvers.inputs.errors import ModelError, reading
 
@@ -54,6 +56,8 @@ class OpenVinoGraph:
         with reading(
             "the graph" if isinstance(path, bytes) else path, "a graph to run", ModelError
         ):
+            if target == "cpu":
+                path = keep_outputs(path)
             read = BytesIO(path) if isinstance(path, bytes) else str(path)
             self._model = self._core.read_model(read)
         half = target in ("openvino", "tensorrt") and multiplies_bfloat16()

@@ -55,8 +55,8 @@ class Ranges:
         Args:
             method: ``max``; ``mean`` or ``min`` of the timesteps' maxima (``min`` is ModelOpt's
                 step-aware calibrator: it clips the noisy steps on purpose); ``percentile`` of |x|;
-                or the threshold with the least expected |error|^p: ``mse`` (p = 2) or ``p2.4``
-                (PTQ4DM, EDA-DM).
+                or the threshold with the least expected |error|^p: ``mse`` (p = 2, relative to each
+                timestep's own power) or ``p2.4`` (PTQ4DM, EDA-DM).
         """
         k = self.layers.index(layer)
         steps = self.amax[k][self.amax[k] > 0]
@@ -69,7 +69,7 @@ class Ranges:
         if method == "percentile":
             return min(top, _quantile(counts, counts.sum() * percentile / 100))
         ends = np.array([-top, top])
-        return float(least_error(ends, self._counts(k), _power(method), SYMMETRIC)[1])
+        return float(least_error(ends, self._counts(k, method), _power(method), SYMMETRIC)[1])
 
     def interval(self, layer: str, method: str, percentile: float = 99.99) -> tuple[float, float]:
         """The two ends, 0 between them, of an unsigned 8-bit grid with a zero point; the methods
@@ -92,12 +92,21 @@ class Ranges:
             beyond = counts.sum() * (1 - percentile / 100)
             below, above = (_quantile(side, side.sum() - beyond) for side in counts)
             return max(low, -below), min(high, above)
-        low, high = least_error(np.array([low, high]), self._counts(k), _power(method), UNSIGNED)
+        low, high = least_error(
+            np.array([low, high]), self._counts(k, method), _power(method), UNSIGNED
+        )
         return float(low), float(high)
 
-    def _counts(self, k: int) -> Counts:
+    def _counts(self, k: int, method: str) -> Counts:
+        """Of all timesteps; for ``mse`` each counts relative to its own power, so that loud ones
+        don't set the step of quiet ones.
+        """
         edges = 2.0 ** (LOW + np.arange(1, BINS + 1) / PER_OCTAVE)
-        return Counts(edges * 2.0 ** (-0.5 / PER_OCTAVE), self.histogram[k].sum(0).astype(float))
+        values, counts = edges * 2.0 ** (-0.5 / PER_OCTAVE), self.histogram[k].astype(float)
+        if method == "mse":
+            powers = (counts * values**2).sum((1, 2), keepdims=True)
+            counts = np.divide(counts, powers, out=np.zeros_like(counts), where=powers > 0)
+        return Counts(values, counts.sum(0))
 
 
 def _quantile(counts: np.ndarray, below: float) -> float:

@@ -18,9 +18,12 @@ from export.bundle import NETWORK, read_bundle
 from export.exporter import export_bundle, export_restorer_bundle
 from export.jobs.photo import InpaintingJob
 from export.parity import Timed, verify
+from export.runtime import auto
 from export.runtime.openvino import KEPT, OpenVinoGraph
+from export.runtime.outputs import keep_outputs
 from export.runtime.providers import Placement, integer_convs
-from export.runtime.session import Restorer, Session
+from export.runtime.session import OnnxNetwork, Restorer, Session
+from quant.sensitivity import mean_error
 from restoration.metrics import psnr
 from restoration.photo.inpainting import InpaintingTask
 from solvers.denoiser import Denoiser
@@ -107,6 +110,26 @@ def test_integers_are_counted_for_both_runtimes():
     ]
     graph = onnx.helper.make_model(onnx.helper.make_graph([], "none", [], []))
     assert integer_convs(rows, graph.SerializeToString()) == 12
+
+
+def test_outputs_of_cpu_graphs_are_kept_in_float(bundles, denoiser, quantized, calibration):
+    """What OpenVINO is given answers as the simulation that rounds inputs and weights alone."""
+    kept = onnx.load_from_string(keep_outputs(bundles / "cpu" / NETWORK))
+    onnx.checker.check_model(kept)
+    convolved = {node.output[0] for node in kept.graph.node if node.op_type == "Conv"}
+    coders = [node for node in kept.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(coders) == len(quantized.names)  # of inputs alone
+    assert not convolved & {node.input[0] for node in coders}
+    bundle = read_bundle(bundles / "cpu")
+    network = OnnxNetwork(
+        kept.SerializeToString(), None, ["CPUExecutionProvider"], 1, timesteps=bundle.timesteps
+    )
+    exact, rounded = (
+        mean_error(quantized.simulating(target), denoiser.network, calibration)
+        for target in ("openvino", "cpu")
+    )
+    assert exact < 0.85 * rounded
+    assert mean_error(network, denoiser.network, calibration) == pytest.approx(exact, rel=0.05)
 
 
 def test_a_torch_model_is_refused():
@@ -197,6 +220,16 @@ def test_both_runtimes_restore_alike(bundles, denoiser, target):
     assert float((openvino - plain).norm()) < 1.25 * quantization
     with pytest.raises(ValueError, match=r"timestep 50 .* holds 99, 74, 49, 24"):
         sessions[1](x, 50.0)
+
+
+@needs_openvino
+def test_bfloat16_is_a_choice_for_cpu_graphs_of_networks(bundles, monkeypatch):
+    monkeypatch.setattr(auto, "has_bfloat16", lambda: True)
+    bundle = read_bundle(bundles / "cpu")
+    assert auto.possible(bundle) == ["cpu", "openvino", "openvino-bf16"]
+    assert auto.possible(bundle.model_copy(update={"graph": "restorer"})) == ["cpu", "openvino"]
+    session = Session(bundles / "cpu", device="openvino-bf16", threads=1)
+    assert session.network.graph.precision == "bf16"
 
 
 @pytest.mark.long

@@ -427,37 +427,61 @@ def test_reductions_of_the_range_table(denoiser, calibration):
             of(names[0], "entropy")
 
 
+class Called(nn.Module):
+    """A layer, ``body``, that is told times and has no use for them."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.body = layer
+
+    def forward(self, x, t):
+        return self.body(x)
+
+
+def rounding_loss(low, high, v):
+    """Mean squared error of the values on the grid between two ends."""
+    step, zero = grid_between(low, high)
+    codes = (v / float(step)).round() + int(zero)
+    return float((((codes.clamp(0, 255) - int(zero)) * float(step)) - v).square().mean())
+
+
 def test_ranges_lose_least_of_what_was_seen():
     """Against a search over the values themselves, on values with one far off."""
     g = torch.Generator().manual_seed(0)
     x = torch.nn.functional.silu(3 * torch.randn(1, 6, 512, 512, generator=g))
     x[0, 0, 0, 0] = 30
-    network = nn.Sequential(nn.Conv2d(6, 2, 1))
-
-    class Called(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = network
-
-        def forward(self, x, t):
-            return self.body(x)
-
-    inputs, outputs = measure_ranges(Called(), ["body.0"], [(x, torch.tensor([5.0]))])
-
-    def loss(low, high, v):
-        step, zero = grid_between(low, high)
-        codes = (v / float(step)).round() + int(zero)
-        return float((((codes.clamp(0, 255) - int(zero)) * float(step)) - v).square().mean())
-
+    network = Called(nn.Conv2d(6, 2, 1))
+    inputs, outputs = measure_ranges(network, ["body"], [(x, torch.tensor([5.0]))])
     shares = [k / 10 for k in range(1, 11)]
     low, high = float(x.min()), float(x.max())
-    best = min(loss(a * low, b * high, x) for a in shares for b in shares)
-    assert best < 0.5 * loss(low, high, x)
-    assert loss(*inputs.interval("body.0", "mse"), x) < 1.1 * best
-    y = network(x).detach()[0].flatten(1)
+    best = min(rounding_loss(a * low, b * high, x) for a in shares for b in shares)
+    assert best < 0.5 * rounding_loss(low, high, x)
+    assert rounding_loss(*inputs.interval("body", "mse"), x) < 1.1 * best
+    y = network(x, None).detach()[0].flatten(1)
     ends = torch.stack([y.amin(1).clamp(max=0), y.amax(1).clamp(min=0)], 1)
-    np.testing.assert_array_equal(outputs["body.0"].ends, ends.numpy())
-    np.testing.assert_array_equal(outputs["body.0"].reaching(2.5), 1.5 * ends.numpy())
+    np.testing.assert_array_equal(outputs["body"].ends, ends.numpy())
+    np.testing.assert_array_equal(outputs["body"].reaching(2.5), 1.5 * ends.numpy())
+
+
+def test_loud_timesteps_leave_quiet_ones_a_step():
+    """Where one timestep's values are 100 times another's, the range loses least of both, each
+    relative to its own power: a step fit for the loud one alone rounds the quiet one away.
+    """
+    g = torch.Generator().manual_seed(0)
+    quiet = torch.randn(1, 3, 128, 128, generator=g)
+    loud = 100 * torch.randn(1, 3, 128, 128, generator=g)
+    batches = [(loud, torch.tensor([9.0])), (quiet, torch.tensor([5.0]))]
+    inputs, _ = measure_ranges(Called(nn.Conv2d(3, 2, 1)), ["body"], batches)
+
+    def loss(low, high):
+        return sum(rounding_loss(low, high, v) / float(v.square().mean()) for v in (quiet, loud))
+
+    low, high = float(loud.min()), float(loud.max())
+    best = min(loss(k / 100 * low, k / 100 * high) for k in range(1, 101))
+    assert best < 0.8 * loss(low, high)
+    assert loss(*inputs.interval("body", "mse")) < 1.1 * best
+    threshold = inputs.threshold("body", "mse")
+    assert loss(-threshold, threshold) < 1.1 * best
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from export.records import RunRecord
+from export.runtime.outputs import rounded_as
 from quant.calibration.trajectory import CalibrationSet
 from quant.files import load_quantized
 from quant.temporal.features import cached
@@ -181,7 +182,7 @@ def run_verify_restorer(
     methods["bundle"] = graph.restore
     if origin.quantized is not None:
         network = load_quantized(origin.quantized, denoiser.network)
-        small = denoiser.around(network.simulating(graph.bundle.target))
+        small = denoiser.around(network.simulating(rounded_as(graph.bundle.target, device)))
         methods["simulated"] = task.restorer(_cached(small, run), options, settings)
     source = task.source(trials.data, denoiser, (run.height, run.width), trials.seed)
     shape = run.inputs.get("image", (source.channels,))  # graphs of pictures take colours
