@@ -13,6 +13,7 @@ from torch import Tensor
 from restoration.metrics import noise_level
 from restoration.operators.linear import Denoising
 from restoration.photo.linear import LinearTask
+from restoration.photo.patterns import patterns
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import UncalibratedError
 
@@ -20,6 +21,10 @@ SIDE, WINDOWS = 96, 2  # of the windows that are looked at, and how many along e
 MOST = 0.5  # noise that denoisers of photographs know
 CLEARLY, SETTLED = 0.95, 0.95  # what an estimate falls to where it was wrong, and where it is found
 CALLS = 8
+# dots: least and most noise that they are taken for; where middle tones begin; the kurtosis of what
+# was taken off, which is 1 for two values, 3 for noise and 1.8 for strong noise that was cut off;
+# what of it patterns don't explain; the share of values that tells it
+FEW, MANY, MIDDLE, FLAT, REST, ENOUGH_DOTS = 0.05, 0.38, 0.35, 1.7, 0.4, 0.05
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 UNLIKE = 0.5  # what a network of colours finds of the brightness's noise, if it isn't white
 # of the brightness's noise: as much as fine texture is taken for; of 67 photographs one had more
@@ -73,6 +78,32 @@ def coloured_level(planes: Callable[[], Denoiser], picture: Tensor, level: float
     if found < SEEN or level > UNLIKE * found:
         return None
     return AS_WHITE * found
+
+
+@torch.no_grad()
+def made_of_dots(denoiser: Denoiser, picture: Tensor, level: float) -> bool:
+    """Whether a picture ``(C, H, W)`` shows its tones by dots of two values (dithered, halftoned),
+    which a network takes for noise of this level: in middle tones what it takes off has two values,
+    not those of noise, and isn't a pattern either.
+    """
+    if not FEW < level < MANY:
+        return False
+    task, off, rest = LinearTask(denoiser, num_inference_steps=1), [], []
+    parts = windows(picture.float().cpu())
+    dark, bright = torch.cat([v.flatten() for v in parts]).quantile(torch.tensor([0.02, 0.98]))
+    for y in parts:
+        clean = task(y, Denoising(), sigma=min(level, MOST)).mean
+        residual = y - clean
+        tone = (clean - dark) / (bright - dark).clamp(min=1e-6)
+        middle = (tone > MIDDLE) & (tone < 1 - MIDDLE)
+        off.append(residual[middle])
+        rest.append((residual - patterns(residual))[middle])
+    found, left = torch.cat(off).double(), torch.cat(rest).double()
+    if len(found) < ENOUGH_DOTS * sum(v.numel() for v in parts):
+        return False
+    deviation = found.std().clamp(min=1e-6)
+    flatness = (((found - found.mean()) / deviation) ** 4).mean()
+    return bool(flatness < FLAT and left.std() > REST * deviation)
 
 
 def probed(denoiser: Denoiser, parts: list[Tensor], sigma: float) -> Tensor:

@@ -1,11 +1,14 @@
 """Patterns that a denoiser takes for noise: found to the last wave, never in noise."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage import data
 
 import restobox
 from restoration.metrics import psnr
+from restoration.photo.level import made_of_dots
 from restoration.photo.linear import denoised
 from restoration.photo.patterns import given_back, patterns
 from restoration.task import Restored
@@ -65,3 +68,33 @@ def test_a_photograph_is_left_as_it_was_denoised():
     alone = denoised(load("grey"), noisy, 0.1)
     found = given_back(Restored(alone[None], alone, 0 * alone, 1, 0.0), noisy)
     assert abs(psnr(found.mean, x) - psnr(alone, x)) < 0.02
+
+
+def dots(kind):
+    """A photograph in dots of 0.1 and 0.9."""
+    tones = data.camera()[100:228, 170:298]
+    if kind == "ordered":
+        order = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
+        ones = tones / 255 > (np.tile(order, (32, 32)) + 0.5) / 16
+    else:
+        ones = np.asarray(Image.fromarray(tones).convert("1"))
+    return torch.from_numpy(0.1 + 0.8 * ones).float()[None]
+
+
+@pytest.mark.parametrize("kind", ["ordered", "diffused"])
+@pytest.mark.parametrize("sigma", [0.02, 0.1])
+def test_dithered_pictures_are_refused_where_the_noise_is_to_be_estimated(kind, sigma):
+    x = dots(kind)
+    y = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    y = y.clamp(0, 1)
+    with pytest.raises(ValueError, match="dots"):
+        restobox.denoise("grey")(y)
+    restobox.denoise("grey")(y, sigma=0.02)
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.1, 0.2, 0.3, 0.4])
+def test_noisy_photographs_are_not_taken_for_dots(sigma):
+    for read in (data.camera, data.brick, data.grass, data.page):
+        x = torch.from_numpy(read()[20:148, 70:198]).float()[None] / 255
+        y = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        assert not made_of_dots(load("grey"), (255 * y.clamp(0, 1)).round() / 255, sigma)

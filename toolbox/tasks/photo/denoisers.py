@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.photo.level import coloured_level, likely_level
+from restoration.photo.level import coloured_level, likely_level, made_of_dots
 from restoration.photo.noise import Cleaner
 from restoration.photo.photons import noise_law
 from solvers.denoiser import Denoiser
+from solvers.inputs.errors import InputError
 from toolbox.api import load
 from toolbox.tasks.settings import COLOUR, GREY
 
@@ -41,8 +42,16 @@ def noise_of(denoiser: Denoiser, picture: Tensor, sigma: float) -> Noise:
     Args:
         denoiser: that will take it off.
         sigma: an estimate by a filter, which may have counted texture.
+
+    Raises:
+        ValueError: a dithered picture.
     """
     level = likely_level(denoiser, picture, sigma)
+    if made_of_dots(denoiser, picture, level):
+        raise InputError(
+            "the picture shows its tones by dots (dithered or halftoned), which would be taken off"
+            f" as noise of sigma {level:.2g}: give sigma, the noise on the dots"
+        )
     if len(picture) == 3 and denoiser.image_channels == 3:
         coloured = coloured_level(partial(load, GREY), picture, level)
         if coloured is not None:
