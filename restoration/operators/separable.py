@@ -256,7 +256,7 @@ class SceneBlur(Separable):
             picture = picture.index_select(axis, where)
         return picture
 
-    def inside(self, y: Tensor) -> tuple[Tensor, Separable] | None:
+    def inside(self, y: Tensor) -> tuple[Tensor, LinearOperator] | None:
         """What of a measurement ``(..., H, W)`` no pixel beyond the picture has a part in, and the
         operator that measures it of the picture; None: there is no such pixel.
         """
@@ -266,7 +266,20 @@ class SceneBlur(Separable):
         inner = slice(m, -m or None)
         rows = self.rows[inner, m : m + height]
         columns = self.columns[inner, m : m + width]
-        return y[..., inner, inner], Separable(rows, columns)
+        return y[..., inner, inner], _Product(rows, columns)
+
+
+class _Product(LinearOperator):
+    """``A X = R X C^T`` without the singular values."""
+
+    def __init__(self, rows: Tensor, columns: Tensor):
+        self.rows, self.columns = rows, columns
+
+    def A(self, x: Tensor) -> Tensor:
+        return _both(self.rows, x, self.columns)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return _both(self.rows.T, y, self.columns.T)
 
 
 def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
