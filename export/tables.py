@@ -29,7 +29,7 @@ from quant.temporal.table import holds
 from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.paired.task import default_process
-from restoration.photo.linear import PRIOR_STD
+from restoration.photo.start import PRIOR_STD
 from restoration.posterior import correction_by_name
 from restoration.task import Run, shown_to
 from solvers.denoiser import Denoiser

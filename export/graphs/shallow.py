@@ -10,6 +10,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from export.runtime.content import read_graph
+
 FEATURES = "deep_features"
 _LAYER = re.compile(r"up_blocks\.(\d+)\.resnets\.(\d+)\.conv1")
 
@@ -27,7 +29,7 @@ def cut(model: str | Path | bytes) -> tuple[bytes, bytes]:
     import onnx
     from onnx import TensorProto, helper
 
-    proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load_model(model)
+    proto = read_graph(model)
     name = _deep(proto.graph)
     types = {v.name: v for v in onnx.shape_inference.infer_shapes(proto).graph.value_info}
     found = types.get(name)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from export.runtime.content import read_graph
+
 # inner dimension and output channels from which the matrix product pays
 LEAST_INNER, LEAST_OUT = (512, 64)
 
@@ -36,11 +38,7 @@ def shift_codes(model: str | Path | bytes) -> bytes:
     """
     import onnx
 
-    proto = (
-        onnx.load_from_string(model)
-        if isinstance(model, bytes)
-        else onnx.load_model(model, load_external_data=False)
-    )
+    proto = read_graph(model, external=False)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     makers = {
         node.output[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"

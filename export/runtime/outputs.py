@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from export.runtime.content import read_graph
+
 
 def rounded_as(target: str, device: str) -> str:
     """The target whose rounding a bundle has on a device: on OpenVINO those of ``cpu`` round no
@@ -31,13 +33,7 @@ def keep_outputs(model: str | Path | bytes) -> bytes:
     Returns:
         The changed graph.
     """
-    import onnx
-
-    proto = (
-        onnx.load_from_string(model)
-        if isinstance(model, bytes)
-        else onnx.load_model(model, load_external_data=False)
-    )
+    proto = read_graph(model, external=False)
     graph = _Graph(proto)
     for conv in [node for node in proto.graph.node if node.op_type == "Conv"]:
         graph.keep_output(conv)

@@ -17,6 +17,7 @@ import torch
 
 from export.bundle import Bundle
 from export.runtime.amx import has_amx, shift_codes
+from export.runtime.content import read_graph
 from quant.temporal.table import row_of
 from solvers.inputs.errors import FullDiskError, InputError, ModelError, reading
 
@@ -132,11 +133,9 @@ def count_kernels(
 
 def integer_convs(rows: list[Placement], model: str | Path | bytes) -> int:
     """Number of convolutions that run on integers; ``model``: the graph that was run."""
-    import onnx
-
     from export.graphs.columns import PRODUCT, products  # imports the exporter, half a second
 
-    proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load_model(model)
+    proto = read_graph(model)
     multiplied = sum(row.count for row in rows if row.op == PRODUCT)
     return min(multiplied, products(proto)) + sum(
         row.count

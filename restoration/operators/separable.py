@@ -17,7 +17,20 @@ from solvers.inputs.memory import check_bytes
 PADDINGS = ("zero", "circular", "reflect")
 
 
-class Separable(LinearOperator):
+class _Product(LinearOperator):
+    """``A X = R X C^T`` without the singular values."""
+
+    def __init__(self, rows: Tensor, columns: Tensor):
+        self.rows, self.columns = rows, columns
+
+    def A(self, x: Tensor) -> Tensor:
+        return _both(self.rows, x, self.columns)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return _both(self.rows.T, y, self.columns.T)
+
+
+class Separable(_Product):
     """``A X = R X C^T`` on every channel. Only the two 1-D factors and their SVDs are kept, in
     float64; any size and channel count.
 
@@ -35,7 +48,7 @@ class Separable(LinearOperator):
     """
 
     def __init__(self, rows: Tensor, columns: Tensor, rcond: float = 1e-6):
-        self.rows, self.columns = (torch.as_tensor(v).double() for v in (rows, columns))
+        super().__init__(*(torch.as_tensor(v).double() for v in (rows, columns)))
         for name, factor in (("rows", self.rows), ("columns", self.columns)):
             if factor.ndim != 2 or not torch.isfinite(factor).all():
                 raise ValueError(f"{name} must be a finite matrix; got shape {tuple(factor.shape)}")
@@ -55,10 +68,7 @@ class Separable(LinearOperator):
 
     def A(self, x: Tensor) -> Tensor:
         _check_size(x, self.size)
-        return _both(self.rows, x, self.columns)
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        return _both(self.rows.T, y, self.columns.T)
+        return super().A(x)
 
     def A_dagger(self, y: Tensor) -> Tensor:
         coefficients = _both(self.u_rows.T, y, self.u_columns.T)
@@ -267,19 +277,6 @@ class SceneBlur(Separable):
         rows = self.rows[inner, m : m + height]
         columns = self.columns[inner, m : m + width]
         return y[..., inner, inner], _Product(rows, columns)
-
-
-class _Product(LinearOperator):
-    """``A X = R X C^T`` without the singular values."""
-
-    def __init__(self, rows: Tensor, columns: Tensor):
-        self.rows, self.columns = rows, columns
-
-    def A(self, x: Tensor) -> Tensor:
-        return _both(self.rows, x, self.columns)
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        return _both(self.rows.T, y, self.columns.T)
 
 
 def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:

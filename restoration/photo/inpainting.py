@@ -13,8 +13,9 @@ from restoration.operators.linear import Inpainting
 from restoration.operators.measurement import Measurement
 from restoration.photo.latent import latent_inpainting
 from restoration.photo.lift import thin_plate
-from restoration.photo.linear import PRIOR_STD, denoised
+from restoration.photo.linear import denoised
 from restoration.photo.noise import Cleaner, cleaned, cleans, warned
+from restoration.photo.start import PRIOR_STD
 from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample, summary
 from restoration.wrappers.planes import planewise

@@ -69,6 +69,14 @@ def coloured_level(planes: Callable[[], Denoiser], picture: Tensor, level: float
     Such a network takes that noise for detail and finds next to none (``level``); one of single
     planes, shown the brightness, knows it. White noise has 0.67 of its level there, and is found by
     both.
+
+    Args:
+        planes: gives the network of single planes, where it is needed.
+        picture: in [0, 1].
+        level: what :func:`likely_level` finds by the network of colours.
+
+    Raises:
+        ValueError: fewer than 4 pixels along a side.
     """
     brightness = (LUMA[:, None, None] * picture.float().cpu()).sum(0, keepdim=True)
     found = noise_level(brightness)

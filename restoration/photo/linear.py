@@ -15,6 +15,7 @@ from restoration.operators.measurement import Measurement
 from restoration.operators.separable import SceneBlur, UnknownReduction
 from restoration.photo.noise import Cleaner, cleaned, cleans, warned
 from restoration.photo.shown import condition_of, is_denoising, reduction
+from restoration.photo.start import PRIOR_STD, entered, grid_from, nearest, regularized
 from restoration.posterior import correction_by_name
 from restoration.task import Restored, Run, Watch, check_noise, check_settings, sample
 from restoration.wrappers.planes import planewise
@@ -22,23 +23,15 @@ from restoration.wrappers.symmetry import Symmetric
 from restoration.wrappers.tiling import in_tiles, set_tile
 from restoration.wrappers.windows import Window, are_smaller, by_windows
 from solvers.denoiser import Denoiser, timesteps_of
-from solvers.grid import Grid, check_steps, lay
-from solvers.inputs.errors import UncalibratedError
+from solvers.grid import Grid, lay
 from solvers.methods.ddim import DDIM
 from solvers.methods.red_diff import REDDiff
-from solvers.processes.process import CLEAN, Process
+from solvers.processes.process import Process
 from solvers.solver import DenoiserLike, Solver
 
-# how far a network's guess from noise alone may be off, in the denoiser's range: bounds the trust
-# in noisy data
-PRIOR_STD = 0.4
 # calls that red-diff needs on a network that is shown nothing: on crops of 64 pixels, blurred by
 # 1.6, 23.3 dB at 10, 26.5 at 50 and 27.0 at 100, where ddim has 27.6
 RED_DIFF = 50
-# how much of its contrast a picture may be shown with, to be as noisy as a time that the network
-# knows. Measured with `grey` on noise of 0.02 to 0.2: within 1 dB of the right time, but for 2 dB
-# at 1.5 and the most noise; at 2 up to 7 dB are lost and at 6 the result is worse than the picture
-CONTRASTS = (1 / 4, 1.5)
 
 
 @dataclass(frozen=True)
@@ -259,7 +252,9 @@ class LinearTask:
                     f" {self.correction} would begin it from noise alone, 1 to 6 dB worse: leave"
                     " the correction out"
                 )
-            start, grid, contrast = self._enter(m)
+            start, grid, contrast = entered(
+                self.denoiser, m, self.num_inference_steps, self._known(d.process)
+            )
             middle = sum(d.value_range) / 2
             return run(asked, grid, start, lambda x0: finish(middle + (x0 - middle) / contrast))
         if isinstance(self.solver, REDDiff):
@@ -292,13 +287,12 @@ class LinearTask:
         )
         if self.start_level is None:
             return run(asked, lay(self.grid, d.process, self.num_inference_steps))
-        known = [
-            s for s in self.timesteps or timesteps_of(self.denoiser.network) if d.process.a(s) > 0
-        ]  # start levels are a choice: one that the network knows will do
+        known = self._known(d.process)
+        # start levels are a choice: one that the network knows will do
         t = d.process.time_at(-2 * math.log(self.start_level))
-        t = _nearest(d.process, known, d.process.log_snr(t)) if known else t
-        grid = _grid_from(d.process, t, self.num_inference_steps, known)
-        return replace(run(asked, grid, d.process.a(t) * _regularized(m)), stirred=True)
+        t = nearest(d.process, known, d.process.log_snr(t)) if known else t
+        grid = grid_from(d.process, t, self.num_inference_steps, known)
+        return replace(run(asked, grid, d.process.a(t) * regularized(m)), stirred=True)
 
     def _counted(self, photons: Counting, m: Measurement, shape: Sequence[int]) -> Run:
         """The run on the picture that Anscombe's transform makes of counted photons."""
@@ -311,6 +305,11 @@ class LinearTask:
         evidence = Measurement(Denoising(), m.y, photons.deviation(m.sigma))
         return replace(run, finish=finish, evidence=evidence)
 
+    def _known(self, process: Process) -> list[float]:
+        """The times that the network may be asked at, where it knows a few only."""
+        times = self.timesteps or timesteps_of(self.denoiser.network)
+        return [t for t in times if process.a(t) > 0]
+
     def correction_for(self, operator: Operator, sigma: float) -> str | None:
         """The correction that a run on such data has; None: none."""
         if self.correction is not None:
@@ -319,37 +318,6 @@ class LinearTask:
         if isinstance(operator, Denoising) or (alone and sigma == 0):
             return None
         return "diffpir" if sigma > 0 else "ddnm"
-
-    def _enter(self, m: Measurement) -> tuple[Tensor, Grid, float]:
-        """The noisy picture as a state of the process, the times from there, and the contrast that
-        the picture is shown with.
-
-        Where the network knows a few times only it is entered at the nearest of them, with the
-        contrast that suits it.
-        """
-        if m.sigma == 0:
-            raise ValueError("denoising needs the noise level: give sigma > 0")
-        process, contrast = self.denoiser.process, 1.0
-        t = process.time_at(-2 * math.log(m.sigma))
-        known = [
-            s for s in self.timesteps or timesteps_of(self.denoiser.network) if process.a(s) > 0
-        ]
-        if known:
-            t = _nearest(process, known, -2 * math.log(m.sigma))
-            contrast = process.kappa(t) / m.sigma
-            least, most = CONTRASTS
-            if not least <= contrast <= most:
-                width = self.denoiser.value_range[1] - self.denoiser.value_range[0]
-                levels = [process.kappa(s) / width for s in known]
-                raise UncalibratedError(
-                    f"the network can be asked at {len(known)} times only, which are for noise of"
-                    f" sigma {min(levels) / most:.3g} to {max(levels) / least:.3g}, and the picture"
-                    f" has {m.sigma / width:.3g}: take the PyTorch model, or calibrate and export"
-                    " one for this noise"
-                )
-        middle = sum(self.denoiser.value_range) / 2
-        start = process.a(t) * (middle + contrast * (m.y - middle))
-        return start, _grid_from(process, t, self.num_inference_steps, known), contrast
 
 
 def _enlarged(y: Tensor, operator: Operator) -> tuple[int, int]:
@@ -378,45 +346,6 @@ def _evidence(m: Measurement) -> Measurement | None:
         return m
     found = m.operator.inside(m.y)
     return None if found is None else Measurement(found[1], found[0], m.sigma)
-
-
-def _regularized(m: Measurement) -> Tensor:
-    """``argmin |A x - y|^2 / sigma^2 + |x - A^H y|^2 / s^2`` with s = PRIOR_STD / 2; the
-    pseudo-inverse of noiseless data.
-    """
-    if m.sigma == 0:
-        return m.operator.A_dagger(m.y)
-    guess = (
-        m.operator.mirrored(m.y) if isinstance(m.operator, SceneBlur) else m.operator.A_adjoint(m.y)
-    )
-    return m.operator.prox_l2(guess, m.y, (PRIOR_STD / 2 / m.sigma) ** 2)
-
-
-def _grid_from(process: Process, t: float, steps: int, known: Sequence[float] = ()) -> Grid:
-    """``steps`` times from ``t`` down, evenly spread in log-SNR, and the clean end; the nearest of
-    the ``known`` ones, if there are any.
-
-    Raises:
-        ValueError: a number of steps that can't be, or not as many known times.
-    """
-    steps = check_steps(steps)
-    top = max(process.log_snr(process.first), process.log_snr(t))
-    levels = [process.log_snr(t) + (top - process.log_snr(t)) * k / steps for k in range(steps)]
-    times = sorted({t, *(process.time_at(level) for level in levels[1:])}, reverse=True)
-    if known:
-        times = sorted({_nearest(process, known, level) for level in levels}, reverse=True)
-        if len(times) < steps:
-            raise UncalibratedError(
-                f"{steps} steps from t = {t:g} down ask the network at times that it doesn't hold:"
-                f" nearest to them are only {', '.join(f'{s:g}' for s in times)}; take at most"
-                f" {len(times)} of them, or calibrate at more times"
-            )
-    return Grid((*(s for s in times if s > CLEAN), CLEAN))
-
-
-def _nearest(process: Process, known: Sequence[float], level: float) -> float:
-    """The known time whose log-SNR is nearest to a level."""
-    return min(known, key=lambda s: abs(process.log_snr(s) - level))
 
 
 def _network_channels(denoiser: Denoiser, channels: int) -> int:

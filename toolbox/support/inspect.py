@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from export.bundle import Bundle, read_bundle
 from quant.temporal.table import holds
 from restoration.paired.task import default_process
-from restoration.photo.linear import CONTRASTS
+from restoration.photo.start import CONTRASTS
 from restoration.task import KINDS, check_kind
 from solvers.denoiser import Denoiser
 from solvers.grid import lay
