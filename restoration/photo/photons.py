@@ -90,8 +90,8 @@ def _by_brightness(
     )
     found = []
     for chosen in bright.argsort().tensor_split(BINS):
-        if float(share[chosen].mean()) < LEAST:
-            raise _Unclear
+        if not (float(share[chosen].mean()) >= LEAST and float(error[chosen].mean()) > 0):
+            raise _Unclear  # flat white too, which holds no noise
         ratio = float(error[chosen].mean() / share[chosen].mean())
         found.append((float(bright[chosen].mean()), ratio))
     brightness, ratios = np.array(found).T

@@ -118,3 +118,17 @@ def test_the_command_finds_it(tmp_path, capsys, monkeypatch):
     white = run("w.png", "--sigma", float((y - x).square().mean().sqrt()))
     assert "gain" not in white
     assert found["psnr"] > white["psnr"] + 0.2
+
+
+def test_flat_white_tells_nothing(monkeypatch):
+    """As behind things that are sold: what a network takes off there is nothing, or a rounding."""
+    g = torch.Generator().manual_seed(0)
+    clean = torch.linspace(0.1, 0.9, 8000, dtype=torch.float64)
+    noisy = clean + 0.01 * torch.randn(8000, generator=g, dtype=torch.float64)
+    white = torch.ones(8000, dtype=torch.float64)
+    found = torch.stack(
+        [torch.cat([noisy, white]), torch.cat([clean, white - 1e-9]), torch.zeros(16000)]
+    )
+    found[0, 8000:] = found[1, 8000:]
+    monkeypatch.setattr("restoration.photo.photons.probed", lambda *_: found)
+    assert noise_law(load("grey"), torch.ones(1, 96, 96), 0.01) == (0.0, 0.01)
