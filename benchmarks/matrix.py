@@ -41,8 +41,8 @@ CELLS: list[tuple[str, str, str, Any]] = [
     ("superresolve", "photo-x4", "unknown kernel", Enlarging(4, "any")),
     ("superresolve", "photo", "bicubic, sigma 0.02", Enlarging(2, "bicubic", 0.02)),
     ("denoise", "colour", "sigma 0.1", Denoising("0.1")),
-    ("deblur", "grey", "from the inverse", Deblurring(1.6, 0.01)),
-    ("deblur", "colour", "from noise", Deblurring(1.6, 0.01, 0.0)),
+    ("deblur", "grey", "from the inverse", Deblurring(1.6, "0.01")),
+    ("deblur", "colour", "from noise", Deblurring(1.6, "0.01", 0.0)),
     ("dehaze", "haze", "simulated", Dehazing()),
 ]
 STOCHASTIC = {"ddpm", "resfusion", "ddcm"}

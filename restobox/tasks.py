@@ -20,10 +20,7 @@ from solvers import solver_by_name
 from solvers.denoiser import Denoiser
 from toolbox.api import check_model
 from toolbox.tasks import task_by_name
-from toolbox.tasks.options import Deblurring
 from toolbox.tasks.settings import Prior, Settings
-
-START = Deblurring.start_level
 
 
 def inpaint(
@@ -161,31 +158,34 @@ def deblur(
     solver: str | None = None,
     steps: int | None = None,
     correction: str | None = None,
-    start_level: float | None = START,
+    start_level: float | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Restoration:
     """Sharpen what a Gaussian of standard deviation ``blur`` pixels blurred:
-    ``deblur(1.6)(picture, sigma=0.01)``.
+    ``deblur(1.6)(picture, sigma=0.01)``. ``sigma``, of the errors in the picture in units of
+    [0, 1], is estimated where it isn't given.
 
     Args:
         model: by default ``colour``, for grey pictures ``grey``.
-        start_level: noise level to start at from the regularized inverse; None: from noise.
+        start_level: noise level to start at from the regularized inverse; None: what suits the
+            blur and the noise, 0: from noise.
 
     The others, and Raises: as :func:`inpaint`.
     """
     from restoration.operators.separable import SceneBlur, gaussian_kernel
+    from toolbox.tasks.photo.denoisers import error_of
 
     kernel = gaussian_kernel(blur)
 
-    def measured(pixels: Tensor, sigma: float | None, _: Denoiser) -> tuple[Any, float]:
-        return SceneBlur(_size(pixels), kernel), 0.01 if sigma is None else sigma
+    def measured(pixels: Tensor, sigma: float | None, denoiser: Denoiser) -> tuple[Any, float]:
+        level = error_of(pixels, denoiser) if sigma is None else sigma
+        return SceneBlur(_size(pixels), kernel), level
 
     settings: dict[str, Any] = {"solver": solver, "steps": steps, "correction": correction}
-    settings |= {"start_level": start_level}
+    settings |= {"blur": blur, "start_level": start_level}
     made = _by_colour("deblur", model, (device, dtype), settings, measured)
-    start = 0.0 if start_level is None else start_level
-    return _mappable(made, model, device, dtype, blur=blur, start_level=start)
+    return _mappable(made, model, device, dtype)
 
 
 def dehaze(
@@ -339,18 +339,19 @@ def _linear(
 ) -> Restoration:
     from restoration.operators.counting import Counting
     from restoration.photo.linear import LinearTask
+    from restoration.photo.start import deblurring_level
 
     denoiser = check_model(loaded, name, "the model")
-    options = {key: value for key, value in settings.items() if key not in ("solver", "steps")}
-    usual = settings.get("start_level", START) == START
-    plan = _Plan(name, model, settings["solver"], settings["steps"], settings["correction"], usual)
-    task = LinearTask(denoiser, **plan(1), **options, **further)
+    correction, blur, level = map(settings.get, ("correction", "blur", "start_level"))
+    plan = _Plan(name, model, settings["solver"], settings["steps"], correction, level is None)
+    task = LinearTask(denoiser, **plan(1), correction=correction, **further)
 
     def run(
         pixels: Tensor, sigma: float | None = None, num_samples: int = 1, **given: Any
     ) -> Restored:
         operator, noise = measured(pixels, sigma, denoiser)
-        drawn = replace(task, **plan(num_samples))
+        start = deblurring_level(blur, noise) if blur and level is None else level
+        drawn = replace(task, **plan(num_samples), start_level=start or None)
         found = drawn(pixels, operator, sigma=noise, num_samples=num_samples, **given)
         # runs that nobody measured the spread of
         other = (noise > 0 and bool(further)) or isinstance(operator, Counting)

@@ -136,7 +136,7 @@ def test_whole_restorations_do_not_hold_the_denoiser():
 def test_red_diff_says_how_many_steps_it_needs():
     grey, y = load_for("deblur", "grey"), {"image": torch.rand(1, 32, 32)}
     task = task_by_name("deblur")
-    options = Deblurring(1.6, 0.01, 0.0)
+    options = Deblurring(1.6, "0.01", 0.0)
     assert isinstance(task.task(grey, options, Settings("red-diff", 10)).solver, REDDiff)
     with pytest.raises(ValueError, match="needs at least 50"):
         task.restorer(grey, options, Settings("red-diff", 10))(y)

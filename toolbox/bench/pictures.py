@@ -231,7 +231,7 @@ def _linear_case(name: str, files: Sequence[Path], grey: bool, seed: int) -> Cas
         case "denoise":
             options = Denoising(str(amount / 255))
         case "deblur":
-            options = Deblurring(amount, BLUR_NOISE)
+            options = Deblurring(amount, str(BLUR_NOISE))
         case _:
             kernels = {"superresolve-bicubic": "bicubic", "superresolve-jpeg": "any"}
             options = Enlarging(int(amount), kernels.get(kind, "block"))

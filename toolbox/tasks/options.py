@@ -93,21 +93,28 @@ class Enlarging:
 
 @dataclass(frozen=True)
 class Deblurring:
-    """``blur``: standard deviation of the Gaussian, in pixels; ``start_level`` 0: from noise."""
+    """``blur``: standard deviation of the Gaussian, in pixels; ``sigma``: a number, or ``auto``;
+    ``start_level`` None: what suits the blur, 0: from noise.
+    """
 
     blur: Annotated[float, Option(help="Standard deviation of the Gaussian blur, in pixels.")]
-    sigma: Sigma = 0.01
+    sigma: Annotated[
+        str,
+        Option(
+            help="Noise on the data, in units of [0, 1], or auto: estimated, JPEG's errors too."
+        ),
+    ] = "auto"
     start_level: Annotated[
-        float,
+        float | None,
         Option(
             help=(
-                "Noise level (b/a, range [-1, 1]) to start at from the regularized inverse; 0:"
-                " start from noise."
+                "Noise level (b/a, range [-1, 1]) to start at from the regularized inverse; by"
+                " default what suits the blur, 0: start from noise."
             ),
             min=0,
             max=100,
         ),
-    ] = 0.6
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from torch import Tensor
 from restoration.io.images import read_image
 from restoration.operators.separable import SceneBlur, gaussian_kernel
 from restoration.photo.linear import LinearTask
+from restoration.photo.start import deblurring_level
 from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Size, Trial, with_numbers
 from toolbox.tasks.classical import plain, wiener
 from toolbox.tasks.options import Deblurring
-from toolbox.tasks.photo.denoisers import denoiser_of
+from toolbox.tasks.photo.denoisers import denoiser_of, error_of
 from toolbox.tasks.photo.linear import LinearPictureTask
-from toolbox.tasks.pictures import check_no_scene
+from toolbox.tasks.pictures import Reading, check_no_scene
 from toolbox.tasks.settings import COLOUR, GREY, Prior, Settings
 
 
@@ -31,7 +32,7 @@ class Deblur(LinearPictureTask):
     prior = Prior(GREY)
     settings = Settings(steps=8)
     sampling_solver = "ddpm"
-    calibration_sigma = exported_sigma = Deblurring.sigma
+    calibration_sigma = exported_sigma = 0.01
 
     def model_for(self, path: Path, options: Deblurring) -> str:
         check_no_scene(self, path)
@@ -40,28 +41,49 @@ class Deblur(LinearPictureTask):
     def operator(self, size: Size, options: Deblurring) -> SceneBlur:
         return SceneBlur(size, gaussian_kernel(options.blur).tolist())
 
+    def estimated(self, image: Tensor) -> float:
+        return error_of(image)
+
+    def refined(self, reading: Reading, options: Deblurring, denoiser: Any) -> Reading:
+        if options.sigma != "auto" or not isinstance(denoiser, Denoiser):
+            return reading
+        sigma = error_of(reading.inputs["image"], denoiser)
+        known = replace(reading.options, sigma=sigma)
+        return replace(reading, options=known, found={"sigma": sigma})
+
     def task(self, denoiser: Denoiser, options: Deblurring, settings: Settings) -> LinearTask:
         made = super().task(denoiser, options, settings)
-        return replace(made, start_level=options.start_level or None)
+        return replace(made, start_level=_level(options) or None)
 
     def simulated(
         self, denoiser: Denoiser, sigma: float | None = None, **numbers: Any
     ) -> Deblurring:
         """The command's run, from its start level, where the data have noise to regularize by."""
         level = self.calibration_sigma if sigma is None else sigma
-        start = Deblurring.start_level if level > 0 else 0.0
-        return with_numbers(Deblurring(1.6, level, start), self.name, None, numbers)
+        start = None if level > 0 else 0.0
+        return with_numbers(Deblurring(1.6, str(level), start), self.name, None, numbers)
 
     def mixed(self, denoiser: Denoiser, k: int) -> Deblurring:
         """Blurs of 1, 1.6 and 2.4 pixels, in turn."""
         return self.simulated(denoiser, blur=(1.0, 1.6, 2.4)[k % 3])
 
     def is_usual(self, options: Deblurring) -> bool:
-        return options.start_level == Deblurring.start_level
+        return options.start_level is None
 
     def record(self, options: Deblurring) -> dict[str, str | float]:
-        return {"blur": options.blur, "start_level": options.start_level}
+        return {"blur": options.blur, "start_level": _level(options)}
 
     def baselines(self, options: Deblurring) -> dict[str, Callable[[Trial], Tensor]]:
         kernel = np.asarray(gaussian_kernel(options.blur))
-        return {"plain": plain, "wiener": lambda trial: wiener(trial, kernel, options.sigma)}
+
+        def with_wiener(trial: Trial) -> Tensor:
+            return wiener(trial, kernel, self.sigma(options, trial.inputs["image"]))
+
+        return {"plain": plain, "wiener": with_wiener}
+
+
+def _level(options: Deblurring) -> float:
+    """Where a run starts; 0: from noise."""
+    if options.start_level is None:
+        return deblurring_level(options.blur, float(options.sigma))
+    return options.start_level

@@ -90,14 +90,7 @@ class Denoise(LinearPictureTask):
         """A run that visits the whole grid."""
         return super().deployed(replace(options, whole=True), settings)
 
-    def sigma(self, options: Denoising, image: Tensor) -> float:
-        if options.sigma != "auto":
-            try:
-                return float(options.sigma)
-            except ValueError:
-                raise ValueError(
-                    f"--sigma must be a number or auto; got {options.sigma!r}"
-                ) from None
+    def estimated(self, image: Tensor) -> float:
         found = noise_level(image.numpy())
         if not found > 1e-4:
             raise ValueError("the picture shows no noise to estimate; give --sigma")

@@ -13,6 +13,7 @@ from torch import Tensor
 from export.jobs.base import Job
 from export.jobs.photo import LinearJob
 from restoration.io.images import Photo
+from restoration.metrics import noise_level
 from restoration.operators.linear import LinearOperator
 from restoration.operators.separable import SceneBlur
 from restoration.photo.lift import enlarge
@@ -33,7 +34,16 @@ class LinearPictureTask(PictureTask):
 
     def sigma(self, options: Any, image: Tensor) -> float:
         """Noise of the measurement."""
-        return float(options.sigma)
+        if options.sigma == "auto":
+            return self.estimated(image)
+        try:
+            return float(options.sigma)
+        except ValueError:
+            raise ValueError(f"--sigma must be a number or auto; got {options.sigma!r}") from None
+
+    def estimated(self, image: Tensor) -> float:
+        """The same, where nobody tells it."""
+        return noise_level(image)
 
     def read(self, photo: Photo, options: Any, seed: int) -> Reading:
         sigma = self.sigma(options, picture_of(photo.pixels))
