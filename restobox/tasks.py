@@ -127,7 +127,8 @@ def superresolve(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Restoration:
-    """Enlarge ``factor`` times: ``superresolve(4)(picture, sigma=0.0)``.
+    """Enlarge ``factor`` times: ``superresolve(4)(picture, sigma=0.0)``. ``sigma``, of the noise on
+    the small picture in units of [0, 1], is estimated where it isn't given.
 
     Args:
         factor: 2 to 8; the shipped networks know 2, 3 and 4.
@@ -137,13 +138,14 @@ def superresolve(
 
     The others, and Raises: as :func:`inpaint`.
     """
-    from toolbox.tasks.photo.denoisers import cleaner_of
+    from toolbox.tasks.photo.denoisers import cleaner_of, noise_of_small
     from toolbox.tasks.photo.superresolve import enlargement, enlarger
 
     chosen = model or enlarger(factor)
 
     def measured(pixels: Tensor, sigma: float | None, _: Denoiser) -> tuple[Any, float]:
-        return enlargement(_size(pixels), factor, kernel), sigma or 0.0
+        operator = enlargement(_size(pixels), factor, kernel)
+        return operator, noise_of_small(pixels, factor) if sigma is None else sigma
 
     settings = {"solver": solver, "steps": steps, "correction": correction}
     loaded = load_model(chosen, device, dtype)

@@ -46,7 +46,7 @@ def small(clean, factor=2):
 
 CASES = {
     "inpaint": (holes, Inpainting("", SIGMA)),
-    "superresolve": (small, Enlarging(2, "block", SIGMA)),
+    "superresolve": (small, Enlarging(2, "block", str(SIGMA))),
 }
 
 

@@ -234,7 +234,9 @@ def _linear_case(name: str, files: Sequence[Path], grey: bool, seed: int) -> Cas
             options = Deblurring(amount, str(BLUR_NOISE))
         case _:
             kernels = {"superresolve-bicubic": "bicubic", "superresolve-jpeg": "any"}
-            options = Enlarging(int(amount), kernels.get(kind, "block"))
+            # what is measured without noise has none to estimate, but for JPEG's errors
+            told = "auto" if kind == "superresolve-jpeg" else "0"
+            options = Enlarging(int(amount), kernels.get(kind, "block"), told)
     task: Any = task_by_name(kind.partition("-")[0])
     source = Source(tuple(files), 2**31, seed)
 

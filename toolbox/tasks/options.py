@@ -76,7 +76,9 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Enlarging:
-    """``kernel``: how the large picture became the small one, ``block``, ``bicubic`` or ``any``."""
+    """``kernel``: how the large picture became the small one, ``block``, ``bicubic`` or ``any``;
+    ``sigma``: a number, or ``auto``.
+    """
 
     factor: Annotated[
         int, Option(help="How many times larger, 2 to 8 (the networks know 2, 3 and 4).")
@@ -88,7 +90,13 @@ class Enlarging:
             " any: nobody knows, JPEG perhaps."
         ),
     ] = "any"
-    sigma: Sigma = 0.0
+    sigma: Annotated[
+        str,
+        Option(
+            help="Noise on the small picture, in units of [0, 1], or auto: estimated, and taken off"
+            " first where it would be seen."
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Deblur(LinearPictureTask):
     def operator(self, size: Size, options: Deblurring) -> SceneBlur:
         return SceneBlur(size, gaussian_kernel(options.blur).tolist())
 
-    def estimated(self, image: Tensor) -> float:
+    def estimated(self, options: Deblurring, image: Tensor) -> float:
         return error_of(image)
 
     def refined(self, reading: Reading, options: Deblurring, denoiser: Any) -> Reading:

@@ -90,7 +90,7 @@ class Denoise(LinearPictureTask):
         """A run that visits the whole grid."""
         return super().deployed(replace(options, whole=True), settings)
 
-    def estimated(self, image: Tensor) -> float:
+    def estimated(self, options: Denoising, image: Tensor) -> float:
         found = noise_level(image.numpy())
         if not found > 1e-4:
             raise ValueError("the picture shows no noise to estimate; give --sigma")

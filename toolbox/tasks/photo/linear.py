@@ -35,13 +35,13 @@ class LinearPictureTask(PictureTask):
     def sigma(self, options: Any, image: Tensor) -> float:
         """Noise of the measurement."""
         if options.sigma == "auto":
-            return self.estimated(image)
+            return self.estimated(options, image)
         try:
             return float(options.sigma)
         except ValueError:
             raise ValueError(f"--sigma must be a number or auto; got {options.sigma!r}") from None
 
-    def estimated(self, image: Tensor) -> float:
+    def estimated(self, options: Any, image: Tensor) -> float:
         """The same, where nobody tells it."""
         return noise_level(image)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restoration.io.images import MAX_PIXELS
+from restoration.io.images import MAX_PIXELS, Photo
 from restoration.io.pictures.values import after_jpeg
 from restoration.operators.linear import LinearOperator
 from restoration.operators.separable import Bicubic, BlockMean, UnknownReduction
@@ -22,8 +22,9 @@ from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Size, Source, Trial, with_numbers
 from toolbox.tasks.classical import lanczos
 from toolbox.tasks.options import Enlarging
-from toolbox.tasks.photo.denoisers import cleaner_of
+from toolbox.tasks.photo.denoisers import cleaner_of, noise_of_small
 from toolbox.tasks.photo.linear import LinearPictureTask
+from toolbox.tasks.pictures import Reading
 from toolbox.tasks.settings import DEFAULT_MODEL, SMALL_PICTURES, Settings
 
 Reduction = BlockMean | Bicubic | UnknownReduction
@@ -48,6 +49,16 @@ class Superresolve(LinearPictureTask):
     def operator(self, size: Size, options: Enlarging) -> Reduction:
         return enlargement(size, options.factor, options.kernel)
 
+    def estimated(self, options: Enlarging, image: Tensor) -> float:
+        return noise_of_small(image, options.factor)
+
+    def read(self, photo: Photo, options: Enlarging, seed: int) -> Reading:
+        reading = super().read(photo, options, seed)
+        if options.sigma != "auto" or reading.options.sigma == 0:
+            return reading
+        note = "the small picture's errors are taken off first, as noise of this sigma"
+        return replace(reading, found=reading.found | {"note": note})
+
     def measuring(self, size: Size, options: Enlarging) -> LinearOperator:
         return enlargement(
             (size[0] // options.factor, size[1] // options.factor), options.factor, options.kernel
@@ -58,7 +69,7 @@ class Superresolve(LinearPictureTask):
     ) -> Enlarging:
         # what else a network needs is the correction, which wants to know
         kernel = "any" if denoiser.condition_channels else "bicubic"
-        return with_numbers(Enlarging(kernel=kernel), self.name, sigma, numbers)
+        return with_numbers(Enlarging(kernel=kernel, sigma="0"), self.name, sigma, numbers)
 
     def mixed(self, denoiser: Denoiser, k: int) -> Enlarging:
         """Factors 2 and 3 in turn; 4 for networks that see 4 x 4 pixels as one."""
@@ -69,7 +80,8 @@ class Superresolve(LinearPictureTask):
         if options.kernel != "any":
             return super().measured(image, options, source, k)
         y, image = files_reduction(image, options.factor)
-        return Trial({"image": y + options.sigma * source.noise(k, y)}, image, self.name)
+        sigma = 0.0 if options.sigma == "auto" else float(options.sigma)
+        return Trial({"image": y + sigma * source.noise(k, y)}, image, self.name)
 
     def task(self, denoiser: Denoiser, options: Enlarging, settings: Settings) -> LinearTask:
         return replace(super().task(denoiser, options, settings), cleaner=cleaner_of(denoiser))
@@ -78,7 +90,7 @@ class Superresolve(LinearPictureTask):
         return options, settings
 
     def is_usual(self, options: Enlarging) -> bool:
-        return options.sigma == 0
+        return options.sigma == "auto" or float(options.sigma) == 0
 
     def record(self, options: Enlarging) -> dict[str, str | float]:
         return {"factor": float(options.factor)}
