@@ -98,10 +98,9 @@ def noise_of_small(picture: Tensor, factor: int) -> float:
     level = noise_level(picture)
     if level > LEFT_TO_ENLARGERS:
         denoiser = load(denoiser_of(picture.cpu().numpy()))
-        try:
-            level = noise_of(denoiser, picture, level).sigma
-        except InputError:  # dots, which are not noise
-            level = 0.0
+        # noise that isn't white can't be told from what reduction makes of fine texture
+        level = likely_level(denoiser, picture, level)
+        level = 0.0 if made_of_dots(denoiser, picture, level) else level
     level = max(level, errors)
     return level if level > LEFT_TO_ENLARGERS else 0.0
 
