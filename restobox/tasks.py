@@ -176,12 +176,13 @@ def deblur(
     The others, and Raises: as :func:`inpaint`.
     """
     from restoration.operators.separable import SceneBlur, gaussian_kernel
-    from toolbox.tasks.photo.denoisers import error_of
+    from toolbox.tasks.photo.denoisers import check_error, error_of
 
     kernel = gaussian_kernel(blur)
 
     def measured(pixels: Tensor, sigma: float | None, denoiser: Denoiser) -> tuple[Any, float]:
         level = error_of(pixels, denoiser) if sigma is None else sigma
+        check_error(level)
         return SceneBlur(_size(pixels), kernel), level
 
     settings: dict[str, Any] = {"solver": solver, "steps": steps, "correction": correction}

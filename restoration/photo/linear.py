@@ -77,8 +77,8 @@ class LinearTask:
         overlap: pixels shared by neighbouring tiles; at most an eighth of a tile.
         symmetries: flips and turns that every network call is averaged over (1, 2, 4, 8); each is a
             call more.
-        start_level: noise-to-signal ratio ``b/a`` in the denoiser's value range, or None. About 0.6
-            suits deblurring in eight steps.
+        start_level: noise-to-signal ratio ``b/a`` in the denoiser's value range, or None;
+            :func:`restoration.photo.start.deblurring_level` suits deblurring in eight steps.
         timesteps: for denoising without a correction: the times that the network may be asked at,
             such as those that its scales were calibrated at; a run takes the nearest. Empty: all of
             them, or those that an exported network holds.

@@ -143,7 +143,7 @@ def test_by_default_a_calibration_covers_the_tasks_own_runs(colour, pictures, tm
             )
     assert set(asked) <= set(held["denoise"])
     asked.clear()
-    task, options = task_by_name("deblur"), Deblurring(1.6)
+    task, options = task_by_name("deblur"), Deblurring(1.6, "0.01")
     settings = Settings(steps=8)
     task.restorer(known_at("deblur"), options, settings)({"image": picture}, seed=0)
     assert asked == list(held["deblur"])

@@ -66,7 +66,7 @@ def test_command_and_python_give_the_same(tmp_path, colours):
     assert (np.asarray(Image.open(out)) == restored).all()
 
 
-@pytest.mark.parametrize("sigma", ["much", "nan", "-0.1"])
+@pytest.mark.parametrize("sigma", ["much", "nan", "-0.1", "0", "0.0005"])
 def test_a_sigma_that_is_no_level_is_refused(tmp_path, sigma):
     given, out = tmp_path / "soft.png", tmp_path / "sharp.png"
     Image.fromarray(soft(1.2)[1]).save(given)
@@ -75,6 +75,11 @@ def test_a_sigma_that_is_no_level_is_refused(tmp_path, sigma):
     assert "sigma" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_python_refuses_less_than_rounding_too():
+    with pytest.raises(ValueError, match="or leave sigma out"):
+        restobox.deblur(1.2)(soft(1.2)[1], sigma=0.0)
 
 
 def test_runs_start_where_lost_detail_drowns():

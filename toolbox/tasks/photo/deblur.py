@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from restoration.io.images import read_image
+from restoration.io.images import Photo, read_image
 from restoration.operators.separable import SceneBlur, gaussian_kernel
 from restoration.photo.linear import LinearTask
 from restoration.photo.start import deblurring_level
@@ -18,7 +18,7 @@ from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Size, Trial, with_numbers
 from toolbox.tasks.classical import plain, wiener
 from toolbox.tasks.options import Deblurring
-from toolbox.tasks.photo.denoisers import denoiser_of, error_of
+from toolbox.tasks.photo.denoisers import check_error, denoiser_of, error_of
 from toolbox.tasks.photo.linear import LinearPictureTask
 from toolbox.tasks.pictures import Reading, check_no_scene
 from toolbox.tasks.settings import COLOUR, GREY, Prior, Settings
@@ -40,6 +40,11 @@ class Deblur(LinearPictureTask):
 
     def operator(self, size: Size, options: Deblurring) -> SceneBlur:
         return SceneBlur(size, gaussian_kernel(options.blur).tolist())
+
+    def read(self, photo: Photo, options: Deblurring, seed: int) -> Reading:
+        reading = super().read(photo, options, seed)
+        check_error(float(reading.options.sigma))
+        return reading
 
     def estimated(self, options: Deblurring, image: Tensor) -> float:
         return error_of(image)
@@ -84,6 +89,6 @@ class Deblur(LinearPictureTask):
 
 def _level(options: Deblurring) -> float:
     """Where a run starts; 0: from noise."""
-    if options.start_level is None:
-        return deblurring_level(options.blur, float(options.sigma))
-    return options.start_level
+    if options.start_level is not None:
+        return options.start_level
+    return deblurring_level(options.blur, 0 if options.sigma == "auto" else float(options.sigma))

@@ -23,6 +23,7 @@ from toolbox.tasks.settings import COLOUR, GREY
 # blurs of 1 to 2.4 pixels and qualities of 50 to 92
 JPEG_AS_WHITE = 3.5
 LEAST_ERROR = 0.003
+ROUNDING = 0.001  # less than that, told of a picture of 8 bits, leaves nothing of it
 LEFT_TO_ENLARGERS, KNOWS_JPEG = 0.0075, 4
 
 
@@ -83,6 +84,19 @@ def error_of(picture: Tensor, denoiser: Denoiser | None = None) -> float:
     if denoiser is not None and noise > LEAST_ERROR:
         noise = likely_level(denoiser, picture, noise)
     return max(noise, JPEG_AS_WHITE * jpeg_error(picture), LEAST_ERROR)
+
+
+def check_error(sigma: float) -> None:
+    """Refuse an error of a picture to be sharpened that is less than rounding leaves.
+
+    Raises:
+        InputError: says so.
+    """
+    if 0 <= sigma < ROUNDING:
+        raise InputError(
+            f"sigma is {sigma:g}, and rounding to 8 bits alone errs by 0.0011, which sharpening"
+            f" would blow up: give at least {ROUNDING:g}, or leave sigma out to have it estimated"
+        )
 
 
 def noise_of_small(picture: Tensor, factor: int) -> float:

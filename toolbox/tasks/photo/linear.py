@@ -67,8 +67,11 @@ class LinearPictureTask(PictureTask):
 
         def run(inputs: Mapping[str, Tensor], **draws: Any) -> Restored:
             y = inputs["image"]
-            operator = self.operator(_size(y), options)
-            return task(y, operator, sigma=self.sigma(options, y), **draws)
+            operator, sigma = self.operator(_size(y), options), self.sigma(options, y)
+            fitting = task
+            if options.sigma == "auto":
+                fitting = self.task(denoiser, replace(options, sigma=sigma), settings)
+            return fitting(y, operator, sigma=sigma, **draws)
 
         return run
 
