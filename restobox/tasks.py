@@ -138,7 +138,8 @@ def superresolve(
 
     The others, and Raises: as :func:`inpaint`.
     """
-    from toolbox.tasks.photo.denoisers import cleaner_of, noise_of_small
+    from toolbox.tasks.photo.denoisers import cleaner_of
+    from toolbox.tasks.photo.errors import noise_of_small
     from toolbox.tasks.photo.superresolve import enlargement, enlarger
 
     chosen = model or enlarger(factor)
@@ -176,12 +177,12 @@ def deblur(
     The others, and Raises: as :func:`inpaint`.
     """
     from restoration.operators.separable import SceneBlur, gaussian_kernel
-    from toolbox.tasks.photo.denoisers import check_error, error_of
+    from toolbox.tasks.photo.errors import check_error, error_of
 
     kernel = gaussian_kernel(blur)
 
     def measured(pixels: Tensor, sigma: float | None, denoiser: Denoiser) -> tuple[Any, float]:
-        level = error_of(pixels, denoiser) if sigma is None else sigma
+        level = error_of(pixels, blur, denoiser) if sigma is None else sigma
         check_error(level)
         return SceneBlur(_size(pixels), kernel), level
 

@@ -20,6 +20,7 @@ BINS = 8  # of brightness that noise is compared in
 ENOUGH, LEAST = 0.25, 0.05  # shares of values, and of noise in them, where bins tell something
 WHOLE = 0.5  # share of noise that is not cut off
 ROUNDS = 3
+SILENT = 1e-4  # less noise than this is none
 GROWS = 1.5  # variance in bright parts over that in dark ones, from which on noise grows
 FLATTER = 0.5  # how much less noise differs between bins, transformed
 
@@ -72,7 +73,7 @@ def _by_brightness(
     if model:
         shown = [model.stabilized(part, sigma)[0] for part in parts]
         level = model.stabilized(parts[0], sigma)[1]
-    if not level < MOST:
+    if not SILENT < level < MOST:
         raise _Unclear
     y, clean, slope = probed(denoiser, shown, level)
     bright = model.restored(clean, sigma) if model else clean

@@ -132,3 +132,10 @@ def test_flat_white_tells_nothing(monkeypatch):
     found[0, 8000:] = found[1, 8000:]
     monkeypatch.setattr("restoration.photo.photons.probed", lambda *_: found)
     assert noise_law(load("grey"), torch.ones(1, 96, 96), 0.01) == (0.0, 0.01)
+
+
+def test_a_law_of_next_to_no_noise_is_left(monkeypatch):
+    """Of a picture half black what was fitted may hold none at all."""
+    _, y = photons()
+    monkeypatch.setattr("restoration.photo.photons._fitted", lambda *_: (1e-10, 0.0))
+    assert noise_law(load("grey"), y, 0.08) == (0.0, 0.08)

@@ -18,7 +18,8 @@ from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Size, Trial, with_numbers
 from toolbox.tasks.classical import plain, wiener
 from toolbox.tasks.options import Deblurring
-from toolbox.tasks.photo.denoisers import check_error, denoiser_of, error_of
+from toolbox.tasks.photo.denoisers import denoiser_of
+from toolbox.tasks.photo.errors import check_error, error_of
 from toolbox.tasks.photo.linear import LinearPictureTask
 from toolbox.tasks.pictures import Reading, check_no_scene
 from toolbox.tasks.settings import COLOUR, GREY, Prior, Settings
@@ -47,12 +48,12 @@ class Deblur(LinearPictureTask):
         return reading
 
     def estimated(self, options: Deblurring, image: Tensor) -> float:
-        return error_of(image)
+        return error_of(image, options.blur)
 
     def refined(self, reading: Reading, options: Deblurring, denoiser: Any) -> Reading:
         if options.sigma != "auto" or not isinstance(denoiser, Denoiser):
             return reading
-        sigma = error_of(reading.inputs["image"], denoiser)
+        sigma = error_of(reading.inputs["image"], options.blur, denoiser)
         known = replace(reading.options, sigma=sigma)
         return replace(reading, options=known, found={"sigma": sigma})
 

@@ -22,7 +22,8 @@ from solvers.denoiser import Denoiser
 from toolbox.tasks.base import Size, Source, Trial, with_numbers
 from toolbox.tasks.classical import lanczos
 from toolbox.tasks.options import Enlarging
-from toolbox.tasks.photo.denoisers import cleaner_of, noise_of_small
+from toolbox.tasks.photo.denoisers import cleaner_of
+from toolbox.tasks.photo.errors import noise_of_small
 from toolbox.tasks.photo.linear import LinearPictureTask
 from toolbox.tasks.pictures import Reading
 from toolbox.tasks.settings import DEFAULT_MODEL, SMALL_PICTURES, Settings
