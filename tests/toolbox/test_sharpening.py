@@ -42,6 +42,7 @@ def soft(blur, noise=0.0, quality=None, colours=True, codec="JPEG"):
         (1.6, 0.03, None, 1.5, 5),
         (1.6, 0.0, 60, 0.5, 0),
         (1.6, 0.015, 88, 0.5, 2),
+        (1.6, 0.03, 90, 0.5, 3),
     ],
 )
 def test_errors_of_a_picture_are_found(blur, noise, quality, gain, more):

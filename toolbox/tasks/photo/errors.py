@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,26 +11,28 @@ from torch import Tensor
 from restoration.metrics import noise_level
 from restoration.operators.separable import SceneBlur, gaussian_kernel
 from restoration.photo.compression import jpeg_error
-from restoration.photo.level import likely_level, made_of_dots, windows
+from restoration.photo.level import coloured_level, likely_level, made_of_dots, windows
 from restoration.photo.linear import LinearTask
 from restoration.photo.start import deblurring_level
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import InputError, UncalibratedError
 from toolbox.api import load
 from toolbox.tasks.photo.denoisers import denoiser_of
+from toolbox.tasks.settings import GREY
 
 # JPEG's errors are of the frequencies that are sharpened least: of factors from 2 to 7 the best for
 # blurs of 1 to 2.4 pixels and qualities of 50 to 92
 JPEG_AS_WHITE = 3.5
+COLOURED = 1.5  # noise of JPEGs is coarser than what denoisers are told of it
 LEAST = 0.003  # no blur is known exactly
 UNKNOWN = 0.01  # where nothing can be tried
 ROUNDED = 0.0011  # what rounding to 8 bits leaves
 ROUNDING = 0.001  # less than that, told of a picture of 8 bits, leaves nothing of it
 STEPS, ROUNDS = 8, 3
-# what a result leaves of the data: of the white noise, up to which that explains it, and of the
-# error that was reckoned with, up to which it was enough; else how much more error there is.
-# Lossless pictures leave 1 to 1.5 of their rounding, lossy ones 1.8 to 28
-BY_NOISE, ENOUGH, MORE = 1.7, 0.4, 2.5
+STEPS = 8
+# of rounding, what a result leaves of data that have no other errors: 1 to 1.5, of lossy ones 1.8
+# to 28; the errors there are then, of what a careful result leaves; and the most
+BY_ROUNDING, AS_WHITE, MOST = 1.7, 5.0, 0.05
 LEFT_TO_ENLARGERS, KNOWS_JPEG = 0.0075, 4
 
 
@@ -38,8 +41,8 @@ def error_of(picture: Tensor, blur: float, denoiser: Denoiser | None = None) -> 
     is sharpened and nobody tells them.
 
     Noise and JPEG's errors the picture shows. Other codecs leave no such trace, and a blur may be
-    told wrong: parts of the picture are sharpened, and where the result leaves more of the data
-    than the noise explains, more error is reckoned with.
+    told wrong: where the picture shows nothing parts of it are sharpened, and if the result leaves
+    more of the data than rounding does, there are such errors.
 
     Args:
         blur: standard deviation of the Gaussian, in pixels.
@@ -51,16 +54,17 @@ def error_of(picture: Tensor, blur: float, denoiser: Denoiser | None = None) -> 
     noise = noise_level(picture)
     if denoiser is not None and noise > LEAST:
         noise = likely_level(denoiser, picture, noise)
-    explained = BY_NOISE * (noise if noise > LEAST else ROUNDED)
-    sigma = max(noise, JPEG_AS_WHITE * jpeg_error(picture), LEAST)
-    for _ in range(ROUNDS):
-        left = None if denoiser is None else _left(denoiser, picture, blur, sigma)
-        if left is None:
-            return max(sigma, UNKNOWN)
-        if left <= max(explained, ENOUGH * sigma):
-            break
-        sigma = max(MORE * left, 1.5 * sigma, UNKNOWN)
-    return sigma
+        if len(picture) == denoiser.image_channels == 3:
+            coloured = coloured_level(partial(load, GREY), picture, noise)
+            noise = noise if coloured is None else COLOURED * coloured
+    sigma = max(noise, JPEG_AS_WHITE * jpeg_error(picture))
+    if denoiser is None or sigma > LEAST:
+        return sigma if sigma > LEAST else UNKNOWN
+    left = _left(denoiser, picture, blur, LEAST)
+    if left is not None and left <= BY_ROUNDING * ROUNDED:
+        return LEAST
+    left = _left(denoiser, picture, blur, UNKNOWN)
+    return UNKNOWN if left is None else min(max(UNKNOWN, AS_WHITE * left), MOST)
 
 
 def _left(denoiser: Denoiser, picture: Tensor, blur: float, sigma: float) -> float | None:
