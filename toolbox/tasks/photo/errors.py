@@ -28,7 +28,6 @@ LEAST = 0.003  # no blur is known exactly
 UNKNOWN = 0.01  # where nothing can be tried
 ROUNDED = 0.0011  # what rounding to 8 bits leaves
 ROUNDING = 0.001  # less than that, told of a picture of 8 bits, leaves nothing of it
-STEPS, ROUNDS = 8, 3
 STEPS = 8
 # of rounding, what a result leaves of data that have no other errors: 1 to 1.5, of lossy ones 1.8
 # to 28; the errors there are then, of what a careful result leaves; and the most
@@ -46,7 +45,7 @@ def error_of(picture: Tensor, blur: float, denoiser: Denoiser | None = None) -> 
 
     Args:
         blur: standard deviation of the Gaussian, in pixels.
-        denoiser: that sharpens it; None: the error is at least 0.01.
+        denoiser: that sharpens it; None: 0.01 where the picture shows nothing.
 
     Raises:
         ValueError: fewer than 4 pixels along a side.
