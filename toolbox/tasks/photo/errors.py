@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from restoration.metrics import noise_level
+from restoration.operators.measurement import Measurement
 from restoration.operators.separable import SceneBlur, gaussian_kernel
 from restoration.photo.compression import jpeg_error
 from restoration.photo.level import coloured_level, likely_level, made_of_dots, windows
 from restoration.photo.linear import LinearTask
 from restoration.photo.start import deblurring_level
+from restoration.task import sample
 from solvers.denoiser import Denoiser
 from solvers.inputs.errors import InputError, UncalibratedError
 from toolbox.api import load
@@ -77,14 +79,17 @@ def _left(denoiser: Denoiser, picture: Tensor, blur: float, sigma: float) -> flo
     for part in windows(picture.float().cpu()):
         if min(part.shape[1:]) < len(kernel):
             return None
+        operator = SceneBlur(part.shape[1:], kernel)
+        m = Measurement(operator, part[None].to(denoiser.device), sigma)
         try:
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-                misfit = task(part, SceneBlur(part.shape[1:], kernel), sigma=sigma).misfit
+            run = task.prepare(m, operator.A_adjoint(m.y).shape)
         except UncalibratedError:
             return None
-        if misfit is None:
+        if run.evidence is None:
             return None
-        squares.append(misfit**2)
+        # the result is not handed on: nobody has to be warned of it
+        result = sample(replace(run, evidence=None)).mean[None].to(m.y.device)
+        squares.append(float(run.evidence.residual(result).square().mean()))
     return float(torch.tensor(squares).mean().sqrt())
 
 
